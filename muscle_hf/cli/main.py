@@ -1,0 +1,50 @@
+"""The console script ``muscle-hf``: finds the command and hands over."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+# name -> (help, module). A module is imported only when its command is called, so that --help stays fast.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("train, evaluate and save a compatibility adapter on the embedded world", "muscle_hf.cli.demo"),
+    "train": ("train a compatibility adapter as a YAML file says", "muscle_hf.cli.train"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments without the program's name; ``sys.argv[1:]`` by default.
+
+    Returns:
+        The process exit code: 0 done, 1 the command's own "no", 2 bad use.
+    """
+    from muscle_hf import __version__
+    from muscle_hf.errors import MuscleError
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="muscle-hf",
+        description="Model updates that keep right answers right: compatibility adapters and flip metrics.",
+    )
+    parser.add_argument("--version", action="version", version=f"muscle-hf {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    asked = next((word for word in arguments if word in COMMANDS), None)
+    for name, (text, module) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if name == asked:
+            importlib.import_module(module).add_arguments(command)
+    args = parser.parse_args(arguments)
+    try:
+        return importlib.import_module(COMMANDS[args.command][1]).run(args)
+    except MuscleError as error:
+        print(f"muscle-hf {args.command}: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
