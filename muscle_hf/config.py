@@ -1,0 +1,117 @@
+"""MuscleConfig: the method's settings beside everything that ``TrainingArguments`` has."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from transformers import TrainingArguments
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.losses import Objective, resolve_mask
+
+TrainedTokens = Literal["labels", "completion", "assistant"]
+
+
+# `repr=False` keeps TrainingArguments' own repr, which hides tokens; the one that `dataclass` writes shows them.
+@dataclass(repr=False)
+class MuscleConfig(TrainingArguments):
+    """Settings of :class:`~muscle_hf.MuscleTrainer`; every argument of ``transformers.TrainingArguments``, and:
+
+    Args:
+        temperature: T of equation (1), > 0.
+        mask: Which tokens follow the old model: a name in ``muscle_hf.losses.MASKS`` or ``"package.module:function"``.
+        compatibility_weight: lambda of equation (5), in (0, 1]; 1 leaves the cross-entropy out.
+        scale_by_temperature_squared: Multiply the compatibility loss by T^2, as other distillation losses do.
+        trained_tokens: ``labels``: every token whose label is not -100 (the paper trains on context and answer);
+            ``completion`` or ``assistant``: of these, only where the row's ``completion_mask`` or
+            ``assistant_masks`` is 1.
+        check_base: Refuse adapters that record another base model than the one they sit on.
+
+    Raises:
+        MuscleError: A value is out of range, the mask is unknown, or ``label_smoothing_factor`` is set where there is
+            no cross-entropy to smooth.
+    """
+
+    temperature: float = field(
+        default=2.0, metadata={"help": "Temperature T of the distillation, equation (1) of the paper; > 0."}
+    )
+    mask: str = field(
+        default="student_wrong",
+        metadata={
+            "help": "Which tokens follow the old model: student_wrong (the method), old_right, always_old, old_likelier "
+            "(LL_L), old_likelier_sequence (LL_S), or a function of your own as 'package.module:function'."
+        },
+    )
+    compatibility_weight: float = field(
+        default=1.0,
+        metadata={
+            "help": "Weight lambda of the compatibility loss, equation (5), in (0, 1]; the cross-entropy gets "
+            "1 - lambda, so 1 means no cross-entropy."
+        },
+    )
+    scale_by_temperature_squared: bool = field(
+        default=False, metadata={"help": "Multiply the compatibility loss by T^2 (the paper does not)."}
+    )
+    trained_tokens: TrainedTokens = field(
+        default="labels",
+        metadata={
+            "help": "Tokens that are trained on: 'labels' (every label that is not -100; context and answer in the "
+            "paper), 'completion' (of these, where completion_mask is 1), 'assistant' (where assistant_masks is 1)."
+        },
+    )
+    check_base: bool = field(
+        default=True,
+        metadata={"help": "Refuse an adapter that records another base model than the one it sits on."},
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < float("inf"):
+            raise MuscleError(f"temperature is {self.temperature}; it must be a finite number > 0 (the paper uses 2)")
+        if not 0 < self.compatibility_weight <= 1:
+            raise MuscleError(
+                f"compatibility_weight (lambda) is {self.compatibility_weight}; it must be in (0, 1]. For plain "
+                "cross-entropy (lambda = 0) use transformers.Trainer: no teacher is needed."
+            )
+        if self.trained_tokens not in get_args(TrainedTokens):
+            raise MuscleError(
+                f"trained_tokens is {self.trained_tokens!r}; choose one of {', '.join(get_args(TrainedTokens))}"
+            )
+        mask = resolve_mask(self.mask)
+        if mask.needs_cross_entropy and self.compatibility_weight == 1:
+            warnings.warn(
+                f"The mask {mask.name!r} is unstable without the auxiliary cross-entropy (paper, A.4): set "
+                "compatibility_weight below 1.",
+                UserWarning,
+                stacklevel=3,
+            )
+        super().__post_init__()
+        check_label_smoothing(self, self.compatibility_weight)
+
+
+def check_label_smoothing(args: TrainingArguments, compatibility_weight: float) -> None:
+    """Refuse label smoothing where no cross-entropy is trained, instead of ignoring it.
+
+    Raises:
+        MuscleError: ``label_smoothing_factor`` is set and lambda is 1.
+    """
+    if args.label_smoothing_factor and compatibility_weight == 1:
+        raise MuscleError(
+            f"label_smoothing_factor is {args.label_smoothing_factor}, but with compatibility_weight=1 there is no "
+            "cross-entropy to smooth; lower compatibility_weight or remove label_smoothing_factor"
+        )
+
+
+def objective_of(args: TrainingArguments) -> Objective:
+    """The objective that the arguments describe; the method's defaults for plain ``TrainingArguments``."""
+    if isinstance(args, MuscleConfig):
+        return Objective(
+            temperature=args.temperature,
+            mask=resolve_mask(args.mask),
+            compatibility_weight=args.compatibility_weight,
+            scale_by_temperature_squared=args.scale_by_temperature_squared,
+            label_smoothing=args.label_smoothing_factor,
+        )
+    check_label_smoothing(args, Objective.compatibility_weight)
+    return Objective()

@@ -1,0 +1,134 @@
+"""Adapters on a shared base: their parameters, exact copies of them, and switching between them without a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+
+import torch
+from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+from muscle_hf.errors import MuscleError
+
+# What the compatibility adapter is called in the model: `Trainer` saves and reloads only this name at the root of a
+# folder.
+STUDENT_ADAPTER = "default"
+# Adapters that the trainer adds to the student's model to serve as frozen teachers.
+NEW_ADAPTER = "muscle_new"
+OLD_ADAPTER = "muscle_old"
+
+
+def adapter_parameters(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
+    """The parameters of one adapter, by a name that does not hold the adapter's own.
+
+    Args:
+        model: A model with PEFT layers (a ``PeftModel`` or the module inside it).
+        adapter: The adapter's name.
+
+    Returns:
+        For example ``{"base_model.model.layers.0.q_proj.lora_A.weight": Parameter, ...}``; the same keys for any two
+        adapters of the same configuration. Empty if there is no such adapter.
+    """
+    found: dict[str, nn.Parameter] = {}
+    for module_name, module in model.named_modules():
+        if not isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            continue
+        for layer_name in module.adapter_layer_names:
+            container = getattr(module, layer_name, None)
+            if container is None or adapter not in container:
+                continue
+            held = container[adapter]
+            prefix = f"{module_name}.{layer_name}"
+            if isinstance(held, nn.Module):
+                found.update({f"{prefix}.{name}": parameter for name, parameter in held.named_parameters()})
+            elif isinstance(held, nn.Parameter):
+                found[prefix] = held
+    return found
+
+
+def add_adapter(model: PeftModel, name: str, config: PeftConfig) -> None:
+    """Add an untrained adapter of a configuration, leaving the base's weights alone; it is not activated.
+
+    Raises:
+        MuscleError: PEFT cannot put this adapter beside those that the model has.
+    """
+    config = copy.deepcopy(config)
+    # Data-driven initialisations (PiSSA, OLoRA, ...) rewrite the base's weights; the weights come from a copy anyway.
+    initialisation = getattr(config, "init_lora_weights", None)
+    if initialisation is not None:
+        config.init_lora_weights = True
+    try:
+        model.add_adapter(name, config, autocast_adapter_dtype=False)
+    except (ValueError, NotImplementedError, TypeError) as error:
+        raise MuscleError(
+            f"a second adapter cannot be put beside the trained one ({error}). Merge the adapter into the base and "
+            "pass a peft_config, so that the student is a fresh LoRA"
+        ) from error
+    if initialisation is not None:
+        config.init_lora_weights = initialisation
+
+
+def copy_adapter(source: PeftModel, adapter: str, target: PeftModel, name: str) -> None:
+    """Add a bit-equal copy of an adapter to a model with the same base (or the same model); it is not activated.
+
+    Args:
+        source: The model that has the adapter.
+        adapter: The adapter's name there.
+        target: The model that gets the copy.
+        name: The copy's name; must be free.
+
+    Raises:
+        MuscleError: PEFT cannot put it beside the adapters that ``target`` has.
+    """
+    add_adapter(target, name, source.peft_config[adapter])
+    originals, copies = adapter_parameters(source, adapter), adapter_parameters(target, name)
+    if originals.keys() != copies.keys():
+        target.delete_adapter(name)
+        raise MuscleError(f"the adapter {adapter!r} cannot be copied: its layers are not those of its configuration")
+    for key, parameter in copies.items():
+        # `.data` also takes over the dtype: a copy in another precision would not give the same logits.
+        parameter.data = originals[key].data.to(device=parameter.device, copy=True)
+
+
+@contextlib.contextmanager
+def frozen_view(model: PeftModel, adapter: str | None) -> Iterator[None]:
+    """Within the block the model is a frozen teacher: one adapter active (none if None), eval mode, no gradients.
+
+    On exit, also by an exception, the active adapter, each module's train/eval mode and each parameter's
+    ``requires_grad`` are as before. The random state is not touched.
+    """
+    active = model.active_adapter
+    training = [module for module in model.modules() if module.training]
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        try:
+            for module in training:
+                module.training = False
+            if adapter is None:
+                stack.enter_context(model.disable_adapter())
+            else:
+                model.set_adapter(adapter, inference_mode=True)
+            yield
+        finally:
+            stack.close()
+            if adapter is not None:
+                model.set_adapter(active)
+            for module in training:
+                module.training = True
+            for parameter, flag in trainable:
+                parameter.requires_grad = flag
+
+
+def keep_quantized_trainable(model: nn.Module) -> None:
+    """Stop bitsandbytes' 4-bit layers from repacking themselves on CPUs with AVX512-BF16.
+
+    They do so for good at their first eval-mode forward, after which training silently yields no gradients.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

@@ -1,0 +1,106 @@
+"""What a model's weights are, independent of wrappers and file layout: the same content has the same hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from muscle_hf.errors import MuscleError
+
+
+def base_of(model: nn.Module) -> nn.Module:
+    """The base model inside a ``PeftModel``, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def base_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The base's own tensors by the names they have without adapters.
+
+    Args:
+        model: A plain model, or one with PEFT layers in it (whose adapters are left out).
+
+    Returns:
+        Name -> tensor, as the plain model's ``state_dict`` gives them (a quantized base: packed data and statistics).
+    """
+    base = base_of(model)
+    adapters: list[str] = []
+    for name, module in base.named_modules():
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            layers = (*module.adapter_layer_names, *module.other_param_names)
+            adapters += [f"{name}.{layer}." for layer in layers]
+    # An output layer tied to the embedding is one tensor under two names; files hold it once.
+    tied = set(getattr(base, "all_tied_weights_keys", None) or ())
+    weights = {}
+    for name, tensor in base.state_dict().items():
+        plain = name.replace(".token_adapter", "").replace(".base_layer", "").replace(".original_module", "")
+        if isinstance(tensor, Tensor) and not name.startswith(tuple(adapters)) and plain not in tied:
+            weights[plain] = tensor
+    return weights
+
+
+def same_weights(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two models have the same tensors, bit by bit, under the same names; stops at the first difference."""
+    if one.keys() != other.keys():
+        return False
+    for name, tensor in one.items():
+        match = other[name]
+        if tensor.shape != match.shape or tensor.dtype != match.dtype:
+            return False
+        if not torch.equal(tensor, match.to(tensor.device)):
+            return False
+    return True
+
+
+def content_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of tensors, in the order of their names.
+
+    Args:
+        tensors: (name, tensor) pairs; any device. Meta tensors have no content.
+
+    Returns:
+        64 hex digits.
+
+    Raises:
+        MuscleError: A tensor has no content (meta device).
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        if tensor.is_meta:
+            raise MuscleError(f"the weight {name!r} is on the meta device: load the model's weights first")
+        plain = tensor.detach().to("cpu").contiguous()
+        digest.update(json.dumps([name, str(plain.dtype).removeprefix("torch."), list(plain.shape)]).encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def folder_hash(folder: Path, dtype: torch.dtype | None = None) -> str:
+    """The content hash of the safetensors files in a folder, as one model.
+
+    Args:
+        folder: Holds ``*.safetensors``.
+        dtype: Cast floating point tensors to this first, to compare with a model that was loaded so.
+
+    Raises:
+        MuscleError: There is no safetensors file.
+    """
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise MuscleError(f"{folder} holds no .safetensors file; other formats are not read")
+
+    def tensors() -> Iterable[tuple[str, Tensor]]:
+        for file in files:
+            with safe_open(file, framework="pt") as handle:
+                for name in handle.keys():  # noqa: SIM118 - a safetensors handle is not iterable
+                    tensor = handle.get_tensor(name)
+                    yield name, tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+
+    return content_hash(tensors())
