@@ -1,0 +1,89 @@
+"""Metrics of a model update: plain functions of arrays, no torch, no models, no files.
+
+Right or wrong (:mod:`muscle_hf.metrics.flips`; section 3.1 of the paper):
+    ``is_correct(predictions, targets) -> bool array``; a target may be a list of several right answers.
+    ``quadrants(old_correct, new_correct) -> Quadrants`` with ``.nfr``, ``.pfr``, ``.btc``, ``.bec``, ``.nfi``, ...
+    ``flip_metrics(old_predictions, new_predictions, targets, compat_predictions=None, multiple_choice=True) -> dict``
+    ``flip_metrics_from_correct(old_correct, new_correct, compat_correct=None) -> dict``, the same from booleans.
+
+Similarity scores (:mod:`muscle_hf.metrics.smooth`; section 3.2):
+    ``smooth_flip_metrics(old_scores, new_scores, compat_scores=None, epsilon=0.0) -> dict``
+
+Scoring text (:mod:`muscle_hf.metrics.similarity`):
+    ``score_texts(predictions, references, similarity="rouge1") -> float array``;
+    ``get_similarity(name_or_callable, **options)``; ``SIMILARITIES`` are the names.
+    ``extract_gsm8k(text)``, ``extract_last_number(text)``, ``exact_match(prediction, references)``
+
+How sure (:mod:`muscle_hf.metrics.significance`):
+    ``wilson_interval``, ``mcnemar``, ``compat_test``, ``bootstrap``, ``nfr_change``, ``paired_difference``, ``holm``,
+    ``pooled_rate``, ``stratified_mcnemar``; all intervals are :class:`Estimate` objects.
+
+The keys of the dictionaries are ``items``, ``both_right``, ``positive_flips``, ``both_wrong``, ``negative_flips``
+(counts); ``acc_old``, ``acc_new``, ``nfr``, ``pfr``, ``nfr_mc``, ``btc``, ``bec``, ``nfi``, ``relative_nfr``,
+``agreement`` (fractions in [0, 1], not percent). With a compatibility model the same keys follow with the suffix
+``_c`` (``acc_c``, ``nfr_c``, ``both_right_c``, ...), and ``delta_<rate>_c`` = c minus plain; ``delta_nfr_c_percent`` and
+``delta_pfr_c_percent`` are relative to the plain rate, in percent. An empty denominator gives nan, never 0.
+"""
+
+from muscle_hf.metrics.flips import (
+    Quadrants,
+    flip_metrics,
+    flip_metrics_from_correct,
+    is_correct,
+    negative_flips,
+    negative_flips_mc,
+    positive_flips,
+    quadrants,
+)
+from muscle_hf.metrics.significance import (
+    Estimate,
+    bootstrap,
+    cluster_sign_test,
+    compat_test,
+    holm,
+    mcnemar,
+    nfr_change,
+    paired_difference,
+    pooled_rate,
+    stratified_mcnemar,
+    wilson_interval,
+)
+from muscle_hf.metrics.similarity import (
+    SIMILARITIES,
+    exact_match,
+    extract_gsm8k,
+    extract_last_number,
+    get_similarity,
+    score_texts,
+)
+from muscle_hf.metrics.smooth import score_changes, smooth_flip_metrics
+
+__all__ = [
+    "SIMILARITIES",
+    "Estimate",
+    "Quadrants",
+    "bootstrap",
+    "cluster_sign_test",
+    "compat_test",
+    "exact_match",
+    "extract_gsm8k",
+    "extract_last_number",
+    "flip_metrics",
+    "flip_metrics_from_correct",
+    "get_similarity",
+    "holm",
+    "is_correct",
+    "mcnemar",
+    "negative_flips",
+    "negative_flips_mc",
+    "nfr_change",
+    "paired_difference",
+    "pooled_rate",
+    "positive_flips",
+    "quadrants",
+    "score_changes",
+    "score_texts",
+    "smooth_flip_metrics",
+    "stratified_mcnemar",
+    "wilson_interval",
+]
