@@ -160,7 +160,7 @@ def is_correct(predictions: Sequence[Any] | ArrayLike, targets: Sequence[Any] | 
         right = _as_answers(targets, "targets")
         if len(right) and {_kind(answers), _kind(right)} == {"numbers", "strings"}:
             raise MuscleError(
-                f"predictions are {_kind(answers)} and targets are {_kind(right)}; give both as indices or both as text"
+                f"predictions are {_kind(answers)} and targets are {_kind(right)}; give both as indices or as text"
             )
         return answers == right
     sets = [target if many else (target,) for target, many in zip(targets, several, strict=True)]

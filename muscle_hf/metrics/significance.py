@@ -1,7 +1,7 @@
 """How sure a number about an update is: intervals, paired tests, corrections for many comparisons.
 
-Rates have Wilson intervals; everything that is a function of sums over items (ratios, differences, smooth means) has an
-item bootstrap; who-is-right comparisons on the same items have the exact McNemar test.
+Rates have Wilson intervals; everything that is a function of sums over items (ratios, differences, smooth means) has
+an item bootstrap; who-is-right comparisons on the same items have the exact McNemar test.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def compat_test(
     *,
     alternative: Alternative = "two-sided",
 ) -> TestResult:
-    """Does the compatibility model flip fewer right answers than the plain update? McNemar on what the old one had right.
+    """Does the compatibility model keep more of the old model's right answers? McNemar on the items that v1 gets right.
 
     Args:
         old_correct: Whether the old model is right; only the items where it is are compared.
