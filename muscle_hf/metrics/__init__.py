@@ -22,7 +22,8 @@ The keys of the dictionaries are ``items``, ``both_right``, ``positive_flips``, 
 (counts); ``acc_old``, ``acc_new``, ``nfr``, ``pfr``, ``nfr_mc``, ``btc``, ``bec``, ``nfi``, ``relative_nfr``,
 ``agreement`` (fractions in [0, 1], not percent). With a compatibility model the same keys follow with the suffix
 ``_c`` (``acc_c``, ``nfr_c``, ``both_right_c``, ...), and ``delta_<rate>_c`` = c minus plain;
-``delta_nfr_c_percent`` and ``delta_pfr_c_percent`` are relative to the plain rate, in percent. An empty denominator gives nan, never 0.
+``delta_nfr_c_percent`` and ``delta_pfr_c_percent`` are relative to the plain rate, in percent.
+An empty denominator gives nan, never 0.
 """
 
 from muscle_hf.metrics.flips import (

@@ -172,7 +172,7 @@ def compat_test(
     *,
     alternative: Alternative = "two-sided",
 ) -> TestResult:
-    """Does the compatibility model keep more of the old model's right answers? McNemar on the items that v1 gets right.
+    """Does the compatibility model keep more of v1's right answers than v2? McNemar on the items that v1 gets right.
 
     Args:
         old_correct: Whether the old model is right; only the items where it is are compared.

@@ -1,0 +1,340 @@
+"""The result of a comparison as plain data: what ``--json`` prints and what every renderer reads.
+
+A :class:`Document` knows nothing about how it was computed or how it is shown. All rates are fractions in [0, 1], all
+differences are "updated model minus old model" unless said otherwise, all texts come from data and are *not* escaped:
+escaping is the renderer's duty. ``to_dict()`` gives JSON-ready data in which nan and infinities are ``None``.
+
+Labels: each model has a unique short label ("old", "new", "muscle", ...), the key of every per-model dictionary.
+:func:`muscle_hf.compare.example.example_document` builds a small document to try a renderer on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+from muscle_hf.metrics.significance import Estimate
+
+SCHEMA_VERSION = 1
+
+Role = Literal["old", "new", "compat"]
+Verdict = Literal["better", "worse", "no difference shown"]
+GateVerdict = Literal["pass", "fail", "too little data"]
+
+# Exit code of the command for each verdict of the gate; bad use is 2.
+EXIT_CODES: dict[GateVerdict, int] = {"pass": 0, "fail": 1, "too little data": 3}
+
+
+@dataclass(frozen=True)
+class Model:
+    """One of the compared models.
+
+    Args:
+        label: Unique short name, the key of per-model dictionaries.
+        role: ``old`` (exactly one, first), ``new`` (exactly one, second), ``compat`` (any number).
+        source: The file or folder its predictions came from, as the user typed it.
+        format: What kind of log that was: ``muscle-hf``, ``lm-eval``, ``lighteval``, ``jsonl``, ``csv``, ``parquet``.
+    """
+
+    label: str
+    role: Role
+    source: str
+    format: str
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The items that share a value of a column, old against one updated model.
+
+    Args:
+        column: Name of the column.
+        value: Its value, as text.
+        items: Number of items.
+        counts: See :class:`Update`.
+        nfr: Negative flip rate within the slice (``nfr_smooth`` for tasks of kind ``score``).
+        change: Change of accuracy (or of the mean score) within the slice.
+        p_value: Two-sided paired test within the slice.
+        p_adjusted: The same after Holm's correction for the number of slices.
+        verdict: At the document's level, after correction.
+    """
+
+    column: str
+    value: str
+    items: int
+    counts: dict[str, int]
+    nfr: Estimate
+    change: Estimate
+    p_value: float
+    p_adjusted: float
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Flow:
+    """How many items went one way through old -> new -> compatibility model.
+
+    Args:
+        states: State at each of the three models. Tasks of kind ``correct``: ``right`` or ``wrong``. Kind ``score``:
+            ``start`` at the old model, then ``improved``, ``unchanged`` or ``regressed`` against the old model.
+        items: Number of items with these states; all flows of a task add up to its items.
+    """
+
+    states: tuple[str, str, str]
+    items: int
+
+
+@dataclass(frozen=True)
+class AgainstNew:
+    """A compatibility model held against the plain update (the paper's suffix c).
+
+    Args:
+        delta_nfr: NFR_c - NFR with a paired interval (``nfr_smooth`` for kind ``score``); negative is better.
+        delta_nfr_percent: The same relative to NFR, in percent; nan if the plain update has no negative flips.
+        delta_pfr: PFR_c - PFR.
+        delta_accuracy: Accuracy (or mean score) of the compatibility model minus that of the plain update.
+        p_value: Two-sided paired test on the items that the old model has right, compatibility against new (kind
+            ``score``: on the scores of all items).
+        p_adjusted: The same after Holm's correction over the tasks.
+        verdict: ``better`` where NFR fell, beyond chance.
+        flows: old -> new -> compatibility model.
+    """
+
+    delta_nfr: Estimate
+    delta_nfr_percent: float
+    delta_pfr: Estimate
+    delta_accuracy: Estimate
+    p_value: float
+    p_adjusted: float
+    verdict: Verdict
+    flows: list[Flow]
+
+
+@dataclass(frozen=True)
+class Update:
+    """One updated model (new or compat) against the old one on one task.
+
+    Args:
+        label: Which model.
+        role: ``new`` or ``compat``.
+        accuracy: Its accuracy with interval; the mean score for tasks of kind ``score``.
+        change: Its accuracy (mean score) minus the old model's, with a paired interval.
+        counts: Kind ``correct``: the quadrants ``both_right``, ``positive_flips``, ``both_wrong``, ``negative_flips``.
+            Kind ``score``: ``improved``, ``unchanged``, ``regressed``. They add up to the task's items.
+        rates: Kind ``correct``: ``nfr``, ``pfr``, ``nfr_mc`` (multiple choice only), ``btc``, ``bec``, ``nfi``,
+            ``relative_nfr``, ``agreement`` (where answers are known). Kind ``score``: ``nfr_smooth``, ``pfr_smooth``,
+            ``m_g``, ``m_r`` (the last two in the score's unit). ``value`` is nan where the denominator is empty.
+        p_value: Two-sided paired test of old against this model (exact McNemar; sign flips with clusters or scores).
+        p_adjusted: The same after Holm's correction over the tasks.
+        verdict: Is the updated model better or worse than the old one, at the document's level, after correction?
+        slices: Where it regresses most comes first.
+        against_new: For compatibility models: held against the plain update.
+    """
+
+    label: str
+    role: Role
+    accuracy: Estimate
+    change: Estimate
+    counts: dict[str, int]
+    rates: dict[str, Estimate]
+    p_value: float
+    p_adjusted: float
+    verdict: Verdict
+    slices: list[Slice] = field(default_factory=list)
+    against_new: AgainstNew | None = None
+
+
+@dataclass(frozen=True)
+class Flip:
+    """An item on which some updated model does otherwise than the old one.
+
+    Args:
+        id: The item's id within its task.
+        outcomes: Per updated model. Kind ``correct``: ``both_right``, ``positive``, ``both_wrong``, ``negative``. Kind
+            ``score``: ``improved``, ``unchanged``, ``regressed``.
+        prompt: What the models were asked; None if the log does not say.
+        target: The right answer as text; several are joined by " | ". Choices are shown by their text if known.
+        answers: Per model, the answer as text; None if the log does not say.
+        correct: Per model; None for kind ``score``.
+        scores: Per model: similarity to the reference; None for kind ``correct``.
+        choices: Multiple choice: the choices as text; empty if unknown.
+        columns: The item's further columns, as text.
+        severity: What flips are sorted by, worst first (:attr:`TaskResult.flips`).
+    """
+
+    id: str
+    outcomes: dict[str, str]
+    prompt: str | None
+    target: str
+    answers: dict[str, str | None]
+    correct: dict[str, bool | None]
+    scores: dict[str, float | None]
+    choices: list[str] = field(default_factory=list)
+    columns: dict[str, str] = field(default_factory=dict)
+    severity: float = 0.0
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """Everything about one task.
+
+    Args:
+        name: Name of the task (with its filter, for lm-eval tasks that have several).
+        metric: What an answer was judged by: ``acc``, ``exact_match``, ``rouge1``, ...
+        kind: ``correct``: answers are right or wrong. ``score``: they have a similarity to the reference.
+        items: Number of items compared.
+        accuracy_old: The old model's accuracy (mean score for kind ``score``).
+        updates: The new model first, then the compatibility models, in the order of :attr:`Document.models`.
+        flips: The worst first: negative flips of the new model, then of compatibility models, then positive flips;
+            within those by how far the scores or the likelihoods moved. Cut off at the document's ``max_flips``.
+        flips_total: Number of flips before the cut.
+        left_out: Items not compared because a side lacks them or has changed them (``--allow-partial``).
+    """
+
+    name: str
+    metric: str
+    kind: Literal["correct", "score"]
+    items: int
+    accuracy_old: Estimate
+    updates: list[Update]
+    flips: list[Flip] = field(default_factory=list)
+    flips_total: int = 0
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """One updated model against the old one over all tasks of kind ``correct``.
+
+    Args:
+        label: Which model.
+        tasks: Number of tasks.
+        nfr: Mean of the tasks' NFR, every task weighing the same, with a stratified interval.
+        nfr_items: The same, every item weighing the same.
+        p_value: Stratified exact McNemar, old against this model, two-sided.
+        p_value_against_new: The same for a compatibility model against the plain update on v1's right answers.
+    """
+
+    label: str
+    tasks: int
+    nfr: Estimate
+    nfr_items: Estimate
+    p_value: float
+    p_value_against_new: float | None = None
+
+
+@dataclass(frozen=True)
+class GateCheck:
+    """One limit held against one updated model.
+
+    Args:
+        rule: ``max_nfr``, ``max_regression``, ``min_accuracy_gain`` or ``baseline``.
+        task: Name of the task.
+        label: Which updated model.
+        limit: The limit, a fraction.
+        estimate: What is limited, with the one-sided bound that decides in ``high`` (upper) or ``low`` (lower).
+        verdict: ``pass``: the bound keeps the limit. ``fail``: the opposite one-sided bound breaks it. Else
+            ``too little data``.
+        message: One sentence for a reader.
+        noise_floor: Negative flip rate of re-running the same model, where it was measured (``muscle-hf noise``).
+    """
+
+    rule: str
+    task: str
+    label: str
+    limit: float
+    estimate: Estimate
+    verdict: GateVerdict
+    message: str
+    noise_floor: float | None = None
+
+
+@dataclass(frozen=True)
+class Gate:
+    """All checks and what follows from them.
+
+    Args:
+        verdict: ``fail`` if any check fails, else ``too little data`` if any has too little, else ``pass``.
+        checks: In the order of tasks and models.
+        budget: File that the limits came from, if any.
+    """
+
+    verdict: GateVerdict
+    checks: list[GateCheck]
+    budget: str | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0 pass, 1 fail, 3 too little data."""
+        return EXIT_CODES[self.verdict]
+
+
+@dataclass(frozen=True)
+class NoiseFloor:
+    """What re-running the same model changes on one task (other batch size, dtype, machine, ...).
+
+    Args:
+        task: Name of the task.
+        runs: Number of runs; all pairs of them are compared.
+        items: Number of items.
+        nfr: Mean negative flip rate over ordered pairs of runs: the NFR of an update that changes nothing.
+        nfr_max: The largest negative flip rate of a pair.
+        answers_changed: Mean share of items whose answer differs between two runs; nan if answers are unknown.
+    """
+
+    task: str
+    runs: int
+    items: int
+    nfr: Estimate
+    nfr_max: float
+    answers_changed: float
+
+
+@dataclass(frozen=True)
+class Document:
+    """A whole comparison.
+
+    Args:
+        models: Old, new, then compatibility models.
+        tasks: One result for each task.
+        pooled: One for each updated model; empty with a single task.
+        gate: None if no limits were given.
+        noise: Noise floors, where measured.
+        warnings: Sentences a reader must see (items left out, prompts that could not be verified, ...).
+        options: What the comparison was asked for: ``level``, ``epsilon``, ``slices``, ``cluster``, ``max_flips``, ...
+        meta: ``version`` of the package and the like.
+    """
+
+    models: list[Model]
+    tasks: list[TaskResult]
+    pooled: list[Pooled] = field(default_factory=list)
+    gate: Gate | None = None
+    noise: list[NoiseFloor] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready data: ``schema_version`` and all fields; ``gate`` also has ``exit_code``."""
+        data = {"schema_version": SCHEMA_VERSION, **_plain(self)}
+        if self.gate is not None:
+            data["gate"]["exit_code"] = self.gate.exit_code
+        return data
+
+    def to_json(self) -> str:
+        """What ``--json`` writes."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {entry.name: _plain(getattr(value, entry.name)) for entry in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
