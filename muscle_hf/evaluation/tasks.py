@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from muscle_hf.errors import MuscleError
 
 TaskKind = Literal["choice", "generation", "classification"]
 
@@ -18,7 +20,8 @@ class Item:
         prompt: The text the model is given.
         choices: Choice tasks: the continuations of ``prompt``, each with its leading space if it needs one.
         answers: Choice and classification tasks: indices of the right choices or classes (usually one).
-        references: Generation tasks: right answers; the first one is what a task adapter is trained on.
+        references: Generation tasks: right answers, with the leading space that follows the prompt if there is one
+            (outer blanks never count when answers are scored); a task adapter is trained on the first.
         columns: Further properties of the row, for slices and clusters.
     """
 
@@ -36,6 +39,21 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where the rows of a task are on the Hub.
+
+    Args:
+        path: Dataset id.
+        name: Configuration of the dataset, None for its default.
+        splits: The task's split -> the dataset's split, where they differ.
+    """
+
+    path: str
+    name: str | None = None
+    splits: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Task:
     """How rows become items, and how answers are scored.
 
@@ -43,11 +61,16 @@ class Task:
         name: Name of the task in tables, logs and file names.
         kind: ``choice`` (highest log-likelihood), ``generation`` (free text) or ``classification`` (a head).
         to_item: Turns row ``i`` of a split into an :class:`Item`.
-        metric: ``acc`` or ``acc_norm`` for choices, ``acc`` for classification, ``exact_match`` or the name of a
-            similarity (``rouge1``, ...) for generation.
+        metric: ``acc``, ``acc_norm`` (log-likelihood per character) or ``acc_bytes`` (per UTF-8 byte) for choices,
+            ``acc`` for classification, ``exact_match`` or the name of a similarity (``rouge1``, ...) for generation.
         max_new_tokens: Generation: the most tokens an answer may have.
         stop: Generation: the answer ends before the first of these strings.
         no_repeat_ngram_size: Generation: 0 for none (the paper uses 2 on SAMSum).
+        extract: Exact match: what of the answer is compared, ``gsm8k`` or ``last_number`` or a function of the text;
+            None for all of it.
+        similarity: Generation: a callable ``(prediction, references) -> float`` to use in place of the one that
+            ``metric`` names; ``metric`` is then just its name.
+        source: Where the rows are on the Hub, if they are.
     """
 
     name: str
@@ -57,3 +80,32 @@ class Task:
     max_new_tokens: int = 64
     stop: tuple[str, ...] = ()
     no_repeat_ngram_size: int = 0
+    extract: str | Callable[[str], str | None] | None = None
+    similarity: Callable[[str, Sequence[str]], float] | None = None
+    source: Source | None = None
+
+    def __post_init__(self) -> None:
+        known = METRICS.get(self.kind)
+        if known is None:
+            raise MuscleError(f"task {self.name!r}: unknown kind {self.kind!r}; use one of {', '.join(METRICS)}")
+        if known and self.metric not in known:
+            raise MuscleError(
+                f"task {self.name!r}: a {self.kind} task is scored by {' or '.join(known)}, not {self.metric!r}"
+            )
+        if self.max_new_tokens < 1 or self.no_repeat_ngram_size < 0:
+            raise MuscleError(
+                f"task {self.name!r}: max_new_tokens must be at least 1, no_repeat_ngram_size at least 0"
+            )
+
+    @property
+    def exact(self) -> bool:
+        """Whether answers are right or wrong, rather than more or less similar to the references."""
+        return self.kind != "generation" or (self.metric == "exact_match" and self.similarity is None)
+
+
+# Task kind -> the metrics it may have; empty: exact_match or any similarity.
+METRICS: dict[str, tuple[str, ...]] = {
+    "choice": ("acc", "acc_norm", "acc_bytes"),
+    "generation": (),
+    "classification": ("acc",),
+}

@@ -1,0 +1,116 @@
+"""Work in batches: sorted by length, as large as memory allows, spread over processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from muscle_hf.errors import MuscleError
+
+Work = TypeVar("Work")
+
+# Padded tokens of a batch when its size is left to us. On a CPU larger batches gain nothing and running out of memory
+# kills the process; an accelerator raises an error that is answered by halving.
+CPU_TOKENS = 8192
+ACCELERATOR_TOKENS = 131072
+# Logits of a batch held at once, in numbers (fp32: 4 bytes each).
+_CPU_LOGITS = 2**27
+_ACCELERATOR_LOGITS = 2**31
+
+
+def token_budget(device: torch.device, vocabulary: int) -> int:
+    """Padded tokens that a batch starts with on this device."""
+    if device.type == "cpu":
+        return max(256, min(CPU_TOKENS, _CPU_LOGITS // vocabulary))
+    return max(1024, min(ACCELERATOR_TOKENS, _ACCELERATOR_LOGITS // vocabulary))
+
+
+def plan_batches(
+    work: Sequence[Work],
+    length: Callable[[Work], int],
+    *,
+    rows: Callable[[Work], int] = lambda _: 1,
+    batch_size: int | None = None,
+    tokens: int = CPU_TOKENS,
+) -> list[list[int]]:
+    """Group work into batches of similar length, the longest first (so that too little memory shows at once).
+
+    Args:
+        work: What is to be computed.
+        length: Tokens of the longest sequence of a piece of work.
+        rows: Sequences that a piece of work has.
+        batch_size: The most sequences in a batch; a piece of work with more of them is a batch by itself.
+        tokens: The most padded tokens in a batch where ``batch_size`` is None.
+
+    Returns:
+        Indices into ``work``, batch by batch.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise MuscleError(f"batch_size must be at least 1, not {batch_size}; None chooses it automatically")
+    batches: list[list[int]] = []
+    count = longest = 0
+    for index in sorted(range(len(work)), key=lambda i: -length(work[i])):
+        more = rows(work[index])
+        fits = count + more <= batch_size if batch_size is not None else longest * (count + more) <= tokens
+        if not batches or not fits:
+            batches.append([])
+            count, longest = 0, length(work[index])
+        batches[-1].append(index)
+        count += more
+    return batches
+
+
+def run_batches(
+    work: Sequence[Work],
+    batches: Sequence[Sequence[int]],
+    run: Callable[[list[Work]], list[Any]],
+    *,
+    done: Callable[[int], None] = lambda _: None,
+    may_split: bool = True,
+) -> dict[int, Any]:
+    """Compute every batch; one that does not fit into memory is halved, and so are the later ones of its size.
+
+    Args:
+        work: What is to be computed.
+        batches: Indices into ``work``.
+        run: Computes the results of a batch, one for each piece of work.
+        done: Called with the number of pieces finished (progress bar).
+        may_split: Whether halving is allowed (not where all processes must make the same calls).
+
+    Returns:
+        Index of the work -> result.
+
+    Raises:
+        MuscleError: A single piece of work does not fit into memory.
+    """
+    from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+    results: dict[int, Any] = {}
+    waiting = [list(batch) for batch in reversed(batches)]
+    most: int | None = None
+    while waiting:
+        batch = waiting.pop()
+        if most is not None and len(batch) > most:
+            waiting.append(batch[most:])
+            batch = batch[:most]
+        try:
+            outcomes = run([work[index] for index in batch])
+        except RuntimeError as error:
+            if not (may_split and should_reduce_batch_size(error)):
+                raise
+            if len(batch) == 1:
+                raise MuscleError(
+                    "out of memory on a single item; use a smaller dtype, quantization, more devices, short prompts"
+                ) from error
+            outcomes = None
+        if outcomes is None:
+            # Outside the except block: the traceback would keep the failed batch's tensors alive.
+            clear_device_cache(garbage_collection=True)
+            most = (len(batch) + 1) // 2
+            waiting.append(batch)
+            continue
+        results.update(zip(batch, outcomes, strict=True))
+        done(len(batch))
+    return results

@@ -1,0 +1,123 @@
+"""From a prompt and a continuation to token ids: one rule for training, for scoring and for other tools' logs.
+
+The rule is the one of lm-evaluation-harness's Hugging Face backend, so that log-likelihoods agree with it: blanks at
+the end of the prompt belong to the continuation, both are tokenized together, and the continuation's tokens are
+those after as many as the prompt has by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from muscle_hf.errors import MuscleError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: str, continuation: str) -> tuple[list[int], list[int]]:
+    """Tokenize ``prompt + continuation`` and say where the continuation begins.
+
+    Args:
+        tokenizer: Any tokenizer; it adds its BOS if it is set up to, unless the prompt already starts with it.
+        prompt: The context; may be empty, then BOS (or EOS) stands in for it.
+        continuation: The text that follows, with its leading space if it needs one.
+
+    Returns:
+        Ids of the prompt and ids of the continuation.
+
+    Raises:
+        MuscleError: The continuation has no tokens of its own.
+    """
+    return encode_pairs(tokenizer, [(prompt, continuation)])[0]
+
+
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]
+) -> list[tuple[list[int], list[int]]]:
+    """:func:`encode_pair` for many pairs in one call of the tokenizer; a prompt that occurs often is encoded once."""
+    moved = [_move_blanks(prompt, continuation) for prompt, continuation in pairs]
+    prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompt for prompt, _ in moved if prompt))}
+    prompt_ids = encode_texts(tokenizer, prompts)
+    whole_ids = encode_texts(tokenizer, (prompt + continuation for prompt, continuation in moved if prompt))
+    encoded: list[tuple[list[int], list[int]]] = []
+    wholes = iter(whole_ids)
+    for prompt, continuation in moved:
+        if prompt:
+            context = prompt_ids[prompts[prompt]]
+            rest = next(wholes)[len(context) :]
+        else:
+            context, rest = _encode_unprompted(tokenizer, continuation)
+        if not context or not rest:
+            raise MuscleError(
+                f"the continuation {continuation!r} adds no tokens to the prompt {prompt[-60:]!r}; "
+                "give each choice or target some text of its own"
+            )
+        encoded.append((context, rest))
+    return encoded
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[list[int]]:
+    """Token ids of each text, with the special tokens that open a text and without those that close one."""
+    texts = list(texts)
+    if not texts:
+        return []
+    prefix_id = prefix_token_id(tokenizer)
+    prefix = tokenizer.decode(prefix_id) if prefix_id is not None else ""
+    closing = _closing_tokens(tokenizer)
+    # A chat template already writes BOS as text; a second one would change the answers.
+    opened = [bool(prefix) and text.startswith(prefix) for text in texts]
+    ids: list[list[int]] = [[] for _ in texts]
+    for has_prefix in (False, True):
+        chosen = [i for i, already in enumerate(opened) if already == has_prefix]
+        if not chosen:
+            continue
+        rows = tokenizer(
+            [texts[i] for i in chosen],
+            add_special_tokens=not has_prefix,
+            return_attention_mask=False,
+            verbose=False,
+        )["input_ids"]
+        for i, row in zip(chosen, rows, strict=True):
+            ids[i] = row[: len(row) - closing] if closing and not has_prefix else row
+    return ids
+
+
+def prefix_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that stands for an empty prompt: BOS, else EOS, else none."""
+    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+
+
+def max_length(model_config: object, tokenizer: PreTrainedTokenizerBase, default: int = 2048) -> int:
+    """The longest sequence a model takes, in tokens: from its config, else its tokenizer, else ``default``."""
+    config = getattr(model_config, "text_config", None) or model_config
+    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
+        value = getattr(config, name, None)
+        if value is not None:
+            return int(value)
+    # Tokenizers without a limit carry a huge number instead.
+    return int(tokenizer.model_max_length) if tokenizer.model_max_length < 10**12 else default
+
+
+def _move_blanks(prompt: str, continuation: str) -> tuple[str, str]:
+    stripped = prompt.rstrip()
+    return stripped, prompt[len(stripped) :] + continuation
+
+
+def _encode_unprompted(tokenizer: PreTrainedTokenizerBase, continuation: str) -> tuple[list[int], list[int]]:
+    prefix = prefix_token_id(tokenizer)
+    if prefix is None:
+        raise MuscleError("an empty prompt needs a tokenizer with a BOS or EOS token; give every item a prompt")
+    ids = list(tokenizer.encode(continuation, add_special_tokens=False))
+    return (ids[:1], ids[1:]) if ids and ids[0] == prefix else ([prefix], ids)
+
+
+def _closing_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens (EOS, SEP) the tokenizer appends to a text; they must not follow a prompt."""
+    plain = tokenizer.encode("a", add_special_tokens=False)
+    full = tokenizer.encode("a", add_special_tokens=True)
+    for start in range(len(full) - len(plain) + 1):
+        if full[start : start + len(plain)] == plain:
+            return len(full) - start - len(plain)
+    return 0

@@ -1,0 +1,273 @@
+"""Run a model on a task: the same answers whatever the batch size and the number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.evaluation.batching import plan_batches, run_batches, token_budget
+from muscle_hf.evaluation.choices import ChoiceScorer, group_by_context
+from muscle_hf.evaluation.encoding import encode_pairs, encode_texts
+from muscle_hf.evaluation.generate import Generator
+from muscle_hf.evaluation.heads import HeadScorer
+from muscle_hf.evaluation.models import ModelFacts
+from muscle_hf.evaluation.predictions import Prediction
+from muscle_hf.evaluation.scoring import chosen_prediction, text_predictions
+from muscle_hf.evaluation.state import untouched
+from muscle_hf.evaluation.tasks import Item, Task
+
+
+def evaluate_task(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    items: Sequence[Item],
+    *,
+    batch_size: int | None = None,
+    progress: bool = True,
+    chat: bool = False,
+    distributed: bool | None = None,
+) -> list[Prediction]:
+    """Answer every item with a model.
+
+    The model's mode, active adapter, configuration and all random states are afterwards as they were.
+
+    Args:
+        model: A causal or encoder-decoder language model, or one with a sequence-classification head for
+            classification tasks; plain, PEFT, or wrapped for distributed training. Its active adapter answers.
+        tokenizer: The model's tokenizer; it needs no padding token.
+        task: What is asked, and when an answer is right.
+        items: The items, ids unique.
+        batch_size: The most sequences in one forward pass. None: as many as a budget of tokens allows, halved when
+            memory runs out.
+        progress: Show a progress bar (on the main process).
+        chat: Put each prompt into the tokenizer's chat template as the user's turn.
+        distributed: Split the items over the processes and give all of them the whole result. None: if
+            ``torch.distributed`` is running, in which case every process must make this call.
+
+    Returns:
+        One prediction per item, in the order of ``items``.
+
+    Raises:
+        MuscleError: No items, duplicate ids, an item that lacks what the task needs, a chat template asked for and
+            not there, or a single item that does not fit into memory.
+    """
+    check_items(task, items)
+    prompts = _chat_prompts(tokenizer, items) if chat else [item.prompt for item in items]
+    crew = _Crew.of(model, distributed)
+    inner = crew.inner(model)
+    facts = ModelFacts.of(inner, tokenizer)
+    if crew.lockstep:
+        # The wrapper must be called, by all processes and for each forward pass alike; a cached prefix makes more.
+        facts = replace(facts, model=model, can_share=False)
+    with untouched(model):
+        answer = _ANSWERS[task.kind]
+        return answer(_Run(facts, tokenizer, task, items, prompts, batch_size, progress, crew))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """All that one call of :func:`evaluate_task` is about."""
+
+    facts: ModelFacts
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    items: Sequence[Item]
+    prompts: list[str]
+    batch_size: int | None
+    progress: bool
+    crew: _Crew
+
+    def compute(
+        self,
+        work: Sequence[Any],
+        run: Callable[[list[Any]], list[Any]],
+        length: Callable[[Any], int],
+        rows: Callable[[Any], int] = lambda _: 1,
+    ) -> list[Any]:
+        """Results for all work, each batch computed by one of the processes."""
+        from tqdm.auto import tqdm
+
+        budget = token_budget(self.facts.device, self.facts.vocabulary)
+        batches = plan_batches(work, length, rows=rows, batch_size=self.batch_size, tokens=budget)
+        mine = self.crew.share_of(batches)
+        with tqdm(
+            total=sum(len(batch) for batch in mine),
+            desc=self.task.name,
+            unit="item",
+            disable=not (self.progress and self.crew.rank == 0),
+        ) as bar:
+            found = run_batches(work, mine, run, done=bar.update, may_split=not self.crew.lockstep)
+        found = self.crew.gather(found)
+        return [found[index] for index in range(len(work))]
+
+
+def _answer_choices(run: _Run) -> list[Prediction]:
+    pairs = [(prompt, text) for prompt, item in zip(run.prompts, run.items, strict=True) for text in item.choices]
+    owners = [(i, c) for i, item in enumerate(run.items) for c in range(len(item.choices))]
+    groups = group_by_context(encode_pairs(run.tokenizer, pairs), owners, run.facts.max_length)
+    scorer = ChoiceScorer(run.facts, batch_size=run.batch_size)
+    results = run.compute(groups, scorer, lambda group: group.length, lambda group: len(group.continuations))
+    values: list[list[float]] = [[0.0] * len(item.choices) for item in run.items]
+    for group, scores in zip(groups, results, strict=True):
+        for (item, choice), score in zip(group.owners, scores, strict=True):
+            values[item][choice] = score
+    return [chosen_prediction(run.task, item, row) for item, row in zip(run.items, values, strict=True)]
+
+
+def _answer_texts(run: _Run) -> list[Prediction]:
+    generator = Generator(run.facts, run.tokenizer, run.task, synced=run.crew.lockstep)
+    ids = [row[-generator.room :] for row in encode_texts(run.tokenizer, run.prompts)]
+    texts = run.compute(ids, generator, lambda row: len(row) + run.task.max_new_tokens)
+    return text_predictions(run.task, run.items, texts)
+
+
+def _answer_classes(run: _Run) -> list[Prediction]:
+    ids = run.tokenizer(run.prompts, truncation=True, max_length=run.facts.max_length, verbose=False)["input_ids"]
+    rows = run.compute(ids, HeadScorer(run.facts), len)
+    classes = max(max(item.answers) for item in run.items) + 1
+    if len(rows[0]) < classes:
+        raise MuscleError(
+            f"the model's head has {len(rows[0])} classes, but the items have answers up to {classes - 1}"
+        )
+    return [chosen_prediction(run.task, item, row) for item, row in zip(run.items, rows, strict=True)]
+
+
+_ANSWERS: dict[str, Callable[[_Run], list[Prediction]]] = {
+    "choice": _answer_choices,
+    "generation": _answer_texts,
+    "classification": _answer_classes,
+}
+
+
+def choice_log_likelihoods(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    batch_size: int | None = None,
+    share: bool | None = None,
+) -> list[float]:
+    """Summed log-likelihood (nats) of each continuation given its prompt, without any task around it.
+
+    Args:
+        model: A language model; its active adapter answers.
+        tokenizer: The model's tokenizer.
+        pairs: Prompt and continuation. Neighbours with the same prompt share its computation.
+        batch_size: The most sequences in one forward pass; None chooses.
+        share: Force (True) or forbid (False) the shared computation of prompts; None: where it is exact.
+    """
+    facts = ModelFacts.of(model, tokenizer)
+    owner_of: dict[str, int] = {}
+    owners = [(owner_of.setdefault(prompt, len(owner_of)), i) for i, (prompt, _) in enumerate(pairs)]
+    groups = group_by_context(encode_pairs(tokenizer, pairs), owners, facts.max_length)
+    batches = plan_batches(
+        groups,
+        lambda group: group.length,
+        rows=lambda group: len(group.continuations),
+        batch_size=batch_size,
+        tokens=token_budget(facts.device, facts.vocabulary),
+    )
+    with untouched(model):
+        results = run_batches(groups, batches, ChoiceScorer(facts, batch_size=batch_size, share=share))
+    values = [0.0] * len(pairs)
+    for index, scores in results.items():
+        for (_, pair), score in zip(groups[index].owners, scores, strict=True):
+            values[pair] = score
+    return values
+
+
+def check_items(task: Task, items: Sequence[Item]) -> None:
+    """Refuse items that the task cannot ask or score, before anything is computed.
+
+    Raises:
+        MuscleError: Which item lacks what.
+    """
+    if not items:
+        raise MuscleError(f"task {task.name!r}: there are no items to evaluate")
+    seen: set[str] = set()
+    for item in items:
+        if item.id in seen:
+            raise MuscleError(f"task {task.name!r}: the id {item.id!r} occurs twice; old and new are joined on it")
+        seen.add(item.id)
+        if task.kind == "generation":
+            missing = None if item.references else "references"
+        elif task.kind == "choice" and not item.choices:
+            missing = "choices"
+        else:
+            missing = None if item.answers else "answers (the indices of the right ones)"
+        if missing:
+            raise MuscleError(f"task {task.name!r} is a {task.kind} task, but item {item.id!r} has no {missing}")
+        if task.kind == "choice" and not all(0 <= answer < len(item.choices) for answer in item.answers):
+            raise MuscleError(f"item {item.id!r}: answers {item.answers} do not index its {len(item.choices)} choices")
+
+
+def _chat_prompts(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> list[str]:
+    if not getattr(tokenizer, "chat_template", None):
+        raise MuscleError("a chat template was asked for, but the tokenizer has none; evaluate without it")
+    render = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
+    return [render([{"role": "user", "content": item.prompt}]) for item in items]
+
+
+@dataclass(frozen=True)
+class _Crew:
+    """The processes that share the work.
+
+    Args:
+        rank: This process.
+        size: How many there are.
+        lockstep: Whether each forward pass needs all of them (sharded weights).
+    """
+
+    rank: int = 0
+    size: int = 1
+    lockstep: bool = False
+
+    @classmethod
+    def of(cls, model: torch.nn.Module, distributed: bool | None) -> _Crew:
+        running = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if distributed and not running:
+            raise MuscleError(
+                "distributed=True, but torch.distributed is not initialized; start with accelerate launch"
+            )
+        if not running or distributed is False:
+            return cls()
+        size = torch.distributed.get_world_size()
+        return cls(torch.distributed.get_rank(), size, lockstep=size > 1 and _is_sharded(model))
+
+    @staticmethod
+    def inner(model: torch.nn.Module) -> torch.nn.Module:
+        """The model inside DataParallel, DDP, FSDP, DeepSpeed and torch.compile wrappers."""
+        from accelerate.utils import extract_model_from_parallel
+
+        return extract_model_from_parallel(model, keep_fp32_wrapper=True, keep_torch_compile=False)
+
+    def share_of(self, batches: list[list[int]]) -> list[list[int]]:
+        """This process's batches; in lockstep all get as many, the last ones again where they do not divide."""
+        mine = batches[self.rank :: self.size]
+        if self.lockstep and len(mine) < -(-len(batches) // self.size):
+            mine = [*mine, batches[-1]]
+        return mine
+
+    def gather(self, found: dict[int, Any]) -> dict[int, Any]:
+        """The results of all processes, on each of them."""
+        if self.size == 1:
+            return found
+        parts: list[dict[int, Any]] = [{} for _ in range(self.size)]
+        torch.distributed.all_gather_object(parts, found)
+        return {index: result for part in parts for index, result in part.items()}
+
+
+def _is_sharded(model: torch.nn.Module) -> bool:
+    """Whether no process holds all weights: FSDP or ZeRO-3."""
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    if any(isinstance(module, (FSDPModule, FullyShardedDataParallel)) for module in model.modules()):
+        return True
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())

@@ -1,0 +1,118 @@
+"""Greedy answers of a causal or sequence-to-sequence language model, the same in any batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.evaluation.models import ModelFacts
+from muscle_hf.evaluation.tasks import Task
+
+
+def cut_at(text: str, stop: Sequence[str]) -> str:
+    """``text`` up to the first of the stop strings."""
+    found = [position for position in (text.find(string) for string in stop if string) if position >= 0]
+    return text[: min(found)] if found else text
+
+
+class _StopStrings(StoppingCriteria):
+    """Ends a row as soon as its newest text holds a stop string."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], start: int):
+        self.tokenizer = tokenizer
+        self.stop = stop
+        self.start = start
+        # A token is at least one byte of text, so this many tokens reach back over the longest stop string.
+        self.window = max(len(string.encode()) for string in stop) + 1
+        self.finished: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
+        if self.finished is None:
+            self.finished = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        recent = input_ids[:, max(self.start, input_ids.shape[1] - self.window) :]
+        open_rows = (~self.finished).nonzero().flatten().tolist()
+        texts = self.tokenizer.batch_decode(recent[open_rows], skip_special_tokens=False)
+        for row, text in zip(open_rows, texts, strict=True):
+            self.finished[row] = any(string in text for string in self.stop)
+        return self.finished.clone()
+
+
+class Generator:
+    """Generates the answers to prompts.
+
+    Args:
+        facts: The model and what was found out about it.
+        tokenizer: Its tokenizer.
+        task: Length, stop strings and n-gram rule.
+        synced: Whether all processes take part in every step (sharded models).
+    """
+
+    def __init__(self, facts: ModelFacts, tokenizer: PreTrainedTokenizerBase, task: Task, *, synced: bool = False):
+        self.facts = facts
+        self.tokenizer = tokenizer
+        self.task = task
+        self.synced = synced
+        self.eos = _end_tokens(facts.base, tokenizer)
+
+    @property
+    def room(self) -> int:
+        """The most tokens a prompt may have; longer ones lose tokens on the left."""
+        if self.facts.encoder_decoder:
+            return self.facts.max_length
+        room = self.facts.max_length - self.task.max_new_tokens
+        if room < 1:
+            raise MuscleError(
+                f"task {self.task.name!r} generates up to {self.task.max_new_tokens} tokens, but the model takes only "
+                f"{self.facts.max_length} in all; lower max_new_tokens"
+            )
+        return room
+
+    def __call__(self, prompts: list[list[int]]) -> list[str]:
+        """Answers to prompts given as token ids, without special tokens and up to the first stop string."""
+        room = self.room
+        ids, mask = self.facts.pad([prompt[-room:] for prompt in prompts], side="left")
+        start = 1 if self.facts.encoder_decoder else ids.shape[1]
+        stopping = [_StopStrings(self.tokenizer, self.task.stop, start)] if self.task.stop else []
+        # The model's own settings fill every gap of those passed to generate(); sampling, penalties or bad words in
+        # them would change what is measured, so they step aside meanwhile.
+        base = self.facts.base
+        own, base.generation_config = base.generation_config, self._settings()
+        try:
+            output = self.facts.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                stopping_criteria=StoppingCriteriaList(stopping),
+                synced_gpus=self.synced,
+            )
+        finally:
+            base.generation_config = own
+        return [self._text(row) for row in output[:, start:].tolist()]
+
+    def _settings(self) -> GenerationConfig:
+        own = self.facts.base.generation_config
+        return GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=self.task.max_new_tokens,
+            no_repeat_ngram_size=self.task.no_repeat_ngram_size,
+            eos_token_id=self.eos or None,
+            pad_token_id=self.facts.pad_id,
+            bos_token_id=own.bos_token_id,
+            decoder_start_token_id=own.decoder_start_token_id,
+            use_cache=True,
+        )
+
+    def _text(self, ids: list[int]) -> str:
+        end = next((position for position, token in enumerate(ids) if token in self.eos), len(ids))
+        return cut_at(self.tokenizer.decode(ids[:end], skip_special_tokens=True), self.task.stop)
+
+
+def _end_tokens(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends an answer: the model's own and the tokenizer's."""
+    config = getattr(model, "generation_config", None)
+    own = getattr(config, "eos_token_id", None)
+    own = own if isinstance(own, (list, tuple)) else [own]
+    return sorted({int(token) for token in (*own, tokenizer.eos_token_id) if token is not None})

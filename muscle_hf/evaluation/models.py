@@ -1,0 +1,99 @@
+"""What evaluation must know of a model: where it lives, what its forward takes, how its batches are padded."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from muscle_hf.evaluation.encoding import max_length
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model, ready to be asked.
+
+    Args:
+        model: The model or PEFT model.
+        base: The model itself, without PEFT's shell (adapters stay active in it).
+        device: Where inputs go.
+        dtype: Floating type of the weights.
+        vocabulary: Width of the output head.
+        max_length: The most tokens the model takes.
+        pad_id: A token to pad with; always masked, so any will do.
+        arguments: Names of the arguments that the (base) model's forward takes.
+        can_share: Whether a cached prefix may be tried (no virtual tokens, no lockstep of processes).
+    """
+
+    model: torch.nn.Module
+    base: torch.nn.Module
+    device: torch.device
+    dtype: torch.dtype
+    vocabulary: int
+    max_length: int
+    pad_id: int
+    arguments: frozenset[str]
+    can_share: bool
+
+    @classmethod
+    def of(cls, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> ModelFacts:
+        """Find out about a model (PEFT or plain)."""
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        embedding = base.get_input_embeddings().weight
+        config = base.config
+        text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+        peft_config = getattr(model, "active_peft_config", None)
+        virtual_tokens = bool(getattr(peft_config, "is_prompt_learning", False))
+        arguments = frozenset(inspect.signature(base.forward).parameters)
+        if virtual_tokens:
+            arguments -= {"logits_to_keep", "position_ids"}
+        pad_id = next(
+            (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, text_config.pad_token_id) if i is not None), 0
+        )
+        return cls(
+            model=model,
+            base=base,
+            device=embedding.device,
+            dtype=next((p.dtype for p in base.parameters() if p.dtype.is_floating_point), torch.float32),
+            vocabulary=text_config.vocab_size,
+            max_length=max_length(config, tokenizer) - (peft_config.num_virtual_tokens if virtual_tokens else 0),
+            pad_id=pad_id,
+            arguments=arguments,
+            can_share=not virtual_tokens,
+        )
+
+    @property
+    def encoder_decoder(self) -> bool:
+        """Whether the model reads with an encoder and answers with a decoder."""
+        return bool(getattr(self.base.config, "is_encoder_decoder", False))
+
+    def pad(
+        self, rows: Sequence[Sequence[int]], *, side: Literal["left", "right"]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and attention mask of a batch, both int64 of shape ``(rows, longest)``."""
+        width = max(map(len, rows))
+        ids, mask = [], []
+        for row in rows:
+            gap = width - len(row)
+            if side == "left":
+                ids.append([self.pad_id] * gap + list(row))
+                mask.append([0] * gap + [1] * len(row))
+            else:
+                ids.append(list(row) + [self.pad_id] * gap)
+                mask.append([1] * len(row) + [0] * gap)
+        return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
+
+    def positions(self, mask: torch.Tensor, last: int | None = None) -> dict[str, Any]:
+        """``position_ids`` that do not count padding, if the model takes them; of the ``last`` columns only."""
+        if "position_ids" not in self.arguments:
+            return {}
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        return {"position_ids": positions if last is None else positions[:, -last:]}
+
+    def keep(self, last: int) -> dict[str, Any]:
+        """Ask for the logits of the ``last`` columns only, if the model can."""
+        return {"logits_to_keep": last} if "logits_to_keep" in self.arguments else {}

@@ -1,0 +1,172 @@
+"""What a model answered: one row per item, and the file that keeps the rows (JSON lines, no torch needed)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from muscle_hf.errors import MuscleError
+
+if TYPE_CHECKING:
+    from muscle_hf.evaluation.tasks import Item
+
+_REQUIRED = ("task", "id", "prediction", "target", "metric", "hash")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One model's answer to one item.
+
+    Args:
+        task: Name of the task.
+        id: The item's id, unique within the task; old and new predictions are joined on it.
+        prediction: Index of the chosen choice or class, or the generated text without outer blanks.
+        target: Index of the right choice or class (a list where several are right), or the reference text(s).
+        correct: Whether the answer is right; None where the task has a similarity instead of right and wrong.
+        score: Similarity of the answer to the references; None for tasks with right and wrong.
+        metric: Rule behind ``correct`` or ``score``: ``acc``, ``acc_norm``, ``exact_match``, ``rouge1``, ...
+        hash: Content of the item, :func:`item_hash`; equal for two runs only if they were asked the same.
+        prompt: The item's prompt, for reading flips later.
+        choices: Choice tasks: the choices.
+        log_likelihoods: Summed log-likelihood (nats) of each choice, or log-probability of each class.
+        columns: Further properties of the item, for slices and clusters.
+    """
+
+    task: str
+    id: str
+    prediction: int | str
+    target: int | str | list[int] | list[str]
+    correct: bool | None
+    score: float | None
+    metric: str
+    hash: str
+    prompt: str | None = None
+    choices: list[str] | None = None
+    log_likelihoods: list[float] | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row of the file; optional fields that are empty are left out."""
+        row = {name: getattr(self, name) for name in (*_REQUIRED[:4], "correct", "score", *_REQUIRED[4:])}
+        optional = {name: getattr(self, name) for name in ("prompt", "choices", "log_likelihoods")}
+        row.update({name: value for name, value in optional.items() if value is not None})
+        if self.columns:
+            row["columns"] = dict(self.columns)
+        return row
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Prediction:
+        """Build a prediction from a row of the file.
+
+        Raises:
+            MuscleError: A field is missing, or ``correct`` and ``score`` both are.
+        """
+        missing = [name for name in _REQUIRED if name not in row]
+        if missing:
+            raise MuscleError(
+                f"a prediction needs the fields {', '.join(missing)}; it has: {', '.join(row) or 'none'}"
+            )
+        if row.get("correct") is None and row.get("score") is None:
+            raise MuscleError(f"prediction {row['id']!r} has neither 'correct' nor 'score'")
+        return cls(
+            task=row["task"],
+            id=str(row["id"]),
+            prediction=row["prediction"],
+            target=row["target"],
+            correct=row.get("correct"),
+            score=row.get("score"),
+            metric=row["metric"],
+            hash=row["hash"],
+            prompt=row.get("prompt"),
+            choices=row.get("choices"),
+            log_likelihoods=row.get("log_likelihoods"),
+            columns=row.get("columns") or {},
+        )
+
+
+def item_hash(item: Item) -> str:
+    """Identity of what is asked: 16 hex digits of the SHA-256 over prompt, choices and references.
+
+    A chat template is a property of the model, not of the question, and does not enter.
+    """
+    content = json.dumps([item.prompt, list(item.choices), list(item.references)], ensure_ascii=False)
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def write_predictions(path: str | os.PathLike[str], predictions: Iterable[Prediction]) -> Path:
+    """Write predictions as JSON lines; the file appears whole or not at all.
+
+    Args:
+        path: File to write; its folder is created. An existing file is replaced.
+        predictions: Rows, in the order they shall have.
+
+    Returns:
+        The path that was written.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogatepass") as file:
+            for prediction in predictions:
+                file.write(json.dumps(prediction.to_dict(), ensure_ascii=False) + "\n")
+        # mkstemp makes private files; a result file should have the permissions any new file gets.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return target
+
+
+def iter_predictions(path: str | os.PathLike[str]) -> Iterator[Prediction]:
+    """Read a prediction file row by row.
+
+    Raises:
+        MuscleError: The file does not exist, or a line is not a prediction; the message says which line.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise MuscleError(f"there is no prediction file {source}")
+    with source.open(encoding="utf-8", errors="surrogatepass") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise MuscleError(
+                    f"{source}, line {number}: not valid JSON ({error}); was the file cut off?"
+                ) from error
+            if not isinstance(row, dict):
+                raise MuscleError(f"{source}, line {number}: expected an object with named fields")
+            try:
+                yield Prediction.from_dict(row)
+            except MuscleError as error:
+                raise MuscleError(f"{source}, line {number}: {error}") from error
+
+
+def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
+    """Read a whole prediction file.
+
+    Raises:
+        MuscleError: The file is missing, empty or damaged, or an id occurs twice in one task.
+    """
+    predictions = list(iter_predictions(path))
+    if not predictions:
+        raise MuscleError(f"{path} holds no predictions")
+    seen: set[tuple[str, str]] = set()
+    for prediction in predictions:
+        key = (prediction.task, prediction.id)
+        if key in seen:
+            raise MuscleError(f"{path}: item {prediction.id!r} of task {prediction.task!r} occurs twice")
+        seen.add(key)
+    return predictions

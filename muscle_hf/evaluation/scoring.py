@@ -1,0 +1,69 @@
+"""From raw outputs (log-likelihoods, texts) to predictions that are right, wrong, or more or less similar."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from muscle_hf.evaluation.predictions import Prediction, item_hash
+from muscle_hf.evaluation.tasks import Item, Task
+
+
+def choose(task: Task, item: Item, log_likelihoods: Sequence[float]) -> int:
+    """Index of the chosen choice; the first one among equals, as ``argmax`` does.
+
+    ``acc_norm`` divides by the number of characters, ``acc_bytes`` by that of UTF-8 bytes; neither counts the
+    space between prompt and choice (the rule of lm-evaluation-harness).
+    """
+    scores = np.asarray(log_likelihoods, dtype=np.float64)
+    texts = [choice.removeprefix(" ") for choice in item.choices]
+    if task.metric == "acc_norm":
+        scores = scores / [max(1, len(text)) for text in texts]
+    elif task.metric == "acc_bytes":
+        scores = scores / [max(1, len(text.encode())) for text in texts]
+    return int(scores.argmax())
+
+
+def chosen_prediction(task: Task, item: Item, log_likelihoods: Sequence[float]) -> Prediction:
+    """The prediction of a choice or classification task."""
+    index = choose(task, item, log_likelihoods)
+    return Prediction(
+        task=task.name,
+        id=item.id,
+        prediction=index,
+        target=item.answers[0] if len(item.answers) == 1 else list(item.answers),
+        correct=index in item.answers,
+        score=None,
+        metric=task.metric,
+        hash=item_hash(item),
+        prompt=item.prompt,
+        choices=list(item.choices) or None,
+        log_likelihoods=[float(value) for value in log_likelihoods],
+        columns=item.columns,
+    )
+
+
+def text_predictions(task: Task, items: Sequence[Item], texts: Sequence[str]) -> list[Prediction]:
+    """The predictions of a generation task, scored together (some similarities are models themselves)."""
+    from muscle_hf.metrics import score_texts
+
+    answers = [text.strip() for text in texts]
+    references = [[reference.strip() for reference in item.references] for item in items]
+    options = {"extract": task.extract} if task.exact and task.extract is not None else {}
+    scores = score_texts(answers, references, task.similarity or task.metric, **options).tolist()
+    return [
+        Prediction(
+            task=task.name,
+            id=item.id,
+            prediction=answer,
+            target=right[0] if len(right) == 1 else right,
+            correct=bool(score) if task.exact else None,
+            score=None if task.exact else score,
+            metric=task.metric,
+            hash=item_hash(item),
+            prompt=item.prompt,
+            columns=item.columns,
+        )
+        for item, answer, right, score in zip(items, answers, references, scores, strict=True)
+    ]
