@@ -1,0 +1,28 @@
+"""The metrics as ``evaluate`` modules: each folder here is a whole module that can be pushed as a Space.
+
+evaluate.load(space_folder("muscle_flips"))            # loaded by path, nothing is fetched
+MuscleFlips()                                          # or instantiated directly, see ``load_class``
+HfApi().upload_folder(repo_id=..., repo_type="space", folder_path=space_folder("muscle_flips"))
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from muscle_hf.errors import MuscleError
+
+SPACES = ("muscle_flips", "muscle_smooth_flips")
+
+
+def space_folder(name: str) -> str:
+    """The folder of an ``evaluate`` module: what ``evaluate.load`` takes and what a Space holds.
+
+    Args:
+        name: ``muscle_flips`` or ``muscle_smooth_flips``.
+
+    Raises:
+        MuscleError: No module of that name.
+    """
+    if name not in SPACES:
+        raise MuscleError(f"no evaluate module is called {name!r}; there are {', '.join(SPACES)}")
+    return str(Path(__file__).parent / name)
