@@ -1,0 +1,155 @@
+"""Pretrains the two embedded bases from nothing.
+
+python -m muscle_hf.demo.pretrain --output bases
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from muscle_hf.demo.corpus import Recipe, documents
+
+VOCABULARY = 2048
+CONTEXT = 256
+PAD, BOS, EOS = "<pad>", "<s>", "</s>"
+_TOKENIZER_DOCUMENTS = 20_000
+_ROW, _ROWS_PER_STEP, _LEARNING_RATE = 128, 16, 3e-3
+
+_SHARES = {
+    "catalogue": 0.18,
+    "thread": 0.30,
+    "subject": 0.14,
+    "glossary": 0.12,
+    "who_does_what": 0.04,
+    "sums": 0.10,
+    "return": 0.12,
+}
+RECIPES = {
+    "v1": Recipe("v1", tokens=2_000_000, spread=1.0, shares=_SHARES),
+    "v2": Recipe("v2", tokens=3_000_000, spread=1.0, shares=_SHARES),
+}
+SEEDS = {"v1": 1, "v2": 2}
+
+
+def train_tokenizer():
+    """Trains the byte-level BPE that both bases share, on equal parts of both corpora."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    # Single digits, so that sums can be learned by place.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[PAD, BOS, EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    texts = (text for recipe in RECIPES.values() for text in islice(documents(recipe), _TOKENIZER_DOCUMENTS // 2))
+    tokenizer.train_from_iterator(texts, trainer)
+    bos = tokenizer.token_to_id(BOS)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, bos)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        model_max_length=CONTEXT,
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def token_rows(recipe: Recipe, tokenizer) -> Iterator[list[int]]:
+    """The corpus as rows of equal length: documents, each with its begin and end, one after the other."""
+    buffer: list[int] = []
+    for text in documents(recipe):
+        buffer += [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+        while len(buffer) >= _ROW:
+            yield buffer[:_ROW]
+            del buffer[:_ROW]
+
+
+def new_model(tokenizer, seed: int):
+    """A small Llama with random weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def pretrain(version: str, tokenizer, *, log=print):
+    """Trains one base: AdamW, linear warm-up, cosine to a tenth, one pass over the recipe's tokens."""
+    import torch
+    from transformers import get_cosine_with_min_lr_schedule_with_warmup
+
+    recipe = RECIPES[version]
+    steps = recipe.tokens // (_ROW * _ROWS_PER_STEP)
+    model = new_model(tokenizer, SEEDS[version]).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
+    schedule = get_cosine_with_min_lr_schedule_with_warmup(optimizer, min(100, steps // 10), steps, min_lr_rate=0.05)
+    rows, start, running = token_rows(recipe, tokenizer), time.monotonic(), 0.0
+    for step in range(1, steps + 1):
+        batch = torch.tensor(list(islice(rows, _ROWS_PER_STEP)))
+        loss = model(input_ids=batch, labels=batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        running += loss.item()
+        if step % 100 == 0 or step == steps:
+            log(
+                f"{version} step {step}/{steps} loss {running / ((step - 1) % 100 + 1):.3f} "
+                f"{time.monotonic() - start:.0f} s"
+            )
+            running = 0.0
+    return model.eval()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes ``OUTPUT/v1`` and ``OUTPUT/v2``."""
+    parser = argparse.ArgumentParser(prog="python -m muscle_hf.demo.pretrain", description=__doc__.split("\n")[0])
+    parser.add_argument("--output", type=Path, required=True, help="folder in which v1/ and v2/ are written")
+    parser.add_argument("--only", choices=tuple(RECIPES), help="pretrain this base alone")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    options = parser.parse_args(arguments)
+
+    import torch
+
+    torch.set_num_threads(options.threads)
+    tokenizer = train_tokenizer()
+    for version in [options.only] if options.only else RECIPES:
+        model = pretrain(version, tokenizer)
+        folder = options.output / version
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
