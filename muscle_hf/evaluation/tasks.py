@@ -45,11 +45,13 @@ class Source:
     Args:
         path: Dataset id.
         name: Configuration of the dataset, None for its default.
+        revision: Branch, tag or commit of the dataset.
         splits: The task's split -> the dataset's split, where they differ.
     """
 
     path: str
     name: str | None = None
+    revision: str | None = None
     splits: Mapping[str, str] = field(default_factory=dict)
 
 

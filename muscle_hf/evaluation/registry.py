@@ -1,0 +1,133 @@
+"""Tasks by name, by YAML file, or from Python; and their rows and items."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import os
+from pathlib import Path
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.evaluation.builtin import TASKS
+from muscle_hf.evaluation.rows import Rows, read_rows
+from muscle_hf.evaluation.tasks import Item, Source, Task
+
+
+def builtin_tasks() -> list[str]:
+    """Names of the tasks that are ready to use."""
+    return list(TASKS)
+
+
+def load_task(name: str | os.PathLike[str] | Task) -> Task:
+    """A task by what the user wrote.
+
+    Args:
+        name: A built-in name (:func:`builtin_tasks`), a YAML file (docs/tasks.md), ``file.py:variable`` for a
+            :class:`Task` in one's own Python file, or a task itself.
+
+    Raises:
+        MuscleError: There is no such task (the nearest name is suggested), or the file is not a valid task.
+    """
+    if isinstance(name, Task):
+        return name
+    text = os.fspath(name)
+    if text in TASKS:
+        return TASKS[text]
+    if text.endswith((".yaml", ".yml")):
+        from muscle_hf.evaluation.yaml_task import read_task
+
+        return read_task(Path(text))
+    if ".py:" in text:
+        return _from_python(text)
+    near = difflib.get_close_matches(text, TASKS, n=1)
+    hint = f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(TASKS)}"
+    raise MuscleError(f"unknown task {text!r}{hint} A task of your own is a .yaml file or file.py:variable")
+
+
+def load_rows(
+    task: str | os.PathLike[str] | Task, source: str | os.PathLike[str] | Source | None = None, split: str = "test"
+) -> Rows:
+    """The rows of a task's split, as the data set has them.
+
+    Args:
+        task: See :func:`load_task`.
+        source: A file, a folder with a file per split, or a dataset id on the Hub; None: the task's own on the Hub.
+        split: ``train``, ``validation`` or ``test``. A task without public test labels reads its validation split
+            as test.
+
+    Raises:
+        MuscleError: The task names no data set, or there is no such data.
+    """
+    loaded = load_task(task)
+    if source is None:
+        if loaded.source is None:
+            raise MuscleError(f"task {loaded.name!r} names no data set; say where its rows are")
+        source = loaded.source
+    return read_rows(source, split, splits=loaded.source.splits if loaded.source else None)
+
+
+def load_items(
+    task: str | os.PathLike[str] | Task,
+    source: str | os.PathLike[str] | Source | None = None,
+    split: str = "test",
+    *,
+    start: int = 0,
+    limit: int | None = None,
+    num_fewshot: int = 0,
+) -> list[Item]:
+    """The items of a task's split.
+
+    Args:
+        task: See :func:`load_task`.
+        source: See :func:`load_rows`.
+        split: See :func:`load_rows`.
+        start: The first row to take; ids stay those of the whole split.
+        limit: The most rows to take.
+        num_fewshot: Solved items of the training split that each prompt begins with (the first ones of the split).
+
+    Raises:
+        MuscleError: No such data, a row that lacks what the task needs (which one is said), or nothing left.
+    """
+    loaded = load_task(task)
+    rows = load_rows(loaded, source, split)
+    stop = len(rows) if limit is None else min(len(rows), start + limit)
+    if start < 0 or (limit is not None and limit < 1) or start >= stop:
+        raise MuscleError(f"rows {start} to {stop} of {len(rows)} are nothing; check start and limit")
+    items = [to_item(loaded, rows[index], index) for index in range(start, stop)]
+    if not num_fewshot:
+        return items
+    examples = [to_item(loaded, row, i) for i, row in enumerate(load_rows(loaded, source, "train")[:num_fewshot])]
+    shots = "".join(f"{example.prompt}{example.target}\n\n" for example in examples)
+    return [_with_prompt(item, shots + item.prompt) for item in items]
+
+
+def to_item(task: Task, row: dict[str, object], index: int) -> Item:
+    """The item of a row; an error says which row."""
+    try:
+        return task.to_item(row, index)
+    except KeyError as error:
+        raise MuscleError(
+            f"task {task.name!r}, row {index}: there is no column {error}; the row has: {', '.join(row)}"
+        ) from error
+    except MuscleError as error:
+        raise MuscleError(f"task {task.name!r}, row {index}: {error}") from error
+
+
+def _with_prompt(item: Item, prompt: str) -> Item:
+    from dataclasses import replace
+
+    return replace(item, prompt=prompt)
+
+
+def _from_python(text: str) -> Task:
+    file, _, variable = text.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise MuscleError(f"there is no Python file {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    task = getattr(module, variable, None)
+    if not isinstance(task, Task):
+        raise MuscleError(f"{path} has no Task named {variable!r}")
+    return task

@@ -1,0 +1,161 @@
+"""Rows of a data set, from the Hub or from files."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from muscle_hf.errors import MissingDependencyError, MuscleError
+from muscle_hf.evaluation.tasks import Source
+
+Rows = list[dict[str, Any]]
+
+# Names that the same split goes by in file names.
+_ALIASES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
+
+
+def read_rows(source: str | os.PathLike[str] | Source, split: str, *, splits: Mapping[str, str] | None = None) -> Rows:
+    """All rows of a split.
+
+    Args:
+        source: A file (``.jsonl``, ``.json``, ``.csv``, ``.tsv``, ``.parquet``, the text formats also with ``.gz``), a
+            folder with a file per split, or a dataset on the Hub (its id or a :class:`Source`).
+        split: ``train``, ``validation``, ``test``, or one of the data set itself; not used where ``source`` is a file.
+        splits: The split to read in place of one that is not there (``{"test": "validation"}``).
+
+    Raises:
+        MuscleError: There is no such data or split, a file is damaged, or labels do not match the rows.
+    """
+    if isinstance(source, Source):
+        return _from_hub(source, split)
+    path = Path(source)
+    if path.is_dir():
+        path = _file_of(path, split, splits or {})
+    elif not path.is_file():
+        if _is_hub_id(str(source)):
+            return _from_hub(Source(str(source), splits=splits or {}), split)
+        raise MuscleError(f"there is no file or folder {source}")
+    rows = read_file(path)
+    labels = path.parent / f"{path.name.split('.')[0]}-labels.lst"
+    return _with_labels(rows, labels) if labels.is_file() else rows
+
+
+def read_file(path: Path) -> Rows:
+    """The rows of one file.
+
+    Raises:
+        MuscleError: The format is not known, or the content is not what it should be.
+    """
+    kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
+    if kind not in _READERS:
+        raise MuscleError(f"{path}: unknown format; use one of .{', .'.join(_READERS)}")
+    rows = _READERS[kind](path)
+    if not rows:
+        raise MuscleError(f"{path} holds no rows")
+    return rows
+
+
+def _is_hub_id(text: str) -> bool:
+    # A path that does not exist is a mistyped path, not the name of a dataset to look up.
+    return not text.startswith((".", "/", "~")) and text.count("/") <= 1 and not Path(text).suffix and "\\" not in text
+
+
+def _file_of(folder: Path, split: str, instead: Mapping[str, str]) -> Path:
+    for name in dict.fromkeys((split, instead.get(split, split))):
+        stems = next((names for names in _ALIASES.values() if name in names), (name,))
+        for stem in stems:
+            found = [folder / f"{stem}.{kind}{zipped}" for kind in _READERS for zipped in ("", ".gz")]
+            existing = [path for path in found if path.is_file()]
+            if existing:
+                return existing[0]
+    there = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+    raise MuscleError(f"{folder} has no file for the split {split!r}; it has: {there}")
+
+
+def _with_labels(rows: Rows, path: Path) -> Rows:
+    labels = [int(line) for line in path.read_text(encoding="utf-8").split()]
+    if len(labels) != len(rows):
+        raise MuscleError(f"{path} has {len(labels)} labels, but there are {len(rows)} rows")
+    return [{**row, "label": label} for row, label in zip(rows, labels, strict=True)]
+
+
+def _from_hub(source: Source, split: str) -> Rows:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingDependencyError("datasets", "data", f"loading {source.path} from the Hub") from error
+    name = source.splits.get(split, split)
+    loaded = datasets.load_dataset(source.path, source.name, split=name, revision=source.revision)
+    return [dict(row) for row in loaded]
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[IO[str]]:
+    # utf-8-sig: files that come out of spreadsheets begin with a byte-order mark.
+    opener: Callable[..., IO[str]] = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+            yield file
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise MuscleError(f"{path}: the compressed file is damaged or cut off ({error})") from error
+    except UnicodeDecodeError as error:
+        raise MuscleError(f"{path} is not UTF-8 text ({error})") from error
+
+
+def _read_jsonl(path: Path) -> Rows:
+    rows: Rows = []
+    with _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise MuscleError(f"{path}, line {number}: not valid JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise MuscleError(f"{path}, line {number}: expected an object with named columns")
+            rows.append(row)
+    return rows
+
+
+def _read_json(path: Path) -> Rows:
+    with _open(path) as file:
+        try:
+            content = json.load(file)
+        except json.JSONDecodeError as error:
+            raise MuscleError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
+        raise MuscleError(f"{path}: expected a list of objects")
+    return content
+
+
+def _read_csv(path: Path) -> Rows:
+    with _open(path) as file:
+        return [dict(row) for row in csv.DictReader(file, delimiter="\t" if ".tsv" in path.name else ",")]
+
+
+def _read_parquet(path: Path) -> Rows:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingDependencyError("pyarrow", "data", f"reading {path.name}") from error
+    return pyarrow.parquet.read_table(path).to_pylist()
+
+
+_READERS: dict[str, Callable[[Path], Rows]] = {
+    "jsonl": _read_jsonl,
+    "json": _read_json,
+    "csv": _read_csv,
+    "tsv": _read_csv,
+    "parquet": _read_parquet,
+}

@@ -1,0 +1,198 @@
+"""A task in a few lines of YAML; docs/tasks.md describes the fields."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from muscle_hf.errors import MissingDependencyError, MuscleError
+from muscle_hf.evaluation.tasks import Item, Source, Task
+
+_PLACEHOLDER = re.compile(r"\{([A-Za-z_][\w.]*)\}")
+_FIELDS = {
+    "choice": {"choices", "answer", "answer_labels"},
+    "generation": {"reference", "max_new_tokens", "stop", "no_repeat_ngram_size", "extract"},
+    "classification": {"labels", "answer"},
+}
+_COMMON = {"name", "kind", "prompt", "metric", "delimiter", "id", "columns", "data"}
+_NEEDED = {"choice": ("choices", "answer"), "generation": ("reference",), "classification": ("answer",)}
+
+
+def read_task(path: Path) -> Task:
+    """The task that a YAML file describes.
+
+    Raises:
+        MuscleError: The file is missing, is not YAML, or a field is unknown, missing or wrong.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise MuscleError(f"there is no task file {path}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise MuscleError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise MuscleError(f"{path}: expected fields such as name, kind and prompt")
+    try:
+        return task_from_dict({"name": path.stem, **content})
+    except MuscleError as error:
+        raise MuscleError(f"{path}: {error}") from error
+
+
+def task_from_dict(content: Mapping[str, Any]) -> Task:
+    """The task that a mapping of YAML's fields describes.
+
+    Raises:
+        MuscleError: A field is unknown, missing or wrong.
+    """
+    kind = content.get("kind")
+    if kind not in _FIELDS:
+        raise MuscleError(f"kind must be one of {', '.join(_FIELDS)}, not {kind!r}")
+    _check_fields(content, kind)
+    data = content.get("data")
+    if data is not None and (not isinstance(data, Mapping) or "path" not in data):
+        raise MuscleError("data must have a path: the dataset's id on the Hub")
+    options = {
+        name: content[name] for name in ("max_new_tokens", "no_repeat_ngram_size", "extract") if name in content
+    }
+    return Task(
+        name=str(content["name"]),
+        kind=kind,
+        to_item=_item_maker(content, kind),
+        metric=content.get("metric", "exact_match" if kind == "generation" else "acc"),
+        stop=tuple(content.get("stop", ())),
+        source=Source(**data) if data else None,
+        **options,
+    )
+
+
+def _check_fields(content: Mapping[str, Any], kind: str) -> None:
+    known = _COMMON | _FIELDS[kind]
+    for name in content:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
+            raise MuscleError(f"a {kind} task has no field {name!r}; {hint}")
+    missing = [name for name in ("prompt", *_NEEDED[kind]) if name not in content]
+    if missing:
+        raise MuscleError(f"a {kind} task needs: {', '.join(missing)}")
+    if isinstance(content.get("stop"), str):
+        raise MuscleError("stop must be a list of strings")
+
+
+def _item_maker(content: Mapping[str, Any], kind: str) -> Callable[[Mapping[str, Any], int], Item]:
+    prompt = _template(content["prompt"])
+    delimiter = content.get("delimiter", " ")
+    id_column = content.get("id")
+    shown = content.get("columns", [])
+    texts = _texts(content.get({"choice": "choices", "generation": "reference"}.get(kind, ""), []))
+
+    def to_item(row: Mapping[str, Any], index: int) -> Item:
+        found = tuple(text if text[:1].isspace() else f"{delimiter}{text}" for text in texts(row))
+        return Item(
+            id=str(index if id_column is None else look_up(row, id_column)),
+            prompt=prompt(row),
+            choices=found if kind == "choice" else (),
+            references=found if kind == "generation" else (),
+            answers=() if kind == "generation" else _answers(content, row, texts(row)),
+            columns={name: look_up(row, name) for name in shown},
+        )
+
+    return to_item
+
+
+def _answers(content: Mapping[str, Any], row: Mapping[str, Any], texts: list[str]) -> tuple[int, ...]:
+    """Indices of the right choices: the column holds numbers, labels, or the texts of choices, one or a list."""
+    value = look_up(row, content["answer"])
+    labels = content.get("answer_labels", content.get("labels"))
+    labels = look_up(row, labels) if isinstance(labels, str) else labels
+    names = [str(label) for label in (labels if labels is not None else texts)]
+    answers = []
+    for one in value if isinstance(value, list) else [value]:
+        if str(one) in names:
+            answers.append(names.index(str(one)))
+        elif labels is None or content["kind"] == "classification":
+            try:
+                answers.append(int(one))
+            except (TypeError, ValueError) as error:
+                raise MuscleError(f"the answer {one!r} is neither a number nor one of {names}") from error
+        else:
+            raise MuscleError(f"the answer {one!r} is not one of the labels {names}")
+    if not all(0 <= answer < (len(names) or answer + 1) for answer in answers):
+        raise MuscleError(f"the answer {value!r} is out of range for {len(names)} choices; numbers count from 0")
+    return tuple(answers)
+
+
+def _texts(field: str | list[str]) -> Callable[[Mapping[str, Any]], list[str]]:
+    """Templates (a list), one template, or the name of a column that holds one text or several."""
+    if isinstance(field, list):
+        templates = [_template(text) for text in field]
+        return lambda row: [template(row) for template in templates]
+    if "{" in field:
+        template = _template(field)
+        return lambda row: [template(row)]
+
+    def column(row: Mapping[str, Any]) -> list[str]:
+        value = look_up(row, field)
+        return [str(text) for text in value] if isinstance(value, (list, tuple)) else [str(value)]
+
+    return column
+
+
+def _template(text: str) -> Callable[[Mapping[str, Any]], str]:
+    """``{column}`` and ``{column.field}``; a text with ``{{`` or ``{%`` is a Jinja template."""
+    if "{{" in text or "{%" in text:
+        return _jinja(text)
+
+    def fill(row: Mapping[str, Any]) -> str:
+        return _PLACEHOLDER.sub(lambda match: str(look_up(row, match[1])), text)
+
+    return fill
+
+
+def _jinja(text: str) -> Callable[[Mapping[str, Any]], str]:
+    try:
+        from jinja2 import StrictUndefined, TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError as error:
+        raise MissingDependencyError("jinja2", "eval", "a task with Jinja templates") from error
+    try:
+        # Sandboxed: task files are passed around.
+        template = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(
+            text
+        )
+    except TemplateError as error:
+        raise MuscleError(f"the template {text!r} is not valid Jinja: {error}") from error
+
+    def fill(row: Mapping[str, Any]) -> str:
+        try:
+            return template.render(**row)
+        except TemplateError as error:
+            raise MuscleError(f"the template {text!r} cannot be filled: {error}") from error
+
+    return fill
+
+
+def look_up(row: Mapping[str, Any], name: str) -> Any:
+    """A column, or with dots a field of a column (``choices.text``, ``options.0``).
+
+    Raises:
+        MuscleError: There is none; the nearest name is suggested.
+    """
+    value: Any = row
+    for part in str(name).split("."):
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, (list, tuple)) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            names = [str(key) for key in value] if isinstance(value, Mapping) else []
+            near = difflib.get_close_matches(part, names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are: {json.dumps(names)}"
+            raise MuscleError(f"there is no column {name!r}; {hint}")
+    return value
