@@ -1,0 +1,284 @@
+"""Finds out what kind of log a path is and reads it into one table per task."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from muscle_hf.compare.lighteval_format import LightevalFormat
+from muscle_hf.compare.lm_eval_format import LmEvalFormat
+from muscle_hf.compare.own_format import OwnFormat
+from muscle_hf.compare.plain_format import PlainFormat
+from muscle_hf.compare.table import Answers, Detail, Row, TableBuilder
+from muscle_hf.errors import MissingDependencyError, MuscleError
+
+try:  # a fast parser where the extra "compare" is installed; the same results without
+    from orjson import loads as _fast_loads
+except ImportError:
+    _fast_loads = json.loads
+
+_SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
+# The time stamps that lm-evaluation-harness and lighteval put at the end of file names.
+_STAMP = re.compile(r"_(\d{4}-\d{2}-\d{2}T\d{2}-\d{2}-\d{2}(?:\.\d+)?)$")
+
+
+class Format(Protocol):
+    """How the rows of a kind of log are understood."""
+
+    name: str
+
+    def extract(self, row: Mapping[str, Any]) -> Row | None:
+        """What counts in a row; None to leave it out."""
+
+    def detail(self, row: Mapping[str, Any]) -> Detail:
+        """The texts of a row."""
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How to read logs.
+
+    Args:
+        metric: Metric to compare, for logs with several.
+        filter: lm-eval filter to compare; by default each is a table of its own.
+        columns: Role -> column name, for plain files.
+        tasks: Only these tasks; all by default.
+        wanted: Columns that are needed for slices or clusters, whatever they hold.
+    """
+
+    metric: str | None = None
+    filter: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    tasks: Sequence[str] = ()
+    wanted: Sequence[str] = ()
+
+
+@dataclass
+class Source:
+    """What was read from one path: its format, one table per task, and what the reader should be told."""
+
+    path: str
+    format: str
+    tables: dict[str, Answers]
+    warnings: list[str] = field(default_factory=list)
+
+
+def read_source(path: str, options: ReadOptions | None = None) -> Source:
+    """Reads a prediction file, a plain file, or a folder of logs.
+
+    Args:
+        path: A ``.jsonl``, ``.csv``, ``.tsv`` or ``.parquet`` file; or a folder with lm-eval's ``samples_*.jsonl``,
+            lighteval's ``details_*.parquet``, or prediction files.
+        options: See :class:`ReadOptions`.
+
+    Raises:
+        MuscleError: The path does not exist, is empty, truncated or of no known format, or its rows contradict each
+            other; the message names the file and the line.
+    """
+    options = options or ReadOptions()
+    root = Path(path)
+    if not root.exists():
+        raise MuscleError(f"there is no file or folder {path}")
+    files, warnings = _choose_files(root) if root.is_dir() else ([root], [])
+    tables: dict[str, Answers] = {}
+    formats: set[str] = set()
+    for file in files:
+        kind, found = _read_file(file, options)
+        formats.add(kind)
+        both = sorted(tables.keys() & found.keys())
+        if both:
+            raise MuscleError(f"{path}: task {both[0]!r} is in more than one file; give one of the files instead")
+        tables.update(found)
+    if len(formats) > 1:
+        raise MuscleError(f"{path} mixes the formats {', '.join(sorted(formats))}; keep one format in a folder")
+    if options.tasks:
+        missing = [name for name in options.tasks if name not in tables]
+        if missing:
+            raise MuscleError(f"{path} has no task {missing[0]!r}; it has {', '.join(tables) or 'none'}")
+        tables = {name: tables[name] for name in options.tasks}
+    if not tables:
+        raise MuscleError(
+            f"{path} holds no predictions" + (f" of filter {options.filter!r}" if options.filter else "")
+        )
+    return Source(path, formats.pop(), tables, warnings)
+
+
+def _choose_files(folder: Path) -> tuple[list[Path], list[str]]:
+    """The log files of one run below a folder, the newest of each task."""
+    for pattern, writer in (("samples_*.jsonl", "lm-eval"), ("details_*.parquet", "lighteval")):
+        files = sorted(folder.rglob(pattern))
+        if files:
+            # lighteval has one folder per time below the model's, lm-eval puts the files right into it.
+            homes = {file.parent.parent if writer == "lighteval" else file.parent for file in files}
+            if len(homes) > 1:
+                listed = ", ".join(sorted(str(home) for home in homes))
+                raise MuscleError(f"{folder} holds the logs of {len(homes)} models; name one of {listed}")
+            newest: dict[str, Path] = {}
+            for file in sorted(files, key=lambda file: (_stamp(file), str(file))):
+                newest[_task_of(file)] = file
+            old = len(files) - len(newest)
+            note = f"{folder}: {old} older {writer} log(s) of the same tasks were left aside" if old else ""
+            return list(newest.values()), [note] if note else []
+    files = sorted(file for file in folder.iterdir() if file.suffix in _SUFFIXES and file.suffix != ".json")
+    if not files:
+        raise MuscleError(
+            f"{folder} has no log that is known: lm-eval's samples_*.jsonl (run it with --log_samples), lighteval's "
+            "details_*.parquet (--save-details), or .jsonl, .csv, .parquet files of predictions"
+        )
+    return files, []
+
+
+def _stamp(file: Path) -> str:
+    found = _STAMP.search(file.stem)
+    return found.group(1) if found else ""
+
+
+def _task_of(file: Path) -> str:
+    stem = _STAMP.sub("", file.stem)
+    return re.sub(r"^(samples|details)_", "", stem)
+
+
+def _read_file(file: Path, options: ReadOptions) -> tuple[str, dict[str, Answers]]:
+    if file.suffix not in _SUFFIXES:
+        raise MuscleError(f"{file}: unknown format {file.suffix or '(no suffix)'!r}; known are {', '.join(_SUFFIXES)}")
+    if file.stat().st_size == 0:
+        raise MuscleError(f"{file} is empty; was the run that writes it stopped?")
+    if file.suffix in (".csv", ".tsv"):
+        return _read_rows(file, _csv_rows(file), options)
+    if file.suffix == ".parquet":
+        return _read_rows(file, _ParquetRows(file), options)
+    return _read_json_lines(file, options)
+
+
+def _format_of(row: Mapping[str, Any], file: Path, options: ReadOptions) -> Format:
+    if LmEvalFormat.recognises(row):
+        return LmEvalFormat(_task_of(file), options.metric, options.filter)
+    if LightevalFormat.recognises(row):
+        return LightevalFormat(_task_of(file), options.metric)
+    if OwnFormat.recognises(row) and not options.columns:
+        return OwnFormat()
+    suffix = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}.get(file.suffix, "jsonl")
+    try:
+        return PlainFormat(list(row), options.columns, suffix)
+    except MuscleError as error:
+        raise MuscleError(f"{file}: {error}") from error
+
+
+def _parse(line: bytes, file: Path, number: int) -> Mapping[str, Any]:
+    try:
+        row = _fast_loads(line)
+    except ValueError:
+        try:  # the fast parser refuses NaN, which has a message of its own later on
+            row = json.loads(line)
+        except ValueError as error:
+            end = "" if line.endswith(b"\n") else " The file ends in the middle of a line: was its writer stopped?"
+            raise MuscleError(f"{file}, line {number}: not valid JSON ({error}).{end}") from error
+    if row.__class__ is not dict:
+        hint = "; a JSON array must be written one object a line (JSON lines)" if number == 1 else ""
+        raise MuscleError(f"{file}, line {number}: expected an object with named fields{hint}")
+    return row
+
+
+def _read_json_lines(file: Path, options: ReadOptions) -> tuple[str, dict[str, Answers]]:
+    form: Format | None = None
+    builders: dict[str, TableBuilder] = {}
+    place = 0
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            start, place = place, place + len(line)
+            if line == b"\n" or not line.strip():
+                continue
+            row = _parse(line, file, number)
+            if form is None:
+                form = _format_of(row, file, options)
+            try:
+                _add(builders, form.extract(row), start, file, options)
+            except MuscleError as error:
+                raise MuscleError(f"{file}, line {number}: {error}") from error
+    if form is None:
+        raise MuscleError(f"{file} holds no predictions, only blank lines")
+    chosen = form
+
+    def fetch(places: Sequence[int]) -> list[Detail]:
+        with file.open("rb") as lines:
+            details = []
+            for place in places:
+                lines.seek(place)
+                details.append(chosen.detail(_parse(lines.readline(), file, 0)))
+        return details
+
+    return form.name, {name: builder.build(fetch) for name, builder in builders.items()}
+
+
+def _add(builders: dict[str, TableBuilder], row: Row | None, place: int, file: Path, options: ReadOptions) -> None:
+    if row is None:
+        return
+    builder = builders.get(row.task)
+    if builder is None:
+        builder = builders[row.task] = TableBuilder(row, str(file), options.wanted)
+    builder.add(row, place)
+
+
+class _ParquetRows:
+    """Rows of a Parquet file, a batch at a time; a row can be read again by its number."""
+
+    def __init__(self, file: Path) -> None:
+        try:
+            import pyarrow.parquet as parquet
+        except ImportError as error:
+            raise MissingDependencyError("pyarrow", "compare", "reading Parquet files") from error
+        try:
+            self.table = parquet.read_table(file, memory_map=True)
+        except (OSError, ValueError) as error:
+            raise MuscleError(f"{file} is no readable Parquet file: {error}") from error
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        for batch in self.table.to_batches(max_chunksize=1000):
+            yield from batch.to_pylist()
+
+    def __getitem__(self, number: int) -> Mapping[str, Any]:
+        return self.table.slice(number, 1).to_pylist()[0]
+
+
+def _csv_rows(file: Path) -> list[Mapping[str, Any]]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",", restkey="", strict=True)
+        rows = []
+        try:
+            for row in reader:
+                if "" in row or None in row.values():
+                    raise MuscleError(
+                        f"{file}, line {reader.line_num}: {'more' if '' in row else 'fewer'} fields than the "
+                        f"{len(reader.fieldnames or [])} of the header; is a quote or the end of the file missing?"
+                    )
+                rows.append(row)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise MuscleError(f"{file}, line {reader.line_num}: not valid CSV ({error})") from error
+    return rows
+
+
+def _read_rows(file: Path, rows: Any, options: ReadOptions) -> tuple[str, dict[str, Answers]]:
+    form: Format | None = None
+    builders: dict[str, TableBuilder] = {}
+    for number, row in enumerate(rows):
+        if form is None:
+            form = _format_of(row, file, options)
+        try:
+            _add(builders, form.extract(row), number, file, options)
+        except MuscleError as error:
+            raise MuscleError(f"{file}, row {number + 1}: {error}") from error
+    if form is None:
+        raise MuscleError(f"{file} has no rows")
+    chosen = form
+
+    def fetch(places: Sequence[int]) -> list[Detail]:
+        return [chosen.detail(rows[place]) for place in places]
+
+    return form.name, {name: builder.build(fetch) for name, builder in builders.items()}

@@ -1,0 +1,229 @@
+"""One model's answers to one task, in columns: what every log format is read into.
+
+A million rows as Python objects would take gigabytes; what is needed to count is kept in packed arrays, and the texts
+of the few items that are shown are read again from the file (:attr:`Answers.fetch`).
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muscle_hf.errors import MuscleError
+
+# Text longer than this, and columns with more distinct values, are no slices unless they are asked for by name.
+_MAX_LABEL = 100
+_MAX_VALUES = 1000
+
+
+class Row(NamedTuple):
+    """What one row of a log says, in the form that all formats share.
+
+    Args:
+        task: Name of the task; tables are split by it.
+        id: The item's id within the task.
+        value: 1 or 0 for right or wrong, or a score; higher is better.
+        graded: True if ``value`` is right or wrong, False if it is a score, None if only the values can tell.
+        answer: The answer as a number that is equal for equal answers (index, or hash of the text); None if unknown.
+        content: Identity of the item's content, 0 if unknown.
+        prompt: Identity of the prompt as the model saw it, 0 if unknown or covered by ``content``.
+        metric: What the value is.
+        choice: Whether the answer is one of a few choices, so that flips among wrong answers count.
+        columns: Further columns of the item, or None.
+    """
+
+    task: str
+    id: str
+    value: float
+    graded: bool | None
+    answer: int | None
+    content: int
+    prompt: int
+    metric: str
+    choice: bool
+    columns: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Detail:
+    """The texts of one item as a log tells them; None or empty where it does not."""
+
+    prompt: str | None = None
+    target: str = ""
+    answer: str | None = None
+    choices: list[str] = field(default_factory=list)
+    target_indices: list[int] = field(default_factory=list)
+    log_likelihoods: list[float] = field(default_factory=list)
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Answers:
+    """One model's answers to one task.
+
+    Args:
+        task: Name of the task.
+        metric: What ``values`` are.
+        source: Where they came from, for messages.
+        ids: The item of each row.
+        values: 1 / 0 or scores, float64.
+        graded: See :class:`Row`.
+        answers: Equal for equal answers, int64; None if some are unknown.
+        content: Identity of each item's content, uint64; 0 where unknown.
+        prompts: Identity of each prompt, uint64; 0 where unknown.
+        choice: Whether the task is multiple choice.
+        columns: Codes (int32, -1 for missing) and the values that they stand for.
+        fetch: Reads the texts of rows by their numbers.
+    """
+
+    task: str
+    metric: str
+    source: str
+    ids: list[str]
+    values: NDArray[np.float64]
+    graded: bool | None
+    answers: NDArray[np.int64] | None
+    content: NDArray[np.uint64]
+    prompts: NDArray[np.uint64]
+    choice: bool
+    columns: dict[str, tuple[NDArray[np.int32], list[Any]]]
+    fetch: Callable[[Sequence[int]], list[Detail]]
+
+
+def text_key(text: str) -> int:
+    """A 63-bit number that is equal for equal texts within this process."""
+    return hash(text) & 0x7FFFFFFFFFFFFFFF
+
+
+def hash_key(digest: Any) -> int:
+    """A logged hash as a 64-bit number; at least 16 hex digits of it count. 0 for none."""
+    if not digest:
+        return 0
+    try:
+        return int(digest[:16], 16) or 1
+    except (ValueError, TypeError):
+        return text_key(str(digest)) or 1
+
+
+class _Column:
+    __slots__ = ("codes", "index", "keep")
+
+    def __init__(self, keep: bool) -> None:
+        self.codes, self.index, self.keep = array("i"), {}, keep
+
+    def add(self, row: int, value: Any) -> bool:
+        """Notes the value of a row; False if the column turns out to be no slice."""
+        if value.__class__ in (list, dict):
+            value = json.dumps(value, ensure_ascii=False)
+        if not self.keep and isinstance(value, str) and len(value) > _MAX_LABEL:
+            return False
+        code = self.index.setdefault(value, len(self.index))
+        if code >= _MAX_VALUES and not self.keep:
+            return False
+        if len(self.codes) < row:
+            self.codes.extend([-1] * (row - len(self.codes)))
+        self.codes.append(-1 if value is None else code)
+        return True
+
+
+class TableBuilder:
+    """Collects the rows of one task.
+
+    Args:
+        first: The first row; metric, kind and task of all others must be the same.
+        source: Where the rows come from, for messages.
+        wanted: Columns that are kept whatever they hold.
+    """
+
+    def __init__(self, first: Row, source: str, wanted: Sequence[str]) -> None:
+        self.task, self.metric, self.graded, self.choice = first.task, first.metric, first.graded, first.choice
+        self.source, self.wanted = source, wanted
+        self.ids: list[str] = []
+        self.values, self.answers = array("d"), array("q")
+        self.content, self.prompts, self.places = array("Q"), array("Q"), array("q")
+        self.answers_known = True
+        self.columns: dict[str, _Column] = {}
+        self.dropped: set[str] = set()
+
+    def add(self, row: Row, place: int) -> None:
+        """Appends a row; ``place`` is where its text can be found again."""
+        if row.metric != self.metric or row.graded != self.graded:
+            raise MuscleError(
+                f"task {self.task!r} mixes the metrics {self.metric!r} and {row.metric!r} (item {row.id!r}); "
+                "write one metric per task, or give the tasks different names"
+            )
+        self.ids.append(row.id)
+        self.values.append(row.value)
+        if row.answer is None:
+            self.answers_known = False
+            self.answers.append(0)
+        else:
+            self.answers.append(row.answer)
+        self.content.append(row.content)
+        self.prompts.append(row.prompt)
+        self.places.append(place)
+        if row.columns:
+            self._add_columns(row.columns)
+
+    def _add_columns(self, columns: Mapping[str, Any]) -> None:
+        number = len(self.ids) - 1
+        for name, value in columns.items():
+            column = self.columns.get(name)
+            if column is None:
+                if name in self.dropped:
+                    continue
+                column = self.columns[name] = _Column(name in self.wanted)
+            if not column.add(number, value):
+                del self.columns[name]
+                self.dropped.add(name)
+
+    def build(self, fetch_places: Callable[[Sequence[int]], list[Detail]]) -> Answers:
+        """The finished table.
+
+        Raises:
+            MuscleError: An id occurs twice, or a value is nan or infinite.
+        """
+        self._check()
+        places = np.frombuffer(self.places, dtype=np.int64)
+        size = len(self.ids)
+        columns = {}
+        for name, column in self.columns.items():
+            column.codes.extend([-1] * (size - len(column.codes)))
+            columns[name] = (np.frombuffer(column.codes, dtype=np.int32), list(column.index))
+        return Answers(
+            task=self.task,
+            metric=self.metric,
+            source=self.source,
+            ids=self.ids,
+            values=np.frombuffer(self.values, dtype=np.float64),
+            graded=self.graded,
+            answers=np.frombuffer(self.answers, dtype=np.int64) if self.answers_known else None,
+            content=np.frombuffer(self.content, dtype=np.uint64),
+            prompts=np.frombuffer(self.prompts, dtype=np.uint64),
+            choice=self.choice,
+            columns=columns,
+            fetch=lambda rows: fetch_places([int(places[row]) for row in rows]),
+        )
+
+    def _check(self) -> None:
+        values = np.frombuffer(self.values, dtype=np.float64)
+        bad = ~np.isfinite(values)
+        if bad.any():
+            shown = ", ".join(repr(self.ids[i]) for i in np.flatnonzero(bad)[:5])
+            raise MuscleError(
+                f"{self.source}: {int(bad.sum())} item(s) of task {self.task!r} have a {self.metric} that is nan or "
+                f"infinite: {shown}; drop or rescore them for every model"
+            )
+        if len(set(self.ids)) < len(self.ids):
+            seen: set[str] = set()
+            twice = list(dict.fromkeys(key for key in self.ids if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
+            raise MuscleError(
+                f"{self.source}: {len(twice)} id(s) of task {self.task!r} occur more than once: "
+                f"{', '.join(map(repr, twice[:5]))}; every item needs an id of its own"
+            )
