@@ -40,8 +40,9 @@ class MuscleConfig(TrainingArguments):
     mask: str = field(
         default="student_wrong",
         metadata={
-            "help": "Which tokens follow the old model: student_wrong (the method), old_right, always_old, old_likelier "
-            "(LL_L), old_likelier_sequence (LL_S), or a function of your own as 'package.module:function'."
+            "help": "Which tokens follow the old model: student_wrong (the method), old_right, always_old, "
+            "old_likelier (LL_L), old_likelier_sequence (LL_S), or a function of your own as "
+            "'package.module:function'."
         },
     )
     compatibility_weight: float = field(

@@ -47,9 +47,7 @@ def old_likelier(student: Tensor, old: Tensor, new: Tensor, labels: Tensor) -> T
     return label_log_likelihood(student, labels) < label_log_likelihood(old, labels)
 
 
-def old_likelier_sequence(
-    student: Tensor, old: Tensor, new: Tensor, labels: Tensor, sequence_ids: Tensor
-) -> Tensor:
+def old_likelier_sequence(student: Tensor, old: Tensor, new: Tensor, labels: Tensor, sequence_ids: Tensor) -> Tensor:
     """LL_S: follow v1 in the whole sequence where it gives the sequence more probability (equation 3)."""
     advantage = label_log_likelihood(old, labels) - label_log_likelihood(student, labels)
     sequences = int(sequence_ids.max()) + 1 if sequence_ids.numel() else 0

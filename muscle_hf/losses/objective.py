@@ -51,9 +51,7 @@ class Objective:
     scale_by_temperature_squared: bool = False
     label_smoothing: float = 0.0
 
-    def __call__(
-        self, student: Tensor, old: Tensor, new: Tensor, labels: Tensor, sequence_ids: Tensor
-    ) -> TokenTerms:
+    def __call__(self, student: Tensor, old: Tensor, new: Tensor, labels: Tensor, sequence_ids: Tensor) -> TokenTerms:
         """Evaluate the objective on the trained tokens of a batch.
 
         Args:

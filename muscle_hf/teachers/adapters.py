@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, set_peft_model_state_dict
 from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors.torch import load_file
 from torch import nn
 
 from muscle_hf.errors import MuscleError
@@ -50,8 +53,14 @@ def adapter_parameters(model: nn.Module, adapter: str) -> dict[str, nn.Parameter
     return found
 
 
-def add_adapter(model: PeftModel, name: str, config: PeftConfig) -> None:
+def add_adapter(model: PeftModel, name: str, config: PeftConfig, *, autocast_dtype: bool = False) -> None:
     """Add an untrained adapter of a configuration, leaving the base's weights alone; it is not activated.
+
+    Args:
+        model: Gets the adapter.
+        name: Must be free.
+        config: Is copied.
+        autocast_dtype: Keep half-precision adapters in float32, as PEFT does when it loads one.
 
     Raises:
         MuscleError: PEFT cannot put this adapter beside those that the model has.
@@ -62,7 +71,7 @@ def add_adapter(model: PeftModel, name: str, config: PeftConfig) -> None:
     if initialisation is not None:
         config.init_lora_weights = True
     try:
-        model.add_adapter(name, config, autocast_adapter_dtype=False)
+        model.add_adapter(name, config, autocast_adapter_dtype=autocast_dtype)
     except (ValueError, NotImplementedError, TypeError) as error:
         raise MuscleError(
             f"a second adapter cannot be put beside the trained one ({error}). Merge the adapter into the base and "
@@ -92,6 +101,38 @@ def copy_adapter(source: PeftModel, adapter: str, target: PeftModel, name: str) 
     for key, parameter in copies.items():
         # `.data` also takes over the dtype: a copy in another precision would not give the same logits.
         parameter.data = originals[key].data.to(device=parameter.device, copy=True)
+
+
+def read_adapter(model: PeftModel, name: str, folder: Path) -> None:
+    """Read the weights of an adapter that the model already has from a folder's safetensors file.
+
+    Modes, gradients and the active adapter stay as they are.
+
+    Args:
+        model: Has the adapter ``name``, of the same configuration as the one in the folder.
+        name: The adapter to overwrite.
+        folder: Holds ``adapter_model.safetensors``.
+
+    Raises:
+        MuscleError: The file is missing, or its weights are not those of this adapter on this base.
+    """
+    file = Path(folder) / SAFETENSORS_WEIGHTS_NAME
+    if not file.is_file():
+        raise MuscleError(f"{folder} holds no {SAFETENSORS_WEIGHTS_NAME}; pickled adapters are not read")
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        result = set_peft_model_state_dict(model, load_file(file), adapter_name=name)
+    except RuntimeError as error:
+        raise MuscleError(f"the adapter in {folder} was trained for another base: {error}") from error
+    missing = [key for key in result.missing_keys if f".{name}." in key or key.endswith(f".{name}")]
+    if missing or result.unexpected_keys:
+        raise MuscleError(
+            f"the adapter in {folder} was trained for another base, or its file is incomplete: "
+            f"{len(missing)} weights are missing, {len(result.unexpected_keys)} have no place; first: "
+            f"{(missing + list(result.unexpected_keys))[0]}"
+        )
+    for parameter, flag in flags:
+        parameter.requires_grad = flag
 
 
 @contextlib.contextmanager

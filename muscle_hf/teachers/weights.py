@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -60,6 +60,17 @@ def same_weights(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool
     return True
 
 
+def same_as_files(weights: Mapping[str, Tensor], folder: Path) -> bool:
+    """Whether a model's weights are those of the safetensors files in a folder, cast to the model's dtypes."""
+    names = set()
+    for name, tensor in _read_tensors(folder):
+        match = weights.get(name)
+        if match is None or match.shape != tensor.shape or not torch.equal(match, tensor.to(match)):
+            return False
+        names.add(name)
+    return bool(names) and names == weights.keys()
+
+
 def content_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of tensors, in the order of their names.
 
@@ -92,15 +103,17 @@ def folder_hash(folder: Path, dtype: torch.dtype | None = None) -> str:
     Raises:
         MuscleError: There is no safetensors file.
     """
+    return content_hash(
+        (name, tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor)
+        for name, tensor in _read_tensors(folder)
+    )
+
+
+def _read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     files = sorted(Path(folder).glob("*.safetensors"))
     if not files:
         raise MuscleError(f"{folder} holds no .safetensors file; other formats are not read")
-
-    def tensors() -> Iterable[tuple[str, Tensor]]:
-        for file in files:
-            with safe_open(file, framework="pt") as handle:
-                for name in handle.keys():  # noqa: SIM118 - a safetensors handle is not iterable
-                    tensor = handle.get_tensor(name)
-                    yield name, tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
-
-    return content_hash(tensors())
+    for file in files:
+        with safe_open(file, framework="pt") as handle:
+            for name in handle.keys():  # noqa: SIM118 - a safetensors handle is not iterable
+                yield name, handle.get_tensor(name)

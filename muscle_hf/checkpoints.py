@@ -1,0 +1,97 @@
+"""Saving that never harms what is already saved."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+
+from muscle_hf.errors import MuscleError
+
+logger = logging.get_logger(__name__)
+
+
+class SaveError(MuscleError):
+    """Something could not be written; what was saved before is whole."""
+
+
+@contextlib.contextmanager
+def staged(folder: str | os.PathLike) -> Iterator[Path]:
+    """A temporary folder whose files move into ``folder`` when the block ends well, each one atomically.
+
+    Args:
+        folder: Is created if missing; files in it that the block does not write are left alone.
+
+    Raises:
+        SaveError: A file could not be written (a full disk, say); ``folder`` is as it was.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # On the same file system, so that moving is a rename and needs no space.
+    stage = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+    try:
+        try:
+            yield stage
+        except Exception as error:
+            raise SaveError(f"nothing was saved in {folder}: {error}. What was there before is whole") from error
+        for file in sorted(path for path in stage.rglob("*") if path.is_file()):
+            target = folder / file.relative_to(stage)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end: the trainer's state is its last file."""
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def last_whole_checkpoint(run_folder: str | os.PathLike) -> Path | None:
+    """The newest checkpoint of a run that was written to its end; None if there is none.
+
+    A process that is killed while it saves leaves a cut-off folder behind, which is passed over with a warning.
+    """
+    steps: list[tuple[int, Path]] = []
+    for path in Path(run_folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name):
+            steps.append((int(match[1]), path))
+    for _, path in sorted(steps, reverse=True):
+        if is_whole(path):
+            return path
+        logger.warning(f"{path} was not written to its end and is passed over.")
+    return None
+
+
+@contextlib.contextmanager
+def whole_or_nothing(checkpoint: Path) -> Iterator[None]:
+    """Remove a checkpoint folder that the block could not write to its end.
+
+    Raises:
+        SaveError: Saving failed; says which checkpoint is the last whole one.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_whole(checkpoint):
+            raise
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        last = last_whole_checkpoint(checkpoint.parent)
+        kept = f"the last whole checkpoint is {last}" if last else "there is no earlier checkpoint"
+        raise SaveError(
+            f"{checkpoint.name} could not be saved: {error}; {kept}. Make room or choose another output_dir, then go "
+            "on with train(resume_from_checkpoint=True)"
+        ) from error

@@ -1,0 +1,113 @@
+"""From items of a task to batches, and the checks that a dataset can be trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.teachers.kinds import IGNORED
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from muscle_hf.evaluation import Item
+
+
+def encode_items(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> list[dict[str, list[int]]]:
+    """Tokenize each item's prompt and right answer for training; the same for task and compatibility adapters.
+
+    Args:
+        tokenizer: Of both bases; its EOS, if it has one, closes each answer.
+        items: With a target each.
+
+    Returns:
+        Rows with ``input_ids``, ``labels`` (context and answer, as in A.1 of the paper) and ``completion_mask``
+        (1 on the answer), all of one length.
+    """
+    from muscle_hf.evaluation.encoding import encode_pairs
+
+    closing = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    rows = []
+    for prompt, answer in encode_pairs(tokenizer, [(item.prompt, item.target) for item in items]):
+        answer = answer + closing
+        ids = prompt + answer
+        rows.append({"input_ids": ids, "labels": list(ids), "completion_mask": [0] * len(prompt) + [1] * len(answer)})
+    return rows
+
+
+@dataclass
+class PaddingCollator:
+    """Pads rows of token lists on the right to the longest of the batch.
+
+    Args:
+        pad_id: Fills ``input_ids``; padding is not attended to, so any id will do.
+        multiple_of: Pads lengths up to a multiple of this (tensor cores like 8).
+    """
+
+    pad_id: int = 0
+    multiple_of: int = 1
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Collate rows with ``input_ids``, ``labels`` and further lists of the same length.
+
+        Returns:
+            int64 tensors (B, L): the rows' columns and ``attention_mask``.
+        """
+        length = max(len(row["input_ids"]) for row in rows)
+        length = -(-length // self.multiple_of) * self.multiple_of
+        fill = {"input_ids": self.pad_id, "labels": IGNORED}
+
+        def padded(name: str) -> Tensor:
+            return torch.tensor([list(row[name]) + [fill.get(name, 0)] * (length - len(row[name])) for row in rows])
+
+        batch = {name: padded(name) for name in rows[0]}
+        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        batch["attention_mask"] = (torch.arange(length) < lengths.unsqueeze(1)).long()
+        return batch
+
+
+def require_trained_labels(
+    batches: Iterable[Mapping[str, Any]], trained_labels: Callable[[Mapping[str, Any]], Tensor], name: str
+) -> None:
+    """Stop before training where a dataset has nothing to train on; reads up to the first trained label.
+
+    Args:
+        batches: As the collator makes them.
+        trained_labels: The aligned labels of a batch, -100 where nothing is trained.
+        name: Of the dataset, for the message.
+
+    Raises:
+        MuscleError: There are no rows, no labels, or every label is ignored.
+    """
+    rows = 0
+    for batch in batches:
+        labels = trained_labels(batch)
+        if bool((labels != IGNORED).any()):
+            return
+        rows += len(labels)
+    if not rows:
+        raise MuscleError(f"the {name} is empty")
+    raise MuscleError(
+        f"every label of the {name} ({rows} rows) is ignored (-100), so there is nothing to train on. Check that "
+        "prompts are not longer than the truncation length, and that masks mark the answers"
+    )
+
+
+def require_labels(batch: Mapping[str, Any]) -> Tensor:
+    """The labels of a batch.
+
+    Raises:
+        MuscleError: It has none.
+    """
+    labels = batch.get("labels")
+    if labels is None:
+        raise MuscleError(
+            f"the batch has no labels (it has {', '.join(batch)}). MUSCLE compares predictions with right answers: "
+            "add a 'labels' column, or a collator that makes it: DataCollatorForLanguageModeling(tokenizer, mlm=False)"
+        )
+    return labels

@@ -1,0 +1,247 @@
+"""Where a compatibility adapter comes from: a JSON file beside its weights that says what it was trained against."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+
+import muscle_hf
+from muscle_hf.errors import MuscleError
+from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters
+from muscle_hf.teachers.teacher import Teacher
+from muscle_hf.teachers.weights import base_of, content_hash
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+    from muscle_hf.losses import Objective
+    from muscle_hf.trainer import MuscleTrainer
+
+PROVENANCE_FILE = "muscle_provenance.json"
+FORMAT = 1
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "datasets", "trl", "bitsandbytes")
+# Settings that name a place or a secret rather than how the adapter was trained.
+_PRIVATE_SETTINGS = frozenset(
+    {"output_dir", "logging_dir", "run_name", "hub_token", "hub_model_id", "resume_from_checkpoint", "deepspeed"}
+    | {"jit_checkpoint_dir", "trackio_space_id", "project", "_n_gpu", "local_rank"}
+)
+
+
+@dataclass
+class Provenance:
+    """What an adapter was trained from, on and with; ``to_dict()`` is the file's content.
+
+    Args:
+        old: Base and adapter of v1: names, revisions, content hashes.
+        new: Base and adapter of v2.
+        tokenizer: Hash of v2's vocabulary; None if the trainer has no tokenizer.
+        objective: Settings of the objective.
+        training: Training arguments that are not at their defaults.
+        data: Identity of the training and evaluation data.
+        packages: Versions.
+        metrics: The last figures of training and evaluation.
+        adapter_sha256: Content hash of the trained adapter.
+        created: Time of saving, UTC, ISO 8601.
+    """
+
+    old: dict[str, Any]
+    new: dict[str, Any]
+    tokenizer: dict[str, Any] | None
+    objective: dict[str, Any]
+    training: dict[str, Any]
+    data: dict[str, Any]
+    packages: dict[str, str]
+    metrics: dict[str, float] = field(default_factory=dict)
+    adapter_sha256: str | None = None
+    created: str | None = None
+
+    @classmethod
+    def of(cls, trainer: MuscleTrainer) -> Provenance:
+        """Describe a trainer before it trains; reads every weight of the bases once, to hash them."""
+        hashes: dict[int, str] = {}
+        return cls(
+            old=_describe_teacher(trainer.teachers["old"], hashes),
+            new=_describe_teacher(trainer.teachers["new"], hashes),
+            tokenizer=_describe_tokenizer(trainer.tokenizer),
+            objective=describe_objective(trainer.objective, trainer.trained_tokens),
+            training=changed_settings(trainer.args),
+            data={
+                name: describe_dataset(dataset)
+                for name, dataset in (("train", trainer.train_dataset), ("eval", trainer.eval_dataset))
+                if dataset is not None
+            },
+            packages=_package_versions(),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {"format": FORMAT, **dataclasses.asdict(self)}
+
+    def save(self, folder: Path, student: PeftModel, metrics: Mapping[str, float]) -> None:
+        """Write the file beside the weights that are being saved."""
+        current = dataclasses.replace(
+            self,
+            metrics=dict(metrics),
+            adapter_sha256=content_hash(adapter_parameters(student, STUDENT_ADAPTER).items()),
+            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        )
+        (folder / PROVENANCE_FILE).write_text(json.dumps(current.to_dict(), indent=2, ensure_ascii=False) + "\n")
+
+    def check_same_models(self, checkpoint: Path) -> None:
+        """Refuse to resume against other teachers than those the checkpoint was trained against.
+
+        Raises:
+            MuscleError: The old or new model's weights differ; names both hashes.
+        """
+        file = checkpoint / PROVENANCE_FILE
+        if not file.is_file():
+            return
+        saved = json.loads(file.read_text())
+        for role, ours in (("old", self.old), ("new", self.new)):
+            for part in ("base", "adapter"):
+                theirs, mine = ((description[part] or {}).get("sha256") for description in (saved[role], ours))
+                if theirs != mine:
+                    raise MuscleError(
+                        f"{checkpoint.name} was trained with another {role} model: its {part} has the content hash "
+                        f"{theirs}, the one given now {mine}. Resume with the same models, or start anew"
+                    )
+
+
+def read_provenance(folder: str | os.PathLike) -> dict[str, Any]:
+    """The provenance of a saved compatibility adapter.
+
+    Raises:
+        MuscleError: There is none, or it is of a later format.
+    """
+    file = Path(folder, PROVENANCE_FILE)
+    if not file.is_file():
+        raise MuscleError(f"{folder} has no {PROVENANCE_FILE}: it was not saved by MuscleTrainer")
+    content = json.loads(file.read_text())
+    if content.get("format") != FORMAT:
+        raise MuscleError(f"{file} has format {content.get('format')}; this version reads format {FORMAT}: upgrade")
+    return content
+
+
+def public_name(name: str | None) -> str | None:
+    """A model's name without its place on this machine: a Hub id as it is, a folder by its last part."""
+    if not name:
+        return None
+    return Path(name).resolve().name if os.path.isdir(name) or os.path.isabs(name) else name
+
+
+def _describe_teacher(teacher: Teacher, hashes: dict[int, str]) -> dict[str, Any]:
+    base = base_of(teacher.model)
+    if id(base) not in hashes:
+        hashes[id(base)] = content_hash(teacher.base_weights().items())
+    config = base.config
+    adapter = teacher.adapter_weights()
+    return {
+        "base": {
+            "name": public_name(getattr(config, "_name_or_path", None)),
+            "revision": getattr(config, "_commit_hash", None),
+            "architecture": type(base).__name__,
+            "dtype": str(getattr(base, "dtype", None)).removeprefix("torch."),
+            "quantization": _quantization(config),
+            "sha256": hashes[id(base)],
+        },
+        "adapter": {
+            "name": public_name(teacher.source),
+            "revision": teacher.revision,
+            "sha256": content_hash(adapter.items()),
+        }
+        if adapter
+        else None,
+    }
+
+
+def _quantization(config: Any) -> dict[str, Any] | None:
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is None:
+        return None
+    plain = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    return {key: value for key, value in plain.items() if isinstance(value, (str, bool, int, float)) and value}
+
+
+def _describe_tokenizer(tokenizer: Any) -> dict[str, Any] | None:
+    if tokenizer is None or not hasattr(tokenizer, "get_vocab"):
+        return None
+    vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()
+    return {
+        "class": type(tokenizer).__name__,
+        "tokens": len(tokenizer.get_vocab()),
+        "sha256": hashlib.sha256(vocabulary).hexdigest(),
+    }
+
+
+def describe_objective(objective: Objective, trained_tokens: str) -> dict[str, Any]:
+    """The objective's settings as plain data."""
+    return {
+        "mask": objective.mask.name,
+        "temperature": objective.temperature,
+        "compatibility_weight": objective.compatibility_weight,
+        "scale_by_temperature_squared": objective.scale_by_temperature_squared,
+        "trained_tokens": trained_tokens,
+    }
+
+
+def changed_settings(args: TrainingArguments) -> dict[str, Any]:
+    """The training arguments that were set to something else than their defaults; no tokens, no local paths."""
+    changed = {}
+    for name, value in args.to_dict().items():
+        # The defaults are read off the class: constructing a second set of arguments would reset the accelerator.
+        setting = type(args).__dataclass_fields__[name]
+        default = setting.default_factory() if callable(setting.default_factory) else setting.default
+        default = getattr(default, "value", default)
+        private = name in _PRIVATE_SETTINGS or name.endswith("_token")
+        if not private and value != default and (value or default is not None):
+            changed[name] = value
+    return changed
+
+
+def describe_dataset(dataset: Any) -> Any:
+    """The identity of a dataset: rows, and a hash over up to 1000 evenly spaced ones.
+
+    Args:
+        dataset: Anything that ``Trainer`` takes; a dictionary of them is described one by one.
+    """
+    if isinstance(dataset, dict):
+        return {name: describe_dataset(part) for name, part in dataset.items()}
+    description: dict[str, Any] = {"class": type(dataset).__name__}
+    if fingerprint := getattr(dataset, "_fingerprint", None):
+        description["fingerprint"] = fingerprint
+    if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__getitem__"):
+        return description
+    rows = len(dataset)
+    sample = sorted({round(index * (rows - 1) / 999) for index in range(1000)}) if rows > 1000 else range(rows)
+    digest = hashlib.sha256()
+    for index in sample:
+        digest.update(json.dumps(_plain(dataset[index]), sort_keys=True, default=str).encode())
+    return {**description, "rows": rows, "rows_hashed": len(sample), "sha256": digest.hexdigest()}
+
+
+def _plain(row: Any) -> Any:
+    if isinstance(row, Mapping):
+        return {str(key): _plain(value) for key, value in row.items()}
+    return row.tolist() if hasattr(row, "tolist") else row
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "muscle-hf": muscle_hf.__version__}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

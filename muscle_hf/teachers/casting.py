@@ -1,0 +1,267 @@
+"""Who plays which part: the student, and its two frozen teachers on as few copies of the base as possible."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from torch import nn
+from transformers.utils import logging
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.teachers.adapters import (
+    NEW_ADAPTER,
+    OLD_ADAPTER,
+    STUDENT_ADAPTER,
+    adapter_parameters,
+    add_adapter,
+    copy_adapter,
+    read_adapter,
+)
+from muscle_hf.teachers.checks import (
+    check_recorded_base,
+    is_quantized,
+    only_active_adapter,
+    same_architecture,
+    same_config,
+)
+from muscle_hf.teachers.kinds import ModelKind, kind_of
+from muscle_hf.teachers.loading import (
+    FETCH_KEYS,
+    AdapterFolder,
+    find_adapter,
+    load_adapter_base,
+    load_model,
+    local_model_folder,
+)
+from muscle_hf.teachers.teacher import AdapterTeacher, ModelTeacher, Teacher
+from muscle_hf.teachers.weights import base_of, base_weights, same_as_files, same_weights
+
+logger = logging.get_logger(__name__)
+
+
+def make_student(
+    model: nn.Module, peft_config: PeftConfig | None, *, check_base: bool = True, checkpointing: bool = False
+) -> tuple[PeftModel, AdapterTeacher]:
+    """Turn v2's task model into the student and v2's teacher, both on the same base.
+
+    Args:
+        model: A ``PeftModel``, whose active adapter is copied; or a merged or fully fine-tuned model.
+        peft_config: For a model without an adapter: of the fresh LoRA that becomes the student.
+        check_base: Refuse an adapter that records another base.
+        checkpointing: Whether activations will be recomputed (a quantized base is prepared for it).
+
+    Returns:
+        The student (its trainable adapter is ``default`` and active) and the teacher.
+
+    Raises:
+        MuscleError: There is nothing to train, or it cannot be trained beside a teacher.
+    """
+    if not isinstance(model, PeftModel):
+        return _fresh_student(model, peft_config, checkpointing)
+    if peft_config is not None:
+        raise MuscleError(
+            "model already has an adapter, which becomes the student, so peft_config has no use; drop one of them (or "
+            "pass model.merge_and_unload() to start from a fresh adapter)"
+        )
+    active = only_active_adapter(model, "model")
+    if check_base:
+        check_recorded_base(model, active)
+    others = [name for name in model.peft_config if name not in (active, NEW_ADAPTER, OLD_ADAPTER)]
+    trainable = [name for name in others if any(p.requires_grad for p in adapter_parameters(model, name).values())]
+    if trainable:
+        raise MuscleError(
+            f"model has a second trainable adapter: {', '.join(trainable)} beside {active!r}. Only one is trained; "
+            "freeze or delete the others"
+        )
+    if active == STUDENT_ADAPTER:
+        if NEW_ADAPTER in model.peft_config:
+            logger.warning(
+                "This model already went through a MuscleTrainer: its first task adapter stays the new teacher, and "
+                "the student goes on from its present weights."
+            )
+        else:
+            copy_adapter(model, active, model, NEW_ADAPTER)
+        teacher = AdapterTeacher("new", model, NEW_ADAPTER)
+    else:
+        if STUDENT_ADAPTER in model.peft_config:
+            raise MuscleError(
+                f"the active adapter is {active!r}, but the name {STUDENT_ADAPTER!r}, which the compatibility adapter "
+                f"needs, is taken by another one; delete that: model.delete_adapter({STUDENT_ADAPTER!r})"
+            )
+        copy_adapter(model, active, model, STUDENT_ADAPTER)
+        teacher = AdapterTeacher("new", model, active)
+    activate_student(model)
+    return model, teacher
+
+
+def _fresh_student(
+    model: nn.Module, peft_config: PeftConfig | None, checkpointing: bool
+) -> tuple[PeftModel, AdapterTeacher]:
+    if peft_config is None:
+        raise MuscleError(
+            f"model is a {type(model).__name__} without an adapter. Pass v2's task model as a PeftModel "
+            "(PeftModel.from_pretrained(base, adapter)), or, if the task training is merged into it, pass "
+            "peft_config=LoraConfig(...) for the adapter to train"
+        )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise MuscleError(
+            "model has an adapter of transformers' own integration (model.load_adapter); load it as a PeftModel "
+            "instead: PeftModel.from_pretrained(base, adapter)"
+        )
+    if is_quantized(model):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
+    student = get_peft_model(model, peft_config)
+    only_active_adapter(student, "peft_config")
+    activate_student(student)
+    return student, AdapterTeacher("new", student, None)
+
+
+def activate_student(model: PeftModel) -> None:
+    """Make the compatibility adapter the active one and the only parameters with gradients."""
+    model.set_adapter(STUDENT_ADAPTER)
+    model.peft_config[STUDENT_ADAPTER].inference_mode = False
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    for parameter in adapter_parameters(model, STUDENT_ADAPTER).values():
+        parameter.requires_grad = parameter.is_floating_point()
+
+
+def make_teacher(
+    role: str,
+    source: nn.Module | str | os.PathLike | Teacher,
+    student: PeftModel,
+    kind: ModelKind,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    check_base: bool = True,
+) -> Teacher:
+    """A frozen teacher; on the student's base wherever the two bases are the same.
+
+    Args:
+        role: ``old`` or ``new``.
+        source: A ``PeftModel``, a plain model, or a folder or Hub id of an adapter or a model.
+        student: From :func:`make_student`.
+        kind: The student's.
+        arguments: For a path or Hub id: ``revision``, ``base_model`` and what ``from_pretrained`` takes. For a
+            ``PeftModel``: ``adapter``, the name of the teacher's adapter if it is not the active one.
+        check_base: Refuse an adapter that records another base.
+
+    Raises:
+        MuscleError: It cannot be loaded or does not fit.
+    """
+    arguments = dict(arguments or {})
+    if isinstance(source, Teacher):
+        return source
+    if isinstance(source, nn.Module):
+        adapter = arguments.pop("adapter", None)
+        if arguments:
+            raise MuscleError(f"{role}_model is loaded already: {', '.join(arguments)} would have no effect")
+        return _from_model(role, source, student, kind, adapter, check_base)
+    if not isinstance(source, (str, os.PathLike)):
+        raise MuscleError(f"{role}_model is a {type(source).__name__}; pass a model, a folder or a Hub id")
+    return _from_name(role, os.fspath(source), student, kind, arguments)
+
+
+def _from_model(
+    role: str, model: nn.Module, student: PeftModel, kind: ModelKind, adapter: str | None, check_base: bool
+) -> Teacher:
+    if model is student:
+        if adapter is None or adapter == STUDENT_ADAPTER or adapter not in student.peft_config:
+            raise MuscleError(
+                f"{role}_model is model itself; name its adapter: {role}_model_kwargs={{'adapter': NAME}}, one of "
+                + ", ".join(name for name in student.peft_config if name not in (STUDENT_ADAPTER, NEW_ADAPTER))
+            )
+        return AdapterTeacher(role, student, adapter)
+    if kind_of(model) is not kind:
+        raise MuscleError(f"{role}_model is a {kind_of(model).name}, but model is a {kind.name}")
+    if isinstance(model, PeftModel):
+        if adapter is not None:
+            model.set_adapter(adapter)
+        adapter = only_active_adapter(model, f"{role}_model")
+        if check_base:
+            check_recorded_base(model, adapter)
+    if not _same_base(model, student):
+        return ModelTeacher(role, model)
+    if not isinstance(model, PeftModel):
+        return AdapterTeacher(role, student, None)
+    if model.peft_type != student.peft_type:
+        return ModelTeacher(role, model)
+    name = _free_name(role, student)
+    copy_adapter(model, adapter, student, name)
+    activate_student(student)
+    return AdapterTeacher(role, student, name)
+
+
+def _same_base(model: nn.Module, student: PeftModel) -> bool:
+    if base_of(model) is base_of(student):
+        return True
+    return same_architecture(model, student) and same_weights(base_weights(model), base_weights(student))
+
+
+def _from_name(role: str, name: str, student: PeftModel, kind: ModelKind, arguments: dict[str, Any]) -> Teacher:
+    # A teacher computes in the student's precision unless told otherwise.
+    arguments.setdefault("dtype", getattr(base_of(student), "dtype", None))
+    base_model = arguments.pop("base_model", None)
+    revision = arguments.pop("revision", None)
+    fetch = {key: arguments.pop(key) for key in FETCH_KEYS if key in arguments}
+    adapter = find_adapter(name, revision, fetch)
+    if adapter is None:
+        model = load_model(name, kind, {"revision": revision or "main", **fetch, **arguments})
+        return _from_model(role, model, student, kind, None, check_base=False)
+    teacher = _from_adapter(role, adapter, student, kind, base_model, fetch, arguments)
+    teacher.source, teacher.revision = name, adapter.commit
+    return teacher
+
+
+def _from_adapter(
+    role: str,
+    adapter: AdapterFolder,
+    student: PeftModel,
+    kind: ModelKind,
+    base_model: str | None,
+    fetch: dict[str, Any],
+    arguments: dict[str, Any],
+) -> Teacher:
+    base_name = base_model or adapter.config.base_model_name_or_path
+    folder = local_model_folder(base_name, None if base_model else adapter.config.revision)
+    shareable = student.peft_type == adapter.config.peft_type
+    if shareable and folder is not None and _is_base_of(student, folder):
+        return _onto_student(role, adapter, student)
+    fetch.pop("subfolder", None)
+    base = load_adapter_base(adapter, kind, base_model, {**fetch, **arguments})
+    if shareable and _same_base(base, student):
+        return _onto_student(role, adapter, student)
+    try:
+        model = PeftModel.from_pretrained(base, str(adapter.folder))
+    except RuntimeError as error:
+        raise MuscleError(f"the adapter {adapter.name} was trained for another base: {error}") from error
+    only_active_adapter(model, f"{role}_model")
+    return ModelTeacher(role, model)
+
+
+def _is_base_of(student: PeftModel, folder: Path) -> bool:
+    # Reads the files tensor by tensor: no second copy of the base is ever built where it is the same.
+    base = base_of(student)
+    if is_quantized(base) or not any(folder.glob("*.safetensors")):
+        return False
+    config = type(base.config).from_pretrained(folder)
+    return same_config(config, base.config) and same_as_files(base_weights(base), folder)
+
+
+def _onto_student(role: str, adapter: AdapterFolder, student: PeftModel) -> AdapterTeacher:
+    name = _free_name(role, student)
+    add_adapter(student, name, adapter.config, autocast_dtype=True)
+    read_adapter(student, name, adapter.folder)
+    activate_student(student)
+    return AdapterTeacher(role, student, name)
+
+
+def _free_name(role: str, student: PeftModel) -> str:
+    name = OLD_ADAPTER if role == "old" else NEW_ADAPTER
+    if name in student.peft_config:
+        student.delete_adapter(name)
+    return name

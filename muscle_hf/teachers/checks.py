@@ -1,0 +1,194 @@
+"""Do two models belong together? Checks made before anything is trained."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedConfig
+from transformers.utils import logging
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.teachers.kinds import ModelKind
+from muscle_hf.teachers.loading import local_model_folder
+from muscle_hf.teachers.weights import base_of, base_weights, same_as_files
+
+logger = logging.get_logger(__name__)
+
+# Entries of a configuration that do not change what a model computes.
+_INERT_CONFIG = frozenset(
+    {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "id2label"}
+    | {"label2id", "problem_type", "output_hidden_states", "output_attentions", "return_dict", "model_type_name"}
+    | {"bos_token_id", "eos_token_id", "pad_token_id"}
+)
+
+
+def same_architecture(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two base models of the same weights would compute the same: one class, one configuration."""
+    bases = base_of(one), base_of(other)
+    return type(bases[0]) is type(bases[1]) and same_config(bases[0].config, bases[1].config)
+
+
+def same_config(one: PreTrainedConfig, other: PreTrainedConfig) -> bool:
+    """Whether two configurations agree in everything that changes what a model computes."""
+    kept = [{k: v for k, v in config.to_dict().items() if k not in _INERT_CONFIG} for config in (one, other)]
+    return type(one) is type(other) and kept[0] == kept[1]
+
+
+def check_vocabularies(new_vocabulary: Mapping[str, int] | None, old_vocabulary: Mapping[str, int] | None) -> bool:
+    """Compare two vocabularies token by token.
+
+    Args:
+        new_vocabulary: v2's tokens and their ids; None if unknown.
+        old_vocabulary: v1's.
+
+    Returns:
+        Whether both were known.
+
+    Raises:
+        MuscleError: They differ; says how many tokens do and names some.
+    """
+    if new_vocabulary is None or old_vocabulary is None:
+        return False
+    if new_vocabulary != old_vocabulary:
+        tokens = sorted(new_vocabulary.keys() | old_vocabulary.keys())
+        differ = [token for token in tokens if new_vocabulary.get(token) != old_vocabulary.get(token)]
+        examples = ", ".join(
+            f"{token!r} (old id {old_vocabulary.get(token)}, new id {new_vocabulary.get(token)})"
+            for token in differ[:3]
+        )
+        raise MuscleError(
+            f"the old and the new model have different vocabularies: {len(differ)} of {len(tokens)} tokens differ, "
+            f"first {examples}. The KL compares probabilities token by token, so both need the same tokenizer"
+        )
+    return True
+
+
+def find_vocabulary(model: nn.Module) -> dict[str, int] | None:
+    """The vocabulary of the tokenizer saved with a model or with its adapter's base; None if there is none on disk."""
+    base = base_of(model)
+    config = getattr(base, "config", None)
+    folder = local_model_folder(getattr(config, "_name_or_path", None), getattr(config, "_commit_hash", None))
+    if folder is None or not any(folder.glob("tokenizer*")):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_vocab()
+    except (OSError, ValueError, ImportError) as error:
+        logger.warning(f"The tokenizer in {folder.name} cannot be read ({error}); vocabularies are compared by size.")
+        return None
+
+
+def check_tokenizers(tokenizer: Any, old_tokenizer: Any, old: nn.Module, new: nn.Module) -> None:
+    """v1 and v2 must number the same tokens the same way; where a tokenizer is unknown, sizes must agree.
+
+    Args:
+        tokenizer: v2's, or None to look beside the model.
+        old_tokenizer: v1's, or None to look beside the model.
+        old: v1's model.
+        new: v2's model.
+
+    Raises:
+        MuscleError: The vocabularies differ, or may differ and cannot be compared.
+    """
+    vocabularies = [
+        known.get_vocab() if hasattr(known, "get_vocab") else find_vocabulary(model)
+        for known, model in ((tokenizer, new), (old_tokenizer, old))
+    ]
+    if check_vocabularies(*vocabularies):
+        return
+    sizes = [getattr(base_of(model).config.get_text_config(), "vocab_size", None) for model in (old, new)]
+    if sizes[0] != sizes[1]:
+        raise MuscleError(
+            f"the old model has {sizes[0]} embeddings, the new one {sizes[1]}, and a tokenizer was not found to "
+            "compare their tokens; pass processing_class= and old_processing_class="
+        )
+    logger.warning(
+        "A tokenizer was not found, so only the sizes of the vocabularies were compared. Pass processing_class= and "
+        "old_processing_class= to compare the tokens."
+    )
+
+
+def check_label_sets(kind: ModelKind, old: nn.Module, new: nn.Module) -> None:
+    """v1 and v2 must choose among the same classes, in the same order.
+
+    Raises:
+        MuscleError: Their label sets differ; names both.
+    """
+    if kind.generates_text:
+        return
+    names = [base_of(model).config.id2label for model in (old, new)]
+    unnamed = [all(label == f"LABEL_{index}" for index, label in labels.items()) for labels in names]
+    if len(names[0]) != len(names[1]) or (not any(unnamed) and names[0] != names[1]):
+        raise MuscleError(
+            f"the old and the new model have different label sets: old {names[0]}, new {names[1]}. Train both task "
+            "adapters with the same id2label"
+        )
+
+
+def check_recorded_base(model: PeftModel, adapter: str) -> None:
+    """An adapter must sit on the base it was trained on; PEFT itself accepts any base of the right shapes.
+
+    Raises:
+        MuscleError: The adapter records another base than the one under it.
+    """
+    base = base_of(model)
+    recorded = model.peft_config[adapter].base_model_name_or_path
+    present = getattr(base.config, "_name_or_path", None)
+    if not recorded or not present or _same_name(recorded, present):
+        return
+    refusal = MuscleError(
+        f"the adapter {adapter!r} was trained for the base {recorded}, but it sits on {present}. Load the base that "
+        "it records; if it is the same model under another name, set check_base=False"
+    )
+    folder = local_model_folder(recorded)
+    if folder is not None and any(Path(folder).glob("*.safetensors")) and not is_quantized(base):
+        if not same_as_files(base_weights(base), folder):
+            raise refusal
+    elif not os.path.isdir(present) and not os.path.isabs(recorded):
+        raise refusal
+    else:
+        logger.warning(
+            f"The adapter {adapter!r} records the base {recorded}, which is not here to be compared with {present}."
+        )
+
+
+def _same_name(one: str, other: str) -> bool:
+    if os.path.isdir(one) and os.path.isdir(other):
+        return os.path.samefile(one, other)
+    return one == other
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether the base's weights are stored quantized (bitsandbytes, GPTQ, ...)."""
+    return getattr(base_of(model), "quantization_method", None) is not None or getattr(
+        base_of(model), "is_quantized", False
+    )
+
+
+def only_active_adapter(model: PeftModel, owner: str) -> str:
+    """The name of a model's one active adapter.
+
+    Raises:
+        MuscleError: Several or none are active, one is merged into the base, or it is a kind that cannot be shared.
+    """
+    active: list[Any] = list(model.active_adapters)
+    if len(active) != 1:
+        raise MuscleError(f"{owner} has {len(active)} active adapters ({', '.join(active)}); activate exactly one")
+    config = model.peft_config[active[0]]
+    if config.is_prompt_learning or config.is_adaption_prompt:
+        raise MuscleError(
+            f"{owner} has an adapter of type {config.peft_type.value}, which is not added to the base's own layers; "
+            "use LoRA or another adapter that can be merged"
+        )
+    if getattr(config, "bias", "none") != "none":
+        raise MuscleError(
+            f"the adapter of {owner} trains the base's biases (bias={config.bias!r}), which the teacher on the same "
+            "base shares; train it with bias='none'"
+        )
+    if model.get_model_status().merged_adapters:
+        raise MuscleError(f"{owner} has an adapter merged into its base; call unmerge_adapter() first")
+    return active[0]

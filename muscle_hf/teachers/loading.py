@@ -1,0 +1,191 @@
+"""Task models from folders and Hub ids: safetensors only, no code of a repository is run."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from peft import PeftConfig, PeftModel
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from torch import nn
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.teachers.kinds import ModelKind
+
+# Loading arguments that say where to fetch from, as opposed to how to build the model.
+FETCH_KEYS = ("token", "cache_dir", "local_files_only", "force_download", "subfolder")
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """An adapter on disk.
+
+    Args:
+        folder: Holds the adapter's configuration and safetensors file.
+        name: What the user called it: a path or a Hub id.
+        config: Its PEFT configuration.
+        commit: The Hub's commit that was fetched; None for a folder.
+    """
+
+    folder: Path
+    name: str
+    config: PeftConfig
+    commit: str | None = None
+
+
+def find_adapter(name: str | os.PathLike, revision: str | None, fetch: Mapping[str, Any]) -> AdapterFolder | None:
+    """Find out whether a path or Hub id is an adapter, and fetch it if so.
+
+    Args:
+        name: A folder or a Hub id.
+        revision: Branch, tag or commit on the Hub.
+        fetch: ``token``, ``cache_dir``, ``local_files_only``, ``subfolder``, ...
+
+    Returns:
+        None if it is a model rather than an adapter.
+
+    Raises:
+        MuscleError: Nothing there, neither adapter nor model, or an adapter without safetensors.
+    """
+    name = os.fspath(name)
+    if os.path.isdir(name):
+        folder = Path(name, fetch.get("subfolder") or "")
+        if not (folder / ADAPTER_CONFIG).is_file():
+            if not (folder / "config.json").is_file():
+                raise MuscleError(f"{name} is neither an adapter (no {ADAPTER_CONFIG}) nor a model (no config.json)")
+            return None
+        if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
+            raise MuscleError(_no_safetensors(name))
+    else:
+        try:
+            folder = Path(hf_hub_download(name, ADAPTER_CONFIG, revision=revision, **fetch)).parent
+        except LocalEntryNotFoundError as error:
+            raise MuscleError(
+                f"{name} is not a folder, and the Hub cannot be reached to look for it: {error}"
+            ) from error
+        except EntryNotFoundError:
+            return None
+        except (HFValidationError, RepositoryNotFoundError) as error:
+            raise MuscleError(f"{name} is neither a folder nor a repository on the Hub: {error}") from error
+        try:
+            hf_hub_download(name, SAFETENSORS_WEIGHTS_NAME, revision=revision, **fetch)
+        except EntryNotFoundError as error:
+            raise MuscleError(_no_safetensors(name)) from error
+    # The Hub's cache keeps each commit in a folder of its name.
+    commit = (
+        None
+        if os.path.isdir(name)
+        else next((part.name for part in (folder, *folder.parents) if _is_commit(part.name)), None)
+    )
+    return AdapterFolder(folder, name, PeftConfig.from_pretrained(str(folder)), commit)
+
+
+def _is_commit(text: str) -> bool:
+    return re.fullmatch("[0-9a-f]{40}", text) is not None
+
+
+def _no_safetensors(name: str) -> str:
+    return (
+        f"the adapter {name} has no {SAFETENSORS_WEIGHTS_NAME}. Pickled weights are never loaded: load it where you "
+        "trust it and save it again with save_pretrained()"
+    )
+
+
+def local_model_folder(name: str | None, revision: str | None = None) -> Path | None:
+    """The folder of a model's files if it is on this disk: a folder itself, or in the Hub's cache; else None."""
+    if not name:
+        return None
+    if os.path.isdir(name):
+        return Path(name)
+    try:
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=["*.safetensors"], local_files_only=True)
+        )
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def load_model(name: str | os.PathLike, kind: ModelKind, arguments: Mapping[str, Any]) -> nn.Module:
+    """Load a plain model with the Auto class of a kind, from safetensors.
+
+    Args:
+        name: A folder or a Hub id.
+        kind: Decides the Auto class.
+        arguments: Of ``from_pretrained`` (revision, dtype, quantization_config, ...).
+
+    Raises:
+        MuscleError: It cannot be loaded; says why.
+    """
+    refused = {key for key in ("trust_remote_code", "use_safetensors") if key in arguments}
+    if refused:
+        raise MuscleError(
+            f"{', '.join(sorted(refused))} cannot be chosen here: only safetensors are read and no code of a "
+            "repository is run; load the model yourself and pass it"
+        )
+    auto = getattr(transformers, kind.auto_class)
+    try:
+        return auto.from_pretrained(os.fspath(name), use_safetensors=True, trust_remote_code=False, **arguments)
+    except (OSError, ValueError) as error:
+        raise MuscleError(f"{name} cannot be loaded with {kind.auto_class}: {error}") from error
+
+
+def load_task_model(
+    name: str | os.PathLike,
+    kind: ModelKind,
+    *,
+    base_model: str | os.PathLike | None = None,
+    trainable: bool = False,
+    **arguments: Any,
+) -> nn.Module:
+    """Load a task model: an adapter on its recorded base, or a merged or fully fine-tuned model.
+
+    Args:
+        name: A folder or Hub id of an adapter or a model.
+        kind: Of the model.
+        base_model: Overrides the base that an adapter records, if that has moved.
+        trainable: Whether an adapter is loaded for training.
+        arguments: ``revision`` (of ``name``), fetching arguments (``token``, ...) and further arguments of
+            ``from_pretrained`` of the base or model (``dtype``, ``quantization_config``, ``device_map``, ...).
+
+    Raises:
+        MuscleError: It cannot be found or loaded.
+    """
+    revision = arguments.pop("revision", None)
+    fetch = {key: arguments.pop(key) for key in FETCH_KEYS if key in arguments}
+    adapter = find_adapter(name, revision, fetch)
+    access = {key: value for key, value in fetch.items() if key != "subfolder"}
+    if adapter is None:
+        return load_model(name, kind, {"revision": revision or "main", **fetch, **arguments})
+    base = load_adapter_base(adapter, kind, base_model, {**access, **arguments})
+    try:
+        return PeftModel.from_pretrained(base, str(adapter.folder), is_trainable=trainable)
+    except RuntimeError as error:
+        raise MuscleError(f"the adapter {adapter.name} was trained for another base: {error}") from error
+
+
+def load_adapter_base(
+    adapter: AdapterFolder, kind: ModelKind, base_model: str | os.PathLike | None, arguments: Mapping[str, Any]
+) -> nn.Module:
+    """Load the base that an adapter records, at the recorded revision, or ``base_model`` instead.
+
+    Raises:
+        MuscleError: It records none, or the base cannot be loaded.
+    """
+    name = base_model or adapter.config.base_model_name_or_path
+    if not name:
+        raise MuscleError(f"the adapter {adapter.name} does not record its base model; name it with base_model=")
+    revision = None if base_model else adapter.config.revision
+    return load_model(name, kind, {"revision": revision or "main", **arguments})

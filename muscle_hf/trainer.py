@@ -1,0 +1,378 @@
+"""MuscleTrainer: ``transformers.Trainer`` with the MUSCLE objective."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
+
+from muscle_hf.checkpoints import last_whole_checkpoint, staged, whole_or_nothing
+from muscle_hf.config import MuscleConfig, objective_of
+from muscle_hf.data import require_labels, require_trained_labels
+from muscle_hf.errors import MuscleError
+from muscle_hf.losses import TokenTerms, resolve_mask
+from muscle_hf.losses.masks import MaskFunction
+from muscle_hf.losses.sums import mean_terms, sum_terms
+from muscle_hf.provenance import Provenance
+from muscle_hf.teachers import ModelTeacher, Teacher, kind_of, make_student, make_teacher
+from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, keep_quantized_trainable, read_adapter
+from muscle_hf.teachers.checks import check_label_sets, check_tokenizers, is_quantized
+from muscle_hf.teachers.kinds import IGNORED, aligned, trained_rows
+from muscle_hf.teachers.teacher import logits_of, require_finite, without_labels
+from muscle_hf.teachers.weights import base_of
+
+_TIMING = re.compile(r"runtime|per_second|total_flos|preparation_time|memory|mem_")
+_MASK_COLUMNS = {"completion": "completion_mask", "assistant": "assistant_masks"}
+
+
+class MuscleTrainer(Trainer):
+    """Trains a compatibility adapter: a LoRA on v2 that keeps what v1 got right (MUSCLE, section 4).
+
+    A drop-in replacement for ``transformers.Trainer``: every argument of it works as there, and:
+
+    Args:
+        model: v2's task model. A ``PeftModel``: its active adapter is copied to become the student, named
+            ``default``, and the original stays as v2's frozen teacher on the same base. Or a merged or fully
+            fine-tuned model, with ``peft_config``: the student is a fresh LoRA, the teacher is the model with
+            adapters off.
+        args: A :class:`~muscle_hf.MuscleConfig`; with plain ``TrainingArguments`` the method's defaults hold.
+        old_model: v1's task model: a ``PeftModel``, a plain model, or a folder or Hub id of an adapter or model. If
+            it sits on the same base as ``model``, by identity or content, one base serves all three.
+        new_model: Another teacher for v2 than the task model in ``model``; the same forms as ``old_model``.
+        peft_config: The adapter to train where ``model`` has none.
+        old_model_kwargs: For a folder or Hub id: ``revision``, ``base_model`` (if the recorded base has moved) and
+            loading arguments (``dtype``, ``quantization_config``, ``token``, ...). For a ``PeftModel``: ``adapter``,
+            if not the active one.
+        new_model_kwargs: The same for ``new_model``.
+        old_processing_class: v1's tokenizer, to compare vocabularies where it is not saved with v1's base.
+        mask: A mask function of your own (see ``muscle_hf.losses.masks``) instead of ``args.mask``.
+
+    Raises:
+        MuscleError: Something does not fit, before anything is trained; the message says what to do.
+    """
+
+    _tag_names = ("muscle-hf", "model-update")
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        *positional: Any,
+        old_model: nn.Module | str | os.PathLike | Teacher | None = None,
+        new_model: nn.Module | str | os.PathLike | Teacher | None = None,
+        peft_config: PeftConfig | None = None,
+        old_model_kwargs: Mapping[str, Any] | None = None,
+        new_model_kwargs: Mapping[str, Any] | None = None,
+        old_processing_class: Any = None,
+        mask: MaskFunction | None = None,
+        **trainer_arguments: Any,
+    ):
+        if old_model is None:
+            raise MuscleError(
+                "no old_model: MUSCLE keeps what the old (v1) task model gets right, so it needs that model; pass it "
+                "as old_model= (a PeftModel, a model, or a folder or Hub id of an adapter or model)"
+            )
+        args = MuscleConfig("tmp_trainer") if args is None else args
+        own = isinstance(args, MuscleConfig)
+        self.objective = objective_of(args)
+        if mask is not None:
+            self.objective = replace(self.objective, mask=resolve_mask(mask))
+        self.trained_tokens = args.trained_tokens if own else "labels"
+        self._check_base = args.check_base if own else True
+        self._checkpointing = bool(args.activation_checkpointing)
+        self._models = {"old": (old_model, old_model_kwargs), "new": (new_model, new_model_kwargs)}
+        self._peft_config = peft_config
+        self.teachers: dict[str, Teacher] = {}
+        if model is not None:
+            # A fresh adapter is drawn from the run's seed, like everything after it.
+            set_seed(args.seed)
+            model = self._cast(model)
+        super().__init__(model, args, *positional, **trainer_arguments)
+        self._refuse_unsupported()
+        # The loss is normalised here, by the tokens of the whole batch, whatever the model's own loss does.
+        self.model_accepts_loss_kwargs = True
+        for teacher in self.teachers.values():
+            self._place(teacher)
+        if self.kind.generates_text:
+            check_tokenizers(self.tokenizer, old_processing_class, self.teachers["old"].model, self.student)
+        if self.train_dataset is not None:
+            self._check_train_dataset()
+        self._train_sums: Tensor | None = None
+        self._eval_sums: Tensor | None = None
+        self._best_loaded_at = 0
+        self.provenance = Provenance.of(self) if self.args.should_save else None
+
+    # ---- Parts ----
+
+    def _cast(self, model: nn.Module) -> PeftModel:
+        """Make ``model`` the student and find its teachers."""
+        keep_quantized_trainable(model)
+        self.student, new = make_student(
+            model, self._peft_config, check_base=self._check_base, checkpointing=self._checkpointing
+        )
+        self.kind = kind_of(self.student)
+        old_model, old_arguments = self._models["old"]
+        new_model, new_arguments = self._models["new"]
+        kept = self.teachers.get("old")
+        self.teachers = {
+            # A teacher with a base of its own serves every trial of a hyper-parameter search.
+            "old": kept if isinstance(kept, ModelTeacher) else self._teacher("old", old_model, old_arguments),
+            "new": new if new_model is None else self._teacher("new", new_model, new_arguments),
+        }
+        for teacher in self.teachers.values():
+            keep_quantized_trainable(teacher.model)
+            check_label_sets(self.kind, teacher.model, self.student)
+        if self._checkpointing:
+            # Reentrant checkpointing drops the gradients of a frozen base whose inputs need none.
+            self.student.enable_input_require_grads()
+        return self.student
+
+    def _teacher(self, role: str, source: Any, arguments: Mapping[str, Any] | None) -> Teacher:
+        return make_teacher(role, source, self.student, self.kind, arguments, check_base=self._check_base)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        model = self._cast(super().call_model_init(trial))
+        if hasattr(self, "args"):
+            for teacher in self.teachers.values():
+                self._place(teacher)
+        return model
+
+    def _place(self, teacher: Teacher) -> None:
+        """Put a teacher with a base of its own on the student's device and in its precision."""
+        if not isinstance(teacher, ModelTeacher):
+            return
+        placed_already = is_quantized(teacher.model) or getattr(teacher.model, "hf_device_map", None) is not None
+        if not placed_already:
+            teacher.model.to(self.args.device)
+        teacher.autocast = self.accelerator.autocast
+
+    @property
+    def tokenizer(self) -> Any:
+        """v2's tokenizer: the processing class, or the collator's."""
+        return self.processing_class or getattr(self.data_collator, "tokenizer", None)
+
+    # ---- Refusals, before anything is computed ----
+
+    def _refuse_unsupported(self) -> None:
+        if self.compute_loss_func is not None and self.objective.compatibility_weight == 1:
+            raise MuscleError(
+                "compute_loss_func replaces the cross-entropy, but with compatibility_weight=1 there is none; lower "
+                "compatibility_weight or drop compute_loss_func"
+            )
+        if self.args.n_gpu > 1:
+            raise MuscleError(
+                f"this process sees {self.args.n_gpu} GPUs and would replicate the model by nn.DataParallel, which "
+                "the teachers cannot follow. Start one process per GPU with `accelerate launch`, or choose one GPU "
+                "with CUDA_VISIBLE_DEVICES"
+            )
+        if max(self.get_sp_size(), self.get_cp_size()) > 1:
+            raise MuscleError(
+                "sequence and context parallelism split the sequences that teachers and student are compared on; "
+                "use data parallelism (DDP, FSDP, ZeRO)"
+            )
+
+    def _check_train_dataset(self) -> None:
+        if isinstance(self.train_dataset, IterableDataset) or not hasattr(self.train_dataset, "__getitem__"):
+            return  # a stream is checked at its first batch: looking ahead could use it up
+        dataset, collate = self.train_dataset, self.data_collator
+        if hasattr(dataset, "remove_columns"):
+            dataset = self._remove_unused_columns(dataset, "training")
+        else:
+            collate = self._get_collator_with_removed_columns(collate, "training")
+        with torch.random.fork_rng(devices=[]):
+            batches = DataLoader(dataset, batch_size=self.args.train_batch_size, collate_fn=collate)
+            require_trained_labels(batches, self.trained_labels, "training set")
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if self.trained_tokens in _MASK_COLUMNS and _MASK_COLUMNS[self.trained_tokens] not in self._signature_columns:
+            self._signature_columns.append(_MASK_COLUMNS[self.trained_tokens])
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        trainable = {id(parameter) for parameter in adapter_parameters(self.student, STUDENT_ADAPTER).values()}
+        foreign = [name for name, p in self.student.named_parameters() if p.requires_grad and id(p) not in trainable]
+        if foreign:
+            raise MuscleError(
+                f"{len(foreign)} parameters outside the compatibility adapter are trainable (first: {foreign[0]}); "
+                "only the adapter may be trained, since the teachers share the rest"
+            )
+        return super().create_optimizer(model)
+
+    # ---- The objective ----
+
+    def trained_labels(self, batch: Mapping[str, Any]) -> Tensor:
+        """The labels that are trained on, aligned with the logits: -100 where nothing is trained.
+
+        Args:
+            batch: As the collator makes it.
+
+        Returns:
+            (B, L'), or (B, 1) for sequence classification, int64.
+
+        Raises:
+            MuscleError: There are no labels, or no mask that ``trained_tokens`` asks for.
+        """
+        if batch.get("shift_labels") is not None:
+            return batch["shift_labels"]
+        labels = require_labels(batch)
+        column = _MASK_COLUMNS.get(self.trained_tokens)
+        if column is not None:
+            if batch.get(column) is None:
+                raise MuscleError(
+                    f"trained_tokens={self.trained_tokens!r} needs the column {column!r} in every batch (0 or 1 per "
+                    f"token); this batch has {', '.join(batch)}"
+                )
+            labels = labels.masked_fill(batch[column] == 0, IGNORED)
+        return self.kind.trained_labels(labels)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | int | None:
+        # `shift_labels` is what Trainer counts as it stands; its own rule knows neither masks nor every kind of head.
+        aligned = [self.trained_labels(batch) for batch in batch_samples if batch.get("labels") is not None]
+        counted = [{"labels": labels, "shift_labels": labels} for labels in aligned]
+        return super()._get_num_items_in_batch(counted, device)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """Equations (1) and (5), summed over the trained tokens of the batch and divided by ``num_items_in_batch``.
+
+        The student runs first; whatever happens, its adapter is the active one, in its former mode, on return.
+        """
+        labels = self.trained_labels(inputs)
+        outputs = model(**without_labels(base_of(self.student), inputs))
+        terms, sequence_ids = self._terms(outputs, labels, inputs)
+        sums = sum_terms(terms, sequence_ids, labels.size(0))
+        # Trainer divides by the accumulation steps what was not divided by the tokens of all of them.
+        self.loss_is_scaled_for_ga = num_items_in_batch is not None
+        items = sums[:, 0].sum() if num_items_in_batch is None else num_items_in_batch
+        loss = terms.loss.sum() / torch.as_tensor(items, device=labels.device).clamp(min=1)
+        if self.compute_loss_func is not None:
+            weight = self.objective.compatibility_weight
+            cross_entropy = self.compute_loss_func(outputs, inputs["labels"], num_items_in_batch=num_items_in_batch)
+            loss = weight * loss + (1 - weight) * cross_entropy
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            # Gradients are averaged over the processes, while the tokens were counted over all of them.
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
+        self._note(sums, training=model.training)
+        return (loss, outputs) if return_outputs else loss
+
+    def _terms(self, outputs: Any, labels: Tensor, inputs: Mapping[str, Any]) -> tuple[TokenTerms, Tensor]:
+        chosen, sequence_ids = trained_rows(labels)
+        student = _at_least_float32(aligned(logits_of(outputs), labels)[chosen])
+        rows = {}
+        for role, teacher in self.teachers.items():
+            rows[role] = aligned(teacher.logits(inputs), labels)[chosen].to(student)
+            require_finite(role, rows[role], sequence_ids, f"step {self.state.global_step + 1}")
+        # A loss function of the user's own takes the place of the cross-entropy.
+        objective = replace(self.objective, compatibility_weight=1.0) if self.compute_loss_func else self.objective
+        return objective(student, rows["old"], rows["new"], labels[chosen], sequence_ids), sequence_ids
+
+    # ---- Logged figures ----
+
+    def _note(self, sums: Tensor, training: bool) -> None:
+        if training:
+            total = sums.sum(dim=0)
+            self._train_sums = total if self._train_sums is None else self._train_sums + total
+        else:
+            # The same gathering that the losses get, which drops rows repeated to fill the last batch.
+            total = self.gather_function(sums).sum(dim=0)
+            self._eval_sums = total if self._eval_sums is None else self._eval_sums + total
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._train_sums is not None:
+            means = mean_terms(self.accelerator.reduce(self._train_sums, reduction="sum"))
+            means.pop("loss")  # Trainer's own is the mean over steps
+            logs.update(means)
+            self._train_sums = None
+        super().log(logs, start_time)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        self._eval_sums = None
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if self._eval_sums is not None:
+            means = mean_terms(self._eval_sums)
+            if self.compute_loss_func is not None:
+                means.pop("loss")
+            # Trainer's mean of batch means depends on the batch size; this is the mean over tokens.
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
+        return output
+
+    # ---- Saving and resuming ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise MuscleError(f"there is no checkpoint to resume from in {self.args.output_dir}")
+        if resume_from_checkpoint:
+            resume_from_checkpoint = os.fspath(resume_from_checkpoint)
+            if self.provenance is not None:
+                self.provenance.check_same_models(Path(resume_from_checkpoint))
+        self._train_sums = None
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        with whole_or_nothing(folder):
+            super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Save the compatibility adapter alone, with the tokenizer and its provenance; no teachers, no pickles."""
+        if not self.args.should_save:
+            return
+        with staged(output_dir or self.args.output_dir) as folder:
+            self.student.save_pretrained(folder, selected_adapters=[STUDENT_ADAPTER], state_dict=state_dict)
+            # PEFT's card names a base by its place on this disk.
+            (folder / "README.md").unlink(missing_ok=True)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(folder)
+            self.provenance.save(folder, self.student, self.final_metrics())
+
+    def final_metrics(self) -> dict[str, float]:
+        """The last value of every figure that was logged for the present weights, but for those of time and speed."""
+        metrics: dict[str, float] = {}
+        for index, entry in enumerate(self.state.log_history):
+            overtaken = index < self._best_loaded_at and entry["step"] > (self.state.best_global_step or 0)
+            if not overtaken:
+                metrics.update({key: value for key, value in entry.items() if not _TIMING.search(key)})
+        return metrics
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            read_adapter(self.student, STUDENT_ADAPTER, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            read_adapter(self.student, STUDENT_ADAPTER, Path(self.state.best_model_checkpoint))
+        # What was logged after the best step is not about the weights that are now in the model.
+        self._best_loaded_at = len(self.state.log_history)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    # Half precision has ties at the top, which would decide the mask.
+    return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
