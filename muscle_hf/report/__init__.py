@@ -1,0 +1,10 @@
+"""Showing the result of a comparison: every renderer reads a :class:`muscle_hf.compare.document.Document`.
+
+    ``muscle_hf.report.terminal.render(document, console)``: tables for a terminal.
+    ``muscle_hf.report.markdown.render(document) -> str``: a pull-request comment.
+    ``muscle_hf.report.junit.render(document) -> str``: JUnit XML for a CI system.
+    ``muscle_hf.report.html.render(document) -> str``: one self-contained page.
+
+Everything in a document that comes from data (texts, ids, labels, columns) is hostile until a renderer has made it
+harmless: :mod:`muscle_hf.report.text` shows control characters instead of sending them, each renderer escapes the rest.
+"""

@@ -1,0 +1,130 @@
+"""A comparison as JUnit XML: one test suite a task, one test case for each limit of the gate."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree as ET
+
+from muscle_hf.compare.document import Document, Flip, GateCheck, TaskResult, Update
+from muscle_hf.report import wording as w
+from muscle_hf.report.text import visible
+
+# Flips to the worse that the output of a suite lists.
+WORST = 20
+_MAX_ANSWER = 500
+# What XML 1.0 forbids even as a character reference.
+_ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def render(document: Document) -> str:
+    """The comparison as JUnit XML.
+
+    A failed check is a ``failure``; a check with too little data is an ``error``, so that a CI system never shows it
+    as passed. Without a gate each updated model has one case that passes and tells its numbers.
+
+    Args:
+        document: What to show.
+
+    Returns:
+        A well-formed XML document; characters that XML forbids are spelled out or removed.
+    """
+    root = ET.Element("testsuites", {"name": "muscle-hf compare"})
+    totals = [0, 0, 0]
+    for task in document.tasks:
+        counts = _add_suite(root, document, task)
+        totals = [total + one for total, one in zip(totals, counts, strict=True)]
+    _set_counts(root, totals)
+    ET.indent(root)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+
+
+def _legal(text: str) -> str:
+    return _ILLEGAL.sub("", visible(text))
+
+
+def _add_suite(root: ET.Element, document: Document, task: TaskResult) -> list[int]:
+    suite = ET.SubElement(root, "testsuite", {"name": _legal(task.name)})
+    _add_properties(suite, document, task)
+    checks = [check for check in document.gate.checks if check.task == task.name] if document.gate else []
+    for check in checks:
+        _add_check(suite, check)
+    if document.gate is None:
+        for update in task.updates:
+            case = _case(suite, task.name, f"{update.label} against old")
+            ET.SubElement(case, "system-out").text = _legal(f"{update.label} {w.summary(task, update)}")
+    flips = w.worst_flips(task, WORST)
+    if flips:
+        listing = "\n\n".join(_flip_text(document, flip) for flip in flips)
+        ET.SubElement(suite, "system-out").text = _legal(
+            f"The {len(flips)} worst of {w.count(task.flips_total)} flips:\n\n{listing}"
+        )
+    cases = len(suite.findall("testcase"))
+    counts = [cases, len(suite.findall("testcase/failure")), len(suite.findall("testcase/error"))]
+    _set_counts(suite, counts)
+    return counts
+
+
+def _set_counts(element: ET.Element, counts: list[int]) -> None:
+    for name, number in zip(("tests", "failures", "errors"), counts, strict=True):
+        element.set(name, str(number))
+
+
+def _case(suite: ET.Element, task: str, name: str) -> ET.Element:
+    return ET.SubElement(suite, "testcase", {"classname": f"muscle-hf.{_legal(task)}", "name": _legal(name)})
+
+
+def _add_check(suite: ET.Element, check: GateCheck) -> None:
+    case = _case(suite, check.task, f"{check.label}: {w.rule_text(check)}")
+    noise = "" if check.noise_floor is None else f" Noise floor: {w.percent(check.noise_floor)}."
+    text = _legal(f"{check.message}{noise}")
+    if check.verdict == "pass":
+        ET.SubElement(case, "system-out").text = text
+    else:
+        kind = "failure" if check.verdict == "fail" else "error"
+        ET.SubElement(case, kind, {"type": check.verdict, "message": _legal(check.message)}).text = text
+
+
+def _add_properties(suite: ET.Element, document: Document, task: TaskResult) -> None:
+    properties = ET.SubElement(suite, "properties")
+
+    def add(name: str, value: object) -> None:
+        ET.SubElement(properties, "property", {"name": _legal(name), "value": _legal(str(value))})
+
+    add("items", task.items)
+    add("left_out", task.left_out)
+    old = document.models[0].label
+    add(f"{old}.{_metric(task)}", task.accuracy_old.value)
+    for update in task.updates:
+        _add_update(add, task, update)
+    for warning in document.warnings:
+        add("warning", warning)
+
+
+def _metric(task: TaskResult) -> str:
+    return "accuracy" if task.kind == "correct" else task.metric
+
+
+def _add_update(add, task: TaskResult, update: Update) -> None:
+    add(f"{update.label}.{_metric(task)}", update.accuracy.value)
+    for key, number in update.counts.items():
+        add(f"{update.label}.{key}", number)
+    for key, estimate in update.rates.items():
+        add(f"{update.label}.{key}", estimate.value)
+    add(f"{update.label}.p_adjusted", update.p_adjusted)
+    add(f"{update.label}.verdict", update.verdict)
+
+
+def _flip_text(document: Document, flip: Flip) -> str:
+    lines = [flip.id]
+    if flip.prompt is not None:
+        lines.append(f"  prompt: {_short(flip.prompt)}")
+    lines.append(f"  target: {_short(flip.target)}")
+    for model in document.models:
+        answer = flip.answers.get(model.label)
+        text = "(not in the log)" if answer is None else _short(answer)
+        lines.append(f"  {model.label} {w.answer_mark(flip, model.label)}: {text}")
+    return "\n".join(lines)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MAX_ANSWER else text[:_MAX_ANSWER] + "…"

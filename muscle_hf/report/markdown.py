@@ -1,0 +1,184 @@
+"""A comparison as GitHub-flavoured Markdown, for a pull-request comment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from muscle_hf.compare.document import Document, Flip, Gate, TaskResult
+from muscle_hf.report import wording as w
+from muscle_hf.report.text import one_line
+
+# GitHub refuses comments of more than 65,536 characters; flips are left out before the tables are.
+MAX_LENGTH = 60_000
+_GATE_MARKS = {"pass": "✅", "fail": "❌", "too little data": "⚠️"}
+_SPECIAL = re.compile(r"[\\`*_{}\[\]<>()#+!|~&$^=]")
+# What turns plain text into mentions, references and links; an invisible joiner stops that.
+_AUTOLINK = re.compile(r"(?i)(@|https?:|ftp:|mailto:|xmpp:|www(?=\.)|gh-(?=\d))")
+_JOINER = "&#8288;"
+
+
+def render(document: Document, *, worst: int = 10) -> str:
+    """The comparison as Markdown.
+
+    Args:
+        document: What to show.
+        worst: How many of each task's flips to the worse are listed (folded away).
+
+    Returns:
+        Text of at most ``MAX_LENGTH`` characters or, if the tables alone are longer, with the tables only. Nothing from
+        data can format, mention, reference or link.
+    """
+    parts = [_heading(document.gate)]
+    parts += [f"> ⚠️ {_plain(warning)}" for warning in document.warnings]
+    if document.gate is not None:
+        parts.append(_gate_table(document.gate))
+    parts += [_task_section(document, task) for task in document.tasks]
+    if document.pooled:
+        parts.append(_pooled_table(document))
+    if document.noise:
+        parts.append(_noise_table(document))
+    parts.append(_footer(document))
+    length = sum(len(part) + 2 for part in parts)
+    for task in document.tasks:
+        flips = _flips_section(document, task, worst)
+        if flips and length + len(flips) + 2 < MAX_LENGTH:
+            parts.insert(-1, flips)
+            length += len(flips) + 2
+    return "\n\n".join(parts) + "\n"
+
+
+def _plain(text: str, limit: int | None = 200) -> str:
+    """Text from data outside of code: Markdown's and HTML's own characters as entities, links and mentions broken."""
+    # Escaping first would let the autolink pattern see the entities' own characters.
+    pieces = _AUTOLINK.split(one_line(text, limit))
+    escaped = [_SPECIAL.sub(lambda match: f"&#{ord(match.group())};", piece) for piece in pieces]
+    line = "".join(piece + _JOINER if index % 2 else piece for index, piece in enumerate(escaped))
+    line = re.sub(r"&#35;(?=\d)", f"&#35;{_JOINER}", line)
+    return re.sub(r"^(\d+|-)", rf"{_JOINER}\1", line)
+
+
+def _code(text: str, limit: int = 200) -> str:
+    """Text from data as a code span whose fence is longer than any run of backticks in it. Not for tables (pipes)."""
+    line = one_line(text, limit)
+    longest = max((len(run) for run in re.findall("`+", line)), default=0)
+    fence = "`" * (longest + 1)
+    return f"{fence} {line} {fence}" if line else "(empty)"
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    header = list(header)
+    lines = [header, ["---"] + ["--:"] * (len(header) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _heading(gate: Gate | None) -> str:
+    if gate is None:
+        return "## Model update: flips"
+    budget = f" (budget: {_plain(gate.budget)})" if gate.budget else ""
+    return f"## {_GATE_MARKS[gate.verdict]} Model update: {gate.verdict}{budget}"
+
+
+def _gate_table(gate: Gate) -> str:
+    rows = (
+        (
+            _plain(check.task),
+            _plain(check.label),
+            w.rule_text(check),
+            w.with_interval(check.estimate),
+            w.ABSENT if check.noise_floor is None else w.percent(check.noise_floor),
+            f"{_GATE_MARKS[check.verdict]} {check.verdict}",
+        )
+        for check in gate.checks
+    )
+    table = _table(["Task", "Model", "Limit", "Measured, bound", "Noise floor", "Verdict"], rows)
+    reasons = [
+        f"- {check.verdict}: {_plain(check.message, limit=None)}" for check in gate.checks if check.verdict != "pass"
+    ]
+    return "\n\n".join([table, "\n".join(reasons)] if reasons else [table])
+
+
+def _task_section(document: Document, task: TaskResult) -> str:
+    show, change, key = w.show_quality(task), w.show_change(task), w.negative_key(task)
+    symbol = w.measure(key).symbol
+    header = ["Model", w.quality(task), "Change", "Breaks", "Repairs", symbol, f"Δ{symbol} against new", "p", "Verdict"]
+    old = _plain(document.models[0].label)
+    rows = [[old, w.with_interval(task.accuracy_old, show), *[""] * (len(header) - 2)]]
+    for update in task.updates:
+        held = update.against_new
+        rate = w.negative_rate(task, update)
+        rows.append(
+            [
+                _plain(update.label),
+                w.with_interval(update.accuracy, show),
+                w.with_interval(update.change, change),
+                w.count(w.negatives(task, update)),
+                w.count(w.positives(task, update)),
+                w.ABSENT if rate is None else w.with_interval(rate),
+                "" if held is None else f"{w.with_interval(held.delta_nfr, w.points)} ({held.verdict})",
+                w.p_value(update.p_adjusted),
+                update.verdict,
+            ]
+        )
+    left_out = f", {w.count(task.left_out)} left out" if task.left_out else ""
+    title = f"### {_plain(task.name)} ({w.count(task.items)} items, {_plain(task.metric)}{left_out})"
+    return f"{title}\n\n{_table([_plain(cell) for cell in header], rows)}"
+
+
+def _flips_section(document: Document, task: TaskResult, worst: int) -> str:
+    flips = w.worst_flips(task, worst)
+    if not flips:
+        return ""
+    summary = f"{_plain(task.name)}: the {len(flips)} worst of {w.count(task.flips_total)} flips"
+    items = "\n".join(_flip(document, flip) for flip in flips)
+    return f"<details><summary>{summary}</summary>\n\n{items}\n\n</details>"
+
+
+def _flip(document: Document, flip: Flip) -> str:
+    lines = [f"- {_code(flip.id)}: " + ("(prompt not in the log)" if flip.prompt is None else _code(flip.prompt))]
+    lines.append(f"  - target: {_code(flip.target)}")
+    for model in document.models:
+        answer, mark = flip.answers.get(model.label), w.answer_mark(flip, model.label)
+        text = "(answer not in the log)" if answer is None else _code(answer)
+        lines.append(f"  - {_plain(model.label)} {mark}: {text}")
+    return "\n".join(lines)
+
+
+def _pooled_table(document: Document) -> str:
+    rows = (
+        (
+            _plain(pooled.label),
+            w.count(pooled.tasks),
+            w.with_interval(pooled.nfr),
+            w.with_interval(pooled.nfr_items),
+            w.p_value(pooled.p_value),
+            "" if pooled.p_value_against_new is None else w.p_value(pooled.p_value_against_new),
+        )
+        for pooled in document.pooled
+    )
+    table = _table(["Model", "Tasks", "NFR, tasks alike", "NFR, items alike", "p", "p against new"], rows)
+    return f"### All tasks together\n\n{table}"
+
+
+def _noise_table(document: Document) -> str:
+    rows = (
+        (
+            _plain(floor.task),
+            w.count(floor.runs),
+            w.with_interval(floor.nfr),
+            w.percent(floor.nfr_max),
+            w.percent(floor.answers_changed),
+        )
+        for floor in document.noise
+    )
+    table = _table(["Task", "Runs", "NFR", "Largest", "Answers changed"], rows)
+    return f"### Noise floor: what re-running the same model changes\n\n{table}"
+
+
+def _footer(document: Document) -> str:
+    level = w.level_name(document.tasks[0].accuracy_old) if document.tasks else "95%"
+    sources = ", ".join(f"{_plain(model.label)} = {_code(model.source)}" for model in document.models)
+    return (
+        f"<sub>In brackets: {level} intervals. p: paired test against old, corrected for the number of tasks. "
+        f"NFR: share of all items that old had right and the updated model has wrong.</sub>\n\n{sources}"
+    )

@@ -1,0 +1,197 @@
+"""A comparison on a terminal: one table a task, then the worst flips."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from muscle_hf.compare.document import Document, Gate, NoiseFloor, TaskResult, Update
+from muscle_hf.report import wording as w
+from muscle_hf.report.text import one_line
+
+GOOD, BAD, UNSURE, QUIET = "green", "red", "yellow", "dim"
+_VERDICT_STYLES = {"better": GOOD, "worse": BAD, "pass": GOOD, "fail": BAD, "too little data": UNSURE}
+
+
+def render(document: Document, console: Console | None = None, *, worst: int = 5) -> None:
+    """Print a comparison.
+
+    Args:
+        document: What to show.
+        console: Where to print to; a new console on standard output by default.
+        worst: How many of each task's flips to the worse are listed.
+
+    Everything from data goes through :func:`muscle_hf.report.text.one_line` and into ``Text`` objects, so neither
+    terminal control sequences nor rich's own markup in it have any effect.
+    """
+    console = console or Console()
+    for warning in document.warnings:
+        console.print(Text(f"! {one_line(warning)}", style=UNSURE))
+    for task in document.tasks:
+        console.print(_task_table(document, task))
+        _print_flips(document, task, console, worst)
+    if document.pooled:
+        console.print(_pooled_table(document))
+    if document.noise:
+        console.print(_noise_table(document.noise))
+    if document.gate is not None:
+        _print_gate(document.gate, console)
+
+
+def _data(text: str, style: str = "", limit: int | None = None) -> Text:
+    return Text(one_line(text, limit), style=style)
+
+
+def _table(title: str, columns: Iterable[str], caption: str | None = None) -> Table:
+    table = Table(
+        title=_data(title, "bold"),
+        title_justify="left",
+        caption=None if caption is None else Text(caption),
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    for index, column in enumerate(columns):
+        table.add_column(_data(column), justify="right" if index else "left", overflow="fold")
+    return table
+
+
+def _task_table(document: Document, task: TaskResult) -> Table:
+    """Rows are measures, columns are models: narrow terminals wrap an interval below its value."""
+    title = f"{task.name}: {w.count(task.items)} items, {task.metric}"
+    if task.left_out:
+        title += f" ({w.count(task.left_out)} left out)"
+    level = w.level_name(task.accuracy_old)
+    caption = f"[low, high]: {level} intervals. p: paired test against old, corrected for the number of tasks."
+    table = _table(title, ["", *(model.label for model in document.models)], caption)
+    show, change = w.show_quality(task), w.show_change(task)
+
+    def row(name: str, old: str, cells: Iterable[str | Text]) -> None:
+        table.add_row(_data(name), old, *cells)
+
+    row(
+        w.quality(task),
+        w.with_interval(task.accuracy_old, show),
+        (w.with_interval(update.accuracy, show) for update in task.updates),
+    )
+    row("change", "", (w.with_interval(update.change, change) for update in task.updates))
+    for key in _keys(update.counts for update in task.updates):
+        row(w.COUNTS.get(key, key), "", (w.count(update.counts.get(key, 0)) for update in task.updates))
+    for key in _keys(update.rates for update in task.updates):
+        row(w.measure(key).symbol, "", (_rate(update, key) for update in task.updates))
+    row("p", "", (w.p_value(update.p_adjusted) for update in task.updates))
+    row("verdict", "", (_verdict(update.verdict) for update in task.updates))
+    if any(update.against_new for update in task.updates):
+        table.add_section()
+        _add_against_new(table, task)
+    return table
+
+
+def _keys(mappings: Iterable[dict]) -> list[str]:
+    return list(dict.fromkeys(key for mapping in mappings for key in mapping))
+
+
+def _rate(update: Update, key: str) -> str:
+    estimate = update.rates.get(key)
+    return w.ABSENT if estimate is None else w.with_interval(estimate, w.show_rate(key))
+
+
+def _verdict(verdict: str) -> Text:
+    return Text(verdict, style=_VERDICT_STYLES.get(verdict, QUIET))
+
+
+def _add_against_new(table: Table, task: TaskResult) -> None:
+    held = [update.against_new for update in task.updates]
+    symbol = w.measure(w.negative_key(task)).symbol
+
+    def row(name: str, cells: Iterable[str | Text]) -> None:
+        table.add_row(_data(name), "", *cells)
+
+    row(f"Δ{symbol} against new", ("" if a is None else w.with_interval(a.delta_nfr, w.points) for a in held))
+    row("in percent", ("" if a is None else _relative(a.delta_nfr_percent) for a in held))
+    row("p against new", ("" if a is None else w.p_value(a.p_adjusted) for a in held))
+    row("verdict against new", ("" if a is None else _verdict(a.verdict) for a in held))
+
+
+def _relative(value: float) -> str:
+    return w.ABSENT if not math.isfinite(value) else f"{value:+.1f}%".replace("-", w.MINUS)
+
+
+def _print_flips(document: Document, task: TaskResult, console: Console, worst: int) -> None:
+    flips = w.worst_flips(task, worst)
+    if not flips:
+        return
+    console.print(_data(f"Worst flips of {task.name} ({len(flips)} of {w.count(task.flips_total)} flips)", "bold"))
+    for flip in flips:
+        block = Text()
+        block.append_text(_data(flip.id, "bold", 80))
+        if flip.prompt is not None:
+            block.append("\n  ").append_text(_data(flip.prompt, QUIET, 160))
+        block.append("\n  target: ").append_text(_data(flip.target, limit=120))
+        for model in document.models:
+            answer = flip.answers.get(model.label)
+            mark = w.answer_mark(flip, model.label)
+            style = GOOD if mark == "✓" else BAD if mark == "✗" else ""
+            block.append("\n  ").append_text(_data(model.label, limit=40)).append(": ")
+            if mark:
+                block.append(f"{mark} ", style=style)
+            block.append_text(_data("(answer not in the log)", QUIET) if answer is None else _data(answer, limit=120))
+        console.print(Padding(block, (0, 0, 1, 1)))
+
+
+def _pooled_table(document: Document) -> Table:
+    table = _table("All tasks together", ["", "tasks", "NFR, tasks alike", "NFR, items alike", "p", "p against new"])
+    for pooled in document.pooled:
+        table.add_row(
+            _data(pooled.label),
+            w.count(pooled.tasks),
+            w.with_interval(pooled.nfr),
+            w.with_interval(pooled.nfr_items),
+            w.p_value(pooled.p_value),
+            "" if pooled.p_value_against_new is None else w.p_value(pooled.p_value_against_new),
+        )
+    return table
+
+
+def _noise_table(noise: list[NoiseFloor]) -> Table:
+    table = _table(
+        "Noise floor: what re-running the same model changes",
+        ["task", "runs", "items", "NFR", "largest", "answers changed"],
+    )
+    for floor in noise:
+        table.add_row(
+            _data(floor.task),
+            w.count(floor.runs),
+            w.count(floor.items),
+            w.with_interval(floor.nfr),
+            w.percent(floor.nfr_max),
+            w.percent(floor.answers_changed),
+        )
+    return table
+
+
+def _print_gate(gate: Gate, console: Console) -> None:
+    table = _table("Gate", ["task", "model", "limit", "measured, bound", "noise floor", "verdict"])
+    for check in gate.checks:
+        show = w.points if check.rule in {"min_accuracy_gain", "max_regression"} else w.percent
+        table.add_row(
+            _data(check.task),
+            _data(check.label),
+            w.rule_text(check),
+            w.with_interval(check.estimate, show),
+            "" if check.noise_floor is None else w.percent(check.noise_floor),
+            _verdict(check.verdict),
+        )
+    console.print(table)
+    for check in gate.checks:
+        if check.verdict != "pass":
+            console.print(Text.assemble(("  ", ""), _verdict(check.verdict), ": ", _data(check.message)))
+    line = Text.assemble(f"Gate {w.VERDICT_MARKS[gate.verdict]} ", _verdict(gate.verdict))
+    if gate.budget:
+        line.append(" ").append_text(_data(f"(budget: {gate.budget})", QUIET))
+    console.print(line)

@@ -1,0 +1,221 @@
+"""How numbers and results are put into words, the same in every renderer."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from muscle_hf.compare.document import Document, Flip, GateCheck, TaskResult, Update
+from muscle_hf.metrics.significance import Estimate
+
+ABSENT = "–"
+MINUS = "−"
+
+
+class Measure(NamedTuple):
+    """A rate's name, its symbol, what it says in plain words, and whether it is a share (shown in percent)."""
+
+    name: str
+    symbol: str
+    meaning: str
+    share: bool = True
+
+
+MEASURES: dict[str, Measure] = {
+    "nfr": Measure("Negative flips", "NFR", "share of all items that old had right and the updated model has wrong"),
+    "pfr": Measure("Positive flips", "PFR", "share of all items that old had wrong and the updated model has right"),
+    "nfr_mc": Measure(
+        "Changed to a wrong choice", "NFR_mc", "share of all items with a new answer that is wrong, whatever old said"
+    ),
+    "nfr_smooth": Measure("Got worse", "NFR~", "share of all items whose score fell"),
+    "pfr_smooth": Measure("Got better", "PFR~", "share of all items whose score rose"),
+    "m_r": Measure("Mean fall", "m_r", "mean loss of score over the items that got worse", share=False),
+    "m_g": Measure("Mean rise", "m_g", "mean gain of score over the items that got better", share=False),
+    "btc": Measure("Right answers kept", "BTC", "share of old's right answers that stay right"),
+    "bec": Measure("Errors shared", "BEC", "share of the updated model's errors that old made too"),
+    "nfi": Measure("Errors that are new", "NFI", "share of the updated model's errors that are negative flips"),
+    "relative_nfr": Measure(
+        "Relative NFR", "rel. NFR", "NFR over what two unrelated models of these accuracies would have", share=False
+    ),
+    "agreement": Measure("Same answer", "agreement", "share of all items that both models answer alike"),
+}
+
+COUNTS: dict[str, str] = {
+    "both_right": "stays right",
+    "positive_flips": "positive flip",
+    "both_wrong": "stays wrong",
+    "negative_flips": "negative flip",
+    "improved": "got better",
+    "unchanged": "unchanged",
+    "regressed": "got worse",
+}
+
+RULES: dict[str, str] = {
+    "max_nfr": "Negative flips at most",
+    "max_regression": "Regression at most",
+    "min_accuracy_gain": "Accuracy gain at least",
+    "baseline": "No worse than the baseline",
+}
+
+VERDICT_MARKS: dict[str, str] = {"pass": "✓", "fail": "✗", "too little data": "?"}
+
+
+def measure(key: str) -> Measure:
+    """The measure behind a key of ``Update.rates``; unknown keys are shown by their own name."""
+    return MEASURES.get(key, Measure(key, key, "", share=True))
+
+
+def count(number: int) -> str:
+    """``12345`` -> ``12,345``."""
+    return f"{number:,}"
+
+
+def percent(value: float | None) -> str:
+    """``0.145`` -> ``14.5%``; below 1 % with two digits, as flips of large test sets are rare."""
+    if value is None or not math.isfinite(value):
+        return ABSENT
+    return _signed(f"{100 * value:.{1 if abs(value) >= 0.01 or value == 0 else 2}f}%")
+
+
+def points(value: float | None) -> str:
+    """A difference of two shares in percentage points: ``0.11`` -> ``+11.0 pts``."""
+    if value is None or not math.isfinite(value):
+        return ABSENT
+    return _signed(f"{100 * value:+.{1 if abs(value) >= 0.01 or value == 0 else 2}f} pts")
+
+
+def decimal(value: float | None) -> str:
+    """A number without a unit, three digits: a score, a ratio."""
+    return ABSENT if value is None or not math.isfinite(value) else _signed(f"{value:.3f}")
+
+
+def signed_decimal(value: float | None) -> str:
+    """A difference of two scores."""
+    return ABSENT if value is None or not math.isfinite(value) else _signed(f"{value:+.3f}")
+
+
+def p_value(value: float | None) -> str:
+    """``0.0183`` -> ``0.018``; tiny ones as ``<0.001``."""
+    if value is None or not math.isfinite(value):
+        return ABSENT
+    return "<0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+
+
+def p_equals(value: float | None) -> str:
+    """``p = 0.018`` or ``p < 0.001``."""
+    text = p_value(value)
+    return f"p < {text[1:]}" if text.startswith("<") else f"p = {text}"
+
+
+def interval(estimate: Estimate, show=percent) -> str:
+    """``[10.3, 20.0]`` in the unit of the value; one-sided as ``≤ 20.0%`` or ``≥ 10.3%``; empty if there is none."""
+    low, high = estimate.low, estimate.high
+    if math.isfinite(low) and math.isfinite(high):
+        return "[{},\u00a0{}]".format(*(show(end).removesuffix("%").removesuffix(" pts") for end in (low, high)))
+    if math.isfinite(high):
+        return f"≤ {show(high)}"
+    return f"≥ {show(low)}" if math.isfinite(low) else ""
+
+
+def with_interval(estimate: Estimate, show=percent) -> str:
+    """``14.5% [10.3, 20.0]``."""
+    return f"{show(estimate.value)} {interval(estimate, show)}".strip()
+
+
+def level_name(task_or_estimate: Estimate) -> str:
+    """``95%``."""
+    return f"{100 * task_or_estimate.level:g}%"
+
+
+def quality(task: TaskResult) -> str:
+    """What a task's answers are measured by: ``accuracy``, or ``mean rouge1``."""
+    return "accuracy" if task.kind == "correct" else f"mean {task.metric}"
+
+
+def show_quality(task: TaskResult):
+    """Formatter of a task's accuracy or mean score."""
+    return percent if task.kind == "correct" else decimal
+
+
+def show_change(task: TaskResult):
+    """Formatter of a difference of accuracies or mean scores."""
+    return points if task.kind == "correct" else signed_decimal
+
+
+def show_rate(key: str):
+    """Formatter of the rate with this key."""
+    return percent if measure(key).share else decimal
+
+
+def negative_key(task: TaskResult) -> str:
+    """Key of the task's negative flip rate in ``Update.rates``."""
+    return "nfr" if task.kind == "correct" else "nfr_smooth"
+
+
+def negative_rate(task: TaskResult, update: Update) -> Estimate | None:
+    """The update's negative flip rate, smooth or not."""
+    return update.rates.get(negative_key(task))
+
+
+def negatives(task: TaskResult, update: Update) -> int:
+    """Number of negative flips (of items that got worse, for scores)."""
+    return update.counts.get("negative_flips" if task.kind == "correct" else "regressed", 0)
+
+
+def positives(task: TaskResult, update: Update) -> int:
+    """Number of positive flips (of items that got better, for scores)."""
+    return update.counts.get("positive_flips" if task.kind == "correct" else "improved", 0)
+
+
+def summary(task: TaskResult, update: Update) -> str:
+    """One plain sentence about an update on a task; the label is left to the caller, who must escape it."""
+    down, up = count(negatives(task, update)), count(positives(task, update))
+    if task.kind == "correct":
+        flips = f"breaks {down} answers that were right ({percent(negatives(task, update) / max(task.items, 1))})"
+        flips += f" and repairs {up}"
+    else:
+        flips = f"scores lower on {down} items and higher on {up}"
+    change = show_change(task)(update.change.value)
+    return f"{flips}; {quality(task)} {change} ({update.verdict}, {p_equals(update.p_adjusted)})."
+
+
+def rule_text(check: GateCheck) -> str:
+    """The limit of a check in words: ``Negative flips at most 2.0%``."""
+    limit = points(check.limit) if check.rule in {"min_accuracy_gain", "max_regression"} else percent(check.limit)
+    return f"{RULES.get(check.rule, check.rule)} {limit}"
+
+
+def is_negative(flip: Flip) -> bool:
+    """Does any updated model do worse than the old one here?"""
+    return any(outcome in {"negative", "regressed"} for outcome in flip.outcomes.values())
+
+
+def worst_flips(task: TaskResult, limit: int) -> list[Flip]:
+    """The first ``limit`` flips to the worse, in the document's order (the worst first)."""
+    found: list[Flip] = []
+    for flip in task.flips:
+        if len(found) == limit:
+            break
+        if is_negative(flip):
+            found.append(flip)
+    return found
+
+
+def answer_mark(flip: Flip, label: str) -> str:
+    """``✓`` right, ``✗`` wrong, a score, or nothing if unknown."""
+    correct, score = flip.correct.get(label), flip.scores.get(label)
+    if correct is not None:
+        return "✓" if correct else "✗"
+    return "" if score is None else decimal(score)
+
+
+def leaders(document: Document, task: TaskResult) -> tuple[Update | None, Update | None]:
+    """The updates with the lowest negative flip rate and with the highest accuracy (first of equals); None if nan."""
+    rated = [u for u in task.updates if (rate := negative_rate(task, u)) is not None and math.isfinite(rate.value)]
+    scored = [u for u in task.updates if math.isfinite(u.accuracy.value)]
+    safest = min(rated, key=lambda u: negative_rate(task, u).value, default=None)  # type: ignore[union-attr]
+    return safest, max(scored, key=lambda u: u.accuracy.value, default=None)
+
+
+def _signed(text: str) -> str:
+    return text.replace("-", MINUS)
