@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from muscle_hf.teachers.loading import (
     load_adapter_base,
     load_model,
     local_model_folder,
+    put_adapter,
 )
 from muscle_hf.teachers.teacher import AdapterTeacher, ModelTeacher, Teacher
 from muscle_hf.teachers.weights import base_of, base_weights, same_as_files, same_weights
@@ -205,40 +207,33 @@ def _same_base(model: nn.Module, student: PeftModel) -> bool:
 def _from_name(role: str, name: str, student: PeftModel, kind: ModelKind, arguments: dict[str, Any]) -> Teacher:
     # A teacher computes in the student's precision unless told otherwise.
     arguments.setdefault("dtype", getattr(base_of(student), "dtype", None))
-    base_model = arguments.pop("base_model", None)
+    moved = {
+        "moved_base": arguments.pop("base_model", None),
+        "moved_base_revision": arguments.pop("base_revision", None),
+    }
     revision = arguments.pop("revision", None)
     fetch = {key: arguments.pop(key) for key in FETCH_KEYS if key in arguments}
     adapter = find_adapter(name, revision, fetch)
     if adapter is None:
         model = load_model(name, kind, {"revision": revision or "main", **fetch, **arguments})
         return _from_model(role, model, student, kind, None, check_base=False)
-    teacher = _from_adapter(role, adapter, student, kind, base_model, fetch, arguments)
+    fetch.pop("subfolder", None)
+    teacher = _from_adapter(role, replace(adapter, **moved), student, kind, {**fetch, **arguments})
     teacher.source, teacher.revision = name, adapter.commit
     return teacher
 
 
 def _from_adapter(
-    role: str,
-    adapter: AdapterFolder,
-    student: PeftModel,
-    kind: ModelKind,
-    base_model: str | None,
-    fetch: dict[str, Any],
-    arguments: dict[str, Any],
+    role: str, adapter: AdapterFolder, student: PeftModel, kind: ModelKind, arguments: dict[str, Any]
 ) -> Teacher:
-    base_name = base_model or adapter.config.base_model_name_or_path
-    folder = local_model_folder(base_name, None if base_model else adapter.config.revision)
+    folder = local_model_folder(adapter.base, adapter.base_revision)
     shareable = student.peft_type == adapter.config.peft_type
     if shareable and folder is not None and _is_base_of(student, folder):
         return _onto_student(role, adapter, student)
-    fetch.pop("subfolder", None)
-    base = load_adapter_base(adapter, kind, base_model, {**fetch, **arguments})
+    base = load_adapter_base(adapter, kind, arguments)
     if shareable and _same_base(base, student):
         return _onto_student(role, adapter, student)
-    try:
-        model = PeftModel.from_pretrained(base, str(adapter.folder))
-    except RuntimeError as error:
-        raise MuscleError(f"the adapter {adapter.name} was trained for another base: {error}") from error
+    model = put_adapter(adapter, base)
     only_active_adapter(model, f"{role}_model")
     return ModelTeacher(role, model)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,33 @@ class AdapterFolder:
         name: What the user called it: a path or a Hub id.
         config: Its PEFT configuration.
         commit: The Hub's commit that was fetched; None for a folder.
+        moved_base: Where its base is now, instead of where it records it.
+        moved_base_revision: The revision of ``moved_base``.
     """
 
     folder: Path
     name: str
     config: PeftConfig
     commit: str | None = None
+    moved_base: str | None = None
+    moved_base_revision: str | None = None
+
+    @property
+    def base(self) -> str:
+        """The folder or Hub id of its base.
+
+        Raises:
+            MuscleError: It records none.
+        """
+        name = self.moved_base or self.config.base_model_name_or_path
+        if not name:
+            raise MuscleError(f"the adapter {self.name} does not record its base model; name it with base_model=")
+        return name
+
+    @property
+    def base_revision(self) -> str | None:
+        """The revision of its base on the Hub."""
+        return self.moved_base_revision if self.moved_base else self.config.revision
 
 
 def find_adapter(name: str | os.PathLike, revision: str | None, fetch: Mapping[str, Any]) -> AdapterFolder | None:
@@ -147,6 +168,7 @@ def load_task_model(
     kind: ModelKind,
     *,
     base_model: str | os.PathLike | None = None,
+    base_revision: str | None = None,
     trainable: bool = False,
     **arguments: Any,
 ) -> nn.Module:
@@ -156,6 +178,7 @@ def load_task_model(
         name: A folder or Hub id of an adapter or a model.
         kind: Of the model.
         base_model: Overrides the base that an adapter records, if that has moved.
+        base_revision: The revision of ``base_model``; otherwise the adapter's record counts.
         trainable: Whether an adapter is loaded for training.
         arguments: ``revision`` (of ``name``), fetching arguments (``token``, ...) and further arguments of
             ``from_pretrained`` of the base or model (``dtype``, ``quantization_config``, ``device_map``, ...).
@@ -166,26 +189,31 @@ def load_task_model(
     revision = arguments.pop("revision", None)
     fetch = {key: arguments.pop(key) for key in FETCH_KEYS if key in arguments}
     adapter = find_adapter(name, revision, fetch)
-    access = {key: value for key, value in fetch.items() if key != "subfolder"}
     if adapter is None:
         return load_model(name, kind, {"revision": revision or "main", **fetch, **arguments})
-    base = load_adapter_base(adapter, kind, base_model, {**access, **arguments})
+    moved = None if base_model is None else os.fspath(base_model)
+    adapter = replace(adapter, moved_base=moved, moved_base_revision=base_revision)
+    fetch.pop("subfolder", None)
+    base = load_adapter_base(adapter, kind, {**fetch, **arguments})
+    return put_adapter(adapter, base, trainable)
+
+
+def load_adapter_base(adapter: AdapterFolder, kind: ModelKind, arguments: Mapping[str, Any]) -> nn.Module:
+    """Load the base of an adapter at its revision.
+
+    Raises:
+        MuscleError: The adapter records none, or the base cannot be loaded.
+    """
+    return load_model(adapter.base, kind, {"revision": adapter.base_revision or "main", **arguments})
+
+
+def put_adapter(adapter: AdapterFolder, base: nn.Module, trainable: bool = False) -> PeftModel:
+    """Put an adapter on a base that is loaded.
+
+    Raises:
+        MuscleError: It was trained for another base.
+    """
     try:
         return PeftModel.from_pretrained(base, str(adapter.folder), is_trainable=trainable)
     except RuntimeError as error:
         raise MuscleError(f"the adapter {adapter.name} was trained for another base: {error}") from error
-
-
-def load_adapter_base(
-    adapter: AdapterFolder, kind: ModelKind, base_model: str | os.PathLike | None, arguments: Mapping[str, Any]
-) -> nn.Module:
-    """Load the base that an adapter records, at the recorded revision, or ``base_model`` instead.
-
-    Raises:
-        MuscleError: It records none, or the base cannot be loaded.
-    """
-    name = base_model or adapter.config.base_model_name_or_path
-    if not name:
-        raise MuscleError(f"the adapter {adapter.name} does not record its base model; name it with base_model=")
-    revision = None if base_model else adapter.config.revision
-    return load_model(name, kind, {"revision": revision or "main", **arguments})
