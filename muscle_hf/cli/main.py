@@ -11,6 +11,7 @@ from collections.abc import Sequence
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("train, evaluate and save a compatibility adapter on the embedded world", "muscle_hf.cli.demo"),
     "train": ("train a compatibility adapter as a YAML file says", "muscle_hf.cli.train"),
+    "evaluate": ("run a model on a task and keep its predictions", "muscle_hf.cli.evaluate"),
 }
 
 
@@ -38,9 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if name == asked:
             importlib.import_module(module).add_arguments(command)
-    args = parser.parse_args(arguments)
+    args, more = parser.parse_known_args(arguments)
+    module = importlib.import_module(COMMANDS[args.command][1])
+    if more and not getattr(module, "TAKES_OVERRIDES", False):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    args.overrides = more
     try:
-        return importlib.import_module(COMMANDS[args.command][1]).run(args)
+        return module.run(args)
     except MuscleError as error:
         print(f"muscle-hf {args.command}: error: {error}", file=sys.stderr)
         return 2

@@ -11,19 +11,29 @@ from muscle_hf.errors import MuscleError
 
 Work = TypeVar("Work")
 
-# Padded tokens of a batch when its size is left to us. On a CPU larger batches gain nothing and running out of memory
-# kills the process; an accelerator raises an error that is answered by halving.
-CPU_TOKENS = 8192
+# Padded tokens of a batch when its size is left to us. On a CPU running out of memory kills the process, so the cache
+# and the logits of a batch are bounded beforehand; an accelerator raises an error, which is answered by halving.
+CPU_TOKENS = 32768
 ACCELERATOR_TOKENS = 131072
-# Logits of a batch held at once, in numbers (fp32: 4 bytes each).
+_CPU_CACHE_BYTES = 2**29
 _CPU_LOGITS = 2**27
 _ACCELERATOR_LOGITS = 2**31
 
+# A chunk may be a tenth padding; smaller ones than this many tokens are not worth a forward pass of their own.
+_MOST_PADDING = 0.1
+_LEAST_CHUNK = 1024
 
-def token_budget(device: torch.device, vocabulary: int) -> int:
-    """Padded tokens that a batch starts with on this device."""
+
+def token_budget(device: torch.device, vocabulary: int, cache_bytes: int) -> int:
+    """Padded tokens that a batch starts with.
+
+    Args:
+        device: Where the model is.
+        vocabulary: Logits per token.
+        cache_bytes: What a token occupies in the cache of keys and values.
+    """
     if device.type == "cpu":
-        return max(256, min(CPU_TOKENS, _CPU_LOGITS // vocabulary))
+        return max(256, min(CPU_TOKENS, _CPU_LOGITS // vocabulary, _CPU_CACHE_BYTES // cache_bytes))
     return max(1024, min(ACCELERATOR_TOKENS, _ACCELERATOR_LOGITS // vocabulary))
 
 
@@ -31,6 +41,7 @@ def plan_batches(
     work: Sequence[Work],
     length: Callable[[Work], int],
     *,
+    key: Callable[[Work], int] | None = None,
     rows: Callable[[Work], int] = lambda _: 1,
     batch_size: int | None = None,
     tokens: int = CPU_TOKENS,
@@ -40,6 +51,7 @@ def plan_batches(
     Args:
         work: What is to be computed.
         length: Tokens of the longest sequence of a piece of work.
+        key: What to sort by, if not by ``length``.
         rows: Sequences that a piece of work has.
         batch_size: The most sequences in a batch; a piece of work with more of them is a batch by itself.
         tokens: The most padded tokens in a batch where ``batch_size`` is None.
@@ -51,15 +63,39 @@ def plan_batches(
         raise MuscleError(f"batch_size must be at least 1, not {batch_size}; None chooses it automatically")
     batches: list[list[int]] = []
     count = longest = 0
-    for index in sorted(range(len(work)), key=lambda i: -length(work[i])):
+    for index in sorted(range(len(work)), key=lambda i: -(key or length)(work[i])):
         more = rows(work[index])
-        fits = count + more <= batch_size if batch_size is not None else longest * (count + more) <= tokens
+        widest = max(longest, length(work[index]))
+        fits = count + more <= batch_size if batch_size is not None else widest * (count + more) <= tokens
         if not batches or not fits:
             batches.append([])
-            count, longest = 0, length(work[index])
+            count, widest = 0, length(work[index])
         batches[-1].append(index)
-        count += more
+        count, longest = count + more, widest
     return batches
+
+
+def chunks_of_similar_length(lengths: Sequence[int], most_rows: int | None = None) -> list[list[int]]:
+    """Cut rows into chunks, longest first, so that little of a chunk is padding.
+
+    Args:
+        lengths: Tokens of each row.
+        most_rows: The most rows in a chunk.
+
+    Returns:
+        Indices into ``lengths``, chunk by chunk.
+    """
+    chunks: list[list[int]] = []
+    real = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        padded = lengths[chunks[-1][0]] * (len(chunks[-1]) + 1) if chunks else 0
+        wasteful = real >= _LEAST_CHUNK and padded - real - lengths[index] > _MOST_PADDING * padded
+        if not chunks or wasteful or len(chunks[-1]) == most_rows:
+            chunks.append([])
+            real = 0
+        chunks[-1].append(index)
+        real += lengths[index]
+    return chunks
 
 
 def run_batches(

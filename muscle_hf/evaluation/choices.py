@@ -11,6 +11,7 @@ from itertools import chain
 import torch
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.evaluation.batching import chunks_of_similar_length
 from muscle_hf.evaluation.models import ModelFacts
 
 logger = logging.getLogger(__name__)
@@ -128,14 +129,11 @@ class ChoiceScorer:
         sums = opening[index, first].double()
 
         # The second and later tokens of a continuation need a pass over it; similar lengths go together.
-        longer = sorted((r for r, (_, ids) in enumerate(rows) if len(ids) > 1), key=lambda r: -len(rows[r][1]))
-        at_once = self.batch_size or max(1, len(longer))
-        for start in range(0, len(longer), at_once):
-            chosen = longer[start : start + at_once]
-            cache = out.past_key_values
-            if start + at_once < len(longer):
-                cache = copy.copy(cache)
-                cache.layers = [copy.copy(layer) for layer in cache.layers]
+        longer = [r for r, (_, ids) in enumerate(rows) if len(ids) > 1]
+        for chunk in chunks_of_similar_length([len(rows[r][1]) - 1 for r in longer], self.batch_size):
+            chosen = [longer[i] for i in chunk]
+            cache = copy.copy(out.past_key_values)
+            cache.layers = [copy.copy(layer) for layer in cache.layers]
             cache.batch_select_indices(index[chosen])
             tokens, tail = facts.pad([rows[r][1][:-1] for r in chosen], side="right")
             full = torch.cat([mask[index[chosen]], tail], dim=1)

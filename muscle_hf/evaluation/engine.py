@@ -89,13 +89,13 @@ class _Run:
         work: Sequence[Any],
         run: Callable[[list[Any]], list[Any]],
         length: Callable[[Any], int],
-        rows: Callable[[Any], int] = lambda _: 1,
+        **plan: Callable[[Any], int],
     ) -> list[Any]:
         """Results for all work, each batch computed by one of the processes."""
         from tqdm.auto import tqdm
 
-        budget = token_budget(self.facts.device, self.facts.vocabulary)
-        batches = plan_batches(work, length, rows=rows, batch_size=self.batch_size, tokens=budget)
+        budget = token_budget(self.facts.device, self.facts.vocabulary, self.facts.cache_bytes)
+        batches = plan_batches(work, length, **plan, batch_size=self.batch_size, tokens=budget)
         mine = self.crew.share_of(batches)
         with tqdm(
             total=sum(len(batch) for batch in mine),
@@ -108,12 +108,20 @@ class _Run:
         return [found[index] for index in range(len(work))]
 
 
+# How groups of continuations are batched: by context, since that is what is padded first.
+_GROUPS: dict[str, Callable[[Any], int]] = {
+    "length": lambda group: group.length,
+    "key": lambda group: len(group.context),
+    "rows": lambda group: len(group.continuations),
+}
+
+
 def _answer_choices(run: _Run) -> list[Prediction]:
     pairs = [(prompt, text) for prompt, item in zip(run.prompts, run.items, strict=True) for text in item.choices]
     owners = [(i, c) for i, item in enumerate(run.items) for c in range(len(item.choices))]
     groups = group_by_context(encode_pairs(run.tokenizer, pairs), owners, run.facts.max_length)
     scorer = ChoiceScorer(run.facts, batch_size=run.batch_size)
-    results = run.compute(groups, scorer, lambda group: group.length, lambda group: len(group.continuations))
+    results = run.compute(groups, scorer, **_GROUPS)
     values: list[list[float]] = [[0.0] * len(item.choices) for item in run.items]
     for group, scores in zip(groups, results, strict=True):
         for (item, choice), score in zip(group.owners, scores, strict=True):
@@ -169,10 +177,9 @@ def choice_log_likelihoods(
     groups = group_by_context(encode_pairs(tokenizer, pairs), owners, facts.max_length)
     batches = plan_batches(
         groups,
-        lambda group: group.length,
-        rows=lambda group: len(group.continuations),
+        **_GROUPS,
         batch_size=batch_size,
-        tokens=token_budget(facts.device, facts.vocabulary),
+        tokens=token_budget(facts.device, facts.vocabulary, facts.cache_bytes),
     )
     with untouched(model):
         results = run_batches(groups, batches, ChoiceScorer(facts, batch_size=batch_size, share=share))

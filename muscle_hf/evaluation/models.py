@@ -23,6 +23,7 @@ class ModelFacts:
         device: Where inputs go.
         dtype: Floating type of the weights.
         vocabulary: Width of the output head.
+        cache_bytes: The most that a token can occupy in the cache of keys and values.
         max_length: The most tokens the model takes.
         pad_id: A token to pad with; always masked, so any will do.
         arguments: Names of the arguments that the (base) model's forward takes.
@@ -34,6 +35,7 @@ class ModelFacts:
     device: torch.device
     dtype: torch.dtype
     vocabulary: int
+    cache_bytes: int
     max_length: int
     pad_id: int
     arguments: frozenset[str]
@@ -54,12 +56,15 @@ class ModelFacts:
         pad_id = next(
             (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, text_config.pad_token_id) if i is not None), 0
         )
+        dtype = next((p.dtype for p in base.parameters() if p.dtype.is_floating_point), torch.float32)
+        width = getattr(text_config, "hidden_size", 1024) * getattr(text_config, "num_hidden_layers", 12)
         return cls(
             model=model,
             base=base,
             device=embedding.device,
-            dtype=next((p.dtype for p in base.parameters() if p.dtype.is_floating_point), torch.float32),
+            dtype=dtype,
             vocabulary=text_config.vocab_size,
+            cache_bytes=2 * width * dtype.itemsize,
             max_length=max_length(config, tokenizer) - (peft_config.num_virtual_tokens if virtual_tokens else 0),
             pad_id=pad_id,
             arguments=arguments,

@@ -1,0 +1,109 @@
+"""``muscle-hf evaluate``: run a model on a task and keep its answers in a prediction file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from muscle_hf.errors import MuscleError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("model", help="folder or Hub id of an adapter or a model; with --server, the name it serves")
+    parser.add_argument("--adapter", help="folder or Hub id of an adapter to put on MODEL")
+    parser.add_argument("--revision", help="branch, tag or commit on the Hub, of the adapter if there is one")
+    parser.add_argument("--task", required=True, help="name of a built-in task, a .yaml file, or file.py:variable")
+    parser.add_argument("--data", help="file, folder with a file per split, or dataset id (default: the task's own)")
+    parser.add_argument("--split", default="test", help="split to read (default: %(default)s)")
+    parser.add_argument("--output", required=True, type=Path, help="prediction file to write (.jsonl)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the prediction file if it exists")
+    items = parser.add_argument_group("what is asked")
+    items.add_argument("--start", type=int, default=0, help="first row to take")
+    items.add_argument("--limit", type=int, help="most rows to take")
+    items.add_argument("--num-fewshot", type=int, default=0, help="solved training items before each prompt")
+    items.add_argument("--metric", help="in place of the task's: acc_norm, acc_bytes, rouge2, rougeL, chrf, ...")
+    items.add_argument("--max-new-tokens", type=int, help="in place of the task's")
+    items.add_argument("--chat", action="store_true", help="put prompts into the tokenizer's chat template")
+    machine = parser.add_argument_group("how it runs")
+    machine.add_argument("--batch-size", type=int, help="most sequences in a forward pass (default: what fits)")
+    machine.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
+    machine.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the accelerator if there is one)")
+    machine.add_argument("--device-map", help="spread a large model over devices, e.g. auto")
+    machine.add_argument("--load-in-4bit", action="store_true", help="quantize with bitsandbytes")
+    machine.add_argument("--load-in-8bit", action="store_true", help="quantize with bitsandbytes")
+    machine.add_argument("--quiet", action="store_true", help="no progress bar")
+    server = parser.add_argument_group("a model behind an OpenAI-compatible server")
+    server.add_argument("--server", metavar="URL", help="for example http://localhost:8000/v1")
+    server.add_argument("--api-key-env", default="OPENAI_API_KEY", help="variable with the key (default: %(default)s)")
+    server.add_argument("--concurrency", type=int, default=8, help="requests at a time (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, write the predictions, and print the summary."""
+    from dataclasses import replace
+
+    from muscle_hf.evaluation.predictions import write_predictions
+    from muscle_hf.evaluation.registry import load_items, load_task
+
+    if args.output.exists() and not args.overwrite:
+        raise MuscleError(f"{args.output} exists; choose another --output, or pass --overwrite")
+    task = load_task(args.task)
+    changed = {"metric": args.metric, "max_new_tokens": args.max_new_tokens}
+    task = replace(task, **{name: value for name, value in changed.items() if value is not None})
+    items = load_items(task, args.data, args.split, start=args.start, limit=args.limit, num_fewshot=args.num_fewshot)
+    predictions, main_process = (_ask_server if args.server else _ask_model)(args, task, items)
+    if main_process:
+        write_predictions(args.output, predictions)
+        print(_summary(predictions))
+        print(f"{args.output}: {len(predictions)} predictions. Next: muscle-hf compare OLD.jsonl NEW.jsonl")
+    return 0
+
+
+def _ask_model(args: argparse.Namespace, task, items) -> tuple[list, bool]:
+    from accelerate import PartialState
+    from transformers import BitsAndBytesConfig
+
+    from muscle_hf.evaluation.engine import evaluate_task
+    from muscle_hf.evaluation.loading import load_for_evaluation
+
+    # Under `accelerate launch` this joins the processes; alone it does nothing.
+    state = PartialState()
+    device = args.device or (state.device if state.num_processes > 1 else None)
+    quantized = args.load_in_4bit or args.load_in_8bit
+    model, tokenizer = load_for_evaluation(
+        args.model,
+        task,
+        adapter=args.adapter,
+        revision=args.revision,
+        device=device,
+        dtype=args.dtype,
+        device_map=args.device_map,
+        quantization_config=BitsAndBytesConfig(load_in_4bit=args.load_in_4bit, load_in_8bit=args.load_in_8bit)
+        if quantized
+        else None,
+    )
+    predictions = evaluate_task(
+        model, tokenizer, task, items, batch_size=args.batch_size, progress=not args.quiet, chat=args.chat
+    )
+    return predictions, state.is_main_process
+
+
+def _ask_server(args: argparse.Namespace, task, items) -> tuple[list, bool]:
+    import os
+
+    from muscle_hf.evaluation.server import Server, evaluate_task_on_server
+
+    server = Server(args.server, args.model, api_key=os.environ.get(args.api_key_env), concurrency=args.concurrency)
+    partial = args.output.with_name(f"{args.output.name}.partial")
+    predictions = evaluate_task_on_server(
+        server, task, items, chat=args.chat, partial=partial, progress=not args.quiet, file=sys.stderr
+    )
+    return predictions, True
+
+
+def _summary(predictions: list) -> str:
+    first = predictions[0]
+    values = [p.score if p.correct is None else p.correct for p in predictions]
+    return f"{first.task}: {first.metric} {sum(values) / len(values):.4f} on {len(values)} items"

@@ -1,0 +1,75 @@
+"""A model with its tokenizer, ready to be evaluated, from what a user calls it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.evaluation.tasks import Task
+from muscle_hf.teachers.kinds import CAUSAL_LM, SEQ2SEQ_LM, SEQUENCE_CLASSIFICATION, ModelKind
+from muscle_hf.teachers.loading import FETCH_KEYS, find_adapter, load_task_model
+
+
+def load_for_evaluation(
+    name: str | os.PathLike[str],
+    task: Task,
+    *,
+    adapter: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    **arguments: Any,
+) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
+    """Load a task model and its tokenizer.
+
+    Args:
+        name: Folder or Hub id of an adapter or a model; with ``adapter``, of the base.
+        task: Decides the kind of model: a language model or a classification head.
+        adapter: Folder or Hub id of the adapter to put on ``name``, whatever base it records.
+        revision: Branch, tag or commit of ``name``, or of ``adapter`` where that is given.
+        device: Where to put the model; by default the accelerator, if there is one. Not with ``device_map``.
+        **arguments: ``dtype``, ``device_map``, ``quantization_config``, ``token``, ``cache_dir``, ...
+
+    Raises:
+        MuscleError: Nothing there, or it cannot be loaded.
+    """
+    arguments = {key: value for key, value in arguments.items() if value is not None}
+    fetch = {key: arguments[key] for key in FETCH_KEYS if key in arguments}
+    source = adapter if adapter is not None else name
+    found = find_adapter(source, revision, fetch)
+    if adapter is not None and found is None:
+        raise MuscleError(f"{adapter} is not an adapter but a model; name it alone")
+    override = name if adapter is not None else None
+    base = os.fspath(override or (found.config.base_model_name_or_path if found else name))
+    model = load_task_model(source, _kind(task, base, fetch), base_model=override, revision=revision, **arguments)
+    if "device_map" not in arguments:
+        model.to(device or torch.accelerator.current_accelerator() or "cpu")
+    return model, _tokenizer(found.folder if found else None, base, revision, fetch)
+
+
+def _kind(task: Task, base: str, fetch: dict[str, Any]) -> ModelKind:
+    from transformers import AutoConfig
+
+    if task.kind == "classification":
+        return SEQUENCE_CLASSIFICATION
+    try:
+        config = AutoConfig.from_pretrained(base, **fetch)
+    except (OSError, ValueError) as error:
+        raise MuscleError(f"the configuration of {base} cannot be loaded: {error}") from error
+    return SEQ2SEQ_LM if config.is_encoder_decoder else CAUSAL_LM
+
+
+def _tokenizer(
+    adapter_folder: Path | None, base: str, revision: str | None, fetch: dict[str, Any]
+) -> PreTrainedTokenizerBase:
+    """The adapter's own tokenizer if it was saved with one, else the base's."""
+    if adapter_folder is not None and (adapter_folder / "tokenizer_config.json").is_file():
+        return AutoTokenizer.from_pretrained(adapter_folder)
+    try:
+        return AutoTokenizer.from_pretrained(base, revision=(None if adapter_folder else revision) or "main", **fetch)
+    except (OSError, ValueError) as error:
+        raise MuscleError(f"the tokenizer of {base} cannot be loaded: {error}") from error
