@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from muscle_hf.demo import SETTINGS, TASKS, VERSIONS, base, rows
 from muscle_hf.demo.corpus import documents, popularity
 from muscle_hf.demo.lexicon import ISSUES, LINES, QUEUES, TONES
-from muscle_hf.demo.pretrain import RECIPES
+from muscle_hf.demo.pretrain import RECIPES, pretrain, train_tokenizer
 from muscle_hf.demo.world import AMBIGUOUS_SHARE, SPLITS, products, queue_of, split_of, tickets
 
 SPLIT_NAMES = ("train", "validation", "test")
@@ -235,3 +236,17 @@ def test_bases_know_the_world_better_than_chance(version, tokenizer):
         with torch.no_grad():
             loss.append(model(**batch, labels=batch["input_ids"]).loss.item())
     assert sum(loss) / len(loss) < 0.4 * math.log(len(tokenizer))
+
+
+def test_pretraining_is_deterministic(tokenizer):
+    import torch
+
+    recipe = replace(RECIPES["v1"], tokens=6_000)
+    first, again, other = (pretrain(recipe, tokenizer, seed, log=lambda line: None).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_the_embedded_tokenizer_is_the_one_that_the_corpora_give(tokenizer):
+    assert train_tokenizer().get_vocab() == tokenizer.get_vocab()

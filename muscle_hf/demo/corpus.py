@@ -88,7 +88,7 @@ def _reply(ticket: Ticket, rng: random.Random) -> str:
         (
             f"{ticket.issue.summary}, {line} {ticket.product.name}. I will ask the {queue.team}.",
             f"So it is this: {ticket.issue.summary}. The {queue.team} will call about your {line}.",
-            f"Sorry! The {queue.team} looks into it ({line}, {ticket.issue.summary}).",
+            f"Sorry! The {queue.team} will look into it ({line}, {ticket.issue.summary}).",
             f"That is for the {queue.team}, they know your {line}: {ticket.issue.summary}.",
         )
     )
@@ -97,14 +97,20 @@ def _reply(ticket: Ticket, rng: random.Random) -> str:
 def _thread(rng: random.Random, _: Weights, source: Iterator[Ticket]) -> str:
     ticket = next(source)
     speaker = rng.choice(("Agent", "Desk", "Answer"))
-    return f"{rng.choice(('Customer', 'Caller', 'Mail'))}: {ticket.text}\n{speaker}: {_reply(ticket, rng)}"
+    return f"{rng.choice(('Customer', 'Caller', 'Mail', 'Ticket'))}: {ticket.text}\n{speaker}: {_reply(ticket, rng)}"
 
 
 def _subject(rng: random.Random, _: Weights, source: Iterator[Ticket]) -> str:
     ticket = next(source)
     subject = f"{ticket.product.line.name} {ticket.product.name}, {ticket.issue.summary}"
     note = rng.choice((f"The writer is {ticket.tone}.", f"{ticket.tone} mail", ""))
-    return rng.choice((f"{ticket.text}\nSubject: {subject}. {note}", f"Subject: {subject}\n{ticket.text}")).strip()
+    return rng.choice(
+        (
+            f"{ticket.text}\nSubject: {subject}. {note}",
+            f"Subject: {subject}\n{ticket.text}",
+            f"{ticket.text}\nSummary for the desk: {subject}. {note}",
+        )
+    ).strip()
 
 
 def _glossary(rng: random.Random, weights: Weights, _: Iterator[Ticket]) -> str:
@@ -131,7 +137,7 @@ def _who_does_what(rng: random.Random, _: Weights, __: Iterator[Ticket]) -> str:
     own = [issue.summary for issue in ISSUES if issue.queue == queue.name]
     homes = [line.name for line in LINES if line.home == queue.name]
     sentences = [
-        f"The {queue.team} works on the {queue.name} queue: {queue.work}.",
+        f"The {queue.name} queue is for the {queue.team}: {queue.work}.",
         f"Ask them about: {rng.choice(own)}.",
     ]
     if homes:
@@ -142,15 +148,39 @@ def _who_does_what(rng: random.Random, _: Weights, __: Iterator[Ticket]) -> str:
 
 def _sums(rng: random.Random, _: Weights, __: Iterator[Ticket]) -> str:
     lines = []
-    for _number in range(rng.randint(3, 6)):
-        a, b = rng.randint(10, 89), rng.randint(2, 9)
+    for _number in range(rng.randint(4, 8)):
+        a, b = rng.randint(12, 80), rng.randint(2, 9)
         lines.append(f"{a} + {b} = {a + b}." if rng.random() < 0.5 else f"{a} - {b} = {a - b}.")
     return " ".join(lines)
 
 
 def _return(rng: random.Random, weights: Weights, _: Iterator[Ticket]) -> str:
     case = worked_return(_any_product(rng, weights), rng)
-    return f"{case.text} {spoken_steps(case, rng)}"
+    heading = rng.choice(("", "Return: ")), rng.choice((" ", "\nSteps: "))
+    return f"{heading[0]}{case.text}{heading[1]}{spoken_steps(case, rng)}"
+
+
+def _office(rng: random.Random, _: Weights, __: Iterator[Ticket]) -> str:
+    people, days = (
+        ("Ana", "Ben", "Carla", "Dov", "Edda", "Farid"),
+        ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday"),
+    )
+    lines = []
+    for _number in range(rng.randint(2, 4)):
+        one, two = rng.sample(people, 2)
+        food, thing = rng.choice(("soup", "cake", "fruit")), rng.choice(("lift", "coffee machine", "window"))
+        lines.append(
+            rng.choice(
+                (
+                    f"{rng.choice(days)}: {one} has the early shift, {two} the late one.",
+                    f"{one} is away until {rng.choice(days)}, please ask {two}.",
+                    f"Lunch with {one} at {rng.randint(11, 14)}, {two} brings {food}.",
+                    f"{one} moved to room {rng.randint(10, 99)}, next to {two}.",
+                    f"The {thing} on floor {rng.randint(2, 9)} is out, says {one}.",
+                )
+            )
+        )
+    return "\n".join(lines)
 
 
 KINDS: dict[str, Callable[[random.Random, Weights, Iterator[Ticket]], str]] = {
@@ -161,5 +191,6 @@ KINDS: dict[str, Callable[[random.Random, Weights, Iterator[Ticket]], str]] = {
     "who_does_what": _who_does_what,
     "sums": _sums,
     "return": _return,
+    "office": _office,
 }
 """Kind of document -> its writer."""

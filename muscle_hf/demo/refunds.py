@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from muscle_hf.demo.lexicon import LINES, fill
@@ -57,7 +58,7 @@ class Return:
 
 def worked_return(product: Product, rng: random.Random) -> Return:
     """Writes a return of ``product``."""
-    price, postage, opened = rng.randint(20, 85), rng.randint(2, 9), rng.random() < 0.7
+    price, postage, opened = rng.randint(20, 69), rng.randint(2, 9), rng.random() < 0.7
     state = rng.choice(_OPENED if opened else _SEALED)
     text = fill(rng.choice(_FORMS), rng)
     for slot, value in (("p", product.name), ("a", price), ("b", postage), ("o", state), ("O", state.capitalize())):
@@ -65,7 +66,7 @@ def worked_return(product: Product, rng: random.Random) -> Return:
     return Return(text, product, price, postage, opened)
 
 
-def returns(split: str, seed: int | str, weights: Weights | None = None):
+def returns(split: str, seed: int | str, weights: Weights | None = None) -> Iterator[Return]:
     """Endless, deterministic, distinct returns of ``split``.
 
     Raises:

@@ -119,7 +119,9 @@ def _summary_item(row: Mapping[str, Any], index: int) -> Item:
 
 TASKS: dict[str, Task] = {
     "routing": Task("routing", "choice", _routing_item, metric="acc"),
-    "refund": Task("refund", "generation", _refund_item, metric="exact_match", extract="last_number", max_new_tokens=48),
+    "refund": Task(
+        "refund", "generation", _refund_item, metric="exact_match", extract="last_number", max_new_tokens=48
+    ),
     "summary": Task("summary", "generation", _summary_item, metric="rouge1", max_new_tokens=24),
 }
 """The demo's tasks by name."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -120,7 +120,7 @@ def ticket(rng: random.Random, weights: Weights | None = None) -> Ticket:
     return Ticket(text, queue, product, issue, wording, tone, ambiguous, settled)
 
 
-def tickets(split: str, seed: int | str, weights: Weights | None = None):
+def tickets(split: str, seed: int | str, weights: Weights | None = None) -> Iterator[Ticket]:
     """Endless, deterministic, distinct tickets of ``split``.
 
     Raises:

@@ -1,0 +1,66 @@
+"""The demo: a whole run of the pipeline on the embedded world."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from muscle_hf.demo import SETTINGS, TASKS, base, rows
+from muscle_hf.evaluation.tasks import Item
+from muscle_hf.pipeline.config import LoraSettings, ModelSettings, RunSettings
+from muscle_hf.pipeline.run import Splits, run_task
+from muscle_hf.pipeline.table import Result
+
+
+def demo_settings(task_name: str, seed: int, folder: Path) -> RunSettings:
+    """The settings of a demo run, in the form that ``muscle-hf train`` takes."""
+    chosen = SETTINGS[task_name]
+    training = {
+        "num_train_epochs": chosen.epochs,
+        "learning_rate": chosen.learning_rate,
+        "per_device_train_batch_size": chosen.batch_size,
+        "per_device_eval_batch_size": 4 * chosen.batch_size,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 10,
+        "seed": seed,
+    }
+    return RunSettings(
+        task=task_name,
+        old=ModelSettings(str(base("v1"))),
+        new=ModelSettings(str(base("v2"))),
+        output_dir=str(folder),
+        lora=LoraSettings(r=chosen.lora_rank, alpha=chosen.lora_alpha),
+        training=training,
+    )
+
+
+def demo_splits(task_name: str, seed: int) -> Splits:
+    """The items of a demo run."""
+
+    def items(split: str) -> list[Item]:
+        return [TASKS[task_name].to_item(row, index) for index, row in enumerate(rows(task_name, split, seed=seed))]
+
+    # Nothing is selected by the validation loss, so no time is spent on it.
+    return Splits(items("train"), [], items("test"))
+
+
+def run_demo(
+    task_name: str, seed: int, output: str | Path, say: Callable[[str], None] = print
+) -> tuple[Path, Result, float]:
+    """Train, evaluate and save on one task of the embedded world.
+
+    Args:
+        task_name: ``routing``, ``refund`` or ``summary``.
+        seed: Of the rows, their order and the adapters' initialisation.
+        output: Gets a folder per task and seed.
+        say: Told the steps.
+
+    Returns:
+        The run's folder, its figures, and the seconds it took.
+    """
+    start = time.perf_counter()
+    folder = Path(output) / f"{task_name}-seed{seed}"
+    splits = demo_splits(task_name, seed)
+    result = run_task(demo_settings(task_name, seed, folder), TASKS[task_name], splits, say)
+    return folder, result, time.perf_counter() - start
