@@ -1,0 +1,184 @@
+"""The table of a run: each candidate for the update against the old model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from muscle_hf.metrics import Estimate, flip_metrics, nfr_change, smooth_flip_metrics
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from muscle_hf.evaluation.predictions import Prediction
+
+# What each set of predictions is, in the order of the table.
+OLD, NEW, CONTROL, COMPAT = "old", "new", "control", "muscle"
+TITLES = {
+    OLD: "v1",
+    NEW: "v2",
+    CONTROL: "v2 + CE (control)",
+    COMPAT: "MUSCLE",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of a run; all rates are fractions.
+
+    Args:
+        model: ``old``, ``new``, ``control`` or ``muscle``.
+        quality: Accuracy, or the mean similarity.
+        nfr: Negative flips against v1 (for similarities: share of items that got worse); nan for v1 itself.
+        nfr_mc: With flips among wrong answers; nan where there are no choices.
+        pfr: Positive flips (for similarities: share of items that got better).
+        change: NFR minus v2's, with its 95 % interval (paired bootstrap over items); None for v1 and v2.
+    """
+
+    model: str
+    quality: float
+    nfr: float = math.nan
+    nfr_mc: float = math.nan
+    pfr: float = math.nan
+    change: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """The figures of a run.
+
+    Args:
+        task: Its name.
+        metric: ``acc``, ``exact_match``, ``rouge1``, ...
+        items: Test items.
+        rows: One a model.
+    """
+
+    task: str
+    metric: str
+    items: int
+    rows: list[Row]
+
+    @classmethod
+    def of(cls, predictions: Mapping[str, Sequence[Prediction]]) -> Result:
+        """Compare predictions by the models' names (``old``, ``new``, and ``control`` or ``muscle``)."""
+        first = predictions[OLD][0]
+        compare = _compare_right_and_wrong if first.correct is not None else _compare_scores
+        return cls(first.task, first.metric, len(predictions[OLD]), compare(predictions))
+
+    def row(self, model: str) -> Row:
+        """The row of a model.
+
+        Raises:
+            KeyError: It is not in this run.
+        """
+        return {row.model: row for row in self.rows}[model]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; nan becomes null."""
+        return _without_nan(asdict(self))
+
+
+def _compare_right_and_wrong(predictions: Mapping[str, Sequence[Prediction]]) -> list[Row]:
+    def correct(model: str) -> np.ndarray:
+        return np.array([prediction.correct for prediction in predictions[model]], dtype=bool)
+
+    old = correct(OLD)
+    choices = predictions[OLD][0].metric in ("acc", "acc_norm")
+    targets = [prediction.target for prediction in predictions[OLD]]
+    rows = [Row(OLD, float(old.mean()))]
+    for model in (name for name in TITLES if name in predictions and name != OLD):
+        new = correct(model)
+        answers = [[prediction.prediction for prediction in predictions[name]] for name in (OLD, model)]
+        rows.append(
+            Row(
+                model,
+                float(new.mean()),
+                nfr=float((old & ~new).mean()),
+                nfr_mc=flip_metrics(*answers, targets)["nfr_mc"] if choices else math.nan,
+                pfr=float((~old & new).mean()),
+                change=None if model == NEW else nfr_change(old, correct(NEW), new),
+            )
+        )
+    return rows
+
+
+def _compare_scores(predictions: Mapping[str, Sequence[Prediction]]) -> list[Row]:
+    def scores(model: str) -> np.ndarray:
+        return np.array([prediction.score for prediction in predictions[model]], dtype=float)
+
+    old = scores(OLD)
+    rows = [Row(OLD, float(old.mean()))]
+    for model in (name for name in TITLES if name in predictions and name != OLD):
+        new = scores(model)
+        metrics = smooth_flip_metrics(old, new)
+        # An item that got worse is a negative flip of "not worse than v1", which v1 itself never is.
+        change = None if model == NEW else nfr_change(old >= old, scores(NEW) >= old, new >= old)
+        rows.append(Row(model, float(new.mean()), nfr=metrics["nfr_smooth"], pfr=metrics["pfr_smooth"], change=change))
+    return rows
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+_QUALITY = {"acc": "Accuracy", "acc_norm": "Accuracy (norm.)", "exact_match": "Exact match"}
+
+
+def columns(metric: str) -> list[str]:
+    """The headings of the table for a metric."""
+    flips = metric in _QUALITY
+    worse, better = ("NFR", "PFR") if flips else ("NFR~", "PFR~")
+    mc = ["NFR_mc"] if metric in ("acc", "acc_norm") else []
+    return ["Model", _QUALITY.get(metric, metric.upper()), worse, *mc, better, f"Change of {worse} (95 %)"]
+
+
+def cells(result: Result) -> list[list[str]]:
+    """The table's rows as text, in percent (changes in percentage points)."""
+    return [
+        [
+            TITLES[row.model],
+            _percent(row.quality),
+            _percent(row.nfr),
+            *([_percent(row.nfr_mc)] if result.metric in ("acc", "acc_norm") else []),
+            _percent(row.pfr),
+            "" if row.change is None else _interval(row.change),
+        ]
+        for row in result.rows
+    ]
+
+
+def to_rich(result: Result) -> Table:
+    """The table for the terminal."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=f"{result.task}: {result.items} test items, percent", box=box.SIMPLE_HEAD)
+    for index, heading in enumerate(columns(result.metric)):
+        table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
+    for row, texts in zip(result.rows, cells(result), strict=True):
+        table.add_row(*texts, style="bold" if row.model == COMPAT else None)
+    return table
+
+
+def to_markdown(result: Result) -> str:
+    """The table for a document."""
+    headings = columns(result.metric)
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *cells(result)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _percent(value: float) -> str:
+    return "" if math.isnan(value) else f"{100 * value:.2f}"
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{100 * estimate.value:+.2f} [{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}]"
