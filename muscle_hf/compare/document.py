@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
-from muscle_hf.metrics.significance import Estimate
+from muscle_hf.metrics.intervals import Estimate
 
 SCHEMA_VERSION = 1
 

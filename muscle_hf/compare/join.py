@@ -195,8 +195,8 @@ def _check_prompts(
         if not other.any():
             continue
         text = (
-            f"task {task!r}: {int(other.sum())} of {len(other)} prompts of {label} differ from those of {first} though "
-            f"the items are the same ({_some([old.ids[i] for i in rows[first][other]])})"
+            f"task {task!r}: {int(other.sum())} of {len(other)} prompts of {label} differ from those of {first} "
+            f"though the items are the same ({_some([old.ids[i] for i in rows[first][other]])})"
         )
         if not ignore_prompts:
             raise MuscleError(

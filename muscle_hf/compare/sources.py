@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import gc
 import json
 import re
 import sys
@@ -10,6 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from muscle_hf.compare.lighteval_format import LightevalFormat
 from muscle_hf.compare.lm_eval_format import LmEvalFormat
@@ -24,6 +29,8 @@ except ImportError:
     _fast_loads = json.loads
 
 _SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
+# Bytes of lines that are parsed at once: small enough that the parsed rows stay in the processor's cache.
+_BLOCK = 1 << 18
 # The time stamps that lm-evaluation-harness and lighteval put at the end of file names.
 _STAMP = re.compile(r"_(\d{4}-\d{2}-\d{2}T\d{2}-\d{2}-\d{2}(?:\.\d+)?)$")
 
@@ -188,19 +195,13 @@ def _parse(line: bytes, file: Path, number: int) -> Mapping[str, Any]:
 def _read_json_lines(file: Path, options: ReadOptions) -> tuple[str, dict[str, Answers]]:
     form: Format | None = None
     builders: dict[str, TableBuilder] = {}
-    place = 0
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            start, place = place, place + len(line)
-            if line == b"\n" or not line.strip():
-                continue
-            row = _parse(line, file, number)
-            if form is None:
-                form = _format_of(row, file, options)
-            try:
-                _add(builders, form.extract(row), start, file, options)
-            except MuscleError as error:
-                raise MuscleError(f"{file}, line {number}: {error}") from error
+    place, number = 0, 1
+    with file.open("rb") as stream, _collector_paused():
+        while lines := stream.readlines(_BLOCK):
+            places = place + np.concatenate([[0], np.cumsum(np.fromiter(map(len, lines), np.int64, len(lines)))])
+            place = int(places[-1])
+            form = _add_block(builders, form, lines, places, file, number, options)
+            number += len(lines)
     if form is None:
         raise MuscleError(f"{file} holds no predictions, only blank lines")
     chosen = form
@@ -214,6 +215,79 @@ def _read_json_lines(file: Path, options: ReadOptions) -> tuple[str, dict[str, A
         return details
 
     return form.name, {name: builder.build(fetch) for name, builder in builders.items()}
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No search for reference cycles: parsed JSON has none, and looking for them doubles the time to read it."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _add_block(
+    builders: dict[str, TableBuilder],
+    form: Format | None,
+    lines: list[bytes],
+    places: NDArray[np.int64],
+    file: Path,
+    number: int,
+    options: ReadOptions,
+) -> Format | None:
+    """Parses consecutive lines and adds them to their tables; the format is settled by the first row."""
+    rows = _parse_block(lines, file, number)
+    if form is None and any(rows):
+        form = _format_of(next(filter(None, rows)), file, options)
+    if form is not None and not _add_batch(builders, form, rows, places[:-1]):
+        _add_rows(builders, form, rows, places, file, number, options)
+    return form
+
+
+def _parse_block(lines: list[bytes], file: Path, number: int) -> list[dict[str, Any] | None]:
+    """The rows of consecutive lines, None for blank ones."""
+    try:
+        rows = [_fast_loads(line) for line in lines]
+        if set(map(type, rows)) == {dict}:
+            return rows
+    except ValueError:
+        pass  # the line by line way below finds out which line it is, or that it is only blank
+    return [_parse(line, file, number + i) if line.strip() else None for i, line in enumerate(lines)]
+
+
+def _add_batch(
+    builders: dict[str, TableBuilder], form: Format, rows: list[dict[str, Any] | None], places: NDArray[np.int64]
+) -> bool:
+    """The fast way for blocks of equal rows of a table that exists already; False if it is not open."""
+    extract = getattr(form, "extract_batch", None)
+    if extract is None or None in rows:
+        return False
+    batch = extract(rows)
+    if batch is None or batch.task not in builders or not builders[batch.task].accepts(batch):
+        return False
+    builders[batch.task].add_batch(batch, places)
+    return True
+
+
+def _add_rows(
+    builders: dict[str, TableBuilder],
+    form: Format,
+    rows: list[dict[str, Any] | None],
+    places: NDArray[np.int64],
+    file: Path,
+    number: int,
+    options: ReadOptions,
+) -> None:
+    for i, row in enumerate(rows):
+        if row is None:
+            continue
+        try:
+            _add(builders, form.extract(row), int(places[i]), file, options)
+        except MuscleError as error:
+            raise MuscleError(f"{file}, line {number + i}: {error}") from error
 
 
 def _add(builders: dict[str, TableBuilder], row: Row | None, place: int, file: Path, options: ReadOptions) -> None:

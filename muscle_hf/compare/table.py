@@ -50,6 +50,20 @@ class Row(NamedTuple):
     columns: Mapping[str, Any] | None
 
 
+class Batch(NamedTuple):
+    """Consecutive rows that share task, metric, kind and the names of their columns: :class:`Row` in columns."""
+
+    task: str
+    metric: str
+    graded: bool
+    choice: bool
+    ids: list[str]
+    values: NDArray[np.float64]
+    answers: NDArray[np.int64]
+    content: NDArray[np.uint64]
+    columns: dict[str, list[Any]]
+
+
 @dataclass(frozen=True)
 class Detail:
     """The texts of one item as a log tells them; None or empty where it does not."""
@@ -131,6 +145,18 @@ class _Column:
         self.codes.append(-1 if value is None else code)
         return True
 
+    def add_many(self, row: int, values: list[Any]) -> bool:
+        """The same for consecutive rows from ``row`` on."""
+        try:
+            codes = [self.index[value] for value in values]
+        except (KeyError, TypeError):
+            return all(self.add(row + i, value) for i, value in enumerate(values))
+        if None in self.index:
+            codes = [-1 if value is None else code for value, code in zip(values, codes, strict=True)]
+        self.codes.extend([-1] * (row - len(self.codes)))
+        self.codes.fromlist(codes)
+        return True
+
 
 class TableBuilder:
     """Collects the rows of one task.
@@ -171,17 +197,41 @@ class TableBuilder:
         if row.columns:
             self._add_columns(row.columns)
 
+    def accepts(self, batch: Batch) -> bool:
+        """Whether the batch is of this table's metric and kind; if not, adding its rows says what is wrong."""
+        return (batch.metric, batch.graded) == (self.metric, self.graded)
+
+    def add_batch(self, batch: Batch, places: NDArray[np.int64]) -> None:
+        """Appends many rows at once."""
+        start = len(self.ids)
+        self.ids.extend(batch.ids)
+        self.values.frombytes(batch.values.tobytes())
+        self.answers.frombytes(batch.answers.tobytes())
+        self.content.frombytes(batch.content.tobytes())
+        self.prompts.frombytes(bytes(8 * len(batch.ids)))
+        self.places.frombytes(places.tobytes())
+        for name, values in batch.columns.items():
+            column = self._column(name)
+            if column is not None and not column.add_many(start, values):
+                self._drop(name)
+
+    def _column(self, name: str) -> _Column | None:
+        if name in self.dropped:
+            return None
+        if name not in self.columns:
+            self.columns[name] = _Column(name in self.wanted)
+        return self.columns[name]
+
+    def _drop(self, name: str) -> None:
+        del self.columns[name]
+        self.dropped.add(name)
+
     def _add_columns(self, columns: Mapping[str, Any]) -> None:
         number = len(self.ids) - 1
         for name, value in columns.items():
-            column = self.columns.get(name)
-            if column is None:
-                if name in self.dropped:
-                    continue
-                column = self.columns[name] = _Column(name in self.wanted)
-            if not column.add(number, value):
-                del self.columns[name]
-                self.dropped.add(name)
+            column = self._column(name)
+            if column is not None and not column.add(number, value):
+                self._drop(name)
 
     def build(self, fetch_places: Callable[[Sequence[int]], list[Detail]]) -> Answers:
         """The finished table.

@@ -14,9 +14,9 @@ Scoring text (:mod:`muscle_hf.metrics.similarity`):
     ``get_similarity(name_or_callable, **options)``; ``SIMILARITIES`` are the names.
     ``extract_gsm8k(text)``, ``extract_last_number(text)``, ``exact_match(prediction, references)``
 
-How sure (:mod:`muscle_hf.metrics.significance`):
-    ``wilson_interval``, ``mcnemar``, ``compat_test``, ``bootstrap``, ``nfr_change``, ``paired_difference``, ``holm``,
-    ``pooled_rate``, ``stratified_mcnemar``; all intervals are :class:`Estimate` objects.
+How sure (:mod:`muscle_hf.metrics.intervals`, :mod:`muscle_hf.metrics.significance`):
+    Intervals, all :class:`Estimate` objects: ``wilson_interval``, ``paired_difference``, ``nfr_change``,
+    ``bootstrap``, ``pooled_rate``. Tests: ``mcnemar``, ``compat_test``, ``stratified_mcnemar``, ``cluster_sign_test``, ``holm``.
 
 The keys of the dictionaries are ``items``, ``both_right``, ``positive_flips``, ``both_wrong``, ``negative_flips``
 (counts); ``acc_old``, ``acc_new``, ``nfr``, ``pfr``, ``nfr_mc``, ``btc``, ``bec``, ``nfi``, ``relative_nfr``,
@@ -36,19 +36,15 @@ from muscle_hf.metrics.flips import (
     positive_flips,
     quadrants,
 )
-from muscle_hf.metrics.significance import (
+from muscle_hf.metrics.intervals import (
     Estimate,
     bootstrap,
-    cluster_sign_test,
-    compat_test,
-    holm,
-    mcnemar,
     nfr_change,
     paired_difference,
     pooled_rate,
-    stratified_mcnemar,
     wilson_interval,
 )
+from muscle_hf.metrics.significance import cluster_sign_test, compat_test, holm, mcnemar, stratified_mcnemar
 from muscle_hf.metrics.similarity import (
     SIMILARITIES,
     exact_match,

@@ -1,0 +1,106 @@
+"""The list of items that flip, with their texts, the worst first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muscle_hf.compare.analyse import outcome_names, outcomes
+from muscle_hf.compare.document import Flip
+from muscle_hf.compare.join import Joined
+from muscle_hf.compare.table import Detail
+
+# Nothing that a person reads is longer; what is cut says so.
+_MAX_TEXT = 1 << 20
+
+
+def list_flips(joined: Joined, epsilon: float, limit: int) -> tuple[list[Flip], int]:
+    """The items on which an updated model does otherwise than the old one.
+
+    Args:
+        joined: The items.
+        epsilon: Changes of a score of at most this size are no flips.
+        limit: The most flips to return.
+
+    Returns:
+        The flips sorted as :attr:`TaskResult.flips <muscle_hf.compare.document.TaskResult>` says, and how many there
+        are in all.
+    """
+    codes = {label: outcomes(joined, label, epsilon) for label in joined.labels[1:]}
+    rank = _rank(joined, codes)
+    flipped = np.flatnonzero(rank > 0)
+    chosen = flipped[np.argsort(-rank[flipped], kind="stable")][:limit]
+    items = chosen.tolist()
+    details = {label: joined.details(label, items) for label in joined.labels}
+    names = outcome_names(joined.kind)
+    flips = [
+        _flip(
+            joined,
+            item,
+            {label: names[code[item]] for label, code in codes.items()},
+            {label: details[label][place] for label in joined.labels},
+            float(rank[item]),
+        )
+        for place, item in enumerate(items)
+    ]
+    return sorted(flips, key=lambda flip: -flip.severity), len(flipped)
+
+
+def _rank(joined: Joined, codes: dict[str, NDArray[np.int8]]) -> NDArray[np.float64]:
+    """4 plus for negative flips of the new model, 2 plus for those of compatibility models, 1 plus for positive ones."""
+    worse, better = (3, 1) if joined.kind == "correct" else (2, 0)
+    rank = np.zeros(len(joined.ids))
+    for place, (label, code) in enumerate(codes.items()):
+        rank = np.maximum(rank, np.select([code == worse, code == better], [4.0 if place == 0 else 2.0, 1.0], 0.0))
+        if joined.kind == "score":
+            moved = np.abs(joined.values[label] - joined.values[joined.labels[0]])
+            rank += np.where(rank > 0, moved / (1 + moved) / len(codes) * 0.5, 0.0)
+    return rank
+
+
+def _flip(joined: Joined, item: int, results: dict[str, str], details: dict[str, Detail], rank: float) -> Flip:
+    labels = joined.labels
+    first = details[labels[0]]
+    graded = joined.kind == "correct"
+    values = {label: float(joined.values[label][item]) for label in labels}
+    return Flip(
+        id=joined.ids[item],
+        outcomes=results,
+        prompt=_cut(next((d.prompt for d in details.values() if d.prompt is not None), None)),
+        target=_cut(first.target) or "",
+        answers={label: _cut(detail.answer) for label, detail in details.items()},
+        correct={label: values[label] > 0.5 if graded else None for label in labels},
+        scores={label: None if graded else values[label] for label in labels},
+        choices=[str(choice) for choice in first.choices],
+        columns={str(name): str(value) for name, value in first.columns.items() if value is not None},
+        severity=rank + _confidence_lost(first, [details[label] for label in labels[1:]]),
+    )
+
+
+def _cut(text: str | None) -> str | None:
+    if text is None or len(text) <= _MAX_TEXT:
+        return text
+    return text[:_MAX_TEXT] + f" [... {len(text) - _MAX_TEXT} more characters]"
+
+
+def _confidence_lost(old: Detail, updated: Sequence[Detail]) -> float:
+    """How much probability the right choice lost at worst, scaled to less than the step between ranks."""
+    before = _confidence(old)
+    after = [_confidence(detail) for detail in updated]
+    moved = [abs(before - value) for value in after if value is not None] if before is not None else []
+    return 0.5 * max(moved, default=0.0)
+
+
+def _confidence(detail: Detail) -> float | None:
+    """Probability of the right choices among all choices; None if the log does not tell."""
+    n = len(detail.choices)
+    scores = detail.log_likelihoods[:n]
+    right = [i for i in detail.target_indices if i < len(scores)]
+    if len(scores) < 2 or len(scores) < n or not right or not all(map(math.isfinite, scores)):
+        return None
+    top = max(scores)
+    weights = [math.exp(score - top) for score in scores]
+    return sum(weights[i] for i in right) / sum(weights)

@@ -1,0 +1,279 @@
+"""May this update ship? Limits held against one-sided bounds, not against points."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from muscle_hf.compare.document import Gate, GateCheck, GateVerdict, NoiseFloor, TaskResult, Update
+from muscle_hf.compare.join import Joined
+from muscle_hf.compare.lm_eval_format import base_task
+from muscle_hf.errors import MuscleError
+from muscle_hf.metrics.intervals import (
+    Estimate,
+    bootstrap,
+    effective_items,
+    paired_difference,
+    wilson_interval,
+)
+
+RULES = ("max_nfr", "max_regression", "min_accuracy_gain")
+_ALL = "*"
+
+
+@dataclass
+class Budget:
+    """Limits by rule and task.
+
+    Args:
+        limits: Rule -> task (``*`` for every other task) -> limit as a fraction.
+        level: Confidence of the one-sided bounds.
+        source: File that the limits came from.
+        baseline: Earlier comparison (``--json`` output) whose negative flip rates are limits too.
+        noise: Task -> negative flip rate of re-running the same model.
+    """
+
+    limits: dict[str, dict[str, float]] = field(default_factory=dict)
+    level: float = 0.95
+    source: str | None = None
+    baseline: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    noise: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to decide."""
+        return not any(self.limits.values()) and not self.baseline
+
+    def limit(self, rule: str, task: str) -> float | None:
+        """The limit of a rule for a task: the task's own, that of the task without its filter, or the general one."""
+        table = self.limits.get(rule, {})
+        return next((table[name] for name in (task, base_task(task), _ALL) if name in table), None)
+
+
+def parse_limit(rule: str, text: str) -> tuple[str, float]:
+    """One limit of the command line: ``0.02``, ``2%`` or ``TASK=0.02``.
+
+    Raises:
+        MuscleError: It is not a number, or out of range.
+    """
+    task, _, number = text.rpartition("=")
+    try:
+        value = float(number.rstrip("%")) / (100 if number.endswith("%") else 1)
+    except ValueError:
+        raise MuscleError(f"{rule}: {text!r} must be a number like 0.02 or 2%, or TASK=NUMBER") from None
+    return task or _ALL, _checked(rule, value)
+
+
+def _checked(rule: str, value: Any) -> float:
+    if isinstance(value, str) and value.endswith("%"):
+        return parse_limit(rule, value)[1]
+    low = -1.0 if rule == "min_accuracy_gain" else 0.0
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= 1:
+        raise MuscleError(
+            f"{rule}: {value!r} is not a fraction between {low:g} and 1; write 0.02 or 2% for two percent"
+        )
+    return float(value)
+
+
+def read_budget(path: str) -> Budget:
+    """Reads a budget file, YAML or JSON.
+
+    It has the rules ``max_nfr``, ``max_regression``, ``min_accuracy_gain`` (fractions), each for all tasks at the top
+    and for single tasks under ``tasks: NAME:``; and optionally ``level`` and ``noise`` (task -> noise floor).
+
+    Raises:
+        MuscleError: The file is missing, not YAML, or has an entry that is not known.
+    """
+    import yaml
+
+    file = Path(path)
+    if not file.is_file():
+        raise MuscleError(f"there is no budget file {path}")
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise MuscleError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise MuscleError(f"{path} must be a table of limits such as 'max_nfr: 0.02'")
+    budget = Budget(limits={rule: {} for rule in RULES}, source=path)
+    _check_names(path, data, (*RULES, "level", "noise", "tasks"))
+    budget.level = float(data.get("level", budget.level))
+    budget.noise = {str(task): float(rate) for task, rate in (data.get("noise") or {}).items()}
+    sections = {_ALL: {rule: data[rule] for rule in RULES if rule in data}}
+    for task, limits in (data.get("tasks") or {}).items():
+        _check_names(f"{path}, task {task}", limits or {}, RULES)
+        sections[str(task)] = limits or {}
+    for task, limits in sections.items():
+        for rule, value in limits.items():
+            budget.limits[rule][task] = _checked(f"{path}: {rule}", value)
+    return budget
+
+
+def _check_names(where: str, table: Any, known: Sequence[str]) -> None:
+    import difflib
+
+    if not isinstance(table, Mapping):
+        raise MuscleError(f"{where}: expected a table of limits, found {table!r}")
+    for name in table:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+            raise MuscleError(f"{where}: unknown entry {name!r}{hint}")
+
+
+def read_baseline(path: str) -> dict[str, dict[str, Estimate]]:
+    """Negative flip rates of an earlier comparison (its ``--json`` file): task -> model label -> estimate.
+
+    Raises:
+        MuscleError: The file is missing or not such a comparison.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        return {
+            task["name"]: {
+                update["label"]: Estimate(**(update["rates"].get("nfr") or update["rates"]["nfr_smooth"]))
+                for update in task["updates"]
+            }
+            for task in data["tasks"]
+        }
+    except FileNotFoundError:
+        raise MuscleError(f"there is no baseline file {path}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MuscleError(
+            f"{path} is not a comparison as --json writes it ({error.__class__.__name__}: {error})"
+        ) from error
+
+
+def check_gate(
+    joined: Sequence[Joined],
+    tasks: Sequence[TaskResult],
+    candidates: Sequence[str],
+    budget: Budget,
+    *,
+    noise: Sequence[NoiseFloor] = (),
+    cluster: str | None = None,
+) -> Gate | None:
+    """Holds every limit against every candidate.
+
+    Args:
+        joined: The items of each task.
+        tasks: The results of the same tasks.
+        candidates: Labels of the updated models that would ship.
+        budget: The limits.
+        noise: Measured noise floors; they win over those noted in the budget.
+        cluster: Column that names the source of each item.
+
+    Returns:
+        None if there are no limits.
+
+    Raises:
+        MuscleError: A limit names a task that was not compared.
+    """
+    if budget.empty:
+        return None
+    names = {name for task in tasks for name in (task.name, base_task(task.name))}
+    for rule, table in budget.limits.items():
+        for task in table:
+            if task not in names and task != _ALL:
+                raise MuscleError(
+                    f"{rule} is limited for task {task!r}, which was not compared ({', '.join(sorted(names))})"
+                )
+    floors = budget.noise | {floor.task: floor.nfr.value for floor in noise}
+    checks = []
+    for items, task in zip(joined, tasks, strict=True):
+        for update in task.updates:
+            if update.label in candidates:
+                checks += _checks(items, update, budget, floors.get(task.name), cluster)
+    if not checks:
+        raise MuscleError("none of the limits applies to a task that was compared")
+    verdicts = {check.verdict for check in checks}
+    worst: GateVerdict = next((v for v in ("fail", "too little data") if v in verdicts), "pass")  # type: ignore[arg-type]
+    return Gate(worst, checks, budget.source)
+
+
+def _checks(
+    joined: Joined, update: Update, budget: Budget, floor: float | None, cluster: str | None
+) -> list[GateCheck]:
+    measure = _Measure(joined, update.label, budget.level, cluster)
+    result = []
+
+    def add(rule: str, limit: float, bounds: tuple[Estimate, Estimate], upper: bool, what: str) -> None:
+        high, low = bounds
+        kept, broken = (high.high <= limit, low.low > limit) if upper else (low.low >= limit, high.high < limit)
+        verdict: GateVerdict = "pass" if kept else "fail" if broken else "too little data"
+        bound = high if upper else low
+        edge = bound.high if upper else bound.low
+        message = (
+            f"{what} is {bound.value:.2%}, {'at most' if upper else 'at least'} {edge:.2%} with {budget.level:.0%} "
+            f"confidence; the limit is {limit:.2%}"
+        )
+        if rule == "max_nfr" and floor is not None and limit < floor:
+            message += f", which is below the noise floor of {floor:.2%}"
+        result.append(GateCheck(rule, joined.task, update.label, limit, bound, verdict, message, noise_floor=floor))
+
+    if (limit := budget.limit("max_nfr", joined.task)) is not None:
+        add("max_nfr", limit, measure.nfr(), True, "NFR")
+    if (limit := budget.limit("max_regression", joined.task)) is not None:
+        high, low = measure.change(-1)
+        add("max_regression", limit, (high, low), True, "the fall of accuracy")
+    if (limit := budget.limit("min_accuracy_gain", joined.task)) is not None:
+        add("min_accuracy_gain", limit, measure.change(1), False, "the gain of accuracy")
+    before = budget.baseline.get(joined.task)
+    if before:
+        # Without a model of the same label the baseline's last one is what was shipped.
+        earlier = before.get(update.label) or list(before.values())[-1]
+        add("baseline", earlier.high, measure.nfr(), True, f"NFR (baseline: {earlier.value:.2%})")
+    return result
+
+
+class _Measure:
+    """One-sided bounds of what is limited, upper and lower."""
+
+    def __init__(self, joined: Joined, label: str, level: float, cluster: str | None) -> None:
+        self.joined, self.level = joined, level
+        self.before, self.after = joined.values[joined.labels[0]], joined.values[label]
+        self.clusters = None if cluster is None else joined.columns[cluster][0]
+
+    def _effective(self, indicator: Any) -> float | None:
+        return None if self.clusters is None or not len(indicator) else effective_items(indicator, self.clusters)
+
+    def nfr(self) -> tuple[Estimate, Estimate]:
+        lost = self.after < self.before
+        effective = self._effective(lost)
+        return tuple(  # type: ignore[return-value]
+            wilson_interval(int(lost.sum()), len(lost), level=self.level, side=side, effective_total=effective)
+            for side in ("upper", "lower")
+        )
+
+    def change(self, sign: int) -> tuple[Estimate, Estimate]:
+        first, second = (self.before, self.after) if sign > 0 else (self.after, self.before)
+        if self.joined.kind == "correct":
+            effective = self._effective(first != second)
+            return tuple(  # type: ignore[return-value]
+                paired_difference(first, second, level=self.level, side=side, effective_total=effective)
+                for side in ("upper", "lower")
+            )
+        columns = (second - first, [1.0] * len(first))
+        return tuple(  # type: ignore[return-value]
+            bootstrap(lambda a, n: a / n, *columns, level=self.level, side=side, clusters=self.clusters)
+            for side in ("upper", "lower")
+        )
+
+
+def with_limits(budget: Budget, given: Mapping[str, Sequence[str]], level: float | None) -> Budget:
+    """A budget with the limits of the command line on top of those of its file."""
+    limits = {rule: dict(budget.limits.get(rule, {})) for rule in RULES}
+    for rule, texts in given.items():
+        for text in texts:
+            task, value = parse_limit("--" + rule.replace("_", "-"), text)
+            limits[rule][task] = value
+    budget.limits = limits
+    if level is not None:
+        budget.level = level
+    if not 0 < budget.level < 1 or math.isnan(budget.level):
+        raise MuscleError(f"level must lie between 0 and 1, for example 0.95; got {budget.level}")
+    return budget
