@@ -55,7 +55,7 @@ def _plain(text: str, limit: int | None = 200) -> str:
     escaped = [_SPECIAL.sub(lambda match: f"&#{ord(match.group())};", piece) for piece in pieces]
     line = "".join(piece + _JOINER if index % 2 else piece for index, piece in enumerate(escaped))
     line = re.sub(r"&#35;(?=\d)", f"&#35;{_JOINER}", line)
-    return re.sub(r"^(\d+|-)", rf"{_JOINER}\1", line)
+    return re.sub(r"^(\d+\.|-)", rf"{_JOINER}\1", line)
 
 
 def _code(text: str, limit: int = 200) -> str:
@@ -101,7 +101,17 @@ def _gate_table(gate: Gate) -> str:
 def _task_section(document: Document, task: TaskResult) -> str:
     show, change, key = w.show_quality(task), w.show_change(task), w.negative_key(task)
     symbol = w.measure(key).symbol
-    header = ["Model", w.quality(task), "Change", "Breaks", "Repairs", symbol, f"Δ{symbol} against new", "p", "Verdict"]
+    header = [
+        "Model",
+        w.quality(task),
+        "Change",
+        "Breaks",
+        "Repairs",
+        symbol,
+        f"Δ{symbol} against new",
+        "p",
+        "Verdict",
+    ]
     old = _plain(document.models[0].label)
     rows = [[old, w.with_interval(task.accuracy_old, show), *[""] * (len(header) - 2)]]
     for update in task.updates:

@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from muscle_hf.compare.document import Document, Flip, GateCheck, TaskResult, Update
-from muscle_hf.metrics.significance import Estimate
+from muscle_hf.metrics.intervals import Estimate
 
 ABSENT = "–"
 MINUS = "−"

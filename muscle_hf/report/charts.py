@@ -1,0 +1,296 @@
+"""Pictures of rates, as SVG whose colours come from the page's style sheet.
+
+All are drawn for a width of about 380 pixels, so that their text keeps its size on a phone. One colour, one meaning,
+everywhere: vermilion for what got worse, blue for what got better, greys for what stayed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from muscle_hf.metrics.intervals import Estimate
+from muscle_hf.report import wording as w
+from muscle_hf.report.markup import Child, Markup, tag
+from muscle_hf.report.scales import Scale, fit
+from muscle_hf.report.text import one_line
+
+WIDTH = 380
+Show = Callable[[float], str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A labelled estimate of a dot-and-whisker chart; ``css`` is ``worse``, ``better`` or ``plain``."""
+
+    label: str
+    estimate: Estimate
+    css: str = "plain"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A vertical line through a dot-and-whisker chart: a limit, a noise floor, zero."""
+
+    label: str
+    value: float
+    css: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """A candidate of the accuracy-against-flips chart."""
+
+    label: str
+    flips: Estimate
+    quality: Estimate
+    leads: bool
+
+
+def svg(height: float, label: str, *children: Child, width: float = WIDTH) -> Markup:
+    """An SVG element that screen readers announce as one picture named ``label``."""
+    return tag(
+        "svg",
+        *children,
+        viewBox=f"0 0 {width:g} {height:g}",
+        role="img",
+        aria_label=label,
+        preserveAspectRatio="xMidYMid",
+    )
+
+
+def text(x: float, y: float, content: str, css: str = "", anchor: str = "start") -> Markup:
+    """A line of text whose baseline starts, is centred or ends at (x, y)."""
+    return tag("text", content, x=x, y=y, class_=css or None, text_anchor=None if anchor == "start" else anchor)
+
+
+def line(x1: float, y1: float, x2: float, y2: float, css: str) -> Markup:
+    """A straight line."""
+    return tag("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=css)
+
+
+def quadrants(old: str, new: str, counts: dict[str, int]) -> Markup:
+    """The four quadrants of an update: each coloured square's area, against its quadrant's, is its share of items."""
+    items = sum(counts.values())
+    left, top, half_x, half_y, gap = 66, 34, 155, 130, 2
+    across, down = left + half_x, top + half_y
+    cells = [
+        ("both_right", -1, -1, "keep", "stay right"),
+        ("negative_flips", 1, -1, "worse", "negative flips"),
+        ("positive_flips", -1, 1, "better", "positive flips"),
+        ("both_wrong", 1, 1, "miss", "stay wrong"),
+    ]
+    short_old, short_new = one_line(old, 9), one_line(new, 16)
+    parts = [
+        text(across - half_x / 2, 22, f"{short_new} right", "head", "middle"),
+        text(across + half_x / 2, 22, f"{short_new} wrong", "head", "middle"),
+        *(text(left - 8, down + side * half_y / 2, short_old, "head", "end") for side in (-1, 1)),
+        text(left - 8, down - half_y / 2 + 15, "right", "head", "end"),
+        text(left - 8, down + half_y / 2 + 15, "wrong", "head", "end"),
+    ]
+    words = []
+    for key, side_x, side_y, css, name in cells:
+        number = counts.get(key, 0)
+        share = number / items if items else 0.0
+        side = math.sqrt(share) * half_y
+        field = (across + gap if side_x > 0 else across - half_x, down + gap if side_y > 0 else down - half_y)
+        square = (across + gap if side_x > 0 else across - gap - side, down + gap if side_y > 0 else down - gap - side)
+        x = across + side_x * (half_x - 8)
+        y = down - half_y + 22 if side_y < 0 else down + half_y - 38
+        anchor = "end" if side_x > 0 else "start"
+        parts += [
+            tag("rect", x=field[0], y=field[1], width=half_x - gap, height=half_y, class_="field"),
+            tag("rect", x=square[0], y=square[1], width=side, height=side, class_=f"area {css}"),
+            text(x, y, w.count(number), "figure", anchor),
+            text(x, y + 16, name, "halo", anchor),
+            text(x, y + 32, w.percent(share), "halo soft", anchor),
+        ]
+        words.append(f"{name}: {number} of {items}")
+    return svg(top + 2 * half_y + 6, f"Quadrants of {old} to {new}. " + "; ".join(words), *parts)
+
+
+def three_ways(new: str, counts: dict[str, int]) -> Markup:
+    """What an update does to scores: a bar of the items that got worse, stayed and got better."""
+    items = max(sum(counts.values()), 1)
+    kinds = [
+        ("regressed", "worse", "got worse"),
+        ("unchanged", "keep", "unchanged"),
+        ("improved", "better", "got better"),
+    ]
+    x, parts, words = 10.0, [], []
+    anchors = ((10.0, "start"), (WIDTH / 2, "middle"), (WIDTH - 10.0, "end"))
+    for (key, css, name), (at, anchor) in zip(kinds, anchors, strict=True):
+        number = counts.get(key, 0)
+        width = number / items * (WIDTH - 20)
+        parts += [
+            tag("rect", x=x, y=10, width=max(width - 2, 0), height=44, class_=f"area {css}"),
+            text(at, 80, w.count(number), "figure", anchor),
+            text(at, 98, name, "halo", anchor),
+            text(at, 115, w.percent(number / items), "halo soft", anchor),
+        ]
+        words.append(f"{name}: {number} of {items}")
+        x += width
+    return svg(124, f"Scores of old against {new}. " + "; ".join(words), *parts)
+
+
+def whiskers(label: str, rows: Sequence[Row], show: Show, *, marks: Sequence[Mark] = (), zero: bool = True) -> Markup:
+    """Dots with their intervals on one scale; one-sided bounds end in an arrow at the edge."""
+    left, right, step, top = 112, WIDTH - 70, 28, 22 if marks else 8
+    values = [v for row in rows for v in (row.estimate.value, row.estimate.low, row.estimate.high)]
+    scale = fit([*values, *(mark.value for mark in marks)], left, right, zero=zero)
+    bottom = top + step * len(rows)
+    parts = _axis(scale, top, bottom, show)
+    for index, mark in enumerate(marks):
+        if math.isfinite(mark.value):
+            x = scale(mark.value)
+            parts.append(line(x, top - 4, x, bottom, f"mark {mark.css}"))
+            if mark.label:
+                parts.append(text(x, top - 8 + 0 * index, mark.label, "tiny halo", _anchor(x, left, right)))
+    for index, row in enumerate(rows):
+        parts += _whisker(row, scale, top + step * (index + 0.5), show, left)
+    words = "; ".join(f"{row.label}: {w.with_interval(row.estimate, show)}" for row in rows)
+    return svg(bottom + 22, f"{label}. {words}", *parts)
+
+
+def bare_whisker(estimate: Estimate, scale: Scale, css: str, label: str) -> Markup:
+    """One dot with its interval for a table's cell; the scale is shared by all rows."""
+    row = Row("", estimate, css)
+    zero = line(scale(0.0), 0, scale(0.0), 24, "mark zero")
+    return svg(24, label, zero, *_interval(row, scale, 12), width=scale.end + 8)
+
+
+def trade_off(
+    label: str,
+    points: Sequence[Point],
+    old: tuple[str, Estimate],
+    names: tuple[str, str],
+    show: tuple[Show, Show],
+    limit: float | None,
+) -> Markup:
+    """Quality against negative flips: up and to the left is better.
+
+    Args:
+        label: What the picture is, for screen readers.
+        points: The candidates.
+        old: Label and quality of the old model, drawn at no flips.
+        names: Titles of the horizontal and the vertical axis.
+        show: Formatters of the horizontal and the vertical axis.
+        limit: The gate's limit on negative flips, if there is one.
+    """
+    left, right, top, bottom = 58, WIDTH - 14, 26, 252
+    flips = [v for p in points for v in (p.flips.value, p.flips.low, p.flips.high)] + [limit or 0.0]
+    qualities = [v for p in points for v in (p.quality.value, p.quality.low, p.quality.high)]
+    x_scale = fit(flips, left, right, zero=True)
+    y_scale = fit([*qualities, old[1].value], bottom, top, pad=0.08)
+    parts = [tag("rect", x=left, y=top, width=right - left, height=bottom - top, class_="field")]
+    for tick in x_scale.ticks():
+        x = x_scale(tick)
+        parts += [line(x, top, x, bottom, "grid"), text(x, bottom + 16, show[0](tick), "tiny", "middle")]
+    for tick in y_scale.ticks():
+        y = y_scale(tick)
+        parts += [line(left, y, right, y, "grid"), text(left - 6, y + 4, show[1](tick), "tiny", "end")]
+    parts += [
+        text(left, 16, f"↑ {names[1]}", "head"),
+        text(right, bottom + 34, f"{names[0]} →", "head", "end"),
+        text(left + 2, bottom + 34, "↖ better", "head accent"),
+    ]
+    if limit is not None:
+        x = x_scale(limit)
+        parts += [
+            tag("rect", x=x, y=top, width=right - x, height=bottom - top, class_="over"),
+            line(x, top, x, bottom, "mark limit"),
+            text(x - 4, bottom - 8, "limit", "tiny halo", "end"),
+        ]
+    y_old = y_scale(old[1].value)
+    parts += [
+        line(left, y_old, right, y_old, "mark old"),
+        text(right - 4, y_old - 5, one_line(old[0], 16), "tiny halo", "end"),
+    ]
+    parts += _candidates(points, x_scale, y_scale)
+    words = "; ".join(f"{p.label}: {show[0](p.flips.value)} flips, {show[1](p.quality.value)}" for p in points)
+    return svg(bottom + 44, f"{label}. {words}", *parts)
+
+
+def _candidates(points: Sequence[Point], x_scale: Scale, y_scale: Scale) -> list[Markup]:
+    parts: list[Markup] = []
+    dots: list[Markup] = []
+    taken: list[tuple[float, float]] = []
+    for index, point in enumerate(points):
+        if not (math.isfinite(point.flips.value) and math.isfinite(point.quality.value)):
+            continue
+        x, y = x_scale(point.flips.value), y_scale(point.quality.value)
+        x_low, x_high = _ends(point.flips, x_scale)
+        y_low, y_high = _ends(point.quality, y_scale)
+        css = "leads" if point.leads else "trails"
+        parts += [line(x_low, y, x_high, y, f"whisker {css}"), line(x, y_low, x, y_high, f"whisker {css}")]
+        dots.append(_shape(index, x, y, css))
+        at = _free_label(x, y, taken, x_scale)
+        taken.append(at)
+        name = one_line(point.label, 16)
+        dots.append(text(at[0], at[1], name, f"name halo {css}", "start" if at[0] > x else "end"))
+    return parts + dots
+
+
+def _free_label(x: float, y: float, taken: list[tuple[float, float]], x_scale: Scale) -> tuple[float, float]:
+    side = 1 if x < x_scale.start + 0.62 * (x_scale.end - x_scale.start) else -1
+    for offset in (-8, 18, -24, 34, -40, 50):
+        at = (x + 9 * side, y + offset)
+        if all(abs(at[1] - other[1]) > 14 or abs(at[0] - other[0]) > 90 for other in taken):
+            return at
+    return (x + 9 * side, y - 8)
+
+
+def _shape(index: int, x: float, y: float, css: str) -> Markup:
+    """Candidates differ by shape, so that colour is not needed to tell them apart."""
+    r = 6.0
+    corners = [
+        None,
+        [(0, -r - 1), (r + 1, 0), (0, r + 1), (-r - 1, 0)],
+        [(-r, -r), (r, -r), (r, r), (-r, r)],
+        [(0, -r - 1), (r + 1, r), (-r - 1, r)],
+        [(0, r + 1), (r + 1, -r), (-r - 1, -r)],
+    ][index % 5]
+    if corners is None:
+        return tag("circle", cx=x, cy=y, r=r, class_=f"dot {css}")
+    return tag("polygon", points=" ".join(f"{x + dx:.2f},{y + dy:.2f}" for dx, dy in corners), class_=f"dot {css}")
+
+
+def _axis(scale: Scale, top: float, bottom: float, show: Show) -> list[Markup]:
+    parts = [line(scale.start, bottom, scale.end, bottom, "axis")]
+    for tick in scale.ticks(3):
+        x = scale(tick)
+        parts += [line(x, top, x, bottom, "grid"), text(x, bottom + 15, show(tick), "tiny", "middle")]
+    return parts
+
+
+def _whisker(row: Row, scale: Scale, y: float, show: Show, left: float) -> list[Markup]:
+    return [
+        tag(
+            "text", tag("title", one_line(row.label)), one_line(row.label, 15), x=left - 10, y=y + 4, text_anchor="end"
+        ),
+        *_interval(row, scale, y),
+        text(WIDTH - 4, y + 4, show(row.estimate.value), "value", "end"),
+    ]
+
+
+def _interval(row: Row, scale: Scale, y: float) -> list[Markup]:
+    if not math.isfinite(row.estimate.value):
+        return []
+    low, high = _ends(row.estimate, scale)
+    parts = [line(low, y, high, y, f"whisker {row.css}")]
+    for end, bound in ((low, row.estimate.low), (high, row.estimate.high)):
+        if math.isfinite(bound):
+            parts.append(line(end, y - 4, end, y + 4, f"whisker {row.css}"))
+    return [*parts, tag("circle", cx=scale(row.estimate.value), cy=y, r=5, class_=f"dot {row.css}")]
+
+
+def _ends(estimate: Estimate, scale: Scale) -> tuple[float, float]:
+    """Pixels of the interval's ends; the open end of a one-sided bound stops at the point."""
+    low = estimate.low if math.isfinite(estimate.low) else estimate.value
+    high = estimate.high if math.isfinite(estimate.high) else estimate.value
+    return scale(low), scale(high)
+
+
+def _anchor(x: float, left: float, right: float) -> str:
+    return "start" if x < left + 30 else "end" if x > right - 30 else "middle"

@@ -1,0 +1,77 @@
+"""The flips as compact JSON for the page's list; the page reads it, nothing of it is ever parsed as HTML."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+from muscle_hf.compare.document import Document, Flip
+from muscle_hf.report.markup import Markup
+
+# One letter per outcome; `flips.js` knows the same letters.
+OUTCOMES = {
+    "both_right": "R",
+    "positive": "P",
+    "both_wrong": "W",
+    "negative": "N",
+    "improved": "I",
+    "unchanged": "U",
+    "regressed": "D",
+}
+# Characters that could end the script element, open a comment in it, or cannot be encoded. JSON allows them as escapes.
+_UNSAFE = re.compile("[<>&\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def pack(document: Document) -> dict[str, Any]:
+    """The flips of all tasks.
+
+    Returns:
+        ``models`` and ``tasks`` (names), ``roles``, ``choices`` (distinct lists of choices), ``columns`` (names) and
+        ``flips``: arrays ``[task, id, outcomes, prompt, target, answers, scores, choices, columns, severity]``, where
+        ``outcomes`` has a letter per updated model and ``columns`` a value per name (null where an item has none).
+    """
+    names = list(dict.fromkeys(name for task in document.tasks for flip in task.flips for name in flip.columns))
+    choices: dict[tuple[str, ...], int] = {}
+    rows = [
+        _row(index, flip, document, choices, names) for index, task in enumerate(document.tasks) for flip in task.flips
+    ]
+    return {
+        "models": [model.label for model in document.models],
+        "roles": [model.role for model in document.models],
+        "tasks": [task.name for task in document.tasks],
+        "total": sum(task.flips_total for task in document.tasks),
+        "choices": [list(texts) for texts in choices],
+        "columns": names,
+        "flips": rows,
+    }
+
+
+def to_script(data: dict[str, Any]) -> Markup:
+    """JSON that may stand inside ``<script type="application/json">``."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Markup(_UNSAFE.sub(lambda match: f"\\u{ord(match.group()):04x}", text))
+
+
+def _row(
+    task: int, flip: Flip, document: Document, choices: dict[tuple[str, ...], int], names: list[str]
+) -> list[Any]:
+    labels = [model.label for model in document.models]
+    scores = [_finite(flip.scores.get(label)) for label in labels]
+    return [
+        task,
+        flip.id,
+        "".join(OUTCOMES.get(flip.outcomes.get(label, ""), "-") for label in labels[1:]),
+        flip.prompt,
+        flip.target,
+        [flip.answers.get(label) for label in labels],
+        None if all(score is None for score in scores) else scores,
+        choices.setdefault(tuple(flip.choices), len(choices)) if flip.choices else None,
+        [flip.columns.get(name) for name in names],
+        _finite(flip.severity) or 0,
+    ]
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(value, 6)

@@ -1,0 +1,120 @@
+"""Where the items go from the old to the new to the compatibility model, as a picture."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from muscle_hf.compare.document import Flow
+from muscle_hf.report import wording as w
+from muscle_hf.report.charts import WIDTH, svg, text
+from muscle_hf.report.markup import Markup, tag
+from muscle_hf.report.text import one_line
+
+# From top to bottom of a column.
+_ORDER = {"right": 0, "start": 0, "improved": 0, "unchanged": 1, "wrong": 2, "regressed": 2}
+_HEIGHT, _TOP, _BAR, _GAP = 190.0, 34.0, 9.0, 14.0
+_COLUMNS = (52.0, WIDTH / 2 - _BAR / 2, WIDTH - 52.0 - _BAR)
+
+
+class Story(NamedTuple):
+    """What a way through the three models means, for the colour of its ribbon and the legend."""
+
+    css: str
+    words: str
+
+
+_STORIES: dict[tuple[str, str, str], Story] = {
+    ("right", "wrong", "right"): Story("repaired", "broken by {new}, repaired by {compat}"),
+    ("right", "wrong", "wrong"): Story("broken", "broken by {new} and still wrong"),
+    ("right", "right", "wrong"): Story("fresh", "kept by {new}, broken by {compat}"),
+    ("wrong", "right", "right"): Story("gained", "gained by {new} and kept"),
+    ("wrong", "right", "wrong"): Story("lost", "gained by {new}, lost again by {compat}"),
+    ("wrong", "wrong", "right"): Story("gained", "gained by {compat} alone"),
+    ("start", "regressed", "improved"): Story("repaired", "worse with {new}, better with {compat}"),
+    ("start", "regressed", "unchanged"): Story("repaired", "worse with {new}, back to old's score with {compat}"),
+    ("start", "regressed", "regressed"): Story("broken", "worse with both"),
+    ("start", "unchanged", "regressed"): Story("fresh", "unchanged with {new}, worse with {compat}"),
+    ("start", "improved", "regressed"): Story("fresh", "better with {new}, worse with {compat}"),
+}
+_QUIET = Story("still", "")
+
+
+def story(flow: Flow) -> Story:
+    """Colour and words of a flow; flows that nothing happens to are quiet."""
+    return _STORIES.get(flow.states, _QUIET)
+
+
+def picture(labels: Sequence[str], flows: Sequence[Flow]) -> Markup:
+    """Ribbons from old over new to the compatibility model, as wide as they have items.
+
+    Args:
+        labels: Of the three models.
+        flows: All ways through them; the widths are proportional to their items.
+    """
+    flows = [flow for flow in flows if flow.items]
+    total = sum(flow.items for flow in flows)
+    offsets = [_stack(flows, column, total) for column in range(3)]
+    parts: list[Markup] = []
+    # Ribbons with a meaning are drawn last, over the grey mass.
+    for flow in sorted(flows, key=lambda flow: story(flow) is not _QUIET):
+        thickness = flow.items / total * _HEIGHT
+        for column in (0, 1):
+            start, end = offsets[column][flow.states], offsets[column + 1][flow.states]
+            parts.append(_ribbon(column, start, end, thickness, story(flow).css, f"{w.count(flow.items)} items"))
+    for column, label in enumerate(labels):
+        anchor = ("start", "middle", "end")[column]
+        x = (0.0, WIDTH / 2, float(WIDTH))[column]
+        parts.append(text(x, 18, one_line(label, 16), "head", anchor))
+        parts += _nodes(flows, column, offsets[column], total)
+    told = "; ".join(f"{flow.items} {' to '.join(flow.states)}" for flow in flows)
+    return svg(_TOP + _HEIGHT + 2 * _GAP + 12, f"Flow of items over {', '.join(labels)}: {told}", *parts)
+
+
+def _stack(flows: Sequence[Flow], column: int, total: int) -> dict[tuple[str, str, str], float]:
+    """Top edge of each flow in a column: by its state there, then by the neighbours', so that few ribbons cross."""
+    neighbours = {0: (0, 1, 2), 1: (1, 0, 2), 2: (2, 1, 0)}[column]
+    offsets, y, previous = {}, _TOP, None
+    for flow in sorted(flows, key=lambda flow: [_ORDER[flow.states[at]] for at in neighbours]):
+        if previous is not None and flow.states[column] != previous:
+            y += _GAP
+        previous = flow.states[column]
+        offsets[flow.states] = y
+        y += flow.items / total * _HEIGHT
+    return offsets
+
+
+def _ribbon(column: int, start: float, end: float, thickness: float, css: str, title: str) -> Markup:
+    thickness = max(thickness, 1.0)
+    x1, x2 = _COLUMNS[column] + _BAR, _COLUMNS[column + 1]
+    middle = (x1 + x2) / 2
+    path = (
+        f"M{x1:.1f} {start:.1f}C{middle:.1f} {start:.1f} {middle:.1f} {end:.1f} {x2:.1f} {end:.1f}"
+        f"V{end + thickness:.1f}C{middle:.1f} {end + thickness:.1f} {middle:.1f} {start + thickness:.1f} "
+        f"{x1:.1f} {start + thickness:.1f}Z"
+    )
+    return tag("path", tag("title", title), d=path, class_=f"ribbon {css}")
+
+
+def _nodes(flows: Sequence[Flow], column: int, offsets: dict[tuple[str, str, str], float], total: int) -> list[Markup]:
+    members: dict[str, list[Flow]] = defaultdict(list)
+    for flow in flows:
+        members[flow.states[column]].append(flow)
+    parts: list[Markup] = []
+    for state, inside in members.items():
+        top = min(offsets[flow.states] for flow in inside)
+        items = sum(flow.items for flow in inside)
+        height = max(items / total * _HEIGHT, 1.0)
+        x = _COLUMNS[column]
+        middle = top + height / 2
+        at, anchor = ((x - 6, "end"), (x + _BAR / 2, "middle"), (x + _BAR + 6, "start"))[column]
+        parts.append(tag("rect", x=x, y=top, width=_BAR, height=height, class_="node"))
+        if column != 1:
+            parts += [
+                text(at, middle, w.count(items), "halo strong", anchor),
+                text(at, middle + 14, state, "tiny", anchor),
+            ]
+        else:
+            parts.append(text(at, middle + 4, f"{w.count(items)} {state}", "halo strong", anchor))
+    return parts

@@ -1,0 +1,436 @@
+"""The parts of the HTML page, top to bottom: header, decision, tasks, flips, glossary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from muscle_hf.compare.document import Document, Gate, GateCheck, NoiseFloor, TaskResult, Update
+from muscle_hf.report import charts, flows
+from muscle_hf.report import wording as w
+from muscle_hf.report.markup import Child, Markup, join, tag
+from muscle_hf.report.slices import slices
+from muscle_hf.report.text import one_line
+
+# With more tasks than this, those after the first start folded.
+_OPEN_TASKS = 3
+_GATE_WORDS = {
+    "pass": "The gate passes",
+    "fail": "The gate fails",
+    "too little data": "Too little data to decide",
+}
+_GATE_CSS = {"pass": "pass", "fail": "fail", "too little data": "unsure"}
+
+
+def title(document: Document) -> str:
+    """``new, muscle against old``."""
+    old, *updated = [one_line(model.label, 30) for model in document.models]
+    return f"{', '.join(updated)} against {old}"
+
+
+def header(document: Document) -> Markup:
+    """Title, verdict of the gate, and a plain sentence for each task and model."""
+    items = sum(task.items for task in document.tasks)
+    count = len(document.tasks)
+    return tag(
+        "header",
+        tag("p", "Model update", class_="eyebrow"),
+        tag("h1", title(document)),
+        tag("p", f"{w.count(items)} items in {count} task{'' if count == 1 else 's'}", class_="lede"),
+        None if document.gate is None else _banner(document.gate),
+        [
+            tag("p", tag("span", "!", class_="sign", aria_hidden="true"), text, class_="warning")
+            for text in document.warnings
+        ],
+        _contents(document),
+    )
+
+
+def _banner(gate: Gate) -> Markup:
+    reasons = [check.message for check in gate.checks if check.verdict == gate.verdict != "pass"]
+    shown = reasons[:5] or [
+        f"All {len(gate.checks)} limits are kept." if len(gate.checks) > 1 else "The limit is kept."
+    ]
+    more = len(reasons) - len(shown)
+    return tag(
+        "div",
+        tag("span", w.VERDICT_MARKS[gate.verdict], class_="sign", aria_hidden="true"),
+        tag(
+            "div",
+            tag("strong", _GATE_WORDS[gate.verdict]),
+            [tag("p", reason) for reason in shown],
+            tag("p", f"and {more} more") if more > 0 else None,
+        ),
+        class_=f"banner {_GATE_CSS[gate.verdict]}",
+    )
+
+
+def _contents(document: Document) -> Markup:
+    links = [tag("a", "Which to ship", href="#decision")]
+    links += [tag("a", one_line(task.name, 24), href=f"#task-{i}") for i, task in enumerate(document.tasks[:8])]
+    links += [tag("a", "Flips", href="#flips"), tag("a", "Words", href="#words")]
+    return tag("nav", links, aria_label="Contents")
+
+
+def decision(document: Document) -> Markup:
+    """Accuracy against flips for each task, the limits of the gate, noise floors, and all tasks together."""
+    return tag(
+        "section",
+        tag("h2", "Which to ship"),
+        tag(
+            "p",
+            "Each mark is a candidate: the further up, the better its answers; the further left, the fewer answers it "
+            "breaks that were right. A filled mark is beaten by no other on both counts. Lines are intervals: where "
+            "they overlap, the order may be chance.",
+            class_="note",
+        ),
+        tag("div", [_trade_off(document, task) for task in document.tasks], class_="grid"),
+        None if document.gate is None else _checks(document.gate),
+        _pooled(document) if document.pooled else None,
+        _noise(document.noise) if document.noise else None,
+        id="decision",
+    )
+
+
+def figure(heading: str, picture: Child, caption: Child) -> Markup:
+    """A picture with its heading and what it says in plain words."""
+    return tag("figure", tag("h4", heading), picture, tag("figcaption", caption))
+
+
+def _trade_off(document: Document, task: TaskResult) -> Markup | None:
+    rated = [(update, rate) for update in task.updates if (rate := w.negative_rate(task, update)) is not None]
+    points = [
+        charts.Point(update.label, rate, update.accuracy, not _beaten(rate.value, update, rated))
+        for update, rate in rated
+    ]
+    limits = [check.limit for check in _task_checks(document, task) if check.rule == "max_nfr" and check.limit <= 1]
+    picture = charts.trade_off(
+        f"{w.quality(task)} against negative flips on {task.name}",
+        points,
+        (document.models[0].label, task.accuracy_old),
+        ("got worse" if task.kind == "score" else "negative flips", w.quality(task)),
+        (w.percent, w.show_quality(task)),
+        min(limits, default=None),
+    )
+    return figure(one_line(task.name, 60), picture, _leader_words(document, task))
+
+
+def _beaten(flips: float, update: Update, rated: list) -> bool:
+    return any(
+        rate.value <= flips
+        and other.accuracy.value >= update.accuracy.value
+        and (rate.value < flips or other.accuracy.value > update.accuracy.value)
+        for other, rate in rated
+    )
+
+
+def _leader_words(document: Document, task: TaskResult) -> Markup:
+    safest, best = w.leaders(document, task)
+    if safest is None or best is None:
+        return join("There is no rate to compare.")
+    rate = w.percent(w.negative_rate(task, safest).value)  # type: ignore[union-attr]
+    quality = w.show_quality(task)(best.accuracy.value)
+    flips = "negative flips" if task.kind == "correct" else "items that got worse"
+    if len(task.updates) == 1:
+        words: list[Child] = [tag("b", safest.label), f": {rate} {flips}, {w.quality(task)} {quality}."]
+    elif safest is best:
+        words = [
+            tag("b", safest.label),
+            f" leads on both: fewest {flips} ({rate}), highest {w.quality(task)} ({quality}).",
+        ]
+    else:
+        words = [tag("b", safest.label), f" has the fewest {flips} ({rate}), "]
+        words += [tag("b", best.label), f" the highest {w.quality(task)} ({quality})."]
+    held = safest.against_new
+    if held is not None:
+        chance = "beyond chance" if held.verdict == "better" else "not shown to be more than chance"
+        words.append(
+            f" Its difference from the plain update, {w.with_interval(held.delta_nfr, w.points)}, is {chance}."
+        )
+    return join(words)
+
+
+def _task_checks(document: Document, task: TaskResult) -> list[GateCheck]:
+    return [check for check in document.gate.checks if check.task == task.name] if document.gate else []
+
+
+def _checks(gate: Gate) -> Markup:
+    budget = f" The limits come from {one_line(gate.budget, 80)}." if gate.budget else ""
+    return join(
+        tag("h3", "The limits"),
+        tag(
+            "p",
+            "A limit is kept when the end of the interval keeps it, not just the point. The noise floor is what "
+            f"running the same model again changes: no limit below it can be kept.{budget}",
+            class_="note",
+        ),
+        tag("div", [_check(check) for check in gate.checks], class_="grid"),
+    )
+
+
+def _check(check: GateCheck) -> Markup:
+    show = w.points if check.rule in {"min_accuracy_gain", "max_regression"} else w.percent
+    marks = [charts.Mark("limit", check.limit, "limit")]
+    if check.noise_floor is not None:
+        marks.append(charts.Mark("", check.noise_floor, "noise"))
+    css = {"pass": "plain", "fail": "worse"}.get(check.verdict, "plain")
+    picture = charts.whiskers(w.rule_text(check), [charts.Row(check.label, check.estimate, css)], show, marks=marks)
+    chip = tag("span", f"{w.VERDICT_MARKS[check.verdict]} {check.verdict}", class_=f"chip {_GATE_CSS[check.verdict]}")
+    noise = "" if check.noise_floor is None else f" Noise floor (dotted): {w.percent(check.noise_floor)}."
+    return tag(
+        "figure",
+        tag("h4", f"{one_line(check.task, 40)}: {w.rule_text(check)} ", chip),
+        picture,
+        tag("figcaption", check.message, noise),
+    )
+
+
+def _table(header_cells: Iterable[str], rows: Iterable[Iterable[Child]], caption: str) -> Markup:
+    head = tag("tr", [tag("th", cell, scope="col") for cell in header_cells])
+    body = [
+        tag("tr", [tag("td", cell) if index else tag("th", cell, scope="row") for index, cell in enumerate(row)])
+        for row in rows
+    ]
+    table = tag("table", tag("caption", caption, class_="hidden"), tag("thead", head), tag("tbody", body))
+    return tag("div", table, class_="scroll", tabindex="0", role="region", aria_label=caption)
+
+
+def _pooled(document: Document) -> Markup:
+    rows = (
+        (
+            pooled.label,
+            w.with_interval(pooled.nfr),
+            w.with_interval(pooled.nfr_items),
+            w.p_value(pooled.p_value),
+            w.ABSENT if pooled.p_value_against_new is None else w.p_value(pooled.p_value_against_new),
+        )
+        for pooled in document.pooled
+    )
+    header_cells = ["Model", "NFR, every task alike", "NFR, every item alike", "p against old", "p against new"]
+    return join(tag("h3", "All tasks together"), _table(header_cells, rows, "All tasks together"))
+
+
+def _noise(noise: list[NoiseFloor]) -> Markup:
+    rows = (
+        (
+            floor.task,
+            w.count(floor.runs),
+            w.with_interval(floor.nfr),
+            w.percent(floor.nfr_max),
+            w.percent(floor.answers_changed),
+        )
+        for floor in noise
+    )
+    return join(
+        tag("h3", "The noise floor"),
+        tag("p", "The same model, run again: what changes without any update.", class_="note"),
+        _table(["Task", "Runs", "Negative flips", "Largest", "Answers changed"], rows, "Noise floor"),
+    )
+
+
+def tasks(document: Document) -> Markup:
+    """A foldable part for each task."""
+    few = len(document.tasks) <= _OPEN_TASKS
+    return tag(
+        "section",
+        tag("h2", "Task by task"),
+        [_task(document, task, index, few or index == 0) for index, task in enumerate(document.tasks)],
+    )
+
+
+def _task(document: Document, task: TaskResult, index: int, opened: bool) -> Markup:
+    left_out = f", {w.count(task.left_out)} left out" if task.left_out else ""
+    size = f"{w.count(task.items)} items, judged by {task.metric}{left_out}"
+    return tag(
+        "details",
+        tag("summary", tag("h3", task.name), tag("span", size, class_="soft")),
+        tag("ul", [tag("li", tag("b", u.label), f" {w.summary(task, u)}") for u in task.updates], class_="plainly"),
+        tag("div", [_outcomes(document, task, update) for update in task.updates], class_="grid"),
+        tag("div", [_flow(document, task, update) for update in task.updates], class_="grid"),
+        tag("div", _rates(document, task), class_="grid"),
+        _all_rates(task),
+        slices(task, index),
+        class_="task",
+        id=f"task-{index}",
+        open=opened,
+    )
+
+
+def _outcomes(document: Document, task: TaskResult, update: Update) -> Markup:
+    old, items = document.models[0].label, max(task.items, 1)
+    down, up = w.negatives(task, update), w.positives(task, update)
+    if task.kind == "score":
+        caption = f"Of {w.count(task.items)} items, {w.count(down)} score lower than with {one_line(old, 30)}."
+        return figure(one_line(update.label, 40), charts.three_ways(update.label, update.counts), caption)
+    caption = join(
+        tag("span", w.count(down), class_="worse"),
+        f" in {w.count(task.items)} answers went from right to wrong ({w.percent(down / items)}), ",
+        tag("span", w.count(up), class_="better"),
+        " from wrong to right. The area of a square is its share of all items.",
+    )
+    heading = f"{one_line(old, 30)} → {one_line(update.label, 30)}"
+    return figure(heading, charts.quadrants(old, update.label, update.counts), caption)
+
+
+def _flow(document: Document, task: TaskResult, update: Update) -> Markup | None:
+    held = update.against_new
+    if held is None or not any(flow.items for flow in held.flows):
+        return None
+    labels = [document.models[0].label, document.models[1].label, update.label]
+    short = [one_line(label, 24) for label in labels]
+    told = sorted(
+        (flow for flow in held.flows if flow.items and flows.story(flow).words), key=lambda flow: -flow.items
+    )
+    legend = [
+        tag(
+            "li",
+            tag("span", class_=f"swatch {flows.story(flow).css}", aria_hidden="true"),
+            tag("b", w.count(flow.items)),
+            " ",
+            flows.story(flow).words.format(new=short[1], compat=short[2]),
+        )
+        for flow in told
+    ]
+    return figure(" → ".join(short), flows.picture(labels, held.flows), tag("ul", legend, class_="legend"))
+
+
+def _rates(document: Document, task: TaskResult) -> list[Markup]:
+    quality = w.quality(task)
+    rows = [charts.Row(document.models[0].label, task.accuracy_old)]
+    rows += [charts.Row(update.label, update.accuracy) for update in task.updates]
+    heading = quality[0].upper() + quality[1:]
+    level = w.level_name(task.accuracy_old)
+    panels = [
+        figure(
+            heading,
+            charts.whiskers(heading, rows, w.show_quality(task), zero=False),
+            f"Dot: measured. Line: {level} interval.",
+        )
+    ]
+    for key, css in (
+        ("nfr", "worse"),
+        ("nfr_smooth", "worse"),
+        ("pfr", "better"),
+        ("pfr_smooth", "better"),
+        ("nfr_mc", "worse"),
+    ):
+        rated = [charts.Row(u.label, u.rates[key], css) for u in task.updates if key in u.rates]
+        if rated:
+            marks, note = _rate_marks(document, task, key)
+            what = w.measure(key)
+            meaning = f"{what.symbol}: {what.meaning}.{note}"
+            picture = charts.whiskers(what.name, rated, w.show_rate(key), marks=marks)
+            panels.append(figure(f"{what.name} ({what.symbol})", picture, meaning))
+    return panels
+
+
+def _rate_marks(document: Document, task: TaskResult, key: str) -> tuple[list[charts.Mark], str]:
+    if key not in {"nfr", "nfr_smooth"}:
+        return [], ""
+    limits = {check.limit for check in _task_checks(document, task) if check.rule == "max_nfr"}
+    marks = [charts.Mark("limit", limit, "limit") for limit in sorted(limits)]
+    floors = [floor.nfr.value for floor in document.noise if floor.task == task.name]
+    marks += [charts.Mark("", floor, "noise") for floor in floors]
+    return marks, f" Dotted: the noise floor, {w.percent(floors[0])}." if floors else ""
+
+
+def _all_rates(task: TaskResult) -> Markup:
+    keys = list(dict.fromkeys(key for update in task.updates for key in update.rates))
+    rows = [
+        (
+            tag("span", w.measure(key).symbol, title=w.measure(key).meaning),
+            *(w.with_interval(u.rates[key], w.show_rate(key)) if key in u.rates else w.ABSENT for u in task.updates),
+        )
+        for key in keys
+    ]
+    rows += [("p against old", *(w.p_value(update.p_adjusted) for update in task.updates))]
+    if any(update.against_new for update in task.updates):
+        symbol = w.measure(w.negative_key(task)).symbol
+        held = [update.against_new for update in task.updates]
+        rows += [
+            (
+                f"Δ{symbol} against new",
+                *(w.ABSENT if h is None else w.with_interval(h.delta_nfr, w.points) for h in held),
+            ),
+            ("p against new", *(w.ABSENT if h is None else w.p_value(h.p_adjusted) for h in held)),
+        ]
+    header_cells = ["Measure", *(update.label for update in task.updates)]
+    return tag("details", tag("summary", "All numbers"), _table(header_cells, rows, "All numbers"), class_="more")
+
+
+def flips(document: Document) -> Markup:
+    """The frame of the list; the script fills it."""
+    return tag(
+        "section",
+        tag("h2", "Every flip"),
+        tag("noscript", tag("p", "The list needs JavaScript; everything above does not.", class_="warning")),
+        tag(
+            "form",
+            tag(
+                "label",
+                "Search",
+                tag(
+                    "input",
+                    type="search",
+                    id="search",
+                    placeholder="words in prompts, answers, ids",
+                    autocomplete="off",
+                ),
+                class_="wide",
+            ),
+            tag("label", "Show", tag("select", id="filter")),
+            tag("label", "Task", tag("select", id="task"), id="task-label", hidden=True),
+            tag("label", "Column", tag("select", id="column"), id="column-label", hidden=True),
+            tag("label", "Value", tag("select", id="value"), id="value-label", hidden=True),
+            tag("label", "Sort by", tag("select", id="sort")),
+            class_="controls",
+            role="search",
+            aria_label="Flips",
+        ),
+        tag("p", id="count", role="status", aria_live="polite"),
+        tag("ol", id="list"),
+        tag(
+            "nav",
+            tag("button", "← Previous", type="button", id="previous"),
+            tag("span", id="page"),
+            tag("button", "Next →", type="button", id="next"),
+            tag("button", "Open all on this page", type="button", id="open-all"),
+            class_="pager",
+            aria_label="Pages of flips",
+        ),
+        id="flips",
+    )
+
+
+def glossary(document: Document) -> Markup:
+    """The words, where the predictions came from, and what the comparison was asked for."""
+    used = dict.fromkeys(key for task in document.tasks for update in task.updates for key in update.rates)
+    words = [
+        (tag("dt", f"{w.measure(key).name} ({w.measure(key).symbol})"), tag("dd", w.measure(key).meaning))
+        for key in used
+    ]
+    words.append(
+        (
+            tag("dt", "p"),
+            tag(
+                "dd",
+                "chance of a difference this large if there were none; paired, two-sided, "
+                "corrected for the number of tasks (or slices)",
+            ),
+        )
+    )
+    words.append(
+        (
+            tag("dt", "interval"),
+            tag("dd", "the range that holds the true value in most repetitions (95% if not said otherwise)"),
+        )
+    )
+    rows = [(model.label, model.role, model.source, model.format) for model in document.models]
+    options = ", ".join(f"{key} {value}" for key, value in {**document.options, **document.meta}.items())
+    return tag(
+        "footer",
+        tag("h2", "Words and sources"),
+        tag("dl", words),
+        _table(["Model", "Role", "Predictions", "Format"], rows, "Sources"),
+        tag("p", options, class_="soft"),
+        id="words",
+    )
