@@ -89,7 +89,8 @@ class MuscleTrainer(Trainer):
             self.objective = replace(self.objective, mask=resolve_mask(mask))
         self.trained_tokens = args.trained_tokens if own else "labels"
         self._check_base = args.check_base if own else True
-        self._checkpointing = bool(args.activation_checkpointing)
+        # The older of the two names, which transformers < 5.23 has as well.
+        self._checkpointing = bool(args.gradient_checkpointing)
         self._models = {"old": (old_model, old_model_kwargs), "new": (new_model, new_model_kwargs)}
         self._peft_config = peft_config
         self.teachers: dict[str, Teacher] = {}
