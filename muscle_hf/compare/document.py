@@ -318,7 +318,7 @@ class Document:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready data: ``schema_version`` and all fields; ``gate`` also has ``exit_code``."""
-        data = {"schema_version": SCHEMA_VERSION, **_plain(self)}
+        data = {"schema_version": SCHEMA_VERSION, **plain(self)}
         if self.gate is not None:
             data["gate"]["exit_code"] = self.gate.exit_code
         return data
@@ -328,13 +328,14 @@ class Document:
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """JSON-ready data: dataclasses become tables, nan and infinities None."""
     if is_dataclass(value):
-        return {entry.name: _plain(getattr(value, entry.name)) for entry in fields(value)}
+        return {entry.name: plain(getattr(value, entry.name)) for entry in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

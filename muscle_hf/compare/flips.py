@@ -50,7 +50,7 @@ def list_flips(joined: Joined, epsilon: float, limit: int) -> tuple[list[Flip], 
 
 
 def _rank(joined: Joined, codes: dict[str, NDArray[np.int8]]) -> NDArray[np.float64]:
-    """4 plus for negative flips of the new model, 2 plus for those of compatibility models, 1 plus for positive ones."""
+    """From 4 up: negative flips of the new model; from 2: of a compatibility model; from 1: positive flips."""
     worse, better = (3, 1) if joined.kind == "correct" else (2, 0)
     rank = np.zeros(len(joined.ids))
     for place, (label, code) in enumerate(codes.items()):

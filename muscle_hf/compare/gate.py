@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -114,8 +115,6 @@ def read_budget(path: str) -> Budget:
 
 
 def _check_names(where: str, table: Any, known: Sequence[str]) -> None:
-    import difflib
-
     if not isinstance(table, Mapping):
         raise MuscleError(f"{where}: expected a table of limits, found {table!r}")
     for name in table:
@@ -133,13 +132,16 @@ def read_baseline(path: str) -> dict[str, dict[str, Estimate]]:
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {
+        rates = {
             task["name"]: {
                 update["label"]: Estimate(**(update["rates"].get("nfr") or update["rates"]["nfr_smooth"]))
                 for update in task["updates"]
             }
             for task in data["tasks"]
         }
+        if any(rate.high is None for table in rates.values() for rate in table.values()):
+            raise ValueError("it compares no items")
+        return rates
     except FileNotFoundError:
         raise MuscleError(f"there is no baseline file {path}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -156,6 +158,7 @@ def check_gate(
     *,
     noise: Sequence[NoiseFloor] = (),
     cluster: str | None = None,
+    epsilon: float = 0.0,
 ) -> Gate | None:
     """Holds every limit against every candidate.
 
@@ -166,6 +169,7 @@ def check_gate(
         budget: The limits.
         noise: Measured noise floors; they win over those noted in the budget.
         cluster: Column that names the source of each item.
+        epsilon: Changes of a score of at most this size are no flips.
 
     Returns:
         None if there are no limits.
@@ -187,7 +191,8 @@ def check_gate(
     for items, task in zip(joined, tasks, strict=True):
         for update in task.updates:
             if update.label in candidates:
-                checks += _checks(items, update, budget, floors.get(task.name), cluster)
+                measure = _Measure(items, update.label, budget.level, cluster, epsilon)
+                checks += _checks(items, update, budget, floors.get(task.name), measure)
     if not checks:
         raise MuscleError("none of the limits applies to a task that was compared")
     verdicts = {check.verdict for check in checks}
@@ -195,10 +200,7 @@ def check_gate(
     return Gate(worst, checks, budget.source)
 
 
-def _checks(
-    joined: Joined, update: Update, budget: Budget, floor: float | None, cluster: str | None
-) -> list[GateCheck]:
-    measure = _Measure(joined, update.label, budget.level, cluster)
+def _checks(joined: Joined, update: Update, budget: Budget, floor: float | None, measure: _Measure) -> list[GateCheck]:
     result = []
 
     def add(rule: str, limit: float, bounds: tuple[Estimate, Estimate], upper: bool, what: str) -> None:
@@ -233,8 +235,8 @@ def _checks(
 class _Measure:
     """One-sided bounds of what is limited, upper and lower."""
 
-    def __init__(self, joined: Joined, label: str, level: float, cluster: str | None) -> None:
-        self.joined, self.level = joined, level
+    def __init__(self, joined: Joined, label: str, level: float, cluster: str | None, epsilon: float) -> None:
+        self.joined, self.level, self.epsilon = joined, level, epsilon
         self.before, self.after = joined.values[joined.labels[0]], joined.values[label]
         self.clusters = None if cluster is None else joined.columns[cluster][0]
 
@@ -242,7 +244,7 @@ class _Measure:
         return None if self.clusters is None or not len(indicator) else effective_items(indicator, self.clusters)
 
     def nfr(self) -> tuple[Estimate, Estimate]:
-        lost = self.after < self.before
+        lost = self.after < self.before - self.epsilon
         effective = self._effective(lost)
         return tuple(  # type: ignore[return-value]
             wilson_interval(int(lost.sum()), len(lost), level=self.level, side=side, effective_total=effective)

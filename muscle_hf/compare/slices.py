@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from muscle_hf.compare.analyse import COUNT_NAMES, AnalysisOptions, outcomes, ve
 from muscle_hf.compare.document import Slice
 from muscle_hf.compare.join import Joined
 from muscle_hf.errors import MuscleError
-from muscle_hf.metrics.intervals import bootstrap, paired_difference_counts, wilson_interval
+from muscle_hf.metrics.intervals import bootstrap, effective_items, paired_difference_counts, wilson_interval
 from muscle_hf.metrics.significance import cluster_sign_test, holm, mcnemar_counts
 
 # A column that nobody asked for is a category if it has this many values, each on this many items on average.
@@ -69,7 +70,7 @@ def _quarters(codes: NDArray[np.int32], values: NDArray[np.float64]) -> tuple[ND
     each = np.where(codes >= 0, values[codes], math.nan)
     edges = np.unique(np.nanquantile(each, [0.25, 0.5, 0.75]))
     bins = np.where(np.isnan(each), -1, np.searchsorted(edges, each, side="left")).astype(np.int32)
-    names = [f"<= {edges[0]:g}", *(f"{low:g} to {high:g}" for low, high in zip(edges, edges[1:], strict=False))]
+    names = [f"<= {edges[0]:g}", *(f"{low:g} to {high:g}" for low, high in itertools.pairwise(edges))]
     return bins, [*names, f"> {edges[-1]:g}"]
 
 
@@ -108,7 +109,8 @@ def _slice(
     change_of_items = joined.values[label][chosen] - joined.values[joined.labels[0]][chosen]
     if joined.kind == "correct":
         _, won, _, lost = counts
-        change = paired_difference_counts(lost, won, items, level=level)
+        effective = None if clusters is None else effective_items(change_of_items != 0, clusters)
+        change = paired_difference_counts(lost, won, items, level=level, effective_total=effective)
         p_value = mcnemar_counts(lost, won).p_value
     else:
         lost = counts[2]

@@ -8,7 +8,7 @@ import gc
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from muscle_hf.compare.own_format import OwnFormat
 from muscle_hf.compare.plain_format import PlainFormat
 from muscle_hf.compare.table import Answers, Detail, Row, TableBuilder
 from muscle_hf.errors import MissingDependencyError, MuscleError
+from muscle_hf.evaluation.predictions import Prediction
 
 try:  # a fast parser where the extra "compare" is installed; the same results without
     from orjson import loads as _fast_loads
@@ -114,6 +115,20 @@ def read_source(path: str, options: ReadOptions | None = None) -> Source:
             f"{path} holds no predictions" + (f" of filter {options.filter!r}" if options.filter else "")
         )
     return Source(path, formats.pop(), tables, warnings)
+
+
+def source_of(predictions: Iterable[Prediction], name: str = "memory") -> Source:
+    """Predictions that are in memory, as if they had been read from a file.
+
+    Args:
+        predictions: Rows of our own format, of one or more tasks.
+        name: What messages call them.
+    """
+    rows = [prediction.to_dict() for prediction in predictions]
+    if not rows:
+        raise MuscleError(f"{name} holds no predictions")
+    _, tables = _read_rows(Path(name), rows, ReadOptions())
+    return Source(name, OwnFormat.name, tables)
 
 
 def _choose_files(folder: Path) -> tuple[list[Path], list[str]]:

@@ -16,7 +16,8 @@ Scoring text (:mod:`muscle_hf.metrics.similarity`):
 
 How sure (:mod:`muscle_hf.metrics.intervals`, :mod:`muscle_hf.metrics.significance`):
     Intervals, all :class:`Estimate` objects: ``wilson_interval``, ``paired_difference``, ``nfr_change``,
-    ``bootstrap``, ``pooled_rate``. Tests: ``mcnemar``, ``compat_test``, ``stratified_mcnemar``, ``cluster_sign_test``, ``holm``.
+    ``bootstrap``, ``pooled_rate``. Tests: ``mcnemar``, ``compat_test``,
+    ``stratified_mcnemar``, ``cluster_sign_test``, ``holm``.
 
 The keys of the dictionaries are ``items``, ``both_right``, ``positive_flips``, ``both_wrong``, ``negative_flips``
 (counts); ``acc_old``, ``acc_new``, ``nfr``, ``pfr``, ``nfr_mc``, ``btc``, ``bec``, ``nfi``, ``relative_nfr``,

@@ -249,6 +249,8 @@ def nfr_change(
 ) -> Estimate:
     """Delta NFR_c = NFR_c - NFR with a paired bootstrap interval over items; negative is better.
 
+    Where the two flip the same items, which resampling cannot tell from certainty, the interval is Bonett and Price's.
+
     Args:
         old_correct: Whether the old model is right, boolean, shape ``(items,)``.
         new_correct: Whether the plain update is right.
@@ -262,6 +264,9 @@ def nfr_change(
     new, compat = as_correct(new_correct, "new_correct"), as_correct(compat_correct, "compat_correct")
     check_lengths(old_correct=old, new_correct=new, compat_correct=compat)
     change = (old & ~compat).astype(np.int8) - (old & ~new)
+    if not change.any():
+        # Resampling no change gives no change, however few the items; this interval knows how many there are.
+        return paired_difference_counts(0, 0, len(change), level=level, side=side)
     if clusters is not None:
         columns, weights = (change, np.ones(len(old))), None
     else:

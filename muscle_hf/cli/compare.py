@@ -1,0 +1,198 @@
+"""``muscle-hf compare``: what an update breaks and mends, from the predictions of both models; and the gate."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from muscle_hf.errors import MuscleError
+
+if TYPE_CHECKING:
+    from muscle_hf.compare import Budget, Document, ReadOptions
+
+_EPILOG = """\
+exit code: 0 done, or the gate passes; 1 the gate fails; 3 the gate has too little data; 2 bad use or bad input.
+Limits are fractions (0.02 or 2%), for all tasks or for one (TASK=0.02), held against one-sided confidence bounds.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EPILOG
+    parser.add_argument("old", metavar="OLD", help="predictions of the old model: a file, or a folder of logs")
+    parser.add_argument("new", metavar="NEW", help="predictions of the new model")
+    parser.add_argument("compat", metavar="COMPAT", nargs="*", help="predictions of compatibility models")
+    add_reading_arguments(parser)
+    parser.add_argument("--labels", metavar="A,B,...", help="short names of the models (old,new,compat)")
+    parser.add_argument(
+        "--ignore-prompts", action="store_true", help="compare though the models saw other prompts for the same items"
+    )
+    how = parser.add_argument_group("analysis")
+    how.add_argument("--level", type=float, default=0.95, help="confidence level (0.95)")
+    how.add_argument("--epsilon", type=float, default=0.0, help="changes of a score up to this size are no flips (0)")
+    how.add_argument("--slices", metavar="COLUMN,...", help="columns to slice by (those that look like categories)")
+    how.add_argument("--no-slices", action="store_true", help="no slices")
+    how.add_argument("--cluster", metavar="COLUMN", help="column that names the source of items that belong together")
+    how.add_argument("--max-flips", type=int, default=20_000, help="the most flips listed for each task (20000)")
+    _add_gate_arguments(parser)
+    out = parser.add_argument_group("output, FILE or - for the screen in place of the table")
+    for name, text in _OUTPUTS.items():
+        out.add_argument(f"--{name}", metavar="FILE", help=text)
+    out.add_argument("--quiet", action="store_true", help="no table in the terminal")
+
+
+_OUTPUTS = {
+    "json": "the whole result as data",
+    "markdown": "for a comment on a pull request",
+    "junit": "for the test view of a CI system",
+    "html": "a report in one file",
+}
+
+
+def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments about reading logs, shared with ``muscle-hf noise``."""
+    reading = parser.add_argument_group("reading")
+    reading.add_argument("--task", action="append", default=[], metavar="NAME", help="only this task (repeatable)")
+    reading.add_argument("--metric", help="metric to compare, where a log has several (exact_match, acc, the first)")
+    reading.add_argument("--filter", help="lm-eval filter to compare (each is a table of its own)")
+    reading.add_argument(
+        "--columns",
+        metavar="ROLE=NAME,...",
+        default="",
+        help="columns of a plain file; roles: id (# numbers), prediction, target, correct, score, task, prompt, hash",
+    )
+    reading.add_argument(
+        "--allow-partial", action="store_true", help="compare the common items and report those left out"
+    )
+
+
+def _add_gate_arguments(parser: argparse.ArgumentParser) -> None:
+    gate = parser.add_argument_group("gate")
+    for name, text in (
+        ("--max-nfr", "the most items that may turn from right to wrong"),
+        ("--max-regression", "the most that the accuracy may fall"),
+        ("--min-accuracy-gain", "the least that the accuracy must rise"),
+    ):
+        gate.add_argument(name, action="append", default=[], metavar="[TASK=]X", help=text + " (repeatable)")
+    gate.add_argument("--budget", metavar="FILE", help="limits in a YAML file")
+    gate.add_argument("--baseline", metavar="FILE", help="--json of an earlier comparison that must not be exceeded")
+    gate.add_argument("--gate-level", type=float, help="confidence of the gate's one-sided bounds (0.95)")
+    gate.add_argument(
+        "--candidate",
+        action="append",
+        default=[],
+        metavar="LABEL",
+        help="the model that would ship (all COMPAT, or NEW without any); repeatable",
+    )
+    gate.add_argument("--noise", metavar="FILE", help="noise floor written by muscle-hf noise --json")
+
+
+def reading_options(args: argparse.Namespace) -> ReadOptions:
+    """The options of :func:`add_reading_arguments` as the library takes them."""
+    from muscle_hf.compare import ReadOptions
+
+    columns = {}
+    for entry in filter(None, args.columns.split(",")):
+        role, equals, name = entry.partition("=")
+        if not equals or not name:
+            raise MuscleError(f"--columns: {entry!r} must be ROLE=NAME, for example prediction=answer")
+        columns[role.strip()] = name.strip()
+    return ReadOptions(metric=args.metric, filter=args.filter, columns=columns, tasks=args.task)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compares, writes what was asked for, and answers with the gate's exit code."""
+    from muscle_hf.compare import AnalysisOptions, compare
+    from muscle_hf.compare.noise import read_noise
+
+    slices = () if args.no_slices else args.slices.split(",") if args.slices else None
+    _check_outputs(args)
+    document = compare(
+        args.old,
+        args.new,
+        *args.compat,
+        labels=args.labels.split(",") if args.labels else None,
+        read=reading_options(args),
+        analysis=AnalysisOptions(
+            level=args.level, epsilon=args.epsilon, slices=slices, cluster=args.cluster, max_flips=args.max_flips
+        ),
+        allow_partial=args.allow_partial,
+        ignore_prompts=args.ignore_prompts,
+        budget=_budget(args),
+        candidates=args.candidate or None,
+        noise=read_noise(args.noise) if args.noise else (),
+    )
+    # All are rendered before the first is written: an error leaves no half of a result behind.
+    texts = [(path, render(document)) for path, render in _asked(args)]
+    for path, text in texts:
+        write_text(path, text)
+    if not args.quiet and all(path != "-" for path, _ in texts):
+        from rich.console import Console
+
+        from muscle_hf.report import terminal
+
+        terminal.render(document, Console())
+    return 0 if document.gate is None else document.gate.exit_code
+
+
+def _budget(args: argparse.Namespace) -> Budget:
+    from muscle_hf.compare.gate import RULES, Budget, read_baseline, read_budget, with_limits
+
+    budget = read_budget(args.budget) if args.budget else Budget()
+    if args.baseline:
+        budget.baseline = read_baseline(args.baseline)
+    return with_limits(budget, {rule: getattr(args, rule) for rule in RULES}, args.gate_level)
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Before any work: a second output on the screen, or a folder that does not exist."""
+    paths = [getattr(args, name) for name in _OUTPUTS if getattr(args, name)]
+    if paths.count("-") > 1:
+        raise MuscleError("only one output can go to the screen (-); give the others a file")
+    for path in paths:
+        if path != "-" and not Path(path).resolve().parent.is_dir():
+            raise MuscleError(f"cannot write {path}: its folder does not exist")
+
+
+def _asked(args: argparse.Namespace) -> list[tuple[str, Callable[[Document], str]]]:
+    asked: list[tuple[str, Callable[[Document], str]]] = []
+    if args.json:
+        asked.append((args.json, lambda document: document.to_json() + "\n"))
+    if args.markdown:
+        from muscle_hf.report import markdown
+
+        asked.append((args.markdown, markdown.render))
+    if args.junit:
+        from muscle_hf.report import junit
+
+        asked.append((args.junit, junit.render))
+    if args.html:
+        from muscle_hf.report import html
+
+        asked.append((args.html, html.render))
+    return asked
+
+
+def write_text(path: str, text: str) -> None:
+    """Writes a file whole or not at all; ``-`` is the screen."""
+    if path == "-":
+        sys.stdout.write(text)
+        return
+    target = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.resolve().parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes private files
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise

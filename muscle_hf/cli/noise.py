@@ -1,0 +1,47 @@
+"""``muscle-hf noise``: how many answers flip when the same model is run again."""
+
+from __future__ import annotations
+
+import argparse
+
+from muscle_hf.cli.compare import add_reading_arguments, reading_options, write_text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", help="predictions of the same model: other batch size, dtype, machine, ..."
+    )
+    add_reading_arguments(parser)
+    parser.add_argument("--level", type=float, default=0.95, help="confidence level (0.95)")
+    parser.add_argument("--epsilon", type=float, default=0.0, help="score changes up to this size are no flips (0)")
+    parser.add_argument("--json", metavar="FILE", help="file for muscle-hf compare --noise (- for the screen)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures the noise floor, prints it and writes it."""
+    from muscle_hf.compare import measure_noise, read_source
+    from muscle_hf.compare.noise import noise_json
+
+    options = reading_options(args)
+    runs = [read_source(path, options) for path in args.runs]
+    floors = measure_noise(runs, level=args.level, epsilon=args.epsilon, allow_partial=args.allow_partial)
+    if args.json:
+        write_text(args.json, noise_json(floors) + "\n")
+    if args.json != "-":
+        _print(floors)
+    return 0
+
+
+def _print(floors: list) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("task", "runs", "items", "noise floor (NFR)", "worst pair", "other answers", title="Noise floor")
+    for floor in floors:
+        rate = f"{floor.nfr.value:.2%} [{floor.nfr.low:.2%}, {floor.nfr.high:.2%}]"
+        changed = "-" if floor.answers_changed != floor.answers_changed else f"{floor.answers_changed:.2%}"
+        name = escape("".join(c if c.isprintable() else "?" for c in floor.task))
+        table.add_row(name, str(floor.runs), str(floor.items), escape(rate), f"{floor.nfr_max:.2%}", changed)
+    Console().print(table)

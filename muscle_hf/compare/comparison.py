@@ -1,0 +1,153 @@
+"""The whole comparison: read, join, analyse, decide."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from muscle_hf.compare.analyse import AnalysisOptions, TaskAnalysis, correct_tasks, pool
+from muscle_hf.compare.document import Document, Model, NoiseFloor, Role, TaskResult
+from muscle_hf.compare.flips import list_flips
+from muscle_hf.compare.gate import Budget, check_gate
+from muscle_hf.compare.join import Joined, join
+from muscle_hf.compare.slices import find_slices
+from muscle_hf.compare.sources import ReadOptions, Source, read_source
+from muscle_hf.errors import MuscleError
+
+
+def default_labels(paths: Sequence[str]) -> list[str]:
+    """``old``, ``new``, then ``compat`` or, for several, the names of their files or folders."""
+    if len(paths) <= 3:
+        return ["old", "new", "compat"][: len(paths)]
+    labels = ["old", "new"]
+    for path in paths[2:]:
+        stem = Path(path).stem or "compat"
+        taken = sum(label == stem or label.startswith(f"{stem}-") for label in labels)
+        labels.append(f"{stem}-{taken + 1}" if stem in labels else stem)
+    return labels
+
+
+def compare(
+    old: str | Source,
+    new: str | Source,
+    *compat: str | Source,
+    labels: Sequence[str] | None = None,
+    read: ReadOptions | None = None,
+    analysis: AnalysisOptions | None = None,
+    allow_partial: bool = False,
+    ignore_prompts: bool = False,
+    budget: Budget | None = None,
+    candidates: Sequence[str] | None = None,
+    noise: Sequence[NoiseFloor] = (),
+) -> Document:
+    """Compares the answers of an old model with those of updated ones.
+
+    Args:
+        old: Predictions of the old model: a path (:func:`~muscle_hf.compare.sources.read_source`) or what was read.
+        new: Predictions of the plain update.
+        *compat: Predictions of compatibility models, if any.
+        labels: Short unique names of all models; ``old``, ``new``, ``compat`` by default.
+        read: How to read the logs.
+        analysis: Level, slices, clusters, and so on.
+        allow_partial: Compare the common items and report the others, instead of refusing.
+        ignore_prompts: Compare answers to the same items even if the models saw other prompts.
+        budget: Limits of the gate.
+        candidates: Labels of the models that would ship, which the gate judges: by default the compatibility models,
+            or the new one if there are none.
+        noise: Noise floors to show (:func:`~muscle_hf.compare.noise.measure_noise`).
+
+    Returns:
+        The comparison as plain data.
+
+    Raises:
+        MuscleError: The input cannot be compared; the message says why and what to do.
+    """
+    given = [old, new, *compat]
+    read, analysis = read or ReadOptions(), analysis or AnalysisOptions()
+    _check_options(analysis)
+    names = list(labels) if labels is not None else default_labels([_path(entry) for entry in given])
+    _check_labels(names, len(given), candidates)
+    wanted = [*(analysis.slices or ()), *([analysis.cluster] if analysis.cluster else []), *read.wanted]
+    read = dataclasses.replace(read, wanted=wanted)
+    sources = {
+        name: read_source(entry, read) if isinstance(entry, str) else entry
+        for name, entry in zip(names, given, strict=True)
+    }
+    joined, warnings = join(sources, allow_partial=allow_partial, ignore_prompts=ignore_prompts)
+    models = [Model(name, _role(i), source.path, source.format) for i, (name, source) in enumerate(sources.items())]
+    _check_cluster(joined, analysis.cluster)
+    tasks = _analyse(joined, models, analysis)
+    floors = [floor for floor in noise if floor.task in {task.name for task in tasks}]
+    shipped = list(candidates) if candidates else (names[2:] or names[1:2])
+    gate = check_gate(
+        joined,
+        tasks,
+        shipped,
+        budget or Budget(),
+        noise=floors,
+        cluster=analysis.cluster,
+        epsilon=analysis.epsilon,
+    )
+    return Document(
+        models=models,
+        tasks=tasks,
+        pooled=pool(joined, models, analysis.level),
+        gate=gate,
+        noise=floors,
+        warnings=warnings,
+        options={**dataclasses.asdict(analysis), "allow_partial": allow_partial, "candidates": shipped},
+        meta={"version": _version()},
+    )
+
+
+def _path(entry: str | Source) -> str:
+    return entry if isinstance(entry, str) else entry.path
+
+
+def _role(place: int) -> Role:
+    return "old" if place == 0 else "new" if place == 1 else "compat"
+
+
+def _version() -> str:
+    from muscle_hf import __version__
+
+    return __version__
+
+
+def _check_options(analysis: AnalysisOptions) -> None:
+    if not 0.5 <= analysis.level < 1:
+        raise MuscleError(f"level must lie between 0.5 and 1, for example 0.95; got {analysis.level}")
+    if not 0 <= analysis.epsilon < float("inf"):
+        raise MuscleError(f"epsilon must be a finite number of at least 0, got {analysis.epsilon}")
+    if analysis.max_flips < 0:
+        raise MuscleError(f"max_flips must be at least 0, got {analysis.max_flips}")
+
+
+def _check_labels(labels: Sequence[str], models: int, candidates: Sequence[str] | None) -> None:
+    if len(labels) != models or len(set(labels)) != models or not all(labels):
+        raise MuscleError(f"{models} models need {models} different labels, got {', '.join(labels) or 'none'}")
+    unknown = [label for label in candidates or () if label not in labels[1:]]
+    if unknown:
+        raise MuscleError(f"there is no updated model {unknown[0]!r}; candidates can be {', '.join(labels[1:])}")
+
+
+def _check_cluster(joined: Sequence[Joined], cluster: str | None) -> None:
+    for task in joined:
+        if cluster is not None and cluster not in task.columns:
+            raise MuscleError(
+                f"task {task.task!r} has no column {cluster!r} that names clusters; its columns are "
+                f"{', '.join(task.columns) or 'none'}"
+            )
+
+
+def _analyse(joined: Sequence[Joined], models: Sequence[Model], options: AnalysisOptions) -> list[TaskResult]:
+    results = correct_tasks([TaskAnalysis(task, models, options).result() for task in joined], options.level)
+    finished = []
+    for task, result in zip(joined, results, strict=True):
+        flips, total = list_flips(task, options.epsilon, options.max_flips)
+        updates = [
+            dataclasses.replace(update, slices=find_slices(task, update.label, options)) for update in result.updates
+        ]
+        finished.append(dataclasses.replace(result, updates=updates, flips=flips, flips_total=total))
+    return finished

@@ -1,0 +1,95 @@
+"""The noise floor: how many answers flip when nothing but the run changes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from muscle_hf.compare.document import NoiseFloor, plain
+from muscle_hf.compare.join import Joined, join
+from muscle_hf.compare.sources import Source
+from muscle_hf.errors import MuscleError
+from muscle_hf.metrics.intervals import Estimate, bootstrap, wilson_interval
+
+
+def measure_noise(
+    runs: Sequence[Source], *, level: float = 0.95, epsilon: float = 0.0, allow_partial: bool = False
+) -> list[NoiseFloor]:
+    """Flips between runs of one model: with another batch size, dtype, number of devices, seed of sampling, ...
+
+    Args:
+        runs: Predictions of the same model for the same items, two or more.
+        level: Confidence level of the interval.
+        epsilon: Changes of a score of at most this size are no flips.
+        allow_partial: Compare the items that all runs have.
+
+    Returns:
+        One noise floor for each task.
+
+    Raises:
+        MuscleError: Fewer than two runs, or runs of different items.
+    """
+    if len(runs) < 2:
+        raise MuscleError("the noise floor needs two or more runs of the same model")
+    joined, _ = join(
+        {f"run {i}": run for i, run in enumerate(runs, start=1)}, allow_partial=allow_partial, ignore_prompts=False
+    )
+    return [_floor(task, level, epsilon) for task in joined]
+
+
+def _floor(joined: Joined, level: float, epsilon: float) -> NoiseFloor:
+    items, pairs = len(joined.ids), list(itertools.permutations(joined.labels, 2))
+    lost = np.zeros(items)
+    rates = []
+    for first, second in pairs:
+        flips = joined.values[second] < joined.values[first] - epsilon
+        lost += flips
+        rates.append(float(flips.mean()))
+    lost /= len(pairs)
+    if lost.any():
+        nfr = bootstrap(lambda flips, n: flips / n, lost, np.ones(items), level=level)
+    else:  # resampling no flips gives no flips; Wilson's interval knows how few items could hide some
+        nfr = wilson_interval(0, items, level=level)
+    changed = [
+        np.mean(joined.answers[first] != joined.answers[second])
+        for first, second in pairs
+        if joined.answers[first] is not None and joined.answers[second] is not None
+    ]
+    answers_changed = float(np.mean(changed)) if len(changed) == len(pairs) else math.nan
+    return NoiseFloor(joined.task, len(joined.labels), items, nfr, max(rates), answers_changed)
+
+
+def noise_json(floors: Sequence[NoiseFloor]) -> str:
+    """The file that ``muscle-hf compare --noise`` reads."""
+    return json.dumps({"noise": [plain(asdict(floor)) for floor in floors]}, indent=1, allow_nan=False)
+
+
+def read_noise(path: str) -> list[NoiseFloor]:
+    """Reads what :func:`noise_json` wrote.
+
+    Raises:
+        MuscleError: The file is missing or of another kind.
+    """
+    try:
+        entries = json.loads(Path(path).read_text(encoding="utf-8"))["noise"]
+        return [_parse(entry) for entry in entries]
+    except FileNotFoundError:
+        raise MuscleError(
+            f"there is no noise file {path}; write one with muscle-hf noise RUN RUN --json FILE"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise MuscleError(
+            f"{path} is not a noise floor as muscle-hf noise writes it ({error.__class__.__name__}: {error})"
+        ) from error
+
+
+def _parse(entry: Mapping[str, object]) -> NoiseFloor:
+    changed = entry["answers_changed"]
+    nfr = Estimate(**entry["nfr"])  # type: ignore[arg-type]
+    return NoiseFloor(**{**entry, "nfr": nfr, "answers_changed": math.nan if changed is None else changed})  # type: ignore[arg-type]
