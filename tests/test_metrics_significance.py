@@ -1,0 +1,212 @@
+"""Intervals and tests, held against scipy, statsmodels, formulas and simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+
+from muscle_hf import MuscleError
+from muscle_hf.metrics import (
+    bootstrap,
+    cluster_sign_test,
+    compat_test,
+    holm,
+    mcnemar,
+    nfr_change,
+    paired_difference,
+    pooled_rate,
+    quadrants,
+    stratified_mcnemar,
+    wilson_interval,
+)
+from muscle_hf.metrics.intervals import effective_items
+
+
+def share(total, items):
+    return total / items
+
+
+@given(st.integers(1, 300), st.data())
+def test_wilson_is_scipys(n, data):
+    k = data.draw(st.integers(0, n))
+    level = data.draw(st.sampled_from([0.8, 0.95, 0.99]))
+    for side, alternative in (("two-sided", "two-sided"), ("upper", "less"), ("lower", "greater")):
+        ours = wilson_interval(k, n, level=level, side=side)
+        theirs = stats.binomtest(k, n, alternative=alternative).proportion_ci(level, method="wilson")
+        assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+        assert ours.low <= ours.value <= ours.high
+
+
+def test_wilson_of_nothing_is_nan():
+    assert math.isnan(wilson_interval(0, 0).value) and math.isnan(wilson_interval(0, 0).high)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_mcnemar_is_statsmodels_and_one_sided_tests_add_up(pairs):
+    first, second = map(np.array, zip(*pairs, strict=True))
+    result = mcnemar(first, second)
+    table = [[(first & second).sum(), result.first_only], [result.second_only, (~first & ~second).sum()]]
+    if result.first_only + result.second_only:
+        assert result.p_value == pytest.approx(statsmodels_mcnemar(table, exact=True).pvalue)
+    else:
+        assert result.p_value == 1.0
+    more, less = (mcnemar(first, second, alternative=side).p_value for side in ("greater", "less"))
+    assert more + less >= 1 - 1e-12
+    assert mcnemar(second, first, alternative="less").p_value == pytest.approx(more)
+
+
+def test_compat_test_looks_at_what_the_old_model_has_right():
+    old = np.array([True] * 20 + [False] * 20)
+    new = np.array([True] * 10 + [False] * 30)
+    compat = np.array([True] * 19 + [False] * 21)
+    result = compat_test(old, new, compat, alternative="greater")
+    assert (result.first_only, result.second_only, result.p_value) == (0, 9, pytest.approx(0.5**9))
+    wrong_ones_changed = np.where(old, compat, True)
+    assert compat_test(old, new, wrong_ones_changed, alternative="greater") == result
+
+
+def test_bootstrap_is_scipys_on_a_ratio():
+    rng = np.random.default_rng(0)
+    above, below = (rng.random(300) < 0.3).astype(float), (rng.random(300) < 0.7).astype(float)
+    ours = bootstrap(share, above, below, resamples=9999)
+    theirs = stats.bootstrap(
+        (above, below),
+        lambda a, b, axis: a.sum(axis) / b.sum(axis),
+        paired=True,
+        vectorized=True,
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    assert ours.method == "bca"
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+
+
+def test_bootstrap_of_many_distinct_rows_is_the_central_limit_theorem():
+    values = np.random.default_rng(0).normal(1.0, 2.0, 20_000)
+    ours = bootstrap(share, values, np.ones(20_000))
+    half = stats.norm.ppf(0.975) * values.std(ddof=1) / math.sqrt(20_000)
+    assert (ours.method, ours.low, ours.high) == (
+        "jackknife",
+        pytest.approx(values.mean() - half),
+        pytest.approx(values.mean() + half),
+    )
+
+
+def test_bootstrap_falls_back_where_bca_is_undefined():
+    constant = bootstrap(share, np.full(20, 0.5), np.ones(20))
+    assert (constant.low, constant.value, constant.high, constant.method) == (0.5, 0.5, 0.5, "percentile")
+    undefined = bootstrap(share, np.ones(5), np.zeros(5))
+    assert math.isnan(undefined.value) and math.isnan(undefined.low)
+
+
+def test_bootstrap_weights_are_repeated_rows():
+    rows = bootstrap(share, [1] * 30 + [0] * 70, [1] * 100, seed=3)
+    counted = bootstrap(share, [0, 1], [1, 1], weights=[70, 30], seed=3)
+    assert rows == counted
+
+
+def test_clusters_widen_the_interval():
+    rng = np.random.default_rng(0)
+    cluster = np.repeat(np.arange(40), 10)
+    flips = np.repeat(rng.random(40) < 0.3, 10).astype(float)  # items of one source flip together
+    apart, together = (bootstrap(share, flips, np.ones(400), clusters=c) for c in (None, cluster))
+    assert together.high - together.low > 2 * (apart.high - apart.low)
+    assert effective_items(flips, cluster) == pytest.approx(40, rel=0.1)
+    assert effective_items(flips, np.arange(400)) == pytest.approx(400, rel=0.01)
+    wide = wilson_interval(int(flips.sum()), 400, effective_total=effective_items(flips, cluster))
+    assert wide.high - wide.low > 2 * (apart.high - apart.low)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), min_size=1, max_size=60))
+@settings(max_examples=30)
+def test_nfr_change_is_the_difference_of_the_rates(rows):
+    old, new, compat = map(np.array, zip(*rows, strict=True))
+    change = nfr_change(old, new, compat)
+    assert change.value == pytest.approx(quadrants(old, compat).nfr - quadrants(old, new).nfr)
+    assert change.low <= change.value + 1e-9 and change.value <= change.high + 1e-9
+
+
+def test_nfr_change_of_equal_models_is_not_certain():
+    right = np.array([True] * 20)
+    change = nfr_change(right, right, right)
+    assert change.value == 0 and change.low < 0 < change.high
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.1])
+def test_intervals_cover_the_truth_about_as_often_as_they_say(rate):
+    """Simulation with known rates: at least 90 % of the 95 % intervals hold the truth."""
+    rng = np.random.default_rng(0)
+    hits = {"change": 0, "difference": 0}
+    runs = 200
+    for _ in range(runs):
+        old = rng.random(400) < 0.7
+        new, compat = (np.where(rng.random(400) < 2 * rate, ~old, old) for _ in range(2))
+        change = nfr_change(old, new, compat)
+        hits["change"] += change.low <= 0 <= change.high
+        difference = paired_difference(old, new)
+        hits["difference"] += difference.low <= 2 * rate * (0.3 - 0.7) <= difference.high
+    assert min(hits.values()) / runs >= 0.9
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_paired_difference_is_the_difference_of_accuracies(pairs):
+    first, second = map(np.array, zip(*pairs, strict=True))
+    both = paired_difference(first, second)
+    assert both.value == pytest.approx(second.mean() - first.mean())
+    assert -1 <= both.low <= both.value <= both.high <= 1
+    assert both.low < both.high  # never certain, not even without a flip
+    upper = paired_difference(first, second, side="upper")
+    assert upper.low == -1 and upper.high <= both.high + 1e-12
+
+
+def test_holm_and_nan():
+    assert holm([0.01, math.nan, 0.04, 0.03]).tolist() == pytest.approx([0.03, math.nan, 0.06, 0.06], nan_ok=True)
+    assert holm([]).tolist() == []
+
+
+def test_stratified_mcnemar_adds_the_flips_of_the_tasks():
+    rng = np.random.default_rng(0)
+    tasks = [(rng.random(100) < 0.6, rng.random(100) < 0.7) for _ in range(3)]
+    together = stratified_mcnemar(tasks)
+    at_once = mcnemar(*(np.concatenate(side) for side in zip(*tasks, strict=True)))
+    assert together == at_once
+
+
+def test_pooled_rate_weighs_tasks_or_items():
+    tasks = pooled_rate([10, 0], [100, 900])
+    items = pooled_rate([10, 0], [100, 900], weights="items")
+    assert (tasks.value, items.value) == (pytest.approx(0.05), pytest.approx(0.01))
+    assert tasks.low < 0.05 < tasks.high and items.high < tasks.high
+    one = pooled_rate([10], [100], weights="items")
+    assert (one.low, one.high) == pytest.approx(
+        (wilson_interval(10, 100).low, wilson_interval(10, 100).high), abs=0.01
+    )
+    assert math.isnan(pooled_rate([0], [0]).value)
+
+
+def test_sign_test_is_mcnemars_for_single_items():
+    changes = [1] * 8 + [-1] * 2 + [0] * 50
+    assert cluster_sign_test(changes) == pytest.approx(stats.binomtest(8, 10).pvalue, abs=0.02)
+    assert cluster_sign_test([0, 0]) == 1.0
+    # One source with many equal changes is one coin toss.
+    assert cluster_sign_test([1] * 10, clusters=[7] * 10) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: wilson_interval(3, 2),
+        lambda: wilson_interval(1, 2, level=95),
+        lambda: wilson_interval(1, 2, side="left"),
+        lambda: bootstrap(share, [1.0], [1.0], clusters=[1, 2]),
+        lambda: mcnemar([True], [True, False]),
+    ],
+)
+def test_bad_input(call):
+    with pytest.raises(MuscleError):
+        call()
