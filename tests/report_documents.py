@@ -61,7 +61,7 @@ def score_task(name: str = "summary", items: int = 400) -> d.TaskResult:
         d.Flip(
             id=f"dialogue-{i}",
             outcomes={"new": "regressed", "muscle": "improved" if i % 2 else "regressed", "no-mask": "unchanged"},
-            prompt=f"Dialogue {i}\nAnna: Are you coming to the cinema at eight?\nBen: Yes, but I will be ten minutes late.",
+            prompt=f"Dialogue {i}\nAnna: Are you coming to the cinema at eight?\nBen: Yes, ten minutes late.",
             target="Ben will come to the cinema at eight, ten minutes late.",
             answers={
                 "old": "Ben will come to the cinema at eight but ten minutes late.",

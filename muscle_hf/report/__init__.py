@@ -6,5 +6,5 @@
     ``muscle_hf.report.html.render(document) -> str``: one self-contained page.
 
 Everything in a document that comes from data (texts, ids, labels, columns) is hostile until a renderer has made it
-harmless: :mod:`muscle_hf.report.text` shows control characters instead of sending them, each renderer escapes the rest.
+harmless: :mod:`muscle_hf.report.text` spells out control characters, each renderer escapes the rest.
 """

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from muscle_hf.metrics.intervals import Estimate
+from muscle_hf.metrics import Estimate
 from muscle_hf.report import wording as w
 from muscle_hf.report.markup import Child, Markup, tag
 from muscle_hf.report.scales import Scale, fit
@@ -141,12 +141,12 @@ def whiskers(label: str, rows: Sequence[Row], show: Show, *, marks: Sequence[Mar
     scale = fit([*values, *(mark.value for mark in marks)], left, right, zero=zero)
     bottom = top + step * len(rows)
     parts = _axis(scale, top, bottom, show)
-    for index, mark in enumerate(marks):
+    for mark in marks:
         if math.isfinite(mark.value):
             x = scale(mark.value)
             parts.append(line(x, top - 4, x, bottom, f"mark {mark.css}"))
             if mark.label:
-                parts.append(text(x, top - 8 + 0 * index, mark.label, "tiny halo", _anchor(x, left, right)))
+                parts.append(text(x, top - 8, mark.label, "tiny halo", _anchor(x, left, right)))
     for index, row in enumerate(rows):
         parts += _whisker(row, scale, top + step * (index + 0.5), show, left)
     words = "; ".join(f"{row.label}: {w.with_interval(row.estimate, show)}" for row in rows)
@@ -186,10 +186,10 @@ def trade_off(
     parts = [tag("rect", x=left, y=top, width=right - left, height=bottom - top, class_="field")]
     for tick in x_scale.ticks():
         x = x_scale(tick)
-        parts += [line(x, top, x, bottom, "grid"), text(x, bottom + 16, show[0](tick), "tiny", "middle")]
+        parts += [line(x, top, x, bottom, "grid"), text(x, bottom + 16, w.tick(show[0](tick)), "tiny", "middle")]
     for tick in y_scale.ticks():
         y = y_scale(tick)
-        parts += [line(left, y, right, y, "grid"), text(left - 6, y + 4, show[1](tick), "tiny", "end")]
+        parts += [line(left, y, right, y, "grid"), text(left - 6, y + 4, w.tick(show[1](tick)), "tiny", "end")]
     parts += [
         text(left, 16, f"↑ {names[1]}", "head"),
         text(right, bottom + 34, f"{names[0]} →", "head", "end"),
@@ -200,7 +200,7 @@ def trade_off(
         parts += [
             tag("rect", x=x, y=top, width=right - x, height=bottom - top, class_="over"),
             line(x, top, x, bottom, "mark limit"),
-            text(x - 4, bottom - 8, "limit", "tiny halo", "end"),
+            text(x - 4, top + 13, "limit", "tiny halo", "end"),
         ]
     y_old = y_scale(old[1].value)
     parts += [
@@ -260,7 +260,7 @@ def _axis(scale: Scale, top: float, bottom: float, show: Show) -> list[Markup]:
     parts = [line(scale.start, bottom, scale.end, bottom, "axis")]
     for tick in scale.ticks(3):
         x = scale(tick)
-        parts += [line(x, top, x, bottom, "grid"), text(x, bottom + 15, show(tick), "tiny", "middle")]
+        parts += [line(x, top, x, bottom, "grid"), text(x, bottom + 15, w.tick(show(tick)), "tiny", "middle")]
     return parts
 
 

@@ -20,7 +20,7 @@ OUTCOMES = {
     "unchanged": "U",
     "regressed": "D",
 }
-# Characters that could end the script element, open a comment in it, or cannot be encoded. JSON allows them as escapes.
+# Characters that could end the script element, open a comment in it, or cannot be encoded; JSON escapes say the same.
 _UNSAFE = re.compile("[<>&\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 

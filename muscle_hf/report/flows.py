@@ -14,6 +14,7 @@ from muscle_hf.report.text import one_line
 
 # From top to bottom of a column.
 _ORDER = {"right": 0, "start": 0, "improved": 0, "unchanged": 1, "wrong": 2, "regressed": 2}
+_SHOWN = {"start": "items", "improved": "better", "unchanged": "same", "regressed": "worse"}
 _HEIGHT, _TOP, _BAR, _GAP = 190.0, 34.0, 9.0, 14.0
 _COLUMNS = (52.0, WIDTH / 2 - _BAR / 2, WIDTH - 52.0 - _BAR)
 
@@ -108,13 +109,13 @@ def _nodes(flows: Sequence[Flow], column: int, offsets: dict[tuple[str, str, str
         height = max(items / total * _HEIGHT, 1.0)
         x = _COLUMNS[column]
         middle = top + height / 2
-        at, anchor = ((x - 6, "end"), (x + _BAR / 2, "middle"), (x + _BAR + 6, "start"))[column]
+        at, anchor = ((x - 6, "end"), (x + _BAR + 5, "start"), (x + _BAR + 6, "start"))[column]
         parts.append(tag("rect", x=x, y=top, width=_BAR, height=height, class_="node"))
         if column != 1:
             parts += [
                 text(at, middle, w.count(items), "halo strong", anchor),
-                text(at, middle + 14, state, "tiny", anchor),
+                text(at, middle + 14, _SHOWN.get(state, state), "tiny", anchor),
             ]
         else:
-            parts.append(text(at, middle + 4, f"{w.count(items)} {state}", "halo strong", anchor))
+            parts.append(text(at, middle + 4, f"{w.count(items)} {_SHOWN.get(state, state)}", "halo strong", anchor))
     return parts

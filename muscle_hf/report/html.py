@@ -9,6 +9,7 @@ from string import Template
 
 from muscle_hf.compare.document import Document
 from muscle_hf.report import flip_data, sections
+from muscle_hf.report.decision import decision
 from muscle_hf.report.markup import Markup, join, tag
 
 
@@ -32,7 +33,7 @@ def render(document: Document) -> str:
         style=style,
         body=join(
             sections.header(document),
-            sections.decision(document),
+            decision(document),
             sections.tasks(document),
             sections.flips(document),
             sections.glossary(document),

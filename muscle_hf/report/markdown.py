@@ -26,8 +26,8 @@ def render(document: Document, *, worst: int = 10) -> str:
         worst: How many of each task's flips to the worse are listed (folded away).
 
     Returns:
-        Text of at most ``MAX_LENGTH`` characters or, if the tables alone are longer, with the tables only. Nothing from
-        data can format, mention, reference or link.
+        Text of at most ``MAX_LENGTH`` characters or, if the tables alone are longer, with the tables only. Nothing
+        from data can format, mention, reference or link.
     """
     parts = [_heading(document.gate)]
     parts += [f"> ⚠️ {_plain(warning)}" for warning in document.warnings]

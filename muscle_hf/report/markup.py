@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from html import escape
-from typing import Union
+from typing import TypeAlias
 
 from muscle_hf.report.text import visible
 
@@ -15,7 +15,7 @@ class Markup(str):
     __slots__ = ()
 
 
-Child = Union[str, int, float, None, Iterable["Child"]]
+Child: TypeAlias = "str | int | float | Iterable[Child] | None"
 
 _VOID = frozenset({"meta", "input", "br", "hr"})
 

@@ -50,4 +50,4 @@ def fit(values: Iterable[float], start: float, end: float, *, zero: bool = False
 
 def _round_step(raw: float) -> float:
     power = 10.0 ** math.floor(math.log10(raw))
-    return next(step * power for step in (1, 2, 5, 10) if step * power >= raw * 0.999)
+    return power * min((1, 2, 5, 10), key=lambda step: abs(math.log(step * power / raw)))

@@ -1,13 +1,12 @@
-"""The parts of the HTML page, top to bottom: header, decision, tasks, flips, glossary."""
+"""The sections of the HTML page but the decision: header, tasks, flips, glossary."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from muscle_hf.compare.document import Document, Gate, GateCheck, NoiseFloor, TaskResult, Update
+from muscle_hf.compare.document import Document, Gate, TaskResult, Update
 from muscle_hf.report import charts, flows
 from muscle_hf.report import wording as w
-from muscle_hf.report.markup import Child, Markup, join, tag
+from muscle_hf.report.markup import Markup, join, tag
+from muscle_hf.report.parts import GATE_CSS, figure, table, task_checks
 from muscle_hf.report.slices import slices
 from muscle_hf.report.text import one_line
 
@@ -18,7 +17,6 @@ _GATE_WORDS = {
     "fail": "The gate fails",
     "too little data": "Too little data to decide",
 }
-_GATE_CSS = {"pass": "pass", "fail": "fail", "too little data": "unsure"}
 
 
 def title(document: Document) -> str:
@@ -60,7 +58,7 @@ def _banner(gate: Gate) -> Markup:
             [tag("p", reason) for reason in shown],
             tag("p", f"and {more} more") if more > 0 else None,
         ),
-        class_=f"banner {_GATE_CSS[gate.verdict]}",
+        class_=f"banner {GATE_CSS[gate.verdict]}",
     )
 
 
@@ -69,162 +67,6 @@ def _contents(document: Document) -> Markup:
     links += [tag("a", one_line(task.name, 24), href=f"#task-{i}") for i, task in enumerate(document.tasks[:8])]
     links += [tag("a", "Flips", href="#flips"), tag("a", "Words", href="#words")]
     return tag("nav", links, aria_label="Contents")
-
-
-def decision(document: Document) -> Markup:
-    """Accuracy against flips for each task, the limits of the gate, noise floors, and all tasks together."""
-    return tag(
-        "section",
-        tag("h2", "Which to ship"),
-        tag(
-            "p",
-            "Each mark is a candidate: the further up, the better its answers; the further left, the fewer answers it "
-            "breaks that were right. A filled mark is beaten by no other on both counts. Lines are intervals: where "
-            "they overlap, the order may be chance.",
-            class_="note",
-        ),
-        tag("div", [_trade_off(document, task) for task in document.tasks], class_="grid"),
-        None if document.gate is None else _checks(document.gate),
-        _pooled(document) if document.pooled else None,
-        _noise(document.noise) if document.noise else None,
-        id="decision",
-    )
-
-
-def figure(heading: str, picture: Child, caption: Child) -> Markup:
-    """A picture with its heading and what it says in plain words."""
-    return tag("figure", tag("h4", heading), picture, tag("figcaption", caption))
-
-
-def _trade_off(document: Document, task: TaskResult) -> Markup | None:
-    rated = [(update, rate) for update in task.updates if (rate := w.negative_rate(task, update)) is not None]
-    points = [
-        charts.Point(update.label, rate, update.accuracy, not _beaten(rate.value, update, rated))
-        for update, rate in rated
-    ]
-    limits = [check.limit for check in _task_checks(document, task) if check.rule == "max_nfr" and check.limit <= 1]
-    picture = charts.trade_off(
-        f"{w.quality(task)} against negative flips on {task.name}",
-        points,
-        (document.models[0].label, task.accuracy_old),
-        ("got worse" if task.kind == "score" else "negative flips", w.quality(task)),
-        (w.percent, w.show_quality(task)),
-        min(limits, default=None),
-    )
-    return figure(one_line(task.name, 60), picture, _leader_words(document, task))
-
-
-def _beaten(flips: float, update: Update, rated: list) -> bool:
-    return any(
-        rate.value <= flips
-        and other.accuracy.value >= update.accuracy.value
-        and (rate.value < flips or other.accuracy.value > update.accuracy.value)
-        for other, rate in rated
-    )
-
-
-def _leader_words(document: Document, task: TaskResult) -> Markup:
-    safest, best = w.leaders(document, task)
-    if safest is None or best is None:
-        return join("There is no rate to compare.")
-    rate = w.percent(w.negative_rate(task, safest).value)  # type: ignore[union-attr]
-    quality = w.show_quality(task)(best.accuracy.value)
-    flips = "negative flips" if task.kind == "correct" else "items that got worse"
-    if len(task.updates) == 1:
-        words: list[Child] = [tag("b", safest.label), f": {rate} {flips}, {w.quality(task)} {quality}."]
-    elif safest is best:
-        words = [
-            tag("b", safest.label),
-            f" leads on both: fewest {flips} ({rate}), highest {w.quality(task)} ({quality}).",
-        ]
-    else:
-        words = [tag("b", safest.label), f" has the fewest {flips} ({rate}), "]
-        words += [tag("b", best.label), f" the highest {w.quality(task)} ({quality})."]
-    held = safest.against_new
-    if held is not None:
-        chance = "beyond chance" if held.verdict == "better" else "not shown to be more than chance"
-        words.append(
-            f" Its difference from the plain update, {w.with_interval(held.delta_nfr, w.points)}, is {chance}."
-        )
-    return join(words)
-
-
-def _task_checks(document: Document, task: TaskResult) -> list[GateCheck]:
-    return [check for check in document.gate.checks if check.task == task.name] if document.gate else []
-
-
-def _checks(gate: Gate) -> Markup:
-    budget = f" The limits come from {one_line(gate.budget, 80)}." if gate.budget else ""
-    return join(
-        tag("h3", "The limits"),
-        tag(
-            "p",
-            "A limit is kept when the end of the interval keeps it, not just the point. The noise floor is what "
-            f"running the same model again changes: no limit below it can be kept.{budget}",
-            class_="note",
-        ),
-        tag("div", [_check(check) for check in gate.checks], class_="grid"),
-    )
-
-
-def _check(check: GateCheck) -> Markup:
-    show = w.points if check.rule in {"min_accuracy_gain", "max_regression"} else w.percent
-    marks = [charts.Mark("limit", check.limit, "limit")]
-    if check.noise_floor is not None:
-        marks.append(charts.Mark("", check.noise_floor, "noise"))
-    css = {"pass": "plain", "fail": "worse"}.get(check.verdict, "plain")
-    picture = charts.whiskers(w.rule_text(check), [charts.Row(check.label, check.estimate, css)], show, marks=marks)
-    chip = tag("span", f"{w.VERDICT_MARKS[check.verdict]} {check.verdict}", class_=f"chip {_GATE_CSS[check.verdict]}")
-    noise = "" if check.noise_floor is None else f" Noise floor (dotted): {w.percent(check.noise_floor)}."
-    return tag(
-        "figure",
-        tag("h4", f"{one_line(check.task, 40)}: {w.rule_text(check)} ", chip),
-        picture,
-        tag("figcaption", check.message, noise),
-    )
-
-
-def _table(header_cells: Iterable[str], rows: Iterable[Iterable[Child]], caption: str) -> Markup:
-    head = tag("tr", [tag("th", cell, scope="col") for cell in header_cells])
-    body = [
-        tag("tr", [tag("td", cell) if index else tag("th", cell, scope="row") for index, cell in enumerate(row)])
-        for row in rows
-    ]
-    table = tag("table", tag("caption", caption, class_="hidden"), tag("thead", head), tag("tbody", body))
-    return tag("div", table, class_="scroll", tabindex="0", role="region", aria_label=caption)
-
-
-def _pooled(document: Document) -> Markup:
-    rows = (
-        (
-            pooled.label,
-            w.with_interval(pooled.nfr),
-            w.with_interval(pooled.nfr_items),
-            w.p_value(pooled.p_value),
-            w.ABSENT if pooled.p_value_against_new is None else w.p_value(pooled.p_value_against_new),
-        )
-        for pooled in document.pooled
-    )
-    header_cells = ["Model", "NFR, every task alike", "NFR, every item alike", "p against old", "p against new"]
-    return join(tag("h3", "All tasks together"), _table(header_cells, rows, "All tasks together"))
-
-
-def _noise(noise: list[NoiseFloor]) -> Markup:
-    rows = (
-        (
-            floor.task,
-            w.count(floor.runs),
-            w.with_interval(floor.nfr),
-            w.percent(floor.nfr_max),
-            w.percent(floor.answers_changed),
-        )
-        for floor in noise
-    )
-    return join(
-        tag("h3", "The noise floor"),
-        tag("p", "The same model, run again: what changes without any update.", class_="note"),
-        _table(["Task", "Runs", "Negative flips", "Largest", "Answers changed"], rows, "Noise floor"),
-    )
 
 
 def tasks(document: Document) -> Markup:
@@ -242,8 +84,12 @@ def _task(document: Document, task: TaskResult, index: int, opened: bool) -> Mar
     size = f"{w.count(task.items)} items, judged by {task.metric}{left_out}"
     return tag(
         "details",
-        tag("summary", tag("h3", task.name), tag("span", size, class_="soft")),
-        tag("ul", [tag("li", tag("b", u.label), f" {w.summary(task, u)}") for u in task.updates], class_="plainly"),
+        tag("summary", tag("h3", one_line(task.name, 80)), tag("span", size, class_="soft")),
+        tag(
+            "ul",
+            [tag("li", tag("b", w.name(u.label)), f" {w.summary(task, u)}") for u in task.updates],
+            class_="plainly",
+        ),
         tag("div", [_outcomes(document, task, update) for update in task.updates], class_="grid"),
         tag("div", [_flow(document, task, update) for update in task.updates], class_="grid"),
         tag("div", _rates(document, task), class_="grid"),
@@ -326,7 +172,7 @@ def _rates(document: Document, task: TaskResult) -> list[Markup]:
 def _rate_marks(document: Document, task: TaskResult, key: str) -> tuple[list[charts.Mark], str]:
     if key not in {"nfr", "nfr_smooth"}:
         return [], ""
-    limits = {check.limit for check in _task_checks(document, task) if check.rule == "max_nfr"}
+    limits = {check.limit for check in task_checks(document, task) if check.rule == "max_nfr"}
     marks = [charts.Mark("limit", limit, "limit") for limit in sorted(limits)]
     floors = [floor.nfr.value for floor in document.noise if floor.task == task.name]
     marks += [charts.Mark("", floor, "noise") for floor in floors]
@@ -353,8 +199,8 @@ def _all_rates(task: TaskResult) -> Markup:
             ),
             ("p against new", *(w.ABSENT if h is None else w.p_value(h.p_adjusted) for h in held)),
         ]
-    header_cells = ["Measure", *(update.label for update in task.updates)]
-    return tag("details", tag("summary", "All numbers"), _table(header_cells, rows, "All numbers"), class_="more")
+    header_cells = ["Measure", *(w.name(update.label) for update in task.updates)]
+    return tag("details", tag("summary", "All numbers"), table(header_cells, rows, "All numbers"), class_="more")
 
 
 def flips(document: Document) -> Markup:
@@ -424,13 +270,13 @@ def glossary(document: Document) -> Markup:
             tag("dd", "the range that holds the true value in most repetitions (95% if not said otherwise)"),
         )
     )
-    rows = [(model.label, model.role, model.source, model.format) for model in document.models]
+    rows = [(w.name(model.label), model.role, model.source, model.format) for model in document.models]
     options = ", ".join(f"{key} {value}" for key, value in {**document.options, **document.meta}.items())
     return tag(
         "footer",
         tag("h2", "Words and sources"),
         tag("dl", words),
-        _table(["Model", "Role", "Predictions", "Format"], rows, "Sources"),
+        table(["Model", "Role", "Predictions", "Format"], rows, "Sources"),
         tag("p", options, class_="soft"),
         id="words",
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import NamedTuple
 
 from muscle_hf.compare.document import Document, Flip, GateCheck, TaskResult, Update
-from muscle_hf.metrics.intervals import Estimate
+from muscle_hf.metrics import Estimate
+from muscle_hf.report.text import one_line
 
 ABSENT = "–"
 MINUS = "−"
@@ -65,6 +67,11 @@ def measure(key: str) -> Measure:
     return MEASURES.get(key, Measure(key, key, "", share=True))
 
 
+def name(label: str) -> str:
+    """A label from data for a heading or a sentence: on one line, not too long."""
+    return one_line(label, 40)
+
+
 def count(number: int) -> str:
     """``12345`` -> ``12,345``."""
     return f"{number:,}"
@@ -92,6 +99,12 @@ def decimal(value: float | None) -> str:
 def signed_decimal(value: float | None) -> str:
     """A difference of two scores."""
     return ABSENT if value is None or not math.isfinite(value) else _signed(f"{value:+.3f}")
+
+
+def tick(text: str) -> str:
+    """A number on an axis: without a zero after the point, zero without a sign."""
+    text = re.sub(r"(\.\d*?)0+(?=\D|$)", r"\1", text).replace(".%", "%").replace(". pts", " pts").removesuffix(".")
+    return re.sub(r"^[+−](?=0(\D|$))", "", text)
 
 
 def p_value(value: float | None) -> str:

@@ -114,18 +114,32 @@
       badge.setAttribute("aria-label", short[at] + ": " + meaning);
       marks.append(badge);
     });
+    const name = (data.tasks.length > 1 ? oneLine(data.tasks[flip[TASK]], 40) + " · " : "") + oneLine(flip[ID], 60);
+    marks.append(element("span", "id data", name));
     const lead = element("span", "lead data", oneLine(flip[PROMPT] === null ? flip[ID] : flip[PROMPT], 240));
     lead.dir = "auto";
-    const name = (data.tasks.length > 1 ? oneLine(data.tasks[flip[TASK]], 40) + " · " : "") + oneLine(flip[ID], 60);
-    const meta = element("span", "meta");
-    meta.append(element("span", "data", name), " · target ", element("span", "data", oneLine(flip[TARGET], 70)));
-    head.append(marks, lead, meta);
+    head.append(marks, lead, glance(flip));
     details.append(head);
     details.addEventListener("toggle", () => {
       if (details.open && details.childElementCount === 1) details.append(body(flip));
     });
     item.append(details);
     return item;
+  }
+
+  // The target, the old answer and the first answer that flips.
+  function glance(flip) {
+    const line = element("span", "meta");
+    const flipping = [...flip[OUTCOMES]].findIndex((outcome) => (WORSE + BETTER).includes(outcome)) + 1;
+    const texts = [["target", flip[TARGET]], [short[0], flip[ANSWERS][0]]];
+    if (flipping > 0) texts.push([short[flipping], flip[ANSWERS][flipping]]);
+    for (const [title, text] of texts) {
+      if (text === null) continue;
+      const cell = element("span", "", title + ": ");
+      cell.append(element("span", "data", oneLine(text, 70)));
+      line.append(cell);
+    }
+    return line;
   }
 
   function part(title, ...children) {
