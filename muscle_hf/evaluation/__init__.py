@@ -8,6 +8,7 @@ from typing import Any
 # Public name -> module that defines it; resolved at first use, so that reading predictions needs no torch.
 _HOMES = {
     "Item": "tasks",
+    "Source": "tasks",
     "Task": "tasks",
     "Prediction": "predictions",
     "item_hash": "predictions",

@@ -176,8 +176,7 @@ class ChoiceScorer:
         ids, mask = facts.pad([group.context for group in groups], side="right")
         encoded = facts.base.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
         rows = [(g, ids) for g, group in enumerate(groups) for ids in group.continuations]
-        start = facts.base.config.get_text_config(decoder=True).decoder_start_token_id
-        start = facts.base.generation_config.decoder_start_token_id if start is None else start
+        start = self._decoder_start()
         sums: list[float] = []
         at_once = self.batch_size or len(rows)
         for begin in range(0, len(rows), at_once):
@@ -193,6 +192,15 @@ class ChoiceScorer:
             ).logits
             sums += _summed(logits, targets, scored.bool()).tolist()
         return _regroup(sums, groups)
+
+    def _decoder_start(self) -> int:
+        base = self.facts.base
+        for config in (base.generation_config, base.config):
+            for name in ("decoder_start_token_id", "bos_token_id"):
+                start = getattr(config, name, None)
+                if start is not None:
+                    return int(start)
+        raise MuscleError("the model does not say which token its decoder starts with; set decoder_start_token_id")
 
 
 def _summed(logits: torch.Tensor, targets: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:

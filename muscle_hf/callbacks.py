@@ -1,0 +1,281 @@
+"""Callbacks for a ``Trainer``: flip metrics of the model in training, at every evaluation."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.evaluation.engine import check_items, evaluate_task
+from muscle_hf.evaluation.loading import load_for_evaluation
+from muscle_hf.evaluation.predictions import Prediction, item_hash, read_predictions
+from muscle_hf.evaluation.state import random_state_kept
+from muscle_hf.evaluation.tasks import Item, Task
+from muscle_hf.metrics import flip_metrics, flip_metrics_from_correct, smooth_flip_metrics
+from muscle_hf.teachers.adapters import frozen_view
+from muscle_hf.teachers.teacher import AdapterTeacher, ModelTeacher, Teacher
+
+logger = logging.getLogger(__name__)
+
+# What one side of the comparison may be given as.
+Side = Sequence[Prediction] | str | os.PathLike[str] | torch.nn.Module | Teacher
+
+
+class FlipMetricsCallback(TrainerCallback):
+    """Flips of the model in training against the old model, and against the new one, at every evaluation.
+
+    For a ``MuscleTrainer`` or any other ``Trainer``. The two models' predictions are computed once and kept. The
+    metrics are in the evaluation's ``metrics`` before the best model is chosen, so that
+    ``metric_for_best_model="eval_nfr"`` works, and in the logs. Training is bit for bit what it is without it.
+
+    The keys, after ``eval_`` and ``prefix``: ``acc``, ``nfr``, ``pfr``, ``nfr_mc`` (choice and classification),
+    ``btc``, ``relative_nfr`` of the model in training against the old one, and ``acc_old``; with a new model also
+    ``acc_new``, ``nfr_new`` and ``pfr_new`` (the update without compatibility), ``delta_nfr``, ``delta_nfr_percent``
+    (the paper's Delta and Delta%), and ``nfr_against_new``, ``pfr_against_new``. Tasks with a similarity have
+    ``score``, ``nfr``, ``pfr``, ``m_g``, ``m_r`` instead.
+
+    Args:
+        task: What is asked.
+        items: Items to ask at every evaluation; a few hundred make a useful signal.
+        old: The old model (v1): predictions, a prediction file (``.jsonl``), a model in memory, or a folder or Hub id
+            of an adapter or model. None with a ``MuscleTrainer``: its teacher.
+        new: The new model (v2), in the same forms, or None: none, or the teacher of a ``MuscleTrainer``.
+        trainer: The trainer it is added to. Needed for trackers (W&B, TensorBoard, ...), to come before
+            ``EarlyStoppingCallback``, and for the teachers of a ``MuscleTrainer``.
+        tokenizer: The tokenizer of the model in training; the trainer's ``processing_class`` by default.
+        old_tokenizer: The old model's tokenizer, if ``old`` is a model in memory with another one.
+        batch_size: See :func:`~muscle_hf.evaluation.evaluate_task`.
+        chat: See :func:`~muscle_hf.evaluation.evaluate_task`.
+        prefix: Put before the metrics' names, to tell several callbacks apart.
+        epsilon: Similarity tasks: changes of at most this size are no flips.
+        progress: Show a progress bar for each evaluation.
+
+    Raises:
+        MuscleError: The predictions given are not those of ``items``, or ``old`` is missing.
+
+    Examples:
+        ``trainer.add_callback(FlipMetricsCallback(task, items, old="v1.jsonl", trainer=trainer))``
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        items: Sequence[Item],
+        old: Side | None = None,
+        new: Side | None = None,
+        *,
+        trainer: Trainer | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        old_tokenizer: PreTrainedTokenizerBase | None = None,
+        batch_size: int | None = None,
+        chat: bool = False,
+        prefix: str = "",
+        epsilon: float = 0.0,
+        progress: bool = False,
+    ):
+        check_items(task, items)
+        self.task = task
+        self.items = list(items)
+        self.trainer = trainer
+        self.tokenizer = tokenizer
+        self.prefix = prefix
+        self.epsilon = epsilon
+        self.history: list[dict[str, float]] = []
+        self._settings = {"batch_size": batch_size, "chat": chat, "progress": progress}
+        teachers = getattr(trainer, "teachers", {})
+        self._sides = {
+            "old": teachers.get("old") if old is None else old,
+            "new": teachers.get("new") if new is None else new,
+        }
+        if self._sides["old"] is None:
+            raise MuscleError(
+                "no old model: pass old= (predictions, a prediction file or a model), or trainer= with a MuscleTrainer"
+            )
+        self._tokenizers = {"old": old_tokenizer, "new": None}
+        # Predictions that are there already are checked now rather than at the first evaluation.
+        self._kept = {role: self._given(role, side) for role, side in self._sides.items() if _is_predictions(side)}
+        self._training = False
+        self._fresh: dict[str, float] | None = None
+
+    # ---- Events ----
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._training = True
+        self._fresh = None
+        self._come_first()
+        self.predictions("old", kwargs.get("processing_class"))
+        if self._sides["new"] is not None:
+            self.predictions("new", kwargs.get("processing_class"))
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._fresh = None
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._training = False
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        known = self._fresh if self._training else None
+        found = known if known is not None else self._measure(kwargs["model"], kwargs.get("processing_class"))
+        # Several evaluation sets at one step: the answers cannot have changed between them.
+        self._fresh = found
+        named = {f"{_prefix_of(metrics)}{self.prefix}{name}": value for name, value in found.items()}
+        metrics.update(named)
+        if known is None:
+            self.history.append({"step": state.global_step, **found})
+            self._log(named, args, state)
+
+    # ---- Measuring ----
+
+    def predictions(self, role: str, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Prediction]:
+        """The predictions of the ``old`` or ``new`` model, computed at the first call."""
+        if role not in self._kept:
+            side = self._sides[role]
+            tokenizer = self._tokenizers[role] or self.tokenizer or tokenizer
+            with random_state_kept():
+                self._kept[role] = self._computed(side, tokenizer)
+            # The model's memory is needed for training.
+            self._sides[role] = self._kept[role]
+        return self._kept[role]
+
+    def _measure(self, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, float]:
+        old = self.predictions("old", tokenizer)
+        new = self.predictions("new", tokenizer) if self._sides["new"] is not None else None
+        current = self._run(model, self.tokenizer or tokenizer)
+        return training_flips(old, current, new, epsilon=self.epsilon)
+
+    def _run(self, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> list[Prediction]:
+        if tokenizer is None:
+            raise MuscleError("flip metrics need the tokenizer; pass tokenizer=, or processing_class= to the trainer")
+        return evaluate_task(model, tokenizer, self.task, self.items, **self._settings)
+
+    def _computed(self, side: Side, tokenizer: PreTrainedTokenizerBase | None) -> list[Prediction]:
+        if isinstance(side, AdapterTeacher):
+            with frozen_view(side.model, side.adapter):
+                return self._run(side.model, tokenizer)
+        if isinstance(side, ModelTeacher):
+            with side.autocast():
+                return self._run(side.model, tokenizer)
+        if isinstance(side, torch.nn.Module):
+            return self._run(side, tokenizer)
+        device = self.trainer.args.device if self.trainer is not None else None
+        model, own_tokenizer = load_for_evaluation(side, self.task, device=device, dtype="auto")
+        return self._run(model, own_tokenizer)
+
+    def _given(self, role: str, side: Any) -> list[Prediction]:
+        """Predictions from a file or a list, in the order of the items."""
+        given = side if not isinstance(side, (str, os.PathLike)) else read_predictions(side)
+        by_id = {prediction.id: prediction for prediction in given if prediction.task == self.task.name}
+        missing = [item.id for item in self.items if item.id not in by_id]
+        changed = [i.id for i in self.items if i.id in by_id and by_id[i.id].hash != item_hash(i)]
+        for problem, ids in (("have no answer to", missing), ("were given to other prompts or choices for", changed)):
+            if ids:
+                raise MuscleError(
+                    f"the {role} model's predictions {problem} {len(ids)} of {len(self.items)} items of task "
+                    f"{self.task.name!r}, for example {ids[:3]}; run muscle-hf evaluate on the same items"
+                )
+        return [by_id[item.id] for item in self.items]
+
+    # ---- Logs ----
+
+    def _come_first(self) -> None:
+        """Move in front of callbacks that read metrics (early stopping)."""
+        if self.trainer is not None:
+            callbacks = self.trainer.callback_handler.callbacks
+            if self in callbacks:
+                callbacks.remove(self)
+                callbacks.insert(0, self)
+
+    def _log(self, named: Mapping[str, float], args: TrainingArguments, state: TrainerState) -> None:
+        if self.trainer is not None:
+            self.trainer.log(dict(named))
+            return
+        # Trainer.evaluate has logged before it calls us, and only a trainer can reach its trackers.
+        state.log_history.append({**named, "epoch": state.epoch, "step": state.global_step})
+        if args.report_to and not getattr(self, "_warned", False):
+            self._warned = True
+            logger.warning("flip metrics do not reach %s; pass trainer= to FlipMetricsCallback", args.report_to)
+
+
+def training_flips(
+    old: Sequence[Prediction],
+    current: Sequence[Prediction],
+    new: Sequence[Prediction] | None = None,
+    *,
+    epsilon: float = 0.0,
+) -> dict[str, float]:
+    """Flip metrics of a model in training, by the names that :class:`FlipMetricsCallback` lists.
+
+    Args:
+        old: The old model's predictions.
+        current: Those of the model in training, for the same items in the same order.
+        new: The new model's.
+        epsilon: Similarity tasks: changes of at most this size are no flips.
+    """
+    flips = _smooth_flips if current[0].correct is None else _flips
+    result = flips(old, current, epsilon)
+    if new is None:
+        return result
+    update, against = flips(old, new, epsilon), flips(new, current, epsilon)
+    value = "score" if current[0].correct is None else "acc"
+    result[f"{value}_new"] = update[value]
+    for rate in ("nfr", "pfr"):
+        result[f"{rate}_new"] = update[rate]
+        result[f"{rate}_against_new"] = against[rate]
+    result["delta_nfr"] = result["nfr"] - update["nfr"]
+    result["delta_nfr_percent"] = 100 * result["delta_nfr"] / update["nfr"] if update["nfr"] else float("nan")
+    return result
+
+
+def _flips(old: Sequence[Prediction], new: Sequence[Prediction], epsilon: float) -> dict[str, float]:
+    if isinstance(new[0].prediction, int):
+        targets = [prediction.target for prediction in new]
+        found = flip_metrics([p.prediction for p in old], [p.prediction for p in new], targets)
+    else:
+        found = flip_metrics_from_correct([p.correct for p in old], [p.correct for p in new])
+    names = {"acc_new": "acc"} | {name: name for name in ("acc_old", "nfr", "pfr", "nfr_mc", "btc", "relative_nfr")}
+    return {name: float(found[key]) for key, name in names.items() if key in found}
+
+
+def _smooth_flips(old: Sequence[Prediction], new: Sequence[Prediction], epsilon: float) -> dict[str, float]:
+    found = smooth_flip_metrics([p.score for p in old], [p.score for p in new], epsilon=epsilon)
+    names = {"score_new": "score", "score_old": "score_old", "nfr_smooth": "nfr", "pfr_smooth": "pfr"}
+    names |= {"m_g": "m_g", "m_r": "m_r"}
+    return {name: float(found[key]) for key, name in names.items()}
+
+
+def _is_predictions(side: Any) -> bool:
+    if isinstance(side, (str, os.PathLike)):
+        return os.fspath(side).endswith(".jsonl")
+    return isinstance(side, Sequence)
+
+
+def _prefix_of(metrics: Mapping[str, float]) -> str:
+    """``eval_`` at evaluations, also of one of several sets; else the prefix that ``evaluate`` was called with."""
+    timed = next((name for name in metrics if name.endswith("_runtime")), "eval_runtime")
+    prefix = timed.removesuffix("runtime")
+    return "eval_" if prefix.startswith("eval_") else prefix
