@@ -91,7 +91,7 @@ def run_task(settings: RunSettings, task: Task, splits: Splits, say: Callable[[s
     tell = say if process.is_main_process else lambda text: None
     folder = Path(settings.output_dir)
     data = steps.TrainingData.of(steps.load_tokenizer(settings.new), splits.train, splits.validation)
-    training = {"report_to": "none", "logging_strategy": "epoch", **settings.training}
+    training = {"report_to": "none", "logging_strategy": "epoch", "disable_tqdm": False, **settings.training}
     training = {"save_strategy": "no", "eval_strategy": "epoch" if data.validation else "no", **training}
     identity = hashlib.sha256(repr((data.train, data.validation)).encode()).hexdigest()
 

@@ -1,0 +1,144 @@
+"""Every snippet of the documents runs, and every command in them exists."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+# Documents whose snippets are run by a test of their own, beside what they describe.
+TESTED_ELSEWHERE = {"tasks.md": "test_evaluation_documents.py"}
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    return [text for kind, text in BLOCK.findall(document.read_text()) if kind == language]
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """What the snippets take for granted: two bases, a task adapter on each, a tokenizer and tokenized rows."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+
+    from muscle_hf import demo
+    from muscle_hf.data import encode_items
+
+    folder = tmp_path_factory.mktemp("documents")
+    tokenizer = AutoTokenizer.from_pretrained(demo.base("v2"))
+    items = [demo.TASKS["routing"].to_item(row, i) for i, row in enumerate(demo.rows("routing", "train", count=16))]
+    rows = encode_items(tokenizer, items)
+    for version in demo.VERSIONS:
+        set_seed(1)
+        config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(demo.base(version)), config)
+        model.save_pretrained(folder / "adapters" / f"task-{version}")
+
+    def names():
+        return {
+            "base_v2": AutoModelForCausalLM.from_pretrained(demo.base("v2")),
+            "base_v2_name": str(demo.base("v2")),
+            "tokenizer": tokenizer,
+            "train": [{"input_ids": row["input_ids"][:24], "labels": row["labels"][:24]} for row in rows[:8]],
+            "validation": [{"input_ids": row["input_ids"][:24], "labels": row["labels"][:24]} for row in rows[8:]],
+            "old_model": "adapters/task-v1",
+        }
+
+    return folder, names
+
+
+def fix_lengths(names):
+    length = min(len(row["input_ids"]) for key in ("train", "validation") for row in names[key])
+    for key in ("train", "validation"):
+        names[key] = [{column: ids[:length] for column, ids in row.items()} for row in names[key]]
+    return names
+
+
+@pytest.mark.slow
+def test_readme_diff_is_the_whole_change(scene, monkeypatch):
+    """The script before the diff trains with Trainer, the one after it with MuscleTrainer, and is saved."""
+    folder, names = scene
+    monkeypatch.chdir(folder)
+    (diff,) = blocks(ROOT / "README.md", "diff")
+    lines = diff.splitlines()
+    before = "\n".join(line[1:] for line in lines if not line.startswith("+"))
+    after = "\n".join(line[1:] for line in lines if not line.startswith("-"))
+    assert sum(line.startswith("-") for line in lines) == sum(line.startswith("+") for line in lines) == 3
+    for script in (before, after):
+        exec(compile(script, "README.md", "exec"), namespace := fix_lengths(names()))
+    assert type(namespace["trainer"]).__name__ == "MuscleTrainer"
+    assert (folder / "out" / "muscle_provenance.json").is_file()
+    namespace = {**names(), "PeftModel": namespace["PeftModel"]}
+    for snippet in blocks(ROOT / "README.md", "python"):
+        exec(compile(snippet, "README.md", "exec"), namespace)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if d.name != "README.md"], ids=lambda d: d.name)
+def test_python_snippets_run(document, scene, monkeypatch):
+    """The snippets of a document run from top to bottom; each trainer that they make can train."""
+    if document.name in TESTED_ELSEWHERE:
+        assert (ROOT / "tests" / TESTED_ELSEWHERE[document.name]).is_file()
+        return
+    snippets = blocks(document, "python")
+    folder, names = scene
+    monkeypatch.chdir(folder)
+    namespace = fix_lengths(names())
+    if document.name == "objective.md":
+        from peft import PeftModel
+
+        from muscle_hf import MuscleConfig, MuscleTrainer
+
+        model = PeftModel.from_pretrained(namespace["base_v2"], "adapters/task-v2", is_trainable=True)
+        args = MuscleConfig("out", max_steps=1, report_to="none", use_cpu=True)
+        namespace |= {"MuscleConfig": MuscleConfig, "MuscleTrainer": MuscleTrainer, "model": model, "args": args}
+    for snippet in snippets:
+        if "load_in_4bit" in snippet:
+            pytest.importorskip("bitsandbytes", reason="QLoRA needs the extra muscle-hf[qlora]")
+        exec(compile(snippet, document.name, "exec"), namespace)
+        if "trainer" in namespace:
+            trainer = namespace.pop("trainer")
+            trainer.args.max_steps = 1
+            assert trainer.train().global_step == 1
+            namespace["base_v2"] = names()["base_v2"]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_commands_exist(document):
+    """`make` targets are in the Makefile; `muscle-hf` commands parse, and the files of the project they name exist."""
+    import argparse
+
+    from muscle_hf.cli.main import COMMANDS
+
+    makefile = (ROOT / "Makefile").read_text()
+    for line in "\n".join(blocks(document, "sh")).replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["make"]:
+            assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), line
+        elif words[:1] == ["muscle-hf"]:
+            module = importlib.import_module(COMMANDS[words[1]][1])
+            parser = argparse.ArgumentParser()
+            module.add_arguments(parser)
+            _, more = parser.parse_known_args(words[2:])
+            assert not more or getattr(module, "TAKES_OVERRIDES", False), line
+            for word in words[2:]:
+                if word.startswith(("recipes/", "benchmarks/")):
+                    assert (ROOT / word).exists(), line
+        elif words[:1] == ["python"] and len(words) > 1 and words[1].endswith(".py"):
+            assert (ROOT / words[1]).is_file(), line
+        elif words[:2] == ["pip", "install"] and words[-1].startswith("muscle-hf["):
+            extra = words[-1].removeprefix("muscle-hf[").removesuffix("]")
+            assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text(), line
+
+
+def test_links_between_documents_lead_somewhere():
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
+            if not re.match(r"\w+:", target):
+                assert (document.parent / target).exists(), f"{document.name} links to {target}"

@@ -1,0 +1,99 @@
+"""Settings of a run: YAML, overrides on the command line, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.evaluation.tasks import Item, Task
+from muscle_hf.pipeline.config import DataSettings, SplitSettings, load_settings
+
+MINIMAL = """
+task: sst2
+old: {base: v1}
+new: {base: v2, revision: main}
+output_dir: out
+training: {learning_rate: 2.0e-4, num_train_epochs: 3}
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def test_yaml_with_defaults_of_the_paper(file):
+    settings = load_settings(file)
+    assert (settings.lora.r, settings.lora.alpha, settings.lora.dropout) == (128, 256, 0.0)
+    assert settings.data.validation_share == 0.2
+    assert settings.new.revision == "main"
+    assert settings.training == {"learning_rate": 2e-4, "num_train_epochs": 3}
+
+
+def test_every_setting_can_be_overridden(file):
+    words = "--learning_rate 1e-4 --lora.r 16 --data.train.split=train --data.train.limit 500 --mask old_right --bf16"
+    more = ["--new.base", "other", "--lora.target_modules", "[q_proj, v_proj]", "--control", "false"]
+    settings = load_settings(file, [*words.split(), *more])
+    assert settings.training["learning_rate"] == 1e-4
+    assert settings.training["mask"] == "old_right"
+    assert settings.training["bf16"] is True
+    assert settings.lora.r == 16
+    assert settings.lora.target_modules == ["q_proj", "v_proj"]
+    assert settings.data.train == SplitSettings("train", 0, 500)
+    assert settings.new.base == "other"
+    assert settings.control is False
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--learning_rat", "1"], "did you mean learning_rate"),
+        (["--lora.rank", "1"], "unknown setting lora.rank"),
+        (["--lora.r", "many"], "lora.r is 'many'; expected int"),
+        (["--data.train.limit", "true"], "expected int"),
+        (["--output_dir.x", "1"], "not a group of settings"),
+        (["stray"], "unexpected 'stray'"),
+        (["--training.output_dir", "x"], "set the run's output_dir"),
+        (["--data.validation_share", "1.5"], "must be in"),
+        (["--old", "v1"], "old must be a mapping"),
+    ],
+)
+def test_wrong_overrides_say_what_is_wrong(file, words, message):
+    with pytest.raises(MuscleError, match=message):
+        load_settings(file, words)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task: sst2\n", "missing: old, new, output_dir"),
+        ("[]", "must be a mapping"),
+        ("task: {", "not valid YAML"),
+        (MINIMAL + "tsak: x\n", "did you mean task"),
+    ],
+)
+def test_wrong_files_say_what_is_wrong(tmp_path, text, message):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(MuscleError, match=message):
+        load_settings(path)
+    with pytest.raises(MuscleError, match="cannot be read"):
+        load_settings(tmp_path / "nowhere.yaml")
+
+
+def test_splits_hold_out_a_share_and_never_mix_test_with_training(tmp_path):
+    from muscle_hf.pipeline.run import load_splits
+
+    rows = tmp_path / "rows.csv"
+    rows.write_text("q,a\n" + "".join(f"{i}+1,{i + 1}\n" for i in range(100)))
+    task = Task("sums", "generation", lambda row, i: Item(str(i), row["q"], references=(row["a"],)), "exact_match")
+    data = DataSettings(str(rows), train=SplitSettings("test", 0, 50), test=SplitSettings("test", 50))
+    splits = load_splits(task, data)
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (40, 10, 50)
+    ids = [{item.id for item in part} for part in (splits.train, splits.validation, splits.test)]
+    assert not (ids[0] & ids[1] or ids[0] & ids[2] or ids[1] & ids[2])
+    data.test = SplitSettings("test", 49)
+    with pytest.raises(MuscleError, match="1 test rows are training rows"):
+        load_splits(task, data)
