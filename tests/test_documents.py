@@ -142,3 +142,10 @@ def test_links_between_documents_lead_somewhere():
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
             if not re.match(r"\w+:", target):
                 assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_readme_shows_the_measured_demo_table():
+    mark = "<!-- demo table: written by benchmarks/demo.py -->"
+    shown = (ROOT / "README.md").read_text().split(mark)[1].strip()
+    assert "| mean |" in shown
+    assert shown in (ROOT / "benchmarks" / "results" / "demo.md").read_text()

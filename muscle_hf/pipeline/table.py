@@ -150,7 +150,7 @@ def cells(result: Result) -> list[list[str]]:
             _percent(row.nfr),
             *([_percent(row.nfr_mc)] if result.metric in ("acc", "acc_norm") else []),
             _percent(row.pfr),
-            "" if row.change is None else _interval(row.change),
+            "" if row.change is None else interval_text(row.change),
         ]
         for row in result.rows
     ]
@@ -180,5 +180,6 @@ def _percent(value: float) -> str:
     return "" if math.isnan(value) else f"{100 * value:.2f}"
 
 
-def _interval(estimate: Estimate) -> str:
+def interval_text(estimate: Estimate) -> str:
+    """A change with its interval, in percentage points."""
     return f"{100 * estimate.value:+.2f} [{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}]"
