@@ -1,0 +1,356 @@
+"""What a card's body shows: facts of one adapter, turned into rows that the template lays out."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.hub.licenses import License, inherited_license
+from muscle_hf.hub.serving import serving_problems
+from muscle_hf.hub.state import CardState, load_metrics
+from muscle_hf.hub.text import Markdown, code, literal, markdown, plain, shell_word
+from muscle_hf.metrics import Estimate
+from muscle_hf.provenance import read_provenance
+from muscle_hf.report.wording import COUNTS, decimal, measure, percent, points, signed_decimal, with_interval
+
+ADAPTER_CONFIG = "adapter_config.json"
+REPORT_FILE = "report.html"
+_RATES = ("nfr", "nfr_mc", "pfr", "nfr_smooth", "pfr_smooth", "m_r", "m_g")
+_SHOWN_SLICES = 5
+_AUTO_CLASSES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+}
+# Of the LoRA's configuration, what a reader wants to know.
+_LORA_SETTINGS = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "modules_to_save")
+# Settings that say how a run was watched and kept rather than what was trained.
+_HOUSEKEEPING = frozenset({"disable_tqdm", "do_train", "do_eval", "do_predict", "use_cpu", "report_to", "push_to_hub"})
+_HOUSEKEEPING_KINDS = ("logging_", "log_", "save_", "hub_", "dataloader_", "trackio", "debug")
+
+
+@dataclass(frozen=True)
+class Card:
+    """Everything known of one adapter.
+
+    Args:
+        provenance: Content of ``muscle_provenance.json``.
+        config: Content of ``adapter_config.json``.
+        state: Content of ``muscle_card.json``.
+        comparison: Flips of exactly these weights, if measured.
+        repo_id: Where it is published.
+        has_report: Whether an HTML report lies beside it.
+    """
+
+    provenance: dict[str, Any]
+    config: dict[str, Any]
+    state: CardState
+    comparison: dict[str, Any] | None
+    repo_id: str | None
+    has_report: bool
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike, repo_id: str | None = None) -> Card:
+        """Read a saved adapter's folder.
+
+        Raises:
+            MuscleError: It holds no compatibility adapter.
+        """
+        provenance = read_provenance(folder)
+        config_file = Path(folder, ADAPTER_CONFIG)
+        if not config_file.is_file():
+            raise MuscleError(f"{folder} has no {ADAPTER_CONFIG}: it is not the folder of a saved adapter")
+        return cls(
+            provenance=provenance,
+            config=json.loads(config_file.read_text(encoding="utf-8")),
+            state=CardState.load(folder),
+            comparison=load_metrics(folder, provenance.get("adapter_sha256")),
+            repo_id=repo_id,
+            has_report=Path(folder, REPORT_FILE).is_file(),
+        )
+
+    @property
+    def base_name(self) -> str:
+        """The new base's public name."""
+        return self.provenance["new"]["base"]["name"] or "the new base"
+
+    @property
+    def base_is_local(self) -> bool:
+        """Whether the new base was loaded from a folder: then its name is no repository's."""
+        return self.provenance["new"]["base"]["revision"] is None
+
+    @property
+    def task_type(self) -> str:
+        """PEFT's name of the kind of task."""
+        return str(self.config.get("task_type"))
+
+    @property
+    def title(self) -> str:
+        """Headline of the card."""
+        if self.state.title:
+            return self.state.title
+        if self.repo_id:
+            return self.repo_id.rsplit("/", 1)[-1]
+        return f"{self.provenance['old']['base']['name']} → {self.base_name}: compatibility adapter"
+
+    @property
+    def license(self) -> License:
+        """What the bases' licences leave."""
+        return inherited_license(self.state.license_old, self.state.license_new, self.state.license)
+
+
+def estimate(value: Any) -> Estimate:
+    """An estimate read back from JSON, in which nan is null."""
+    if isinstance(value, Estimate):
+        return value
+    content = {
+        key: math.nan if entry is None and key in ("value", "low", "high") else entry for key, entry in value.items()
+    }
+    return Estimate(**content)
+
+
+def card_context(card: Card, picture_names: list[str], curves_file: str) -> dict[str, Any]:
+    """The template's variables. Plain strings are escaped by the template; :class:`Markdown` is not.
+
+    Args:
+        card: The adapter.
+        picture_names: Pictures that exist, the quadrants in the order of the tasks.
+        curves_file: Name of the one that shows the training curves.
+    """
+    provenance, state = card.provenance, card.state
+    new = provenance["new"]["base"]
+    revision = new["revision"]
+    tasks = (card.comparison or {}).get("tasks", [])
+    base = f"path/to/{card.base_name}" if card.base_is_local else card.base_name
+    repo = card.repo_id or "USER/REPO"
+    history_keys = sorted({key for entry in state.history for key in entry})
+    return {
+        "title": card.title,
+        "summary": state.summary or _summary(card),
+        "headlines": [line for task in tasks if (line := _headline(task))],
+        "old": _model_row(provenance["old"]),
+        "new": _model_row(provenance["new"]),
+        "base_is_local": card.base_is_local,
+        "base_note": state.base_note,
+        "repo_literal": literal(repo),
+        "repo_word": shell_word(repo),
+        "base_literal": literal(base),
+        "base_word": shell_word(base),
+        "revision_argument": Markdown(f", revision={literal(revision)}" if revision else ""),
+        "serve_revision": Markdown(f" --revision {shell_word(revision)}" if revision else ""),
+        "auto_class": _AUTO_CLASSES.get(card.task_type, "AutoModelForCausalLM"),
+        "generates": card.task_type in ("CAUSAL_LM", "SEQ_2_SEQ_LM"),
+        "serving_problems": serving_problems(card.config),
+        "max_lora_rank": _next_rank(card.config),
+        "level": _level(tasks),
+        "tasks": [_task(task, picture_names, index) for index, task in enumerate(tasks)],
+        "warnings": (card.comparison or {}).get("warnings", []),
+        "has_report": card.has_report,
+        "examples": state.examples,
+        "objective": [(_words(name), code(value)) for name, value in provenance["objective"].items()],
+        "other_mask": provenance["objective"].get("mask") != "student_wrong",
+        "data": list(_data_rows(card)),
+        "settings": list(_setting_rows(card)),
+        "curves": Markdown(curves_file) if curves_file in picture_names else None,
+        "curves_text": ", ".join(
+            key for key in history_keys if key in ("loss", "eval_loss", "eval_kl_old", "eval_kl_new")
+        ),
+        "final_metrics": [(code(name), code(_number(value))) for name, value in sorted(provenance["metrics"].items())],
+        "hashes": list(_hash_rows(provenance)),
+        "created": provenance.get("created") or "at an unknown time",
+        "packages": ", ".join(f"{name} {version}" for name, version in provenance["packages"].items()),
+        "command": code(state.command) if state.command else None,
+        "notes": state.notes,
+        "license_text": card.license.explanation,
+        "environment": list(_environment_rows(state)),
+    }
+
+
+def _summary(card: Card) -> Markdown:
+    old, new = (code(card.provenance[role]["base"]["name"]) for role in ("old", "new"))
+    task = f" for {markdown(card.state.task)}" if card.state.task else ""
+    return Markdown(
+        f"A **compatibility adapter**{task}: a LoRA on {new}, trained so that the update from {old} keeps "
+        "what the old model gets right."
+    )
+
+
+def _updates(task: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    by_role = {update["role"]: update for update in task["updates"]}
+    return by_role["new"], by_role["compat"]
+
+
+def _headline(task: Mapping[str, Any]) -> Markdown | None:
+    new, compat = _updates(task)
+    rate = "nfr" if "nfr" in new["rates"] else "nfr_smooth"
+    before, after = (estimate(update["rates"][rate]) for update in (new, compat))
+    against = compat.get("against_new")
+    if not against:
+        return None
+    change = estimate(against["delta_nfr"])
+    worse = "right before and wrong after the update" if rate == "nfr" else "worse after the update"
+    sure = "" if against["verdict"] != "no difference shown" else " This difference may be chance."
+    return Markdown(
+        f"**{markdown(task['name'])}**: {percent(before.value)} of {task['items']} items are {worse}; with this "
+        f"adapter {percent(after.value)} (change {with_interval(change, points)}).{sure}"
+    )
+
+
+def _level(tasks: list[Mapping[str, Any]]) -> str:
+    if not tasks:
+        return ""
+    return f"{100 * estimate(tasks[0]['accuracy_old']).level:g}%"
+
+
+def _task(task: Mapping[str, Any], picture_names: list[str], index: int) -> dict[str, Any]:
+    new, compat = _updates(task)
+    against = compat.get("against_new") or {}
+    scored = task["kind"] == "score"
+    show, show_change = (decimal, signed_decimal) if scored else (percent, points)
+    quality = f"mean {task['metric']}" if scored else "accuracy"
+    rows = [
+        {
+            "name": quality,
+            "old": with_interval(estimate(task["accuracy_old"]), show),
+            "new": with_interval(estimate(new["accuracy"]), show),
+            "compat": with_interval(estimate(compat["accuracy"]), show),
+            "change": _change(against.get("delta_accuracy"), show_change),
+        }
+    ]
+    for rate in _RATES:
+        if rate in new["rates"] and rate in compat["rates"]:
+            shape = percent if measure(rate).share else decimal
+            delta = against.get("delta_nfr" if rate.startswith("nfr") and rate != "nfr_mc" else "delta_pfr")
+            rows.append(
+                {
+                    "name": f"{measure(rate).symbol} ({measure(rate).name.lower()})",
+                    "old": "–",
+                    "new": with_interval(estimate(new["rates"][rate]), shape),
+                    "compat": with_interval(estimate(compat["rates"][rate]), shape),
+                    "change": _change(delta, points) if rate in ("nfr", "nfr_smooth", "pfr", "pfr_smooth") else "",
+                }
+            )
+    picture = f"card_quadrants_{index + 1}.svg"
+    return {
+        "name": task["name"],
+        "count": task["items"],
+        "metric": task["metric"],
+        "rows": rows,
+        "quadrants": [
+            {"name": COUNTS.get(name, name), "new": count, "compat": compat["counts"].get(name, "")}
+            for name, count in new["counts"].items()
+        ],
+        "picture": Markdown(picture) if picture in picture_names else None,
+        "slices": _slices(new, compat),
+    }
+
+
+def _change(delta: Any, show: Any) -> str:
+    return with_interval(estimate(delta), show) if delta else ""
+
+
+def _slices(new: Mapping[str, Any], compat: Mapping[str, Any]) -> list[dict[str, Any]]:
+    plain_update = {(entry["column"], entry["value"]): estimate(entry["nfr"]) for entry in new.get("slices", [])}
+    rows = []
+    ranked = sorted(compat.get("slices", []), key=lambda entry: -_or_zero(estimate(entry["nfr"]).value))
+    for entry in ranked[:_SHOWN_SLICES]:
+        before = plain_update.get((entry["column"], entry["value"]))
+        rows.append(
+            {
+                "name": Markdown(f"{markdown(entry['column'], 60)} = {markdown(entry['value'], 80)}"),
+                "count": entry["items"],
+                "new": with_interval(before) if before else "",
+                "compat": with_interval(estimate(entry["nfr"])),
+            }
+        )
+    return rows
+
+
+def _or_zero(value: float) -> float:
+    return value if math.isfinite(value) else 0.0
+
+
+def _model_row(description: Mapping[str, Any]) -> dict[str, Markdown]:
+    base, adapter = description["base"], description["adapter"]
+    named = (adapter or {}).get("name")
+    shown = code(named) if named else Markdown("yes" if adapter else "merged into the base")
+    return {
+        "base": code(base["name"]),
+        "revision": code(base["revision"]) if base["revision"] else Markdown("local copy"),
+        "adapter": shown,
+    }
+
+
+def _data_rows(card: Card) -> Iterable[tuple[Any, Any]]:
+    if card.state.datasets:
+        yield "data sets", Markdown(", ".join(code(name) for name in card.state.datasets))
+    for split, description in card.provenance["data"].items():
+        named = description if "class" not in description else {"": description}
+        for part, facts in named.items():
+            rows = facts.get("rows")
+            amount = f"{rows} rows, " if rows is not None else ""
+            digest = f"SHA-256 {code(facts['sha256'][:16])}…" if facts.get("sha256") else "not hashed"
+            if facts.get("sha256") and facts.get("rows_hashed") != rows:
+                digest += f" over {facts['rows_hashed']} of them"
+            yield f"{split} {part}".strip(), Markdown(amount + digest)
+
+
+def _setting_rows(card: Card) -> Iterable[tuple[Any, Any]]:
+    for name in _LORA_SETTINGS:
+        value = card.config.get(name)
+        if value not in (None, False, 0, 0.0, [], {}) or name == "r":
+            text = ", ".join(sorted(map(str, value))) if isinstance(value, list) else value
+            yield code(name), code(text)
+    for name, value in card.provenance["training"].items():
+        told = name not in _HOUSEKEEPING and not name.startswith(_HOUSEKEEPING_KINDS)
+        if told and value not in ([], {}, None) and not isinstance(value, dict):
+            yield code(name), code(_number(value))
+
+
+def _hash_rows(provenance: Mapping[str, Any]) -> Iterable[tuple[str, Markdown]]:
+    yield "this adapter", code(provenance.get("adapter_sha256"))
+    if provenance.get("adapter_file_sha256"):
+        yield "its file, adapter_model.safetensors", code(provenance["adapter_file_sha256"])
+    for role, name in (("new", "new"), ("old", "old")):
+        for part in ("base", "adapter"):
+            description = provenance[role][part]
+            if description:
+                yield f"{name} {part if part == 'base' else 'task adapter'}", code(description["sha256"])
+    if provenance.get("tokenizer"):
+        yield f"vocabulary ({provenance['tokenizer']['tokens']} tokens)", code(provenance["tokenizer"]["sha256"])
+
+
+def _environment_rows(state: CardState) -> Iterable[tuple[str, Any]]:
+    if state.hardware:
+        yield "hardware", state.hardware
+    if state.train_seconds is not None:
+        yield (
+            "training time",
+            f"{state.train_seconds:.0f} s" if state.train_seconds < 600 else f"{state.train_seconds / 3600:.2f} h",
+        )
+    if state.emissions_kg is not None:
+        yield "emissions (codecarbon)", f"{1000 * state.emissions_kg:.3g} g CO2eq"
+
+
+def _next_rank(config: Mapping[str, Any]) -> int:
+    ranks = [config.get("r") or 1, *(config.get("rank_pattern") or {}).values()]
+    needed = max(rank for rank in ranks if isinstance(rank, int))
+    # Servers accept a few sizes only, the smallest of which is 8.
+    return next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= needed), needed)
+
+
+def _words(name: str) -> str:
+    return {"compatibility_weight": "lambda (weight of the compatibility loss)"}.get(name, name.replace("_", " "))
+
+
+def _number(value: Any) -> Any:
+    if value is None:
+        return "–"
+    return f"{value:.6g}" if isinstance(value, float) else plain(value)

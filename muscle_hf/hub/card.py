@@ -1,0 +1,201 @@
+"""The model card: front matter and body, rendered from the files beside the weights, never by editing a card."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from muscle_hf.bundled import bundled
+from muscle_hf.hub.body import Card, card_context, estimate
+from muscle_hf.hub.figures import curves_svg, quadrants_svg
+from muscle_hf.hub.state import CardState
+from muscle_hf.hub.text import Markdown, markdown, plain
+
+CARD_FILE = "README.md"
+CURVES_FILE = "card_curves.svg"
+TAGS = ("muscle-hf", "model-update")
+# Says whose work a card is: one without it was written by hand or by another tool.
+MARKER = "<!-- Rendered by muscle-hf from the JSON files beside it; edits here are overwritten. -->"
+_PIPELINES = {"CAUSAL_LM": "text-generation", "SEQ_CLS": "text-classification", "TOKEN_CLS": "token-classification"}
+# Rate -> (metric type in the model-index, its name) of the adapter; the plain update's get the suffix `_v2`.
+_INDEXED = {
+    "nfr": "Negative flip rate",
+    "nfr_mc": "Negative flip rate, multiple choice",
+    "pfr": "Positive flip rate",
+    "nfr_smooth": "Share of answers that got worse",
+    "pfr_smooth": "Share of answers that got better",
+}
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A card and the pictures that it shows.
+
+    Args:
+        text: Content of README.md.
+        pictures: File name -> SVG.
+    """
+
+    text: str
+    pictures: dict[str, str]
+
+
+def render_card(
+    folder: str | os.PathLike,
+    repo_id: str | None = None,
+    *,
+    provenance: dict[str, Any] | None = None,
+    state: CardState | None = None,
+    template: str | os.PathLike | None = None,
+) -> Rendered:
+    """Render the card of a saved compatibility adapter from the files in its folder.
+
+    Args:
+        folder: Holds the adapter and its provenance; card state and metrics where there are some.
+        repo_id: Where it is or will be published; a placeholder in the card otherwise.
+        provenance: In place of the file's, where it goes out changed.
+        state: The same for the card state.
+        template: Another template than ``model_cards/template.md``, for example with your own sections.
+
+    Raises:
+        MuscleError: The folder holds no compatibility adapter, or one of its files is broken.
+    """
+    card = Card.read(folder, repo_id)
+    card = replace(card, provenance=provenance or card.provenance, state=state or card.state)
+    pictures = _pictures(card)
+    context = card_context(card, picture_names=list(pictures), curves_file=CURVES_FILE)
+    template = Path(template) if template else bundled("model_cards") / "template.md"
+    front_matter = card_data(card).to_yaml(line_break="\n").strip()
+    body = _environment().from_string(template.read_text(encoding="utf-8"))
+    text = body.render(front_matter=Markdown(front_matter), marker=Markdown(MARKER), **context)
+    return Rendered(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", pictures)
+
+
+def write_card(folder: str | os.PathLike, repo_id: str | None = None) -> Path:
+    """Render the card into its folder, pictures first; a card that stands there is replaced.
+
+    Returns:
+        The path of README.md.
+
+    Raises:
+        MuscleError: As :func:`render_card`; what stood there is then untouched.
+    """
+    rendered = render_card(folder, repo_id)
+    for name, content in {**rendered.pictures, CARD_FILE: rendered.text}.items():
+        target = Path(folder, name)
+        temporary = target.with_name(f".{name}.tmp")
+        temporary.write_text(content, encoding="utf-8")
+        os.replace(temporary, target)
+    return Path(folder, CARD_FILE)
+
+
+def is_ours(text: str) -> bool:
+    """Whether a card was rendered here, rather than written by hand or by another tool."""
+    return MARKER in text
+
+
+def card_data(card: Card) -> ModelCardData:
+    """The card's front matter.
+
+    Args:
+        card: What is known of the adapter.
+    """
+    state, license_ = card.state, card.license
+    extra: dict[str, Any] = {}
+    if not card.base_is_local:
+        extra["base_model_relation"] = "adapter"
+    if state.emissions_kg is not None:
+        extra["co2_eq_emissions"] = {
+            "emissions": round(1000 * state.emissions_kg, 3),
+            "source": "codecarbon",
+            "training_type": "fine-tuning",
+            "hardware_used": plain(state.hardware or "unknown"),
+        }
+    old = card.provenance["old"]["base"]
+    results = eval_results(card)
+    return ModelCardData(
+        library_name="peft",
+        # A name that is no repository would send a reader, and any tool, to somebody else's.
+        base_model=None if card.base_is_local else plain(card.base_name),
+        pipeline_tag=_PIPELINES.get(card.task_type),
+        tags=[*TAGS, *(["lora"] if card.config.get("peft_type") == "LORA" else []), *map(plain, state.tags)],
+        language=[plain(code) for code in state.language] or None,
+        license=license_.identifier,
+        license_name="terms-of-both-bases" if license_.identifier == "other" and license_.conflict else None,
+        datasets=[plain(name) for name in state.datasets] or None,
+        eval_results=results or None,
+        model_name=plain(card.title) if results else None,
+        old_model=plain(old["name"] or "unknown"),
+        **extra,
+    )
+
+
+def eval_results(card: Card) -> list[EvalResult]:
+    """The rates of every task for the model-index: of the adapter, and with the suffix ``_v2`` of the plain update."""
+    results = []
+    for task in (card.comparison or {}).get("tasks", []):
+        name = plain(task["name"])
+        dataset = plain(card.state.datasets[0]) if len(card.state.datasets) == 1 else name
+        quality = "accuracy" if task["kind"] == "correct" else plain(task["metric"])
+
+        def add(metric: str, label: str, value: Any, dataset: str = dataset, name: str = name) -> None:
+            number = estimate(value).value
+            if number == number:
+                results.append(
+                    EvalResult(
+                        task_type=_PIPELINES.get(card.task_type, "text-generation"),
+                        dataset_type=dataset,
+                        dataset_name=name,
+                        dataset_config=name,
+                        metric_type=metric,
+                        metric_name=label,
+                        metric_value=round(number, 6),
+                    )
+                )
+
+        add(f"{quality}_v1", f"{quality} of the old model", task["accuracy_old"])
+        for update in sorted(task["updates"], key=lambda update: update["role"]):
+            suffix, owner = ("_v2", " of the plain update") if update["role"] == "new" else ("", "")
+            add(quality + suffix, quality + owner, update["accuracy"])
+            for rate, label in _INDEXED.items():
+                if rate in update["rates"]:
+                    add(rate + suffix, label + owner, update["rates"][rate])
+    return results
+
+
+def _pictures(card: Card) -> dict[str, str]:
+    pictures = {}
+    for index, task in enumerate((card.comparison or {}).get("tasks", [])):
+        if task["kind"] != "correct":
+            continue
+        updates = sorted(task["updates"], key=lambda update: update["role"] == "compat")
+        titles = {"new": "plain update", "compat": "with this adapter"}
+        panels = [(titles[update["role"]], update["counts"]) for update in updates]
+        pictures[f"card_quadrants_{index + 1}.svg"] = quadrants_svg(panels)
+    curves = curves_svg(card.state.history)
+    if curves:
+        pictures[CURVES_FILE] = curves
+    return pictures
+
+
+def _environment() -> Any:
+    from jinja2 import Environment, StrictUndefined
+
+    # Every value is escaped unless it was made for Markdown: a template cannot forget to.
+    return Environment(
+        finalize=markdown, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+
+
+def parse_card(text: str) -> ModelCard:
+    """A card's text through ``huggingface_hub``'s own parser.
+
+    Raises:
+        ValueError: The front matter is no YAML mapping, or its model-index is not one.
+    """
+    return ModelCard(text)

@@ -1,0 +1,96 @@
+"""What can go wrong with the Hub, in words that say what to do."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import get_token
+
+from muscle_hf.errors import MuscleError
+
+
+class HubError(MuscleError):
+    """Something between this machine and the Hub failed; nothing local was changed."""
+
+
+class MismatchError(MuscleError):
+    """An adapter and what it is put on, or its own record, do not belong together."""
+
+
+@contextlib.contextmanager
+def hub_errors(doing: str, afterwards: str, token: str | bool | None = None) -> Iterator[None]:
+    """Turn the client's exceptions into one that says what failed and what to do.
+
+    The original is not chained: its text could hold what a server echoes, the token among it.
+
+    Args:
+        doing: What is being done: "uploading to user/name".
+        afterwards: What holds now and how to go on: "Nothing local was changed; run the same again".
+        token: Is blotted out of any message.
+
+    Raises:
+        HubError: Anything went wrong on the way.
+    """
+    try:
+        yield
+    except MuscleError:
+        raise
+    except (HTTPError, OSError, HFValidationError, RuntimeError, ValueError) as error:
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
+        message = f"{doing} failed: {_reason(cause)} {afterwards}"
+        raise HubError(redacted(message, token)) from None
+
+
+def redacted(text: str, token: str | bool | None = None) -> str:
+    """A text without the token that was given or is stored on this machine."""
+    for secret in (token, get_token()):
+        if isinstance(secret, str) and secret:
+            text = text.replace(secret, "***")
+    return text
+
+
+def _reason(error: BaseException) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    detail = _first_line(error)
+    if isinstance(error, GatedRepoError):
+        return f"access to this repository must be asked for on its page first ({detail})."
+    if isinstance(error, RevisionNotFoundError):
+        return f"there is no such revision ({detail})."
+    if status == 401 or isinstance(error, LocalTokenNotFoundError):
+        hidden = (
+            " or the repository does not exist, or is private" if isinstance(error, RepositoryNotFoundError) else ""
+        )
+        return (
+            f"the Hub does not accept the token (401){hidden}. Log in with `hf auth login`, or set HF_TOKEN to a "
+            "token that has write access."
+        )
+    if status == 403:
+        return f"the token has no right to do this (403: {detail}). Use one with write access to that namespace."
+    if isinstance(error, RepositoryNotFoundError) or status == 404:
+        return f"there is no such repository, or it is private and the token may not see it ({detail})."
+    if status == 412:
+        return "somebody else has pushed to the repository meanwhile (412)."
+    if status is not None and (status == 429 or status >= 500):
+        return f"the Hub is overloaded or has trouble ({status})."
+    if isinstance(error, OfflineModeIsEnabled):
+        return "offline mode is on (HF_HUB_OFFLINE)."
+    if isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError):
+        return f"the Hub cannot be reached, or the connection broke ({type(error).__name__}: {detail})."
+    return f"{detail.rstrip('.')}."
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # The client puts the server's own words behind a line with the address.
+    return " ".join(lines[:3])[:400] or type(error).__name__

@@ -1,0 +1,228 @@
+"""Which files of an adapter's folder are published, and what is made of them on the way."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from huggingface_hub.utils import get_token, validate_repo_id
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.hub.body import ADAPTER_CONFIG, REPORT_FILE
+from muscle_hf.hub.card import CARD_FILE, is_ours, render_card
+from muscle_hf.hub.errors import MismatchError
+from muscle_hf.hub.state import CARD_STATE_FILE, METRICS_FILE, CardState, load_metrics
+from muscle_hf.provenance import PROVENANCE_FILE, file_sha256, read_provenance
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+# Everything that is published or fetched, and nothing else: no checkpoints, optimizer states, pickles, caches or code.
+ADAPTER_FILES = (ADAPTER_CONFIG, WEIGHTS_FILE, PROVENANCE_FILE)
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+    *("merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja"),
+    *("additional_chat_templates/*.jinja", "preprocessor_config.json", "processor_config.json"),
+)
+CARD_FILES = (CARD_FILE, CARD_STATE_FILE, METRICS_FILE, REPORT_FILE, "card_*.svg")
+# Vocabularies hold any string at all: a path in one is a token.
+_FREE_TEXT = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json", "*.model")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
+_TEXT_SUFFIXES = (".json", ".md", ".txt", ".html", ".svg", ".jinja")
+
+
+@dataclass
+class Parcel:
+    """What one upload holds.
+
+    Args:
+        contents: Path in the repository -> bytes, or the file that holds them.
+        left_out: Files of the folder that are not published.
+        notes: What the publisher should know, one sentence each.
+    """
+
+    contents: dict[str, bytes | Path]
+    left_out: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def is_published(path: str) -> bool:
+    """Whether a file of this name belongs to a published adapter.
+
+    A name that could lead out of its folder never does.
+    """
+    if not is_safe_path(path):
+        return False
+    patterns = (*ADAPTER_FILES, *TOKENIZER_FILES, *CARD_FILES)
+    # `*` also matches a slash there: only as many parts as the pattern has.
+    return any(fnmatch.fnmatchcase(path, pattern) and path.count("/") == pattern.count("/") for pattern in patterns)
+
+
+def is_safe_path(path: str) -> bool:
+    """Whether a repository's file name stays inside the folder it is put into, on every system."""
+    parts = PurePosixPath(path).parts
+    plain = bool(parts) and not path.startswith("/") and not re.search(r"[\\:\x00-\x1f]", path)
+    return plain and ".." not in path.split("/") and "" not in path.split("/")
+
+
+def pack(
+    folder: str | os.PathLike,
+    repo_id: str | None = None,
+    *,
+    base_model: str | None = None,
+    base_revision: str | None = None,
+    licenses: Mapping[str, str] | None = None,
+    keep_card: bool = False,
+    token: str | bool | None = None,
+) -> Parcel:
+    """Collect what is published of an adapter's folder; the folder itself is not touched.
+
+    Args:
+        folder: Written by ``MuscleTrainer``.
+        repo_id: For the card.
+        base_model: Hub id of the new base, if it was trained on from a local copy.
+        base_revision: Commit of it.
+        licenses: ``license_old`` and ``license_new``, where the folder's card state does not know them.
+        keep_card: Publish README.md as it is, rather than rendering it.
+        token: Is looked for in every text that goes out.
+
+    Raises:
+        MuscleError: The folder is incomplete, its weights are not those of its provenance, or a file holds a token or
+            a path of this machine.
+    """
+    folder = Path(folder)
+    missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
+    if missing:
+        raise MuscleError(
+            f"{folder} is not the folder of a saved compatibility adapter: it has no {', '.join(missing)}. Pass the "
+            "output_dir of a MuscleTrainer (or one of its checkpoints)"
+        )
+    provenance = read_provenance(folder)
+    check_weights(folder, provenance)
+    parcel = Parcel({})
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if is_published(name):
+            parcel.contents[name] = path
+        else:
+            parcel.left_out.append(name)
+    if METRICS_FILE in parcel.contents and load_metrics(folder, provenance.get("adapter_sha256")) is None:
+        del parcel.contents[METRICS_FILE]
+        parcel.left_out.append(METRICS_FILE)
+        parcel.notes.append(f"{METRICS_FILE} is about other weights than these and is not published.")
+    _name_base(parcel, provenance, base_model, base_revision)
+    _write_card(parcel, folder, repo_id, licenses or {}, keep_card)
+    if REPORT_FILE in parcel.contents:
+        parcel.notes.append(f"{REPORT_FILE} is published: it shows the texts of the compared items.")
+    _refuse_secrets(parcel, folder, token)
+    return parcel
+
+
+def check_weights(folder: Path, provenance: Mapping[str, Any]) -> None:
+    """The weights in a folder must be those that its provenance describes.
+
+    Raises:
+        MismatchError: They are not; names both hashes.
+    """
+    recorded = provenance.get("adapter_file_sha256")
+    if recorded is None:
+        return
+    found = file_sha256(Path(folder, WEIGHTS_FILE))
+    if found != recorded:
+        raise MismatchError(
+            f"{WEIGHTS_FILE} is not the file that {PROVENANCE_FILE} describes: recorded SHA-256 {recorded}, found "
+            f"{found}. One of the two was replaced after training"
+        )
+
+
+def _name_base(parcel: Parcel, provenance: dict[str, Any], base_model: str | None, base_revision: str | None) -> None:
+    """Write the base's public name and pinned commit into the configuration and the provenance that go out."""
+    base = provenance["new"]["base"]
+    if base_model is not None:
+        base["name"], base["revision"] = base_model, base_revision
+        parcel.contents[PROVENANCE_FILE] = _json(provenance)
+    config = json.loads(_text(parcel.contents[ADAPTER_CONFIG]))
+    name, revision = base["name"], base["revision"]
+    if name is None:
+        name = Path(str(config.get("base_model_name_or_path") or "unknown")).name
+    config["base_model_name_or_path"], config["revision"] = name, revision
+    parcel.contents[ADAPTER_CONFIG] = _json(config)
+    if revision is None:
+        parcel.notes.append(
+            f"The new base was loaded from a local folder: only its name, {name!r}, is published, which is no "
+            "repository. Others must have the same base and pass its folder as base_model. If the base is on the Hub, "
+            "push again with --base-model ID."
+        )
+
+
+def _write_card(
+    parcel: Parcel, folder: Path, repo_id: str | None, licenses: Mapping[str, str], keep_card: bool
+) -> None:
+    state = replace(CardState.load(folder), **licenses)
+    if licenses:
+        parcel.contents[CARD_STATE_FILE] = _json(state.to_dict())
+    card = folder / CARD_FILE
+    if keep_card:
+        if not card.is_file():
+            raise MuscleError(f"{folder} has no {CARD_FILE} to keep")
+        return
+    if card.is_file() and not is_ours(card.read_text(encoding="utf-8")):
+        parcel.notes.append(
+            f"{CARD_FILE} in the folder was not rendered by muscle-hf; a rendered card is published instead. To "
+            "publish yours, push with --keep-card."
+        )
+    # From what goes out, so that a base named just now stands in the card as well.
+    rendered = render_card(
+        folder, repo_id, provenance=json.loads(_text(parcel.contents[PROVENANCE_FILE])), state=state
+    )
+    for name in [name for name in parcel.contents if fnmatch.fnmatchcase(name, "card_*.svg")]:
+        del parcel.contents[name]
+    for name, content in {CARD_FILE: rendered.text, **rendered.pictures}.items():
+        parcel.contents[name] = content.encode()
+
+
+def _refuse_secrets(parcel: Parcel, folder: Path, token: str | bool | None) -> None:
+    secrets = [secret for secret in (token, get_token()) if isinstance(secret, str) and len(secret) >= 8]
+    places = {
+        str(place) for place in (folder.absolute(), folder.resolve(), Path.cwd(), Path.home(), Path.home().resolve())
+    }
+    # A place such as "/" or "/srv" is too short to be told from a fraction or a route.
+    places = [place for place in places if len(place) >= 5]
+    for name, content in parcel.contents.items():
+        if not name.endswith(_TEXT_SUFFIXES):
+            continue
+        text = _text(content)
+        if any(secret in text for secret in secrets) or _TOKEN.search(text):
+            raise MuscleError(
+                f"{name} holds an access token; nothing was uploaded. Remove it from the file and revoke it"
+            )
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in _FREE_TEXT):
+            continue
+        found = next((place for place in places if re.search(re.escape(place) + r"(?=[/\\\"'\s]|$)", text)), None)
+        if found:
+            raise MuscleError(
+                f"{name} names a folder of this machine ({found}); nothing was uploaded. Replace it in the file, or "
+                "leave the file out"
+            )
+
+
+def valid_repo_id(name: str) -> bool:
+    """Whether a name can be a repository's on the Hub."""
+    try:
+        validate_repo_id(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _text(content: bytes | Path) -> str:
+    raw = content.read_bytes() if isinstance(content, Path) else content
+    return raw.decode("utf-8", errors="replace")
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,64 @@
+"""Which licence an adapter inherits from the bases behind it, and whether they can be had together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Licences that ask for attribution at most: a derived work may carry another licence.
+PERMISSIVE = frozenset(
+    {"apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "isc", "unlicense", "cc0-1.0"}
+    | {"cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cdla-permissive-1.0", "cdla-permissive-2.0", "zlib"}
+    | {"afl-3.0", "artistic-2.0", "bsl-1.0", "ecl-2.0", "ms-pl", "ncsa", "postgresql", "wtfpl", "odc-by"}
+)
+
+
+@dataclass(frozen=True)
+class License:
+    """The licence of an adapter.
+
+    Args:
+        identifier: The Hub's identifier; None if it cannot be said.
+        explanation: Where it comes from, for the card.
+        conflict: Whether the bases' licences bind the adapter in two ways that may exclude each other.
+    """
+
+    identifier: str | None
+    explanation: str
+    conflict: bool = False
+
+
+def inherited_license(old: str | None, new: str | None, chosen: str | None = None) -> License:
+    """The licence that an adapter inherits.
+
+    The adapter is a change to the new base, and was trained on what the old one answers: both licences bind it. A
+    permissive licence gives way to one that is not; two different ones that are not are a conflict, which only a
+    person can settle.
+
+    Args:
+        old: Identifier of the old base's licence; None if unknown.
+        new: Of the new base's.
+        chosen: What the publisher has decided; is kept, and a conflict is still told.
+    """
+    old, new, chosen = (text.strip().lower() if text else None for text in (old, new, chosen))
+    binding = sorted({text for text in (old, new) if text and text not in PERMISSIVE})
+    known = f"old base: {old or 'unknown'}; new base: {new or 'unknown'}"
+    if len(binding) > 1:
+        return License(
+            chosen or "other",
+            f"The two bases carry licences that each bind what is made from them ({known}). Whether both can be kept "
+            "at once has to be read there: this adapter may be used only where it can.",
+            conflict=True,
+        )
+    if chosen:
+        if binding and chosen != binding[0]:
+            return License(
+                chosen,
+                f"Chosen by the publisher ({known}); the terms of {binding[0]} bind what is made from that base too.",
+                conflict=True,
+            )
+        return License(chosen, f"Chosen by the publisher ({known}).")
+    if binding:
+        return License(binding[0], f"Inherited ({known}); its terms bind what is made from that base.")
+    if new:
+        return License(new, f"Inherited from the new base ({known}).")
+    return License(None, f"Unknown ({known}): the licences of both bases hold.")

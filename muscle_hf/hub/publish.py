@@ -1,0 +1,208 @@
+"""Upload a compatibility adapter: only what belongs to it, only what changed, in one commit or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import EntryNotFoundError, HTTPError, RevisionNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import get_token
+
+import muscle_hf
+from muscle_hf.errors import MuscleError
+from muscle_hf.hub.errors import hub_errors
+from muscle_hf.hub.files import CARD_FILES, Parcel, is_published, pack, valid_repo_id
+from muscle_hf.hub.state import CardState
+from muscle_hf.provenance import read_provenance
+
+_AFTERWARDS = "Nothing local was changed and the repository is as it was: mend that and run the same again."
+
+
+@dataclass(frozen=True)
+class Published:
+    """The outcome of an upload.
+
+    Args:
+        repo_id: The repository, with its namespace.
+        commit: The commit that now holds the adapter (the one that was there, if nothing changed).
+        uploaded: Files that were new or changed.
+        unchanged: Files that were there already.
+        removed: Files of an earlier upload that this adapter does not have.
+        left_out: Files of the folder that are never published.
+        notes: What the publisher should know.
+    """
+
+    repo_id: str
+    commit: CommitInfo
+    uploaded: list[str]
+    unchanged: list[str]
+    removed: list[str]
+    left_out: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def hub_api(token: str | bool | None = None) -> HfApi:
+    """The Hub's client, which names this library to the server."""
+    return HfApi(token=token, library_name="muscle-hf", library_version=muscle_hf.__version__)
+
+
+def create_repository(repo_id: str, *, token: str | bool | None = None, private: bool | None = None) -> str:
+    """Create a model repository, or find it there.
+
+    Args:
+        repo_id: ``name``, which goes to the token's own namespace, or ``namespace/name``.
+        token: Of the Hub; by default the stored one.
+        private: Of a new repository.
+
+    Returns:
+        The id with its namespace.
+
+    Raises:
+        HubError: The Hub refuses or cannot be reached.
+        MuscleError: Nobody is logged in, or the name is none.
+    """
+    if not valid_repo_id(repo_id):
+        raise MuscleError(f"{repo_id!r} is no name of a repository; write NAMESPACE/NAME, for example user/my-adapter")
+    if token is not True and not (token or get_token()):
+        raise MuscleError(
+            "nobody is logged in to the Hub: run `hf auth login`, set HF_TOKEN, or pass a token with write access"
+        )
+    with hub_errors(f"creating the repository {repo_id}", _AFTERWARDS, token):
+        return hub_api(token).create_repo(repo_id, private=private, exist_ok=True).repo_id
+
+
+def publish(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    token: str | bool | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    path_in_repo: str = "",
+    commit_message: str = "Upload compatibility adapter",
+    base_model: str | None = None,
+    keep_card: bool = False,
+) -> Published:
+    """Publish a saved compatibility adapter: weights, tokenizer, provenance, metrics, report and card.
+
+    The folder is read, never changed. All files go into one commit, so that a broken upload leaves the repository as
+    it was; files that the repository holds already are not sent again.
+
+    Args:
+        folder: Written by ``MuscleTrainer``.
+        repo_id: ``namespace/name``, or ``name`` for the token's own namespace; is created if missing.
+        token: Of the Hub; by default the stored one.
+        private: Whether a new repository is private.
+        revision: Branch to commit to; is created if missing.
+        path_in_repo: Subfolder, for checkpoints; the card stays at the top.
+        commit_message: Title of the commit.
+        base_model: Hub id of the new base, where it was trained on from a local copy; its present commit is pinned.
+        keep_card: Publish README.md as it is, rather than rendering it.
+
+    Raises:
+        MuscleError: The folder is not fit to be published; says why. Nothing was sent.
+        HubError: The upload failed; says why. It can be repeated.
+    """
+    folder = Path(folder)
+    pack(folder, repo_id, keep_card=keep_card, token=token)  # what is wrong with the folder is said before any request
+    repo_id = create_repository(repo_id, token=token, private=private)
+    api = hub_api(token)
+    base_revision = None
+    if base_model is not None:
+        with hub_errors(f"looking for the base {base_model}", _AFTERWARDS, token):
+            base_revision = api.model_info(base_model).sha
+    parcel = pack(
+        folder,
+        repo_id,
+        base_model=base_model,
+        base_revision=base_revision,
+        licenses=_licenses(folder, api, base_model),
+        keep_card=keep_card,
+        token=token,
+    )
+    if path_in_repo:
+        parcel.contents = {name: content for name, content in parcel.contents.items() if not _is_card(name)}
+    with hub_errors(f"uploading to {repo_id}", _AFTERWARDS, token):
+        return _commit(api, repo_id, parcel, revision, path_in_repo.strip("/"), commit_message)
+
+
+def _commit(
+    api: HfApi, repo_id: str, parcel: Parcel, revision: str | None, path_in_repo: str, commit_message: str
+) -> Published:
+    head = _head(api, repo_id, revision)
+    prefix = f"{path_in_repo}/" if path_in_repo else ""
+    there = _remote_files(api, repo_id, head, path_in_repo)
+    wanted = {prefix + name: content for name, content in parcel.contents.items()}
+    unchanged = [name for name, content in wanted.items() if name in there and _same(there[name], content)]
+    uploaded = [name for name in wanted if name not in unchanged]
+    # What an earlier upload left and this adapter lacks (a report, say) would be taken for part of it.
+    removed = [name for name in there if name not in wanted and is_published(name.removeprefix(prefix))]
+    outcome = (uploaded, unchanged, removed, parcel.left_out, parcel.notes)
+    if not uploaded and not removed:
+        commit = CommitInfo(
+            commit_url=f"{api.endpoint}/{repo_id}/commit/{head}",
+            commit_message=commit_message,
+            commit_description="",
+            oid=head,
+        )
+        return Published(repo_id, commit, *outcome)
+    operations = [CommitOperationAdd(name, wanted[name]) for name in uploaded]
+    operations += [CommitOperationDelete(name) for name in removed]
+    commit = api.create_commit(
+        repo_id, operations, commit_message=commit_message, revision=revision, parent_commit=head
+    )
+    return Published(repo_id, commit, *outcome)
+
+
+def _head(api: HfApi, repo_id: str, revision: str | None) -> str:
+    try:
+        return api.model_info(repo_id, revision=revision).sha
+    except RevisionNotFoundError:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+        return api.model_info(repo_id, revision=revision).sha
+
+
+def _remote_files(api: HfApi, repo_id: str, head: str, folder: str) -> dict[str, RepoFile]:
+    try:
+        tree = list(api.list_repo_tree(repo_id, folder or None, recursive=True, revision=head))
+    except EntryNotFoundError:
+        return {}
+    return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+
+
+def _same(remote: RepoFile, content: bytes | Path) -> bool:
+    raw = content.read_bytes() if isinstance(content, Path) else content
+    if remote.lfs is not None:
+        return remote.lfs.sha256 == hashlib.sha256(raw).hexdigest()
+    return remote.blob_id == hashlib.sha1(b"blob %d\0" % len(raw) + raw).hexdigest()
+
+
+def _is_card(name: str) -> bool:
+    return name in CARD_FILES or name.startswith("card_")
+
+
+def _licenses(folder: Path, api: HfApi, base_model: str | None) -> dict[str, str]:
+    """The bases' licences by their pages on the Hub, where the card state does not know them.
+
+    A base whose page cannot be read (gated, or gone) stays unknown, which the card then says.
+    """
+    state, provenance = CardState.load(folder), read_provenance(folder)
+    found = {}
+    for name, role in (("license_old", "old"), ("license_new", "new")):
+        base = provenance[role]["base"]
+        page = base["name"] if base["revision"] else None
+        if role == "new" and base_model is not None:
+            page = base_model
+        if getattr(state, name) or not page:
+            continue
+        try:
+            data = api.model_info(page).card_data
+        except HTTPError:
+            continue
+        if data is not None and isinstance(data.license, str):
+            found[name] = data.license
+    return found

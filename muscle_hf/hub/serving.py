@@ -1,0 +1,54 @@
+"""What servers of LoRA folders ask of an adapter's configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# Initialisations after which the base's own weights were changed too: a server that adds A and B to the original base
+# computes something else.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+_PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "lora_ga", "mica")
+
+
+def serving_problems(config: Mapping[str, Any]) -> list[str]:
+    """Why vLLM would refuse an adapter, or serve it wrongly; empty if it takes it.
+
+    vLLM reads ``r``, ``lora_alpha`` and ``target_modules`` from ``adapter_config.json`` and the weights from
+    ``adapter_model.safetensors``; it ignores keys that it does not know, so those that change the result matter most.
+
+    Args:
+        config: Content of ``adapter_config.json``.
+    """
+    problems = []
+    if config.get("peft_type") != "LORA":
+        problems.append(f"the adapter is of type {config.get('peft_type')}; only LoRA is served")
+    missing = [key for key in ("r", "lora_alpha", "target_modules") if config.get(key) in (None, [], "")]
+    if missing:
+        problems.append(f"the configuration lacks {', '.join(missing)}")
+    if config.get("task_type") not in ("CAUSAL_LM", "SEQ_2_SEQ_LM"):
+        problems.append("it is a classifier, whose head is not part of a LoRA")
+    if config.get("modules_to_save"):
+        problems.append(f"it replaces whole modules (modules_to_save: {', '.join(config['modules_to_save'])})")
+    if config.get("trainable_token_indices"):
+        problems.append("it changes the embeddings of single tokens (trainable_token_indices)")
+    if config.get("bias", "none") != "none" or config.get("lora_bias"):
+        problems.append("it trains biases (bias or lora_bias)")
+    for key, name in (("use_dora", "DoRA"), ("use_qalora", "QA-LoRA"), ("use_bdlora", "BD-LoRA")):
+        if config.get(key):
+            problems.append(f"it uses {name} ({key})")
+    if config.get("alora_invocation_tokens"):
+        problems.append("it is switched on by tokens in the text (alora_invocation_tokens)")
+    if config.get("layer_replication"):
+        problems.append("it replicates layers of the base (layer_replication)")
+    if config.get("rank_pattern") or config.get("alpha_pattern"):
+        problems.append(
+            "its ranks or scalings differ between layers (rank_pattern, alpha_pattern), which older versions ignore, "
+            "giving other answers without a word"
+        )
+    initialisation = config.get("init_lora_weights")
+    if isinstance(initialisation, str) and initialisation.startswith(_CHANGES_BASE):
+        problems.append(f"its initialisation changed the base's weights (init_lora_weights={initialisation!r})")
+    elif initialisation not in _PLAIN_INITS:
+        problems.append(f"its initialisation is unknown to servers (init_lora_weights={initialisation!r})")
+    return problems

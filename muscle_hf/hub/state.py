@@ -1,0 +1,182 @@
+"""What a card is rendered from: the state that training collects and the flips that an evaluation measured.
+
+Three files beside the weights hold everything that a card says, so that it can be rendered again at any time:
+``muscle_provenance.json`` (:mod:`muscle_hf.provenance`), ``muscle_card.json`` (:class:`CardState`) and
+``muscle_metrics.json`` (a comparison, :mod:`muscle_hf.compare.document`, without the items).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from muscle_hf.errors import MuscleError
+
+CARD_STATE_FILE = "muscle_card.json"
+METRICS_FILE = "muscle_metrics.json"
+FORMAT = 1
+_SLICES_KEPT = 12
+_CURVE_POINTS = 200
+# Model columns of a comparison file that say where it lay rather than what it holds.
+_MODEL_FIELDS = ("label", "role", "format")
+
+
+@dataclass
+class CardState:
+    """What a card says beyond provenance and flips. Everything is optional.
+
+    Args:
+        title: Headline of the card; by default made from the repository's name.
+        summary: One sentence on what the adapter is for, in the publisher's words.
+        task: Short name of the task: "routing of help-desk tickets".
+        language: Codes such as ``en``.
+        datasets: Hub ids of the data sets trained on.
+        tags: Further tags.
+        license: The publisher's choice; by default inherited from the bases.
+        license_old: Licence of the old base, where known.
+        license_new: Licence of the new base, where known.
+        base_note: Where to get the base, if it is not on the Hub.
+        notes: A paragraph of the publisher's own.
+        command: The command that made it, where one did.
+        history: Logged figures: one dictionary per log, with ``step`` and ``epoch``.
+        hardware: What it was trained on.
+        train_seconds: Wall-clock time of training.
+        emissions_kg: kg CO2eq, if a tracker measured them.
+        examples: Flips that may be shown with their texts; empty unless the publisher asks for them.
+    """
+
+    title: str | None = None
+    summary: str | None = None
+    task: str | None = None
+    language: list[str] = field(default_factory=list)
+    datasets: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    license: str | None = None
+    license_old: str | None = None
+    license_new: str | None = None
+    base_note: str | None = None
+    notes: str | None = None
+    command: str | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+    hardware: str | None = None
+    train_seconds: float | None = None
+    emissions_kg: float | None = None
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write ``muscle_card.json``."""
+        _write(Path(folder, CARD_STATE_FILE), self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Content of the file."""
+        return {"format": FORMAT, **dataclasses.asdict(self)}
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> CardState:
+        """Read ``muscle_card.json``; an empty state if there is none.
+
+        Raises:
+            MuscleError: The file is not one of ours.
+        """
+        content = _read(Path(folder, CARD_STATE_FILE))
+        if content is None:
+            return cls()
+        known = {entry.name for entry in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in content.items() if name in known})
+
+
+def curve_points(log_history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """A training log thinned out to what a card draws; numbers only."""
+    kept = [
+        {name: value for name, value in entry.items() if isinstance(value, (int, float)) and math.isfinite(value)}
+        for entry in log_history
+    ]
+    if len(kept) <= _CURVE_POINTS:
+        return kept
+    # Evaluations are rare and all kept; of the training steps, evenly spaced ones.
+    training = [index for index, entry in enumerate(kept) if "loss" in entry]
+    stride = -(-len(training) // _CURVE_POINTS)
+    chosen = set(training[::stride]) | {index for index, entry in enumerate(kept) if "loss" not in entry}
+    return [kept[index] for index in sorted(chosen)]
+
+
+def trimmed_comparison(document: Any, label: str | None = None) -> dict[str, Any]:
+    """A comparison as it is published: one compatibility model, rates and a few slices, no items and no file names.
+
+    Args:
+        document: A ``muscle_hf.compare.document.Document``, its ``to_dict()``, or what ``--json`` wrote.
+        label: Which compatibility model is this adapter, if there are several.
+
+    Raises:
+        MuscleError: It is no comparison, or holds no (or no single) compatibility model.
+    """
+    content = document.to_dict() if hasattr(document, "to_dict") else document
+    if not isinstance(content, Mapping) or not {"schema_version", "models", "tasks"} <= content.keys():
+        raise MuscleError("this is no comparison: pass what `muscle-hf compare ... --json` wrote")
+    compats = [model["label"] for model in content["models"] if model["role"] == "compat"]
+    if label is None:
+        if len(compats) != 1:
+            found = f"{len(compats)}: {', '.join(compats)}" if compats else "none: compare OLD, NEW and this adapter"
+            raise MuscleError(f"the comparison must hold one model that is this adapter; it holds {found}")
+        label = compats[0]
+    if label not in compats:
+        raise MuscleError(f"the comparison holds no compatibility model {label!r}; it holds {', '.join(compats)}")
+    tasks = []
+    for task in content["tasks"]:
+        updates = [update for update in task["updates"] if update["role"] == "new" or update["label"] == label]
+        slim = [{**update, "slices": update["slices"][:_SLICES_KEPT]} for update in updates]
+        tasks.append({**task, "updates": slim, "flips": []})
+    return {
+        "schema_version": content["schema_version"],
+        "models": [
+            {name: model[name] for name in _MODEL_FIELDS if name in model}
+            for model in content["models"]
+            if model["role"] != "compat" or model["label"] == label
+        ],
+        "tasks": tasks,
+        "warnings": list(content.get("warnings", [])),
+        "meta": dict(content.get("meta", {})),
+    }
+
+
+def save_metrics(folder: str | os.PathLike, comparison: Mapping[str, Any], adapter_sha256: str | None) -> None:
+    """Write ``muscle_metrics.json``: a trimmed comparison and the adapter that it is about."""
+    content = {"format": FORMAT, "adapter_sha256": adapter_sha256, "comparison": dict(comparison)}
+    _write(Path(folder, METRICS_FILE), content)
+
+
+def load_metrics(folder: str | os.PathLike, adapter_sha256: str | None) -> dict[str, Any] | None:
+    """The comparison in ``muscle_metrics.json`` if it is about these weights; None if there is none, or of others.
+
+    Raises:
+        MuscleError: The file is not one of ours.
+    """
+    content = _read(Path(folder, METRICS_FILE))
+    if content is None or content.get("adapter_sha256") != adapter_sha256:
+        return None
+    return content["comparison"]
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise MuscleError(f"{file} is not valid JSON ({error}); delete it to start anew") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise MuscleError(f"{file} is not of format {FORMAT}, which this version reads; delete it or upgrade")
+    return content
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False, default=str)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, file)

@@ -1,0 +1,213 @@
+"""The Hub side of ``MuscleTrainer``: Trainer's own hooks, with our card and our choice of files."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo
+from transformers.trainer_utils import HubStrategy, SaveStrategy
+from transformers.utils import PushInProgress, logging
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.hub.callback import MuscleCardCallback, license_in, measured_emissions
+from muscle_hf.hub.card import write_card
+from muscle_hf.hub.errors import HubError
+from muscle_hf.hub.files import is_published
+from muscle_hf.hub.publish import create_repository, hub_api, publish
+from muscle_hf.hub.state import CardState
+from muscle_hf.provenance import PROVENANCE_FILE
+from muscle_hf.teachers.loading import local_model_folder
+from muscle_hf.teachers.weights import base_of
+
+logger = logging.get_logger(__name__)
+
+_SNAPSHOTS = (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
+
+
+class HubMixin:
+    """Overrides of ``transformers.Trainer`` that publish a compatibility adapter and nothing else.
+
+    Every ``hub_strategy`` uploads the adapter, its tokenizer, provenance, metrics and card. Optimizer states stay
+    here, so ``checkpoint`` and ``all_checkpoints`` add adapters of their steps that can be loaded, not resumed from;
+    training resumes from the local checkpoints.
+    """
+
+    card_state: CardState
+
+    def start_card(self) -> None:
+        """Begin to collect what the card will say, in ``self.card_state``."""
+        self.card_state = CardState()
+        for role in ("old", "new"):
+            config = getattr(base_of(self.teachers[role].model), "config", None)
+            folder = local_model_folder(getattr(config, "_name_or_path", None), getattr(config, "_commit_hash", None))
+            setattr(self.card_state, f"license_{role}", license_in(folder))
+        self.add_callback(MuscleCardCallback(self.card_state))
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        if not self.is_world_process_zero():
+            return
+        name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        private = private if private is not None else self.args.hub_private_repo
+        self.hub_model_id = create_repository(name, token=token or self.args.hub_token, private=private)
+        self.push_in_progress = None
+        if self.args.push_to_hub and self.args.hub_strategy in _SNAPSHOTS:
+            logger.warning(
+                f"hub_strategy={HubStrategy(self.args.hub_strategy).value!r} publishes the adapter of each checkpoint "
+                "without optimizer states: to resume training, keep output_dir."
+            )
+
+    def create_model_card(
+        self,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Add to the card's state and render the card into ``output_dir``, where an adapter has been saved.
+
+        Args:
+            language: Codes such as ``en``.
+            license: The publisher's choice, instead of what the bases leave.
+            tags: Further tags.
+            model_name: Headline.
+            finetuned_from: Is known from the provenance.
+            tasks: What the adapter is for.
+            dataset_tags: Hub ids of the data sets.
+            dataset: Names of data sets that are not on the Hub go into the provenance by themselves.
+            dataset_args: As ``dataset``.
+        """
+        if not self.is_world_process_zero():
+            return
+        if not Path(self.args.output_dir, PROVENANCE_FILE).is_file():
+            raise MuscleError("there is no saved adapter to write a card for: call trainer.save_model() first")
+        state = self.card_state
+        state.title = model_name or state.title
+        state.license = license or state.license
+        state.task = ", ".join(_listed(tasks)) or state.task
+        for kept, added in ((state.language, language), (state.tags, tags), (state.datasets, dataset_tags)):
+            kept += [entry for entry in _listed(added) if entry not in kept]
+        self.write_card(self.args.output_dir)
+
+    def write_card(self, folder: str) -> None:
+        """Keep the card's state beside an adapter that was saved, and render the card from it."""
+        emissions = measured_emissions(self.callback_handler)
+        if emissions is not None:
+            self.card_state.emissions_kg = emissions
+        self.card_state.save(folder)
+        write_card(folder, self.hub_model_id)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | Future | None:
+        """Save the compatibility adapter and upload it with tokenizer, provenance, metrics, report and card.
+
+        Args:
+            commit_message: Title of the commit.
+            blocking: Wait for the upload.
+            token: Overrides ``args.hub_token``.
+            revision: Branch; by default ``args.hub_revision``.
+            private: Of a new repository.
+            kwargs: Of :meth:`create_model_card`.
+
+        Returns:
+            The commit (the present one, if nothing has changed), or its ``Future``; None on all but the first process.
+
+        Raises:
+            MuscleError: It could not be uploaded; what was saved is whole, and the call can be repeated.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        token = token or self.args.hub_token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        self._finish_current_push()
+        folder, repo_id = self.args.output_dir, self.hub_model_id
+        options = {"token": token, "private": private, "revision": revision or self.args.hub_revision}
+
+        def push() -> CommitInfo:
+            done = publish(folder, repo_id, commit_message=commit_message or "End of training", **options)
+            for note in done.notes:
+                logger.warning(note)
+            return done.commit
+
+        return push() if blocking else hub_api(token).run_as_future(push)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        running = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if running and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self._report_failed_pushes()
+        at = f"step {self.state.global_step}"
+        if self.args.save_strategy == SaveStrategy.EPOCH:
+            at = f"epoch {int(self.state.epoch)}"
+        targets = [""]
+        if self.args.hub_strategy == HubStrategy.CHECKPOINT:
+            targets.append("last-checkpoint")
+        elif self.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
+            targets.append(Path(checkpoint_folder).name)
+        job = self._push_copy(checkpoint_folder, targets, f"Training in progress, {at}")
+        if running:
+            self.push_in_progress.jobs.append(job)
+        else:
+            self.push_in_progress = PushInProgress([job])
+
+    def _push_copy(self, checkpoint_folder: str, targets: list[str], message: str) -> Future:
+        # Training goes on meanwhile, and may rotate this checkpoint away before it is uploaded.
+        copy = tempfile.TemporaryDirectory(prefix="muscle-hf-push-")
+        for file in Path(checkpoint_folder).rglob("*"):
+            name = file.relative_to(checkpoint_folder).as_posix()
+            if file.is_file() and is_published(name):
+                target = Path(copy.name, name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)
+        options = {"token": self.args.hub_token, "revision": self.args.hub_revision, "commit_message": message}
+        repo_id = self.hub_model_id
+
+        def push() -> None:
+            with copy as folder:
+                for path in targets:
+                    publish(folder, repo_id, path_in_repo=path, **options)
+
+        return hub_api(self.args.hub_token).run_as_future(push)
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        self._report_failed_pushes()
+
+    def _report_failed_pushes(self) -> None:
+        """Say which uploads of checkpoints failed; training itself goes on, since nothing local is lost."""
+        push = getattr(self, "push_in_progress", None)
+        if push is None:
+            return
+        for job in [job for job in push.jobs if job.done()]:
+            push.jobs.remove(job)
+            error = job.exception()
+            if isinstance(error, HubError):
+                logger.error(f"A checkpoint was not published: {error} trainer.push_to_hub() uploads the last state.")
+            elif error is not None:
+                raise error
+
+
+def _listed(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or [])
