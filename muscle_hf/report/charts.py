@@ -186,10 +186,10 @@ def trade_off(
     parts = [tag("rect", x=left, y=top, width=right - left, height=bottom - top, class_="field")]
     for tick in x_scale.ticks():
         x = x_scale(tick)
-        parts += [line(x, top, x, bottom, "grid"), text(x, bottom + 16, w.tick(show[0](tick)), "tiny", "middle")]
+        parts += [line(x, top, x, bottom, "rule"), text(x, bottom + 16, w.tick(show[0](tick)), "tiny", "middle")]
     for tick in y_scale.ticks():
         y = y_scale(tick)
-        parts += [line(left, y, right, y, "grid"), text(left - 6, y + 4, w.tick(show[1](tick)), "tiny", "end")]
+        parts += [line(left, y, right, y, "rule"), text(left - 6, y + 4, w.tick(show[1](tick)), "tiny", "end")]
     parts += [
         text(left, 16, f"↑ {names[1]}", "head"),
         text(right, bottom + 34, f"{names[0]} →", "head", "end"),
@@ -202,11 +202,10 @@ def trade_off(
             line(x, top, x, bottom, "mark limit"),
             text(x - 4, top + 13, "limit", "tiny halo", "end"),
         ]
-    y_old = y_scale(old[1].value)
-    parts += [
-        line(left, y_old, right, y_old, "mark old"),
-        text(right - 4, y_old - 5, one_line(old[0], 16), "tiny halo", "end"),
-    ]
+    if math.isfinite(old[1].value):
+        y_old = y_scale(old[1].value)
+        name = text(right - 4, y_old - 5, one_line(old[0], 16), "tiny halo", "end")
+        parts += [line(left, y_old, right, y_old, "mark old"), name]
     parts += _candidates(points, x_scale, y_scale)
     words = "; ".join(f"{p.label}: {show[0](p.flips.value)} flips, {show[1](p.quality.value)}" for p in points)
     return svg(bottom + 44, f"{label}. {words}", *parts)
@@ -260,7 +259,7 @@ def _axis(scale: Scale, top: float, bottom: float, show: Show) -> list[Markup]:
     parts = [line(scale.start, bottom, scale.end, bottom, "axis")]
     for tick in scale.ticks(3):
         x = scale(tick)
-        parts += [line(x, top, x, bottom, "grid"), text(x, bottom + 15, w.tick(show(tick)), "tiny", "middle")]
+        parts += [line(x, top, x, bottom, "rule"), text(x, bottom + 15, w.tick(show(tick)), "tiny", "middle")]
     return parts
 
 

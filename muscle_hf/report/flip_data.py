@@ -20,8 +20,9 @@ OUTCOMES = {
     "unchanged": "U",
     "regressed": "D",
 }
-# Characters that could end the script element, open a comment in it, or cannot be encoded; JSON escapes say the same.
-_UNSAFE = re.compile("[<>&\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# Characters that could end the script element, open a comment in it, reorder the source, or cannot be encoded; JSON
+# escapes say the same.
+_UNSAFE = re.compile("[<>&\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 
 
 def pack(document: Document) -> dict[str, Any]:

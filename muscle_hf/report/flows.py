@@ -70,7 +70,8 @@ def picture(labels: Sequence[str], flows: Sequence[Flow]) -> Markup:
         parts.append(text(x, 18, one_line(label, 16), "head", anchor))
         parts += _nodes(flows, column, offsets[column], total)
     told = "; ".join(f"{flow.items} {' to '.join(flow.states)}" for flow in flows)
-    return svg(_TOP + _HEIGHT + 2 * _GAP + 12, f"Flow of items over {', '.join(labels)}: {told}", *parts)
+    gaps = max(len({flow.states[column] for flow in flows}) for column in range(3)) - 1 if flows else 0
+    return svg(_TOP + _HEIGHT + gaps * _GAP + 8, f"Flow of items over {', '.join(labels)}: {told}", *parts)
 
 
 def _stack(flows: Sequence[Flow], column: int, total: int) -> dict[tuple[str, str, str], float]:

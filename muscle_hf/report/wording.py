@@ -115,9 +115,9 @@ def p_value(value: float | None) -> str:
 
 
 def p_equals(value: float | None) -> str:
-    """``p = 0.018`` or ``p < 0.001``."""
+    """``p = 0.018`` or ``p < 0.001``, not to be broken over lines."""
     text = p_value(value)
-    return f"p < {text[1:]}" if text.startswith("<") else f"p = {text}"
+    return f"p\u00a0<\u00a0{text[1:]}" if text.startswith("<") else f"p\u00a0=\u00a0{text}"
 
 
 def interval(estimate: Estimate, show=percent) -> str:

@@ -8,6 +8,8 @@ const ACTING = new RegExp(
   "\\ufeff\\ufff9-\\ufffb\\ud800-\\udfff\\ufffe\\uffff\\u{e0000}-\\u{e007f}]", "gu");
 const MAX_SHOWN = 4000;      // characters of a text before "show all"
 const MAX_CELLS = 4000000;   // of the comparison table: two answers of 2,000 words
+const MAX_LAID_OUT = 50000;  // characters that are laid out at once and compared; longer texts come in chunks
+const CHUNK = 10000;
 
 function codePoint(character) {
   return "U+" + character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
@@ -87,6 +89,22 @@ function wordDiff(a, b) {
   return pieces;
 }
 
+// A long text as blocks that the browser lays out when they come into view; cut at line breaks or spaces.
+function appendChunks(parent, text) {
+  for (let at = 0; at < text.length;) {
+    let end = Math.min(at + CHUNK, text.length);
+    if (end < text.length) {
+      const breaks = [text.lastIndexOf("\n", end), text.lastIndexOf(" ", end)].filter((place) => place > at);
+      if (breaks.length) end = breaks[0] + 1;
+      else if (/[\ud800-\udbff]/.test(text[end - 1])) end++;
+    }
+    const chunk = element("span", "chunk");
+    appendText(chunk, text.slice(at, end));
+    parent.append(chunk);
+    at = end;
+  }
+}
+
 // A block with a text, or with its difference from `base`; long ones are cut until asked for.
 function textBlock(text, base) {
   const block = element("pre", "block data");
@@ -95,7 +113,8 @@ function textBlock(text, base) {
   const fill = (limit) => {
     block.textContent = "";
     const shown = text.slice(0, limit);
-    if (base === undefined || base === null || base === text) appendText(block, shown);
+    if (shown.length > MAX_LAID_OUT) appendChunks(block, shown);
+    else if (base === undefined || base === null || base === text) appendText(block, shown);
     else {
       for (const [kind, piece] of wordDiff(base.slice(0, limit), shown)) {
         if (kind === "=") appendText(block, piece);
