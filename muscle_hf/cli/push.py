@@ -1,0 +1,54 @@
+"""``muscle-hf push``: publish a saved compatibility adapter."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", help="output_dir of a MuscleTrainer, or one of its checkpoints")
+    parser.add_argument("repo", help="NAMESPACE/NAME on the Hub, or NAME for your own namespace; created if missing")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to push to; created if missing")
+    parser.add_argument("--message", default="Upload compatibility adapter", help="title of the commit")
+    parser.add_argument(
+        "--base-model",
+        metavar="ID",
+        help="the new base's id on the Hub, where it was trained on from a local copy; its present commit is pinned",
+    )
+    parser.add_argument("--keep-card", action="store_true", help="publish README.md as it is; do not render the card")
+    parser.epilog = (
+        "The token is taken from `hf auth login` or HF_TOKEN. Never uploaded: teachers, checkpoints, optimizer "
+        "states, pickles, caches, tokens, paths of this machine."
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from muscle_hf.hub import publish
+    from muscle_hf.hub.text import plain
+
+    done = publish(
+        args.folder,
+        args.repo,
+        private=args.private,
+        revision=args.revision,
+        commit_message=args.message,
+        base_model=args.base_model,
+        keep_card=args.keep_card,
+    )
+    for what, names in (("uploaded", done.uploaded), ("removed", done.removed), ("not published", done.left_out)):
+        if names:
+            print(f"{what}: {', '.join(plain(name) for name in _folded(names))}")
+    print(f"unchanged: {len(done.unchanged)} files")
+    for note in done.notes:
+        print(f"note: {note}")
+    print(
+        f"{done.commit.commit_url}\n"
+        f"Use it: muscle-hf pull {done.repo_id}, or muscle_hf.load_compatible({done.repo_id!r})"
+    )
+    return 0
+
+
+def _folded(names: list[str]) -> list[str]:
+    """Whole folders by their name: a checkpoint has a dozen files."""
+    return sorted({name.split("/", 1)[0] + "/" if "/" in name else name for name in names})

@@ -1,0 +1,77 @@
+"""Add what only people and evaluations know to a saved adapter's card."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.hub.card import write_card
+from muscle_hf.hub.state import CardState, save_metrics, trimmed_comparison
+from muscle_hf.provenance import read_provenance
+
+
+def complete_card(
+    folder: str | os.PathLike,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    comparison: Any = None,
+    label: str | None = None,
+    examples: int = 0,
+) -> Path:
+    """Change the card's state, record a comparison, and render the card again.
+
+    Args:
+        folder: Holds the adapter.
+        changes: Fields of :class:`~muscle_hf.hub.CardState` and their values.
+        comparison: A ``Document`` of old, new and this adapter, or the file that ``muscle-hf compare --json`` wrote.
+        label: Which compatibility model of the comparison is this adapter, if there are several.
+        examples: How many flips to show with their texts; they come from the data.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        MuscleError: The folder holds no compatibility adapter, or the comparison is none.
+    """
+    provenance = read_provenance(folder)
+    state = replace(CardState.load(folder), **dict(changes or {}))
+    if comparison is None and examples:
+        raise MuscleError("examples come from a comparison: name one")
+    if comparison is not None:
+        content = _read(comparison)
+        trimmed = trimmed_comparison(content, label)
+        state.examples = example_flips(content, trimmed["models"][-1]["label"], examples)
+        save_metrics(folder, trimmed, provenance.get("adapter_sha256"))
+    state.save(folder)
+    return write_card(folder)
+
+
+def example_flips(content: Mapping[str, Any], label: str, count: int) -> list[dict[str, Any]]:
+    """The first flips of a comparison with their texts, as a card shows them."""
+    new = next(model["label"] for model in content["models"] if model["role"] == "new")
+    old = next(model["label"] for model in content["models"] if model["role"] == "old")
+    flips = [flip for task in content["tasks"] for flip in task["flips"]]
+    return [
+        {
+            "prompt": flip["prompt"] or flip["id"],
+            "target": flip["target"],
+            **{role: flip["answers"].get(name) for role, name in (("old", old), ("new", new), ("compat", label))},
+        }
+        for flip in flips[:count]
+    ]
+
+
+def _read(comparison: Any) -> Mapping[str, Any]:
+    if hasattr(comparison, "to_dict"):
+        return comparison.to_dict()
+    if isinstance(comparison, Mapping):
+        return comparison
+    try:
+        return json.loads(Path(comparison).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MuscleError(f"the comparison {comparison} cannot be read: {error}") from error

@@ -1,0 +1,126 @@
+"""Fetch a compatibility adapter: one pinned commit, its known files only, no pickles and no code."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from transformers.utils import logging
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.hub.body import ADAPTER_CONFIG
+from muscle_hf.hub.errors import HubError, hub_errors
+from muscle_hf.hub.files import ADAPTER_FILES, WEIGHTS_FILE, check_weights, is_published, is_safe_path, valid_repo_id
+from muscle_hf.hub.publish import hub_api
+from muscle_hf.provenance import PROVENANCE_FILE, read_provenance
+
+logger = logging.get_logger(__name__)
+
+_AFTERWARDS = "Nothing was loaded; run the same again, or name a commit that is in the local cache with revision=."
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A compatibility adapter on this disk.
+
+    Args:
+        folder: Holds its files.
+        repo_id: Where it came from; the folder as it was named, for a local one.
+        commit: The commit that was fetched; None for a local folder.
+        provenance: Content of ``muscle_provenance.json``.
+    """
+
+    folder: Path
+    repo_id: str
+    commit: str | None
+    provenance: dict[str, Any]
+
+
+def fetch(
+    repo: str | os.PathLike,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike | None = None,
+) -> Fetched:
+    """Fetch a published compatibility adapter, or open a local one, and check its weights against its provenance.
+
+    The revision is resolved to a commit once; every file comes from that commit, wherever a branch moves meanwhile.
+    Files that are in the cache are not fetched again. Without a connection a revision that is in the cache is used.
+
+    Args:
+        repo: Hub id, or a folder.
+        revision: Branch, tag or commit; by default ``main``.
+        token: Of the Hub, for private repositories; by default the stored one.
+        cache_dir: By default the Hub's cache.
+
+    Raises:
+        HubError: The Hub cannot be reached, or does not give it.
+        MuscleError: It is no compatibility adapter, has no safetensors, or a file name in it would leave its folder.
+        MismatchError: The weights are not those of the provenance.
+    """
+    name = os.fspath(repo)
+    if os.path.isdir(name):
+        folder, commit = Path(name), None
+        _require(name, [path.name for path in folder.iterdir()])
+    elif not valid_repo_id(name):
+        raise MuscleError(f"{name} is neither a folder nor a repository's id (NAMESPACE/NAME)")
+    else:
+        folder, commit = _download(name, revision, token, cache_dir)
+    provenance = read_provenance(folder)
+    check_weights(folder, provenance)
+    return Fetched(folder, name, commit, provenance)
+
+
+def _download(
+    name: str, revision: str | None, token: str | bool | None, cache_dir: str | os.PathLike | None
+) -> tuple[Path, str]:
+    with hub_errors(f"fetching {name}", _AFTERWARDS, token):
+        try:
+            info = hub_api(token).model_info(name, revision=revision)
+        except (HTTPError, OfflineModeIsEnabled) as error:
+            if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+                raise
+            return _from_cache(name, revision, cache_dir, error)
+        names = [sibling.rfilename for sibling in info.siblings or []]
+        hostile = [path for path in names if not is_safe_path(path)]
+        if hostile:
+            raise MuscleError(
+                f"{name} holds a file whose name leads out of its folder: {hostile[0]!r}. Nothing was fetched"
+            )
+        _require(name, names)
+        wanted = [path for path in names if is_published(path)]
+        for path in wanted:
+            file = hf_hub_download(name, path, revision=info.sha, token=token, cache_dir=cache_dir)
+        return Path(file).parents[wanted[-1].count("/")], info.sha
+
+
+def _from_cache(
+    name: str, revision: str | None, cache_dir: str | os.PathLike | None, error: Exception
+) -> tuple[Path, str]:
+    found = [try_to_load_from_cache(name, file, cache_dir=cache_dir, revision=revision) for file in ADAPTER_FILES]
+    if not all(isinstance(file, str) for file in found):
+        raise error
+    folder = Path(found[0]).parent
+    logger.warning(f"The Hub cannot be reached; {name} is taken from the cache, at commit {folder.name}.")
+    return folder, folder.name
+
+
+def _require(name: str, files: list[str]) -> None:
+    if WEIGHTS_FILE not in files:
+        pickled = next((file for file in files if file.startswith("adapter_model.")), None)
+        instead = f" It has {pickled}: pickled weights are never loaded." if pickled else ""
+        raise MuscleError(f"{name} has no {WEIGHTS_FILE}, so it is no adapter that can be loaded safely.{instead}")
+    missing = [file for file in (ADAPTER_CONFIG, PROVENANCE_FILE) if file not in files]
+    if missing:
+        raise MuscleError(
+            f"{name} has no {', '.join(missing)}: it is no compatibility adapter of muscle-hf. A plain adapter is "
+            "loaded with peft"
+        )
+
+
+__all__ = ["Fetched", "HubError", "fetch"]
