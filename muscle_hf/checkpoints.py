@@ -19,6 +19,8 @@ from muscle_hf.errors import MuscleError
 
 logger = logging.get_logger(__name__)
 
+_STAGE = ".saving-"
+
 
 class SaveError(MuscleError):
     """Something could not be written; what was saved before is whole."""
@@ -36,8 +38,10 @@ def staged(folder: str | os.PathLike) -> Iterator[Path]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for left_behind in folder.glob(f"{_STAGE}*"):  # by a process that was killed
+        shutil.rmtree(left_behind, ignore_errors=True)
     # On the same file system, so that moving is a rename and needs no space.
-    stage = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+    stage = Path(tempfile.mkdtemp(prefix=_STAGE, dir=folder))
     try:
         try:
             yield stage
@@ -80,18 +84,28 @@ def last_whole_checkpoint(run_folder: str | os.PathLike) -> Path | None:
 def whole_or_nothing(checkpoint: Path) -> Iterator[None]:
     """Remove a checkpoint folder that the block could not write to its end.
 
+    An earlier run's checkpoint of the same name is put aside meanwhile, and comes back if the block fails.
+
     Raises:
         SaveError: Saving failed; says which checkpoint is the last whole one.
     """
+    aside = checkpoint.with_name(f".{checkpoint.name}.replaced")
+    if is_whole(checkpoint):
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(checkpoint, aside)
     try:
         yield
     except Exception as error:
         if is_whole(checkpoint):
             raise
         shutil.rmtree(checkpoint, ignore_errors=True)
+        if aside.is_dir():
+            os.replace(aside, checkpoint)
         last = last_whole_checkpoint(checkpoint.parent)
         kept = f"the last whole checkpoint is {last}" if last else "there is no earlier checkpoint"
         raise SaveError(
             f"{checkpoint.name} could not be saved: {error}; {kept}. Make room or choose another output_dir, then go "
             "on with train(resume_from_checkpoint=True)"
         ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

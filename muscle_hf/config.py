@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from transformers import TrainingArguments
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.losses import Objective, resolve_mask
+from muscle_hf.losses.masks import MaskFunction
 
 TrainedTokens = Literal["labels", "completion", "assistant"]
 
@@ -68,51 +68,31 @@ class MuscleConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < float("inf"):
-            raise MuscleError(f"temperature is {self.temperature}; it must be a finite number > 0 (the paper uses 2)")
-        if not 0 < self.compatibility_weight <= 1:
-            raise MuscleError(
-                f"compatibility_weight (lambda) is {self.compatibility_weight}; it must be in (0, 1]. For plain "
-                "cross-entropy (lambda = 0) use transformers.Trainer: no teacher is needed."
-            )
         if self.trained_tokens not in get_args(TrainedTokens):
             raise MuscleError(
                 f"trained_tokens is {self.trained_tokens!r}; choose one of {', '.join(get_args(TrainedTokens))}"
             )
-        mask = resolve_mask(self.mask)
-        if mask.needs_cross_entropy and self.compatibility_weight == 1:
-            warnings.warn(
-                f"The mask {mask.name!r} is unstable without the auxiliary cross-entropy (paper, A.4): set "
-                "compatibility_weight below 1.",
-                UserWarning,
-                stacklevel=3,
-            )
+        objective_of(self)
         super().__post_init__()
-        check_label_smoothing(self, self.compatibility_weight)
 
 
-def check_label_smoothing(args: TrainingArguments, compatibility_weight: float) -> None:
-    """Refuse label smoothing where no cross-entropy is trained, instead of ignoring it.
+def objective_of(args: TrainingArguments, mask: MaskFunction | None = None) -> Objective:
+    """The objective that the arguments describe; the method's defaults for plain ``TrainingArguments``.
+
+    Args:
+        args: Where the settings are.
+        mask: Stands in for ``args.mask``.
 
     Raises:
-        MuscleError: ``label_smoothing_factor`` is set and lambda is 1.
+        MuscleError: A setting is out of range, or the mask is unknown.
     """
-    if args.label_smoothing_factor and compatibility_weight == 1:
-        raise MuscleError(
-            f"label_smoothing_factor is {args.label_smoothing_factor}, but with compatibility_weight=1 there is no "
-            "cross-entropy to smooth; lower compatibility_weight or remove label_smoothing_factor"
-        )
-
-
-def objective_of(args: TrainingArguments) -> Objective:
-    """The objective that the arguments describe; the method's defaults for plain ``TrainingArguments``."""
     if isinstance(args, MuscleConfig):
         return Objective(
             temperature=args.temperature,
-            mask=resolve_mask(args.mask),
+            mask=resolve_mask(args.mask if mask is None else mask),
             compatibility_weight=args.compatibility_weight,
             scale_by_temperature_squared=args.scale_by_temperature_squared,
             label_smoothing=args.label_smoothing_factor,
         )
-    check_label_smoothing(args, Objective.compatibility_weight)
-    return Objective()
+    method = Objective(label_smoothing=args.label_smoothing_factor)
+    return method if mask is None else replace(method, mask=resolve_mask(mask))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from muscle_hf.errors import MuscleError
 from muscle_hf.losses.divergence import kl_divergence
 from muscle_hf.losses.masks import MASKS, Mask
 
@@ -43,6 +45,9 @@ class Objective:
         compatibility_weight: lambda of equation (5); 1 leaves the cross-entropy out.
         scale_by_temperature_squared: Multiply L_comp by T^2 (not in the paper).
         label_smoothing: Of the cross-entropy; as ``torch.nn.functional.cross_entropy``.
+
+    Raises:
+        MuscleError: A setting is out of range.
     """
 
     temperature: float = 2.0
@@ -50,6 +55,29 @@ class Objective:
     compatibility_weight: float = 1.0
     scale_by_temperature_squared: bool = False
     label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < float("inf"):
+            raise MuscleError(f"temperature is {self.temperature}; it must be a finite number > 0 (the paper uses 2)")
+        if not 0 < self.compatibility_weight <= 1:
+            raise MuscleError(
+                f"compatibility_weight (lambda) is {self.compatibility_weight}; it must be in (0, 1]. For plain "
+                "cross-entropy (lambda = 0) use transformers.Trainer: no teacher is needed."
+            )
+        if not 0 <= self.label_smoothing < 1:
+            raise MuscleError(f"label_smoothing_factor is {self.label_smoothing}; it must be in [0, 1)")
+        if self.label_smoothing and self.compatibility_weight == 1:
+            raise MuscleError(
+                f"label_smoothing_factor is {self.label_smoothing}, but with compatibility_weight=1 there is no "
+                "cross-entropy to smooth; lower compatibility_weight or remove label_smoothing_factor"
+            )
+        if self.mask.needs_cross_entropy and self.compatibility_weight == 1:
+            warnings.warn(
+                f"The mask {self.mask.name!r} is unstable without the auxiliary cross-entropy (paper, A.4): set "
+                "compatibility_weight below 1.",
+                UserWarning,
+                stacklevel=3,
+            )
 
     def __call__(self, student: Tensor, old: Tensor, new: Tensor, labels: Tensor, sequence_ids: Tensor) -> TokenTerms:
         """Evaluate the objective on the trained tokens of a batch.

@@ -8,6 +8,8 @@ from torch import Tensor
 from muscle_hf.losses.objective import TokenTerms
 
 _COLUMNS = ("tokens", "loss", "weight_old", "kl_old", "kl_new", "cross_entropy", "correct")
+# The figures of `mean_terms` beside the loss.
+FIGURES = ("kl_old", "kl_new", "ce", "share_old", "token_accuracy")
 
 
 def sum_terms(terms: TokenTerms, sequence_ids: Tensor, sequences: int) -> Tensor:
@@ -19,7 +21,8 @@ def sum_terms(terms: TokenTerms, sequence_ids: Tensor, sequences: int) -> Tensor
         sequences: B, how many sequences the batch has.
 
     Returns:
-        (B, 7), float32 or float64, no gradient. Adding rows, batches and processes keeps the meaning.
+        (B, 7), float64 (float32 where the device has no such), no gradient. Adding rows, batches and processes keeps
+        the meaning.
     """
     weight = terms.weight_old
     columns = torch.stack(
@@ -34,6 +37,8 @@ def sum_terms(terms: TokenTerms, sequence_ids: Tensor, sequences: int) -> Tensor
         ],
         dim=-1,
     )
+    if columns.device.type != "mps":
+        columns = columns.double()  # float32 stops counting at 2^24 tokens
     return columns.new_zeros(sequences, len(_COLUMNS)).index_add_(0, sequence_ids, columns)
 
 

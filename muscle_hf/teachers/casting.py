@@ -89,10 +89,11 @@ def make_student(
             copy_adapter(model, active, model, NEW_ADAPTER)
         teacher = AdapterTeacher("new", model, NEW_ADAPTER)
     else:
-        if STUDENT_ADAPTER in model.peft_config:
+        if adapter_parameters(model, STUDENT_ADAPTER):
             raise MuscleError(
                 f"the active adapter is {active!r}, but the name {STUDENT_ADAPTER!r}, which the compatibility adapter "
-                f"needs, is taken by another one; delete that: model.delete_adapter({STUDENT_ADAPTER!r})"
+                "needs, is taken by another one on this base; delete that, model.delete_adapter("
+                f"{STUDENT_ADAPTER!r}), or load it under another name (adapter_name=)"
             )
         copy_adapter(model, active, model, STUDENT_ADAPTER)
         teacher = AdapterTeacher("new", model, active)
@@ -186,7 +187,12 @@ def _from_model(
         adapter = only_active_adapter(model, f"{role}_model")
         if check_base:
             check_recorded_base(model, adapter)
-    if not _same_base(model, student):
+    if base_of(model) is base_of(student) and adapter == STUDENT_ADAPTER:
+        raise MuscleError(
+            f"{role}_model and model are two PeftModels around one base, and both call their adapter {adapter!r}, so "
+            "that the one loaded last has replaced the other. Give the adapters different names (adapter_name=)"
+        )
+    if not _same_base(model, adapter, student):
         return ModelTeacher(role, model)
     if not isinstance(model, PeftModel):
         return AdapterTeacher(role, student, None)
@@ -198,10 +204,13 @@ def _from_model(
     return AdapterTeacher(role, student, name)
 
 
-def _same_base(model: nn.Module, student: PeftModel) -> bool:
+def _same_base(model: nn.Module, adapter: str | None, student: PeftModel) -> bool:
     if base_of(model) is base_of(student):
         return True
-    return same_architecture(model, student) and same_weights(base_weights(model), base_weights(student))
+    if not same_architecture(model, student):
+        return False
+    used = base_weights(model, adapter)
+    return same_weights(used, {name: tensor for name, tensor in base_weights(student).items() if name in used})
 
 
 def _from_name(role: str, name: str, student: PeftModel, kind: ModelKind, arguments: dict[str, Any]) -> Teacher:
@@ -228,23 +237,26 @@ def _from_adapter(
 ) -> Teacher:
     folder = local_model_folder(adapter.base, adapter.base_revision)
     shareable = student.peft_type == adapter.config.peft_type
-    if shareable and folder is not None and _is_base_of(student, folder):
+    if shareable and folder is not None and _is_base_of(student, folder, adapter.config):
         return _onto_student(role, adapter, student)
-    base = load_adapter_base(adapter, kind, arguments)
-    if shareable and _same_base(base, student):
-        return _onto_student(role, adapter, student)
-    model = put_adapter(adapter, base)
-    only_active_adapter(model, f"{role}_model")
-    return ModelTeacher(role, model)
+    labels = base_of(student).config if not kind.generates_text else None
+    model = put_adapter(adapter, load_adapter_base(adapter, kind, arguments, labels))
+    return _from_model(role, model, student, kind, None, check_base=False)
 
 
-def _is_base_of(student: PeftModel, folder: Path) -> bool:
+def _is_base_of(student: PeftModel, folder: Path, adapter: PeftConfig) -> bool:
     # Reads the files tensor by tensor: no second copy of the base is ever built where it is the same.
     base = base_of(student)
     if is_quantized(base) or not any(folder.glob("*.safetensors")):
         return False
     config = type(base.config).from_pretrained(folder)
-    return same_config(config, base.config) and same_as_files(base_weights(base), folder)
+    replaced = getattr(adapter, "modules_to_save", None) or ()
+    used = {
+        name: tensor
+        for name, tensor in base_weights(base).items()
+        if not any(f".{module}." in f".{name}" for module in replaced)
+    }
+    return same_config(config, base.config) and same_as_files(used, folder, base.base_model_prefix)
 
 
 def _onto_student(role: str, adapter: AdapterFolder, student: PeftModel) -> AdapterTeacher:

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.kinds import ModelKind
 from muscle_hf.teachers.loading import local_model_folder
-from muscle_hf.teachers.weights import base_of, base_weights, same_as_files
+from muscle_hf.teachers.weights import base_of, base_weights, folder_hash, same_as_files
 
 logger = logging.get_logger(__name__)
 
@@ -63,7 +63,8 @@ def check_vocabularies(new_vocabulary: Mapping[str, int] | None, old_vocabulary:
         )
         raise MuscleError(
             f"the old and the new model have different vocabularies: {len(differ)} of {len(tokens)} tokens differ, "
-            f"first {examples}. The KL compares probabilities token by token, so both need the same tokenizer"
+            f"first {examples}. Both read the same token ids, so both need the same tokenizer; if tokens were only "
+            "added to one (a padding token, say), add them to the other and pass it as old_processing_class="
         )
     return True
 
@@ -144,9 +145,10 @@ def check_recorded_base(model: PeftModel, adapter: str) -> None:
         f"the adapter {adapter!r} was trained for the base {recorded}, but it sits on {present}. Load the base that "
         "it records; if it is the same model under another name, set check_base=False"
     )
-    folder = local_model_folder(recorded)
-    if folder is not None and any(Path(folder).glob("*.safetensors")) and not is_quantized(base):
-        if not same_as_files(base_weights(base), folder):
+    folder, moved = local_model_folder(recorded), local_model_folder(present)
+    if _has_weights(folder) and not is_quantized(base):
+        same_files = _has_weights(moved) and folder_hash(moved) == folder_hash(folder)
+        if not same_files and not same_as_files(base_weights(model, adapter), folder, base.base_model_prefix):
             raise refusal
     elif not os.path.isdir(present) and not os.path.isabs(recorded):
         raise refusal
@@ -154,6 +156,10 @@ def check_recorded_base(model: PeftModel, adapter: str) -> None:
         logger.warning(
             f"The adapter {adapter!r} records the base {recorded}, which is not here to be compared with {present}."
         )
+
+
+def _has_weights(folder: Path | None) -> bool:
+    return folder is not None and any(folder.glob("*.safetensors"))
 
 
 def _same_name(one: str, other: str) -> bool:

@@ -21,8 +21,10 @@ from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import nn
+from transformers import AutoConfig, PreTrainedConfig
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.teachers.adapters import read_adapter
 from muscle_hf.teachers.kinds import ModelKind
 
 # Loading arguments that say where to fetch from, as opposed to how to build the model.
@@ -198,13 +200,28 @@ def load_task_model(
     return put_adapter(adapter, base, trainable)
 
 
-def load_adapter_base(adapter: AdapterFolder, kind: ModelKind, arguments: Mapping[str, Any]) -> nn.Module:
+def load_adapter_base(
+    adapter: AdapterFolder, kind: ModelKind, arguments: Mapping[str, Any], labels: PreTrainedConfig | None = None
+) -> nn.Module:
     """Load the base of an adapter at its revision.
+
+    Args:
+        adapter: Says which base.
+        kind: Of the model.
+        arguments: Of ``from_pretrained``.
+        labels: For classifiers: where the label set comes from if the base has no head of this kind. The adapter
+            holds the head's weights, but nothing in its folder says how many labels it has.
 
     Raises:
         MuscleError: The adapter records none, or the base cannot be loaded.
     """
-    return load_model(adapter.base, kind, {"revision": adapter.base_revision or "main", **arguments})
+    arguments = {"revision": adapter.base_revision or "main", **arguments}
+    if labels is not None and not {"num_labels", "id2label", "config"} & arguments.keys():
+        fetch = {key: arguments[key] for key in ("revision", *FETCH_KEYS) if key in arguments}
+        architectures = AutoConfig.from_pretrained(adapter.base, **fetch).architectures or ()
+        if not any(name.endswith(kind.class_suffixes) for name in architectures):
+            arguments.update(id2label=labels.id2label, label2id=labels.label2id)
+    return load_model(adapter.base, kind, arguments)
 
 
 def put_adapter(adapter: AdapterFolder, base: nn.Module, trainable: bool = False) -> PeftModel:
@@ -214,6 +231,9 @@ def put_adapter(adapter: AdapterFolder, base: nn.Module, trainable: bool = False
         MuscleError: It was trained for another base.
     """
     try:
-        return PeftModel.from_pretrained(base, str(adapter.folder), is_trainable=trainable)
+        model = PeftModel.from_pretrained(base, str(adapter.folder), is_trainable=trainable)
     except RuntimeError as error:
         raise MuscleError(f"the adapter {adapter.name} was trained for another base: {error}") from error
+    # Once more, strictly: PEFT only warns of weights that are missing or have no place.
+    read_adapter(model, model.active_adapter, adapter.folder)
+    return model

@@ -18,6 +18,8 @@ from muscle_hf.teachers.weights import base_of, base_weights
 
 # Columns of a batch that say what is trained on, which no model's forward needs to give logits.
 LABEL_KEYS = frozenset({"labels", "shift_labels", "completion_mask", "assistant_masks"})
+# What Trainer adds for fused loss kernels, which give no logits to compare.
+_KERNEL_KEYS = frozenset({"skip_logits"})
 
 
 class TeacherOutputError(MuscleError):
@@ -53,9 +55,9 @@ class Teacher(ABC):
     def adapter_weights(self) -> dict[str, Tensor]:
         """The weights of the teacher's adapter by name; empty if it has none."""
 
+    @abstractmethod
     def base_weights(self) -> dict[str, Tensor]:
-        """The weights of the teacher's base model by name."""
-        return base_weights(self.model)
+        """The weights of the teacher's base model by name, without what its adapter replaces as a whole."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(role={self.role!r}, base={type(base_of(self.model)).__name__})"
@@ -85,6 +87,9 @@ class AdapterTeacher(Teacher):
 
     def adapter_weights(self) -> dict[str, Tensor]:
         return {} if self.adapter is None else dict(adapter_parameters(self._model, self.adapter))
+
+    def base_weights(self) -> dict[str, Tensor]:
+        return base_weights(self._model, self.adapter)
 
 
 class ModelTeacher(Teacher):
@@ -118,10 +123,16 @@ class ModelTeacher(Teacher):
         with torch.no_grad(), self.autocast():
             return _forward(self._model, inputs)
 
+    @property
+    def adapter(self) -> str | None:
+        """The teacher's adapter in its model; None if that has none."""
+        return self._model.active_adapter if isinstance(self._model, PeftModel) else None
+
     def adapter_weights(self) -> dict[str, Tensor]:
-        if not isinstance(self._model, PeftModel):
-            return {}
-        return dict(adapter_parameters(self._model, self._model.active_adapter))
+        return {} if self.adapter is None else dict(adapter_parameters(self._model, self.adapter))
+
+    def base_weights(self) -> dict[str, Tensor]:
+        return base_weights(self._model, self.adapter)
 
 
 def _forward(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
@@ -143,7 +154,7 @@ def without_labels(base: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]
         base: The model without its adapter wrapper.
         inputs: A batch as the collator made it; seq2seq labels become decoder inputs where these are missing.
     """
-    prepared = {key: value for key, value in inputs.items() if key not in LABEL_KEYS}
+    prepared = {key: value for key, value in inputs.items() if key not in LABEL_KEYS | _KERNEL_KEYS}
     decoder_inputs = {"decoder_input_ids", "decoder_inputs_embeds"}
     shift_right = getattr(base, "prepare_decoder_input_ids_from_labels", None)
     if shift_right is not None and "labels" in inputs and not decoder_inputs & prepared.keys():

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -22,27 +22,31 @@ def base_of(model: nn.Module) -> nn.Module:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def base_weights(model: nn.Module) -> dict[str, Tensor]:
+def base_weights(model: nn.Module, adapter: str | None = None) -> dict[str, Tensor]:
     """The base's own tensors by the names they have without adapters.
 
     Args:
         model: A plain model, or one with PEFT layers in it (whose adapters are left out).
+        adapter: Leave out what this adapter replaces as a whole (``modules_to_save``): a classifier's head is drawn
+            at random each time its base is loaded, and then plays no part.
 
     Returns:
         Name -> tensor, as the plain model's ``state_dict`` gives them (a quantized base: packed data and statistics).
     """
     base = base_of(model)
-    adapters: list[str] = []
+    left_out: list[str] = []
     for name, module in base.named_modules():
+        if isinstance(module, ModulesToSaveWrapper) and adapter in module.modules_to_save:
+            left_out.append(f"{name}.original_module.")
         if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
             layers = (*module.adapter_layer_names, *module.other_param_names)
-            adapters += [f"{name}.{layer}." for layer in layers]
+            left_out += [f"{name}.{layer}." for layer in layers]
     # An output layer tied to the embedding is one tensor under two names; files hold it once.
     tied = set(getattr(base, "all_tied_weights_keys", None) or ())
     weights = {}
     for name, tensor in base.state_dict().items():
         plain = name.replace(".token_adapter", "").replace(".base_layer", "").replace(".original_module", "")
-        if isinstance(tensor, Tensor) and not name.startswith(tuple(adapters)) and plain not in tied:
+        if isinstance(tensor, Tensor) and not name.startswith(tuple(left_out)) and plain not in tied:
             weights[plain] = tensor
     return weights
 
@@ -60,15 +64,24 @@ def same_weights(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool
     return True
 
 
-def same_as_files(weights: Mapping[str, Tensor], folder: Path) -> bool:
-    """Whether a model's weights are those of the safetensors files in a folder, cast to the model's dtypes."""
-    names = set()
+def same_as_files(weights: Mapping[str, Tensor], folder: Path, prefix: str = "") -> bool:
+    """Whether a model's weights are those of the safetensors files in a folder, cast to the model's dtypes.
+
+    Args:
+        weights: The model's; what the files hold beyond them (a head of another kind) does not count.
+        folder: Holds ``*.safetensors``.
+        prefix: ``base_model_prefix`` of the model's class: a body saved on its own has names without it.
+    """
+    unseen = set(weights)
     for name, tensor in _read_tensors(folder):
-        match = weights.get(name)
-        if match is None or match.shape != tensor.shape or not torch.equal(match, tensor.to(match)):
+        known = next((n for n in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")) if n in unseen), None)
+        if known is None:
+            continue
+        match = weights[known]
+        if match.shape != tensor.shape or not torch.equal(match, tensor.to(match)):
             return False
-        names.add(name)
-    return bool(names) and names == weights.keys()
+        unseen.remove(known)
+    return bool(weights) and not unseen
 
 
 def content_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:

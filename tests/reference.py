@@ -1,0 +1,78 @@
+"""The objective written out from the equations of the paper in float64 NumPy; shares no code with the package."""
+
+from __future__ import annotations
+
+import numpy as np
+
+MASK_NAMES = ("student_wrong", "old_right", "always_old", "old_likelier", "old_likelier_sequence")
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(logits - logits.max())
+    return exponentials / exponentials.sum()
+
+
+def kl(teacher: np.ndarray, student: np.ndarray, temperature: float) -> float:
+    """a_1 and a_2: KL( sigma(z_teacher / T) || sigma(z_C / T) )."""
+    p, q = softmax(teacher / temperature), softmax(student / temperature)
+    return float(sum(p_v * (np.log(p_v) - np.log(q_v)) for p_v, q_v in zip(p, q, strict=True)))
+
+
+def mask_of(name: str, student: np.ndarray, old: np.ndarray, labels: np.ndarray, sequences: np.ndarray) -> np.ndarray:
+    """m_i of equation (1) and of the ablation (section 6.5), for every token."""
+    tokens = range(len(labels))
+    advantage = [np.log(softmax(old[i])[labels[i]]) - np.log(softmax(student[i])[labels[i]]) for i in tokens]
+    by_name = {
+        "student_wrong": lambda i: np.argmax(student[i]) != labels[i],
+        "old_right": lambda i: np.argmax(old[i]) == labels[i],
+        "always_old": lambda i: True,
+        "old_likelier": lambda i: advantage[i] > 0,
+        "old_likelier_sequence": lambda i: sum(advantage[j] for j in tokens if sequences[j] == sequences[i]) > 0,
+    }
+    return np.array([float(by_name[name](i)) for i in tokens])
+
+
+def loss(
+    student: np.ndarray,
+    old: np.ndarray,
+    new: np.ndarray,
+    labels: np.ndarray,
+    weight_old: np.ndarray,
+    *,
+    temperature: float = 2.0,
+    lam: float = 1.0,
+    squared: bool = False,
+    smoothing: float = 0.0,
+) -> float:
+    """Equation (5) with (1), as a sum over the tokens: divide by n for the loss.
+
+    Args:
+        student: z_C, (N, V); old: z_v1; new: z_v2.
+        labels: y, (N,).
+        weight_old: m, (N,).
+    """
+    total = 0.0
+    for z_c, z_1, z_2, y, m in zip(student, old, new, labels, weight_old, strict=True):
+        compatibility = m * kl(z_1, z_c, temperature) + (1 - m) * kl(z_2, z_c, temperature)
+        log_p = np.log(softmax(z_c))
+        cross_entropy = -(1 - smoothing) * log_p[y] - smoothing * log_p.mean()
+        total += lam * compatibility * (temperature**2 if squared else 1) + (1 - lam) * cross_entropy
+    return total
+
+
+def trained(logits: np.ndarray, labels: np.ndarray, *, shift: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits, labels and sequence of every trained token of a batch.
+
+    Args:
+        logits: (B, L, V), or (B, C) with labels (B,).
+        labels: -100 where nothing is trained.
+        shift: Whether the logits at i predict the label at i + 1.
+    """
+    found = []
+    for sequence, row in enumerate(np.atleast_2d(labels.T).T):
+        for position, label in enumerate(row):
+            if label != -100 and not (shift and position == 0):
+                token = logits[sequence] if logits.ndim == 2 else logits[sequence, position - int(shift)]
+                found.append((token, label, sequence))
+    columns = zip(*found, strict=True)
+    return tuple(np.array(column) for column in columns)
