@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
 import muscle_hf
 from muscle_hf.errors import MuscleError
@@ -53,6 +53,8 @@ class Provenance:
         packages: Versions.
         metrics: The last figures of training and evaluation.
         adapter_sha256: Content hash of the trained adapter.
+        adapter_file_sha256: Hash of the safetensors file that holds it, as ``sha256sum`` gives it.
+        labels: Of a classifier: the name of each class, in order; None for models that write text.
         created: Time of saving, UTC, ISO 8601.
     """
 
@@ -63,18 +65,20 @@ class Provenance:
     training: dict[str, Any]
     data: dict[str, Any]
     packages: dict[str, str]
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float | None] = field(default_factory=dict)
     adapter_sha256: str | None = None
+    adapter_file_sha256: str | None = None
+    labels: list[str] | None = None
     created: str | None = None
 
     @classmethod
     def of(cls, trainer: MuscleTrainer) -> Provenance:
         """Describe a trainer before it trains; reads every weight of the bases once, to hash them."""
-        hashes: dict[int, str] = {}
+        hashes: dict[tuple[int, frozenset[str]], str] = {}
         return cls(
             old=_describe_teacher(trainer.teachers["old"], hashes),
             new=_describe_teacher(trainer.teachers["new"], hashes),
-            tokenizer=_describe_tokenizer(trainer.tokenizer),
+            tokenizer=describe_tokenizer(trainer.tokenizer),
             objective=describe_objective(trainer.objective, trainer.trained_tokens),
             training=changed_settings(trainer.args),
             data={
@@ -83,21 +87,29 @@ class Provenance:
                 if dataset is not None
             },
             packages=_package_versions(),
+            labels=_describe_labels(trainer),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {"format": FORMAT, **dataclasses.asdict(self)}
 
-    def save(self, folder: Path, student: PeftModel, metrics: Mapping[str, float]) -> None:
+    def save(self, folder: Path, trainer: MuscleTrainer) -> None:
         """Write the file beside the weights that are being saved."""
+        metrics = trainer.final_metrics().items()
         current = dataclasses.replace(
             self,
-            metrics=dict(metrics),
-            adapter_sha256=content_hash(adapter_parameters(student, STUDENT_ADAPTER).items()),
+            # Settings may have changed since: a hyper-parameter search sets them for each trial.
+            objective=describe_objective(trainer.objective, trainer.trained_tokens),
+            training=changed_settings(trainer.args),
+            # JSON has no nan: a mean over no tokens is null.
+            metrics={name: None if value != value else value for name, value in metrics},
+            adapter_sha256=content_hash(adapter_parameters(trainer.student, STUDENT_ADAPTER).items()),
+            adapter_file_sha256=file_sha256(folder / SAFETENSORS_WEIGHTS_NAME),
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )
-        (folder / PROVENANCE_FILE).write_text(json.dumps(current.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        content = json.dumps(current.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+        (folder / PROVENANCE_FILE).write_text(content + "\n")
 
     def check_same_models(self, checkpoint: Path) -> None:
         """Refuse to resume against other teachers than those the checkpoint was trained against.
@@ -134,6 +146,15 @@ def read_provenance(folder: str | os.PathLike) -> dict[str, Any]:
     return content
 
 
+def file_sha256(file: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes, as ``sha256sum`` gives it."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def public_name(name: str | None) -> str | None:
     """A model's name without its place on this machine: a Hub id as it is, a folder by its last part."""
     if not name:
@@ -141,10 +162,12 @@ def public_name(name: str | None) -> str | None:
     return Path(name).resolve().name if os.path.isdir(name) or os.path.isabs(name) else name
 
 
-def _describe_teacher(teacher: Teacher, hashes: dict[int, str]) -> dict[str, Any]:
+def _describe_teacher(teacher: Teacher, hashes: dict[tuple[int, frozenset[str]], str]) -> dict[str, Any]:
     base = base_of(teacher.model)
-    if id(base) not in hashes:
-        hashes[id(base)] = content_hash(teacher.base_weights().items())
+    weights = teacher.base_weights()
+    content = id(base), frozenset(weights)
+    if content not in hashes:
+        hashes[content] = content_hash(weights.items())
     config = base.config
     adapter = teacher.adapter_weights()
     return {
@@ -154,7 +177,7 @@ def _describe_teacher(teacher: Teacher, hashes: dict[int, str]) -> dict[str, Any
             "architecture": type(base).__name__,
             "dtype": str(getattr(base, "dtype", None)).removeprefix("torch."),
             "quantization": _quantization(config),
-            "sha256": hashes[id(base)],
+            "sha256": hashes[content],
         },
         "adapter": {
             "name": public_name(teacher.source),
@@ -174,7 +197,7 @@ def _quantization(config: Any) -> dict[str, Any] | None:
     return {key: value for key, value in plain.items() if isinstance(value, (str, bool, int, float)) and value}
 
 
-def _describe_tokenizer(tokenizer: Any) -> dict[str, Any] | None:
+def describe_tokenizer(tokenizer: Any) -> dict[str, Any] | None:
     if tokenizer is None or not hasattr(tokenizer, "get_vocab"):
         return None
     vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()
@@ -183,6 +206,13 @@ def _describe_tokenizer(tokenizer: Any) -> dict[str, Any] | None:
         "tokens": len(tokenizer.get_vocab()),
         "sha256": hashlib.sha256(vocabulary).hexdigest(),
     }
+
+
+def _describe_labels(trainer: MuscleTrainer) -> list[str] | None:
+    if trainer.kind.generates_text:
+        return None
+    names = base_of(trainer.student).config.id2label
+    return [str(names[index]) for index in range(len(names))]
 
 
 def describe_objective(objective: Objective, trained_tokens: str) -> dict[str, Any]:

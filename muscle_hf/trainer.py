@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,22 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainingArguments, set_seed
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import (
+    PREFIX_CHECKPOINT_DIR,
+    BestRun,
+    EvalLoopOutput,
+    TrainOutput,
+    default_compute_objective,
+)
 
-from muscle_hf.checkpoints import last_whole_checkpoint, staged, whole_or_nothing
+from muscle_hf.checkpoints import is_whole, last_whole_checkpoint, staged, whole_or_nothing
 from muscle_hf.config import MuscleConfig, objective_of
 from muscle_hf.data import require_labels, require_trained_labels
 from muscle_hf.errors import MuscleError
-from muscle_hf.losses import TokenTerms, resolve_mask
+from muscle_hf.hub.trainer import HubMixin
+from muscle_hf.losses import TokenTerms
 from muscle_hf.losses.masks import MaskFunction
-from muscle_hf.losses.sums import mean_terms, sum_terms
+from muscle_hf.losses.sums import FIGURES, mean_terms, sum_terms
 from muscle_hf.provenance import Provenance
 from muscle_hf.teachers import ModelTeacher, Teacher, kind_of, make_student, make_teacher
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, keep_quantized_trainable, read_adapter
@@ -35,7 +43,7 @@ _TIMING = re.compile(r"runtime|per_second|total_flos|preparation_time|memory|mem
 _MASK_COLUMNS = {"completion": "completion_mask", "assistant": "assistant_masks"}
 
 
-class MuscleTrainer(Trainer):
+class MuscleTrainer(HubMixin, Trainer):
     """Trains a compatibility adapter: a LoRA on v2 that keeps what v1 got right (MUSCLE, section 4).
 
     A drop-in replacement for ``transformers.Trainer``: every argument of it works as there, and:
@@ -84,9 +92,8 @@ class MuscleTrainer(Trainer):
             )
         args = MuscleConfig("tmp_trainer") if args is None else args
         own = isinstance(args, MuscleConfig)
-        self.objective = objective_of(args)
-        if mask is not None:
-            self.objective = replace(self.objective, mask=resolve_mask(mask))
+        self._mask = mask
+        self.objective = objective_of(args, mask)
         self.trained_tokens = args.trained_tokens if own else "labels"
         self._check_base = args.check_base if own else True
         # The older of the two names, which transformers < 5.23 has as well.
@@ -104,7 +111,7 @@ class MuscleTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         for teacher in self.teachers.values():
             self._place(teacher)
-        if self.kind.generates_text:
+        if self.teachers["old"].model is not self.student:
             check_tokenizers(self.tokenizer, old_processing_class, self.teachers["old"].model, self.student)
         if self.train_dataset is not None:
             self._check_train_dataset()
@@ -112,6 +119,7 @@ class MuscleTrainer(Trainer):
         self._eval_sums: Tensor | None = None
         self._best_loaded_at = 0
         self.provenance = Provenance.of(self) if self.args.should_save else None
+        self.start_card()
 
     # ---- Parts ----
 
@@ -142,11 +150,22 @@ class MuscleTrainer(Trainer):
         return make_teacher(role, source, self.student, self.kind, arguments, check_base=self._check_base)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
+        # A search has set the trial's values in the arguments.
+        self.objective = objective_of(self.args, self._mask)
         model = self._cast(super().call_model_init(trial))
-        if hasattr(self, "args"):
-            for teacher in self.teachers.values():
-                self._place(teacher)
+        for teacher in self.teachers.values():
+            self._place(teacher)
         return model
+
+    def hyperparameter_search(
+        self,
+        hp_space: Callable[[Any], dict[str, float]] | None = None,
+        compute_objective: Callable[[dict[str, float]], float] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> BestRun | list[BestRun]:
+        """As Trainer's: minimises the loss unless ``compute_metrics`` or ``compute_objective`` says otherwise."""
+        return super().hyperparameter_search(hp_space, compute_objective or _search_objective, *args, **kwargs)
 
     def _place(self, teacher: Teacher) -> None:
         """Put a teacher with a base of its own on the student's device and in its precision."""
@@ -290,7 +309,7 @@ class MuscleTrainer(Trainer):
             self._train_sums = total if self._train_sums is None else self._train_sums + total
         else:
             # The same gathering that the losses get, which drops rows repeated to fill the last batch.
-            total = self.gather_function(sums).sum(dim=0)
+            total = self.accelerator.gather_for_metrics(sums).sum(dim=0)
             self._eval_sums = total if self._eval_sums is None else self._eval_sums + total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -328,6 +347,11 @@ class MuscleTrainer(Trainer):
                 raise MuscleError(f"there is no checkpoint to resume from in {self.args.output_dir}")
         if resume_from_checkpoint:
             resume_from_checkpoint = os.fspath(resume_from_checkpoint)
+            if not is_whole(Path(resume_from_checkpoint)):
+                raise MuscleError(
+                    f"{resume_from_checkpoint} is not a checkpoint that was written to its end; resume_from_checkpoint"
+                    "=True takes the last whole one"
+                )
             if self.provenance is not None:
                 self.provenance.check_same_models(Path(resume_from_checkpoint))
         self._train_sums = None
@@ -335,7 +359,8 @@ class MuscleTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        with whole_or_nothing(folder):
+        with whole_or_nothing(folder) if self.args.should_save else contextlib.nullcontext():
+            self.accelerator.wait_for_everyone()  # the others write their random states into the same folder
             super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -348,7 +373,8 @@ class MuscleTrainer(Trainer):
             (folder / "README.md").unlink(missing_ok=True)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(folder)
-            self.provenance.save(folder, self.student, self.final_metrics())
+            self.provenance.save(folder, self)
+        self.write_card(output_dir or self.args.output_dir)
 
     def final_metrics(self) -> dict[str, float]:
         """The last value of every figure that was logged for the present weights, but for those of time and speed."""
@@ -374,6 +400,11 @@ class MuscleTrainer(Trainer):
         self._best_loaded_at = len(self.state.log_history)
 
 
+def _search_objective(metrics: dict[str, float]) -> float:
+    # Trainer's default adds up whatever is there beside the loss: the user's metrics, but not the objective's parts.
+    return default_compute_objective({k: v for k, v in metrics.items() if k.removeprefix("eval_") not in FIGURES})
+
+
 def _at_least_float32(logits: Tensor) -> Tensor:
-    # Half precision has ties at the top, which would decide the mask.
+    # The divergences of half-precision logits lose most of their digits.
     return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
