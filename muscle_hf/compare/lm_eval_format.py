@@ -85,7 +85,7 @@ class LmEvalFormat:
             if chosen not in present:
                 raise MuscleError(
                     f"task {self.task!r} has no metric {chosen!r} here; it has {', '.join(present) or 'none'}. "
-                    "Choose one that every side has with --metric"
+                    "Choose one that it has with --metric, or leave the task out with --task"
                 )
             if chosen in _LOWER_IS_BETTER:
                 raise MuscleError(f"metric {chosen!r} is better when lower; choose another with --metric")

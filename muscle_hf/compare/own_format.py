@@ -47,6 +47,8 @@ class OwnFormat:
                 choice,
                 row.get("columns"),
             )
+        except MuscleError:
+            raise
         except (KeyError, TypeError, ValueError) as error:
             Prediction.from_dict(row)
             raise MuscleError(f"not a prediction ({error.__class__.__name__}: {error})") from error

@@ -100,7 +100,7 @@ class PlainFormat:
         digest, prompt = self._get(row, "hash"), self._get(row, "prompt")
         content = hash_key(digest) if digest else 0
         if not content and (prompt is not None or target is not None):
-            content = text_key(repr((prompt, target))) or 1
+            content = text_key(repr((prompt, _normal(target)))) or 1
         return Row(
             "predictions" if task is None else str(task),
             str(key),

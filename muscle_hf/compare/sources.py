@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muscle_hf.compare.lighteval_format import LightevalFormat
-from muscle_hf.compare.lm_eval_format import LmEvalFormat
+from muscle_hf.compare.lm_eval_format import LmEvalFormat, base_task
 from muscle_hf.compare.own_format import OwnFormat
 from muscle_hf.compare.plain_format import PlainFormat
 from muscle_hf.compare.table import Answers, Detail, Row, TableBuilder
@@ -56,7 +56,7 @@ class ReadOptions:
         metric: Metric to compare, for logs with several.
         filter: lm-eval filter to compare; by default each is a table of its own.
         columns: Role -> column name, for plain files.
-        tasks: Only these tasks; all by default.
+        tasks: Only these tasks, by their name with or without the filter; all by default.
         wanted: Columns that are needed for slices or clusters, whatever they hold.
     """
 
@@ -97,6 +97,8 @@ def read_source(path: str, options: ReadOptions | None = None) -> Source:
     tables: dict[str, Answers] = {}
     formats: set[str] = set()
     for file in files:
+        if _STAMP.search(file.stem) and not _may_hold(file, options.tasks):
+            continue
         kind, found = _read_file(file, options)
         formats.add(kind)
         both = sorted(tables.keys() & found.keys())
@@ -105,11 +107,10 @@ def read_source(path: str, options: ReadOptions | None = None) -> Source:
         tables.update(found)
     if len(formats) > 1:
         raise MuscleError(f"{path} mixes the formats {', '.join(sorted(formats))}; keep one format in a folder")
-    if options.tasks:
-        missing = [name for name in options.tasks if name not in tables]
-        if missing:
-            raise MuscleError(f"{path} has no task {missing[0]!r}; it has {', '.join(tables) or 'none'}")
-        tables = {name: tables[name] for name in options.tasks}
+    for task in options.tasks:
+        if not any(_is_asked(name, [task]) for name in tables):
+            raise MuscleError(f"{path} has no task {task!r}; it has {', '.join(tables) or _tasks_of(files)}")
+    tables = {name: table for name, table in tables.items() if _is_asked(name, options.tasks)}
     if not tables:
         raise MuscleError(
             f"{path} holds no predictions" + (f" of filter {options.filter!r}" if options.filter else "")
@@ -154,6 +155,20 @@ def _choose_files(folder: Path) -> tuple[list[Path], list[str]]:
             "details_*.parquet (--save-details), or .jsonl, .csv, .parquet files of predictions"
         )
     return files, []
+
+
+def _is_asked(name: str, tasks: Sequence[str]) -> bool:
+    """Whether a table is among the tasks that were asked for; all are if none was."""
+    return not tasks or name in tasks or base_task(name) in tasks
+
+
+def _may_hold(file: Path, tasks: Sequence[str]) -> bool:
+    """Whether a log whose name tells its task can hold one of the tasks that were asked for."""
+    return not tasks or _task_of(file) in {word for task in tasks for word in (task, base_task(task))}
+
+
+def _tasks_of(files: Sequence[Path]) -> str:
+    return ", ".join(sorted(map(_task_of, files))) or "none"
 
 
 def _stamp(file: Path) -> str:

@@ -1,0 +1,68 @@
+"""Prediction files for the tests of comparisons."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from muscle_hf.evaluation.predictions import Prediction, write_predictions
+
+CHOICES = ["north", "east", "south", "west"]
+
+
+def choice_predictions(items: int, accuracy: float, seed: int, task: str = "ways", **changes: Any) -> list[Prediction]:
+    """Answers of a made-up model to a multiple-choice task; the same items whatever accuracy and seed."""
+    rng = random.Random(seed)
+    rows = []
+    for i in range(items):
+        target = i % 4
+        answer = target if rng.random() < accuracy else rng.choice([c for c in range(4) if c != target])
+        row = {
+            "task": task,
+            "id": f"item-{i}",
+            "prediction": answer,
+            "target": target,
+            "correct": answer == target,
+            "score": None,
+            "metric": "acc",
+            "hash": hashlib.sha256(f"{task} {i}".encode()).hexdigest()[:16],
+            "prompt": f"Question {i} of {task}: where to?",
+            "choices": CHOICES,
+            "log_likelihoods": [-1.0 if c == answer else -3.0 for c in range(4)],
+            "columns": {"tone": ["calm", "angry"][i % 2], "source": f"s{i // 5}", "length": i % 37},
+        }
+        rows.append(Prediction.from_dict(row | changes))
+    return rows
+
+
+def score_predictions(items: int, level: float, seed: int, task: str = "summaries") -> list[Prediction]:
+    """Answers with a similarity to a reference."""
+    rng = random.Random(seed)
+    return [
+        Prediction(
+            task=task,
+            id=str(i),
+            prediction=f"summary {i} by {seed}",
+            target=f"reference {i}",
+            correct=None,
+            score=min(1.0, max(0.0, rng.gauss(level, 0.2))),
+            metric="rouge1",
+            hash=hashlib.sha256(f"{task} {i}".encode()).hexdigest()[:16],
+            columns={"tone": ["calm", "angry"][i % 2]},
+        )
+        for i in range(items)
+    ]
+
+
+def write(path: Path, *groups: list[Prediction]) -> str:
+    """Writes predictions of one or more tasks into one file; its path as text."""
+    return str(write_predictions(path, [row for group in groups for row in group]))
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> str:
+    """Writes rows as JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
