@@ -18,9 +18,10 @@ from transformers import (
 )
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.evaluation.engine import check_items, evaluate_task
+from muscle_hf.evaluation.engine import evaluate_task
 from muscle_hf.evaluation.loading import load_for_evaluation
 from muscle_hf.evaluation.predictions import Prediction, item_hash, read_predictions
+from muscle_hf.evaluation.scoring import check_items
 from muscle_hf.evaluation.state import random_state_kept
 from muscle_hf.evaluation.tasks import Item, Task
 from muscle_hf.metrics import flip_metrics, flip_metrics_from_correct, smooth_flip_metrics

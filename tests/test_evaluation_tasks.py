@@ -13,7 +13,7 @@ from evaluation_models import make_model, make_tokenizer
 from muscle_hf.cli.main import main
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation import Item, Source, builtin_tasks, load_items, load_rows, load_task, read_predictions
-from muscle_hf.evaluation.engine import check_items
+from muscle_hf.evaluation.scoring import check_items
 from muscle_hf.evaluation.yaml_task import task_from_dict
 
 SIZES = {

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import json
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from muscle_hf.errors import MuscleError
+
+if TYPE_CHECKING:
+    from muscle_hf.evaluation import Item, Prediction, Task
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     items.add_argument("--num-fewshot", type=int, default=0, help="solved training items before each prompt")
     items.add_argument("--metric", help="in place of the task's: acc_norm, acc_bytes, rouge2, rougeL, chrf, ...")
     items.add_argument("--max-new-tokens", type=int, help="in place of the task's")
+    items.add_argument("--no-repeat-ngram-size", type=int, help="in place of the task's")
     items.add_argument("--chat", action="store_true", help="put prompts into the tokenizer's chat template")
     machine = parser.add_argument_group("how it runs")
     machine.add_argument("--batch-size", type=int, help="most sequences in a forward pass (default: what fits)")
@@ -37,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     server = parser.add_argument_group("a model behind an OpenAI-compatible server")
     server.add_argument("--server", metavar="URL", help="for example http://localhost:8000/v1")
     server.add_argument("--api-key-env", default="OPENAI_API_KEY", help="variable with the key (default: %(default)s)")
+    server.add_argument(
+        "--server-option", action="append", default=[], metavar="NAME=VALUE", help="further field of each request"
+    )
     server.add_argument("--concurrency", type=int, default=8, help="requests at a time (default: %(default)s)")
 
 
@@ -50,18 +59,19 @@ def run(args: argparse.Namespace) -> int:
     if args.output.exists() and not args.overwrite:
         raise MuscleError(f"{args.output} exists; choose another --output, or pass --overwrite")
     task = load_task(args.task)
-    changed = {"metric": args.metric, "max_new_tokens": args.max_new_tokens}
+    changed = {name: getattr(args, name) for name in ("metric", "max_new_tokens", "no_repeat_ngram_size")}
     task = replace(task, **{name: value for name, value in changed.items() if value is not None})
     items = load_items(task, args.data, args.split, start=args.start, limit=args.limit, num_fewshot=args.num_fewshot)
     predictions, main_process = (_ask_server if args.server else _ask_model)(args, task, items)
     if main_process:
         write_predictions(args.output, predictions)
+        _partial(args.output).unlink(missing_ok=True)
         print(_summary(predictions))
         print(f"{args.output}: {len(predictions)} predictions. Next: muscle-hf compare OLD.jsonl NEW.jsonl")
     return 0
 
 
-def _ask_model(args: argparse.Namespace, task, items) -> tuple[list, bool]:
+def _ask_model(args: argparse.Namespace, task: Task, items: list[Item]) -> tuple[list[Prediction], bool]:
     from accelerate import PartialState
     from transformers import BitsAndBytesConfig
 
@@ -90,20 +100,38 @@ def _ask_model(args: argparse.Namespace, task, items) -> tuple[list, bool]:
     return predictions, state.is_main_process
 
 
-def _ask_server(args: argparse.Namespace, task, items) -> tuple[list, bool]:
-    import os
-
+def _ask_server(args: argparse.Namespace, task: Task, items: list[Item]) -> tuple[list[Prediction], bool]:
     from muscle_hf.evaluation.server import Server, evaluate_task_on_server
 
-    server = Server(args.server, args.model, api_key=os.environ.get(args.api_key_env), concurrency=args.concurrency)
-    partial = args.output.with_name(f"{args.output.name}.partial")
+    server = Server(
+        args.server,
+        args.model,
+        api_key=os.environ.get(args.api_key_env),
+        concurrency=args.concurrency,
+        options=dict(_option(text) for text in args.server_option),
+    )
     predictions = evaluate_task_on_server(
-        server, task, items, chat=args.chat, partial=partial, progress=not args.quiet, file=sys.stderr
+        server, task, items, chat=args.chat, partial=_partial(args.output), progress=not args.quiet
     )
     return predictions, True
 
 
-def _summary(predictions: list) -> str:
+def _partial(output: Path) -> Path:
+    """Where answers of a server are kept until there are all of them."""
+    return output.with_name(f"{output.name}.partial")
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise MuscleError(f"--server-option needs NAME=VALUE, not {text!r}")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def _summary(predictions: list[Prediction]) -> str:
     first = predictions[0]
     values = [p.score if p.correct is None else p.correct for p in predictions]
     return f"{first.task}: {first.metric} {sum(values) / len(values):.4f} on {len(values)} items"

@@ -19,6 +19,8 @@ _HOMES = {
     "encode_pairs": "encoding",
     "evaluate_task": "engine",
     "choice_log_likelihoods": "engine",
+    "Server": "server",
+    "evaluate_task_on_server": "server",
     "builtin_tasks": "registry",
     "load_rows": "registry",
     "load_items": "registry",

@@ -18,7 +18,7 @@ from muscle_hf.evaluation.generate import Generator
 from muscle_hf.evaluation.heads import HeadScorer
 from muscle_hf.evaluation.models import ModelFacts
 from muscle_hf.evaluation.predictions import Prediction
-from muscle_hf.evaluation.scoring import chosen_prediction, text_predictions
+from muscle_hf.evaluation.scoring import check_items, chosen_prediction, text_predictions
 from muscle_hf.evaluation.state import untouched
 from muscle_hf.evaluation.tasks import Item, Task
 
@@ -188,31 +188,6 @@ def choice_log_likelihoods(
         for (_, pair), score in zip(groups[index].owners, scores, strict=True):
             values[pair] = score
     return values
-
-
-def check_items(task: Task, items: Sequence[Item]) -> None:
-    """Refuse items that the task cannot ask or score, before anything is computed.
-
-    Raises:
-        MuscleError: Which item lacks what.
-    """
-    if not items:
-        raise MuscleError(f"task {task.name!r}: there are no items to evaluate")
-    seen: set[str] = set()
-    for item in items:
-        if item.id in seen:
-            raise MuscleError(f"task {task.name!r}: the id {item.id!r} occurs twice; old and new are joined on it")
-        seen.add(item.id)
-        if task.kind == "generation":
-            missing = None if item.references else "references"
-        elif task.kind == "choice" and not item.choices:
-            missing = "choices"
-        else:
-            missing = None if item.answers else "answers (the indices of the right ones)"
-        if missing:
-            raise MuscleError(f"task {task.name!r} is a {task.kind} task, but item {item.id!r} has no {missing}")
-        if task.kind == "choice" and not all(0 <= answer < len(item.choices) for answer in item.answers):
-            raise MuscleError(f"item {item.id!r}: answers {item.answers} do not index its {len(item.choices)} choices")
 
 
 def _chat_prompts(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> list[str]:

@@ -9,13 +9,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCrit
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.models import ModelFacts
+from muscle_hf.evaluation.scoring import cut_at
 from muscle_hf.evaluation.tasks import Task
-
-
-def cut_at(text: str, stop: Sequence[str]) -> str:
-    """``text`` up to the first of the stop strings."""
-    found = [position for position in (text.find(string) for string in stop if string) if position >= 0]
-    return text[: min(found)] if found else text
 
 
 class _StopStrings(StoppingCriteria):

@@ -6,8 +6,40 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.predictions import Prediction, item_hash
 from muscle_hf.evaluation.tasks import Item, Task
+
+
+def check_items(task: Task, items: Sequence[Item]) -> None:
+    """Refuse items that the task cannot ask or score, before anything is computed.
+
+    Raises:
+        MuscleError: Which item lacks what.
+    """
+    if not items:
+        raise MuscleError(f"task {task.name!r}: there are no items to evaluate")
+    seen: set[str] = set()
+    for item in items:
+        if item.id in seen:
+            raise MuscleError(f"task {task.name!r}: the id {item.id!r} occurs twice; old and new are joined on it")
+        seen.add(item.id)
+        if task.kind == "generation":
+            missing = None if item.references else "references"
+        elif task.kind == "choice" and not item.choices:
+            missing = "choices"
+        else:
+            missing = None if item.answers else "answers (the indices of the right ones)"
+        if missing:
+            raise MuscleError(f"task {task.name!r} is a {task.kind} task, but item {item.id!r} has no {missing}")
+        if task.kind == "choice" and not all(0 <= answer < len(item.choices) for answer in item.answers):
+            raise MuscleError(f"item {item.id!r}: answers {item.answers} do not index its {len(item.choices)} choices")
+
+
+def cut_at(text: str, stop: Sequence[str]) -> str:
+    """``text`` up to the first of the stop strings."""
+    found = [position for position in (text.find(string) for string in stop if string) if position >= 0]
+    return text[: min(found)] if found else text
 
 
 def choose(task: Task, item: Item, log_likelihoods: Sequence[float]) -> int:

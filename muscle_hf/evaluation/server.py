@@ -1,0 +1,217 @@
+"""A model behind an OpenAI-compatible server (vLLM, TGI, ``transformers serve``) as the one that answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.evaluation.http_client import JsonClient
+from muscle_hf.evaluation.predictions import Prediction, item_hash
+from muscle_hf.evaluation.scoring import check_items, chosen_prediction, cut_at, text_predictions
+from muscle_hf.evaluation.tasks import Item, Task
+
+# OpenAI's limit; more are cut here.
+_MOST_STOPS = 4
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where a model is served.
+
+    Args:
+        url: Up to and with the version, for example ``http://localhost:8000/v1``.
+        model: The name under which the server has the model.
+        api_key: Bearer token; kept out of ``repr`` and of every file.
+        concurrency: Requests at a time.
+        timeout: Seconds for one answer.
+        retries: How often a failed request is sent again, with growing pauses; ``Retry-After`` is obeyed.
+        options: Further fields of every request, for what is not in OpenAI's interface (``{"generation_config":
+            '{"no_repeat_ngram_size": 2}'}`` for ``transformers serve``, ``{"top_k": 1}`` for vLLM, ...).
+    """
+
+    url: str
+    model: str
+    api_key: str | None = field(default=None, repr=False)
+    concurrency: int = 8
+    timeout: float = 600.0
+    retries: int = 8
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def client(self) -> JsonClient:
+        """A client for this server."""
+        return JsonClient(self.url, api_key=self.api_key, timeout=self.timeout, retries=self.retries)
+
+
+def evaluate_task_on_server(
+    server: Server,
+    task: Task,
+    items: Sequence[Item],
+    *,
+    chat: bool = False,
+    partial: str | Path | None = None,
+    progress: bool = True,
+) -> list[Prediction]:
+    """Answer every item with a served model.
+
+    Args:
+        server: Where the model is.
+        task: A generation task, or a choice task if the server returns the log-probabilities of a prompt (``echo``
+            with ``logprobs`` of the completions endpoint, as vLLM does).
+        items: The items.
+        chat: Generation: ask the chat endpoint, which applies the model's template.
+        partial: File that keeps each answer as it comes. After an interruption the same call goes on from there.
+        progress: Show a progress bar.
+
+    Returns:
+        One prediction per item, in the order of ``items``.
+
+    Raises:
+        MuscleError: The server refuses, keeps failing, or lacks what the task needs; or ``partial`` is of another run.
+    """
+    check_items(task, items)
+    ask = _question(server, task, chat)
+    kept = _Partial(Path(partial), _identity(server, task, chat)) if partial is not None else None
+    answers: dict[str, Any] = kept.read(items) if kept is not None else {}
+    _ask_all(server, [item for item in items if item.id not in answers], ask, answers, kept, progress)
+    if task.kind == "choice":
+        return [chosen_prediction(task, item, answers[item.id]) for item in items]
+    return text_predictions(task, items, [answers[item.id] for item in items])
+
+
+def _ask_all(
+    server: Server,
+    items: Sequence[Item],
+    ask: Callable[[JsonClient, Item], Any],
+    answers: dict[str, Any],
+    kept: _Partial | None,
+    progress: bool,
+) -> None:
+    from tqdm.auto import tqdm
+
+    client = server.client()
+    with ThreadPoolExecutor(max_workers=max(1, server.concurrency)) as pool:
+        pending: dict[Future[Any], Item] = {pool.submit(ask, client, item): item for item in items}
+        try:
+            for future in tqdm(as_completed(pending), total=len(pending), desc=server.model, disable=not progress):
+                item = pending[future]
+                answers[item.id] = future.result()
+                if kept is not None:
+                    kept.add(item, answers[item.id])
+        except BaseException:
+            # What is under way may finish; what has not begun must not.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _question(server: Server, task: Task, chat: bool) -> Callable[[JsonClient, Item], Any]:
+    """How one item is asked; refuses at once what cannot be asked."""
+    if task.kind == "choice":
+        if chat:
+            raise MuscleError("choices are scored by the completions endpoint; leave chat off for choice tasks")
+        return lambda client, item: [_log_likelihood(client, server, item, choice) for choice in item.choices]
+    if task.kind != "generation":
+        raise MuscleError(f"a server generates text; {task.kind} tasks need the model itself")
+    if task.no_repeat_ngram_size and "no_repeat_ngram_size" not in json.dumps(dict(server.options)):
+        raise MuscleError(
+            f"task {task.name!r} forbids repeated {task.no_repeat_ngram_size}-grams, for which OpenAI's interface has "
+            "no field. Pass the server's own in options (transformers serve: generation_config), or set the task's "
+            "no_repeat_ngram_size to 0 for all models that are compared"
+        )
+    return lambda client, item: _text(client, server, task, item, chat)
+
+
+def _text(client: JsonClient, server: Server, task: Task, item: Item, chat: bool) -> str:
+    body = {
+        "model": server.model,
+        "max_tokens": task.max_new_tokens,
+        "temperature": 0.0,
+        **({"stop": list(task.stop[:_MOST_STOPS])} if task.stop else {}),
+        **server.options,
+    }
+    if chat:
+        reply = client.post("chat/completions", {**body, "messages": [{"role": "user", "content": item.prompt}]})
+        text = _first_choice(reply).get("message", {}).get("content")
+    else:
+        text = _first_choice(client.post("completions", {**body, "prompt": item.prompt})).get("text")
+    return cut_at(text or "", task.stop)
+
+
+def _log_likelihood(client: JsonClient, server: Server, item: Item, choice: str) -> float:
+    """Sum over the choice's tokens, found by their place in the text: no tokenizer of the server's model is needed."""
+    prompt = item.prompt.rstrip()
+    whole = item.prompt + choice
+    body = {
+        "model": server.model,
+        "prompt": whole,
+        "echo": True,
+        "logprobs": 1,
+        # Not 0: some servers refuse that. The generated token is left out below.
+        "max_tokens": 1,
+        "temperature": 0.0,
+        **server.options,
+    }
+    found = _first_choice(client.post("completions", body)).get("logprobs") or {}
+    values, offsets, tokens = (found.get(name) for name in ("token_logprobs", "text_offset", "tokens"))
+    if not (values and offsets and tokens) or len(values) < 2 or offsets[-1] == offsets[0]:
+        raise MuscleError(
+            f"{server.url} does not return the log-probabilities of a prompt (echo with logprobs), so choices cannot "
+            "be scored there; serve the model with vLLM, or evaluate it without a server"
+        )
+    inside = [
+        value
+        for value, offset, token in zip(values, offsets, tokens, strict=True)
+        if offset < len(whole) and offset + len(token) > len(prompt) and value is not None
+    ]
+    if not inside:
+        raise MuscleError(f"{server.url}: no token of the choice {choice!r} of item {item.id!r} came back")
+    return float(sum(inside))
+
+
+def _first_choice(reply: Mapping[str, Any]) -> Mapping[str, Any]:
+    choices = reply.get("choices")
+    if not choices:
+        raise MuscleError(f"the server's answer has no choices: {json.dumps(reply)[:500]}")
+    return choices[0]
+
+
+def _identity(server: Server, task: Task, chat: bool) -> str:
+    """What answers in a partial file depend on, apart from the items."""
+    settings = [server.url, server.model, dict(server.options), task.name, task.kind, chat]
+    settings += [task.max_new_tokens, list(task.stop), task.no_repeat_ngram_size]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class _Partial:
+    """Answers so far: a line for what the run is, then a line per answer."""
+
+    def __init__(self, path: Path, identity: str):
+        self.path = path
+        self.identity = identity
+
+    def read(self, items: Sequence[Item]) -> dict[str, Any]:
+        """Answers to those of the items that have one; starts the file if there is none."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        content = self.path.read_bytes() if self.path.is_file() else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        lines = [json.loads(line) for line in whole.splitlines()]
+        if lines and lines[0] != {"run": self.identity}:
+            raise MuscleError(
+                f"{self.path} holds answers of another run (another server, model, task or setting); delete it to "
+                "start anew"
+            )
+        with self.path.open("wb") as file:
+            # The last line may have been cut off when the run broke.
+            file.write(whole or (json.dumps({"run": self.identity}) + "\n").encode())
+        wanted = {(item.id, item_hash(item)) for item in items}
+        return {row["id"]: row["answer"] for row in lines[1:] if (row["id"], row["hash"]) in wanted}
+
+    def add(self, item: Item, answer: Any) -> None:
+        """Keep one more answer."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"id": item.id, "hash": item_hash(item), "answer": answer}) + "\n")
