@@ -15,6 +15,7 @@ from torch import nn
 
 from muscle_hf import MuscleConfig, MuscleTrainer
 from muscle_hf.data import PaddingCollator
+from muscle_hf.losses.sums import FIGURES
 from muscle_hf.teachers.weights import base_of
 
 torch.set_num_threads(1)
@@ -192,3 +193,8 @@ def logits_without_trainer(model: nn.Module, batch: dict[str, torch.Tensor]) -> 
         logits = model(**{key: value for key, value in batch.items() if key != "completion_mask"}).logits
     model.train(training)
     return logits
+
+
+def is_figure(name: str) -> bool:
+    """Whether a logged name is one of the objective's figures, rather than a time or a speed."""
+    return name.removeprefix("eval_").removeprefix("test_") in ("loss", *FIGURES)
