@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from statsmodels.stats.multitest import multipletests
 
 from muscle_hf import MuscleError
 from muscle_hf.metrics import (
@@ -54,6 +55,11 @@ def test_mcnemar_is_statsmodels_and_one_sided_tests_add_up(pairs):
     table = [[(first & second).sum(), result.first_only], [result.second_only, (~first & ~second).sum()]]
     if result.first_only + result.second_only:
         assert result.p_value == pytest.approx(statsmodels_mcnemar(table, exact=True).pvalue)
+        for side in ("greater", "less"):
+            theirs = stats.binomtest(
+                result.second_only, result.first_only + result.second_only, alternative=side
+            ).pvalue
+            assert mcnemar(first, second, alternative=side).p_value == pytest.approx(theirs)
     else:
         assert result.p_value == 1.0
     more, less = (mcnemar(first, second, alternative=side).p_value for side in ("greater", "less"))
@@ -162,6 +168,12 @@ def test_paired_difference_is_the_difference_of_accuracies(pairs):
     assert both.low < both.high  # never certain, not even without a flip
     upper = paired_difference(first, second, side="upper")
     assert upper.low == -1 and upper.high <= both.high + 1e-12
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+@settings(max_examples=15)  # statsmodels collects garbage at each call
+def test_holm_is_statsmodels(p_values):
+    assert holm(p_values).tolist() == pytest.approx(multipletests(p_values, method="holm")[1].tolist())
 
 
 def test_holm_and_nan():

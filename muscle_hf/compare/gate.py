@@ -102,10 +102,15 @@ def read_budget(path: str) -> Budget:
         raise MuscleError(f"{path} must be a table of limits such as 'max_nfr: 0.02'")
     budget = Budget(limits={rule: {} for rule in RULES}, source=path)
     _check_names(path, data, (*RULES, "level", "noise", "tasks"))
-    budget.level = float(data.get("level", budget.level))
-    budget.noise = {str(task): float(rate) for task, rate in (data.get("noise") or {}).items()}
+    budget.level = data.get("level", budget.level)
+    if isinstance(budget.level, bool) or not isinstance(budget.level, (int, float)):
+        raise MuscleError(f"{path}: level must be a number such as 0.95, not {budget.level!r}")
+    noise, tasks = data.get("noise") or {}, data.get("tasks") or {}
+    if not isinstance(noise, Mapping) or not isinstance(tasks, Mapping):
+        raise MuscleError(f"{path}: 'noise' and 'tasks' must be tables by the names of tasks")
+    budget.noise = {str(task): _checked(f"{path}: noise", rate) for task, rate in noise.items()}
     sections = {_ALL: {rule: data[rule] for rule in RULES if rule in data}}
-    for task, limits in (data.get("tasks") or {}).items():
+    for task, limits in tasks.items():
         _check_names(f"{path}, task {task}", limits or {}, RULES)
         sections[str(task)] = limits or {}
     for task, limits in sections.items():
@@ -183,9 +188,8 @@ def check_gate(
     for rule, table in budget.limits.items():
         for task in table:
             if task not in names and task != _ALL:
-                raise MuscleError(
-                    f"{rule} is limited for task {task!r}, which was not compared ({', '.join(sorted(names))})"
-                )
+                listed = ", ".join(sorted(names))
+                raise MuscleError(f"{rule} is limited for task {task!r}, which was not compared; there are {listed}")
     floors = budget.noise | {floor.task: floor.nfr.value for floor in noise}
     checks = []
     for items, task in zip(joined, tasks, strict=True):

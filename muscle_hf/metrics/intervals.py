@@ -57,12 +57,12 @@ def _check_level(level: float) -> None:
 
 
 def _z(level: float, side: Side) -> float:
-    from scipy.stats import norm
+    from scipy.special import ndtri
 
     _check_level(level)
     if side not in ("two-sided", "upper", "lower"):
         raise MuscleError(f"side must be 'two-sided', 'upper' or 'lower', got {side!r}")
-    return float(norm.ppf((1 + level) / 2 if side == "two-sided" else level))
+    return float(ndtri((1 + level) / 2 if side == "two-sided" else level))
 
 
 def _one_sided(
@@ -220,20 +220,20 @@ def _bca_quantiles(
     tail: float,
 ) -> tuple[float, float] | None:
     """The corrected quantiles of Efron's bias-corrected and accelerated interval; None where it is undefined."""
-    from scipy.stats import norm
+    from scipy.special import ndtr, ndtri
 
     spread = float((weights * deviation**2).sum())
     below = ((sample < value).mean() + (sample <= value).mean()) / 2 if len(sample) else 0.0
     if spread == 0 or not 0 < below < 1:
         return None
-    bias = norm.ppf(below)
+    bias = ndtri(below)
     acceleration = float((weights * deviation**3).sum()) / (6 * spread**1.5)
     ends = []
-    for z in (norm.ppf(tail), norm.ppf(1 - tail)):
+    for z in (ndtri(tail), ndtri(1 - tail)):
         divisor = 1 - acceleration * (bias + z)
         if divisor <= 0:
             return None
-        ends.append(float(norm.cdf(bias + (bias + z) / divisor)))
+        ends.append(float(ndtr(bias + (bias + z) / divisor)))
     return ends[0], ends[1]
 
 

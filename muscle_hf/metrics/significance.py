@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from muscle_hf.errors import MuscleError
 from muscle_hf.metrics.flips import as_correct, check_lengths
 from muscle_hf.metrics.intervals import cluster_sums
 
@@ -61,10 +62,14 @@ def mcnemar(
 
 def mcnemar_counts(first_only: int, second_only: int, *, alternative: Alternative = "two-sided") -> TestResult:
     """:func:`mcnemar` from the numbers of pairs in which only the first / only the second is right."""
-    from scipy.stats import binomtest
+    from scipy.special import bdtr
 
     pairs = first_only + second_only
-    p_value = float(binomtest(second_only, pairs, 0.5, alternative=alternative).pvalue) if pairs else 1.0
+    fewer, more = (float(bdtr(count, pairs, 0.5)) for count in (second_only, first_only))
+    tails = {"less": fewer, "greater": more, "two-sided": min(1.0, 2 * min(fewer, more))}
+    if alternative not in tails:
+        raise MuscleError(f"alternative must be one of {', '.join(tails)}; got {alternative!r}")
+    p_value = tails[alternative] if pairs else 1.0
     return TestResult(p_value, first_only, second_only, alternative)
 
 
@@ -108,9 +113,9 @@ def cluster_sign_test(
         return 1.0
     observed = abs(sums.sum())
     if len(sums) > _MAX_SIGNS:
-        from scipy.stats import norm
+        from scipy.special import ndtr
 
-        return float(2 * norm.sf(observed / math.sqrt(float((sums**2).sum()))))
+        return float(2 * ndtr(-observed / math.sqrt(float((sums**2).sum()))))
     rng = np.random.default_rng(seed)
     slack, extreme, block = 1e-9 * float(np.abs(sums).sum()), 0, max(1, 2_000_000 // len(sums))
     for start in range(0, resamples, block):
@@ -126,13 +131,11 @@ def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
         >>> holm([0.01, 0.04, 0.03]).tolist()
         [0.03, 0.06, 0.06]
     """
-    from statsmodels.stats.multitest import multipletests
-
     values = np.asarray(p_values, dtype=np.float64)
     adjusted = np.full(len(values), math.nan)
-    known = ~np.isnan(values)
-    if known.any():
-        adjusted[known] = multipletests(values[known], method="holm")[1]
+    order = np.argsort(values)[: np.count_nonzero(~np.isnan(values))]  # nan sorts last
+    left = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * left))
     return adjusted
 
 
