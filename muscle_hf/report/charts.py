@@ -7,7 +7,7 @@ everywhere: vermilion for what got worse, blue for what got better, greys for wh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from muscle_hf.metrics import Estimate
@@ -17,7 +17,6 @@ from muscle_hf.report.scales import Scale, fit
 from muscle_hf.report.text import one_line
 
 WIDTH = 380
-Show = Callable[[float], str]
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,9 @@ def three_ways(new: str, counts: dict[str, int]) -> Markup:
     return svg(124, f"Scores of old against {new}. " + "; ".join(words), *parts)
 
 
-def whiskers(label: str, rows: Sequence[Row], show: Show, *, marks: Sequence[Mark] = (), zero: bool = True) -> Markup:
+def whiskers(
+    label: str, rows: Sequence[Row], show: w.Show, *, marks: Sequence[Mark] = (), zero: bool = True
+) -> Markup:
     """Dots with their intervals on one scale; one-sided bounds end in an arrow at the edge."""
     left, right, step, top = 112, WIDTH - 70, 28, 22 if marks else 8
     values = [v for row in rows for v in (row.estimate.value, row.estimate.low, row.estimate.high)]
@@ -165,7 +166,7 @@ def trade_off(
     points: Sequence[Point],
     old: tuple[str, Estimate],
     names: tuple[str, str],
-    show: tuple[Show, Show],
+    show: tuple[w.Show, w.Show],
     limit: float | None,
 ) -> Markup:
     """Quality against negative flips: up and to the left is better.
@@ -212,32 +213,43 @@ def trade_off(
 
 
 def _candidates(points: Sequence[Point], x_scale: Scale, y_scale: Scale) -> list[Markup]:
-    parts: list[Markup] = []
+    whiskers: list[Markup] = []
     dots: list[Markup] = []
-    taken: list[tuple[float, float]] = []
-    for index, point in enumerate(points):
-        if not (math.isfinite(point.flips.value) and math.isfinite(point.quality.value)):
-            continue
-        x, y = x_scale(point.flips.value), y_scale(point.quality.value)
+    points = [p for p in points if math.isfinite(p.flips.value) and math.isfinite(p.quality.value)]
+    places = [(x_scale(p.flips.value), y_scale(p.quality.value)) for p in points]
+    taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in places]
+    for index, (point, (x, y)) in enumerate(zip(points, places, strict=True)):
         x_low, x_high = _ends(point.flips, x_scale)
         y_low, y_high = _ends(point.quality, y_scale)
         css = "leads" if point.leads else "trails"
-        parts += [line(x_low, y, x_high, y, f"whisker {css}"), line(x, y_low, x, y_high, f"whisker {css}")]
+        whiskers += [line(x_low, y, x_high, y, f"whisker {css}"), line(x, y_low, x, y_high, f"whisker {css}")]
         dots.append(_shape(index, x, y, css))
-        at = _free_label(x, y, taken, x_scale)
-        taken.append(at)
         name = one_line(point.label, 16)
-        dots.append(text(at[0], at[1], name, f"name halo {css}", "start" if at[0] > x else "end"))
-    return parts + dots
+        label_x, label_y, anchor = _free_place(x, y, 7.5 * len(name), taken, x_scale)
+        dots.append(text(label_x, label_y, name, f"name halo {css}", anchor))
+    return whiskers + dots
 
 
-def _free_label(x: float, y: float, taken: list[tuple[float, float]], x_scale: Scale) -> tuple[float, float]:
-    side = 1 if x < x_scale.start + 0.62 * (x_scale.end - x_scale.start) else -1
-    for offset in (-8, 18, -24, 34, -40, 50):
-        at = (x + 9 * side, y + offset)
-        if all(abs(at[1] - other[1]) > 14 or abs(at[0] - other[0]) > 90 for other in taken):
-            return at
-    return (x + 9 * side, y - 8)
+_Box = tuple[float, float, float, float]
+
+
+def _free_place(x: float, y: float, width: float, taken: list[_Box], x_scale: Scale) -> tuple[float, float, str]:
+    """Where a point's label hides neither another label nor another point, if there is such a place near."""
+    first = 1 if x < x_scale.start + 0.62 * (x_scale.end - x_scale.start) else -1
+    places = [(side, offset) for offset in (-8, 18, -24, 34, -40, 50) for side in (first, -first)]
+    boxes = []
+    for side, offset in places:
+        start = x + 9 if side > 0 else x - 9 - width
+        boxes.append((start, y + offset - 11, start + width, y + offset + 3))
+    inside = [box[0] > x_scale.start - 50 and box[2] < x_scale.end + 12 for box in boxes]
+    chosen = next((at for at, box in enumerate(boxes) if inside[at] and not any(_meet(box, b) for b in taken)), 0)
+    taken.append(boxes[chosen])
+    side, offset = places[chosen]
+    return x + 9 * side, y + offset, "start" if side > 0 else "end"
+
+
+def _meet(a: _Box, b: _Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _shape(index: int, x: float, y: float, css: str) -> Markup:
@@ -255,7 +267,7 @@ def _shape(index: int, x: float, y: float, css: str) -> Markup:
     return tag("polygon", points=" ".join(f"{x + dx:.2f},{y + dy:.2f}" for dx, dy in corners), class_=f"dot {css}")
 
 
-def _axis(scale: Scale, top: float, bottom: float, show: Show) -> list[Markup]:
+def _axis(scale: Scale, top: float, bottom: float, show: w.Show) -> list[Markup]:
     parts = [line(scale.start, bottom, scale.end, bottom, "axis")]
     for tick in scale.ticks(3):
         x = scale(tick)
@@ -263,7 +275,7 @@ def _axis(scale: Scale, top: float, bottom: float, show: Show) -> list[Markup]:
     return parts
 
 
-def _whisker(row: Row, scale: Scale, y: float, show: Show, left: float) -> list[Markup]:
+def _whisker(row: Row, scale: Scale, y: float, show: w.Show, left: float) -> list[Markup]:
     return [
         tag(
             "text", tag("title", one_line(row.label)), one_line(row.label, 15), x=left - 10, y=y + 4, text_anchor="end"

@@ -75,7 +75,10 @@ def _leader_words(document: Document, task: TaskResult) -> Markup:
         words = [tag("b", w.name(safest.label)), f" has the fewest {flips} ({rate}), "]
         words += [tag("b", w.name(best.label)), f" the highest {w.quality(task)} ({quality})."]
     held = safest.against_new
-    if held is not None:
+    if held is None and len(task.updates) > 1:
+        if all(u.against_new is None or u.against_new.verdict == "no difference shown" for u in task.updates):
+            words.append(" No candidate is shown to break fewer or more than it, beyond chance.")
+    elif held is not None:
         chance = "beyond chance" if held.verdict == "better" else "not shown to be more than chance"
         new = w.name(document.models[1].label)
         change = w.with_interval(held.delta_nfr, w.points)
@@ -98,12 +101,13 @@ def _checks(gate: Gate) -> Markup:
 
 
 def _check(check: GateCheck) -> Markup:
-    show = w.points if check.rule in {"min_accuracy_gain", "max_regression"} else w.percent
     marks = [charts.Mark("limit", check.limit, "limit")]
     if check.noise_floor is not None:
         marks.append(charts.Mark("", check.noise_floor, "noise"))
     css = {"pass": "plain", "fail": "worse"}.get(check.verdict, "plain")
-    picture = charts.whiskers(w.rule_text(check), [charts.Row(check.label, check.estimate, css)], show, marks=marks)
+    picture = charts.whiskers(
+        w.rule_text(check), [charts.Row(check.label, w.decisive(check), css)], w.show_limited(check), marks=marks
+    )
     chip = tag("span", f"{w.VERDICT_MARKS[check.verdict]} {check.verdict}", class_=f"chip {GATE_CSS[check.verdict]}")
     noise = "" if check.noise_floor is None else f" Noise floor (dotted): {w.percent(check.noise_floor)}."
     return figure(join(f"{w.name(check.task)}: {w.rule_text(check)} ", chip), picture, join(check.message, noise))

@@ -85,7 +85,7 @@ def _gate_table(gate: Gate) -> str:
             _plain(check.task),
             _plain(check.label),
             w.rule_text(check),
-            w.with_interval(check.estimate),
+            w.with_interval(w.decisive(check), w.show_limited(check)),
             w.ABSENT if check.noise_floor is None else w.percent(check.noise_floor),
             f"{_GATE_MARKS[check.verdict]} {check.verdict}",
         )
@@ -93,7 +93,7 @@ def _gate_table(gate: Gate) -> str:
     )
     table = _table(["Task", "Model", "Limit", "Measured, bound", "Noise floor", "Verdict"], rows)
     reasons = [
-        f"- {check.verdict}: {_plain(check.message, limit=None)}" for check in gate.checks if check.verdict != "pass"
+        f"- {check.verdict}: {_plain(w.reason(check), limit=None)}" for check in gate.checks if check.verdict != "pass"
     ]
     return "\n\n".join([table, "\n".join(reasons)] if reasons else [table])
 

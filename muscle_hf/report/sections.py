@@ -44,7 +44,7 @@ def header(document: Document) -> Markup:
 
 
 def _banner(gate: Gate) -> Markup:
-    reasons = [check.message for check in gate.checks if check.verdict == gate.verdict != "pass"]
+    reasons = [w.reason(check) for check in gate.checks if check.verdict == gate.verdict != "pass"]
     shown = reasons[:5] or [
         f"All {len(gate.checks)} limits are kept." if len(gate.checks) > 1 else "The limit is kept."
     ]
@@ -80,6 +80,7 @@ def tasks(document: Document) -> Markup:
 
 
 def _task(document: Document, task: TaskResult, index: int, opened: bool) -> Markup:
+    rates = _rates(document, task)
     left_out = f", {w.count(task.left_out)} left out" if task.left_out else ""
     size = f"{w.count(task.items)} items, judged by {task.metric}{left_out}"
     return tag(
@@ -92,7 +93,7 @@ def _task(document: Document, task: TaskResult, index: int, opened: bool) -> Mar
         ),
         tag("div", [_outcomes(document, task, update) for update in task.updates], class_="grid"),
         tag("div", [_flow(document, task, update) for update in task.updates], class_="grid"),
-        tag("div", _rates(document, task), class_="grid"),
+        tag("div", rates, class_="grid pairs" if len(rates) == 4 else "grid"),
         _all_rates(task),
         slices(task, index),
         class_="task",

@@ -178,19 +178,18 @@ def _noise_table(noise: list[NoiseFloor]) -> Table:
 def _print_gate(gate: Gate, console: Console) -> None:
     table = _table("Gate", ["task", "model", "limit", "measured, bound", "noise floor", "verdict"])
     for check in gate.checks:
-        show = w.points if check.rule in {"min_accuracy_gain", "max_regression"} else w.percent
         table.add_row(
             _data(check.task),
             _data(check.label),
             w.rule_text(check),
-            w.with_interval(check.estimate, show),
+            w.with_interval(w.decisive(check), w.show_limited(check)),
             "" if check.noise_floor is None else w.percent(check.noise_floor),
             _verdict(check.verdict),
         )
     console.print(table)
     for check in gate.checks:
         if check.verdict != "pass":
-            console.print(Text.assemble(("  ", ""), _verdict(check.verdict), ": ", _data(check.message)))
+            console.print(Text.assemble(("  ", ""), _verdict(check.verdict), ": ", _data(w.reason(check))))
     line = Text.assemble(f"Gate {w.VERDICT_MARKS[gate.verdict]} ", _verdict(gate.verdict))
     if gate.budget:
         line.append(" ").append_text(_data(f"(budget: {gate.budget})", QUIET))

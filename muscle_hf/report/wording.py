@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from muscle_hf.compare.document import Document, Flip, GateCheck, TaskResult, Update
 from muscle_hf.metrics import Estimate
 from muscle_hf.report.text import one_line
+
+Show = Callable[[float], str]
 
 ABSENT = "–"
 MINUS = "−"
@@ -120,7 +124,7 @@ def p_equals(value: float | None) -> str:
     return f"p\u00a0<\u00a0{text[1:]}" if text.startswith("<") else f"p\u00a0=\u00a0{text}"
 
 
-def interval(estimate: Estimate, show=percent) -> str:
+def interval(estimate: Estimate, show: Show = percent) -> str:
     """``[10.3, 20.0]`` in the unit of the value; one-sided as ``≤ 20.0%`` or ``≥ 10.3%``; empty if there is none."""
     low, high = estimate.low, estimate.high
     if math.isfinite(low) and math.isfinite(high):
@@ -130,14 +134,14 @@ def interval(estimate: Estimate, show=percent) -> str:
     return f"≥ {show(low)}" if math.isfinite(low) else ""
 
 
-def with_interval(estimate: Estimate, show=percent) -> str:
+def with_interval(estimate: Estimate, show: Show = percent) -> str:
     """``14.5% [10.3, 20.0]``."""
     return f"{show(estimate.value)} {interval(estimate, show)}".strip()
 
 
-def level_name(task_or_estimate: Estimate) -> str:
+def level_name(estimate: Estimate) -> str:
     """``95%``."""
-    return f"{100 * task_or_estimate.level:g}%"
+    return f"{100 * estimate.level:g}%"
 
 
 def quality(task: TaskResult) -> str:
@@ -145,17 +149,17 @@ def quality(task: TaskResult) -> str:
     return "accuracy" if task.kind == "correct" else f"mean {task.metric}"
 
 
-def show_quality(task: TaskResult):
+def show_quality(task: TaskResult) -> Show:
     """Formatter of a task's accuracy or mean score."""
     return percent if task.kind == "correct" else decimal
 
 
-def show_change(task: TaskResult):
+def show_change(task: TaskResult) -> Show:
     """Formatter of a difference of accuracies or mean scores."""
     return points if task.kind == "correct" else signed_decimal
 
 
-def show_rate(key: str):
+def show_rate(key: str) -> Show:
     """Formatter of the rate with this key."""
     return percent if measure(key).share else decimal
 
@@ -194,8 +198,24 @@ def summary(task: TaskResult, update: Update) -> str:
 
 def rule_text(check: GateCheck) -> str:
     """The limit of a check in words: ``Negative flips at most 2.0%``."""
-    limit = points(check.limit) if check.rule in {"min_accuracy_gain", "max_regression"} else percent(check.limit)
-    return f"{RULES.get(check.rule, check.rule)} {limit}"
+    return f"{RULES.get(check.rule, check.rule)} {show_limited(check)(check.limit)}"
+
+
+def decisive(check: GateCheck) -> Estimate:
+    """The estimate of a check with the bound that decides alone."""
+    if check.rule == "min_accuracy_gain":
+        return replace(check.estimate, high=math.inf)
+    return replace(check.estimate, low=-math.inf)
+
+
+def show_limited(check: GateCheck) -> Show:
+    """Formatter of what a check limits: a rate, or a difference."""
+    return points if check.rule in {"min_accuracy_gain", "max_regression"} else percent
+
+
+def reason(check: GateCheck) -> str:
+    """What a check found, with its task and model; all of it from data, to be escaped."""
+    return f"{name(check.task)}, {name(check.label)}: {check.message}"
 
 
 def is_negative(flip: Flip) -> bool:

@@ -131,7 +131,8 @@
   function glance(flip) {
     const line = element("span", "meta");
     const flipping = [...flip[OUTCOMES]].findIndex((outcome) => (WORSE + BETTER).includes(outcome)) + 1;
-    const texts = [["target", flip[TARGET]], [short[0], flip[ANSWERS][0]]];
+    const texts = flip[ANSWERS][0] === flip[TARGET] ? [["target and " + short[0], flip[TARGET]]]
+      : [["target", flip[TARGET]], [short[0], flip[ANSWERS][0]]];
     if (flipping > 0) texts.push([short[flipping], flip[ANSWERS][flipping]]);
     for (const [title, text] of texts) {
       if (text === null) continue;
