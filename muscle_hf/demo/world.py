@@ -29,7 +29,7 @@ from muscle_hf.demo.lexicon import (
 )
 
 SPLITS = ("pretraining", "train", "validation", "test")
-PRODUCTS_PER_LINE = 30
+PRODUCTS_PER_LINE = 20
 AMBIGUOUS_SHARE = 0.10
 _IDIOM_SHARE = 0.5
 _SETTLED_SHARE = 0.2
