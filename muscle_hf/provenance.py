@@ -20,6 +20,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 import muscle_hf
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters
+from muscle_hf.teachers.origin import origin_of
 from muscle_hf.teachers.teacher import Teacher
 from muscle_hf.teachers.weights import base_of, content_hash
 
@@ -71,6 +72,9 @@ class Provenance:
     labels: list[str] | None = None
     created: str | None = None
 
+    def __post_init__(self) -> None:
+        self._last_saved: Provenance | None = None
+
     @classmethod
     def of(cls, trainer: MuscleTrainer) -> Provenance:
         """Describe a trainer before it trains; reads every weight of the bases once, to hash them."""
@@ -106,8 +110,12 @@ class Provenance:
             metrics={name: None if value != value else value for name, value in metrics},
             adapter_sha256=content_hash(adapter_parameters(trainer.student, STUDENT_ADAPTER).items()),
             adapter_file_sha256=file_sha256(folder / SAFETENSORS_WEIGHTS_NAME),
-            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )
+        if self._last_saved is None or dataclasses.replace(self._last_saved, created=None) != current:
+            # Saving the same once more changes nothing, so that publishing it again sends nothing.
+            now = datetime.datetime.now(datetime.timezone.utc)
+            self._last_saved = dataclasses.replace(current, created=now.isoformat(timespec="seconds"))
+        current = self._last_saved
         content = json.dumps(current.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
         (folder / PROVENANCE_FILE).write_text(content + "\n")
 
@@ -168,15 +176,16 @@ def _describe_teacher(teacher: Teacher, hashes: dict[tuple[int, frozenset[str]],
     content = id(base), frozenset(weights)
     if content not in hashes:
         hashes[content] = content_hash(weights.items())
-    config = base.config
+    origin = origin_of(base)
     adapter = teacher.adapter_weights()
     return {
         "base": {
-            "name": public_name(getattr(config, "_name_or_path", None)),
-            "revision": getattr(config, "_commit_hash", None),
+            "name": origin.name,
+            "revision": origin.revision,
+            "on_hub": origin.on_hub,
             "architecture": type(base).__name__,
             "dtype": str(getattr(base, "dtype", None)).removeprefix("torch."),
-            "quantization": _quantization(config),
+            "quantization": _quantization(base.config),
             "sha256": hashes[content],
         },
         "adapter": {

@@ -84,7 +84,7 @@ class Card:
     @property
     def base_is_local(self) -> bool:
         """Whether the new base was loaded from a folder: then its name is no repository's."""
-        return self.provenance["new"]["base"]["revision"] is None
+        return not self.provenance["new"]["base"]["on_hub"]
 
     @property
     def task_type(self) -> str:
@@ -283,7 +283,9 @@ def _model_row(description: Mapping[str, Any]) -> dict[str, Markdown]:
     shown = code(named) if named else Markdown("yes" if adapter else "merged into the base")
     return {
         "base": code(base["name"]),
-        "revision": code(base["revision"]) if base["revision"] else Markdown("local copy"),
+        "revision": code(base["revision"])
+        if base["revision"]
+        else Markdown("unknown" if base["on_hub"] else "local copy"),
         "adapter": shown,
     }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from muscle_hf.checkpoints import staged
 from muscle_hf.errors import MuscleError
-from muscle_hf.hub.fetch import Fetched
+from muscle_hf.hub.fetching import Fetched
 from muscle_hf.hub.files import is_published
 
 

@@ -143,15 +143,17 @@ def _name_base(parcel: Parcel, provenance: dict[str, Any], base_model: str | Non
     """Write the base's public name and pinned commit into the configuration and the provenance that go out."""
     base = provenance["new"]["base"]
     if base_model is not None:
-        base["name"], base["revision"] = base_model, base_revision
+        base.update(name=base_model, revision=base_revision, on_hub=True)
         parcel.contents[PROVENANCE_FILE] = _json(provenance)
     config = json.loads(_text(parcel.contents[ADAPTER_CONFIG]))
     name, revision = base["name"], base["revision"]
     if name is None:
         name = Path(str(config.get("base_model_name_or_path") or "unknown")).name
     config["base_model_name_or_path"], config["revision"] = name, revision
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"] = sorted(config["target_modules"])  # PEFT writes a set, in any order
     parcel.contents[ADAPTER_CONFIG] = _json(config)
-    if revision is None:
+    if not base["on_hub"]:
         parcel.notes.append(
             f"The new base was loaded from a local folder: only its name, {name!r}, is published, which is no "
             "repository. Others must have the same base and pass its folder as base_model. If the base is on the Hub, "

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from muscle_hf.errors import MuscleError
 from muscle_hf.hub.body import ADAPTER_CONFIG
 from muscle_hf.hub.errors import MismatchError, hub_errors
-from muscle_hf.hub.fetch import Fetched, fetch
+from muscle_hf.hub.fetching import Fetched, fetch
 from muscle_hf.hub.files import TOKENIZER_FILES, valid_repo_id
 from muscle_hf.provenance import PROVENANCE_FILE, describe_tokenizer
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER
@@ -117,7 +117,7 @@ def _base_source(
         return os.fspath(base_model), base_revision
     recorded = fetched.provenance["new"]["base"]
     name, revision = recorded["name"], recorded["revision"]
-    if revision is None:
+    if not recorded["on_hub"]:
         raise MuscleError(
             f"{fetched.repo_id} was trained on a local copy of the base {name!r}, which is no repository on the Hub; "
             f"pass the folder of that base as base_model= (content hash {recorded['sha256']})"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.hub.errors import hub_errors
-from muscle_hf.hub.publish import hub_api
+from muscle_hf.hub.publishing import hub_api
 from muscle_hf.metrics.spaces import SPACES, space_folder
 
 _AFTERWARDS = "Run the same again: what is there already is not sent twice."

@@ -17,10 +17,11 @@ from muscle_hf.hub.callback import MuscleCardCallback, license_in, measured_emis
 from muscle_hf.hub.card import write_card
 from muscle_hf.hub.errors import HubError
 from muscle_hf.hub.files import is_published
-from muscle_hf.hub.publish import create_repository, hub_api, publish
+from muscle_hf.hub.publishing import create_repository, hub_api, publish
 from muscle_hf.hub.state import CardState
 from muscle_hf.provenance import PROVENANCE_FILE
 from muscle_hf.teachers.loading import local_model_folder
+from muscle_hf.teachers.origin import origin_of
 from muscle_hf.teachers.weights import base_of
 
 logger = logging.get_logger(__name__)
@@ -42,8 +43,9 @@ class HubMixin:
         """Begin to collect what the card will say, in ``self.card_state``."""
         self.card_state = CardState()
         for role in ("old", "new"):
-            config = getattr(base_of(self.teachers[role].model), "config", None)
-            folder = local_model_folder(getattr(config, "_name_or_path", None), getattr(config, "_commit_hash", None))
+            base = base_of(self.teachers[role].model)
+            name = getattr(getattr(base, "config", None), "_name_or_path", None)
+            folder = local_model_folder(name, origin_of(base).revision)
             setattr(self.card_state, f"license_{role}", license_in(folder))
         self.add_callback(MuscleCardCallback(self.card_state))
 

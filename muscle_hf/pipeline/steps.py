@@ -24,6 +24,7 @@ from muscle_hf.evaluation.tasks import Item, Task
 from muscle_hf.pipeline.config import LoraSettings, ModelSettings
 from muscle_hf.teachers.kinds import CAUSAL_LM
 from muscle_hf.teachers.loading import load_model, load_task_model
+from muscle_hf.teachers.origin import origin_of
 from muscle_hf.trainer import MuscleTrainer
 
 
@@ -122,7 +123,7 @@ def train_task_adapter(
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
         task_type=CAUSAL_LM.task_type,
-        revision=getattr(base.config, "_commit_hash", None),
+        revision=origin_of(base).revision,
     )
     return _train_plainly(get_peft_model(base, config), arguments, data, folder, name)
 

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.kinds import ModelKind
 from muscle_hf.teachers.loading import local_model_folder
+from muscle_hf.teachers.origin import origin_of
 from muscle_hf.teachers.weights import base_of, base_weights, folder_hash, same_as_files
 
 logger = logging.get_logger(__name__)
@@ -72,8 +73,8 @@ def check_vocabularies(new_vocabulary: Mapping[str, int] | None, old_vocabulary:
 def find_vocabulary(model: nn.Module) -> dict[str, int] | None:
     """The vocabulary of the tokenizer saved with a model or with its adapter's base; None if there is none on disk."""
     base = base_of(model)
-    config = getattr(base, "config", None)
-    folder = local_model_folder(getattr(config, "_name_or_path", None), getattr(config, "_commit_hash", None))
+    name = getattr(getattr(base, "config", None), "_name_or_path", None)
+    folder = local_model_folder(name, origin_of(base).revision)
     if folder is None or not any(folder.glob("tokenizer*")):
         return None
     try:

@@ -19,7 +19,10 @@ from muscle_hf.hub.files import CARD_FILES, Parcel, is_published, pack, valid_re
 from muscle_hf.hub.state import CardState
 from muscle_hf.provenance import read_provenance
 
-_AFTERWARDS = "Nothing local was changed and the repository is as it was: mend that and run the same again."
+_AFTERWARDS = (
+    "Nothing local was changed, and the repository has all of an upload or none of it: mend that and run the same "
+    "again."
+)
 
 
 @dataclass(frozen=True)
@@ -194,7 +197,7 @@ def _licenses(folder: Path, api: HfApi, base_model: str | None) -> dict[str, str
     found = {}
     for name, role in (("license_old", "old"), ("license_new", "new")):
         base = provenance[role]["base"]
-        page = base["name"] if base["revision"] else None
+        page = base["name"] if base["on_hub"] else None
         if role == "new" and base_model is not None:
             page = base_model
         if getattr(state, name) or not page:

@@ -1,0 +1,78 @@
+"""Where a loaded base model came from: a repository's commit, or a folder."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import constants
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from torch import nn
+
+from muscle_hf.teachers.weights import base_of, base_weights, same_as_files
+
+_SNAPSHOT = re.compile(r"models--([^/\\]+)[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]?$")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a base model came from, without its place on this machine.
+
+    Args:
+        name: The Hub's id, or the last part of a folder's path; None for a model built in memory.
+        revision: The commit, where it came from the Hub and that can be told.
+        on_hub: Whether ``name`` is a repository's id.
+    """
+
+    name: str | None
+    revision: str | None
+    on_hub: bool
+
+
+def origin_of(model: nn.Module) -> Origin:
+    """Find out where a model's base was loaded from.
+
+    ``transformers`` keeps the name but not the commit: that is read off the Hub's cache, by content where several
+    commits of a repository lie there.
+    """
+    base = base_of(model)
+    name = getattr(getattr(base, "config", None), "_name_or_path", None)
+    if not name:
+        return Origin(None, None, False)
+    if found := _SNAPSHOT.search(name):
+        return Origin(found[1].replace("--", "/"), found[2], True)
+    if os.path.isdir(name) or os.path.isabs(name) or not _is_repo_id(name):
+        return Origin(Path(name).resolve().name, None, False)
+    return Origin(name, getattr(base.config, "_commit_hash", None) or _cached_commit(base, name), True)
+
+
+def _is_repo_id(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _cached_commit(base: nn.Module, name: str) -> str | None:
+    repository = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}")
+    # Commits that share all weight files are one: the client keeps each file once, under its hash.
+    by_content: dict[tuple[str, ...], list[Path]] = {}
+    for snapshot in sorted(repository.glob("snapshots/*")):
+        weights = sorted(os.path.realpath(file) for file in snapshot.glob("*.safetensors"))
+        if weights:
+            by_content.setdefault(tuple(weights), []).append(snapshot)
+    candidates = list(by_content.values())
+    if len(candidates) > 1:
+        prefix = getattr(base, "base_model_prefix", "")
+        loaded = base_weights(base)
+        candidates = [group for group in candidates if same_as_files(loaded, group[0], prefix)]
+    if len(candidates) != 1:
+        return None
+    commits = [snapshot.name for snapshot in candidates[0]]
+    main = repository / "refs" / constants.DEFAULT_REVISION
+    present = main.read_text().strip() if main.is_file() else None
+    return present if present in commits else commits[-1]
