@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def load_for_evaluation(
     model = load_task_model(source, _kind(task, base, fetch), base_model=override, revision=revision, **arguments)
     if "device_map" not in arguments:
         model.to(device or torch.accelerator.current_accelerator() or "cpu")
-    return model, _tokenizer(found.folder if found else None, base, revision, fetch)
+    return model, tokenizer_of(found.folder if found else None, base, revision, fetch)
 
 
 def _kind(task: Task, base: str, fetch: dict[str, Any]) -> ModelKind:
@@ -63,8 +64,8 @@ def _kind(task: Task, base: str, fetch: dict[str, Any]) -> ModelKind:
     return SEQ2SEQ_LM if config.is_encoder_decoder else CAUSAL_LM
 
 
-def _tokenizer(
-    adapter_folder: Path | None, base: str, revision: str | None, fetch: dict[str, Any]
+def tokenizer_of(
+    adapter_folder: Path | None, base: str, revision: str | None, fetch: Mapping[str, Any]
 ) -> PreTrainedTokenizerBase:
     """The adapter's own tokenizer if it was saved with one, else the base's."""
     if adapter_folder is not None and (adapter_folder / "tokenizer_config.json").is_file():
