@@ -118,6 +118,22 @@ def test_slices_come_worst_first_and_flows_carry_all_items():
     assert sum(int(part.split()[0]) for part in told.split("; ")) == document.tasks[0].items
 
 
+def test_many_tasks_are_summed_up_first_and_folded():
+    document = full_document()
+    tasks = [dataclasses.replace(document.tasks[0], name=f"task {i}", flips=[]) for i in range(12)]
+    page = html.render(dataclasses.replace(document, tasks=tasks))
+    names = re.findall(r"<h3 class=\"title\">([^<]*)</h3>", page)
+    assert names == ["All tasks together", *(f"task {i}" for i in range(12))]
+    assert "7 more tasks" in page
+    assert len(re.findall('<details class="task"[^>]* open>', page)) == 1
+
+
+def test_limits_that_are_broken_come_first():
+    page = html.render(full_document())
+    verdicts = re.findall(r'class="chip \w+">\S (fail|too little data|pass)', page)
+    assert verdicts == ["fail", "too little data", "pass"]
+
+
 def test_undefined_numbers_and_empty_parts_are_no_trouble():
     nan = Estimate(float("nan"), float("nan"), float("nan"))
     base = example_document()

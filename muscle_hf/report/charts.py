@@ -183,7 +183,7 @@ def trade_off(
     flips = [v for p in points for v in (p.flips.value, p.flips.low, p.flips.high)] + [limit or 0.0]
     qualities = [v for p in points for v in (p.quality.value, p.quality.low, p.quality.high)]
     x_scale = fit(flips, left, right, zero=True)
-    y_scale = fit([*qualities, old[1].value], bottom, top, pad=0.08)
+    y_scale = fit([*qualities, old[1].value], bottom, top, pad=0.14)
     parts = [tag("rect", x=left, y=top, width=right - left, height=bottom - top, class_="field")]
     for tick in x_scale.ticks():
         x = x_scale(tick)

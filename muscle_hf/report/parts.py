@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from muscle_hf.compare.document import Document, GateCheck, TaskResult
-from muscle_hf.report.markup import Child, Markup, tag
+from muscle_hf.report import wording as w
+from muscle_hf.report.markup import Child, Markup, join, tag
 
 # Classes of the style sheet for the gate's verdicts.
 GATE_CSS = {"pass": "pass", "fail": "fail", "too little data": "unsure"}
@@ -14,6 +15,15 @@ GATE_CSS = {"pass": "pass", "fail": "fail", "too little data": "unsure"}
 def figure(heading: Child, picture: Child, caption: Child, level: int = 4) -> Markup:
     """A picture with its heading and what it says in plain words."""
     return tag("figure", tag(f"h{level}", heading, class_="title"), picture, tag("figcaption", caption))
+
+
+def folded(figures: list[Markup], shown: int, what: str) -> Markup:
+    """Figures in a grid; those beyond ``shown`` are folded away."""
+    rest = figures[shown:]
+    more = tag(
+        "details", tag("summary", f"{w.count(len(rest))} more {what}"), tag("div", rest, class_="grid"), class_="more"
+    )
+    return join(tag("div", figures[:shown], class_="grid"), more if rest else None)
 
 
 def table(header_cells: Iterable[str], rows: Iterable[Iterable[Child]], caption: str) -> Markup:
