@@ -92,9 +92,14 @@ def require_trained_labels(
         rows += len(labels)
     if not rows:
         raise MuscleError(f"the {name} is empty")
-    raise MuscleError(
-        f"every label of the {name} ({rows} rows) is ignored (-100), so there is nothing to train on. Check that "
-        "prompts are not longer than the truncation length, and that masks mark the answers"
+    raise nothing_to_train_on(f"the {name} ({rows} rows)")
+
+
+def nothing_to_train_on(what: str) -> MuscleError:
+    """The error for data of which every label is ignored."""
+    return MuscleError(
+        f"every label of {what} is ignored (-100), so there is nothing to train on. Check that prompts are not longer "
+        "than the truncation length, and that masks mark the answers"
     )
 
 

@@ -25,7 +25,7 @@ from transformers.trainer_utils import (
 
 from muscle_hf.checkpoints import is_whole, last_whole_checkpoint, staged, whole_or_nothing
 from muscle_hf.config import MuscleConfig, objective_of
-from muscle_hf.data import require_labels, require_trained_labels
+from muscle_hf.data import nothing_to_train_on, require_labels, require_trained_labels
 from muscle_hf.errors import MuscleError
 from muscle_hf.hub.trainer import HubMixin
 from muscle_hf.losses import TokenTerms
@@ -113,8 +113,7 @@ class MuscleTrainer(HubMixin, Trainer):
             self._place(teacher)
         if self.teachers["old"].model is not self.student:
             check_tokenizers(self.tokenizer, old_processing_class, self.teachers["old"].model, self.student)
-        if self.train_dataset is not None:
-            self._check_train_dataset()
+        self._data_checked = self._check_train_dataset()
         self._train_sums: Tensor | None = None
         self._eval_sums: Tensor | None = None
         self._best_loaded_at = 0
@@ -201,9 +200,9 @@ class MuscleTrainer(HubMixin, Trainer):
                 "use data parallelism (DDP, FSDP, ZeRO)"
             )
 
-    def _check_train_dataset(self) -> None:
+    def _check_train_dataset(self) -> bool:
         if isinstance(self.train_dataset, IterableDataset) or not hasattr(self.train_dataset, "__getitem__"):
-            return  # a stream is checked at its first batch: looking ahead could use it up
+            return False  # a stream is checked at its first step: looking ahead could use it up
         dataset, collate = self.train_dataset, self.data_collator
         if hasattr(dataset, "remove_columns"):
             dataset = self._remove_unused_columns(dataset, "training")
@@ -212,6 +211,7 @@ class MuscleTrainer(HubMixin, Trainer):
         with torch.random.fork_rng(devices=[]):
             batches = DataLoader(dataset, batch_size=self.args.train_batch_size, collate_fn=collate)
             require_trained_labels(batches, self.trained_labels, "training set")
+        return True
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -273,6 +273,10 @@ class MuscleTrainer(HubMixin, Trainer):
         The student runs first; whatever happens, its adapter is the active one, in its former mode, on return.
         """
         labels = self.trained_labels(inputs)
+        if not self._data_checked and model.training and num_items_in_batch is not None:
+            if num_items_in_batch == 0:
+                raise nothing_to_train_on("the training data's first step")
+            self._data_checked = True
         outputs = model(**without_labels(base_of(self.student), inputs))
         terms, sequence_ids = self._terms(outputs, labels, inputs)
         sums = sum_terms(terms, sequence_ids, labels.size(0))
