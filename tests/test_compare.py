@@ -229,6 +229,18 @@ def test_tasks_are_pooled_and_corrected():
             assert update.p_value <= update.p_adjusted <= min(1.0, 4 * update.p_value) + 1e-12
 
 
+def test_clusters_count_in_the_pooled_result():
+    old = many_tasks(0.9, 1)
+    wrong = [dataclasses.replace(p, prediction=(p.target + 1) % 4, correct=False) for p in old]
+    new = [wrong[i] if (i // 5) % 4 == 0 else p for i, p in enumerate(old)]
+    apart = compare(*sources(old, new, old)).pooled
+    together = compare(*sources(old, new, old), analysis=AnalysisOptions(cluster="source")).pooled
+    for narrow, wide in zip(apart, together, strict=True):
+        assert wide.nfr.value == narrow.nfr.value and wide.nfr.high >= narrow.nfr.high
+        assert wide.p_value >= narrow.p_value
+    assert together[0].nfr.high > apart[0].nfr.high and together[1].p_value_against_new < 0.01
+
+
 # --- slices and clusters ---------------------------------------------------------------------------------------------
 
 

@@ -269,6 +269,7 @@ def test_nan_scores(value, tmp_path):
         ('{"id": null, "correct": 1}\n', {}, "every item needs an id"),
         ('{"id": 1, "prediction": null, "target": 1}\n', {}, "'prediction' is empty"),
         ('[{"id": 1}]\n', {}, "one object a line"),
+        ('[\n {"id": 1}\n]\n', {}, "one object a line"),
     ],
 )
 def test_bad_plain_files(content, options, message, tmp_path):
@@ -321,6 +322,14 @@ def test_several_tasks_in_one_file_and_one_task_in_several(tmp_path):
     write(tmp_path / "more.jsonl", roads)
     with pytest.raises(MuscleError, match="'roads' is in more than one file"):
         read_source(str(tmp_path))
+
+
+def test_without_the_fast_parser_the_result_is_the_same(tmp_path, monkeypatch):
+    path = write(tmp_path / "p.jsonl", choice_predictions(500, 0.8, 1))
+    fast = read_source(path).tables["ways"]
+    monkeypatch.setattr("muscle_hf.compare.sources._fast_loads", json.loads)
+    slow = read_source(path).tables["ways"]
+    assert slow.ids == fast.ids and (slow.values == fast.values).all() and (slow.content == fast.content).all()
 
 
 def test_rows_in_blocks_and_row_by_row_are_the_same(tmp_path):

@@ -277,7 +277,7 @@ def _correct_column(updates: Sequence[Update], level: float) -> list[Update]:
     return result
 
 
-def pool(joined: Sequence[Joined], models: Sequence[Model], level: float) -> list[Pooled]:
+def pool(joined: Sequence[Joined], models: Sequence[Model], options: AnalysisOptions) -> list[Pooled]:
     """The updated models over all right-or-wrong tasks; nothing where there are fewer than two, or filters of one."""
     tasks = [task for task in joined if task.kind == "correct"]
     if len(tasks) < 2 or len({base_task(task.task) for task in tasks}) < len(tasks):
@@ -285,25 +285,46 @@ def pool(joined: Sequence[Joined], models: Sequence[Model], level: float) -> lis
     old, new = models[0].label, models[1].label
     result = []
     for model in models[1:]:
-        pairs = [(task.correct(old), task.correct(model.label)) for task in tasks]
-        counts = [int((before & ~after).sum()) for before, after in pairs]
-        totals = [len(before) for before, _ in pairs]
-        against = None
-        if model.role == "compat":
-            kept = [task.correct(old) for task in tasks]
-            strata = [
-                (task.correct(new)[right], task.correct(model.label)[right])
-                for task, right in zip(tasks, kept, strict=True)
-            ]
-            against = stratified_mcnemar(strata).p_value
+        lost = [task.correct(old) & ~task.correct(model.label) for task in tasks]
+        settings = {
+            "counts": [int(flips.sum()) for flips in lost],
+            "totals": [len(flips) for flips in lost],
+            "effective_totals": [
+                _worth(task, flips, options.cluster) for task, flips in zip(tasks, lost, strict=True)
+            ],
+            "level": options.level,
+        }
+        everywhere = [np.ones(len(task.ids), dtype=bool) for task in tasks]
+        kept = [task.correct(old) for task in tasks]
+        compat = model.role == "compat"
         result.append(
             Pooled(
                 label=model.label,
                 tasks=len(tasks),
-                nfr=pooled_rate(counts, totals, weights="tasks", level=level),
-                nfr_items=pooled_rate(counts, totals, weights="items", level=level),
-                p_value=stratified_mcnemar(pairs).p_value,
-                p_value_against_new=against,
+                nfr=pooled_rate(weights="tasks", **settings),
+                nfr_items=pooled_rate(weights="items", **settings),
+                p_value=_pooled_p(tasks, old, model.label, everywhere, options),
+                p_value_against_new=_pooled_p(tasks, new, model.label, kept, options) if compat else None,
             )
         )
     return result
+
+
+def _worth(task: Joined, indicator: Bools, cluster: str | None) -> float:
+    return float(len(indicator)) if cluster is None else effective_items(indicator, task.columns[cluster][0])
+
+
+def _pooled_p(
+    tasks: Sequence[Joined], first: str, second: str, among: Sequence[Bools], options: AnalysisOptions
+) -> float:
+    pairs = [
+        (task.correct(first)[chosen], task.correct(second)[chosen]) for task, chosen in zip(tasks, among, strict=True)
+    ]
+    if options.cluster is None:
+        return stratified_mcnemar(pairs).p_value
+    changes = np.concatenate([after.astype(np.int8) - before for before, after in pairs])
+    codes, start = [], 0
+    for task, chosen in zip(tasks, among, strict=True):  # a source of one task is not a source of another
+        codes.append(task.columns[options.cluster][0][chosen] + start)
+        start += len(task.columns[options.cluster][1]) + 1
+    return cluster_sign_test(changes, np.concatenate(codes), seed=options.seed)

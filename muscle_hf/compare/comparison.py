@@ -92,7 +92,7 @@ def compare(
     return Document(
         models=models,
         tasks=tasks,
-        pooled=pool(joined, models, analysis.level),
+        pooled=pool(joined, models, analysis),
         gate=gate,
         noise=floors,
         warnings=warnings,

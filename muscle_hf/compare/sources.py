@@ -215,6 +215,8 @@ def _parse(line: bytes, file: Path, number: int) -> Mapping[str, Any]:
             row = json.loads(line)
         except ValueError as error:
             end = "" if line.endswith(b"\n") else " The file ends in the middle of a line: was its writer stopped?"
+            if number == 1 and line.lstrip()[:1] == b"[":
+                end = " A JSON array must be written one object a line (JSON lines)."
             raise MuscleError(f"{file}, line {number}: not valid JSON ({error}).{end}") from error
     if row.__class__ is not dict:
         hint = "; a JSON array must be written one object a line (JSON lines)" if number == 1 else ""

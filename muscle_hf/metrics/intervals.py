@@ -332,8 +332,9 @@ def paired_difference_counts(
 
 def pooled_rate(
     counts: Sequence[int],
-    totals: Sequence[float],
+    totals: Sequence[int],
     *,
+    effective_totals: Sequence[float] | None = None,
     weights: Literal["items", "tasks"] = "tasks",
     level: float = 0.95,
     side: Side = "two-sided",
@@ -343,6 +344,7 @@ def pooled_rate(
     Args:
         counts: Items with the property in each task.
         totals: Items of each task; tasks without items are left out.
+        effective_totals: Number of independent items that each task's are worth, where items come in clusters.
         weights: ``tasks``: every task counts the same; ``items``: every item counts the same.
         level: Confidence level.
         side: ``two-sided``, ``upper`` or ``lower``.
@@ -352,15 +354,16 @@ def pooled_rate(
         the stratified mean and keeps it inside [0, 1].
     """
     k, n = np.asarray(counts, dtype=np.float64), np.asarray(totals, dtype=np.float64)
-    k, n = k[n > 0], n[n > 0]
+    worth = n if effective_totals is None else np.asarray(effective_totals, dtype=np.float64)
+    k, n, worth = k[n > 0], n[n > 0], worth[n > 0]
     if len(n) == 0:
         return Estimate(math.nan, math.nan, math.nan, level, "stratified wilson")
     w = n / n.sum() if weights == "items" else np.full(len(n), 1 / len(n))
     share = float((w * k / n).sum())
     # Shares shrunk towards 1/2 by one item keep tasks without a single flip from counting as certain.
-    p = (k + 0.5) / (n + 1)
+    p = (k / n * worth + 0.5) / (worth + 1)
     mean = float((w * p).sum())
-    effective = mean * (1 - mean) / float((w**2 * p * (1 - p) / n).sum())
+    effective = mean * (1 - mean) / float((w**2 * p * (1 - p) / worth).sum())
     z = _z(level, side)
     centre = (share + z * z / (2 * effective)) / (1 + z * z / effective)
     half = z * math.sqrt(share * (1 - share) / effective + z * z / (4 * effective**2)) / (1 + z * z / effective)
