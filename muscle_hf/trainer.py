@@ -149,12 +149,15 @@ class MuscleTrainer(HubMixin, Trainer):
         return make_teacher(role, source, self.student, self.kind, arguments, check_base=self._check_base)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        # A search has set the trial's values in the arguments.
-        self.objective = objective_of(self.args, self._mask)
         model = self._cast(super().call_model_init(trial))
         for teacher in self.teachers.values():
             self._place(teacher)
         return model
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        super()._hp_search_setup(trial)
+        # The trial's values are in the arguments now.
+        self.objective = objective_of(self.args, self._mask)
 
     def hyperparameter_search(
         self,
