@@ -56,6 +56,8 @@ class HubMixin:
         private = private if private is not None else self.args.hub_private_repo
         self.hub_model_id = create_repository(name, token=token or self.args.hub_token, private=private)
         self.push_in_progress = None
+        # One queue for all uploads of this trainer: each commit builds on the one before.
+        self._push_queue = hub_api(token or self.args.hub_token)
         if self.args.push_to_hub and self.args.hub_strategy in _SNAPSHOTS:
             logger.warning(
                 f"hub_strategy={HubStrategy(self.args.hub_strategy).value!r} publishes the adapter of each checkpoint "
@@ -150,7 +152,7 @@ class HubMixin:
                 logger.warning(note)
             return done.commit
 
-        return push() if blocking else hub_api(token).run_as_future(push)
+        return push() if blocking else self._push_queue.run_as_future(push)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
@@ -191,7 +193,7 @@ class HubMixin:
                 for path in targets:
                     publish(folder, repo_id, path_in_repo=path, **options)
 
-        return hub_api(self.args.hub_token).run_as_future(push)
+        return self._push_queue.run_as_future(push)
 
     def _finish_current_push(self) -> None:
         super()._finish_current_push()
