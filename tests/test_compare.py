@@ -290,6 +290,9 @@ def test_slices_of_scores():
 def test_unknown_columns():
     with pytest.raises(MuscleError, match=r"no column 'tome' to slice by .did you mean 'tone'"):
         compare(*sources(*sliced()), analysis=AnalysisOptions(slices=["tome"]))
+    homeless = [dataclasses.replace(p, columns={"source": None if p.id == "item-3" else "a"}) for p in sliced()[0]]
+    with pytest.raises(MuscleError, match="item 'item-3' has no 'source'"):
+        compare(*sources(homeless, homeless), analysis=AnalysisOptions(cluster="source"))
     with pytest.raises(MuscleError, match="no column 'origin' that names clusters"):
         compare(*sources(*sliced()), analysis=AnalysisOptions(cluster="origin"))
 
@@ -335,6 +338,15 @@ def test_the_gate_decides_on_the_bound(items, flips, limit, verdict, code):
     gate = gate_of(*flipping(items, flips), budget=Budget(limits={"max_nfr": {"*": limit}}))
     assert (gate.verdict, gate.exit_code, gate.checks[0].limit) == (verdict, code, limit)
     assert gate.checks[0].estimate.value == flips / items and gate.checks[0].estimate.low == 0
+
+
+def test_messages_name_the_bound_that_decided():
+    messages = {}
+    for flips in (10, 50):
+        (check,) = gate_of(*flipping(1000, flips), budget=Budget(limits={"max_nfr": {"*": 0.03}})).checks
+        messages[check.verdict] = check.message
+    assert "NFR is 1.00%, at most 1.67%" in messages["pass"]
+    assert "NFR is 5.00%, at least 3.98%" in messages["fail"]
 
 
 def test_regression_and_gain():

@@ -134,7 +134,12 @@ def _check_labels(labels: Sequence[str], models: int, candidates: Sequence[str] 
 
 def _check_cluster(joined: Sequence[Joined], cluster: str | None) -> None:
     for task in joined:
-        if cluster is not None and cluster not in task.columns:
+        if cluster is None:
+            return
+        if cluster in task.columns and (task.columns[cluster][0] < 0).any():
+            first = task.ids[int((task.columns[cluster][0] < 0).argmax())]
+            raise MuscleError(f"task {task.task!r}: item {first!r} has no {cluster!r}; every item needs a source")
+        if cluster not in task.columns:
             raise MuscleError(
                 f"task {task.task!r} has no column {cluster!r} that names clusters; its columns are "
                 f"{', '.join(task.columns) or 'none'}"

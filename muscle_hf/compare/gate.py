@@ -212,9 +212,11 @@ def _checks(joined: Joined, update: Update, budget: Budget, floor: float | None,
         kept, broken = (high.high <= limit, low.low > limit) if upper else (low.low >= limit, high.high < limit)
         verdict: GateVerdict = "pass" if kept else "fail" if broken else "too little data"
         bound = high if upper else low
-        edge = bound.high if upper else bound.low
+        # What a failed limit is beyond for sure is the other side's bound.
+        at_most = upper != (verdict == "fail")
+        edge = high.high if at_most else low.low
         message = (
-            f"{what} is {bound.value:.2%}, {'at most' if upper else 'at least'} {edge:.2%} with {budget.level:.0%} "
+            f"{what} is {bound.value:.2%}, {'at most' if at_most else 'at least'} {edge:.2%} with {budget.level:.0%} "
             f"confidence; the limit is {limit:.2%}"
         )
         if rule == "max_nfr" and floor is not None and limit < floor:

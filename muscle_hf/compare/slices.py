@@ -58,9 +58,11 @@ def _column(joined: Joined, name: str) -> tuple[NDArray[np.int32], list[Any]]:
 
 
 def _labelled(name: str, codes: NDArray[np.int32], values: list[Any]) -> tuple[NDArray[np.int32], list[str]]:
-    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+    numbers = all(
+        value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)) for value in values
+    )
     if numbers and len(values) > _MAX_NUMBERS:
-        return _quarters(codes, np.array(values, dtype=np.float64))
+        return _quarters(codes, np.array(values, dtype=np.float64))  # None becomes nan
     if len(values) > _MAX_SLICES:
         raise MuscleError(f"the column {name!r} has {len(values)} different values, too many for slices of items")
     return codes, [str(value) for value in values]
