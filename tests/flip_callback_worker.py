@@ -1,11 +1,13 @@
-"""One of two processes: trains with FlipMetricsCallback, and compares with evaluating alone."""
+"""One of two processes: trains with FlipMetricsCallback, evaluates a sharded model, and compares with one alone."""
 
 import sys
 from pathlib import Path
 
 import torch
-from evaluation_models import make_model, make_tokenizer
+from evaluation_models import make_generation_task, make_model, make_tokenizer
 from test_flip_callback import ITEMS, TASK, make_trainer
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from muscle_hf.callbacks import FlipMetricsCallback, training_flips
 from muscle_hf.evaluation import evaluate_task
@@ -25,4 +27,16 @@ alone = [
 assert callback.predictions("old") == alone[0]
 expected = training_flips(*alone)
 assert {name: callback.history[-1][name] for name in expected} == expected
+# Weights split over the processes (FSDP2): every forward pass takes both.
+sharded, whole = make_model(), make_model()
+mesh = init_device_mesh("cpu", (2,))
+for layer in sharded.model.layers:
+    fully_shard(layer, mesh=mesh)
+fully_shard(sharded, mesh=mesh)
+for task, items in ((TASK, ITEMS), make_generation_task(5, stop=("zz",))):
+    settings = {"batch_size": 3, "progress": False}
+    together = evaluate_task(sharded, make_tokenizer(), task, items, **settings)
+    single = evaluate_task(whole, make_tokenizer(), task, items, distributed=False, **settings)
+    assert [p.prediction for p in together] == [p.prediction for p in single]
+
 (folder / f"{trainer.args.process_index}.txt").write_text(repr(sorted(expected.items())))

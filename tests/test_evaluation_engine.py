@@ -23,6 +23,8 @@ def plain_log_likelihood(model, tokenizer, prompt: str, continuation: str) -> fl
     context, rest = encode_pair(tokenizer, prompt, continuation)
     with torch.no_grad():
         if model.config.is_encoder_decoder:
+            context = tokenizer(prompt)["input_ids"]
+            rest = tokenizer(continuation, add_special_tokens=False)["input_ids"]
             start = model.generation_config.decoder_start_token_id
             logits = model(
                 input_ids=torch.tensor([context]), decoder_input_ids=torch.tensor([[start, *rest[:-1]]])
@@ -35,7 +37,7 @@ def plain_log_likelihood(model, tokenizer, prompt: str, continuation: str) -> fl
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch_size", [None, 1, 3])
 def test_log_likelihoods_are_those_of_single_sequences(kind, batch_size):
-    model, tokenizer = make_model(kind), make_tokenizer()
+    model, tokenizer = make_model(kind), make_tokenizer(closing=kind == "seq2seq")
     task, items = make_choice_task(8)
     predictions = evaluate_task(model, tokenizer, task, items, batch_size=batch_size, progress=False)
     assert [p.id for p in predictions] == [item.id for item in items]

@@ -41,14 +41,14 @@ class Group:
 
 
 def group_by_context(
-    pairs: Sequence[tuple[list[int], list[int]]], owners: Sequence[tuple[int, int]], max_length: int
+    pairs: Sequence[tuple[list[int], list[int]]], owners: Sequence[tuple[int, int]], facts: ModelFacts
 ) -> list[Group]:
     """Collect pairs with the same context; what is too long for the model loses tokens on the left.
 
     Args:
         pairs: Token ids of context and continuation.
         owners: (item, choice) of each pair; only pairs of one item are grouped.
-        max_length: The most tokens the model takes; the last token of a continuation is predicted, not read.
+        facts: How many tokens the model takes. The last one of a continuation is predicted, not read.
 
     Raises:
         MuscleError: A continuation alone is longer than the model takes.
@@ -56,16 +56,20 @@ def group_by_context(
     collected: dict[tuple[int, tuple[int, ...]], list[tuple[tuple[int, ...], tuple[int, int]]]] = {}
     cut = 0
     for (context, continuation), owner in zip(pairs, owners, strict=True):
-        room = max_length + 1 - len(continuation)
+        room = facts.max_length + 1 - len(continuation)
         if room < 1:
             raise MuscleError(
-                f"choice {owner[1]} of item {owner[0]} has {len(continuation)} tokens; the model takes {max_length}"
+                f"choice {owner[1]} of item {owner[0]} has {len(continuation)} tokens; the model takes "
+                f"{facts.max_length}"
             )
+        room = facts.max_length if facts.encoder_decoder else room
         cut += len(context) > room
         key = (owner[0], tuple(context[-room:]))
         collected.setdefault(key, []).append((tuple(continuation), owner))
     if cut:
-        logger.warning("%d of %d prompts were cut on the left to the model's %d tokens", cut, len(pairs), max_length)
+        logger.warning(
+            "%d of %d prompts were cut on the left to the model's %d tokens", cut, len(pairs), facts.max_length
+        )
     return [
         Group(context, tuple(ids for ids, _ in members), tuple(owner for _, owner in members))
         for (_, context), members in collected.items()

@@ -34,9 +34,18 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: str, continuation: s
 
 
 def encode_pairs(
-    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]], *, encoder_decoder: bool = False
 ) -> list[tuple[list[int], list[int]]]:
-    """:func:`encode_pair` for many pairs in one call of the tokenizer; a prompt that occurs often is encoded once."""
+    """:func:`encode_pair` for many pairs in one call of the tokenizer; a prompt that occurs often is encoded once.
+
+    Args:
+        tokenizer: Any tokenizer.
+        pairs: Prompt and continuation.
+        encoder_decoder: The two go into an encoder and a decoder and are tokenized apart, the prompt with all its
+            special tokens.
+    """
+    if encoder_decoder:
+        return _encode_apart(tokenizer, pairs)
     moved = [_move_blanks(prompt, continuation) for prompt, continuation in pairs]
     prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompt for prompt, _ in moved if prompt))}
     prompt_ids = encode_texts(tokenizer, prompts)
@@ -56,6 +65,23 @@ def encode_pairs(
             )
         encoded.append((context, rest))
     return encoded
+
+
+def _encode_apart(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]
+) -> list[tuple[list[int], list[int]]]:
+    moved = [_move_blanks(prompt, continuation) for prompt, continuation in pairs]
+    contexts = encode_prompts(tokenizer, [prompt for prompt, _ in moved])
+    rest = tokenizer(text_target=[text for _, text in moved], add_special_tokens=False, verbose=False)["input_ids"]
+    for (prompt, continuation), context, ids in zip(moved, contexts, rest, strict=True):
+        if not context or not ids:
+            raise MuscleError(f"the prompt {prompt[-60:]!r} or its continuation {continuation!r} has no tokens")
+    return list(zip(contexts, rest, strict=True))
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
+    """Token ids of whole inputs of an encoder or a classifier, with all special tokens."""
+    return tokenizer(list(prompts), return_attention_mask=False, verbose=False)["input_ids"]
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[list[int]]:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.batching import plan_batches, run_batches, token_budget
 from muscle_hf.evaluation.choices import ChoiceScorer, group_by_context
-from muscle_hf.evaluation.encoding import encode_pairs, encode_texts
+from muscle_hf.evaluation.encoding import encode_pairs, encode_prompts, encode_texts
 from muscle_hf.evaluation.generate import Generator
 from muscle_hf.evaluation.heads import HeadScorer
 from muscle_hf.evaluation.models import ModelFacts
@@ -119,8 +119,10 @@ _GROUPS: dict[str, Callable[[Any], int]] = {
 def _answer_choices(run: _Run) -> list[Prediction]:
     pairs = [(prompt, text) for prompt, item in zip(run.prompts, run.items, strict=True) for text in item.choices]
     owners = [(i, c) for i, item in enumerate(run.items) for c in range(len(item.choices))]
-    groups = group_by_context(encode_pairs(run.tokenizer, pairs), owners, run.facts.max_length)
-    scorer = ChoiceScorer(run.facts, batch_size=run.batch_size)
+    encoded = encode_pairs(run.tokenizer, pairs, encoder_decoder=run.facts.encoder_decoder)
+    groups = group_by_context(encoded, owners, run.facts)
+    # In lockstep each batch is one forward pass, on every process.
+    scorer = ChoiceScorer(run.facts, batch_size=None if run.crew.lockstep else run.batch_size)
     results = run.compute(groups, scorer, **_GROUPS)
     values: list[list[float]] = [[0.0] * len(item.choices) for item in run.items]
     for group, scores in zip(groups, results, strict=True):
@@ -131,13 +133,16 @@ def _answer_choices(run: _Run) -> list[Prediction]:
 
 def _answer_texts(run: _Run) -> list[Prediction]:
     generator = Generator(run.facts, run.tokenizer, run.task, synced=run.crew.lockstep)
-    ids = [row[-generator.room :] for row in encode_texts(run.tokenizer, run.prompts)]
+    encode = encode_prompts if run.facts.encoder_decoder else encode_texts
+    ids = [row[-generator.room :] for row in encode(run.tokenizer, run.prompts)]
     texts = run.compute(ids, generator, lambda row: len(row) + run.task.max_new_tokens)
     return text_predictions(run.task, run.items, texts)
 
 
 def _answer_classes(run: _Run) -> list[Prediction]:
-    ids = run.tokenizer(run.prompts, truncation=True, max_length=run.facts.max_length, verbose=False)["input_ids"]
+    # Cut here, so that the closing token stays.
+    cut = {"truncation": True, "max_length": run.facts.max_length}
+    ids = run.tokenizer(run.prompts, **cut, return_attention_mask=False)["input_ids"]
     rows = run.compute(ids, HeadScorer(run.facts), len)
     classes = max(max(item.answers) for item in run.items) + 1
     if len(rows[0]) < classes:
@@ -174,7 +179,8 @@ def choice_log_likelihoods(
     facts = ModelFacts.of(model, tokenizer)
     owner_of: dict[str, int] = {}
     owners = [(owner_of.setdefault(prompt, len(owner_of)), i) for i, (prompt, _) in enumerate(pairs)]
-    groups = group_by_context(encode_pairs(tokenizer, pairs), owners, facts.max_length)
+    encoded = encode_pairs(tokenizer, pairs, encoder_decoder=facts.encoder_decoder)
+    groups = group_by_context(encoded, owners, facts)
     batches = plan_batches(
         groups,
         **_GROUPS,
