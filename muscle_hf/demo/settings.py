@@ -23,15 +23,15 @@ class TaskSettings:
     train: int
     validation: int
     test: int
-    epochs: int = 4
-    learning_rate: float = 3e-3
+    epochs: int = 5
+    learning_rate: float = 5e-3
     batch_size: int = 16
     lora_rank: int = 16
     lora_alpha: int = 32
 
 
 SETTINGS: dict[str, TaskSettings] = {
-    "routing": TaskSettings(train=800, validation=200, test=1200),
-    "refund": TaskSettings(train=800, validation=200, test=600),
-    "summary": TaskSettings(train=800, validation=200, test=400),
+    "routing": TaskSettings(train=600, validation=200, test=1200),
+    "refund": TaskSettings(train=600, validation=200, test=400),
+    "summary": TaskSettings(train=600, validation=200, test=300),
 }
