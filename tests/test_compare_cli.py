@@ -56,6 +56,7 @@ def test_json_on_the_screen_is_only_json(files, capsys):
         (["--max-nfr", "0.1"], 3),
         (["--max-regression", "ways=0.01"], 1),
         (["--min-accuracy-gain", "0.0"], 1),
+        (["--min-accuracy-gain=-20%"], 0),
         (["--max-nfr", "0.2", "--max-nfr", "ways=0.02"], 1),  # the task's own limit wins
     ],
 )

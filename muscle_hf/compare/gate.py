@@ -55,8 +55,13 @@ class Budget:
         return next((table[name] for name in (task, base_task(task), _ALL) if name in table), None)
 
 
-def parse_limit(rule: str, text: str) -> tuple[str, float]:
+def parse_limit(rule: str, text: str, where: str) -> tuple[str, float]:
     """One limit of the command line: ``0.02``, ``2%`` or ``TASK=0.02``.
+
+    Args:
+        rule: One of :data:`RULES`.
+        text: The limit.
+        where: What messages call the place it was given.
 
     Raises:
         MuscleError: It is not a number, or out of range.
@@ -65,17 +70,17 @@ def parse_limit(rule: str, text: str) -> tuple[str, float]:
     try:
         value = float(number.rstrip("%")) / (100 if number.endswith("%") else 1)
     except ValueError:
-        raise MuscleError(f"{rule}: {text!r} must be a number like 0.02 or 2%, or TASK=NUMBER") from None
-    return task or _ALL, _checked(rule, value)
+        raise MuscleError(f"{where}: {text!r} must be a number like 0.02 or 2%, or TASK=NUMBER") from None
+    return task or _ALL, _checked(rule, value, where)
 
 
-def _checked(rule: str, value: Any) -> float:
+def _checked(rule: str, value: Any, where: str) -> float:
     if isinstance(value, str) and value.endswith("%"):
-        return parse_limit(rule, value)[1]
+        return parse_limit(rule, value, where)[1]
     low = -1.0 if rule == "min_accuracy_gain" else 0.0
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= 1:
         raise MuscleError(
-            f"{rule}: {value!r} is not a fraction between {low:g} and 1; write 0.02 or 2% for two percent"
+            f"{where}: {value!r} is not a fraction between {low:g} and 1; write 0.02 or 2% for two percent"
         )
     return float(value)
 
@@ -108,14 +113,14 @@ def read_budget(path: str) -> Budget:
     noise, tasks = data.get("noise") or {}, data.get("tasks") or {}
     if not isinstance(noise, Mapping) or not isinstance(tasks, Mapping):
         raise MuscleError(f"{path}: 'noise' and 'tasks' must be tables by the names of tasks")
-    budget.noise = {str(task): _checked(f"{path}: noise", rate) for task, rate in noise.items()}
+    budget.noise = {str(task): _checked("noise", rate, f"{path}: noise") for task, rate in noise.items()}
     sections = {_ALL: {rule: data[rule] for rule in RULES if rule in data}}
     for task, limits in tasks.items():
         _check_names(f"{path}, task {task}", limits or {}, RULES)
         sections[str(task)] = limits or {}
     for task, limits in sections.items():
         for rule, value in limits.items():
-            budget.limits[rule][task] = _checked(f"{path}: {rule}", value)
+            budget.limits[rule][task] = _checked(rule, value, f"{path}: {rule}")
     return budget
 
 
@@ -277,7 +282,7 @@ def with_limits(budget: Budget, given: Mapping[str, Sequence[str]], level: float
     limits = {rule: dict(budget.limits.get(rule, {})) for rule in RULES}
     for rule, texts in given.items():
         for text in texts:
-            task, value = parse_limit("--" + rule.replace("_", "-"), text)
+            task, value = parse_limit(rule, text, "--" + rule.replace("_", "-"))
             limits[rule][task] = value
     budget.limits = limits
     if level is not None:

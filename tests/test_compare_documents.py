@@ -1,0 +1,67 @@
+"""Every snippet and command of docs/measuring.md runs."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from compare_files import choice_predictions, write
+
+from muscle_hf.cli.main import main
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs" / "measuring.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"(?:<!-- (?P<mark>[^>]+) -->\n)?^```(?P<kind>\w+)\n(?P<body>.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def scene(tmp_path, monkeypatch):
+    """The files that the page speaks of."""
+    old, new = choice_predictions(300, 0.9, 1), choice_predictions(300, 0.88, 2)
+    compat = [a if i % 2 else b for i, (a, b) in enumerate(zip(old, new, strict=True))]
+    again = [dataclasses.replace(old[0], prediction=3, correct=False), *old[1:]]
+    for name, rows in {"old": old, "new": new, "compat": compat, "old_again": again}.items():
+        write(tmp_path / f"{name}.jsonl", rows)
+        with (tmp_path / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["number", "said", "truth"])
+            writer.writerows([p.id, p.prediction, p.target] for p in rows)
+    shutil.copytree(Path(__file__).parent / "data" / "lm_eval", tmp_path / "lm_eval")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_page_runs_from_top_to_bottom(scene, capsys):
+    seen = {"python": 0, "bash": 0, "yaml": 0}
+    for block in BLOCK.finditer(TEXT):
+        kind, body, mark = block["kind"], block["body"], block["mark"]
+        seen[kind] += 1
+        if kind == "python":
+            exec(compile(body, "measuring.md", "exec"), {})
+        elif kind == "yaml":
+            (scene / mark.removeprefix("file: ")).write_text(body, encoding="utf-8")
+        else:
+            for line in body.splitlines():
+                program, *arguments = shlex.split(line)
+                assert (program, mark) == ("muscle-hf", "run")
+                assert main(arguments) == 0, f"{line}\n{capsys.readouterr()}"
+    assert all(seen.values())
+    for name in ("report.html", "result.json", "noise.json", "comment.md", "gate.xml"):
+        assert (scene / name).stat().st_size > 0
+
+
+def test_the_page_names_all_rates_and_only_files_that_exist():
+    from muscle_hf.metrics import flip_metrics, smooth_flip_metrics
+
+    counted = {"items", "both_right", "positive_flips", "both_wrong", "negative_flips", "acc_old", "acc_new"}
+    counted |= {"improved", "regressed", "score_old", "score_new"}
+    for name in {*flip_metrics([0], [0], [0]), *smooth_flip_metrics([0.0], [0.0])} - counted:
+        assert f"`{name}`" in TEXT
+    for target in re.findall(r"\]\(([^)]+)\)", TEXT):
+        assert (ROOT / "docs" / target).resolve().exists(), target
