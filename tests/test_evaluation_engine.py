@@ -268,6 +268,13 @@ def test_bad_items_are_refused_before_anything_is_computed(changes, message):
         evaluate_task(model, make_tokenizer(), task, items, chat=True, progress=False)
 
 
+def test_nan_is_refused():
+    model = make_model()
+    torch.nn.init.constant_(model.model.norm.weight, float("nan"))
+    with pytest.raises(MuscleError, match=r"nan for item 'item-0'"):
+        evaluate_task(model, make_tokenizer(), *make_choice_task(1), progress=False)
+
+
 def test_chat_templates():
     model, tokenizer = make_model(), make_tokenizer()
     tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[bot]"

@@ -67,21 +67,12 @@ class Scripted(BaseHTTPRequestHandler):
     def complete(self, body):
         if not body.get("echo"):
             return {"text": f" answer to {len(body['prompt'])}.", "logprobs": None}
-        encoded = self.tokenizer(body["prompt"], return_offsets_mapping=True)
-        ids, spans = encoded["input_ids"], encoded["offset_mapping"]
+        ids = body["prompt"] if isinstance(body["prompt"], list) else self.tokenizer(body["prompt"])["input_ids"]
         with torch.no_grad():
             scores = self.model(torch.tensor([ids])).logits[0].log_softmax(-1)
         values = [None] + [scores[i - 1, token].item() for i, token in enumerate(ids) if i]
-        tokens = [body["prompt"][a:b] for a, b in spans]
-        end = len(body["prompt"])
-        return {
-            "text": body["prompt"] + "?",
-            "logprobs": {
-                "token_logprobs": [*values, -0.5],
-                "tokens": [*tokens, "?"],
-                "text_offset": [*(a for a, _ in spans), end],
-            },
-        }
+        tokens = [self.tokenizer.decode(token) for token in ids]
+        return {"text": "?", "logprobs": {"token_logprobs": [*values, -0.5], "tokens": [*tokens, "?"]}}
 
     def log_message(self, *_):
         pass
@@ -107,6 +98,14 @@ def test_choices_agree_with_the_model_itself(scripted):
     for a, b in zip(served, local, strict=True):
         assert a.log_likelihoods == pytest.approx(b.log_likelihoods, abs=1e-3)
         assert replace(a, log_likelihoods=b.log_likelihoods) == b
+    exact = evaluate_task_on_server(replace(scripted, tokenizer=Scripted.tokenizer), task, items, progress=False)
+    assert exact == served
+    split = [replace(items[0], choices=(" \N{SNOWMAN}", " a"))]
+    with pytest.raises(MuscleError, match="pass the model's tokenizer"):
+        evaluate_task_on_server(scripted, task, split, progress=False)
+    counted = evaluate_task_on_server(replace(scripted, tokenizer=Scripted.tokenizer), task, split, progress=False)
+    own = evaluate_task(Scripted.model, Scripted.tokenizer, task, split, progress=False)
+    assert counted[0].log_likelihoods == pytest.approx(own[0].log_likelihoods, abs=1e-3)
     assert {key for *_, key in Scripted.requests} == {"Bearer secret-key"} and "secret-key" not in repr(scripted)
 
 

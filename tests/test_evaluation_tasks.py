@@ -121,6 +121,13 @@ def test_rows_from_files(tmp_path):
     assert load_rows("sst2", tmp_path / "rows.parquet") == rows
 
 
+def test_rows_through_the_datasets_library(tmp_path):
+    pytest.importorskip("datasets")
+    rows = [{"text": "x", "label": i} for i in range(2)]
+    (tmp_path / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert load_rows("sst2", Source(str(tmp_path), splits={"test": "validation"})) == rows
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

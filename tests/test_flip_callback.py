@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -194,6 +195,19 @@ def test_predictions_of_other_items_are_refused(sides):
         FlipMetricsCallback(TASK, changed, sides[0])
     with pytest.raises(MuscleError, match="no old model"):
         FlipMetricsCallback(TASK, ITEMS)
+
+
+def test_the_documented_example_runs(tmp_path, monkeypatch, sides):
+    text = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"<!-- python: callback -->\n```python\n(.*?)```", text, re.S)
+    monkeypatch.chdir(tmp_path)
+    write_predictions("v1.jsonl", sides[0])
+    names = {"Trainer": Trainer, "TrainingArguments": TrainingArguments, "model": lora_model(), "task": TASK}
+    names |= {"train_dataset": rows(), "eval_dataset": rows(), "data_collator": collate, "items": ITEMS}
+    names["tokenizer"] = make_tokenizer()
+    monkeypatch.setenv("WANDB_DISABLED", "true")
+    exec(code, names)
+    assert names["trainer"].state.best_metric is not None
 
 
 def test_muscle_trainer_gives_its_teachers(tmp_path):

@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument(
         "--server-option", action="append", default=[], metavar="NAME=VALUE", help="further field of each request"
     )
+    server.add_argument("--server-tokenizer", help="folder or Hub id; counts the tokens of choices exactly")
     server.add_argument("--concurrency", type=int, default=8, help="requests at a time (default: %(default)s)")
 
 
@@ -103,12 +104,18 @@ def _ask_model(args: argparse.Namespace, task: Task, items: list[Item]) -> tuple
 def _ask_server(args: argparse.Namespace, task: Task, items: list[Item]) -> tuple[list[Prediction], bool]:
     from muscle_hf.evaluation.server import Server, evaluate_task_on_server
 
+    tokenizer = None
+    if args.server_tokenizer:
+        from muscle_hf.evaluation.loading import tokenizer_of
+
+        tokenizer = tokenizer_of(None, args.server_tokenizer, None, {})
     server = Server(
         args.server,
         args.model,
         api_key=os.environ.get(args.api_key_env),
         concurrency=args.concurrency,
         options=dict(_option(text) for text in args.server_option),
+        tokenizer=tokenizer,
     )
     predictions = evaluate_task_on_server(
         server, task, items, chat=args.chat, partial=_partial(args.output), progress=not args.quiet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -58,7 +59,15 @@ def choose(task: Task, item: Item, log_likelihoods: Sequence[float]) -> int:
 
 
 def chosen_prediction(task: Task, item: Item, log_likelihoods: Sequence[float]) -> Prediction:
-    """The prediction of a choice or classification task."""
+    """The prediction of a choice or classification task.
+
+    Raises:
+        MuscleError: A log-likelihood is nan.
+    """
+    if any(math.isnan(value) for value in log_likelihoods):
+        raise MuscleError(
+            f"the model gives nan for item {item.id!r}; try another dtype (bfloat16 in place of float16)"
+        )
     index = choose(task, item, log_likelihoods)
     return Prediction(
         task=task.name,

@@ -8,13 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.evaluation.encoding import encode_pair
 from muscle_hf.evaluation.http_client import JsonClient
 from muscle_hf.evaluation.predictions import Prediction, item_hash
 from muscle_hf.evaluation.scoring import check_items, chosen_prediction, cut_at, text_predictions
 from muscle_hf.evaluation.tasks import Item, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # OpenAI's limit; more are cut here.
 _MOST_STOPS = 4
@@ -33,6 +37,8 @@ class Server:
         retries: How often a failed request is sent again, with growing pauses; ``Retry-After`` is obeyed.
         options: Further fields of every request, for what is not in OpenAI's interface (``{"generation_config":
             '{"no_repeat_ngram_size": 2}'}`` for ``transformers serve``, ``{"top_k": 1}`` for vLLM, ...).
+        tokenizer: The served model's tokenizer. Choices are then sent as token ids and counted exactly; without it
+            the tokens of a choice are found by their text.
     """
 
     url: str
@@ -42,6 +48,7 @@ class Server:
     timeout: float = 600.0
     retries: int = 8
     options: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: PreTrainedTokenizerBase | None = field(default=None, repr=False)
 
     def client(self) -> JsonClient:
         """A client for this server."""
@@ -143,12 +150,14 @@ def _text(client: JsonClient, server: Server, task: Task, item: Item, chat: bool
 
 
 def _log_likelihood(client: JsonClient, server: Server, item: Item, choice: str) -> float:
-    """Sum over the choice's tokens, found by their place in the text: no tokenizer of the server's model is needed."""
-    prompt = item.prompt.rstrip()
-    whole = item.prompt + choice
+    """Sum over the choice's tokens, which are the last ones of the echoed prompt."""
+    prompt, count = item.prompt + choice, None
+    if server.tokenizer is not None:
+        context, rest = encode_pair(server.tokenizer, item.prompt, choice)
+        prompt, count = context + rest, len(rest)
     body = {
         "model": server.model,
-        "prompt": whole,
+        "prompt": prompt,
         "echo": True,
         "logprobs": 1,
         # Not 0: some servers refuse that. The generated token is left out below.
@@ -156,21 +165,34 @@ def _log_likelihood(client: JsonClient, server: Server, item: Item, choice: str)
         "temperature": 0.0,
         **server.options,
     }
-    found = _first_choice(client.post("completions", body)).get("logprobs") or {}
-    values, offsets, tokens = (found.get(name) for name in ("token_logprobs", "text_offset", "tokens"))
-    if not (values and offsets and tokens) or len(values) < 2 or offsets[-1] == offsets[0]:
+    reply = client.post("completions", body)
+    found = _first_choice(reply).get("logprobs") or {}
+    generated = (reply.get("usage") or {}).get("completion_tokens", 1)
+    values, tokens = ((found.get(name) or [])[: -generated or None] for name in ("token_logprobs", "tokens"))
+    if len(values) < 2:
         raise MuscleError(
             f"{server.url} does not return the log-probabilities of a prompt (echo with logprobs), so choices cannot "
             "be scored there; serve the model with vLLM, or evaluate it without a server"
         )
-    inside = [
-        value
-        for value, offset, token in zip(values, offsets, tokens, strict=True)
-        if offset < len(whole) and offset + len(token) > len(prompt) and value is not None
-    ]
-    if not inside:
-        raise MuscleError(f"{server.url}: no token of the choice {choice!r} of item {item.id!r} came back")
-    return float(sum(inside))
+    if count is None:
+        count = _tokens_of(tokens, (item.prompt + choice)[len(item.prompt.rstrip()) :], server)
+    return float(sum(values[-count:]))
+
+
+def _tokens_of(tokens: Sequence[str], ending: str, server: Server) -> int:
+    """How many of the last tokens make up the ending of the prompt."""
+    text = ""
+    for count, token in enumerate(reversed(tokens), start=1):
+        text = token + text
+        if len(text) >= len(ending):
+            if text.endswith(ending):
+                return count
+            break
+    # Characters that are split over tokens, for example, cannot be found again.
+    raise MuscleError(
+        f"the tokens that {server.url} returns do not spell the choice {ending!r}; pass the model's tokenizer, so "
+        "that they can be counted"
+    )
 
 
 def _first_choice(reply: Mapping[str, Any]) -> Mapping[str, Any]:
