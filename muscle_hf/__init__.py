@@ -12,6 +12,7 @@ _HOMES: dict[str, str] = {
     "MuscleConfig": "muscle_hf.config",
     "MuscleTrainer": "muscle_hf.trainer",
     "MuscleError": "muscle_hf.errors",
+    "FlipMetricsCallback": "muscle_hf.callbacks",
     "load_compatible": "muscle_hf.hub.load",
 }
 
