@@ -258,6 +258,27 @@ def test_filters_and_slices_keep_just_their_flips(show):
 
 
 @needs_chromium
+def test_slices_of_numbers_keep_the_flips_within_their_range(show):
+    base = example_document(items=200)
+    task = base.tasks[0]
+    flips = [dataclasses.replace(flip, columns={"length": str(at)}) for at, flip in enumerate(task.flips)]
+    names = ("<= 10", "10 to 25.5", "> 25.5")
+    first = dataclasses.replace(
+        task.updates[0],
+        slices=[dataclasses.replace(task.updates[0].slices[0], column="length", value=name) for name in names],
+    )
+    task = dataclasses.replace(task, flips=flips, updates=[first, *task.updates[1:]])
+    browser = show(dataclasses.replace(base, tasks=[task]))
+    counts = []
+    for name in names:
+        browser.evaluate(f"document.querySelector('button[data-value={json.dumps(name)}]').click()")
+        counts.append(shown_count(browser))
+    assert counts == [11, 15, len(flips) - 26]
+    choose(browser, "column", "")
+    assert shown_count(browser) == len(flips)
+
+
+@needs_chromium
 def test_sorting_and_paging_go_through_all_flips(show):
     document = full_document()
     browser = show(document)

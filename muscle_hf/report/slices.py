@@ -31,8 +31,9 @@ def slices(task: TaskResult, index: int) -> Markup | None:
     rows = [_row(task, key, [held.get(key) for held in pieces], scale, index) for key in keys]
     first, rest = rows[:_FIRST], rows[_FIRST:]
     note = (
-        f"Change of {w.quality(task)} on the items that share a value, the worst for {w.name(sliced[0].label)} first. "
-        "Coloured where it is beyond chance after correction for the number of slices. Press a slice to see its flips."
+        f"Change of {w.quality(task)} on the items that share a value; where {w.name(sliced[0].label)} regresses most "
+        "comes first. Coloured where it is beyond chance after correction for the number of slices. "
+        "Press a slice to see its flips."
     )
     return join(
         tag("h4", "Slices"),

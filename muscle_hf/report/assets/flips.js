@@ -1,6 +1,6 @@
 // The list of flips: filter, search, sort, and one page of it in the document at a time.
 (() => {
-  const PAGE = 25;
+  const PAGE = 25, MOST_VALUES = 1000;
   const [TASK, ID, OUTCOMES, PROMPT, TARGET, ANSWERS, SCORES, CHOICES, COLUMNS, SEVERITY] = Array(10).keys();
   const WORSE = "ND", BETTER = "PI", RIGHT = "RP";
   const OLD_RIGHT = "RN";
@@ -53,12 +53,13 @@
   function update() {
     const keep = filters[find("filter").value][1];
     const task = find("task").value, column = find("column").value, value = find("value").value;
+    const matches = column === "" ? null : matcher(column, value);
     state.words = find("search").value.toLowerCase().split(/\s+/).filter((word) => word);
     let found = [];
     for (let index = 0; index < flips.length; index++) {
       const flip = flips[index];
       if (task !== "" && flip[TASK] !== Number(task)) continue;
-      if (column !== "" && value !== "" && flip[COLUMNS][column] !== valueOf(column, value)) continue;
+      if (column !== "" && !matches(flip[COLUMNS][column])) continue;
       if (!keep(flip)) continue;
       if (state.words.length && !state.words.every((word) => haystack(index).includes(word))) continue;
       found.push(flip);
@@ -209,21 +210,47 @@
     }
     return known.get(column);
   }
-  function valueOf(column, index) { return valuesOf(column)[index]; }
 
-  function chooseColumn() {
+  // Slices of numbers are ranges: "<= 3", "3 to 5" (without 3), "> 5".
+  function rangeOf(text) {
+    const [, most, low, high, more] = /^(?:<= (\S+)|(\S+) to (\S+)|> (\S+))$/.exec(text) || [];
+    const range = [Number(low ?? more ?? -Infinity), Number(high ?? most ?? Infinity)];
+    return range.some(Number.isNaN) || (most ?? low ?? more) === undefined ? null : range;
+  }
+
+  // Test of a column's value: any, the value with an index, or one within the range of a slice.
+  function matcher(column, chosen) {
+    if (chosen === "") return () => true;
+    if (chosen.startsWith("range ")) {
+      const [low, high] = rangeOf(chosen.slice(6));
+      return (value) => value !== null && Number(value) > low && Number(value) <= high;
+    }
+    const wanted = valuesOf(column)[chosen];
+    return (value) => value === wanted;
+  }
+
+  function chooseColumn(range) {
     const column = find("column").value;
     find("value-label").hidden = column === "";
-    const values = column === "" ? [] : valuesOf(column).slice(0, 1000);
-    options(find("value"), ["any", ...values.map((value) => oneLine(value, 60))], ["", ...values.keys()]);
+    const values = column === "" ? [] : valuesOf(column).slice(0, MOST_VALUES);
+    const names = ["any", ...values.map((value) => oneLine(value, 60))], keys = ["", ...values.keys()];
+    options(find("value"), range ? [...names, range] : names, range ? [...keys, "range " + range] : keys);
+  }
+
+  // Columns to choose from: those that could be categories, and those of the slices.
+  function categories() {
+    const sliced = new Set([...document.querySelectorAll("button[data-column]")].map((button) => button.dataset.column));
+    return [...data.columns.keys()]
+      .filter((at) => valuesOf(at).length <= MOST_VALUES || sliced.has(visibleText(data.columns[at])));
   }
 
   options(find("filter"), filters.map((filter) => filter[0]));
   options(find("sort"), orders.map((order) => order[0]));
   options(find("task"), ["All tasks", ...data.tasks.map((name) => oneLine(name, 60))], ["", ...data.tasks.keys()]);
-  options(find("column"), ["any", ...data.columns.map((name) => oneLine(name, 40))], ["", ...data.columns.keys()]);
+  const shownColumns = categories();
+  options(find("column"), ["any", ...shownColumns.map((at) => oneLine(data.columns[at], 40))], ["", ...shownColumns]);
   find("task-label").hidden = data.tasks.length < 2;
-  find("column-label").hidden = data.columns.length === 0;
+  find("column-label").hidden = shownColumns.length === 0;
   chooseColumn();
 
   let timer = 0;
@@ -244,9 +271,10 @@
       if (column < 0) return;
       find("task").value = button.dataset.task;
       find("column").value = column;
-      chooseColumn();
       const at = valuesOf(column).findIndex((value) => visibleText(value) === button.dataset.value);
-      find("value").value = at < 0 ? "" : at;
+      const range = at < 0 && rangeOf(button.dataset.value) ? button.dataset.value : null;
+      chooseColumn(range);
+      find("value").value = range ? "range " + range : at < 0 ? "" : at;
       update();
       find("flips").scrollIntoView();
     });
