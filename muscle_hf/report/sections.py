@@ -251,33 +251,25 @@ def flips(document: Document) -> Markup:
 def glossary(document: Document) -> Markup:
     """The words, where the predictions came from, and what the comparison was asked for."""
     used = dict.fromkeys(key for task in document.tasks for update in task.updates for key in update.rates)
-    words = [
-        (tag("dt", f"{w.measure(key).name} ({w.measure(key).symbol})"), tag("dd", w.measure(key).meaning))
-        for key in used
-    ]
-    words.append(
-        (
-            tag("dt", "p"),
-            tag(
-                "dd",
-                "chance of a difference this large if there were none; paired, two-sided, "
-                "corrected for the number of tasks (or slices)",
-            ),
-        )
+    words = {f"{w.measure(key).name} ({w.measure(key).symbol})": w.measure(key).meaning for key in used}
+    words["p"] = (
+        "how often chance alone would make a difference at least this large; paired, two-sided, corrected for the "
+        "number of tasks (or slices)"
     )
-    words.append(
-        (
-            tag("dt", "interval"),
-            tag("dd", "the range that holds the true value in most repetitions (95% if not said otherwise)"),
-        )
-    )
+    level = f"{w.level_name(document.tasks[0].accuracy_old)} " if document.tasks else ""
+    words["interval"] = f"[low, high]: in {level}of repetitions such a range holds the true value"
     rows = [(w.name(model.label), model.role, model.source, model.format) for model in document.models]
-    options = ", ".join(f"{key} {value}" for key, value in {**document.options, **document.meta}.items())
+    asked = {**document.options, **document.meta}
+    options = " · ".join(f"{key}: {_listed(value)}" for key, value in asked.items() if value not in (None, False))
     return tag(
         "footer",
         tag("h2", "Words and sources"),
-        tag("dl", words),
+        tag("dl", [(tag("dt", word), tag("dd", meaning)) for word, meaning in words.items()]),
         table(["Model", "Role", "Predictions", "Format"], rows, "Sources"),
         tag("p", options, class_="soft"),
         id="words",
     )
+
+
+def _listed(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
