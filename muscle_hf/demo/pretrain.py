@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m muscle_hf.demo.pretrain --output muscle_hf/demo/bases
 
 The bases in the package come from this command on one thread of a 2-core x86-64 machine (AVX2, no GPU), with the
-seeds in :data:`SEEDS`: about 0.15 s a step where the core is free, so 5 minutes for v1 and 7 for v2. The same machine
+seeds in :data:`SEEDS`: 5 to 7 minutes of CPU time each. The same machine
 and number of threads give the same bits; another processor may round differently.
 
 v2 stands for a later release: more text, office notes among it, other random weights, and a crawl of its own, in
