@@ -34,12 +34,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--examples", type=int, default=0, metavar="N", help="show N flips with their texts, which come from your data"
     )
+    parser.add_argument(
+        "--export",
+        metavar="FOLDER",
+        help="also write the card and the files it is made from there, without weights and tokenizer",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    from muscle_hf.hub.completing import complete_card
+    from muscle_hf.hub.completing import complete_card, export_card
 
     changes = {name: getattr(args, name) for name, _ in (*_TEXTS.values(), *_LISTS.values())}
     changes = {name: value for name, value in changes.items() if value is not None}
     print(complete_card(args.folder, changes, comparison=args.comparison, label=args.label, examples=args.examples))
+    if args.export:
+        print(export_card(args.folder, args.export))
     return 0

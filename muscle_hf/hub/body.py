@@ -153,7 +153,7 @@ def card_context(card: Card, picture_names: list[str], curves_file: str) -> dict
         "tasks": [_task(task, picture_names, index) for index, task in enumerate(tasks)],
         "warnings": (card.comparison or {}).get("warnings", []),
         "has_report": card.has_report,
-        "examples": state.examples,
+        "examples": [{name: markdown(value, 300) for name, value in row.items()} for row in state.examples],
         "objective": [(_words(name), code(value)) for name, value in provenance["objective"].items()],
         "other_mask": provenance["objective"].get("mask") != "student_wrong",
         "data": list(_data_rows(card)),
@@ -198,7 +198,7 @@ def _headline(task: Mapping[str, Any]) -> Markdown | None:
     worse = "right before and wrong after the update" if rate == "nfr" else "worse after the update"
     sure = "" if against["verdict"] != "no difference shown" else " This difference may be chance."
     return Markdown(
-        f"**{markdown(task['name'])}**: {percent(before.value)} of {task['items']} items are {worse}; with this "
+        f"**{markdown(task['name'], 200)}**: {percent(before.value)} of {task['items']} items are {worse}; with this "
         f"adapter {percent(after.value)} (change {with_interval(change, points)}).{sure}"
     )
 
@@ -214,7 +214,7 @@ def _task(task: Mapping[str, Any], picture_names: list[str], index: int) -> dict
     against = compat.get("against_new") or {}
     scored = task["kind"] == "score"
     show, show_change = (decimal, signed_decimal) if scored else (percent, points)
-    quality = f"mean {task['metric']}" if scored else "accuracy"
+    quality = f"mean {plain(task['metric'])}" if scored else "accuracy"
     rows = [
         {
             "name": quality,
@@ -239,9 +239,9 @@ def _task(task: Mapping[str, Any], picture_names: list[str], index: int) -> dict
             )
     picture = f"card_quadrants_{index + 1}.svg"
     return {
-        "name": task["name"],
+        "name": plain(task["name"]),
         "count": task["items"],
-        "metric": task["metric"],
+        "metric": plain(task["metric"]),
         "rows": rows,
         "quadrants": [
             {"name": COUNTS.get(name, name), "new": count, "compat": compat["counts"].get(name, "")}

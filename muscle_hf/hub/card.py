@@ -21,6 +21,7 @@ CURVES_FILE = "card_curves.svg"
 TAGS = ("muscle-hf", "model-update")
 # Says whose work a card is: one without it was written by hand or by another tool.
 MARKER = "<!-- Rendered by muscle-hf from the JSON files beside it; edits here are overwritten. -->"
+_LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]{0,40}")
 _PIPELINES = {"CAUSAL_LM": "text-generation", "SEQ_CLS": "text-classification", "TOKEN_CLS": "token-classification"}
 # Rate -> (metric type in the model-index, its name) of the adapter; the plain update's get the suffix `_v2`.
 _INDEXED = {
@@ -106,6 +107,11 @@ def card_data(card: Card) -> ModelCardData:
         card: What is known of the adapter.
     """
     state, license_ = card.state, card.license
+    license_id, license_name = license_.identifier, None
+    if license_id is not None and not _LICENSE_ID.fullmatch(license_id):
+        license_id, license_name = "other", plain(license_id)
+    elif license_id == "other" and license_.conflict:
+        license_name = "terms-of-both-bases"
     extra: dict[str, Any] = {}
     if not card.base_is_local:
         extra["base_model_relation"] = "adapter"
@@ -125,8 +131,8 @@ def card_data(card: Card) -> ModelCardData:
         pipeline_tag=_PIPELINES.get(card.task_type),
         tags=[*TAGS, *(["lora"] if card.config.get("peft_type") == "LORA" else []), *map(plain, state.tags)],
         language=[plain(code) for code in state.language] or None,
-        license=license_.identifier,
-        license_name="terms-of-both-bases" if license_.identifier == "other" and license_.conflict else None,
+        license=license_id,
+        license_name=license_name,
         datasets=[plain(name) for name in state.datasets] or None,
         eval_results=results or None,
         model_name=plain(card.title) if results else None,

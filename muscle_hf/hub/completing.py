@@ -9,10 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from muscle_hf.checkpoints import staged
 from muscle_hf.errors import MuscleError
-from muscle_hf.hub.card import write_card
+from muscle_hf.hub.body import ADAPTER_CONFIG, REPORT_FILE
+from muscle_hf.hub.card import CARD_FILE, write_card
+from muscle_hf.hub.files import is_card, pack
 from muscle_hf.hub.state import CardState, save_metrics, trimmed_comparison
-from muscle_hf.provenance import read_provenance
+from muscle_hf.provenance import PROVENANCE_FILE, read_provenance
 
 
 def complete_card(
@@ -49,6 +52,30 @@ def complete_card(
         save_metrics(folder, trimmed, provenance.get("adapter_sha256"))
     state.save(folder)
     return write_card(folder)
+
+
+def export_card(folder: str | os.PathLike, target: str | os.PathLike) -> Path:
+    """Copy a card and the files it is made from, as they would be published, without weights and tokenizer.
+
+    The copy renders to the same card at any time (``muscle-hf card TARGET``), and is small enough for a repository.
+
+    Args:
+        folder: Holds the adapter.
+        target: Is created; files of an earlier export in it are replaced.
+
+    Returns:
+        The path of the copied card.
+
+    Raises:
+        MuscleError: The folder is not fit to be published.
+    """
+    parcel = pack(folder)
+    with staged(target) as stage:
+        for name, content in parcel.contents.items():
+            if name in (ADAPTER_CONFIG, PROVENANCE_FILE) or (is_card(name) and name != REPORT_FILE):
+                raw = content.read_bytes() if isinstance(content, Path) else content
+                (stage / name).write_bytes(raw)
+    return Path(target, CARD_FILE)
 
 
 def example_flips(content: Mapping[str, Any], label: str, count: int) -> list[dict[str, Any]]:

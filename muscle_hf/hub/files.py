@@ -62,6 +62,11 @@ def is_published(path: str) -> bool:
     return any(fnmatch.fnmatchcase(path, pattern) and path.count("/") == pattern.count("/") for pattern in patterns)
 
 
+def is_card(path: str) -> bool:
+    """Whether a published file belongs to the card rather than to the adapter."""
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in CARD_FILES)
+
+
 def is_safe_path(path: str) -> bool:
     """Whether a repository's file name stays inside the folder it is put into, on every system."""
     parts = PurePosixPath(path).parts

@@ -15,7 +15,7 @@ from huggingface_hub.utils import get_token
 import muscle_hf
 from muscle_hf.errors import MuscleError
 from muscle_hf.hub.errors import hub_errors
-from muscle_hf.hub.files import CARD_FILES, Parcel, is_published, pack, valid_repo_id
+from muscle_hf.hub.files import Parcel, is_card, is_published, pack, valid_repo_id
 from muscle_hf.hub.state import CardState
 from muscle_hf.provenance import read_provenance
 
@@ -128,7 +128,7 @@ def publish(
         token=token,
     )
     if path_in_repo:
-        parcel.contents = {name: content for name, content in parcel.contents.items() if not _is_card(name)}
+        parcel.contents = {name: content for name, content in parcel.contents.items() if not is_card(name)}
     with hub_errors(f"uploading to {repo_id}", _AFTERWARDS, token):
         return _commit(api, repo_id, parcel, revision, path_in_repo.strip("/"), commit_message)
 
@@ -182,10 +182,6 @@ def _same(remote: RepoFile, content: bytes | Path) -> bool:
     if remote.lfs is not None:
         return remote.lfs.sha256 == hashlib.sha256(raw).hexdigest()
     return remote.blob_id == hashlib.sha1(b"blob %d\0" % len(raw) + raw).hexdigest()
-
-
-def _is_card(name: str) -> bool:
-    return name in CARD_FILES or name.startswith("card_")
 
 
 def _licenses(folder: Path, api: HfApi, base_model: str | None) -> dict[str, str]:
