@@ -244,7 +244,7 @@ def test_muscle_trainer_gives_its_teachers(tmp_path):
 def test_two_processes_agree_with_one(tmp_path):
     """Training with the callback under two processes ends, and both report what one process would."""
     code = Path(__file__).with_name("flip_callback_worker.py")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29613"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     done = subprocess.run(
         [*launch, str(code), str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
     )

@@ -82,27 +82,34 @@ class ChoiceScorer:
     Args:
         facts: The model and what was found out about it.
         batch_size: The most sequences in one forward pass, None for no limit within a batch.
-        share: Whether to compute a context once for all its continuations; None: find out on first use.
+        share: Whether to compute a context once for all its continuations; None: where two of the groups show that
+            it is exact.
+        groups: All that will be scored. The same on all processes, so that they decide alike.
     """
 
-    def __init__(self, facts: ModelFacts, *, batch_size: int | None = None, share: bool | None = None):
+    def __init__(
+        self,
+        facts: ModelFacts,
+        groups: Sequence[Group],
+        *,
+        batch_size: int | None = None,
+        share: bool | None = None,
+    ):
         self.facts = facts
         self.batch_size = batch_size
-        self.share = share
+        self.share = self._sharing_is_exact(groups) if share is None else share
 
     def __call__(self, groups: list[Group]) -> list[list[float]]:
         """Summed log-likelihood (nats) of each continuation of each group."""
         if self.facts.encoder_decoder:
             return self._score_decoded(groups)
-        if self.share is None:
-            self.share = self._sharing_is_exact(groups)
         return self._score_shared(groups) if self.share else self._score_whole(groups)
 
-    def _sharing_is_exact(self, groups: list[Group]) -> bool:
-        """Compare both ways on two small groups: left padding or a cached prefix may not mean the same to a model."""
-        probe = sorted((group for group in groups if len(group.context) > 1), key=lambda group: group.length)
-        probe = probe[:1] + probe[-1:]
-        if not probe or not self._has_plain_cache(probe[0]):
+    def _sharing_is_exact(self, groups: Sequence[Group]) -> bool:
+        """Compare both ways on two groups: left padding or a cached prefix may not mean the same to a model."""
+        by_length = sorted((group for group in groups if len(group.context) > 1), key=lambda group: group.length)
+        probe = [by_length[0], by_length[len(by_length) // 2]] if by_length else []
+        if self.facts.encoder_decoder or not probe or not self._has_plain_cache(probe[0]):
             return False
         shared, whole = self._score_shared(probe), self._score_whole(probe)
         tolerance = 1e-3 if self.facts.dtype == torch.float32 else 5e-2

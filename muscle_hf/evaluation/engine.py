@@ -122,7 +122,7 @@ def _answer_choices(run: _Run) -> list[Prediction]:
     encoded = encode_pairs(run.tokenizer, pairs, encoder_decoder=run.facts.encoder_decoder)
     groups = group_by_context(encoded, owners, run.facts)
     # In lockstep each batch is one forward pass, on every process.
-    scorer = ChoiceScorer(run.facts, batch_size=None if run.crew.lockstep else run.batch_size)
+    scorer = ChoiceScorer(run.facts, groups, batch_size=None if run.crew.lockstep else run.batch_size)
     results = run.compute(groups, scorer, **_GROUPS)
     values: list[list[float]] = [[0.0] * len(item.choices) for item in run.items]
     for group, scores in zip(groups, results, strict=True):
@@ -188,7 +188,8 @@ def choice_log_likelihoods(
         tokens=token_budget(facts.device, facts.vocabulary, facts.cache_bytes),
     )
     with untouched(model):
-        results = run_batches(groups, batches, ChoiceScorer(facts, batch_size=batch_size, share=share))
+        scorer = ChoiceScorer(facts, groups, batch_size=batch_size, share=share)
+        results = run_batches(groups, batches, scorer)
     values = [0.0] * len(pairs)
     for index, scores in results.items():
         for (_, pair), score in zip(groups[index].owners, scores, strict=True):

@@ -34,8 +34,3 @@ class HeadScorer:
         finally:
             config.pad_token_id = own
         return logits.float().log_softmax(-1).tolist()
-
-
-def class_count(model: torch.nn.Module) -> int:
-    """How many classes the model's head has."""
-    return int(model.config.num_labels)
