@@ -260,7 +260,9 @@ def glossary(document: Document) -> Markup:
     words["interval"] = f"[low, high]: in {level}of repetitions such a range holds the true value"
     rows = [(w.name(model.label), model.role, model.source, model.format) for model in document.models]
     asked = {**document.options, **document.meta}
-    options = " · ".join(f"{key}: {_listed(value)}" for key, value in asked.items() if value not in (None, False))
+    options = " · ".join(
+        f"{key}: {_listed(value)}" for key, value in asked.items() if value is not None and value is not False
+    )
     return tag(
         "footer",
         tag("h2", "Words and sources"),
