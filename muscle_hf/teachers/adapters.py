@@ -166,10 +166,12 @@ def frozen_view(model: PeftModel, adapter: str | None) -> Iterator[None]:
 
 
 def keep_quantized_trainable(model: nn.Module) -> None:
-    """Stop bitsandbytes' 4-bit layers from repacking themselves on CPUs with AVX512-BF16.
+    """Stop bitsandbytes' 4-bit layers from repacking themselves on CPUs with AVX512-BF16, and undo it where they did.
 
-    They do so for good at their first eval-mode forward, after which training silently yields no gradients.
+    They do so at their first eval-mode forward, after which training silently yields no gradients.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+            if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
+                module.state_dict()  # bitsandbytes unpacks a layer that is to be saved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 from transformers.utils import logging
+from transformers.utils.quantization_config import QuantizationMethod
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.adapters import (
@@ -215,7 +217,10 @@ def _same_base(model: nn.Module, adapter: str | None, student: PeftModel) -> boo
 
 def _from_name(role: str, name: str, student: PeftModel, kind: ModelKind, arguments: dict[str, Any]) -> Teacher:
     # A teacher computes in the student's precision unless told otherwise.
-    arguments.setdefault("dtype", getattr(base_of(student), "dtype", None))
+    base = base_of(student)
+    arguments.setdefault("dtype", getattr(base, "dtype", None))
+    if getattr(base, "quantization_method", None) == QuantizationMethod.BITS_AND_BYTES:
+        arguments.setdefault("quantization_config", copy.deepcopy(base.config.quantization_config))
     moved = {
         "moved_base": arguments.pop("base_model", None),
         "moved_base_revision": arguments.pop("base_revision", None),
