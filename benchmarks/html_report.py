@@ -79,7 +79,7 @@ def main() -> None:
         "# The HTML report with many flips",
         "",
         f"`python benchmarks/html_report.py --flips {args.flips} --words {args.words}`, seed 0, "
-        f"{platform.machine()}, {os.cpu_count()} cores, headless Chromium.",
+        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, headless Chromium.",
         "",
         "| what | figure |",
         "| --- | ---: |",

@@ -205,6 +205,7 @@ def test_policy_refuses_scripts_that_a_page_would_otherwise_run(show):
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_long_answers_are_cut_until_asked_for(show):
     browser = show(hostile_document(answer_length=1_000_000))
     choose(browser, "sort", option(browser, "sort", "Longest answer"))
@@ -409,6 +410,7 @@ def test_page_prints(show):
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_twenty_thousand_flips_stay_fluid(show):
     browser = show(large_document(20_000))
     assert shown_count(browser) == 20_000
