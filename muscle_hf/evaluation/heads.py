@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-
 from muscle_hf.evaluation.models import ModelFacts
 
 
