@@ -14,7 +14,7 @@ _TEXTS = {
     "--license-new": ("license_new", "licence of the new base, where it is not found"),
     "--base-note": ("base_note", "where to get a base that is not on the Hub"),
     "--notes": ("notes", "a paragraph of your own under the limits"),
-    "--made-by": ("command", "the command that made it"),
+    "--made-by": ("made_by", "the command that made it"),
 }
 _LISTS = {
     "--language": ("language", "code such as en; repeat for more"),

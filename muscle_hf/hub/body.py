@@ -12,6 +12,7 @@ from typing import Any
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.hub.licenses import License, inherited_license
+from muscle_hf.hub.logged import LoggedFlips, logged_flips
 from muscle_hf.hub.serving import serving_problems
 from muscle_hf.hub.state import CardState, load_metrics
 from muscle_hf.hub.text import Markdown, code, literal, markdown, plain, shell_word
@@ -151,6 +152,7 @@ def card_context(card: Card, picture_names: list[str], curves_file: str) -> dict
         "max_lora_rank": _next_rank(card.config),
         "level": _level(tasks),
         "tasks": [_task(task, picture_names, index) for index, task in enumerate(tasks)],
+        "logged": [] if tasks else [_logged(flips) for flips in logged_flips(provenance["metrics"])],
         "warnings": (card.comparison or {}).get("warnings", []),
         "has_report": card.has_report,
         "examples": [{name: markdown(value, 300) for name, value in row.items()} for row in state.examples],
@@ -166,7 +168,7 @@ def card_context(card: Card, picture_names: list[str], curves_file: str) -> dict
         "hashes": list(_hash_rows(provenance)),
         "created": provenance.get("created") or "at an unknown time",
         "packages": ", ".join(f"{name} {version}" for name, version in provenance["packages"].items()),
-        "command": code(state.command) if state.command else None,
+        "made_by": code(state.made_by) if state.made_by else None,
         "notes": state.notes,
         "license_text": card.license.explanation,
         "environment": list(_environment_rows(state)),
@@ -250,6 +252,16 @@ def _task(task: Mapping[str, Any], picture_names: list[str], index: int) -> dict
         "picture": Markdown(picture) if picture in picture_names else None,
         "slices": _slices(new, compat),
     }
+
+
+def _logged(flips: LoggedFlips) -> dict[str, Any]:
+    rows = []
+    for rate, name in (("acc", "accuracy"), ("score", "score"), ("nfr", "NFR"), ("nfr_mc", "NFR_mc"), ("pfr", "PFR")):
+        if rate in flips.compat:
+            show = decimal if rate == "score" else percent
+            values = {role: show(getattr(flips, role).get(rate)) for role in ("old", "new", "compat")}
+            rows.append({"name": name, **values})
+    return {"name": plain(flips.name), "rows": rows}
 
 
 def _change(delta: Any, show: Any) -> str:

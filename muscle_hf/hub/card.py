@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from muscle_hf.bundled import bundled
 from muscle_hf.hub.body import Card, card_context, estimate
 from muscle_hf.hub.figures import curves_svg, quadrants_svg
+from muscle_hf.hub.logged import logged_flips
 from muscle_hf.hub.state import CardState
 from muscle_hf.hub.text import Markdown, markdown, plain
 
@@ -143,6 +144,8 @@ def card_data(card: Card) -> ModelCardData:
 
 def eval_results(card: Card) -> list[EvalResult]:
     """The rates of every task for the model-index: of the adapter, and with the suffix ``_v2`` of the plain update."""
+    if card.comparison is None:
+        return _logged_results(card)
     results = []
     for task in (card.comparison or {}).get("tasks", []):
         name = plain(task["name"])
@@ -171,6 +174,31 @@ def eval_results(card: Card) -> list[EvalResult]:
             for rate, label in _INDEXED.items():
                 if rate in update["rates"]:
                     add(rate + suffix, label + owner, update["rates"][rate])
+    return results
+
+
+def _logged_results(card: Card) -> list[EvalResult]:
+    results = []
+    for flips in logged_flips(card.provenance["metrics"]):
+        name = plain(flips.name or card.state.task or "evaluation set")
+        for suffix, owner, rates in (
+            ("_v1", " of the old model", flips.old),
+            ("", "", flips.compat),
+            ("_v2", " of the plain update", flips.new),
+        ):
+            for rate, value in rates.items():
+                label = {"acc": "accuracy", "score": "score"}.get(rate, rate)
+                results.append(
+                    EvalResult(
+                        task_type=_PIPELINES.get(card.task_type, "text-generation"),
+                        dataset_type=name,
+                        dataset_name=name,
+                        dataset_config=name,
+                        metric_type=label + suffix,
+                        metric_name=_INDEXED.get(rate, label) + owner,
+                        metric_value=round(value, 6),
+                    )
+                )
     return results
 
 

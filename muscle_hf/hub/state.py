@@ -43,7 +43,7 @@ class CardState:
         license_new: Licence of the new base, where known.
         base_note: Where to get the base, if it is not on the Hub.
         notes: A paragraph of the publisher's own.
-        command: The command that made it, where one did.
+        made_by: The command that made it, where one did.
         history: Logged figures: one dictionary per log, with ``step`` and ``epoch``.
         hardware: What it was trained on.
         train_seconds: Wall-clock time of training.
@@ -62,7 +62,7 @@ class CardState:
     license_new: str | None = None
     base_note: str | None = None
     notes: str | None = None
-    command: str | None = None
+    made_by: str | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     hardware: str | None = None
     train_seconds: float | None = None

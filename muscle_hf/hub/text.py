@@ -11,8 +11,8 @@ from muscle_hf.report.text import one_line
 # Everything that Markdown, the HTML inside it, or its maths could take for markup within a line.
 _MARKUP = re.compile(r"([\\`*_\[\]|~$#!{}])")
 _WORD_JOINER = re.compile(r"(?<=\w)\\_(?=\w)")
-# What would begin a list where the text begins a line.
-_LIST = re.compile(r"^([-+]|\d+(?=[.)]))")
+# What would begin a list, a rule or a heading where the text begins a line.
+_LIST = re.compile(r"^([-+=]|\d+(?=[.)](?:\s|$)))")
 _LINK = re.compile(r"(?i)(://|\bwww\.|\bmailto:)")
 
 
@@ -36,7 +36,7 @@ def markdown(value: Any, limit: int = 2000) -> Markdown:
     text = one_line(str(value), limit)
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = _WORD_JOINER.sub("_", _MARKUP.sub(r"\\\1", text))
-    text = _LIST.sub(lambda match: f"\\{match[1]}" if match[1] in "-+" else f"{match[1]}\\", text)
+    text = _LIST.sub(lambda match: f"\\{match[1]}" if match[1] in "-+=" else f"{match[1]}\\", text)
     # Renderers turn bare addresses into links; a character reference in them is only ever text.
     text = _LINK.sub(lambda match: match.group().replace(":", "&#58;").replace(".", "&#46;"), text)
     return Markdown(text)
