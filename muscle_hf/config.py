@@ -72,6 +72,11 @@ class MuscleConfig(TrainingArguments):
             raise MuscleError(
                 f"trained_tokens is {self.trained_tokens!r}; choose one of {', '.join(get_args(TrainedTokens))}"
             )
+        if not isinstance(self.mask, str):
+            raise MuscleError(
+                f"mask is a {type(self.mask).__name__}, which cannot be saved with the settings; name it as "
+                "'package.module:function' here, or pass the function as MuscleTrainer(mask=...)"
+            )
         objective_of(self)
         super().__post_init__()
 

@@ -245,9 +245,8 @@ class MuscleTrainer(HubMixin, Trainer):
         Raises:
             MuscleError: There are no labels, or no mask that ``trained_tokens`` asks for.
         """
-        if batch.get("shift_labels") is not None:
-            return batch["shift_labels"]
-        labels = require_labels(batch)
+        shifted = batch.get("shift_labels")
+        labels = require_labels(batch) if shifted is None else shifted
         column = _MASK_COLUMNS.get(self.trained_tokens)
         if column is not None:
             if batch.get(column) is None:
@@ -255,8 +254,9 @@ class MuscleTrainer(HubMixin, Trainer):
                     f"trained_tokens={self.trained_tokens!r} needs the column {column!r} in every batch (0 or 1 per "
                     f"token); this batch has {', '.join(batch)}"
                 )
-            labels = labels.masked_fill(batch[column] == 0, IGNORED)
-        return self.kind.trained_labels(labels)
+            kept = batch[column] if shifted is None else nn.functional.pad(batch[column][:, 1:], (0, 1))
+            labels = labels.masked_fill(kept == 0, IGNORED)
+        return labels if shifted is not None else self.kind.trained_labels(labels)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | int | None:
         # `shift_labels` is what Trainer counts as it stands; its own rule knows neither masks nor every kind of head.

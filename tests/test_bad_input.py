@@ -312,6 +312,7 @@ def test_missing_mask_column(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"mask": builders.rows}, r"mask is a function.*MuscleTrainer\(mask="),
         ({"mask": "wrong"}, "unknown mask 'wrong'; choose one of student_wrong"),
         ({"temperature": 0}, "temperature is 0"),
         ({"temperature": -1.0}, "temperature is -1.0"),

@@ -169,8 +169,9 @@ def test_same_weights_under_another_configuration_are_not_shared(tmp_path):
     assert isinstance(trainer.teachers["old"], ModelTeacher)
 
 
-def test_a_second_trainer_on_the_same_model_goes_on_against_the_same_teachers(tmp_path):
-    model, old = with_lora(builders.llama(2), 20), with_lora(builders.llama(2), 10)
+@pytest.mark.parametrize("name", ["default", "v2"])
+def test_a_second_trainer_on_the_same_model_goes_on_against_the_same_teachers(name, tmp_path):
+    model, old = with_lora(builders.llama(2), 20, name), with_lora(builders.llama(2), 10)
     first = builders.trainer(tmp_path / "1", model, old)
     first.train()
     weights = teacher_weights(first)

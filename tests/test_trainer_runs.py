@@ -363,7 +363,8 @@ def test_streams_of_datasets(tmp_path):
     assert trainer.evaluate()["eval_kl_old"] > 0
 
 
-def test_collator_that_makes_shift_labels(tmp_path):
+@pytest.mark.parametrize("trained_tokens", ["labels", "completion"])
+def test_collator_that_makes_shift_labels(trained_tokens, tmp_path):
     def shifted(table):
         batch = builders.collate(table)
         labels = torch.nn.functional.pad(batch["labels"], (0, 1), value=-100)[:, 1:]
@@ -371,7 +372,9 @@ def test_collator_that_makes_shift_labels(tmp_path):
 
     losses = []
     for collator in (builders.collate, shifted):
-        trainer = builders.trainer(tmp_path, train_dataset=rows(), data_collator=collator, max_steps=1)
+        trainer = builders.trainer(
+            tmp_path, train_dataset=rows(), data_collator=collator, max_steps=1, trained_tokens=trained_tokens
+        )
         trainer.train()
         losses.append(trainer.state.log_history[0]["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)

@@ -46,6 +46,9 @@ from muscle_hf.teachers.weights import base_of, base_weights, same_as_files, sam
 
 logger = logging.get_logger(__name__)
 
+# Where a model remembers the name of its task adapter, for the next trainer that is given it.
+_TASK_ADAPTER = "_muscle_task_adapter"
+
 
 def make_student(
     model: nn.Module, peft_config: PeftConfig | None, *, check_base: bool = True, checkpointing: bool = False
@@ -74,7 +77,7 @@ def make_student(
     active = only_active_adapter(model, "model")
     if check_base:
         check_recorded_base(model, active)
-    others = [name for name in model.peft_config if name not in (active, NEW_ADAPTER, OLD_ADAPTER)]
+    others = [name for name in model.peft_config if name != active]
     trainable = [name for name in others if any(p.requires_grad for p in adapter_parameters(model, name).values())]
     if trainable:
         raise MuscleError(
@@ -82,14 +85,15 @@ def make_student(
             "freeze or delete the others"
         )
     if active == STUDENT_ADAPTER:
-        if NEW_ADAPTER in model.peft_config:
+        task_adapter = getattr(model, _TASK_ADAPTER, NEW_ADAPTER)
+        if task_adapter in model.peft_config:
             logger.warning(
                 "This model already went through a MuscleTrainer: its first task adapter stays the new teacher, and "
                 "the student goes on from its present weights."
             )
         else:
             copy_adapter(model, active, model, NEW_ADAPTER)
-        teacher = AdapterTeacher("new", model, NEW_ADAPTER)
+            task_adapter = NEW_ADAPTER
     else:
         if adapter_parameters(model, STUDENT_ADAPTER):
             raise MuscleError(
@@ -98,9 +102,10 @@ def make_student(
                 f"{STUDENT_ADAPTER!r}), or load it under another name (adapter_name=)"
             )
         copy_adapter(model, active, model, STUDENT_ADAPTER)
-        teacher = AdapterTeacher("new", model, active)
+        task_adapter = active
+    setattr(model, _TASK_ADAPTER, task_adapter)
     activate_student(model)
-    return model, teacher
+    return model, AdapterTeacher("new", model, task_adapter)
 
 
 def _fresh_student(
