@@ -292,6 +292,13 @@ def test_what_is_not_there(bases: HubServer, cache: Path, missing: str):
         load_compatible(missing, cache_dir=cache)
 
 
+@pytest.mark.parametrize("damage", [b"{", b"[1]", b'{"format": 1}', b'{"format": 1, "old": {"base": 3}}', b"\xff\xfe"])
+def test_a_damaged_provenance_is_told(pushed: HubServer, cache: Path, damage: bytes):
+    changed(pushed, "muscle_provenance.json", damage)
+    with pytest.raises(MuscleError, match="muscle_provenance.json"):
+        fetch(REPO, cache_dir=cache)
+
+
 def test_a_fetched_adapter_can_be_copied(pushed: HubServer, cache: Path, tmp_path: Path):
     from muscle_hf.hub.copying import copy_to
 

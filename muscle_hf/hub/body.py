@@ -14,10 +14,9 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.hub.licenses import License, inherited_license
 from muscle_hf.hub.logged import LoggedFlips, logged_flips
 from muscle_hf.hub.serving import serving_problems
-from muscle_hf.hub.state import CardState, load_metrics
+from muscle_hf.hub.state import CardState, load_metrics, provenance_in
 from muscle_hf.hub.text import Markdown, code, literal, markdown, plain, shell_word
 from muscle_hf.metrics import Estimate
-from muscle_hf.provenance import read_provenance
 from muscle_hf.report.wording import COUNTS, decimal, measure, percent, points, signed_decimal, with_interval
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -64,7 +63,7 @@ class Card:
         Raises:
             MuscleError: It holds no compatibility adapter.
         """
-        provenance = read_provenance(folder)
+        provenance = provenance_in(folder)
         config_file = Path(folder, ADAPTER_CONFIG)
         if not config_file.is_file():
             raise MuscleError(f"{folder} has no {ADAPTER_CONFIG}: it is not the folder of a saved adapter")

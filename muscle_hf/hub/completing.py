@@ -14,8 +14,8 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.hub.body import ADAPTER_CONFIG, REPORT_FILE
 from muscle_hf.hub.card import CARD_FILE, write_card
 from muscle_hf.hub.files import is_card, pack
-from muscle_hf.hub.state import CardState, save_metrics, trimmed_comparison
-from muscle_hf.provenance import PROVENANCE_FILE, read_provenance
+from muscle_hf.hub.state import CardState, provenance_in, save_metrics, trimmed_comparison
+from muscle_hf.provenance import PROVENANCE_FILE
 
 
 def complete_card(
@@ -41,7 +41,7 @@ def complete_card(
     Raises:
         MuscleError: The folder holds no compatibility adapter, or the comparison is none.
     """
-    provenance = read_provenance(folder)
+    provenance = provenance_in(folder)
     state = replace(CardState.load(folder), **dict(changes or {}))
     if comparison is None and examples:
         raise MuscleError("examples come from a comparison: name one")

@@ -16,7 +16,8 @@ from muscle_hf.hub.body import ADAPTER_CONFIG
 from muscle_hf.hub.errors import HubError, hub_errors
 from muscle_hf.hub.files import ADAPTER_FILES, WEIGHTS_FILE, check_weights, is_published, is_safe_path, valid_repo_id
 from muscle_hf.hub.publishing import hub_api
-from muscle_hf.provenance import PROVENANCE_FILE, read_provenance
+from muscle_hf.hub.state import provenance_in
+from muscle_hf.provenance import PROVENANCE_FILE
 
 logger = logging.get_logger(__name__)
 
@@ -71,7 +72,7 @@ def fetch(
         raise MuscleError(f"{name} is neither a folder nor a repository's id (NAMESPACE/NAME)")
     else:
         folder, commit = _download(name, revision, token, cache_dir)
-    provenance = read_provenance(folder)
+    provenance = provenance_in(folder)
     check_weights(folder, provenance)
     return Fetched(folder, name, commit, provenance)
 

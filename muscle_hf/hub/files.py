@@ -17,8 +17,8 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.hub.body import ADAPTER_CONFIG, REPORT_FILE
 from muscle_hf.hub.card import CARD_FILE, is_ours, render_card
 from muscle_hf.hub.errors import MismatchError
-from muscle_hf.hub.state import CARD_STATE_FILE, METRICS_FILE, CardState, load_metrics
-from muscle_hf.provenance import PROVENANCE_FILE, file_sha256, read_provenance
+from muscle_hf.hub.state import CARD_STATE_FILE, METRICS_FILE, CardState, load_metrics, provenance_in
+from muscle_hf.provenance import PROVENANCE_FILE, file_sha256
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 # Everything that is published or fetched, and nothing else: no checkpoints, optimizer states, pickles, caches or code.
@@ -106,7 +106,7 @@ def pack(
             f"{folder} is not the folder of a saved compatibility adapter: it has no {', '.join(missing)}. Pass the "
             "output_dir of a MuscleTrainer (or one of its checkpoints)"
         )
-    provenance = read_provenance(folder)
+    provenance = provenance_in(folder)
     check_weights(folder, provenance)
     parcel = Parcel({})
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):

@@ -16,8 +16,7 @@ import muscle_hf
 from muscle_hf.errors import MuscleError
 from muscle_hf.hub.errors import hub_errors
 from muscle_hf.hub.files import Parcel, is_card, is_published, pack, valid_repo_id
-from muscle_hf.hub.state import CardState
-from muscle_hf.provenance import read_provenance
+from muscle_hf.hub.state import CardState, provenance_in
 
 _AFTERWARDS = (
     "Nothing local was changed, and the repository has all of an upload or none of it: mend that and run the same "
@@ -189,7 +188,7 @@ def _licenses(folder: Path, api: HfApi, base_model: str | None) -> dict[str, str
 
     A base whose page cannot be read (gated, or gone) stays unknown, which the card then says.
     """
-    state, provenance = CardState.load(folder), read_provenance(folder)
+    state, provenance = CardState.load(folder), provenance_in(folder)
     found = {}
     for name, role in (("license_old", "old"), ("license_new", "new")):
         base = provenance[role]["base"]

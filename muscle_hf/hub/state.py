@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.provenance import PROVENANCE_FILE, read_provenance
 
 CARD_STATE_FILE = "muscle_card.json"
 METRICS_FILE = "muscle_metrics.json"
@@ -25,6 +26,37 @@ _SLICES_KEPT = 12
 _CURVE_POINTS = 200
 # Model columns of a comparison file that say where it lay rather than what it holds.
 _MODEL_FIELDS = ("label", "role", "format")
+
+
+_BASE_FIELDS = ("name", "revision", "on_hub", "architecture", "dtype", "quantization", "sha256")
+
+
+def provenance_in(folder: str | os.PathLike) -> dict[str, Any]:
+    """The provenance in a folder that may come from anybody, whole.
+
+    Raises:
+        MuscleError: There is none, or parts of it are missing.
+    """
+    try:
+        content = read_provenance(folder)
+        missing = [
+            f"{role}.base.{name}"
+            for role in ("old", "new")
+            for name in _BASE_FIELDS
+            if name not in content[role]["base"] or "adapter" not in content[role]
+        ]
+        missing += [
+            name for name in ("objective", "training", "data", "packages", "metrics") if not _mapping(content, name)
+        ]
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise MuscleError(f"{PROVENANCE_FILE} in {folder} is damaged ({type(error).__name__}: {error})") from error
+    if missing:
+        raise MuscleError(f"{PROVENANCE_FILE} in {folder} is damaged: it lacks {', '.join(missing)}")
+    return content
+
+
+def _mapping(content: Mapping[str, Any], name: str) -> bool:
+    return isinstance(content[name], Mapping)
 
 
 @dataclass
