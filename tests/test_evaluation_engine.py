@@ -10,9 +10,18 @@ import peft
 import pytest
 import torch
 from evaluation_models import make_choice_task, make_generation_task, make_model, make_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.evaluation import Item, Task, choice_log_likelihoods, encode_pair, evaluate_task
+from muscle_hf.evaluation import (
+    Item,
+    Task,
+    choice_log_likelihoods,
+    encode_pair,
+    evaluate_task,
+    load_items,
+    load_task,
+)
 from muscle_hf.evaluation.batching import chunks_of_similar_length, plan_batches, run_batches
 
 KINDS = ("llama", "gpt2", "sliding", "alibi", "recurrent", "seq2seq")
@@ -284,3 +293,18 @@ def test_chat_templates():
     plain = evaluate_task(model, tokenizer, task, written, progress=False)
     assert [p.log_likelihoods for p in chat] == [p.log_likelihoods for p in plain]
     assert [p.hash for p in chat] == [p.hash for p in evaluate_task(model, tokenizer, task, items, progress=False)]
+
+
+@pytest.mark.shared_data
+def test_an_answer_longer_than_the_model_is_scored_by_its_end(shared_dir):
+    """As the harness does it: the last tokens that the model takes, after the one token before them."""
+    folder = shared_dir / "models" / "stories260k"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    (item,) = load_items("piqa", shared_dir / "data" / "piqa", "test", start=314, limit=1)
+    (prediction,) = evaluate_task(model, tokenizer, load_task("piqa"), [item], progress=False)
+    for choice, score in zip(item.choices, prediction.log_likelihoods, strict=True):
+        ids = sum(encode_pair(tokenizer, item.prompt, choice), [])[-513:]
+        with torch.no_grad():
+            log_probabilities = model(torch.tensor([ids[:-1]])).logits[0].log_softmax(-1)
+        expected = sum(row[token].item() for row, token in zip(log_probabilities, ids[1:], strict=True))
+        assert score == pytest.approx(expected, rel=1e-5)

@@ -49,26 +49,23 @@ def group_by_context(
         pairs: Token ids of context and continuation.
         owners: (item, choice) of each pair; only pairs of one item are grouped.
         facts: How many tokens the model takes. The last one of a continuation is predicted, not read.
-
-    Raises:
-        MuscleError: A continuation alone is longer than the model takes.
     """
     collected: dict[tuple[int, tuple[int, ...]], list[tuple[tuple[int, ...], tuple[int, int]]]] = {}
     cut = 0
     for (context, continuation), owner in zip(pairs, owners, strict=True):
+        if len(continuation) > facts.max_length:
+            # As the harness does: the end of the answer is scored, after the one token before it.
+            before, continuation = continuation[: -facts.max_length], continuation[-facts.max_length :]
+            context = context if facts.encoder_decoder else before[-1:]
+            cut += 1
         room = facts.max_length + 1 - len(continuation)
-        if room < 1:
-            raise MuscleError(
-                f"choice {owner[1]} of item {owner[0]} has {len(continuation)} tokens; the model takes "
-                f"{facts.max_length}"
-            )
         room = facts.max_length if facts.encoder_decoder else room
         cut += len(context) > room
         key = (owner[0], tuple(context[-room:]))
         collected.setdefault(key, []).append((tuple(continuation), owner))
     if cut:
         logger.warning(
-            "%d of %d prompts were cut on the left to the model's %d tokens", cut, len(pairs), facts.max_length
+            "%d of %d sequences were cut on the left to the model's %d tokens", cut, len(pairs), facts.max_length
         )
     return [
         Group(context, tuple(ids for ids, _ in members), tuple(owner for _, owner in members))
