@@ -303,7 +303,8 @@ def test_an_answer_longer_than_the_model_is_scored_by_its_end(shared_dir):
     (item,) = load_items("piqa", shared_dir / "data" / "piqa", "test", start=314, limit=1)
     (prediction,) = evaluate_task(model, tokenizer, load_task("piqa"), [item], progress=False)
     for choice, score in zip(item.choices, prediction.log_likelihoods, strict=True):
-        ids = sum(encode_pair(tokenizer, item.prompt, choice), [])[-513:]
+        prompt, continuation = encode_pair(tokenizer, item.prompt, choice)
+        ids = (prompt + continuation)[-513:]
         with torch.no_grad():
             log_probabilities = model(torch.tensor([ids[:-1]])).logits[0].log_softmax(-1)
         expected = sum(row[token].item() for row, token in zip(log_probabilities, ids[1:], strict=True))
