@@ -452,6 +452,12 @@ def test_noise_floor(tmp_path):
     assert document.gate.checks[0].noise_floor == floor.nfr.value
 
 
+def test_a_noise_floor_of_another_task_is_said():
+    floors = measure_noise(sources(*(choice_predictions(10, 0.5, seed, task="roads") for seed in (1, 2))))
+    document = compare(*sources(*flipping(10, 1)), noise=floors)
+    assert document.noise == [] and document.warnings == ["no noise floor was measured for ways"]
+
+
 def test_noise_needs_two_runs_of_the_same_items(tmp_path):
     with pytest.raises(MuscleError, match="two or more runs"):
         measure_noise(sources(choice_predictions(5, 1, 1)))

@@ -124,6 +124,8 @@ def test_clusters_widen_the_interval():
     assert together.high - together.low > 2 * (apart.high - apart.low)
     assert effective_items(flips, cluster) == pytest.approx(40, rel=0.1)
     assert effective_items(flips, np.arange(400)) == pytest.approx(400, rel=0.01)
+    signed = np.repeat(rng.choice([-1.0, 0.0, 1.0], 40), 10)
+    assert effective_items(signed, cluster) == pytest.approx(40, rel=0.1)
     wide = wilson_interval(int(flips.sum()), 400, effective_total=effective_items(flips, cluster))
     assert wide.high - wide.low > 2 * (apart.high - apart.low)
 
@@ -216,6 +218,7 @@ def test_sign_test_is_mcnemars_for_single_items():
         lambda: wilson_interval(1, 2, level=95),
         lambda: wilson_interval(1, 2, side="left"),
         lambda: bootstrap(share, [1.0], [1.0], clusters=[1, 2]),
+        lambda: bootstrap(share, [1.0], [1.0], clusters=[1], weights=[1]),
         lambda: mcnemar([True], [True, False]),
     ],
 )

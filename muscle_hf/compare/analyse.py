@@ -155,7 +155,7 @@ class TaskAnalysis:
         before, after = self.joined.correct(first), self.joined.correct(second)
         effective = None
         if self.clusters is not None:
-            effective = effective_items(before ^ after, self.clusters)
+            effective = effective_items(after.astype(np.int8) - before, self.clusters)
         return paired_difference(before, after, level=self.options.level, effective_total=effective)
 
     def _paired_p(self, first: str, second: str, among: Bools | None = None) -> float:

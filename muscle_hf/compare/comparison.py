@@ -78,7 +78,11 @@ def compare(
     models = [Model(name, _role(i), source.path, source.format) for i, (name, source) in enumerate(sources.items())]
     _check_cluster(joined, analysis.cluster)
     tasks = _analyse(joined, models, analysis)
-    floors = [floor for floor in noise if floor.task in {task.name for task in tasks}]
+    names_of_tasks = {task.name for task in tasks}
+    floors = [floor for floor in noise if floor.task in names_of_tasks]
+    missed = names_of_tasks - {floor.task for floor in noise}
+    if noise and missed:
+        warnings.append(f"no noise floor was measured for {', '.join(sorted(missed))}")
     shipped = list(candidates) if candidates else (names[2:] or names[1:2])
     gate = check_gate(
         joined,

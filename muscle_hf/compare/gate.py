@@ -251,8 +251,8 @@ class _Measure:
         self.before, self.after = joined.values[joined.labels[0]], joined.values[label]
         self.clusters = None if cluster is None else joined.columns[cluster][0]
 
-    def _effective(self, indicator: Any) -> float | None:
-        return None if self.clusters is None or not len(indicator) else effective_items(indicator, self.clusters)
+    def _effective(self, values: Any) -> float | None:
+        return None if self.clusters is None or not len(values) else effective_items(values, self.clusters)
 
     def nfr(self) -> tuple[Estimate, Estimate]:
         lost = self.after < self.before - self.epsilon
@@ -265,7 +265,7 @@ class _Measure:
     def change(self, sign: int) -> tuple[Estimate, Estimate]:
         first, second = (self.before, self.after) if sign > 0 else (self.after, self.before)
         if self.joined.kind == "correct":
-            effective = self._effective(first != second)
+            effective = self._effective(second - first)
             return tuple(  # type: ignore[return-value]
                 paired_difference(first, second, level=self.level, side=side, effective_total=effective)
                 for side in ("upper", "lower")

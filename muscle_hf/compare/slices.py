@@ -111,7 +111,7 @@ def _slice(
     change_of_items = joined.values[label][chosen] - joined.values[joined.labels[0]][chosen]
     if joined.kind == "correct":
         _, won, _, lost = counts
-        effective = None if clusters is None else effective_items(change_of_items != 0, clusters)
+        effective = None if clusters is None else effective_items(change_of_items, clusters)
         change = paired_difference_counts(lost, won, items, level=level, effective_total=effective)
         p_value = mcnemar_counts(lost, won).p_value
     else:

@@ -97,22 +97,26 @@ def wilson_interval(
     return Estimate(share, low, high, level, "wilson", int(count), int(total))
 
 
-def effective_items(indicator: ArrayLike, clusters: ArrayLike) -> float:
-    """How many independent items a clustered sample is worth for estimating a share (Kish's design effect).
+def effective_items(values: ArrayLike, clusters: ArrayLike) -> float:
+    """How many independent items a clustered sample is worth for estimating a share or mean (Kish's design effect).
 
-    Never more than the number of items; the number of clusters where the share is 0 or 1 and the variance between
-    clusters cannot be seen.
+    Args:
+        values: What the mean is of: 1 or 0 for a share, -1, 0 or 1 for a change. Shape ``(items,)``.
+        clusters: Source of each item.
+
+    Returns:
+        Never more than the number of items; the number of clusters where all values are equal, so that the variance
+        between clusters cannot be seen.
     """
-    values = np.asarray(indicator, dtype=np.float64)
-    sums, sizes = cluster_sums(np.column_stack([values, np.ones(len(values))]), clusters).T
-    n, k = len(values), len(sizes)
+    numbers = np.asarray(values, dtype=np.float64)
+    sums, sizes = cluster_sums(np.column_stack([numbers, np.ones(len(numbers))]), clusters).T
+    n, k = len(numbers), len(sizes)
     if n == 0:
         return 0.0
-    share = values.mean()
-    plain = share * (1 - share) / n
+    mean, plain = numbers.mean(), numbers.var() / n
     if plain == 0 or k < 2:
         return float(k)
-    clustered = k / (k - 1) * float(((sums - share * sizes) ** 2).sum()) / n**2
+    clustered = k / (k - 1) * float(((sums - mean * sizes) ** 2).sum()) / n**2
     return n / max(1.0, clustered / plain)
 
 
@@ -162,6 +166,8 @@ def bootstrap(
         (0.3, True)
     """
     _z(level, side)
+    if weights is not None and clusters is not None:
+        raise MuscleError("weights stand for equal items, which clusters tell apart; give one of the two")
     table = np.column_stack([np.asarray(column, dtype=np.float64) for column in columns])
     if clusters is not None:
         table = cluster_sums(table, clusters)
