@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -90,7 +91,7 @@ class Provenance:
                 for name, dataset in (("train", trainer.train_dataset), ("eval", trainer.eval_dataset))
                 if dataset is not None
             },
-            packages=_package_versions(),
+            packages=dict(_package_versions()),
             labels=_describe_labels(trainer),
         )
 
@@ -276,6 +277,7 @@ def _plain(row: Any) -> Any:
     return row.tolist() if hasattr(row, "tolist") else row
 
 
+@functools.cache
 def _package_versions() -> dict[str, str]:
     versions = {"python": platform.python_version(), "muscle-hf": muscle_hf.__version__}
     for package in _PACKAGES:

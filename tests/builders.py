@@ -131,15 +131,15 @@ def token_rows(count: int = 8, seed: int = 0) -> list[dict[str, Any]]:
 
 def half_right(table: list[dict[str, Any]], model: nn.Module) -> list[dict[str, Any]]:
     """The rows with every second answer changed to what a model says, so that it is wrong here and right there."""
+    says = logits_without_trainer(model, collate(table)).argmax(-1).tolist()
     changed = []
-    for index, row in enumerate(table):
-        batch = collate([row])
-        says = logits_without_trainer(model, batch)[0].argmax(-1).tolist()
-        if isinstance(says, int):
-            changed.append({**row, "labels": says if index % 2 else row["labels"]})
-            continue
-        says = [0, *says] if "CausalLM" in type(base_of(model)).__name__ else says
-        labels = [says[i] if i % 2 and label != -100 else label for i, label in enumerate(row["labels"])]
+    for index, (row, answers) in enumerate(zip(table, says, strict=True)):
+        if isinstance(answers, int):
+            labels = answers if index % 2 else row["labels"]
+        else:
+            # The logits of a causal LM at one position answer the next.
+            answers = [0, *answers] if "CausalLM" in type(base_of(model)).__name__ else answers
+            labels = [answers[i] if i % 2 and y != -100 else y for i, y in enumerate(row["labels"])]
         changed.append({**row, "labels": labels})
     return changed
 

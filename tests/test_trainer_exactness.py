@@ -28,10 +28,11 @@ class Gradients(TrainerCallback):
 
 
 def half_right_rows():
-    # Lengths and numbers of ignored labels differ, so that micro-batches have unequal numbers of trained tokens.
+    # Lengths and numbers of ignored labels differ, so that micro-batches have unequal numbers of trained tokens; one
+    # row, and so one micro-batch of one row, has none.
     table = builders.rows(8, seed=3, low=3, high=20)
-    for row, ignored in zip(table, (0, 1, 0, 0, 2, 1, 0, 1), strict=True):
-        row["labels"][:ignored] = [-100] * ignored
+    for row, ignored in zip(table, (0, 1, 0, 0, 20, 1, 0, 1), strict=True):
+        row["labels"][:ignored] = [-100] * len(row["labels"][:ignored])
     return builders.half_right(table, with_lora(builders.llama(2, num_hidden_layers=2), 20))
 
 
