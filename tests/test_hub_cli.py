@@ -38,9 +38,9 @@ def test_from_a_folder_to_the_hub_and_back(
     assert main(["push", str(adapter), REPO]) == 0
     told = capsys.readouterr().out
     assert "uploaded" not in told and "unchanged: 10 files" in told
-    assert main(["pull", REPO, "--to", str(tmp_path / "mine"), "--check"]) == 0
+    assert main(["pull", REPO, "--to", str(tmp_path / "mine")]) == 0
     told = capsys.readouterr().out
-    assert bases.repo(REPO).branches["main"] in told and "base, architecture and tokenizer fit" in told
+    assert bases.repo(REPO).branches["main"] in told and "base, architecture and tokenizer checked" in told
     expected = {name: raw for name, raw in bases.repo(REPO).files().items() if name != ".gitattributes"}
     assert files_in(tmp_path / "mine") == expected
     assert main(["list"]) == 0
@@ -92,11 +92,13 @@ def test_a_mismatch_is_refused_and_can_be_overridden(
     other.mkdir()
     for name, raw in base_files[OLD].items():
         (other / name).write_bytes(raw)
-    check = ["pull", REPO, "--check", "--base-model", str(other)]
+    check = ["pull", REPO, "--base-model", str(other)]
     assert main(check) == 2
     assert "content hash" in capsys.readouterr().err
     with pytest.warns(UserWarning, match="content hash"):
         assert main([*check, "--allow-mismatch"]) == 0
+    assert main([*check, "--adapter-only"]) == 0
+    assert "checked" not in capsys.readouterr().out.splitlines()[-2]
 
 
 def test_list_finds_by_tag_author_base_and_name(bases: HubServer, adapter: Path, capsys: pytest.CaptureFixture):

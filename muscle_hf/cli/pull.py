@@ -1,4 +1,4 @@
-"""``muscle-hf pull``: fetch a compatibility adapter, pinned and checked."""
+"""``muscle-hf pull``: fetch a compatibility adapter and its base, pinned and checked."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("repo", help="NAMESPACE/NAME on the Hub")
     parser.add_argument("--revision", help="branch, tag or commit; by default main")
     parser.add_argument("--to", metavar="FOLDER", help="copy the files there; by default they stay in the Hub's cache")
+    parser.add_argument("--base-model", metavar="FOLDER_OR_ID", help="a local copy of the base, or where it has moved")
+    parser.add_argument("--allow-mismatch", action="store_true", help="warn of what does not fit, do not refuse")
     parser.add_argument(
-        "--check",
+        "--adapter-only",
         action="store_true",
-        help="also fetch the base and check base, architecture and tokenizer against the provenance",
-    )
-    parser.add_argument("--base-model", metavar="FOLDER_OR_ID", help="with --check: the base, if not the recorded one")
-    parser.add_argument(
-        "--allow-mismatch", action="store_true", help="with --check: warn of a mismatch, do not refuse"
+        help="leave the base alone: check the weights, but not base, architecture and tokenizer",
     )
 
 
@@ -26,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     from muscle_hf.hub.text import plain
 
     fetched = fetch(args.repo, revision=args.revision)
-    if args.check:
+    if not args.adapter_only:
         load_compatible(
             args.repo,
             revision=fetched.commit,
@@ -38,6 +36,6 @@ def run(args: argparse.Namespace) -> int:
     print(f"old base: {plain(old['name'])} ({plain(old['revision'] or 'local copy')})")
     print(f"new base: {plain(new['name'])} ({plain(new['revision'] or 'local copy')})")
     print(f"commit:   {fetched.commit or 'local folder'}")
-    print(f"weights:  as recorded{'; base, architecture and tokenizer fit' if args.check else ''}")
+    print(f"weights:  as recorded{'' if args.adapter_only else '; base, architecture and tokenizer checked'}")
     print(folder)
     return 0

@@ -1,9 +1,10 @@
 """The Hub: publish, describe, find and fetch compatibility adapters.
 
 ``publish(folder, repo_id)``, ``load_compatible(repo)``, ``fetch(repo)``, ``list_compatible()``,
-``publish_metric(name, repo_id)``, ``render_card(folder)`` and ``write_card(folder)``; :class:`CardState` and
-``MuscleCardCallback`` are what a card is made from. ``MuscleTrainer`` publishes through
-:mod:`muscle_hf.hub.trainer`, so this package lies below the trainer and knows nothing of it.
+``publish_metric(name, repo_id)``; ``render_card(folder)``, ``write_card(folder)``, ``complete_card(folder, ...)``,
+``export_card(folder, target)``; :class:`CardState` and ``MuscleCardCallback`` are what a card is made from.
+``MuscleTrainer`` publishes through :mod:`muscle_hf.hub.trainer`, so this package lies below the trainer and knows
+nothing of it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ _HOMES = {
     "MismatchError": "muscle_hf.hub.errors",
     "MuscleCardCallback": "muscle_hf.hub.callback",
     "Published": "muscle_hf.hub.publishing",
+    "complete_card": "muscle_hf.hub.completing",
+    "export_card": "muscle_hf.hub.completing",
     "fetch": "muscle_hf.hub.fetching",
     "list_compatible": "muscle_hf.hub.search",
     "load_compatible": "muscle_hf.hub.load",

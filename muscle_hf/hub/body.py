@@ -197,10 +197,13 @@ def _headline(task: Mapping[str, Any]) -> Markdown | None:
         return None
     change = estimate(against["delta_nfr"])
     worse = "right before and wrong after the update" if rate == "nfr" else "worse after the update"
+    quality = ""
+    if task["kind"] == "correct":
+        quality = f" Accuracy {' → '.join(percent(estimate(u['accuracy']).value) for u in (new, compat))}."
     sure = "" if against["verdict"] != "no difference shown" else " This difference may be chance."
     return Markdown(
         f"**{markdown(task['name'], 200)}**: {percent(before.value)} of {task['items']} items are {worse}; with this "
-        f"adapter {percent(after.value)} (change {with_interval(change, points)}).{sure}"
+        f"adapter {percent(after.value)} (change {with_interval(change, points)}).{sure}{quality}"
     )
 
 
@@ -242,7 +245,7 @@ def _task(task: Mapping[str, Any], picture_names: list[str], index: int) -> dict
     return {
         "name": plain(task["name"]),
         "count": task["items"],
-        "metric": plain(task["metric"]),
+        "metric": "accuracy" if task["metric"] == "acc" else plain(task["metric"]),
         "rows": rows,
         "quadrants": [
             {"name": COUNTS.get(name, name), "new": count, "compat": compat["counts"].get(name, "")}
