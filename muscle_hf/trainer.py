@@ -176,6 +176,10 @@ class MuscleTrainer(HubMixin, Trainer):
         placed_already = is_quantized(teacher.model) or getattr(teacher.model, "hf_device_map", None) is not None
         if not placed_already:
             teacher.model.to(self.args.device)
+        config = base_of(teacher.model).config
+        if config.pad_token_id is None:
+            # As Trainer does for the student; decoders with a classifier find the last token by it.
+            config.pad_token_id = getattr(self.tokenizer, "pad_token_id", None)
         teacher.autocast = self.accelerator.autocast
 
     @property
@@ -229,6 +233,13 @@ class MuscleTrainer(HubMixin, Trainer):
                 f"{len(foreign)} parameters outside the compatibility adapter are trainable (first: {foreign[0]}); "
                 "only the adapter may be trained, since the teachers share the rest"
             )
+        if self.optimizer is not None and not self.is_fsdp_enabled:
+            optimized = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+            if missing := trainable - optimized:
+                raise MuscleError(
+                    f"the optimizer that was passed lacks {len(missing)} of the {len(trainable)} parameters of the "
+                    "compatibility adapter, which the trainer makes; pass optimizer_cls_and_kwargs= instead"
+                )
         return super().create_optimizer(model)
 
     # ---- The objective ----

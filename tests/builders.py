@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 
 from muscle_hf import MuscleConfig, MuscleTrainer
@@ -99,6 +100,14 @@ def with_lora(model: nn.Module, seed: int, adapter_name: str = "default", **sett
         return get_peft_model(model, config, adapter_name)
 
 
+def tokenizer(words: list[str] | None = None) -> transformers.PreTrainedTokenizerFast:
+    """One token a word; the first stands for padding and for what is unknown."""
+    words = words or [f"w{index}" for index in range(VOCABULARY)]
+    fast = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=words[0]))
+    fast.pre_tokenizer = pre_tokenizers.Whitespace()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=fast, unk_token=words[0], pad_token=words[0])
+
+
 def rows(
     count: int = 8, seed: int = 0, *, low: int = 4, high: int = 12, ignore: int = 2
 ) -> list[dict[str, list[int]]]:
@@ -169,7 +178,7 @@ def trainer(folder: Path, model: Any = None, old_model: Any = None, **settings: 
     """A trainer of two tiny Llamas, unless told otherwise; unknown keywords go to the config."""
     names = ("data_collator", "train_dataset", "eval_dataset", "processing_class", "compute_metrics", "callbacks")
     names += ("peft_config", "old_model_kwargs", "old_processing_class", "mask", "new_model", "new_model_kwargs")
-    names += ("compute_loss_func", "model_init", "args", "preprocess_logits_for_metrics")
+    names += ("compute_loss_func", "model_init", "optimizers", "args", "preprocess_logits_for_metrics")
     given = {name: settings.pop(name) for name in names if name in settings}
     given.setdefault("train_dataset", rows())
     given.setdefault("data_collator", collate)

@@ -10,8 +10,7 @@ import pytest
 import torch
 from builders import with_lora
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainingArguments
+from transformers import AutoModelForCausalLM, TrainingArguments
 
 from muscle_hf import MuscleConfig, MuscleError, MuscleTrainer
 from muscle_hf.teachers import ModelTeacher, TeacherOutputError
@@ -208,19 +207,12 @@ def test_no_code_of_a_repository_is_run(folders, tmp_path):
 # ---- Vocabularies and labels ----
 
 
-def tokenizer(words):
-    vocabulary = {word: index for index, word in enumerate(words)}
-    fast = Tokenizer(models.WordLevel(vocabulary, unk_token=words[0]))
-    fast.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=fast, unk_token=words[0], pad_token=words[0])
-
-
 WORDS = [f"w{index}" for index in range(builders.VOCABULARY)]
 
 
 def test_unequal_vocabularies_of_equal_size(tmp_path):
     swapped = [*WORDS[:-2], WORDS[-1], WORDS[-2]]
-    tokenizers = {"processing_class": tokenizer(WORDS), "old_processing_class": tokenizer(swapped)}
+    tokenizers = {"processing_class": builders.tokenizer(WORDS), "old_processing_class": builders.tokenizer(swapped)}
     refused("2 of 48 tokens differ.*w46.*same tokenizer", tmp_path, **tokenizers)
 
 
@@ -230,16 +222,19 @@ def test_vocabulary_saved_beside_the_old_base_is_found(folders, tmp_path):
     settings = json.loads((tmp_path / "v1-task" / "adapter_config.json").read_text())
     settings["base_model_name_or_path"] = str(tmp_path / "v1")
     (tmp_path / "v1-task" / "adapter_config.json").write_text(json.dumps(settings))
-    tokenizer(["<other>", *WORDS[1:]]).save_pretrained(tmp_path / "v1")
-    mine = {"processing_class": tokenizer(WORDS)}
+    builders.tokenizer(["<other>", *WORDS[1:]]).save_pretrained(tmp_path / "v1")
+    mine = {"processing_class": builders.tokenizer(WORDS)}
     refused("2 of 49 tokens differ", tmp_path, None, tmp_path / "v1-task", **mine)
-    tokenizer(WORDS).save_pretrained(tmp_path / "v1")
+    builders.tokenizer(WORDS).save_pretrained(tmp_path / "v1")
     builders.trainer(tmp_path / "fine", None, tmp_path / "v1-task", **mine)
 
 
 def test_classifiers_read_tokens_too(tmp_path):
     model, old = with_lora(builders.bert_sequences(2), 20), with_lora(builders.bert_sequences(1), 10)
-    tokenizers = {"processing_class": tokenizer(WORDS), "old_processing_class": tokenizer(WORDS[::-1])}
+    tokenizers = {
+        "processing_class": builders.tokenizer(WORDS),
+        "old_processing_class": builders.tokenizer(WORDS[::-1]),
+    }
     refused("different vocabularies", tmp_path, model, old, train_dataset=builders.sequence_rows(), **tokenizers)
 
 
@@ -249,7 +244,7 @@ def test_padded_embeddings_with_equal_tokens_work(padded, tmp_path):
     model, old = (
         with_lora(builders.llama(seed, vocab_size=widths[role]), 10 * seed) for role, seed in (("new", 2), ("old", 1))
     )
-    words = {"processing_class": tokenizer(WORDS), "old_processing_class": tokenizer(WORDS)}
+    words = {"processing_class": builders.tokenizer(WORDS), "old_processing_class": builders.tokenizer(WORDS)}
     refused("64 embeddings|48 embeddings", tmp_path, model, old)
     trainer = builders.trainer(tmp_path, with_lora(builders.llama(2, vocab_size=widths["new"]), 20), old, **words)
     result = trainer.train()
@@ -379,6 +374,20 @@ def test_teacher_that_is_not_finite_stops_training_and_keeps_the_checkpoint(role
         trainer.train()
     assert (tmp_path / "checkpoint-1" / "trainer_state.json").is_file()
     assert trainer.model.active_adapter == "default"
+
+
+def test_optimizer_made_before_the_student(tmp_path):
+    model = with_lora(builders.llama(2), 20, "v2")
+    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad])
+    trainer = builders.trainer(tmp_path, model, optimizers=(optimizer, None))
+    with pytest.raises(MuscleError, match=r"lacks 14 of the 14 parameters .* optimizer_cls_and_kwargs"):
+        trainer.train()
+
+
+def test_optimizer_of_the_adapter_that_becomes_the_student(tmp_path):
+    model = with_lora(builders.llama(2), 20)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert builders.trainer(tmp_path, model, optimizers=(optimizer, None)).train().global_step == 2
 
 
 def test_foreign_trainable_parameters(tmp_path):

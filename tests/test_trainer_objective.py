@@ -283,6 +283,29 @@ def test_adapters_of_many_kinds(adapter, same_base, tmp_path):
     assert not np.allclose(student.numpy(), new_logits.numpy())
 
 
+@pytest.mark.parametrize("same_base", [True, False])
+def test_decoder_with_a_classifier_by_path(same_base, tmp_path):
+    """Neither the label set nor the padding token are in an adapter's folder."""
+    from transformers import AutoModelForSequenceClassification as Classifier
+
+    for name, seed in (("v1", 1), ("v2", 2)):
+        builders.llama(seed, pad_token_id=None).save_pretrained(tmp_path / name)
+
+    def task_model(base, seed):
+        return with_lora(Classifier.from_pretrained(tmp_path / base, pad_token_id=0, **builders.LABELS), seed)
+
+    old, model = task_model("v2" if same_base else "v1", 10), task_model("v2", 20)
+    old.save_pretrained(tmp_path / "old")
+    rows = builders.half_right(builders.sequence_rows(), model)
+    batch = builders.collate(rows)
+    new_logits, old_logits = (builders.logits_without_trainer(part, batch) for part in (model, old))
+    words = {"processing_class": builders.tokenizer(), "old_processing_class": builders.tokenizer()}
+    trainer = builders.trainer(tmp_path / "run", model, tmp_path / "old", train_dataset=rows, **words)
+    assert isinstance(trainer.teachers["old"], AdapterTeacher if same_base else ModelTeacher)
+    expected = expected_loss(batch, new_logits, old_logits, new_logits, shift=False)
+    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(expected, rel=2e-5)
+
+
 def test_classifiers_loaded_apart_share_a_base_although_their_heads_are_drawn_at_random(tmp_path):
     from transformers import AutoModelForSequenceClassification, BertModel
 
