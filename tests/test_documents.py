@@ -14,7 +14,11 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 # Documents whose snippets are run by a test of their own, beside what they describe.
-TESTED_ELSEWHERE = {"tasks.md": "test_evaluation_documents.py", "measuring.md": "test_compare_documents.py"}
+TESTED_ELSEWHERE = {
+    "tasks.md": "test_evaluation_documents.py",
+    "measuring.md": "test_compare_documents.py",
+    "hub.md": "test_hub_documents.py",
+}
 
 
 def blocks(document: Path, language: str) -> list[str]:
