@@ -249,7 +249,7 @@ def test_batches_hold_similar_lengths_within_the_budget():
     assert sorted(i for batch in batches for i in batch) == list(range(200))
     assert all(len(batch) * max(lengths[i] for i in batch) <= 300 for batch in batches)
     assert batches[0][0] == int(np.argmax(lengths))
-    chunks = chunks_of_similar_length(lengths * 40, most_rows=64)
+    chunks = chunks_of_similar_length(lengths * 40, torch.device("cpu"), most_rows=64)
     assert sorted(i for chunk in chunks for i in chunk) == list(range(8000))
     assert max(map(len, chunks)) <= 64
     with pytest.raises(MuscleError, match="batch_size"):

@@ -19,9 +19,11 @@ _CPU_CACHE_BYTES = 2**29
 _CPU_LOGITS = 2**27
 _ACCELERATOR_LOGITS = 2**31
 
-# A chunk may be a tenth padding; smaller ones than this many tokens are not worth a forward pass of their own.
+# A chunk may be a tenth padding; smaller ones than this many tokens are not worth a forward pass of their own. An
+# accelerator needs more of them to be busy, a CPU's caches like fewer.
 _MOST_PADDING = 0.1
-_LEAST_CHUNK = 1024
+_CPU_LEAST_CHUNK = 512
+_ACCELERATOR_LEAST_CHUNK = 8192
 
 
 def token_budget(device: torch.device, vocabulary: int, cache_bytes: int) -> int:
@@ -75,11 +77,14 @@ def plan_batches(
     return batches
 
 
-def chunks_of_similar_length(lengths: Sequence[int], most_rows: int | None = None) -> list[list[int]]:
+def chunks_of_similar_length(
+    lengths: Sequence[int], device: torch.device, most_rows: int | None = None
+) -> list[list[int]]:
     """Cut rows into chunks, longest first, so that little of a chunk is padding.
 
     Args:
         lengths: Tokens of each row.
+        device: Where they are computed.
         most_rows: The most rows in a chunk.
 
     Returns:
@@ -87,9 +92,10 @@ def chunks_of_similar_length(lengths: Sequence[int], most_rows: int | None = Non
     """
     chunks: list[list[int]] = []
     real = 0
+    least = _CPU_LEAST_CHUNK if device.type == "cpu" else _ACCELERATOR_LEAST_CHUNK
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         padded = lengths[chunks[-1][0]] * (len(chunks[-1]) + 1) if chunks else 0
-        wasteful = real >= _LEAST_CHUNK and padded - real - lengths[index] > _MOST_PADDING * padded
+        wasteful = real >= least and padded - real - lengths[index] > _MOST_PADDING * padded
         if not chunks or wasteful or len(chunks[-1]) == most_rows:
             chunks.append([])
             real = 0

@@ -138,7 +138,8 @@ class ChoiceScorer:
 
         # The second and later tokens of a continuation need a pass over it; similar lengths go together.
         longer = [r for r, (_, ids) in enumerate(rows) if len(ids) > 1]
-        for chunk in chunks_of_similar_length([len(rows[r][1]) - 1 for r in longer], self.batch_size):
+        lengths = [len(rows[r][1]) - 1 for r in longer]
+        for chunk in chunks_of_similar_length(lengths, facts.device, self.batch_size):
             chosen = [longer[i] for i in chunk]
             cache = copy.copy(out.past_key_values)
             cache.layers = [copy.copy(layer) for layer in cache.layers]
