@@ -324,8 +324,8 @@ class Document:
         return data
 
     def to_json(self) -> str:
-        """What ``--json`` writes."""
-        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+        """What ``--json`` writes: one line, since indenting large results takes longer than computing them."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
 
 
 def plain(value: Any) -> Any:
