@@ -240,6 +240,14 @@ def test_the_same_state_gives_the_same_card(measured: Path):
         assert (measured / name).read_text() == content
 
 
+def test_a_card_of_ones_own_is_set_aside_not_lost(adapter: Path):
+    (adapter / CARD_FILE).write_text("# Mine\n")
+    write_card(adapter)
+    write_card(adapter)
+    assert (adapter / "README.md.bak").read_text() == "# Mine\n"
+    assert "# Mine" not in (adapter / CARD_FILE).read_text()
+
+
 def test_the_card_without_a_comparison_says_so(adapter: Path):
     text = render_card(adapter).text
     assert "nothing is known" in text and "muscle-hf compare" in text

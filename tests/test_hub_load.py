@@ -295,7 +295,7 @@ def test_what_is_not_there(bases: HubServer, cache: Path, missing: str):
 @pytest.mark.parametrize("damage", [b"{", b"[1]", b'{"format": 1}', b'{"format": 1, "old": {"base": 3}}', b"\xff\xfe"])
 def test_a_damaged_provenance_is_told(pushed: HubServer, cache: Path, damage: bytes):
     changed(pushed, "muscle_provenance.json", damage)
-    with pytest.raises(MuscleError, match="muscle_provenance.json"):
+    with pytest.raises(MuscleError, match=r"muscle_provenance.json"):
         fetch(REPO, cache_dir=cache)
 
 

@@ -228,11 +228,26 @@ def train_on_local_bases(tmp_path: Path, base_files: dict[str, dict[str, bytes]]
     return tmp_path / "run"
 
 
-def test_a_file_that_names_a_place_on_this_machine_is_refused(bases: HubServer, adapter: Path):
-    card = json.loads((adapter / "muscle_card.json").read_text())
-    (adapter / "muscle_card.json").write_text(json.dumps({**card, "notes": f"trained in {adapter}/data"}))
-    with pytest.raises(MuscleError, match="names a folder of this machine"):
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_file_that_names_a_place_on_this_machine_is_refused(
+    bases: HubServer, adapter: Path, tmp_path_factory: pytest.TempPathFactory, inside: bool
+):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "config.json"
+    elsewhere.write_text("{}")
+    provenance = json.loads((adapter / "muscle_provenance.json").read_text())
+    provenance["training"]["deepspeed"] = f"trained in {adapter}/data" if inside else str(elsewhere)
+    (adapter / "muscle_provenance.json").write_text(json.dumps(provenance))
+    with pytest.raises(MuscleError, match=r"muscle_provenance.json names a place on this machine"):
         publish(adapter, REPO)
+    assert ("model", REPO) not in bases.repos
+
+
+def test_a_file_with_a_token_in_it_is_refused(bases: HubServer, adapter: Path):
+    for token in (TOKEN, "hf_" + "x" * 34):
+        (adapter / "chat_template.jinja").write_text(f"{{# {token} #}}")
+        with pytest.raises(MuscleError, match=r"chat_template.jinja holds an access token") as refusal:
+            publish(adapter, REPO)
+        assert token not in str(refusal.value)
     assert ("model", REPO) not in bases.repos
 
 

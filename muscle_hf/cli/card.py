@@ -24,6 +24,7 @@ _LISTS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
     parser.add_argument("folder", help="output_dir of a MuscleTrainer")
     for option, (name, text) in _TEXTS.items():
         parser.add_argument(option, dest=name, metavar="TEXT", help=text)
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Change the card's state, render it, and print its path."""
     from muscle_hf.hub.completing import complete_card, export_card
 
     changes = {name: getattr(args, name) for name, _ in (*_TEXTS.values(), *_LISTS.values())}

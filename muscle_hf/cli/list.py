@@ -6,6 +6,7 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
     parser.add_argument("search", nargs="?", help="part of the name")
     parser.add_argument("--author", help="user or organisation")
     parser.add_argument("--base-model", metavar="ID", help="only adapters for this new base")
@@ -14,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Print a table, or JSON."""
     import dataclasses
     import json
 

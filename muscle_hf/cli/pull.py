@@ -6,6 +6,7 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
     parser.add_argument("repo", help="NAMESPACE/NAME on the Hub")
     parser.add_argument("--revision", help="branch, tag or commit; by default main")
     parser.add_argument("--to", metavar="FOLDER", help="copy the files there; by default they stay in the Hub's cache")
@@ -19,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Fetch, check, and say what the adapter was trained for."""
     from muscle_hf.hub import fetch, load_compatible
     from muscle_hf.hub.copying import copy_to
     from muscle_hf.hub.text import plain

@@ -6,6 +6,7 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
     parser.add_argument("folder", help="output_dir of a MuscleTrainer, or one of its checkpoints")
     parser.add_argument("repo", help="NAMESPACE/NAME on the Hub, or NAME for your own namespace; created if missing")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Publish, and say what was sent and what others need."""
     from muscle_hf.hub import publish
     from muscle_hf.hub.text import plain
 

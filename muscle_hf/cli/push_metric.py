@@ -6,12 +6,14 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
     parser.add_argument("metric", help="muscle_flips, muscle_smooth_flips, or all")
     parser.add_argument("repo", nargs="?", help="NAMESPACE or NAMESPACE/METRIC; by default your own namespace")
     parser.add_argument("--private", action="store_true", default=None, help="make a new Space private")
 
 
 def run(args: argparse.Namespace) -> int:
+    """Publish and print how to load it."""
     from muscle_hf.errors import MuscleError
     from muscle_hf.hub import publish_metric
     from muscle_hf.metrics.spaces import SPACES

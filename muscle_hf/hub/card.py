@@ -18,6 +18,7 @@ from muscle_hf.hub.state import CardState
 from muscle_hf.hub.text import Markdown, markdown, plain
 
 CARD_FILE = "README.md"
+BACKUP_FILE = "README.md.bak"
 CURVES_FILE = "card_curves.svg"
 TAGS = ("muscle-hf", "model-update")
 # Says whose work a card is: one without it was written by hand or by another tool.
@@ -81,6 +82,8 @@ def render_card(
 def write_card(folder: str | os.PathLike, repo_id: str | None = None) -> Path:
     """Render the card into its folder, pictures first; a card that stands there is replaced.
 
+    One that was not rendered here, but by hand or by another tool, is kept as ``README.md.bak``.
+
     Returns:
         The path of README.md.
 
@@ -88,6 +91,9 @@ def write_card(folder: str | os.PathLike, repo_id: str | None = None) -> Path:
         MuscleError: As :func:`render_card`; what stood there is then untouched.
     """
     rendered = render_card(folder, repo_id)
+    present = Path(folder, CARD_FILE)
+    if present.is_file() and not is_ours(present.read_text(encoding="utf-8", errors="replace")):
+        os.replace(present, Path(folder, BACKUP_FILE))
     for name, content in {**rendered.pictures, CARD_FILE: rendered.text}.items():
         target = Path(folder, name)
         temporary = target.with_name(f".{name}.tmp")

@@ -46,8 +46,10 @@ def hub_errors(doing: str, afterwards: str, token: str | bool | None = None) -> 
         yield
     except MuscleError:
         raise
-    except (HTTPError, OSError, HFValidationError, RuntimeError, ValueError) as error:
-        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        cause = _cause(error)
+        if cause is None:
+            raise
         message = f"{doing} failed: {_reason(cause)} {afterwards}"
         raise HubError(redacted(message, token)) from None
 
@@ -58,6 +60,16 @@ def redacted(text: str, token: str | bool | None = None) -> str:
         if isinstance(secret, str) and secret:
             text = text.replace(secret, "***")
     return text
+
+
+def _cause(error: Exception) -> Exception | None:
+    """What the client wants to say by an exception; None if it is not the client's, but a mistake in a program."""
+    if isinstance(error, (HTTPError, OSError, HFValidationError)):
+        return error
+    # The client wraps a broken upload in a RuntimeError, and metadata that the Hub refuses in a ValueError.
+    if isinstance(error.__cause__, (HTTPError, OSError)):
+        return error.__cause__ if isinstance(error, RuntimeError) else error
+    return None
 
 
 def _reason(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.hub.body import ADAPTER_CONFIG
-from muscle_hf.hub.errors import HubError, hub_errors
+from muscle_hf.hub.errors import hub_errors
 from muscle_hf.hub.files import ADAPTER_FILES, WEIGHTS_FILE, check_weights, is_published, is_safe_path, valid_repo_id
 from muscle_hf.hub.publishing import hub_api
 from muscle_hf.hub.state import provenance_in
@@ -122,6 +122,3 @@ def _require(name: str, files: list[str]) -> None:
             f"{name} has no {', '.join(missing)}: it is no compatibility adapter of muscle-hf. A plain adapter is "
             "loaded with peft"
         )
-
-
-__all__ = ["Fetched", "HubError", "fetch"]

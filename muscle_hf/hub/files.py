@@ -199,7 +199,8 @@ def _refuse_secrets(parcel: Parcel, folder: Path, token: str | bool | None) -> N
     }
     # A place such as "/" or "/srv" is too short to be told from a fraction or a route.
     places = [place for place in places if len(place) >= 5]
-    for name, content in parcel.contents.items():
+    # The card last: what it shows stands in one of the others, which is the file to mend.
+    for name, content in sorted(parcel.contents.items(), key=lambda entry: entry[0] == CARD_FILE):
         if not name.endswith(_TEXT_SUFFIXES):
             continue
         text = _text(content)
@@ -210,11 +211,24 @@ def _refuse_secrets(parcel: Parcel, folder: Path, token: str | bool | None) -> N
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in _FREE_TEXT):
             continue
         found = next((place for place in places if re.search(re.escape(place) + r"(?=[/\\\"'\s]|$)", text)), None)
+        found = found or (_local_path_in(json.loads(text)) if name.endswith(".json") else None)
         if found:
             raise MuscleError(
-                f"{name} names a folder of this machine ({found}); nothing was uploaded. Replace it in the file, or "
+                f"{name} names a place on this machine ({found}); nothing was uploaded. Replace it in the file, or "
                 "leave the file out"
             )
+
+
+def _local_path_in(content: Any) -> str | None:
+    """The first string in JSON data that is the whole path of something on this machine."""
+    if isinstance(content, str):
+        is_path = os.path.isabs(content) and content.count(os.sep) > 1 and len(content) < 4096 and "\0" not in content
+        return content if is_path and os.path.exists(content) else None
+    if isinstance(content, Mapping):
+        content = [*content.keys(), *content.values()]
+    if isinstance(content, (list, tuple)):
+        return next(filter(None, map(_local_path_in, content)), None)
+    return None
 
 
 def valid_repo_id(name: str) -> bool:

@@ -15,7 +15,6 @@ from transformers.utils import PushInProgress, logging
 from muscle_hf.errors import MuscleError
 from muscle_hf.hub.callback import MuscleCardCallback, license_in, measured_emissions
 from muscle_hf.hub.card import write_card
-from muscle_hf.hub.errors import HubError
 from muscle_hf.hub.files import is_published
 from muscle_hf.hub.publishing import create_repository, hub_api, publish
 from muscle_hf.hub.state import CardState
@@ -207,10 +206,12 @@ class HubMixin:
         for job in [job for job in push.jobs if job.done()]:
             push.jobs.remove(job)
             error = job.exception()
-            if isinstance(error, HubError):
-                logger.error(f"A checkpoint was not published: {error} trainer.push_to_hub() uploads the last state.")
-            elif error is not None:
-                raise error
+            if error is not None:
+                unexpected = None if isinstance(error, MuscleError) else error
+                logger.error(
+                    f"A checkpoint was not published: {error} trainer.push_to_hub() uploads the last state.",
+                    exc_info=unexpected,
+                )
 
 
 def _listed(value: str | list[str] | None) -> list[str]:
