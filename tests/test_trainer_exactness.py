@@ -15,6 +15,8 @@ import torch
 from builders import with_lora
 from transformers import TrainerCallback
 
+from muscle_hf.teachers import ModelTeacher
+
 
 class Gradients(TrainerCallback):
     """Keeps the gradients and the loss of each step."""
@@ -154,6 +156,16 @@ def test_at_step_0_the_kl_to_v2_is_exactly_zero(build, settings, tmp_path):
     trainer.train()
     assert trainer.state.log_history[0]["kl_new"] == 0
     assert trainer.state.log_history[1]["kl_new"] > 0
+
+
+def test_teacher_on_its_own_base_computes_in_the_students_precision(tmp_path):
+    same_but_apart = builders.llama(2)
+    same_but_apart.config.max_position_embeddings += 1  # a difference that changes no number
+    trainer = builders.trainer(tmp_path, with_lora(builders.llama(2), 20), with_lora(same_but_apart, 20), bf16=True)
+    assert isinstance(trainer.teachers["old"], ModelTeacher)
+    trainer.train()
+    assert trainer.state.log_history[0]["share_old"] > 0
+    assert trainer.state.log_history[0]["kl_old"] == 0
 
 
 def follow_v2(student, old, new, labels):

@@ -64,6 +64,15 @@ def test_figures_are_means_over_the_tokens_of_all_steps_since_the_last_log(tmp_p
         assert got[name] == pytest.approx(expected[name], rel=1e-5)
 
 
+def test_training_loss_is_the_mean_over_steps_as_in_trainer(tmp_path):
+    losses = []
+    for every in (1, 2):
+        trainer = builders.trainer(tmp_path / str(every), train_dataset=rows(), logging_steps=every)
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[1] == [pytest.approx(np.mean(losses[0]))]
+
+
 def test_tensorboard_gets_the_figures(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
