@@ -69,8 +69,6 @@ class MuscleTrainer(HubMixin, Trainer):
         MuscleError: Something does not fit, before anything is trained; the message says what to do.
     """
 
-    _tag_names = ("muscle-hf", "model-update")
-
     def __init__(
         self,
         model: nn.Module | None = None,

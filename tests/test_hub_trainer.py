@@ -91,6 +91,18 @@ def test_pushing_in_the_background(bases: HubServer, tmp_path: Path):
     assert job.result(30).oid == bases.repo(REPO).branches["main"]
 
 
+def test_a_branch_can_be_named(bases: HubServer, tmp_path: Path):
+    trainer = make_trainer(
+        tmp_path / "run", push_to_hub=True, hub_token=TOKEN, hub_strategy="end", hub_revision="candidate",
+        hub_private_repo=True, hub_model_id="named", max_steps=1,
+    )  # fmt: skip
+    trainer.train()
+    trainer.push_to_hub()
+    repo = bases.repo("tester/named")
+    assert repo.private
+    assert set(repo.files("candidate")) >= ADAPTER and not ADAPTER & set(repo.files("main"))
+
+
 def test_a_bad_token_is_told_before_anything_is_computed(bases: HubServer, tmp_path: Path):
     with pytest.raises(HubError, match="does not accept the token"):
         make_trainer(tmp_path / "run", push_to_hub=True, hub_token="hf_wrong")
@@ -170,6 +182,15 @@ def test_the_state_of_the_card_is_collected_while_training(bases: HubServer, tmp
     card = (tmp_path / "run" / "README.md").read_text()
     assert "For &lt;b&gt;tickets&lt;/b&gt;." in card
     assert (tmp_path / "run" / "card_curves.svg").is_file()
+
+
+def test_a_card_that_cannot_be_written_leaves_the_adapter_whole(bases: HubServer, tmp_path: Path):
+    trainer = make_trainer(tmp_path / "run", max_steps=1)
+    trainer.train()
+    (tmp_path / "run" / "README.md").mkdir()
+    with pytest.raises(MuscleError, match="is saved, but its card could not be written"):
+        trainer.save_model()
+    assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
 
 
 def test_a_card_before_anything_is_saved_is_refused_clearly(bases: HubServer, tmp_path: Path):

@@ -44,7 +44,9 @@ def hub_errors(doing: str, afterwards: str, token: str | bool | None = None) -> 
     """
     try:
         yield
-    except MuscleError:
+    except MuscleError as error:
+        if redacted(str(error), token) != str(error):
+            raise type(error)(redacted(str(error), token)) from None
         raise
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         cause = _cause(error)

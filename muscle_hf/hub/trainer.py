@@ -12,6 +12,7 @@ from huggingface_hub import CommitInfo
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress, logging
 
+from muscle_hf.checkpoints import SaveError
 from muscle_hf.errors import MuscleError
 from muscle_hf.hub.callback import MuscleCardCallback, license_in, measured_emissions
 from muscle_hf.hub.card import write_card
@@ -105,8 +106,11 @@ class HubMixin:
         emissions = measured_emissions(self.callback_handler)
         if emissions is not None:
             self.card_state.emissions_kg = emissions
-        self.card_state.save(folder)
-        write_card(folder, self.hub_model_id)
+        try:
+            self.card_state.save(folder)
+            write_card(folder, self.hub_model_id)
+        except OSError as error:
+            raise SaveError(f"the adapter in {folder} is saved, but its card could not be written: {error}") from error
 
     def push_to_hub(
         self,
