@@ -94,8 +94,6 @@ class MuscleTrainer(HubMixin, Trainer):
         self.objective = objective_of(args, mask)
         self.trained_tokens = args.trained_tokens if own else "labels"
         self._check_base = args.check_base if own else True
-        # The older of the two names, which transformers < 5.23 has as well.
-        self._checkpointing = bool(args.gradient_checkpointing)
         self._models = {"old": (old_model, old_model_kwargs), "new": (new_model, new_model_kwargs)}
         self._peft_config = peft_config
         self.teachers: dict[str, Teacher] = {}
@@ -123,9 +121,7 @@ class MuscleTrainer(HubMixin, Trainer):
     def _cast(self, model: nn.Module) -> PeftModel:
         """Make ``model`` the student and find its teachers."""
         keep_quantized_trainable(model)
-        self.student, new = make_student(
-            model, self._peft_config, check_base=self._check_base, checkpointing=self._checkpointing
-        )
+        self.student, new = make_student(model, self._peft_config, check_base=self._check_base)
         self.kind = kind_of(self.student)
         old_model, old_arguments = self._models["old"]
         new_model, new_arguments = self._models["new"]
@@ -138,9 +134,6 @@ class MuscleTrainer(HubMixin, Trainer):
         for teacher in self.teachers.values():
             keep_quantized_trainable(teacher.model)
             check_label_sets(self.kind, teacher.model, self.student)
-        if self._checkpointing:
-            # Reentrant checkpointing drops the gradients of a frozen base whose inputs need none.
-            self.student.enable_input_require_grads()
         return self.student
 
     def _teacher(self, role: str, source: Any, arguments: Mapping[str, Any] | None) -> Teacher:

@@ -51,7 +51,7 @@ _TASK_ADAPTER = "_muscle_task_adapter"
 
 
 def make_student(
-    model: nn.Module, peft_config: PeftConfig | None, *, check_base: bool = True, checkpointing: bool = False
+    model: nn.Module, peft_config: PeftConfig | None, *, check_base: bool = True
 ) -> tuple[PeftModel, AdapterTeacher]:
     """Turn v2's task model into the student and v2's teacher, both on the same base.
 
@@ -59,7 +59,6 @@ def make_student(
         model: A ``PeftModel``, whose active adapter is copied; or a merged or fully fine-tuned model.
         peft_config: For a model without an adapter: of the fresh LoRA that becomes the student.
         check_base: Refuse an adapter that records another base.
-        checkpointing: Whether activations will be recomputed (a quantized base is prepared for it).
 
     Returns:
         The student (its trainable adapter is ``default`` and active) and the teacher.
@@ -68,7 +67,7 @@ def make_student(
         MuscleError: There is nothing to train, or it cannot be trained beside a teacher.
     """
     if not isinstance(model, PeftModel):
-        return _fresh_student(model, peft_config, checkpointing)
+        return _fresh_student(model, peft_config)
     if peft_config is not None:
         raise MuscleError(
             "model already has an adapter, which becomes the student, so peft_config has no use; drop one of them (or "
@@ -108,9 +107,7 @@ def make_student(
     return model, AdapterTeacher("new", model, task_adapter)
 
 
-def _fresh_student(
-    model: nn.Module, peft_config: PeftConfig | None, checkpointing: bool
-) -> tuple[PeftModel, AdapterTeacher]:
+def _fresh_student(model: nn.Module, peft_config: PeftConfig | None) -> tuple[PeftModel, AdapterTeacher]:
     if peft_config is None:
         raise MuscleError(
             f"model is a {type(model).__name__} without an adapter. Pass v2's task model as a PeftModel "
@@ -123,7 +120,8 @@ def _fresh_student(
             "instead: PeftModel.from_pretrained(base, adapter)"
         )
     if is_quantized(model):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
+        # Trainer itself enables the recomputation of activations, as its arguments say.
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     student = get_peft_model(model, peft_config)
     only_active_adapter(student, "peft_config")
     activate_student(student)
