@@ -217,3 +217,18 @@ def test_the_base_read_back_with_its_adapter_is_the_same_content(tmp_path):
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     model = PeftModel.from_pretrained(base, tmp_path / "adapter")
     assert content_hash(base_weights(model).items()) == folder_hash(tmp_path / "base")
+
+
+def test_content_hash_of_a_classifiers_base_leaves_out_the_head_drawn_at_random(tmp_path):
+    from transformers import AutoModelForSequenceClassification, BertModel
+
+    BertModel(builders.bert_sequences(3).config).save_pretrained(tmp_path / "bert")
+    told = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "bert", **builders.LABELS)
+        model, old = (with_lora(base, 20, "v2"), with_lora(builders.bert_sequences(4), 10))
+        trainer = builders.trainer(tmp_path / "run", model, old, train_dataset=builders.sequence_rows())
+        told.append((base.classifier.original_module.weight.clone(), trainer.provenance.new["base"]["sha256"]))
+    assert not torch.equal(told[0][0], told[1][0])
+    assert told[0][1] == told[1][1], "resuming in another process must find the same base"
