@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from muscle_hf.provenance import Provenance
 from muscle_hf.teachers import ModelTeacher, Teacher, kind_of, make_student, make_teacher
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, keep_quantized_trainable, read_adapter
 from muscle_hf.teachers.checks import check_label_sets, check_tokenizers, is_quantized
-from muscle_hf.teachers.kinds import IGNORED, aligned, trained_rows
+from muscle_hf.teachers.kinds import IGNORED, aligned, sequences_of, trained_rows
 from muscle_hf.teachers.teacher import logits_of, require_finite, without_labels
 from muscle_hf.teachers.weights import base_of
 
@@ -186,6 +185,11 @@ class MuscleTrainer(HubMixin, Trainer):
                 "compute_loss_func replaces the cross-entropy, but with compatibility_weight=1 there is none; lower "
                 "compatibility_weight or drop compute_loss_func"
             )
+        if self.compute_loss_func is not None and self.args.label_smoothing_factor:
+            raise MuscleError(
+                "compute_loss_func replaces the cross-entropy that label_smoothing_factor would smooth; use one of "
+                "them"
+            )
         if self.args.n_gpu > 1:
             raise MuscleError(
                 f"this process sees {self.args.n_gpu} GPUs and would replicate the model by nn.DataParallel, which "
@@ -288,11 +292,13 @@ class MuscleTrainer(HubMixin, Trainer):
         # Trainer divides by the accumulation steps what was not divided by the tokens of all of them.
         self.loss_is_scaled_for_ga = num_items_in_batch is not None
         items = sums[:, 0].sum() if num_items_in_batch is None else num_items_in_batch
-        loss = terms.loss.sum() / torch.as_tensor(items, device=labels.device).clamp(min=1)
+        items = torch.as_tensor(items).to(terms.loss).clamp(min=1)
+        loss = terms.loss.sum() / items
         if self.compute_loss_func is not None:
+            # A loss function of the user's own takes the place of the cross-entropy.
             weight = self.objective.compatibility_weight
             cross_entropy = self.compute_loss_func(outputs, inputs["labels"], num_items_in_batch=num_items_in_batch)
-            loss = weight * loss + (1 - weight) * cross_entropy
+            loss = weight * terms.compatibility.sum() / items + (1 - weight) * cross_entropy
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # Gradients are averaged over the processes, while the tokens were counted over all of them.
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
@@ -306,9 +312,8 @@ class MuscleTrainer(HubMixin, Trainer):
         for role, teacher in self.teachers.items():
             rows[role] = aligned(teacher.logits(inputs), labels)[chosen].to(student)
             require_finite(role, rows[role], sequence_ids, f"step {self.state.global_step + 1}")
-        # A loss function of the user's own takes the place of the cross-entropy.
-        objective = replace(self.objective, compatibility_weight=1.0) if self.compute_loss_func else self.objective
-        return objective(student, rows["old"], rows["new"], labels[chosen], sequence_ids), sequence_ids
+        packed = sequences_of(labels, inputs.get("position_ids"), predicts_next=self.kind.shifts_labels)
+        return self.objective(student, rows["old"], rows["new"], labels[chosen], packed[chosen]), sequence_ids
 
     # ---- Logged figures ----
 

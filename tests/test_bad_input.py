@@ -347,6 +347,11 @@ def test_loss_function_of_ones_own_where_there_is_no_cross_entropy(tmp_path):
     refused("compute_loss_func.*lower compatibility_weight", tmp_path, compute_loss_func=lambda *a, **k: 0)
 
 
+def test_loss_function_of_ones_own_with_label_smoothing(tmp_path):
+    settings = {"compatibility_weight": 0.5, "label_smoothing_factor": 0.1, "compute_loss_func": lambda *a, **k: 0}
+    refused("use one of them", tmp_path, **settings)
+
+
 def test_mask_of_ones_own_with_the_wrong_signature(tmp_path):
     refused("must be a function", tmp_path, mask=lambda logits, labels: None)
 

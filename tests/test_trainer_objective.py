@@ -97,6 +97,25 @@ def test_every_mask_through_the_trainer(mask, tmp_path):
     assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(expected, rel=2e-5)
 
 
+def test_sequences_packed_into_one_row_are_decided_one_by_one(tmp_path):
+    from transformers import DataCollatorWithFlattening
+
+    settings = {"mask": MASKS["old_likelier_sequence"], "compatibility_weight": 0.5}
+    model, old = task_models(builders.llama)
+    rows = builders.rows(ignore=0)
+    rows = builders.half_right(rows[:4], model) + builders.half_right(rows[4:], old)
+    apart = builders.trainer(tmp_path / "1", model, old, eval_dataset=rows, **settings).evaluate()
+    table = builders.without(rows, "completion_mask")
+    trainer = builders.trainer(
+        tmp_path / "2", *task_models(builders.llama), train_dataset=table, eval_dataset=table,
+        data_collator=DataCollatorWithFlattening(), **settings,
+    )  # fmt: skip
+    packed = trainer.evaluate()
+    assert 0 < apart["eval_share_old"] < 1
+    for name in filter(builders.is_figure, apart):
+        assert packed[name] == pytest.approx(apart[name], rel=1e-4)
+
+
 def test_all_labels_of_a_batch_ignored_gives_zero_and_zero_gradients(tmp_path):
     trainer = builders.trainer(tmp_path)
     batch = builders.collate(builders.rows())

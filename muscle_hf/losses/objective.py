@@ -20,6 +20,7 @@ class TokenTerms:
 
     Args:
         loss: The token's part of L (equation 5), with gradient; its sum over tokens divided by n is the loss.
+        compatibility: Its part of L_comp alone (equation 1), with gradient.
         weight_old: m_i, or w_i for a mixture; no gradient.
         kl_old: a_1 where the token follows the old model at all, else 0; no gradient.
         kl_new: a_2 where the token follows the new model at all, else 0; no gradient.
@@ -28,6 +29,7 @@ class TokenTerms:
     """
 
     loss: Tensor
+    compatibility: Tensor
     weight_old: Tensor
     kl_old: Tensor
     kl_new: Tensor
@@ -102,6 +104,7 @@ class Objective:
         )
         return TokenTerms(
             loss=lam * compatibility + (1 - lam) * cross_entropy if lam < 1 else compatibility,
+            compatibility=compatibility,
             weight_old=weight,
             kl_old=kl_old.detach(),
             kl_new=kl_new.detach(),

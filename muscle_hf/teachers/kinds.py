@@ -110,3 +110,25 @@ def trained_rows(labels: Tensor) -> tuple[Tensor, Tensor]:
     """
     chosen = labels != IGNORED
     return chosen, torch.arange(labels.size(0), device=labels.device).unsqueeze(1).expand_as(labels)[chosen]
+
+
+def sequences_of(labels: Tensor, position_ids: Tensor | None, *, predicts_next: bool) -> Tensor:
+    """The sequence that each label belongs to: its row, or its part of a row where several are packed into one.
+
+    Args:
+        labels: (B, L'), aligned with the logits.
+        position_ids: (B, L) if the collator made them; they start again where a packed sequence starts.
+        predicts_next: Whether the label at i is of position i + 1 (causal LMs).
+
+    Returns:
+        (B, L'), int64.
+    """
+    rows = torch.arange(labels.size(0), device=labels.device).unsqueeze(1).expand_as(labels)
+    if position_ids is None or position_ids.dim() != 2 or position_ids.size(0) != labels.size(0):
+        return rows
+    starts = torch.ones_like(position_ids)
+    starts[:, 1:] = position_ids[:, 1:] <= position_ids[:, :-1]
+    sequences = starts.flatten().cumsum(0).view_as(position_ids) - 1
+    if predicts_next:
+        sequences = torch.cat([sequences[:, 1:], sequences[:, -1:]], dim=1)
+    return sequences[:, : labels.size(1)]
