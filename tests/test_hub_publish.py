@@ -204,6 +204,7 @@ def test_a_local_base_is_published_by_name_only_and_that_is_said(
     assert (config["base_model_name_or_path"], config["revision"]) == ("base-v2", None)
     data = front_matter(published(bases)["README.md"].decode())
     assert "base_model" not in data, "a local name would point to somebody else's repository"
+    assert data["license"] == "apache-2.0", "read off the cards in the bases' folders"
     named = publish(folder, REPO, base_model=NEW)
     assert not any("local folder" in note for note in named.notes)
     config = json.loads(published(bases)["adapter_config.json"])

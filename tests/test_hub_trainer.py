@@ -7,11 +7,12 @@ import logging
 import traceback
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from hub_server import TOKEN, HubServer
+from hub_server import TOKEN, HubServer, front_matter
 from hub_world import NEW, files_in, make_trainer
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from muscle_hf import MuscleError, MuscleTrainer
 from muscle_hf.hub import HubError
@@ -182,6 +183,19 @@ def test_the_state_of_the_card_is_collected_while_training(bases: HubServer, tmp
     card = (tmp_path / "run" / "README.md").read_text()
     assert "For &lt;b&gt;tickets&lt;/b&gt;." in card
     assert (tmp_path / "run" / "card_curves.svg").is_file()
+
+
+def test_tracked_emissions_stand_in_the_card(bases: HubServer, tmp_path: Path):
+    class Tracked(TrainerCallback):  # as transformers' CodeCarbonCallback after training
+        tracker = SimpleNamespace(final_emissions=0.002)
+
+    trainer = make_trainer(tmp_path / "run", max_steps=1)
+    trainer.add_callback(Tracked())
+    trainer.train()
+    trainer.save_model()
+    text = (tmp_path / "run" / "README.md").read_text()
+    assert front_matter(text)["co2_eq_emissions"]["emissions"] == 2.0
+    assert "2 g CO2eq" in text
 
 
 def test_a_card_that_cannot_be_written_leaves_the_adapter_whole(bases: HubServer, tmp_path: Path):

@@ -12,7 +12,7 @@ from muscle_hf.report.text import one_line
 _MARKUP = re.compile(r"([\\`*_\[\]|~$#!{}])")
 _WORD_JOINER = re.compile(r"(?<=\w)\\_(?=\w)")
 # What would begin a list, a rule or a heading where the text begins a line.
-_LIST = re.compile(r"^([-+=]|\d+(?=[.)](?:\s|$)))")
+_LIST = re.compile(r"^([-+](?=\s|$)|-(?=-)|=|\d+(?=[.)](?:\s|$)))")
 _LINK = re.compile(r"(?i)(://|\bwww\.|\bmailto:)")
 
 
