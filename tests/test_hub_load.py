@@ -118,6 +118,30 @@ def test_without_network_the_cache_is_used(pushed: HubServer, cache: Path, monke
         fetch(REPO, cache_dir=cache / "empty")
 
 
+def test_offline_mode_uses_the_cache_and_asks_nobody(pushed: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    import huggingface_hub.constants
+
+    commit = fetch(REPO, cache_dir=cache).commit
+    asked = len(pushed.requests)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert fetch(REPO, revision=commit, cache_dir=cache).commit == commit
+    with pytest.raises(HubError, match="offline mode is on"):
+        fetch(REPO, cache_dir=cache / "empty")
+    assert len(pushed.requests) == asked
+
+
+@pytest.mark.parametrize("status", [None, 503])
+def test_a_download_that_breaks_can_be_repeated(
+    pushed: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch, status: int | None
+):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    pushed.fail("GET", r"/resolve/.*/adapter_model.safetensors", status, times=50)
+    with pytest.raises(HubError, match="run the same again"):
+        fetch(REPO, cache_dir=cache)
+    pushed.faults.clear()
+    assert fetch(REPO, cache_dir=cache).commit
+
+
 def test_a_private_adapter_needs_its_owners_token(bases: HubServer, adapter: Path, cache: Path):
     publish(adapter, REPO, token=TOKEN, private=True)
     with pytest.raises(HubError, match=r"401|does not exist"):
