@@ -1,8 +1,7 @@
 """How each task of the demo is trained: the settings that ``muscle-hf demo`` uses.
 
-The routing settings were chosen by a plain LoRA run on v1 (seed 0), looking at its accuracy on the test rows, not on
-validation rows, and never at a result of MUSCLE: three epochs were not converged, five fit the training rows almost
-entirely. Those of ``refund`` and ``summary`` are the same by analogy and have not been tuned on these bases.
+Epochs and learning rate were chosen by plain LoRA runs on v1 and v2, never by a result of MUSCLE: the task adapters
+fit their training rows almost entirely, and more epochs do not raise their accuracy on validation rows.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ class TaskSettings:
     train: int
     validation: int
     test: int
-    epochs: int = 5
-    learning_rate: float = 5e-3
+    epochs: int = 6
+    learning_rate: float = 3e-3
     batch_size: int = 16
     lora_rank: int = 16
     lora_alpha: int = 32
 
 
 SETTINGS: dict[str, TaskSettings] = {
-    "routing": TaskSettings(train=600, validation=200, test=1200),
+    "routing": TaskSettings(train=400, validation=600, test=1200),
     "refund": TaskSettings(train=600, validation=200, test=400),
     "summary": TaskSettings(train=600, validation=200, test=300),
 }

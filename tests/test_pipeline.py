@@ -1,0 +1,133 @@
+"""A whole run, small: task adapters, control, compatibility adapter, evaluation; and the commands around it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from muscle_hf import demo
+from muscle_hf.cli.main import main
+from muscle_hf.demo.run import demo_settings, demo_splits
+from muscle_hf.pipeline.run import Splits, load_result_predictions, run_task
+from muscle_hf.pipeline.table import cells, columns, to_markdown
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The routing task on few rows, and what the run said."""
+    folder = tmp_path_factory.mktemp("run")
+    settings = demo_settings("routing", 0, folder)
+    settings.training |= {"max_steps": 3, "per_device_train_batch_size": 4}
+    whole = demo_splits("routing", 0)
+    splits = Splits(whole.train[:12], whole.train[12:16], whole.test[:24])
+    said: list[str] = []
+    result = run_task(settings, demo.TASKS["routing"], splits, said.append)
+    return folder, settings, splits, result, said
+
+
+def test_result_is_what_the_predictions_say(finished):
+    folder, _, splits, result, _ = finished
+    predictions = load_result_predictions(folder)
+    assert set(predictions) == {"old", "new", "control", "muscle"}
+    right = {name: [p.correct for p in rows] for name, rows in predictions.items()}
+    for name in ("new", "control", "muscle"):
+        row = result.row(name)
+        pairs = list(zip(right["old"], right[name], strict=True))
+        assert row.quality == sum(right[name]) / len(splits.test)
+        assert row.nfr == sum(old and not new for old, new in pairs) / len(pairs)
+        assert row.pfr == sum(new and not old for old, new in pairs) / len(pairs)
+        assert row.nfr <= row.nfr_mc
+    assert result.row("muscle").change.value == pytest.approx(result.row("muscle").nfr - result.row("new").nfr)
+    saved = json.loads((folder / "result.json").read_text())
+    assert saved["result"]["items"] == 24
+    assert saved["result"]["rows"][1]["change"] is None
+
+
+def test_table_has_a_row_a_model(finished):
+    result = finished[3]
+    assert columns("acc") == ["Model", "Accuracy", "NFR", "NFR_mc", "PFR", "Change of NFR (95 %)"]
+    assert [row[0] for row in cells(result)] == ["v1", "v2", "v2 + CE (control)", "MUSCLE"]
+    assert to_markdown(result).count("\n") == 6
+
+
+def test_saved_adapters_are_ordinary_ones(finished):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    folder, _, splits, _, _ = finished
+    for name in ("old", "new", "control", "muscle"):
+        assert not list((folder / name).glob("**/*.bin"))
+        base = AutoModelForCausalLM.from_pretrained(demo.base("v1" if name == "old" else "v2"))
+        assert PeftModel.from_pretrained(base, folder / name).active_adapters == ["default"]
+    provenance = json.loads((folder / "muscle" / "muscle_provenance.json").read_text())
+    assert provenance["old"]["base"]["name"] == "v1"
+    assert provenance["new"]["base"]["name"] == "v2"
+    assert provenance["data"]["train"]["rows"] == len(splits.train)
+
+
+def test_control_takes_as_many_steps(finished):
+    folder = finished[0]
+    steps = json.loads((folder / "muscle" / "muscle_provenance.json").read_text())["metrics"]["step"]
+    assert steps == 3
+    assert (folder / "control" / "adapter_model.safetensors").is_file()
+
+
+def test_what_is_done_is_not_repeated_and_what_changed_is(finished):
+    folder, settings, splits, result, _ = finished
+    before = {name: (folder / name / "adapter_model.safetensors").stat().st_mtime_ns for name in ("old", "muscle")}
+    said: list[str] = []
+    again = run_task(settings, demo.TASKS["routing"], splits, said.append)
+    assert sum("done before" in line for line in said) == 4
+    assert again == result
+    settings.training["mask"] = "old_right"
+    settings.control = False
+    run_task(settings, demo.TASKS["routing"], splits, said.append)
+    after = {name: (folder / name / "adapter_model.safetensors").stat().st_mtime_ns for name in ("old", "muscle")}
+    assert after["old"] == before["old"]
+    assert after["muscle"] > before["muscle"]
+    provenance = json.loads((folder / "muscle" / "muscle_provenance.json").read_text())
+    assert provenance["objective"]["mask"] == "old_right"
+
+
+def test_train_command_on_a_task_and_data_of_ones_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for split, start in (("train", 0), ("test", 40)):
+        rows = demo.rows("routing", "train", count=60)[start : start + 20]
+        lines = [json.dumps({"ticket": row["text"], "urgent": int(row["ambiguous"])}) for row in rows]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "urgent.yaml").write_text(
+        "kind: choice\nprompt: 'Ticket: {ticket}\\nUrgent?'\nchoices: [' no', ' yes']\nanswer: urgent\n"
+    )
+    settings = {
+        "task": "urgent.yaml",
+        "old": {"base": str(demo.base("v1"))},
+        "new": {"base": str(demo.base("v2"))},
+        "output_dir": "out",
+        "data": {"source": "."},
+        "lora": {"r": 4, "alpha": 8},
+        "training": {"max_steps": 2, "use_cpu": True},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    code = main(["train", "--config", "run.yaml", "--per_device_train_batch_size", "2", "--control", "false"])
+    printed = capsys.readouterr().out
+    assert code == 0
+    assert "MUSCLE" in printed
+    assert "control" not in printed
+    assert (tmp_path / "out" / "muscle" / "adapter_model.safetensors").is_file()
+    assert main(["train", "--config", "run.yaml", "--learning_rat", "1"]) == 2
+    assert "did you mean learning_rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["refund", "summary"])
+def test_tasks_that_generate(task, tmp_path):
+    settings = demo_settings(task, 0, tmp_path)
+    settings.training |= {"max_steps": 1, "per_device_train_batch_size": 2}
+    whole = demo_splits(task, 0)
+    result = run_task(settings, demo.TASKS[task], Splits(whole.train[:2], [], whole.test[:4]), lambda line: None)
+    assert len(columns(result.metric)) == 5
+    assert [len(row) for row in cells(result)] == [5, 5, 5, 5]
+    assert 0 <= result.row("muscle").nfr <= 1
