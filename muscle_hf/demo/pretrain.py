@@ -2,13 +2,14 @@
 
     OMP_NUM_THREADS=1 python -m muscle_hf.demo.pretrain --output muscle_hf/demo/bases
 
-The bases in the package come from this command on one thread of a 2-core x86-64 machine (AVX2, no GPU), with the
-seed in :data:`SEED`: about 0.15 s a step where the core is free, so 5 minutes for v1 and half a minute for v2. The same machine
-and number of threads give the same bits; another processor may round differently.
+The bases in the package come from this command on one thread of a 2-core x86-64 machine (AVX2, no GPU), with the seed
+in :data:`SEED`: about 0.15 s a step where the core is free, so 5 minutes for v1 and half a minute for v2. The same
+machine and number of threads give the same bits; another processor may round differently.
 
 v2 stands for a later release of the same family: v1 trained on with more text, from a crawl of its own in which other
-products and other sayings are popular, so the two make different mistakes. How much more v2 reads was chosen by the accuracy of the task adapters of both on validation rows
-of the routing task (three seeds), which is level at this point; no compatibility adapter had been trained by then.
+products and other sayings are popular, so the two make different mistakes. How much more v2 reads was chosen by the
+accuracy of the task adapters of both on validation rows of the routing task (three seeds), which is level at this
+point; no compatibility adapter had been trained on these bases by then.
 """
 
 from __future__ import annotations
