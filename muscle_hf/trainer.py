@@ -388,7 +388,6 @@ class MuscleTrainer(HubMixin, Trainer):
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(folder)
             self.provenance.save(folder, self)
-        self.write_card(output_dir or self.args.output_dir)
 
     def final_metrics(self) -> dict[str, float]:
         """The last value of every figure that was logged for the present weights, but for those of time and speed."""

@@ -62,6 +62,16 @@ def test_every_strategy_publishes_adapters_only(bases: HubServer, tmp_path: Path
         assert files[f"{folder}/adapter_model.safetensors"] == last.read_bytes()
 
 
+def test_a_pushed_checkpoint_has_a_card_that_the_local_one_does_without(bases: HubServer, tmp_path: Path):
+    trainer = trained(tmp_path, hub_strategy="every_save", hub_always_push=True)
+    trainer._finish_current_push()
+    assert set(published(bases)) == ADAPTER | TOKENIZER | CARD
+    resuming = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+    for step in (2, 4):
+        assert set(files_in(tmp_path / "run" / f"checkpoint-{step}")) == ADAPTER | TOKENIZER | resuming
+    assert not CARD & set(files_in(tmp_path / "run"))
+
+
 def test_saving_publishes_as_trainer_does(bases: HubServer, tmp_path: Path):
     trainer = trained(tmp_path, hub_strategy="end")
     trainer.save_model()

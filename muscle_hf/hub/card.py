@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from dataclasses import dataclass, replace
@@ -74,7 +75,7 @@ def render_card(
     context = card_context(card, picture_names=list(pictures), curves_file=CURVES_FILE)
     template = Path(template) if template else bundled("model_cards") / "template.md"
     front_matter = card_data(card).to_yaml(line_break="\n").strip()
-    body = _environment().from_string(template.read_text(encoding="utf-8"))
+    body = _compiled(template.read_text(encoding="utf-8"))
     text = body.render(front_matter=Markdown(front_matter), marker=Markdown(MARKER), **context)
     return Rendered(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", pictures)
 
@@ -223,13 +224,15 @@ def _pictures(card: Card) -> dict[str, str]:
     return pictures
 
 
-def _environment() -> Any:
+@functools.lru_cache(maxsize=8)
+def _compiled(template: str) -> Any:
     from jinja2 import Environment, StrictUndefined
 
     # Every value is escaped unless it was made for Markdown: a template cannot forget to.
-    return Environment(
+    environment = Environment(
         finalize=markdown, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
+    return environment.from_string(template)
 
 
 def parse_card(text: str) -> ModelCard:

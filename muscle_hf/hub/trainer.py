@@ -64,6 +64,17 @@ class HubMixin:
                 "without optimizer states: to resume training, keep output_dir."
             )
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the compatibility adapter, its tokenizer and provenance, and its card; push if ``push_to_hub`` is set.
+
+        Args:
+            output_dir: By default ``args.output_dir``.
+            _internal_call: Set by Trainer when it saves a checkpoint, which needs no card to be resumed from.
+        """
+        super().save_model(output_dir, _internal_call)
+        if not _internal_call and self.args.should_save:
+            self.write_card(output_dir or self.args.output_dir)
+
     def create_model_card(
         self,
         language: str | list[str] | None = None,
@@ -103,14 +114,17 @@ class HubMixin:
 
     def write_card(self, folder: str) -> None:
         """Keep the card's state beside an adapter that was saved, and render the card from it."""
-        emissions = measured_emissions(self.callback_handler)
-        if emissions is not None:
-            self.card_state.emissions_kg = emissions
         try:
-            self.card_state.save(folder)
+            self._save_card_state(folder)
             write_card(folder, self.hub_model_id)
         except OSError as error:
             raise SaveError(f"the adapter in {folder} is saved, but its card could not be written: {error}") from error
+
+    def _save_card_state(self, folder: str) -> None:
+        emissions = measured_emissions(self.callback_handler)
+        if emissions is not None:
+            self.card_state.emissions_kg = emissions
+        self.card_state.save(folder)
 
     def push_to_hub(
         self,
@@ -188,6 +202,8 @@ class HubMixin:
                 target = Path(copy.name, name)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, target)
+        # Checkpoints hold what resuming needs; the card that goes out is rendered from this.
+        self._save_card_state(copy.name)
         options = {"token": self.args.hub_token, "revision": self.args.hub_revision, "commit_message": message}
         repo_id = self.hub_model_id
 
