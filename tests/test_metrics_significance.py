@@ -92,15 +92,36 @@ def test_bootstrap_is_scipys_on_a_ratio():
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
 
 
-def test_bootstrap_of_many_distinct_rows_is_the_central_limit_theorem():
-    values = np.random.default_rng(0).normal(1.0, 2.0, 20_000)
-    ours = bootstrap(share, values, np.ones(20_000))
-    half = stats.norm.ppf(0.975) * values.std(ddof=1) / math.sqrt(20_000)
-    assert (ours.method, ours.low, ours.high) == (
-        "jackknife",
-        pytest.approx(values.mean() - half),
-        pytest.approx(values.mean() + half),
+@pytest.mark.parametrize("rare", [False, True])
+def test_bootstrap_of_many_items_is_the_central_limit_theorem(rare):
+    rng = np.random.default_rng(0)
+    values = (rng.random(50_000) < 0.01).astype(float) if rare else rng.normal(1.0, 2.0, 50_000)
+    ours = bootstrap(share, values, np.ones(50_000), resamples=9999)
+    half = stats.norm.ppf(0.975) * values.std(ddof=1) / math.sqrt(50_000)
+    assert ours.method == "bca"
+    assert (ours.low, ours.high) == (
+        pytest.approx(values.mean() - half, abs=0.1 * half),
+        pytest.approx(values.mean() + half, abs=0.1 * half),
     )
+
+
+def test_bootstrap_does_not_depend_on_the_order_of_items():
+    values = np.random.default_rng(0).normal(size=3_000)
+    assert bootstrap(share, values, np.ones(3_000)) == bootstrap(share, values[::-1], np.ones(3_000))
+
+
+def test_bootstrap_is_sure_of_nothing_from_one_item_or_one_source():
+    one = bootstrap(share, [0.5], [1])
+    source = bootstrap(share, [1, 0, 0], [1, 1, 1], clusters=[4, 4, 4], side="upper")
+    assert (one.value, one.low, one.high) == (0.5, -math.inf, math.inf)
+    assert source.value == pytest.approx(1 / 3) and source.high == math.inf
+
+
+def test_bootstrap_of_a_ratio_that_one_item_decides():
+    """Without that item the ratio is undefined: no jackknife, hence no BCa."""
+    ours = bootstrap(share, [0.4, 0, 0, 0], [1, 0, 0, 0])
+    assert ours.method == "percentile"
+    assert (ours.low, ours.value, ours.high) == pytest.approx((0.4, 0.4, 0.4))
 
 
 def test_bootstrap_falls_back_where_bca_is_undefined():

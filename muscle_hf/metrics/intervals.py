@@ -1,13 +1,14 @@
 """Intervals of rates, differences and other functions of sums over items.
 
-Rates have Wilson intervals; differences of paired accuracies have Bonett and Price's; everything else that is a
-function of sums over items (ratios, changes of rates, smooth means) has an item bootstrap, by whole clusters where
-items share a source.
+Rates have Wilson intervals (statsmodels); differences of paired accuracies have Bonett and Price's; everything else
+that is a function of sums over items (ratios, changes of rates, smooth means) has an item bootstrap (scipy), by whole
+clusters where items share a source.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -20,8 +21,11 @@ from muscle_hf.metrics.flips import as_correct, check_lengths
 
 Side = Literal["two-sided", "upper", "lower"]
 
-# Above this many distinct rows, resampling costs more than it tells: the jackknife's normal interval is as good.
-_MAX_BOOTSTRAP_ROWS = 5_000
+# scipy resamples every item every time, and BCa leaves each out once: with more items than this the bootstrap runs
+# over this many random groups of them. Sums over items are sums over groups, so that the interval is the same but for
+# the luck of the draw, and a million items take as long as a thousand.
+_MAX_BOOTSTRAP_ROWS = 1_000
+_BATCH = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Estimate:
         low: Lower end of the interval (-inf for an upper bound).
         high: Upper end of the interval (inf for a lower bound).
         level: Confidence level, for example 0.95.
-        method: How the interval was found: ``wilson``, ``bca``, ``percentile``, ``jackknife``, ``bonett-price``, ...
+        method: How the interval was found: ``wilson``, ``bca``, ``percentile``, ``bonett-price``, ...; ``undefined``.
         count: For rates: the number of items that have the property.
         total: For rates: the number of items that could have it.
     """
@@ -51,18 +55,11 @@ class Estimate:
         return asdict(self)
 
 
-def _check_level(level: float) -> None:
+def _check(level: float, side: Side) -> None:
     if not 0 < level < 1:
         raise MuscleError(f"level must lie between 0 and 1, for example 0.95; got {level}")
-
-
-def _z(level: float, side: Side) -> float:
-    from scipy.special import ndtri
-
-    _check_level(level)
     if side not in ("two-sided", "upper", "lower"):
         raise MuscleError(f"side must be 'two-sided', 'upper' or 'lower', got {side!r}")
-    return float(ndtri((1 + level) / 2 if side == "two-sided" else level))
 
 
 def _one_sided(
@@ -83,18 +80,24 @@ def wilson_interval(
         side: ``two-sided``, or only the ``upper`` or the ``lower`` bound at this level.
         effective_total: Number of independent items that the ``total`` are worth, where items come in clusters.
     """
-    z = _z(level, side)
+    _check(level, side)
     if not 0 <= count <= total:
         raise MuscleError(f"count must lie between 0 and total, got {count} of {total}")
     if total == 0:
         return Estimate(math.nan, math.nan, math.nan, level, "wilson", 0, 0)
-    share, n = count / total, float(total if effective_total is None else effective_total)
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    low = 0.0 if count == 0 else max(0.0, centre - half)
-    high = 1.0 if count == total else min(1.0, centre + half)
-    low, high = _one_sided(low, high, side, (0.0, 1.0))
+    share = count / total
+    low, high = _wilson_ends(share, total if effective_total is None else effective_total, level, side)
+    # Rounding must not put an end beyond the point where they coincide.
+    low, high = (0.0 if count == 0 else low), (1.0 if count == total else high)
     return Estimate(share, low, high, level, "wilson", int(count), int(total))
+
+
+def _wilson_ends(share: float, total: float, level: float, side: Side) -> tuple[float, float]:
+    from statsmodels.stats.proportion import proportion_confint
+
+    alpha = (1 - level) * (1 if side == "two-sided" else 2)
+    low, high = proportion_confint(share * total, total, alpha=alpha, method="wilson")
+    return _one_sided(float(low), float(high), side, (0.0, 1.0))
 
 
 def effective_items(values: ArrayLike, clusters: ArrayLike) -> float:
@@ -155,9 +158,9 @@ def bootstrap(
         seed: Of the resampling.
 
     Returns:
-        The statistic with its BCa interval; the percentile interval where BCa is undefined (constant data); the
-        jackknife's normal interval beyond 5,000 distinct rows, where resampling gains nothing. nan if the statistic
-        is undefined on the data.
+        The statistic with scipy's BCa interval; the percentile interval where BCa is undefined (constant data, a
+        statistic that one item decides). nan if the statistic is undefined on the data; without ends if there are
+        fewer than two items (or clusters) to tell a spread from. The order of the items does not matter.
 
     Examples:
         >>> flips = [1, 0, 0, 1, 0, 0, 0, 1, 0, 0]
@@ -165,82 +168,55 @@ def bootstrap(
         >>> e.value, 0 < e.low < e.value < e.high < 1
         (0.3, True)
     """
-    _z(level, side)
+    _check(level, side)
     if weights is not None and clusters is not None:
         raise MuscleError("weights stand for equal items, which clusters tell apart; give one of the two")
     table = np.column_stack([np.asarray(column, dtype=np.float64) for column in columns])
     if clusters is not None:
         table = cluster_sums(table, clusters)
-    # Items with equal rows are interchangeable: resampling items is a multinomial draw of how often each row occurs.
-    if weights is None:
-        rows, counts = np.unique(table, axis=0, return_counts=True)
-    else:
-        counts = np.asarray(weights, dtype=np.int64)
-        rows, counts = table[counts > 0], counts[counts > 0]
+    order = np.lexsort(table.T)
+    table = table[order] if weights is None else np.repeat(table[order], np.asarray(weights)[order], axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        value = float(statistic(*(counts @ rows))) if len(rows) else math.nan
+        value = float(statistic(*table.sum(axis=0))) if len(table) else math.nan
         if not math.isfinite(value):
             return Estimate(math.nan, math.nan, math.nan, level, "undefined")
-        low, high, method = _bootstrap_ends(statistic, rows, counts, value, level, side, resamples, seed)
+        if len(table) < 2:
+            return Estimate(value, -math.inf, math.inf, level, "undefined")
+        low, high, method = _bootstrap_ends(statistic, table, level, side, resamples, seed)
     low, high = _one_sided(low, high, side)
     return Estimate(value, low, high, level, method)
 
 
 def _bootstrap_ends(
-    statistic: Callable[..., Any],
-    rows: NDArray[np.float64],
-    weights: NDArray[np.int64],
-    value: float,
-    level: float,
-    side: Side,
-    resamples: int,
-    seed: int,
+    statistic: Callable[..., Any], table: NDArray[np.float64], level: float, side: Side, resamples: int, seed: int
 ) -> tuple[float, float, str]:
-    n, z = int(weights.sum()), _z(level, side)
-    jackknife = np.asarray(statistic(*(weights @ rows - rows).T), dtype=np.float64)
-    usable = np.isfinite(jackknife)
-    centre = np.average(jackknife[usable], weights=weights[usable]) if usable.any() else 0.0
-    deviation = np.where(usable, centre - jackknife, 0.0)
-    if len(rows) > _MAX_BOOTSTRAP_ROWS:
-        error = math.sqrt((n - 1) / n * float((weights * deviation**2).sum()))
-        return value - z * error, value + z * error, "jackknife"
-    rng, draws = np.random.default_rng(seed), []
-    block = max(1, 4_000_000 // len(rows))
-    for start in range(0, resamples, block):
-        counts = rng.multinomial(n, weights / n, size=min(block, resamples - start))
-        draws.append(np.asarray(statistic(*(counts @ rows).T), dtype=np.float64))
-    sample = np.concatenate(draws)
-    sample = sample[np.isfinite(sample)]
+    from scipy import stats
+
+    rng = np.random.default_rng(seed)
+    if len(table) > _MAX_BOOTSTRAP_ROWS:
+        table = cluster_sums(table, rng.permutation(len(table)) % _MAX_BOOTSTRAP_ROWS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # answered below
+        result = stats.bootstrap(
+            tuple(table.T),
+            lambda *sample, axis: np.asarray(statistic(*(column.sum(axis) for column in sample)), dtype=np.float64),
+            paired=True,
+            vectorized=True,
+            n_resamples=resamples,
+            batch=max(1, _BATCH // len(table)),
+            confidence_level=level,
+            alternative={"two-sided": "two-sided", "upper": "less", "lower": "greater"}[side],
+            method="BCa",
+            rng=rng,
+        )
+    low, high = map(float, result.confidence_interval)
+    if not math.isnan(low) and not math.isnan(high):
+        return low, high, "bca"
+    drawn = result.bootstrap_distribution
+    drawn = drawn[np.isfinite(drawn)]
     tail = (1 - level) / 2 if side == "two-sided" else 1 - level
-    ends = _bca_quantiles(sample, value, weights, deviation, tail)
-    method = "percentile" if ends is None else "bca"
-    low, high = np.quantile(sample, ends or (tail, 1 - tail)) if len(sample) else (math.nan, math.nan)
-    return float(low), float(high), method
-
-
-def _bca_quantiles(
-    sample: NDArray[np.float64],
-    value: float,
-    weights: NDArray[np.int64],
-    deviation: NDArray[np.float64],
-    tail: float,
-) -> tuple[float, float] | None:
-    """The corrected quantiles of Efron's bias-corrected and accelerated interval; None where it is undefined."""
-    from scipy.special import ndtr, ndtri
-
-    spread = float((weights * deviation**2).sum())
-    below = ((sample < value).mean() + (sample <= value).mean()) / 2 if len(sample) else 0.0
-    if spread == 0 or not 0 < below < 1:
-        return None
-    bias = ndtri(below)
-    acceleration = float((weights * deviation**3).sum()) / (6 * spread**1.5)
-    ends = []
-    for z in (ndtri(tail), ndtri(1 - tail)):
-        divisor = 1 - acceleration * (bias + z)
-        if divisor <= 0:
-            return None
-        ends.append(float(ndtr(bias + (bias + z) / divisor)))
-    return ends[0], ends[1]
+    low, high = np.quantile(drawn, (tail, 1 - tail)) if len(drawn) else (math.nan, math.nan)
+    return float(low), float(high), "percentile"
 
 
 def nfr_change(
@@ -299,7 +275,7 @@ def paired_difference(
     """Accuracy of the second model minus that of the first on the same items, with Bonett and Price's interval.
 
     Unlike the bootstrap it does not collapse to a point where no item flips (Bonett, Price 2012: one imaginary flip is
-    added each way).
+    added each way). Neither scipy nor statsmodels has an interval for paired shares.
 
     Args:
         first_correct: Whether the first model is right, boolean, shape ``(items,)``.
@@ -324,12 +300,16 @@ def paired_difference_counts(
     effective_total: float | None = None,
 ) -> Estimate:
     """:func:`paired_difference` from the numbers of items that turned wrong, that turned right, and of all items."""
+    from scipy.stats import norm
+
+    _check(level, side)
     if n == 0:
         return Estimate(math.nan, math.nan, math.nan, level, "bonett-price")
     shrink = (effective_total or n) / n
     size = shrink * n + 2
     p_lost, p_won = (shrink * lost + 1) / size, (shrink * won + 1) / size
-    half = _z(level, side) * math.sqrt((p_won + p_lost - (p_won - p_lost) ** 2) / size)
+    z = norm.ppf((1 + level) / 2 if side == "two-sided" else level)
+    half = float(z) * math.sqrt((p_won + p_lost - (p_won - p_lost) ** 2) / size)
     value = (won - lost) / n
     ends = (max(-1.0, min(value, p_won - p_lost - half)), min(1.0, max(value, p_won - p_lost + half)))
     low, high = _one_sided(*ends, side, (-1.0, 1.0))
@@ -359,6 +339,7 @@ def pooled_rate(
         The weighted mean; the interval is Wilson's on the effective number of items, which gives it the variance of
         the stratified mean and keeps it inside [0, 1].
     """
+    _check(level, side)
     k, n = np.asarray(counts, dtype=np.float64), np.asarray(totals, dtype=np.float64)
     worth = n if effective_totals is None else np.asarray(effective_totals, dtype=np.float64)
     k, n, worth = k[n > 0], n[n > 0], worth[n > 0]
@@ -370,8 +351,5 @@ def pooled_rate(
     p = (k / n * worth + 0.5) / (worth + 1)
     mean = float((w * p).sum())
     effective = mean * (1 - mean) / float((w**2 * p * (1 - p) / worth).sum())
-    z = _z(level, side)
-    centre = (share + z * z / (2 * effective)) / (1 + z * z / effective)
-    half = z * math.sqrt(share * (1 - share) / effective + z * z / (4 * effective**2)) / (1 + z * z / effective)
-    low, high = _one_sided(max(0.0, centre - half), min(1.0, centre + half), side, (0.0, 1.0))
+    low, high = _wilson_ends(share, effective, level, side)
     return Estimate(share, low, high, level, "stratified wilson", int(k.sum()), int(n.sum()))

@@ -1,4 +1,4 @@
-"""Paired tests of two models on the same items, and corrections for many comparisons."""
+"""Paired tests of two models on the same items, and corrections for many comparisons, by scipy and statsmodels."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from muscle_hf.metrics.intervals import cluster_sums
 
 Alternative = Literal["two-sided", "greater", "less"]
 
-# Above this many signs the sum of random signs is normal for all purposes.
-_MAX_SIGNS = 5_000
+# Above this many signs the sum of random signs is normal for all purposes, and permuting them would take seconds.
+_MAX_SIGNS = 1_000
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,18 @@ def mcnemar(
 
 def mcnemar_counts(first_only: int, second_only: int, *, alternative: Alternative = "two-sided") -> TestResult:
     """:func:`mcnemar` from the numbers of pairs in which only the first / only the second is right."""
-    from scipy.special import bdtr
+    from scipy.stats import binomtest
+    from statsmodels.stats.contingency_tables import mcnemar as exact_mcnemar
 
+    if alternative not in ("two-sided", "less", "greater"):
+        raise MuscleError(f"alternative must be one of two-sided, less, greater; got {alternative!r}")
     pairs = first_only + second_only
-    fewer, more = (float(bdtr(count, pairs, 0.5)) for count in (second_only, first_only))
-    tails = {"less": fewer, "greater": more, "two-sided": min(1.0, 2 * min(fewer, more))}
-    if alternative not in tails:
-        raise MuscleError(f"alternative must be one of {', '.join(tails)}; got {alternative!r}")
-    p_value = tails[alternative] if pairs else 1.0
+    if pairs == 0:
+        p_value = 1.0
+    elif alternative == "two-sided":
+        p_value = float(exact_mcnemar([[0, first_only], [second_only, 0]], exact=True).pvalue)
+    else:
+        p_value = float(binomtest(second_only, pairs, alternative=alternative).pvalue)
     return TestResult(p_value, first_only, second_only, alternative)
 
 
@@ -102,26 +106,30 @@ def cluster_sign_test(
     Args:
         changes: Change of each item: -1, 0, 1 for right / wrong, or differences of scores. Shape ``(items,)``.
         clusters: Source of each item; items of one source keep a common sign. Each item its own source by default.
-        resamples: Random sign assignments; the smallest p-value is ``1 / (resamples + 1)``.
+        resamples: Random sign assignments, or all of them if they are fewer; none where signs are so many that their
+            sum is normal.
         seed: Of the random signs.
     """
+    from scipy import stats
+
     sums = np.asarray(changes, dtype=np.float64)
     if clusters is not None:
         sums = cluster_sums(sums[:, None], clusters)[:, 0]
     sums = sums[sums != 0]
-    if len(sums) == 0:
-        return 1.0
-    observed = abs(sums.sum())
+    if len(sums) < 2:
+        return 1.0  # a single toss lands either way
     if len(sums) > _MAX_SIGNS:
-        from scipy.special import ndtr
-
-        return float(2 * ndtr(-observed / math.sqrt(float((sums**2).sum()))))
-    rng = np.random.default_rng(seed)
-    slack, extreme, block = 1e-9 * float(np.abs(sums).sum()), 0, max(1, 2_000_000 // len(sums))
-    for start in range(0, resamples, block):
-        signs = rng.integers(0, 2, (min(block, resamples - start), len(sums)), dtype=np.int8) * 2 - 1
-        extreme += int((np.abs(signs @ sums) >= observed - slack).sum())
-    return (extreme + 1) / (resamples + 1)
+        return float(2 * stats.norm.sf(abs(sums.sum()) / math.sqrt(float((sums**2).sum()))))
+    test = stats.permutation_test(
+        (sums,),
+        lambda signed, axis: signed.sum(axis),
+        permutation_type="samples",  # of a single sample: of its signs
+        vectorized=True,
+        n_resamples=resamples,
+        batch=max(1, 1_000_000 // len(sums)),
+        rng=np.random.default_rng(seed),
+    )
+    return float(test.pvalue)
 
 
 def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
@@ -131,11 +139,12 @@ def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
         >>> holm([0.01, 0.04, 0.03]).tolist()
         [0.03, 0.06, 0.06]
     """
-    values = np.asarray(p_values, dtype=np.float64)
-    adjusted = np.full(len(values), math.nan)
-    order = np.argsort(values)[: np.count_nonzero(~np.isnan(values))]  # nan sorts last
-    left = np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * left))
+    from statsmodels.stats.multitest import multipletests
+
+    adjusted = np.asarray(p_values, dtype=np.float64).copy()
+    known = ~np.isnan(adjusted)
+    if known.any():
+        adjusted[known] = multipletests(adjusted[known], method="holm")[1]
     return adjusted
 
 
