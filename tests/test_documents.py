@@ -15,7 +15,8 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 # Documents whose snippets are run by a test of their own, beside what they describe.
 TESTED_ELSEWHERE = {
-    "tasks.md": "test_evaluation_documents.py",
+    "tasks.md": "test_evaluation_tasks.py",
+    "evaluation.md": "test_flip_callback.py",
     "measuring.md": "test_compare_documents.py",
     "hub.md": "test_hub_documents.py",
 }
