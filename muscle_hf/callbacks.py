@@ -39,7 +39,8 @@ class FlipMetricsCallback(TrainerCallback):
 
     For a ``MuscleTrainer`` or any other ``Trainer``. The two models' predictions are computed once and kept. The
     metrics are in the evaluation's ``metrics`` before the best model is chosen, so that
-    ``metric_for_best_model="eval_nfr"`` works, and in the logs. Training is bit for bit what it is without it.
+    ``metric_for_best_model="eval_nfr"`` works, in the logs, and so in the provenance that a ``MuscleTrainer`` saves.
+    Training is bit for bit what it is without it.
 
     The keys, after ``eval_`` and ``prefix``: ``acc``, ``nfr``, ``pfr``, ``nfr_mc`` (choice and classification),
     ``btc``, ``relative_nfr`` of the model in training against the old one, and ``acc_old``; with a new model also
@@ -53,8 +54,9 @@ class FlipMetricsCallback(TrainerCallback):
         old: The old model (v1): predictions, a prediction file (``.jsonl``), a model in memory, or a folder or Hub id
             of an adapter or model. None with a ``MuscleTrainer``: its teacher.
         new: The new model (v2), in the same forms, or None: none, or the teacher of a ``MuscleTrainer``.
-        trainer: The trainer it is added to. Needed for trackers (W&B, TensorBoard, ...), to come before
-            ``EarlyStoppingCallback``, and for the teachers of a ``MuscleTrainer``.
+        trainer: The trainer it is added to. A ``MuscleTrainer`` makes itself known; a plain ``Trainer`` has to be
+            named here for trackers (W&B, TensorBoard, ...) to get the metrics, and for those to be there in time for
+            ``EarlyStoppingCallback``, if that was added first.
         tokenizer: The tokenizer of the model in training; the trainer's ``processing_class`` by default.
         old_tokenizer: The old model's tokenizer, if ``old`` is a model in memory with another one.
         batch_size: See :func:`~muscle_hf.evaluation.evaluate_task`.
@@ -64,9 +66,12 @@ class FlipMetricsCallback(TrainerCallback):
         progress: Show a progress bar for each evaluation.
 
     Raises:
-        MuscleError: The predictions given are not those of ``items``, or ``old`` is missing.
+        MuscleError: The predictions given are not those of ``items``; or ``old`` is missing, which shows at the start
+            of training or evaluation where the trainer is not named.
 
     Examples:
+        ``MuscleTrainer(..., callbacks=[FlipMetricsCallback(task, items)])``
+
         ``trainer.add_callback(FlipMetricsCallback(task, items, old="v1.jsonl", trainer=trainer))``
     """
 
@@ -89,26 +94,37 @@ class FlipMetricsCallback(TrainerCallback):
         check_items(task, items)
         self.task = task
         self.items = list(items)
-        self.trainer = trainer
+        self.trainer: Trainer | None = None
         self.tokenizer = tokenizer
         self.prefix = prefix
         self.epsilon = epsilon
         self.history: list[dict[str, float]] = []
         self._settings = {"batch_size": batch_size, "chat": chat, "progress": progress}
-        teachers = getattr(trainer, "teachers", {})
-        self._sides = {
-            "old": teachers.get("old") if old is None else old,
-            "new": teachers.get("new") if new is None else new,
-        }
-        if self._sides["old"] is None:
-            raise MuscleError(
-                "no old model: pass old= (predictions, a prediction file or a model), or trainer= with a MuscleTrainer"
-            )
+        self._sides: dict[str, Side | None] = {"old": old, "new": new}
         self._tokenizers = {"old": old_tokenizer, "new": None}
         # Predictions that are there already are checked now rather than at the first evaluation.
         self._kept = {role: self._given(role, side) for role, side in self._sides.items() if _is_predictions(side)}
         self._training = False
         self._fresh: dict[str, float] | None = None
+        if trainer is not None:
+            self.bind_trainer(trainer)
+            self._require_old()
+
+    def bind_trainer(self, trainer: Trainer) -> None:
+        """Get to know the trainer, unless one was named before; a ``MuscleTrainer`` calls this by itself."""
+        if self.trainer is not None:
+            return
+        self.trainer = trainer
+        for role, teacher in getattr(trainer, "teachers", {}).items():
+            if self._sides[role] is None:
+                self._sides[role] = teacher
+
+    def _require_old(self) -> None:
+        if self._sides["old"] is None:
+            raise MuscleError(
+                "no old model: pass old= (predictions, a prediction file or a model) to FlipMetricsCallback, or use a "
+                "MuscleTrainer, whose teacher is taken"
+            )
 
     # ---- Events ----
 
@@ -117,6 +133,7 @@ class FlipMetricsCallback(TrainerCallback):
     ) -> None:
         self._training = True
         self._fresh = None
+        self._require_old()
         self._come_first()
         self.predictions("old", kwargs.get("processing_class"))
         if self._sides["new"] is not None:
@@ -140,6 +157,7 @@ class FlipMetricsCallback(TrainerCallback):
         metrics: dict[str, float],
         **kwargs: Any,
     ) -> None:
+        self._require_old()
         known = self._fresh if self._training else None
         found = known if known is not None else self._measure(kwargs["model"], kwargs.get("processing_class"))
         # Several evaluation sets at one step: the answers cannot have changed between them.

@@ -13,7 +13,7 @@ import torch
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
     BestRun,
@@ -102,6 +102,7 @@ class MuscleTrainer(HubMixin, Trainer):
             model = self._cast(model)
         super().__init__(model, args, *positional, **trainer_arguments)
         self._refuse_unsupported()
+        self._introduce()
         # The loss is normalised here, by the tokens of the whole batch, whatever the model's own loss does.
         self.model_accepts_loss_kwargs = True
         for teacher in self.teachers.values():
@@ -171,6 +172,16 @@ class MuscleTrainer(HubMixin, Trainer):
             # As Trainer does for the student; decoders with a classifier find the last token by it.
             config.pad_token_id = getattr(self.tokenizer, "pad_token_id", None)
         teacher.autocast = self.accelerator.autocast
+
+    def add_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
+        super().add_callback(callback)
+        self._introduce()
+
+    def _introduce(self) -> None:
+        """Make this trainer known to the callbacks that ask for it (``FlipMetricsCallback``)."""
+        for callback in self.callback_handler.callbacks:
+            if hasattr(callback, "bind_trainer"):
+                callback.bind_trainer(self)
 
     @property
     def tokenizer(self) -> Any:

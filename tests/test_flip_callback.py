@@ -17,6 +17,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from muscle_hf.callbacks import FlipMetricsCallback, training_flips
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation import encode_pair, evaluate_task, write_predictions
+from muscle_hf.provenance import read_provenance
 
 TASK, ITEMS = make_choice_task(10)
 
@@ -193,8 +194,16 @@ def test_predictions_of_other_items_are_refused(sides):
     changed = [replace(ITEMS[0], prompt="another"), *ITEMS[1:]]
     with pytest.raises(MuscleError, match="other prompts or choices for 1"):
         FlipMetricsCallback(TASK, changed, sides[0])
+
+
+def test_no_old_model_is_said_before_training(tmp_path):
     with pytest.raises(MuscleError, match="no old model"):
-        FlipMetricsCallback(TASK, ITEMS)
+        FlipMetricsCallback(TASK, ITEMS, trainer=make_trainer(tmp_path))
+    trainer = make_trainer(tmp_path, callbacks=[FlipMetricsCallback(TASK, ITEMS)])
+    for start in (trainer.train, trainer.evaluate):
+        with pytest.raises(MuscleError, match="no old model"):
+            start()
+    assert trainer.state.global_step == 0
 
 
 def test_the_documented_example_runs(tmp_path, monkeypatch, sides):
@@ -210,34 +219,71 @@ def test_the_documented_example_runs(tmp_path, monkeypatch, sides):
     assert names["trainer"].state.best_metric is not None
 
 
-def test_muscle_trainer_gives_its_teachers(tmp_path):
-    from muscle_hf import MuscleConfig, MuscleTrainer
-
-    old, new = lora_model(1), lora_model(2)
-    for model in (old, new):
+def task_models():
+    models = lora_model(1), lora_model(2)
+    for model in models:
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.5)
-    trainer = MuscleTrainer(
+    return models
+
+
+def muscle_trainer(folder, callbacks=(), models=None, **arguments):
+    from muscle_hf import MuscleConfig, MuscleTrainer
+
+    old, new = models or task_models()
+    settings = {"num_train_epochs": 1, "report_to": [], "use_cpu": True, "eval_strategy": "epoch", **arguments}
+    return MuscleTrainer(
         new,
-        MuscleConfig(
-            str(tmp_path), num_train_epochs=1, report_to=[], use_cpu=True, eval_strategy="epoch", disable_tqdm=True
-        ),
+        MuscleConfig(str(folder), disable_tqdm=True, **settings),
         old_model=old,
         train_dataset=rows(),
         eval_dataset=rows(),
         data_collator=collate,
         processing_class=make_tokenizer(),
+        callbacks=list(callbacks),
     )
-    expected = evaluate_task(old, make_tokenizer(), TASK, ITEMS, progress=False)
-    callback = FlipMetricsCallback(TASK, ITEMS, trainer=trainer)
-    trainer.add_callback(callback)
+
+
+@pytest.mark.parametrize("given", ["at construction", "later", "as a type"])
+def test_muscle_trainer_makes_itself_known(tmp_path, given):
+    """No trainer=: the teachers are its own, and trackers and provenance get the metrics."""
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            seen.append(dict(logs))
+
+    class OfItems(FlipMetricsCallback):
+        def __init__(self):
+            super().__init__(TASK, ITEMS)
+
+    seen: list[dict] = []
+    callback = OfItems if given == "as a type" else FlipMetricsCallback(TASK, ITEMS)
+    trainer = muscle_trainer(tmp_path, [Tracker()] + ([callback] if given == "at construction" else []))
+    if given != "at construction":
+        trainer.add_callback(callback)
+    callback = next(c for c in trainer.callback_handler.callbacks if isinstance(c, FlipMetricsCallback))
     before = trainer.evaluate()
-    assert [p.prediction for p in callback.predictions("old")] == [p.prediction for p in expected]
     assert before["eval_delta_nfr"] == 0 and before["eval_nfr_against_new"] == 0
     trainer.train()
     trainer.save_model()
-    assert "eval_nfr" in trainer.final_metrics()
+    last = callback.history[-1]
+    tracked = [entry for entry in seen if "eval_nfr" in entry]
+    assert len(tracked) == 2 and tracked[-1]["eval_nfr"] == last["nfr"]
+    saved = read_provenance(tmp_path)["metrics"]
+    assert {f"eval_{name}": value for name, value in last.items() if name != "step" and value == value}.items() <= (
+        saved.items()
+    )
+
+
+def test_the_teachers_answers_are_those_of_the_models(tmp_path):
+    models = task_models()
+    expected = [evaluate_task(model, make_tokenizer(), TASK, ITEMS, progress=False) for model in models]
+    trainer = muscle_trainer(tmp_path, models=models)
+    callback = FlipMetricsCallback(TASK, ITEMS, trainer=trainer)
+    for role, answers in zip(("old", "new"), expected, strict=True):
+        found = callback.predictions(role, make_tokenizer())
+        assert [p.prediction for p in found] == [p.prediction for p in answers]
 
 
 @pytest.mark.slow
