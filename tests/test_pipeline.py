@@ -6,6 +6,7 @@ import json
 
 import pytest
 import yaml
+from hub_server import TOKEN, card_errors, front_matter
 
 from muscle_hf import demo
 from muscle_hf.cli.main import main
@@ -67,6 +68,40 @@ def test_saved_adapters_are_ordinary_ones(finished):
     assert provenance["old"]["base"]["name"] == "v1"
     assert provenance["new"]["base"]["name"] == "v2"
     assert provenance["data"]["train"]["rows"] == len(splits.train)
+
+
+def test_the_card_tells_the_flips_of_the_run(finished):
+    folder, _, _, result, _ = finished
+    text = (folder / "muscle" / "README.md").read_text()
+    metrics = front_matter(text)["model-index"][0]["results"][0]["metrics"]
+    told = {metric["type"]: metric["value"] for metric in metrics}
+    for model, suffix in (("muscle", ""), ("new", "_v2")):
+        row = result.row(model)
+        expected = {"accuracy": row.quality, "nfr": row.nfr, "nfr_mc": row.nfr_mc, "pfr": row.pfr}
+        for name, value in expected.items():
+            assert told[name + suffix] == pytest.approx(value, abs=1e-6)
+    assert "# Help-desk routing, v1 to v2" in text
+    assert "`muscle-hf demo --task routing --seed 0`" in text
+    assert front_matter(text)["license"] == "apache-2.0"
+    assert str(folder) not in text
+    assert card_errors(text) == []
+
+
+def test_a_run_publishes_the_compatibility_adapter_alone(bases, tmp_path):
+    settings = demo_settings("routing", 0, tmp_path / "run")
+    settings.training |= {"max_steps": 1, "per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 1}
+    settings.training |= {"push_to_hub": True, "hub_model_id": "tester/desk", "hub_token": TOKEN}
+    assert TOKEN not in repr(settings)
+    whole = demo_splits("routing", 0)
+    run_task(settings, demo.TASKS["routing"], Splits(whole.train[:2], [], whole.test[:4]), lambda line: None)
+    assert {name for kind, name in bases.repos if kind == "model"} == {"tester/desk", "acme/base-v1", "acme/base-v2"}
+    files = bases.repo("tester/desk").files()
+    assert {"README.md", "muscle_metrics.json", "adapter_model.safetensors"} <= set(files)
+    assert (
+        files["adapter_model.safetensors"] == (tmp_path / "run" / "muscle" / "adapter_model.safetensors").read_bytes()
+    )
+    assert b"model-index" in files["README.md"]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
 
 
 def test_control_takes_as_many_steps(finished):

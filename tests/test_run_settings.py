@@ -51,6 +51,9 @@ def test_every_setting_can_be_overridden(file):
     [
         (["--learning_rat", "1"], "did you mean learning_rate"),
         (["--lora.rank", "1"], "unknown setting lora.rank"),
+        (["--card.titel", "x"], "unknown setting card.titel; did you mean title"),
+        (["--card.language", "en"], "card.language is 'en'; expected list"),
+        (["--card.history", "[]"], "unknown setting card.history"),
         (["--lora.r", "many"], "lora.r is 'many'; expected int"),
         (["--data.train.limit", "true"], "expected int"),
         (["--output_dir.x", "1"], "not a group of settings"),

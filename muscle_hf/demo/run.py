@@ -12,6 +12,12 @@ from muscle_hf.pipeline.config import LoraSettings, ModelSettings, RunSettings
 from muscle_hf.pipeline.run import Splits, run_task
 from muscle_hf.pipeline.table import Result
 
+_CARD_TASKS = {
+    "routing": "routing of help-desk tickets",
+    "refund": "refunds computed in steps",
+    "summary": "one-line summaries of help-desk tickets",
+}
+
 
 def demo_settings(task_name: str, seed: int, folder: Path) -> RunSettings:
     """The settings of a demo run, in the form that ``muscle-hf train`` takes."""
@@ -32,6 +38,15 @@ def demo_settings(task_name: str, seed: int, folder: Path) -> RunSettings:
         output_dir=str(folder),
         lora=LoraSettings(r=chosen.lora_rank, alpha=chosen.lora_alpha),
         training=training,
+        card={
+            "title": f"Help-desk {task_name}, v1 to v2 of the embedded world",
+            "task": _CARD_TASKS[task_name],
+            "language": ["en"],
+            "license_old": "apache-2.0",
+            "license_new": "apache-2.0",
+            "base_note": 'It travels with muscle-hf: muscle_hf.demo.base("v2") is its folder.',
+            "made_by": f"muscle-hf demo --task {task_name} --seed {seed}",
+        },
     )
 
 

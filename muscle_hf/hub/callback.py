@@ -71,10 +71,11 @@ def license_in(folder: Path | None) -> str | None:
         return None
     from huggingface_hub import ModelCard
 
+    text = card.read_text(encoding="utf-8", errors="replace")
+    if not text.startswith("---"):
+        return None
     try:
-        license_ = ModelCard(
-            card.read_text(encoding="utf-8", errors="replace"), ignore_metadata_errors=True
-        ).data.license
+        license_ = ModelCard(text, ignore_metadata_errors=True).data.license
     except ValueError:
         return None  # front matter that is no YAML names no licence
     return license_ if isinstance(license_, str) else None

@@ -26,8 +26,11 @@ _SLICES_KEPT = 12
 _CURVE_POINTS = 200
 # Model columns of a comparison file that say where it lay rather than what it holds.
 _MODEL_FIELDS = ("label", "role", "format")
-
-
+# The fields that only a publisher can fill; training collects the others.
+PUBLISHER_FIELDS = (
+    *("title", "summary", "task", "language", "datasets", "tags", "license", "license_old", "license_new"),
+    *("base_note", "notes", "made_by"),
+)
 _BASE_FIELDS = ("name", "revision", "on_hub", "architecture", "dtype", "quantization", "sha256")
 
 

@@ -85,7 +85,7 @@ class LoraSettings:
     target_modules: str | list[str] = "all-linear"
 
 
-@dataclass
+@dataclass(repr=False)
 class RunSettings:
     """A run of ``muscle-hf train``.
 
@@ -101,6 +101,7 @@ class RunSettings:
         control: Also train v2's adapter on with plain cross-entropy for as many steps, to compare with.
         eval_batch_size: Sequences per forward pass in the final evaluation; chosen automatically by default.
         dtype: Weights of the bases: ``auto`` (as saved), ``float32``, ``bfloat16``, ``float16``.
+        card: What the model card is to say: title, summary, language, datasets, license, base_note, ...
     """
 
     task: str
@@ -114,6 +115,7 @@ class RunSettings:
     control: bool = True
     eval_batch_size: int | None = None
     dtype: str = "auto"
+    card: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         from muscle_hf.config import MuscleConfig
@@ -127,12 +129,28 @@ class RunSettings:
                     raise MuscleError(f"{name}.{key} is not a field of MuscleConfig{_nearest(key, known)}")
                 if key == "output_dir":
                     raise MuscleError(f"{name}.output_dir has no use: set the run's output_dir")
+        self._check_card()
         if not 0 < self.data.validation_share < 1:
             raise MuscleError(f"data.validation_share is {self.data.validation_share}; it must be in (0, 1)")
 
+    def _check_card(self) -> None:
+        from muscle_hf.hub.state import PUBLISHER_FIELDS, CardState
+
+        hints = get_type_hints(CardState)
+        for key, value in self.card.items():
+            if key not in PUBLISHER_FIELDS:
+                raise MuscleError(f"unknown setting card.{key}{_nearest(key, PUBLISHER_FIELDS)}")
+            _convert(value, hints[key], f"card.{key}")
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as in the YAML file."""
-        return dataclasses.asdict(self)
+        """Plain data, as in the YAML file, without access tokens."""
+        content = dataclasses.asdict(self)
+        for section in ("training", "task_training"):
+            content[section] = {key: value for key, value in content[section].items() if not key.endswith("_token")}
+        return content
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.to_dict()})"
 
 
 def load_settings(file: str | os.PathLike, overrides: Sequence[str] = ()) -> RunSettings:

@@ -14,11 +14,13 @@ from accelerate import PartialState
 from transformers.utils import logging
 
 from muscle_hf.checkpoints import staged
+from muscle_hf.config import MuscleConfig
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.predictions import Prediction, read_predictions, write_predictions
 from muscle_hf.evaluation.registry import load_items, load_task
 from muscle_hf.evaluation.tasks import Item, Task
 from muscle_hf.pipeline import steps
+from muscle_hf.pipeline.card import complete_run_card
 from muscle_hf.pipeline.config import DataSettings, ModelSettings, RunSettings, SplitSettings
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, Result
 
@@ -113,7 +115,7 @@ def run_task(settings: RunSettings, task: Task, splits: Splits, say: Callable[[s
     def with_adapter(side: ModelSettings, name: str, version: str) -> ModelSettings:
         if side.adapter:
             return side
-        task_training = {**training, **settings.task_training}
+        task_training = steps.unpublished({**training, **settings.task_training})
         trained = done(
             name,
             f"Task adapter on {version}",
@@ -131,13 +133,13 @@ def run_task(settings: RunSettings, task: Task, splits: Splits, say: Callable[[s
         adapters[CONTROL] = done(
             CONTROL,
             "Control: v2's adapter, trained on with plain cross-entropy",
-            (new, training),
+            (new, steps.unpublished(training)),
             lambda: steps.train_control(new, data, training, folder / CONTROL, name="control", dtype=settings.dtype),
         )
     adapters[COMPAT] = done(
         COMPAT,
         "Compatibility adapter",
-        (old, new, training),
+        (old, new, steps.unpublished(training, MuscleConfig)),
         lambda: steps.train_compatibility(
             old, new, data, training, folder / COMPAT, name="MUSCLE", dtype=settings.dtype
         ),
@@ -153,6 +155,8 @@ def run_task(settings: RunSettings, task: Task, splits: Splits, say: Callable[[s
     result = Result.of(predictions)
     if process.is_main_process:
         _write(folder, settings, predictions, result)
+        complete_run_card(folder / COMPAT, task, settings.data, settings.card, predictions)
+        steps.publish_compatibility(folder / COMPAT, training)
     return result
 
 

@@ -21,6 +21,7 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.engine import evaluate_task
 from muscle_hf.evaluation.predictions import Prediction
 from muscle_hf.evaluation.tasks import Item, Task
+from muscle_hf.hub.publishing import publish
 from muscle_hf.pipeline.config import LoraSettings, ModelSettings
 from muscle_hf.teachers.kinds import CAUSAL_LM
 from muscle_hf.teachers.loading import load_model, load_task_model
@@ -114,7 +115,7 @@ def train_task_adapter(
     Returns:
         ``folder``.
     """
-    arguments = _training_arguments(TrainingArguments, settings, folder)
+    arguments = _training_arguments(TrainingArguments, unpublished(settings), folder)
     set_seed(arguments.seed)
     base = load_model(side.base, CAUSAL_LM, {"revision": side.revision or "main", "dtype": dtype})
     config = LoraConfig(
@@ -141,7 +142,7 @@ def train_control(
 
     The paper's tables lack this control: a fair comparison needs it.
     """
-    arguments = _training_arguments(TrainingArguments, settings, folder)
+    arguments = _training_arguments(TrainingArguments, unpublished(settings), folder)
     model = load_task_adapter(side, dtype, trainable=True)
     return _train_plainly(model, arguments, data, folder, name)
 
@@ -166,7 +167,10 @@ def train_compatibility(
     )
     _quiet(trainer, name)
     trainer.train()
-    trainer.save_model()
+    # As an internal call: it is published at the end of the run, with its flips on the card.
+    trainer.save_model(_internal_call=True)
+    if trainer.args.should_save:
+        trainer.write_card(str(folder))
     return folder
 
 
@@ -178,6 +182,29 @@ def answer(
     model.to(PartialState().device)
     tokenizer = load_tokenizer(side)
     return evaluate_task(model.eval(), tokenizer, task, items, batch_size=batch_size)
+
+
+def unpublished(settings: Mapping[str, Any], cls: type[TrainingArguments] = TrainingArguments) -> dict[str, Any]:
+    """The settings that ``cls`` knows but for those that upload: task adapters and the control stay here."""
+    known = {setting.name for setting in dataclasses.fields(cls)}
+    return {
+        key: value
+        for key, value in settings.items()
+        if key in known and key != "push_to_hub" and not key.startswith("hub_")
+    }
+
+
+def publish_compatibility(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Publish the compatibility adapter with its finished card, if the training arguments say ``push_to_hub``."""
+    arguments = _training_arguments(MuscleConfig, settings, folder)
+    if arguments.push_to_hub:
+        publish(
+            folder,
+            arguments.hub_model_id or folder.absolute().name,
+            token=arguments.hub_token,
+            private=arguments.hub_private_repo,
+            revision=arguments.hub_revision,
+        )
 
 
 def load_task_adapter(side: ModelSettings, dtype: str, *, trainable: bool) -> PeftModel:
