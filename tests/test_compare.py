@@ -7,6 +7,7 @@ import json
 import math
 import random
 
+import numpy as np
 import pytest
 from compare_files import choice_predictions, score_predictions, write
 from hypothesis import HealthCheck, given, settings
@@ -24,6 +25,7 @@ from muscle_hf.compare import (
 )
 from muscle_hf.compare.noise import noise_json, read_noise
 from muscle_hf.metrics import flip_metrics, flip_metrics_from_correct, smooth_flip_metrics
+from muscle_hf.report import wording
 
 
 def sources(*predictions):
@@ -378,6 +380,22 @@ def test_scores_have_a_gate_too():
     assert [c.verdict for c in gate_of(old, new, budget=Budget(limits=limits)).checks] == ["pass", "fail"]
 
 
+def test_limits_of_scores_are_in_their_own_unit():
+    """A judge's marks from 0 to 10: a fall of two marks is no fall of 200 %."""
+    old, new = score_predictions(300, 0.6, 1), score_predictions(300, 0.4, 2)
+    old, new = ([dataclasses.replace(p, score=10 * p.score) for p in side] for side in (old, new))
+    gate = gate_of(old, new, budget=Budget(limits={"max_regression": {"*": 1.5}, "min_accuracy_gain": {"*": -5.0}}))
+    fall, gain = gate.checks
+    assert (fall.verdict, gain.verdict) == ("fail", "pass")
+    assert fall.estimate.value == pytest.approx(np.mean([p.score for p in old]) - np.mean([p.score for p in new]))
+    for check in gate.checks:
+        text = wording.rule_text(check) + wording.with_interval(wording.decisive(check), wording.show_limited(check))
+        assert "mean score" in text and "pts" not in text and "%" not in text
+        assert "the limit is 1.5" in check.message or "the limit is -5" in check.message
+    with pytest.raises(MuscleError, match=r"max_regression of task 'ways' is 5, .* write 0.05 or 5%"):
+        gate_of(*flipping(100, 1), budget=Budget(limits={"max_regression": {"*": 5.0}}))
+
+
 def test_budget_files(tmp_path):
     path = tmp_path / "budget.yaml"
     path.write_text(
@@ -396,7 +414,7 @@ def test_budget_files(tmp_path):
     [
         ("max_nrf: 0.1\n", "unknown entry 'max_nrf'; did you mean 'max_nfr'"),
         ("max_nfr: 3\n", "not a fraction"),
-        ("max_nfr: much\n", "not a fraction"),
+        ("max_nfr: much\n", "not a number"),
         ("- 1\n", "table of limits"),
         ("{\n", "not valid YAML"),
         ("tasks: {ways: {max: 1}}\n", "task ways: unknown entry 'max'"),

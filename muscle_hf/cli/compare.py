@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 exit code: 0 done, or the gate passes; 1 the gate fails; 3 the gate has too little data; 2 bad use or bad input.
-Limits are fractions (0.02 or 2%), for all tasks or for one (TASK=0.02), held against one-sided confidence bounds.
+Limits are fractions (0.02 or 2%), for all tasks or for one (TASK=0.02), held against one-sided confidence bounds. For
+tasks with scores, --max-regression and --min-accuracy-gain are about the mean score, in the unit of the scores.
 """
 
 
@@ -76,8 +77,8 @@ def _add_gate_arguments(parser: argparse.ArgumentParser) -> None:
     gate = parser.add_argument_group("gate")
     for name, text in (
         ("--max-nfr", "the most items that may turn from right to wrong"),
-        ("--max-regression", "the most that the accuracy may fall"),
-        ("--min-accuracy-gain", "the least that the accuracy must rise"),
+        ("--max-regression", "the most that the accuracy (mean score) may fall"),
+        ("--min-accuracy-gain", "the least that the accuracy (mean score) must rise"),
     ):
         gate.add_argument(name, action="append", default=[], metavar="[TASK=]X", help=text + " (repeatable)")
     gate.add_argument("--budget", metavar="FILE", help="limits in a YAML file")

@@ -29,19 +29,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         write_text(args.json, noise_json(floors) + "\n")
     if args.json != "-":
-        _print(floors)
+        from rich.console import Console
+
+        from muscle_hf.report import terminal
+
+        Console().print(terminal.noise_table(floors))
     return 0
-
-
-def _print(floors: list) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("task", "runs", "items", "noise floor (NFR)", "worst pair", "other answers", title="Noise floor")
-    for floor in floors:
-        rate = f"{floor.nfr.value:.2%} [{floor.nfr.low:.2%}, {floor.nfr.high:.2%}]"
-        changed = "-" if floor.answers_changed != floor.answers_changed else f"{floor.answers_changed:.2%}"
-        name = escape("".join(c if c.isprintable() else "?" for c in floor.task))
-        table.add_row(name, str(floor.runs), str(floor.items), escape(rate), f"{floor.nfr_max:.2%}", changed)
-    Console().print(table)

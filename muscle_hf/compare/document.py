@@ -233,12 +233,13 @@ class GateCheck:
         rule: ``max_nfr``, ``max_regression``, ``min_accuracy_gain`` or ``baseline``.
         task: Name of the task.
         label: Which updated model.
-        limit: The limit, a fraction.
+        limit: The limit: a fraction; a difference of mean scores is in the unit of the scores.
         estimate: What is limited, with the one-sided bound that decides in ``high`` (upper) or ``low`` (lower).
         verdict: ``pass``: the bound keeps the limit. ``fail``: the opposite one-sided bound breaks it. Else
             ``too little data``.
         message: One sentence for a reader.
         noise_floor: Negative flip rate of re-running the same model, where it was measured (``muscle-hf noise``).
+        kind: Of the task.
     """
 
     rule: str
@@ -249,6 +250,7 @@ class GateCheck:
     verdict: GateVerdict
     message: str
     noise_floor: float | None = None
+    kind: Literal["correct", "score"] = "correct"
 
 
 @dataclass(frozen=True)

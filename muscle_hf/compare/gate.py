@@ -23,6 +23,7 @@ from muscle_hf.metrics.intervals import (
 )
 
 RULES = ("max_nfr", "max_regression", "min_accuracy_gain")
+_DIFFERENCES = ("max_regression", "min_accuracy_gain")
 _ALL = "*"
 
 
@@ -31,7 +32,8 @@ class Budget:
     """Limits by rule and task.
 
     Args:
-        limits: Rule -> task (``*`` for every other task) -> limit as a fraction.
+        limits: Rule -> task (``*`` for every other task) -> limit: a fraction, but for ``max_regression`` and
+            ``min_accuracy_gain`` of a task with scores a difference of their means, in the unit of the scores.
         level: Confidence of the one-sided bounds.
         source: File that the limits came from.
         baseline: Earlier comparison (``--json`` output) whose negative flip rates are limits too.
@@ -77,19 +79,23 @@ def parse_limit(rule: str, text: str, where: str) -> tuple[str, float]:
 def _checked(rule: str, value: Any, where: str) -> float:
     if isinstance(value, str) and value.endswith("%"):
         return parse_limit(rule, value, where)[1]
-    low = -1.0 if rule == "min_accuracy_gain" else 0.0
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= 1:
-        raise MuscleError(
-            f"{where}: {value!r} is not a fraction between {low:g} and 1; write 0.02 or 2% for two percent"
-        )
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise MuscleError(f"{where}: {value!r} is not a number; write 0.02 or 2% for two percent")
+    low = -math.inf if rule == "min_accuracy_gain" else 0.0
+    # Of what unit a difference is, only the task knows, which is not read yet.
+    high = math.inf if rule in _DIFFERENCES else 1.0
+    if not low <= value <= high:
+        allowed = "must not be negative" if high > 1 else "is not a fraction between 0 and 1"
+        raise MuscleError(f"{where}: {value!r} {allowed}; write 0.02 or 2% for two percent")
     return float(value)
 
 
 def read_budget(path: str) -> Budget:
     """Reads a budget file, YAML or JSON.
 
-    It has the rules ``max_nfr``, ``max_regression``, ``min_accuracy_gain`` (fractions), each for all tasks at the top
-    and for single tasks under ``tasks: NAME:``; and optionally ``level`` and ``noise`` (task -> noise floor).
+    It has the rules ``max_nfr``, ``max_regression``, ``min_accuracy_gain`` (:attr:`Budget.limits`), each for all tasks
+    at the top and for single tasks under ``tasks: NAME:``; and optionally ``level`` and ``noise`` (task -> noise
+    floor).
 
     Raises:
         MuscleError: The file is missing, not YAML, or has an entry that is not known.
@@ -185,7 +191,7 @@ def check_gate(
         None if there are no limits.
 
     Raises:
-        MuscleError: A limit names a task that was not compared.
+        MuscleError: A limit names a task that was not compared, or asks an accuracy for more than a fraction.
     """
     if budget.empty:
         return None
@@ -195,6 +201,8 @@ def check_gate(
             if task not in names and task != _ALL:
                 listed = ", ".join(sorted(names))
                 raise MuscleError(f"{rule} is limited for task {task!r}, which was not compared; there are {listed}")
+    for task in tasks:
+        _require_fractions(task, budget)
     floors = budget.noise | {floor.task: floor.nfr.value for floor in noise}
     checks = []
     for items, task in zip(joined, tasks, strict=True):
@@ -209,10 +217,24 @@ def check_gate(
     return Gate(worst, checks, budget.source)
 
 
+def _require_fractions(task: TaskResult, budget: Budget) -> None:
+    for rule in _DIFFERENCES:
+        limit = budget.limit(rule, task.name)
+        if task.kind == "correct" and limit is not None and abs(limit) > 1:
+            raise MuscleError(
+                f"{rule} of task {task.name!r} is {limit:g}, but accuracies are fractions; write {limit / 100:g} or "
+                f"{limit:g}%, or limit the tasks with scores by their names"
+            )
+
+
 def _checks(joined: Joined, update: Update, budget: Budget, floor: float | None, measure: _Measure) -> list[GateCheck]:
     result = []
 
+    graded = joined.kind == "correct"
+    quality = "accuracy" if graded else f"the mean {joined.metric}"
+
     def add(rule: str, limit: float, bounds: tuple[Estimate, Estimate], upper: bool, what: str) -> None:
+        unit = ".2%" if graded or rule not in _DIFFERENCES else ".4g"
         high, low = bounds
         kept, broken = (high.high <= limit, low.low > limit) if upper else (low.low >= limit, high.high < limit)
         verdict: GateVerdict = "pass" if kept else "fail" if broken else "too little data"
@@ -221,20 +243,22 @@ def _checks(joined: Joined, update: Update, budget: Budget, floor: float | None,
         at_most = upper != (verdict == "fail")
         edge = high.high if at_most else low.low
         message = (
-            f"{what} is {bound.value:.2%}, {'at most' if at_most else 'at least'} {edge:.2%} with {budget.level:.0%} "
-            f"confidence; the limit is {limit:.2%}"
+            f"{what} is {bound.value:{unit}}, {'at most' if at_most else 'at least'} {edge:{unit}} with "
+            f"{100 * budget.level:g}% confidence; the limit is {limit:{unit}}"
         )
         if rule == "max_nfr" and floor is not None and limit < floor:
             message += f", which is below the noise floor of {floor:.2%}"
-        result.append(GateCheck(rule, joined.task, update.label, limit, bound, verdict, message, noise_floor=floor))
+        result.append(
+            GateCheck(rule, joined.task, update.label, limit, bound, verdict, message, floor, joined.kind)  # type: ignore[arg-type]
+        )
 
     if (limit := budget.limit("max_nfr", joined.task)) is not None:
         add("max_nfr", limit, measure.nfr(), True, "NFR")
     if (limit := budget.limit("max_regression", joined.task)) is not None:
         high, low = measure.change(-1)
-        add("max_regression", limit, (high, low), True, "the fall of accuracy")
+        add("max_regression", limit, (high, low), True, f"the fall of {quality}")
     if (limit := budget.limit("min_accuracy_gain", joined.task)) is not None:
-        add("min_accuracy_gain", limit, measure.change(1), False, "the gain of accuracy")
+        add("min_accuracy_gain", limit, measure.change(1), False, f"the gain of {quality}")
     before = budget.baseline.get(joined.task)
     if before:
         # Without a model of the same label the baseline's last one is what was shipped.

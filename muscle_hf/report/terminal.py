@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -39,7 +39,7 @@ def render(document: Document, console: Console | None = None, *, worst: int = 5
     if document.pooled:
         console.print(_pooled_table(document))
     if document.noise:
-        console.print(_noise_table(document.noise))
+        console.print(noise_table(document.noise))
     if document.gate is not None:
         _print_gate(document.gate, console)
 
@@ -158,7 +158,8 @@ def _pooled_table(document: Document) -> Table:
     return table
 
 
-def _noise_table(noise: list[NoiseFloor]) -> Table:
+def noise_table(noise: Sequence[NoiseFloor]) -> Table:
+    """What re-running the same model changes, a row a task."""
     table = _table(
         "Noise floor: what re-running the same model changes",
         ["task", "runs", "items", "NFR", "largest", "answers changed"],

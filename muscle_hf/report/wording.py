@@ -63,6 +63,12 @@ RULES: dict[str, str] = {
     "baseline": "No worse than the baseline",
 }
 
+SCORE_RULES: dict[str, str] = {
+    "max_nfr": "Items that got worse at most",
+    "max_regression": "Fall of the mean score at most",
+    "min_accuracy_gain": "Gain of the mean score at least",
+}
+
 VERDICT_MARKS: dict[str, str] = {"pass": "✓", "fail": "✗", "too little data": "?"}
 
 
@@ -198,7 +204,10 @@ def summary(task: TaskResult, update: Update) -> str:
 
 def rule_text(check: GateCheck) -> str:
     """The limit of a check in words: ``Negative flips at most 2.0%``."""
-    return f"{RULES.get(check.rule, check.rule)} {show_limited(check)(check.limit)}"
+    words = RULES.get(check.rule, check.rule)
+    if check.kind == "score":
+        words = SCORE_RULES.get(check.rule, words)
+    return f"{words} {show_limited(check)(check.limit)}"
 
 
 def decisive(check: GateCheck) -> Estimate:
@@ -210,7 +219,9 @@ def decisive(check: GateCheck) -> Estimate:
 
 def show_limited(check: GateCheck) -> Show:
     """Formatter of what a check limits: a rate, or a difference."""
-    return points if check.rule in {"min_accuracy_gain", "max_regression"} else percent
+    if check.rule not in {"min_accuracy_gain", "max_regression"}:
+        return percent
+    return points if check.kind == "correct" else signed_decimal
 
 
 def reason(check: GateCheck) -> str:
