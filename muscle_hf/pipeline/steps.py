@@ -186,11 +186,10 @@ def answer(
 
 def unpublished(settings: Mapping[str, Any], cls: type[TrainingArguments] = TrainingArguments) -> dict[str, Any]:
     """The settings that ``cls`` knows but for those that upload: task adapters and the control stay here."""
-    known = {setting.name for setting in dataclasses.fields(cls)}
     return {
         key: value
-        for key, value in settings.items()
-        if key in known and key != "push_to_hub" and not key.startswith("hub_")
+        for key, value in _known(cls, settings).items()
+        if key != "push_to_hub" and not key.startswith("hub_")
     }
 
 
@@ -221,9 +220,12 @@ def load_task_adapter(side: ModelSettings, dtype: str, *, trainable: bool) -> Pe
 
 
 def _training_arguments(cls: type[TrainingArguments], settings: Mapping[str, Any], folder: Path) -> TrainingArguments:
+    return cls(output_dir=str(folder), **_known(cls, settings))
+
+
+def _known(cls: type[TrainingArguments], settings: Mapping[str, Any]) -> dict[str, Any]:
     known = {setting.name for setting in dataclasses.fields(cls)}
-    chosen = {key: value for key, value in settings.items() if key in known}
-    return cls(output_dir=str(folder), **chosen)
+    return {key: value for key, value in settings.items() if key in known}
 
 
 def _train_plainly(
