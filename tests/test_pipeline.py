@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -85,6 +87,24 @@ def test_the_card_tells_the_flips_of_the_run(finished):
     assert front_matter(text)["license"] == "apache-2.0"
     assert str(folder) not in text
     assert card_errors(text) == []
+
+
+def test_reference_cards_are_made_of_runs_and_then_of_themselves(finished, tmp_path, monkeypatch):
+    folder, settings, _, _, _ = finished
+    script = Path(__file__).parents[1] / "model_cards" / "render.py"
+    spec = importlib.util.spec_from_file_location("render_cards", script)
+    render_cards = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(render_cards)
+    monkeypatch.setattr(render_cards, "ROOT", tmp_path)
+    words = render_cards.references()["demo-routing"][1]
+    assert words == settings.card
+    assert "from its run" in render_cards.render("demo-routing", folder, words)
+    card = tmp_path / "demo-routing" / "README.md"
+    assert card.read_text() == (folder / "muscle" / "README.md").read_text()
+    card.write_text("stale")
+    assert "beside it" in render_cards.render("demo-routing", None, words)
+    assert card.read_text() == (folder / "muscle" / "README.md").read_text()
+    assert "left out" in render_cards.render("demo-refund", None, {})
 
 
 def test_a_run_publishes_the_compatibility_adapter_alone(bases, tmp_path):

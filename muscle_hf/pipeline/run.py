@@ -20,7 +20,7 @@ from muscle_hf.evaluation.predictions import Prediction, read_predictions, write
 from muscle_hf.evaluation.registry import load_items, load_task
 from muscle_hf.evaluation.tasks import Item, Task
 from muscle_hf.pipeline import steps
-from muscle_hf.pipeline.card import complete_run_card
+from muscle_hf.pipeline.card import card_words, complete_run_card
 from muscle_hf.pipeline.config import DataSettings, ModelSettings, RunSettings, SplitSettings
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, Result
 
@@ -155,7 +155,7 @@ def run_task(settings: RunSettings, task: Task, splits: Splits, say: Callable[[s
     result = Result.of(predictions)
     if process.is_main_process:
         _write(folder, settings, predictions, result)
-        complete_run_card(folder / COMPAT, task, settings.data, settings.card, predictions)
+        complete_run_card(folder / COMPAT, card_words(settings, task), predictions)
         steps.publish_compatibility(folder / COMPAT, training)
     return result
 
