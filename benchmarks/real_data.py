@@ -41,7 +41,7 @@ def main() -> None:
     command = f"python benchmarks/real_data.py --seed {args.seed} --tasks {' '.join(args.tasks)}"
     text = (
         f"# Real data, a real small update\n\n`{command}`, CPU ({platform.machine()}), one thread.\n\n"
-        "v1 is stories260k, v2 the same architecture trained on more text; 800 training rows and 200 for validation, "
+        "v1 is stories260k, v2 the same architecture trained on more text; 480 training rows and 120 for validation, "
         "LoRA of rank 16, 6 epochs, best epoch by validation loss (recipes/stories260k). All figures in percent; "
         "changes are against plain v2, in percentage points, with the 95 % interval of a paired bootstrap over the "
         "items.\n\n" + "\n".join(parts)
