@@ -6,12 +6,14 @@ import dataclasses
 import json
 import math
 import random
+import sys
 
 import numpy as np
 import pytest
 from compare_files import choice_predictions, score_predictions, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from report_documents import full_document
 
 from muscle_hf import MuscleError
 from muscle_hf.compare import (
@@ -394,6 +396,16 @@ def test_limits_of_scores_are_in_their_own_unit():
         assert "the limit is 1.5" in check.message or "the limit is -5" in check.message
     with pytest.raises(MuscleError, match=r"max_regression of task 'ways' is 5, .* write 0.05 or 5%"):
         gate_of(*flipping(100, 1), budget=Budget(limits={"max_regression": {"*": 5.0}}))
+
+
+@pytest.mark.parametrize("text", ["plain", "a lone \ud800 surrogate"])
+def test_json_is_the_same_with_and_without_the_fast_library(text, monkeypatch):
+    document = full_document()
+    document = dataclasses.replace(document, warnings=[text], options={"nan": math.nan, 3: (math.inf, None)})
+    fast = document.to_json()
+    monkeypatch.setitem(sys.modules, "orjson", None)
+    assert json.loads(fast) == json.loads(document.to_json()) == json.loads(json.dumps(document.to_dict()))
+    assert document.to_dict()["gate"]["exit_code"] == 1
 
 
 def test_budget_files(tmp_path):
