@@ -43,7 +43,7 @@ def main() -> None:
     text = (
         f"# Real data, a real small update\n\n`{command}`, CPU ({platform.machine()}), one thread.\n\n"
         "v1 is stories260k, v2 the same architecture trained on more text; a fifth of the training rows is held out, "
-        "LoRA of rank 16, 6 epochs, best epoch by loss on what is held out (recipes/stories260k). All figures in percent; "
+        "LoRA of rank 16, 6 epochs, best epoch by loss on what is held out (recipes/stories260k). Figures in percent; "
         "changes are against plain v2, in percentage points, with the 95 % interval of a paired bootstrap over the "
         "items.\n\n" + "\n".join(parts)
     )
