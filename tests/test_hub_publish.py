@@ -11,7 +11,7 @@ from hub_server import OTHER_TOKEN, TOKEN, HubServer, front_matter
 from hub_world import NEW, OLD, files_in
 
 from muscle_hf import MuscleError
-from muscle_hf.hub import HubError, MismatchError, publish
+from muscle_hf.hub import HubError, MismatchError, list_compatible, publish
 from muscle_hf.hub.files import is_published
 
 REPO = "tester/compat"
@@ -204,6 +204,7 @@ def test_a_local_base_is_published_by_name_only_and_that_is_said(
     assert (config["base_model_name_or_path"], config["revision"]) == ("base-v2", None)
     data = front_matter(published(bases)["README.md"].decode())
     assert "base_model" not in data, "a local name would point to somebody else's repository"
+    assert [(entry.old, entry.new) for entry in list_compatible(author="tester")] == [("base-v1", "base-v2")]
     assert data["license"] == "apache-2.0", "read off the cards in the bases' folders"
     named = publish(folder, REPO, base_model=NEW)
     assert not any("local folder" in note for note in named.notes)

@@ -49,7 +49,7 @@ def _print_table(found: list) -> None:
     for entry in found:
         tasks = entry.tasks or [None]
         for index, task in enumerate(tasks):
-            first = (entry.repo_id, f"{entry.old or '?'} → {entry.new or 'local base'}") if index == 0 else ("", "")
+            first = (entry.repo_id, f"{entry.old or '?'} → {entry.new or '?'}") if index == 0 else ("", "")
             rates = ("–", "–", "–")
             if task is not None:
                 change = task.change_percent

@@ -120,9 +120,9 @@ def card_data(card: Card) -> ModelCardData:
         license_id, license_name = "other", plain(license_id)
     elif license_id == "other" and license_.conflict:
         license_name = "terms-of-both-bases"
-    extra: dict[str, Any] = {}
-    if not card.base_is_local:
-        extra["base_model_relation"] = "adapter"
+    extra: dict[str, Any] = {"base_model_relation": "adapter"}
+    if card.base_is_local:
+        extra = {"new_model": plain(card.base_name)}
     if state.emissions_kg is not None:
         extra["co2_eq_emissions"] = {
             "emissions": round(1000 * state.emissions_kg, 3),

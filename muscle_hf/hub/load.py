@@ -86,7 +86,7 @@ def load_compatible(
     if problems and not allow_mismatch:
         raise MismatchError(
             f"{fetched.repo_id} does not belong to what it was put on: {'; '.join(problems)}. Load the recorded base, "
-            "or pass allow_mismatch=True if you know that it is the same"
+            "or pass allow_mismatch=True (--allow-mismatch) if you know that it is the same"
         )
     for problem in problems:
         warnings.warn(f"{fetched.repo_id}: {problem}", UserWarning, stacklevel=2)
@@ -120,7 +120,8 @@ def _base_source(
     if not recorded["on_hub"]:
         raise MuscleError(
             f"{fetched.repo_id} was trained on a local copy of the base {name!r}, which is no repository on the Hub; "
-            f"pass the folder of that base as base_model= (content hash {recorded['sha256']})"
+            "pass the folder of that base as base_model= (--base-model; content hash "
+            f"{recorded['sha256']})"
         )
     if not valid_repo_id(str(name)):
         raise MuscleError(f"{fetched.repo_id} records a base that is no repository's id: {name!r}")

@@ -45,7 +45,7 @@ class Listing:
         repo_id: Its id.
         commit: Its present commit.
         old: Name of the old base.
-        new: Id of the new base.
+        new: Id of the new base; its name, where the publisher had it in a local folder.
         tasks: Rates by task.
         license: Identifier.
         private: Whether only its owners see it.
@@ -97,7 +97,7 @@ def _listing(info: ModelInfo) -> Listing:
         repo_id=plain(info.id),
         commit=info.sha,
         old=_text(data.get("old_model")),
-        new=_text(base),
+        new=_text(base) or _text(data.get("new_model")),
         tasks=list(_rates(data.get("model-index"))),
         license=_text(data.get("license")),
         private=bool(info.private),
