@@ -202,6 +202,13 @@ def test_a_metric_missing_on_one_side(tmp_path):
         read_source(edited_log(tmp_path, metrics=["f1"], f1=[1, 2]))
 
 
+def test_a_metric_that_a_prediction_file_has_not(tmp_path):
+    path = write(tmp_path / "side.jsonl", choice_predictions(10, 1.0, 1))
+    assert read_source(str(path), ReadOptions(metric="acc")).tables["ways"].metric == "acc"
+    with pytest.raises(MuscleError, match=r"no metric 'acc_norm' \(did you mean 'acc'\?\); .* judged by acc"):
+        read_source(str(path), ReadOptions(metric="acc_norm"))
+
+
 def with_line(tmp_path: Path, number: int, line: str) -> str:
     """A prediction file in which one line (counted from 1) is replaced."""
     path = tmp_path / "broken.jsonl"
@@ -226,6 +233,10 @@ GOOD = json.dumps(choice_predictions(1, 1.0, 1, id="x")[0].to_dict())
         (GOOD.replace('"id": "x"', '"id": "item-7"') + "\n", "occur more than once: 'item-7'"),
         (GOOD.replace('"acc"', '"acc_norm"') + "\n", "line 1500: .*mixes the metrics 'acc' and 'acc_norm'"),
         (GOOD.replace('"prediction": 0', '"prediction": [0]') + "\n", "line 1500"),
+        (
+            GOOD.replace('"correct": true', '"correct": null').replace('"score": null', '"score": 0.5') + "\n",
+            "line 1500: .*item 'x' has no 'correct', which the others have",
+        ),
     ],
 )
 def test_broken_lines_are_named(line, message, tmp_path):

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument("old", metavar="OLD", help="predictions of the old model: a file, or a folder of logs")
     parser.add_argument("new", metavar="NEW", help="predictions of the new model")
-    parser.add_argument("compat", metavar="COMPAT", nargs="*", help="predictions of compatibility models")
+    parser.add_argument("compat", metavar="COMPAT", nargs="*", default=[], help="predictions of compatibility models")
     add_reading_arguments(parser)
     parser.add_argument("--labels", metavar="A,B,...", help="short names of the models (old,new,compat)")
     parser.add_argument(

@@ -75,10 +75,13 @@ def run(args: argparse.Namespace) -> int:
 def _ask_model(args: argparse.Namespace, task: Task, items: list[Item]) -> tuple[list[Prediction], bool]:
     from accelerate import PartialState
     from transformers import BitsAndBytesConfig
+    from transformers.utils import logging
 
     from muscle_hf.evaluation.engine import evaluate_task
     from muscle_hf.evaluation.loading import load_for_evaluation
 
+    if args.quiet:
+        logging.disable_progress_bar()
     # Under `accelerate launch` this joins the processes; alone it does nothing.
     state = PartialState()
     device = args.device or (state.device if state.num_processes > 1 else None)

@@ -231,7 +231,7 @@ def _checks(joined: Joined, update: Update, budget: Budget, floor: float | None,
     result = []
 
     graded = joined.kind == "correct"
-    quality = "accuracy" if graded else f"the mean {joined.metric}"
+    quality, flips = ("accuracy", "NFR") if graded else (f"the mean {joined.metric}", "NFR~")
 
     def add(rule: str, limit: float, bounds: tuple[Estimate, Estimate], upper: bool, what: str) -> None:
         unit = ".2%" if graded or rule not in _DIFFERENCES else ".4g"
@@ -253,7 +253,7 @@ def _checks(joined: Joined, update: Update, budget: Budget, floor: float | None,
         )
 
     if (limit := budget.limit("max_nfr", joined.task)) is not None:
-        add("max_nfr", limit, measure.nfr(), True, "NFR")
+        add("max_nfr", limit, measure.nfr(), True, flips)
     if (limit := budget.limit("max_regression", joined.task)) is not None:
         high, low = measure.change(-1)
         add("max_regression", limit, (high, low), True, f"the fall of {quality}")
@@ -263,7 +263,7 @@ def _checks(joined: Joined, update: Update, budget: Budget, floor: float | None,
     if before:
         # Without a model of the same label the baseline's last one is what was shipped.
         earlier = before.get(update.label) or list(before.values())[-1]
-        add("baseline", earlier.high, measure.nfr(), True, f"NFR (baseline: {earlier.value:.2%})")
+        add("baseline", earlier.high, measure.nfr(), True, f"{flips} (baseline: {earlier.value:.2%})")
     return result
 
 

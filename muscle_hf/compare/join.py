@@ -101,7 +101,11 @@ def _common_tasks(sources: Mapping[str, Source], allow_partial: bool, warnings: 
         raise MuscleError(
             f"the models were not asked the same tasks: {'; '.join(problems)}."
             + (f" The nearest name is {near[0]!r}." if near else "")
-            + (" Choose common ones with --task, or compare what is common with --allow-partial." if common else "")
+            + (
+                " Choose common ones with --task, or compare what is common with --allow-partial."
+                if common
+                else " Give each side answers to the same task, under the same name."
+            )
         )
     warnings.extend(f"left out: {problem}" for problem in problems)
     return common

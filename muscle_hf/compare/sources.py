@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import difflib
 import gc
 import json
 import re
@@ -114,6 +115,14 @@ def read_source(path: str, options: ReadOptions | None = None) -> Source:
     if not tables:
         raise MuscleError(
             f"{path} holds no predictions" + (f" of filter {options.filter!r}" if options.filter else "")
+        )
+    judged = sorted({table.metric for table in tables.values()})
+    if options.metric and options.metric not in judged:
+        near = difflib.get_close_matches(options.metric, judged, n=1)
+        raise MuscleError(
+            f"{path} has no metric {options.metric!r}"
+            + (f" (did you mean {near[0]!r}?)" if near else "")
+            + f"; its answers are judged by {', '.join(judged)}"
         )
     return Source(path, formats.pop(), tables, warnings)
 

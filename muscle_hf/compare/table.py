@@ -179,7 +179,10 @@ class TableBuilder:
 
     def add(self, row: Row, place: int) -> None:
         """Appends a row; ``place`` is where its text can be found again."""
-        if row.metric != self.metric or row.graded != self.graded:
+        if row.metric == self.metric and row.graded != self.graded:
+            odd = "has no 'correct', which the others have" if self.graded else "has 'correct', the others a score"
+            raise MuscleError(f"task {self.task!r}: item {row.id!r} {odd}; judge all items of a task in one way")
+        if row.metric != self.metric:
             raise MuscleError(
                 f"task {self.task!r} mixes the metrics {self.metric!r} and {row.metric!r} (item {row.id!r}); "
                 "write one metric per task, or give the tasks different names"

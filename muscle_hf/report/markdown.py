@@ -188,7 +188,9 @@ def _noise_table(document: Document) -> str:
 def _footer(document: Document) -> str:
     level = w.level_name(document.tasks[0].accuracy_old) if document.tasks else "95%"
     sources = ", ".join(f"{_plain(model.label)} = {_code(model.source)}" for model in document.models)
+    measures = [w.measure(key) for key in dict.fromkeys(map(w.negative_key, document.tasks))]
+    meanings = " ".join(f"{_plain(measure.symbol)}: {measure.meaning}." for measure in measures)
     return (
         f"<sub>In brackets: {level} intervals. p: paired test against old, corrected for the number of tasks. "
-        f"NFR: share of all items that old had right and the updated model has wrong.</sub>\n\n{sources}"
+        f"{meanings}</sub>\n\n{sources}"
     )

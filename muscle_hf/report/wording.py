@@ -207,7 +207,8 @@ def rule_text(check: GateCheck) -> str:
     words = RULES.get(check.rule, check.rule)
     if check.kind == "score":
         words = SCORE_RULES.get(check.rule, words)
-    return f"{words} {show_limited(check)(check.limit)}"
+    limit = show_limited(check)(check.limit)
+    return f"{words} {limit.removeprefix('+') if check.rule == 'max_regression' else limit}"
 
 
 def decisive(check: GateCheck) -> Estimate:
