@@ -134,6 +134,18 @@ def test_no_item_is_shown_or_stored_unless_asked_for(adapter: Path):
     assert "&lt;b&gt;never&lt;/b&gt;" in card
 
 
+def test_slices_without_flips_are_not_called_the_worst(adapter: Path):
+    document = json.loads(example_document().to_json())
+    for update in document["tasks"][0]["updates"]:
+        for part in update["slices"]:
+            part["nfr"]["value"] = 0.0
+    document["tasks"][0]["updates"][0]["slices"][0]["nfr"]["value"] = 0.25
+    kept = document["tasks"][0]["updates"][0]["slices"][0]
+    complete_card(adapter, comparison=document, label="muscle")
+    rows = re.findall(r"^\| (\w+ = .*?) \|", (adapter / CARD_FILE).read_text(), re.MULTILINE)
+    assert rows == [f"{kept['column']} = {kept['value']}"]
+
+
 def test_the_snippets_are_valid_python(measured: Path):
     text = render_card(measured, "tester/compat").text
     snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

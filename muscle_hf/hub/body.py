@@ -276,6 +276,8 @@ def _slices(new: Mapping[str, Any], compat: Mapping[str, Any]) -> list[dict[str,
     ranked = sorted(compat.get("slices", []), key=lambda entry: -_or_zero(estimate(entry["nfr"]).value))
     for entry in ranked[:_SHOWN_SLICES]:
         before = plain_update.get((entry["column"], entry["value"]))
+        if not any(_or_zero(rate.value) for rate in (before, estimate(entry["nfr"])) if rate is not None):
+            continue
         rows.append(
             {
                 "name": Markdown(f"{markdown(entry['column'], 60)} = {markdown(entry['value'], 80)}"),
