@@ -232,6 +232,11 @@ class MuscleTrainer(HubMixin, Trainer):
             self._signature_columns.append(_MASK_COLUMNS[self.trained_tokens])
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Trainer's, after making sure that nothing but the compatibility adapter is in it.
+
+        Raises:
+            MuscleError: Another parameter is trainable.
+        """
         trainable = {id(parameter) for parameter in adapter_parameters(self.student, STUDENT_ADAPTER).values()}
         foreign = [name for name, p in self.student.named_parameters() if p.requires_grad and id(p) not in trainable]
         if foreign:
@@ -353,6 +358,7 @@ class MuscleTrainer(HubMixin, Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
+        """Trainer's, with the objective's figures among the metrics, as means over all trained tokens."""
         self._eval_sums = None
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         if self._eval_sums is not None:
@@ -366,6 +372,11 @@ class MuscleTrainer(HubMixin, Trainer):
     # ---- Saving and resuming ----
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Trainer's; resumes from whole checkpoints only, and only against the models they were trained against.
+
+        Raises:
+            MuscleError: There is no such checkpoint, it was cut off, or its teachers were others.
+        """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:

@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the demo and print its table."""
     from rich.console import Console
 
     from muscle_hf.demo.run import run_demo

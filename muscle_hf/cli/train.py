@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Do the run and print its table."""
     from muscle_hf.pipeline.config import load_settings
 
     settings = load_settings(args.config, args.overrides)
