@@ -115,6 +115,18 @@ def test_markdown_has_a_table_row_for_each_model():
     assert len(cells) <= 4  # one width for each kind of table: nothing in data added a column
 
 
+def test_slices_that_regress_most_come_first_in_the_terminal_and_in_markdown():
+    document = full_document()
+    task = document.tasks[0]
+    worst = [f"{piece.column} = {piece.value}" for piece in task.updates[0].slices[:3]]
+    screen, comment = printed(document, width=160), parsed_markdown(markdown.render(document))
+    for text in (screen, comment):
+        places = [text.index(name) for name in worst]
+        assert places == sorted(places)
+        assert f"regress most (5 of {len(task.updates[0].slices)})" in screen
+    assert len(comment) > len(parsed_markdown(markdown.render(document, slices=1)))
+
+
 def test_markdown_from_hostile_data_has_only_our_elements():
     text = markdown.render(hostile_document())
     assert not acting_characters(text)

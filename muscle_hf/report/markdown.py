@@ -18,12 +18,13 @@ _AUTOLINK = re.compile(r"(?i)(@|https?:|ftp:|mailto:|xmpp:|www(?=\.)|gh-(?=\d))"
 _JOINER = "&#8288;"
 
 
-def render(document: Document, *, worst: int = 10) -> str:
+def render(document: Document, *, worst: int = 10, slices: int = 10) -> str:
     """The comparison as Markdown.
 
     Args:
         document: What to show.
         worst: How many of each task's flips to the worse are listed (folded away).
+        slices: How many of each task's slices are listed, for each updated model (folded away).
 
     Returns:
         Text of at most ``MAX_LENGTH`` characters or, if the tables alone are longer, with the tables only. Nothing
@@ -41,10 +42,10 @@ def render(document: Document, *, worst: int = 10) -> str:
     parts.append(_footer(document))
     length = sum(len(part) + 2 for part in parts)
     for task in document.tasks:
-        flips = _flips_section(document, task, worst)
-        if flips and length + len(flips) + 2 < MAX_LENGTH:
-            parts.insert(-1, flips)
-            length += len(flips) + 2
+        for folded in (_slices_section(task, slices), _flips_section(document, task, worst)):
+            if folded and length + len(folded) + 2 < MAX_LENGTH:
+                parts.insert(-1, folded)
+                length += len(folded) + 2
     return "\n\n".join(parts) + "\n"
 
 
@@ -133,6 +134,14 @@ def _task_section(document: Document, task: TaskResult) -> str:
     left_out = f", {w.count(task.left_out)} left out" if task.left_out else ""
     title = f"### {_plain(task.name)} ({w.count(task.items)} items, {_plain(task.metric)}{left_out})"
     return f"{title}\n\n{_table([_plain(cell) for cell in header], rows)}"
+
+
+def _slices_section(task: TaskResult, limit: int) -> str:
+    rows = [[_plain(slice_), _plain(label), *rest] for slice_, label, *rest in w.slice_rows(task, limit)]
+    if not rows:
+        return ""
+    summary = f"{_plain(w.slices_title(task, limit))}; p corrected for their number"
+    return f"<details><summary>{summary}</summary>\n\n{_table(w.SLICE_HEADER, rows)}\n\n</details>"
 
 
 def _flips_section(document: Document, task: TaskResult, worst: int) -> str:

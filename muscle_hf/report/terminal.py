@@ -19,13 +19,14 @@ GOOD, BAD, UNSURE, QUIET = "green", "red", "yellow", "dim"
 _VERDICT_STYLES = {"better": GOOD, "worse": BAD, "pass": GOOD, "fail": BAD, "too little data": UNSURE}
 
 
-def render(document: Document, console: Console | None = None, *, worst: int = 5) -> None:
+def render(document: Document, console: Console | None = None, *, worst: int = 5, slices: int = 5) -> None:
     """Print a comparison.
 
     Args:
         document: What to show.
         console: Where to print to; a new console on standard output by default.
         worst: How many of each task's flips to the worse are listed.
+        slices: How many of each task's slices are listed, for each updated model.
 
     Everything from data goes through :func:`muscle_hf.report.text.one_line` and into ``Text`` objects, so neither
     terminal control sequences nor rich's own markup in it have any effect.
@@ -35,6 +36,8 @@ def render(document: Document, console: Console | None = None, *, worst: int = 5
         console.print(Text(f"! {one_line(warning)}", style=UNSURE))
     for task in document.tasks:
         console.print(_task_table(document, task))
+        if any(update.slices for update in task.updates):
+            console.print(_slices_table(task, slices))
         _print_flips(document, task, console, worst)
     if document.pooled:
         console.print(_pooled_table(document))
@@ -142,6 +145,14 @@ def _print_flips(document: Document, task: TaskResult, console: Console, worst: 
                 block.append(f"{mark} ", style=style)
             block.append_text(_data("(answer not in the log)", QUIET) if answer is None else _data(answer, limit=120))
         console.print(Padding(block, (0, 0, 1, 1)))
+
+
+def _slices_table(task: TaskResult, limit: int) -> Table:
+    caption = "p: corrected for the number of slices of the task."
+    table = _table(w.slices_title(task, limit), w.SLICE_HEADER, caption)
+    for *cells, verdict in w.slice_rows(task, limit):
+        table.add_row(*map(_data, cells), _verdict(verdict))
+    return table
 
 
 def _pooled_table(document: Document) -> Table:

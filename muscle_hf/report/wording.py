@@ -63,6 +63,8 @@ RULES: dict[str, str] = {
     "baseline": "No worse than the baseline",
 }
 
+SLICE_HEADER = ("Slice", "Model", "Items", "NFR", "Change", "p", "Verdict")
+
 SCORE_RULES: dict[str, str] = {
     "max_nfr": "Items that got worse at most",
     "max_regression": "Fall of the mean score at most",
@@ -244,6 +246,33 @@ def worst_flips(task: TaskResult, limit: int) -> list[Flip]:
         if is_negative(flip):
             found.append(flip)
     return found
+
+
+def slice_rows(task: TaskResult, limit: int) -> list[tuple[str, ...]]:
+    """The ``limit`` slices of each updated model that regress most, as the cells under :data:`SLICE_HEADER`.
+
+    The first two are from data, to be escaped.
+    """
+    show = show_change(task)
+    return [
+        (
+            f"{one_line(piece.column, 30)} = {one_line(piece.value, 40)}",
+            update.label,
+            count(piece.items),
+            with_interval(piece.nfr),
+            with_interval(piece.change, show),
+            p_value(piece.p_adjusted),
+            piece.verdict,
+        )
+        for update in task.updates
+        for piece in update.slices[:limit]
+    ]
+
+
+def slices_title(task: TaskResult, limit: int) -> str:
+    """What is said above :func:`slice_rows`."""
+    total = max(len(update.slices) for update in task.updates)
+    return f"Slices of {one_line(task.name, 80)} that regress most ({min(limit, total)} of {total})"
 
 
 def answer_mark(flip: Flip, label: str) -> str:
