@@ -174,9 +174,9 @@ def eval_results(card: Card) -> list[EvalResult]:
                     )
                 )
 
-        add(f"{quality}_v1", f"{quality} of the old model", task["accuracy_old"])
+        add(f"{quality}_v1", f"{quality} (old model)", task["accuracy_old"])
         for update in sorted(task["updates"], key=lambda update: update["role"]):
-            suffix, owner = ("_v2", " of the plain update") if update["role"] == "new" else ("", "")
+            suffix, owner = ("_v2", " (plain update)") if update["role"] == "new" else ("", "")
             add(quality + suffix, quality + owner, update["accuracy"])
             for rate, label in _INDEXED.items():
                 if rate in update["rates"]:
@@ -189,9 +189,9 @@ def _logged_results(card: Card) -> list[EvalResult]:
     for flips in logged_flips(card.provenance["metrics"]):
         name = plain(flips.name or card.state.task or "evaluation set")
         for suffix, owner, rates in (
-            ("_v1", " of the old model", flips.old),
+            ("_v1", " (old model)", flips.old),
             ("", "", flips.compat),
-            ("_v2", " of the plain update", flips.new),
+            ("_v2", " (plain update)", flips.new),
         ):
             for rate, value in rates.items():
                 label = {"acc": "accuracy", "score": "score"}.get(rate, rate)
