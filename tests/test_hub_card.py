@@ -298,6 +298,11 @@ def test_which_model_of_a_comparison_is_the_adapter_must_be_clear(adapter: Path)
     assert not (adapter / "muscle_metrics.json").exists()
 
 
+def render_card_of_choices(adapter: Path) -> str:
+    complete_card(adapter, comparison=example_document(), label="muscle")
+    return (adapter / CARD_FILE).read_text()
+
+
 def test_similarity_tasks_are_shown_with_their_own_rates(adapter: Path):
     document = json.loads(example_document().to_json())
     task = document["tasks"][0]
@@ -308,6 +313,11 @@ def test_similarity_tasks_are_shown_with_their_own_rates(adapter: Path):
     complete_card(adapter, comparison=document, label="muscle")
     text = (adapter / CARD_FILE).read_text()
     assert r"NFR\~" in text and "mean rouge1" in text and "card_quadrants" not in text
+    assert "whose score is lower" in text and "that the old model has right" not in text
+    # As many tables as with right and wrong answers: none has run into the next.
+    assert sum(token.type == "table_open" for token in tokens(text)) == sum(
+        token.type == "table_open" for token in tokens(render_card_of_choices(adapter))
+    )
     assert card_errors(text) == []
 
 

@@ -14,7 +14,7 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.hub.licenses import License, inherited_license
 from muscle_hf.hub.logged import LoggedFlips, logged_flips
 from muscle_hf.hub.serving import serving_problems
-from muscle_hf.hub.state import CardState, load_metrics, provenance_in
+from muscle_hf.hub.state import CardState, load_metrics, provenance_in, worst_slices
 from muscle_hf.hub.text import Markdown, code, literal, markdown, plain, shell_word
 from muscle_hf.metrics import Estimate
 from muscle_hf.report.wording import COUNTS, decimal, measure, percent, points, signed_decimal, with_interval
@@ -150,6 +150,7 @@ def card_context(card: Card, picture_names: list[str], curves_file: str) -> dict
         "serving_problems": serving_problems(card.config),
         "max_lora_rank": _next_rank(card.config),
         "level": _level(tasks),
+        "kinds": {task["kind"] for task in tasks},
         "tasks": [_task(task, picture_names, index) for index, task in enumerate(tasks)],
         "logged": [] if tasks else [_logged(flips) for flips in logged_flips(provenance["metrics"])],
         "warnings": (card.comparison or {}).get("warnings", []),
@@ -273,8 +274,7 @@ def _change(delta: Any, show: Any) -> str:
 def _slices(new: Mapping[str, Any], compat: Mapping[str, Any]) -> list[dict[str, Any]]:
     plain_update = {(entry["column"], entry["value"]): estimate(entry["nfr"]) for entry in new.get("slices", [])}
     rows = []
-    ranked = sorted(compat.get("slices", []), key=lambda entry: -_or_zero(estimate(entry["nfr"]).value))
-    for entry in ranked[:_SHOWN_SLICES]:
+    for entry in worst_slices(compat.get("slices", []))[:_SHOWN_SLICES]:
         before = plain_update.get((entry["column"], entry["value"]))
         if not any(_or_zero(rate.value) for rate in (before, estimate(entry["nfr"])) if rate is not None):
             continue

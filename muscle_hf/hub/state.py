@@ -165,7 +165,13 @@ def trimmed_comparison(document: Any, label: str | None = None) -> dict[str, Any
     tasks = []
     for task in content["tasks"]:
         updates = [update for update in task["updates"] if update["role"] == "new" or update["label"] == label]
-        slim = [{**update, "slices": update["slices"][:_SLICES_KEPT]} for update in updates]
+        compat = next(update for update in updates if update["label"] == label)
+        # The same slices of both, so that each can be read against the plain update.
+        worst = {(entry["column"], entry["value"]) for entry in worst_slices(compat["slices"])[:_SLICES_KEPT]}
+        slim = [
+            {**update, "slices": [part for part in update["slices"] if (part["column"], part["value"]) in worst]}
+            for update in updates
+        ]
         tasks.append({**task, "updates": slim, "flips": []})
     return {
         "schema_version": content["schema_version"],
@@ -178,6 +184,11 @@ def trimmed_comparison(document: Any, label: str | None = None) -> dict[str, Any
         "warnings": list(content.get("warnings", [])),
         "meta": dict(content.get("meta", {})),
     }
+
+
+def worst_slices(slices: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Slices by the lower end of their NFR's interval, highest first: a few unlucky items make no slice bad."""
+    return sorted(slices, key=lambda entry: -(entry["nfr"]["low"] or 0.0))
 
 
 def save_metrics(folder: str | os.PathLike, comparison: Mapping[str, Any], adapter_sha256: str | None) -> None:
