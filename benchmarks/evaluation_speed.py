@@ -1,5 +1,6 @@
 """Throughput of choice scoring against lm-evaluation-harness's Hugging Face backend, same model, same items.
 
+    python benchmarks/evaluation_speed.py --limit 0  # all items
     python benchmarks/evaluation_speed.py --model ../shared/models/stories260k --data ../shared/data/hellaswag
 
 Both sides start from text (tokenization counts) and end with a log-likelihood per choice. The harness gets the best of
@@ -10,6 +11,7 @@ reported too. Items whose chosen answer differs are listed with the gap between 
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -56,15 +58,23 @@ def report(args: argparse.Namespace, items: list[Item], ours, theirs: dict[int, 
         f"--threads {args.threads}` (with `--model` {Path(args.model).name})",
         "",
         f"Machine: {processor_name()}, {args.threads} thread(s), torch {torch.__version__}, transformers "
-        f"{transformers.__version__}; other work ran on it, hence processor time. {len(items)} items of {args.task}, "
-        "evenly spaced over the validation split. No randomness.",
+        f"{transformers.__version__}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores at the end, hence "
+        f"processor time. {len(items)} items of {args.task}, "
+        + ("evenly spaced over the validation split" if args.limit else "the whole validation split")
+        + ". No randomness.",
         "",
         "| scorer | batch size | processor s | items per processor s | wall s |",
         "| --- | --- | --- | --- | --- |",
     ]
     lines += [f"| {n} | {size} | {cpu:.1f} | {len(items) / cpu:.1f} | {wall:.1f} |" for n, size, cpu, wall in rows]
     ratio = theirs[best][1] / own_processor
-    lines += ["", f"**{ratio:.2f} x** the harness's best throughput (batch size {best}).", ""]
+    walls = min(wall for _, _, wall in theirs.values()) / own_wall
+    lines += [
+        "",
+        f"**{ratio:.2f} x** the harness's best throughput (batch size {best}) by processor time; {walls:.2f} x its best "
+        "by wall time.",
+        "",
+    ]
     return "\n".join(lines + differences(items, predictions, theirs[best][0]))
 
 
