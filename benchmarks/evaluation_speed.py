@@ -71,8 +71,8 @@ def report(args: argparse.Namespace, items: list[Item], ours, theirs: dict[int, 
     walls = min(wall for _, _, wall in theirs.values()) / own_wall
     lines += [
         "",
-        f"**{ratio:.2f} x** the harness's best throughput (batch size {best}) by processor time; {walls:.2f} x its best "
-        "by wall time.",
+        f"**{ratio:.2f} x** the harness's best throughput (batch size {best}) by processor time; {walls:.2f} x "
+        "its best by wall time.",
         "",
     ]
     return "\n".join(lines + differences(items, predictions, theirs[best][0]))
