@@ -18,15 +18,18 @@ if TYPE_CHECKING:
     from muscle_hf.evaluation import Item
 
 
-def encode_items(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> list[dict[str, list[int]]]:
+def encode_items(
+    tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], *, answers_only: bool = False
+) -> list[dict[str, list[int]]]:
     """Tokenize each item's prompt and right answer for training; the same for task and compatibility adapters.
 
     Args:
         tokenizer: Of both bases; its EOS, if it has one, closes each answer.
         items: With a target each.
+        answers_only: Ignore the context's labels; by default context and answer are trained on (A.1 of the paper).
 
     Returns:
-        Rows with ``input_ids``, ``labels`` (context and answer, as in A.1 of the paper) and ``completion_mask``
+        Rows with ``input_ids``, ``labels`` and ``completion_mask``
         (1 on the answer), all of one length.
     """
     from muscle_hf.evaluation.encoding import encode_pairs
@@ -36,7 +39,8 @@ def encode_items(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> l
     for prompt, answer in encode_pairs(tokenizer, [(item.prompt, item.target) for item in items]):
         answer = answer + closing
         ids = prompt + answer
-        rows.append({"input_ids": ids, "labels": list(ids), "completion_mask": [0] * len(prompt) + [1] * len(answer)})
+        labels = [IGNORED] * len(prompt) + answer if answers_only else list(ids)
+        rows.append({"input_ids": ids, "labels": labels, "completion_mask": [0] * len(prompt) + [1] * len(answer)})
     return rows
 
 

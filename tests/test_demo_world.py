@@ -62,7 +62,6 @@ def test_corpora_are_deterministic_and_differ():
     assert first("v1") == first("v1")
     assert first("v1") != first("v2")
     assert popularity(RECIPES["v1"]) != popularity(RECIPES["v2"])
-    assert RECIPES["v2"].tokens > RECIPES["v1"].tokens
 
 
 def test_unknown_names_are_refused_with_the_known_ones():

@@ -32,6 +32,21 @@ def finished(tmp_path_factory):
     return folder, settings, splits, result, said
 
 
+def test_completion_training_leaves_the_context_out_for_every_adapter():
+    from muscle_hf.pipeline.config import ModelSettings
+    from muscle_hf.pipeline.steps import TrainingData, load_tokenizer
+
+    items = demo_splits("routing", 0).train[:3]
+    tokenizer = load_tokenizer(ModelSettings(str(demo.base("v2"))))
+    whole = TrainingData.of(tokenizer, items, [])
+    answers = TrainingData.of(tokenizer, items, [], answers_only=True)
+    for item, row, plain in zip(items, answers.train, whole.train, strict=True):
+        assert plain["labels"] == plain["input_ids"] == row["input_ids"]
+        trained = [label for label in row["labels"] if label != -100]
+        assert tokenizer.decode(trained, skip_special_tokens=True).strip() == item.target.strip()
+        assert [label != -100 for label in row["labels"]] == [bool(flag) for flag in row["completion_mask"]]
+
+
 def test_result_is_what_the_predictions_say(finished):
     folder, _, splits, result, _ = finished
     predictions = load_result_predictions(folder)

@@ -92,7 +92,13 @@ def run_task(settings: RunSettings, task: Task, splits: Splits, say: Callable[[s
     process = PartialState()
     tell = say if process.is_main_process else lambda text: None
     folder = Path(settings.output_dir)
-    data = steps.TrainingData.of(steps.load_tokenizer(settings.new), splits.train, splits.validation)
+    data = steps.TrainingData.of(
+        steps.load_tokenizer(settings.new),
+        splits.train,
+        splits.validation,
+        # Plain trainers do not know the setting, and must train on the same tokens.
+        answers_only=settings.training.get("trained_tokens") == "completion",
+    )
     training = {"report_to": "none", "logging_strategy": "epoch", "disable_tqdm": False, **settings.training}
     training = {"save_strategy": "no", "eval_strategy": "epoch" if data.validation else "no", **training}
     identity = hashlib.sha256(repr((data.train, data.validation)).encode()).hexdigest()

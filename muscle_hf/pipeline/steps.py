@@ -44,9 +44,17 @@ class TrainingData:
     validation: list[dict[str, list[int]]]
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, train: Sequence[Item], validation: Sequence[Item]) -> TrainingData:
-        """Tokenize items."""
-        return cls(tokenizer, encode_items(tokenizer, train), encode_items(tokenizer, validation))
+    def of(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        train: Sequence[Item],
+        validation: Sequence[Item],
+        *,
+        answers_only: bool = False,
+    ) -> TrainingData:
+        """Tokenize items; ``answers_only`` leaves the context's tokens untrained, for every adapter alike."""
+        parts = (encode_items(tokenizer, items, answers_only=answers_only) for items in (train, validation))
+        return cls(tokenizer, *parts)
 
     def for_trainer(self) -> dict[str, Any]:
         """The arguments of a ``Trainer`` that hold data."""
