@@ -11,8 +11,9 @@ import argparse
 import platform
 from pathlib import Path
 
-from muscle_hf.demo.run import run_demo
-from muscle_hf.pipeline.steps import hush
+from muscle_hf.demo import TASKS as TASKS_OF_WORLD
+from muscle_hf.demo.run import demo_settings, demo_splits, run_demo
+from muscle_hf.pipeline import steps
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, Result, columns, interval_text
 
 ROOT = Path(__file__).parents[1]
@@ -56,20 +57,37 @@ def seeds_table(results: dict[int, Result]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
+def memorised(task: str, seed: int, folder: Path) -> str:
+    """How the task adapters of a run do on the rows they were trained on: all that compatibility training sees."""
+    splits, settings = demo_splits(task, seed), demo_settings(task, seed, folder)
+    answers = {
+        name: steps.answer(side, folder / name, TASKS_OF_WORLD[task], splits.train, dtype="auto", batch_size=None)
+        for name, side in ((OLD, settings.old), (NEW, settings.new))
+    }
+    result = Result.of(answers)
+    figures = [result.row(OLD).quality, result.row(NEW).quality, result.row(NEW).nfr]
+    return " / ".join(f"{100 * figure:.2f}" for figure in figures)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--runs", default="demo-output", help="folder of the runs")
     args = parser.parse_args()
-    hush()
+    steps.hush()
     tables, seconds = {}, []
     for task in args.tasks:
-        results = {}
+        results, seen = {}, []
         for seed in args.seeds:
-            _, results[seed], took = run_demo(task, seed, args.runs)
+            folder, results[seed], took = run_demo(task, seed, args.runs)
             seconds.append(f"{task} {seed}: {took:.0f} s")
-        tables[task] = f"{next(iter(results.values())).items} test items a seed.\n\n{seeds_table(results)}"
+            seen.append(f"{memorised(task, seed, folder)} (seed {seed})")
+        _, quality, worse, *_ = columns(results[args.seeds[0]].metric)
+        tables[task] = (
+            f"{results[args.seeds[0]].items} test items a seed.\n\n{seeds_table(results)}\n"
+            f"On the training rows, {quality} of v1 / of v2 / {worse} of v2: {', '.join(seen)}.\n"
+        )
         print(task, tables[task], sep="\n", flush=True)
     seeds = " ".join(map(str, args.seeds))
     head = (
