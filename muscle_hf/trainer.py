@@ -42,31 +42,17 @@ _TIMING = re.compile(r"runtime|per_second|total_flos|preparation_time|memory|mem
 _MASK_COLUMNS = {"completion": "completion_mask", "assistant": "assistant_masks"}
 
 
-class MuscleTrainer(HubMixin, Trainer):
-    """Trains a compatibility adapter: a LoRA on v2 that keeps what v1 got right (MUSCLE, section 4).
+class MuscleMixin(HubMixin):
+    """The MUSCLE objective for ``transformers.Trainer`` and trainers derived from it.
 
-    A drop-in replacement for ``transformers.Trainer``: every argument of it works as there, and:
+    Comes before the trainer among the bases: ``class MuscleTrainer(MuscleMixin, Trainer)``, whose arguments are
+    documented there.
 
-    Args:
-        model: v2's task model. A ``PeftModel``: its active adapter is copied to become the student, named
-            ``default``, and the original stays as v2's frozen teacher on the same base. Or a merged or fully
-            fine-tuned model, with ``peft_config``: the student is a fresh LoRA, the teacher is the model with
-            adapters off.
-        args: A :class:`~muscle_hf.MuscleConfig`; with plain ``TrainingArguments`` the method's defaults hold.
-        old_model: v1's task model: a ``PeftModel``, a plain model, or a folder or Hub id of an adapter or model. If
-            it sits on the same base as ``model``, by identity or content, one base serves all three.
-        new_model: Another teacher for v2 than the task model in ``model``; the same forms as ``old_model``.
-        peft_config: The adapter to train where ``model`` has none.
-        old_model_kwargs: For a folder or Hub id: ``revision``, ``base_model`` (if the recorded base has moved) and
-            loading arguments (``dtype``, ``quantization_config``, ``token``, ...). For a ``PeftModel``: ``adapter``,
-            if not the active one.
-        new_model_kwargs: The same for ``new_model``.
-        old_processing_class: v1's tokenizer, to compare vocabularies where it is not saved with v1's base.
-        mask: A mask function of your own (see ``muscle_hf.losses.masks``) instead of ``args.mask``.
-
-    Raises:
-        MuscleError: Something does not fit, before anything is trained; the message says what to do.
+    Attributes:
+        config_class: Made where no arguments are given.
     """
+
+    config_class: type[MuscleConfig] = MuscleConfig
 
     def __init__(
         self,
@@ -87,7 +73,7 @@ class MuscleTrainer(HubMixin, Trainer):
                 "no old_model: MUSCLE keeps what the old (v1) task model gets right, so it needs that model; pass it "
                 "as old_model= (a PeftModel, a model, or a folder or Hub id of an adapter or model)"
             )
-        args = MuscleConfig("tmp_trainer") if args is None else args
+        args = self.config_class("tmp_trainer") if args is None else args
         own = isinstance(args, MuscleConfig)
         self._mask = mask
         self.objective = objective_of(args, mask)
@@ -433,6 +419,33 @@ class MuscleTrainer(HubMixin, Trainer):
             read_adapter(self.student, STUDENT_ADAPTER, Path(self.state.best_model_checkpoint))
         # What was logged after the best step is not about the weights that are now in the model.
         self._best_loaded_at = len(self.state.log_history)
+
+
+class MuscleTrainer(MuscleMixin, Trainer):
+    """Trains a compatibility adapter: a LoRA on v2 that keeps what v1 got right (MUSCLE, section 4).
+
+    A drop-in replacement for ``transformers.Trainer``: every argument of it works as there, and:
+
+    Args:
+        model: v2's task model. A ``PeftModel``: its active adapter is copied to become the student, named
+            ``default``, and the original stays as v2's frozen teacher on the same base. Or a merged or fully
+            fine-tuned model, with ``peft_config``: the student is a fresh LoRA, the teacher is the model with
+            adapters off.
+        args: A :class:`~muscle_hf.MuscleConfig`; with plain ``TrainingArguments`` the method's defaults hold.
+        old_model: v1's task model: a ``PeftModel``, a plain model, or a folder or Hub id of an adapter or model. If
+            it sits on the same base as ``model``, by identity or content, one base serves all three.
+        new_model: Another teacher for v2 than the task model in ``model``; the same forms as ``old_model``.
+        peft_config: The adapter to train where ``model`` has none.
+        old_model_kwargs: For a folder or Hub id: ``revision``, ``base_model`` (if the recorded base has moved) and
+            loading arguments (``dtype``, ``quantization_config``, ``token``, ...). For a ``PeftModel``: ``adapter``,
+            if not the active one.
+        new_model_kwargs: The same for ``new_model``.
+        old_processing_class: v1's tokenizer, to compare vocabularies where it is not saved with v1's base.
+        mask: A mask function of your own (see ``muscle_hf.losses.masks``) instead of ``args.mask``.
+
+    Raises:
+        MuscleError: Something does not fit, before anything is trained; the message says what to do.
+    """
 
 
 def _search_objective(metrics: dict[str, float]) -> float:
