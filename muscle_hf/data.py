@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 
 
 def encode_items(
-    tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], *, answers_only: bool = False
+    tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], *, answers_only: bool = False, end_answers: bool = True
 ) -> list[dict[str, list[int]]]:
     """Tokenize each item's prompt and right answer for training; the same for task and compatibility adapters.
 
     Args:
-        tokenizer: Of both bases; its EOS, if it has one, closes each answer.
+        tokenizer: Of both bases.
         items: With a target each.
         answers_only: Ignore the context's labels; by default context and answer are trained on (A.1 of the paper).
+        end_answers: Close each answer with the tokenizer's EOS, if it has one.
 
     Returns:
         Rows with ``input_ids``, ``labels`` and ``completion_mask``
@@ -34,7 +35,7 @@ def encode_items(
     """
     from muscle_hf.evaluation.encoding import encode_pairs
 
-    closing = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    closing = [tokenizer.eos_token_id] if end_answers and tokenizer.eos_token_id is not None else []
     rows = []
     for prompt, answer in encode_pairs(tokenizer, [(item.prompt, item.target) for item in items]):
         answer = answer + closing

@@ -59,6 +59,8 @@ class DataSettings:
         validation: Rows to select by; without it ``validation_share`` of the training rows is held out.
         validation_share: As in A.1 of the paper.
         test: Rows of the final table.
+        end_answers: Train on an EOS after each answer. A base that has never seen its EOS, and whose output layer is
+            frozen, cannot learn to say it: each answer would cost the same large loss for ever.
     """
 
     source: str | None = None
@@ -66,6 +68,7 @@ class DataSettings:
     validation: SplitSettings | None = None
     validation_share: float = 0.2
     test: SplitSettings = field(default_factory=lambda: SplitSettings("test"))
+    end_answers: bool = True
 
 
 @dataclass

@@ -98,6 +98,7 @@ def run_task(settings: RunSettings, task: Task, splits: Splits, say: Callable[[s
         splits.validation,
         # Plain trainers do not know the setting, and must train on the same tokens.
         answers_only=settings.training.get("trained_tokens") == "completion",
+        end_answers=settings.data.end_answers,
     )
     training = {"report_to": "none", "logging_strategy": "epoch", "disable_tqdm": False, **settings.training}
     training = {"save_strategy": "no", "eval_strategy": "epoch" if data.validation else "no", **training}

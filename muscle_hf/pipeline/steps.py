@@ -50,10 +50,10 @@ class TrainingData:
         train: Sequence[Item],
         validation: Sequence[Item],
         *,
-        answers_only: bool = False,
+        **how: bool,
     ) -> TrainingData:
-        """Tokenize items; ``answers_only`` leaves the context's tokens untrained, for every adapter alike."""
-        parts = (encode_items(tokenizer, items, answers_only=answers_only) for items in (train, validation))
+        """Tokenize items, for every adapter alike; ``how`` is what :func:`muscle_hf.data.encode_items` takes."""
+        parts = (encode_items(tokenizer, items, **how) for items in (train, validation))
         return cls(tokenizer, *parts)
 
     def for_trainer(self) -> dict[str, Any]:
