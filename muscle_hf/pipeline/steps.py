@@ -49,7 +49,6 @@ class TrainingData:
         tokenizer: PreTrainedTokenizerBase,
         train: Sequence[Item],
         validation: Sequence[Item],
-        *,
         **how: bool,
     ) -> TrainingData:
         """Tokenize items, for every adapter alike; ``how`` is what :func:`muscle_hf.data.encode_items` takes."""
