@@ -49,10 +49,20 @@ def old_likelier(student: Tensor, old: Tensor, new: Tensor, labels: Tensor) -> T
 
 def old_likelier_sequence(student: Tensor, old: Tensor, new: Tensor, labels: Tensor, sequence_ids: Tensor) -> Tensor:
     """LL_S: follow v1 in the whole sequence where it gives the sequence more probability (equation 3)."""
-    advantage = label_log_likelihood(old, labels) - label_log_likelihood(student, labels)
+    return _positive_in_sequence(_advantage(student, old, new, labels), sequence_ids)
+
+
+def _advantage(student: Tensor, old: Tensor, new: Tensor, labels: Tensor) -> Tensor:
+    return label_log_likelihood(old, labels) - label_log_likelihood(student, labels)
+
+
+def _positive_in_sequence(advantage: Tensor, sequence_ids: Tensor) -> Tensor:
     sequences = int(sequence_ids.max()) + 1 if sequence_ids.numel() else 0
     totals = advantage.new_zeros(sequences).index_add_(0, sequence_ids, advantage)
     return (totals > 0)[sequence_ids]
+
+
+EVERY_MODEL = frozenset({"student", "old", "new"})
 
 
 @dataclass(frozen=True)
@@ -63,11 +73,16 @@ class Mask:
         name: As in ``MuscleConfig.mask``, or the function's own name.
         function: See the module's docstring.
         needs_cross_entropy: Whether training is unstable without the auxiliary cross-entropy (A.4).
+        reads: Whose logits the function looks at, of ``student``, ``old`` and ``new``; the others may be None.
+        parts: For a mask over sequences: a function (student, old, new, labels) -> (N,) of each token alone, and one
+            (its joined values, sequence_ids) -> weight. Without them, whole sequences are looked at at once.
     """
 
     name: str
     function: MaskFunction
     needs_cross_entropy: bool = False
+    reads: frozenset[str] = EVERY_MODEL
+    parts: tuple[MaskFunction, MaskFunction] | None = None
 
     def __post_init__(self) -> None:
         parameters = list(inspect.signature(self.function).parameters.values())
@@ -81,20 +96,35 @@ class Mask:
                 f"it takes ({', '.join(p.name for p in parameters)})"
             )
 
-    def __call__(self, student: Tensor, old: Tensor, new: Tensor, labels: Tensor, sequence_ids: Tensor) -> Tensor:
-        """Each row's weight on the old model, shape (N,), in the dtype of ``student``.
+    @property
+    def over_sequences(self) -> bool:
+        """Whether a token's weight depends on the other tokens of its sequence."""
+        return "sequence_ids" in inspect.signature(self.function).parameters
+
+    def __call__(
+        self, student: Tensor | None, old: Tensor | None, new: Tensor | None, labels: Tensor, sequence_ids: Tensor
+    ) -> Tensor:
+        """Each row's weight on the old model, shape (N,), in the dtype of the logits.
 
         Raises:
             MuscleError: The function returned another shape, or weights outside [0, 1].
         """
-        extra = {"sequence_ids": sequence_ids} if "sequence_ids" in inspect.signature(self.function).parameters else {}
-        weight = self.function(student, old, new, labels, **extra)
+        extra = {"sequence_ids": sequence_ids} if self.over_sequences else {}
+        dtype = next((logits.dtype for logits in (student, old, new) if logits is not None), torch.float32)
+        return self.checked(self.function(student, old, new, labels, **extra), labels, dtype)
+
+    def checked(self, weight: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
+        """The function's result as weights of a dtype.
+
+        Raises:
+            MuscleError: It has another shape than ``labels``, or values outside [0, 1].
+        """
         if not isinstance(weight, Tensor) or weight.shape != labels.shape:
             shape = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
             raise MuscleError(f"the mask {self.name!r} returned {shape}; expected a tensor of shape ({len(labels)},)")
         if weight.dtype is torch.bool:
-            return weight.to(student.dtype)
-        weight = weight.detach().to(student.dtype)
+            return weight.to(dtype)
+        weight = weight.detach().to(dtype)
         if not bool(((weight >= 0) & (weight <= 1)).all()):
             raise MuscleError(f"the mask {self.name!r} returned weights outside [0, 1] (or nan)")
         return weight
@@ -103,11 +133,17 @@ class Mask:
 MASKS: dict[str, Mask] = {
     mask.name: mask
     for mask in (
-        Mask("student_wrong", student_wrong),
-        Mask("old_right", old_right),
-        Mask("always_old", always_old),
-        Mask("old_likelier", old_likelier, needs_cross_entropy=True),
-        Mask("old_likelier_sequence", old_likelier_sequence, needs_cross_entropy=True),
+        Mask("student_wrong", student_wrong, reads=frozenset({"student"})),
+        Mask("old_right", old_right, reads=frozenset({"old"})),
+        Mask("always_old", always_old, reads=frozenset()),
+        Mask("old_likelier", old_likelier, needs_cross_entropy=True, reads=frozenset({"student", "old"})),
+        Mask(
+            "old_likelier_sequence",
+            old_likelier_sequence,
+            needs_cross_entropy=True,
+            reads=frozenset({"student", "old"}),
+            parts=(_advantage, _positive_in_sequence),
+        ),
     )
 }
 

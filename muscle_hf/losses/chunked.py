@@ -1,0 +1,283 @@
+"""The objective without N x V: logits, mask, KL and gradient of a few tokens at a time.
+
+The twin of :class:`muscle_hf.losses.Objective` applied to whole logits: the same figures, from the last hidden states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from muscle_hf.losses.objective import Objective, TokenTerms
+
+# What the logits of one chunk may take: large enough for full matrix products, small enough to be nothing beside a
+# model. About eight buffers of this size live at once.
+CHUNK_BYTES = 32 * 2**20
+
+Head = Callable[[Tensor], Tensor]
+# Called with the name of a teacher, its logits of some tokens, and which tokens of the batch these are.
+Inspect = Callable[[str, Tensor, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What one model says about the N trained tokens, before its output head.
+
+    Args:
+        hidden: Last hidden states, (N, d), floating point.
+        head: Makes logits (n, V) of n of them, float32 or float64; differentiable in them, its own weights frozen.
+    """
+
+    hidden: Tensor
+    head: Head
+
+    def logits(self, rows: slice | Tensor) -> Tensor:
+        return self.head(self.hidden[rows])
+
+
+def chunk_rows(vocabulary: int, budget: int = CHUNK_BYTES) -> int:
+    """How many tokens' float32 logits fit into a budget in bytes; at least 16."""
+    return max(16, budget // (4 * vocabulary))
+
+
+def chunked_weights(
+    objective: Objective, streams: dict[str, Stream], labels: Tensor, sequence_ids: Tensor, chunk_size: int
+) -> Tensor:
+    """Each token's weight on the old model, from the streams that the objective's mask reads.
+
+    Args:
+        objective: Has the mask.
+        streams: ``student``, and ``old`` and ``new`` as far as ``objective.mask.reads`` names them.
+        labels: (N,), int64; none ignored.
+        sequence_ids: (N,), int64, the sequence of each token; tokens of one sequence lie together.
+        chunk_size: Tokens at a time.
+
+    Returns:
+        (N,), the dtype of the logits, no gradient.
+    """
+    mask = objective.mask
+    per_token, per_sequence = mask.parts or (None, None)
+    found = [_nothing(streams["student"].hidden)]
+    with torch.no_grad():
+        for rows in _chunks(labels, sequence_ids, chunk_size, whole_sequences=mask.over_sequences and not mask.parts):
+            logits = [streams[name].logits(rows) if name in mask.reads else None for name in ("student", "old", "new")]
+            if per_token is None:
+                found.append(mask(*logits, labels[rows], sequence_ids[rows]))
+            else:
+                found.append(per_token(*logits, labels[rows]))
+        joined = torch.cat(found)
+        return (
+            joined if per_sequence is None else mask.checked(per_sequence(joined, sequence_ids), labels, joined.dtype)
+        )
+
+
+def chunked_terms(
+    objective: Objective,
+    student: Stream,
+    old: Stream,
+    new: Stream,
+    labels: Tensor,
+    sequence_ids: Tensor,
+    *,
+    chunk_size: int,
+    weight_old: Tensor | None = None,
+    inspect: Inspect | None = None,
+) -> TokenTerms:
+    """Equations (1) and (5) for each trained token; the gradient is made with the value, chunk by chunk.
+
+    Args:
+        objective: The settings.
+        student: With gradient in ``hidden``.
+        old: v1; where the mask does not read it, only its tokens with weight > 0 are looked at.
+        new: v2; only its tokens with weight < 1 are looked at.
+        labels: (N,), int64; none ignored. N may be 0.
+        sequence_ids: (N,), int64.
+        chunk_size: Tokens at a time.
+        weight_old: From :func:`chunked_weights`; found on the way by default.
+        inspect: Sees every teacher's logits before they are used; may raise.
+
+    Returns:
+        As :class:`Objective`; ``loss`` has a gradient in ``student.hidden``, ``compatibility`` has none.
+    """
+    mask = objective.mask
+    if weight_old is None and mask.over_sequences:
+        streams = {"student": student, "old": old, "new": new}
+        weight_old = chunked_weights(objective, streams, labels, sequence_ids, chunk_size)
+    work = _Work(
+        objective,
+        student.hidden.detach(),
+        student.head,
+        old,
+        new,
+        labels,
+        sequence_ids,
+        chunk_size,
+        weight_old,
+        inspect,
+    )
+    return TokenTerms(*_ChunkedTerms.apply(student.hidden, work))
+
+
+def _chunks(labels: Tensor, sequence_ids: Tensor, size: int, *, whole_sequences: bool = False) -> list[slice]:
+    count = labels.numel()
+    if not whole_sequences or count <= size:
+        return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+    _, lengths = torch.unique_consecutive(sequence_ids, return_counts=True)
+    ends, start, chunks = lengths.cumsum(0).tolist(), 0, []
+    for end, after in zip(ends, [*ends[1:], None], strict=True):
+        if after is None or after - start > size:
+            chunks.append(slice(start, end))
+            start = end
+    return chunks
+
+
+def _nothing(hidden: Tensor) -> Tensor:
+    return hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What :class:`_ChunkedTerms` needs beside the tensor that gets a gradient."""
+
+    objective: Objective
+    hidden: Tensor
+    head: Head
+    old: Stream
+    new: Stream
+    labels: Tensor
+    sequence_ids: Tensor
+    chunk_size: int
+    weight_old: Tensor | None
+    inspect: Inspect | None
+
+
+class _ChunkedTerms(torch.autograd.Function):
+    """Values and gradient in one pass; a token's loss depends on its own hidden state alone."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, work: _Work) -> tuple[Tensor, ...]:
+        wanted = ctx.needs_input_grad[0]
+        gradient = torch.zeros_like(hidden) if wanted else None
+        parts = []
+        for rows in _chunks(work.labels, work.sequence_ids, work.chunk_size):
+            own = hidden[rows].detach().requires_grad_(wanted)
+            with torch.set_grad_enabled(wanted):
+                logits = work.head(own)
+            terms, slope = _terms_of_chunk(work, rows, logits.detach(), wanted)
+            if wanted:
+                (gradient[rows],) = torch.autograd.grad(logits, own, slope.to(logits.dtype))
+            parts.append(terms)
+        ctx.save_for_backward(gradient)
+        if parts:
+            columns = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+        else:
+            columns = tuple(_nothing(hidden) for _ in range(7))
+        ctx.mark_non_differentiable(*columns[1:])
+        return columns
+
+    @staticmethod
+    def backward(ctx, of_loss: Tensor, *others: Tensor) -> tuple[Tensor | None, None]:
+        (gradient,) = ctx.saved_tensors
+        return of_loss.unsqueeze(-1).to(gradient.dtype) * gradient, None
+
+
+def _terms_of_chunk(
+    work: _Work, rows: slice, student: Tensor, wanted: bool
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """The columns of :class:`TokenTerms` for some tokens, and d loss / d logits."""
+    objective, labels = work.objective, work.labels[rows]
+    teachers = {"old": work.old, "new": work.new}
+    known: dict[str, Tensor] = {}
+    tokens = torch.arange(rows.start, rows.stop, device=labels.device)
+
+    def teacher_logits(name: str, chosen: Tensor | None) -> Tensor:
+        if name in known:
+            return known[name] if chosen is None else known[name][chosen]
+        which = tokens if chosen is None else tokens[chosen]
+        logits = _teacher_logits(teachers[name], work, rows if chosen is None else which, student, chosen)
+        if work.inspect is not None:
+            work.inspect(name, logits, which)
+        return logits
+
+    if work.weight_old is None:
+        for name in objective.mask.reads & teachers.keys():
+            known[name] = teacher_logits(name, None)
+        weight = objective.mask(student, known.get("old"), known.get("new"), labels, work.sequence_ids[rows])
+    else:
+        weight = work.weight_old[rows].to(student)
+
+    kl = {name: torch.zeros_like(weight) for name in teachers}
+    slope = None
+    scale = objective.temperature**2 if objective.scale_by_temperature_squared else 1.0
+    for name, share in (("old", weight), ("new", 1 - weight)):
+        chosen = None if bool((share > 0).all()) else (share > 0).nonzero().squeeze(-1)
+        if chosen is not None and not chosen.numel():
+            continue
+        own = student if chosen is None else student[chosen]
+        values, difference = _kl_and_slope(teacher_logits(name, chosen), own, objective.temperature, wanted)
+        part = share if chosen is None else share[chosen]
+        if difference is not None:
+            difference.mul_((objective.compatibility_weight * scale / objective.temperature) * part.unsqueeze(-1))
+        if chosen is None:
+            kl[name] = values
+            slope = difference if slope is None or not wanted else slope.add_(difference)
+        else:
+            kl[name][chosen] = values
+            if wanted:
+                slope = torch.zeros_like(student) if slope is None else slope
+                slope.index_add_(0, chosen, difference)
+
+    cross_entropy = _cross_entropy(objective, student, labels, slope)
+    compatibility = (weight * kl["old"] + (1 - weight) * kl["new"]) * scale
+    lam = objective.compatibility_weight
+    loss = lam * compatibility + (1 - lam) * cross_entropy if lam < 1 else compatibility
+    correct = (student.argmax(dim=-1) == labels).to(student.dtype)
+    return (loss, compatibility, weight, kl["old"], kl["new"], cross_entropy, correct), slope
+
+
+def _teacher_logits(
+    teacher: Stream, work: _Work, which: slice | Tensor, student: Tensor, chosen: Tensor | None
+) -> Tensor:
+    if teacher.head is not work.head:
+        return teacher.logits(which).to(student)
+    # The same hidden state behind the same head gives the same logits: to the bit, whatever the rows beside it.
+    same = (teacher.hidden[which] == work.hidden[which]).all(dim=-1)
+    own = student if chosen is None else student[chosen]
+    if bool(same.all()):
+        return own.clone()
+    logits = teacher.logits(which).to(student)
+    return torch.where(same.unsqueeze(-1), own, logits) if bool(same.any()) else logits
+
+
+def _kl_and_slope(teacher: Tensor, student: Tensor, temperature: float, wanted: bool) -> tuple[Tensor, Tensor | None]:
+    """KL(teacher || student) at a temperature, and softmax(student / T) - softmax(teacher / T) over all of V."""
+    width = min(teacher.size(-1), student.size(-1))
+    teacher_log = torch.log_softmax(teacher[:, :width] / temperature, dim=-1)
+    student_log = torch.log_softmax(student[:, :width] / temperature, dim=-1)
+    probability = teacher_log.exp()
+    values = (probability * teacher_log.sub_(student_log)).sum(dim=-1)
+    if not wanted:
+        return values, None
+    difference = student_log.exp_().sub_(probability)
+    # Ids that only the student has were not compared.
+    return values, functional.pad(difference, (0, student.size(-1) - width)) if width < student.size(
+        -1
+    ) else difference
+
+
+def _cross_entropy(objective: Objective, student: Tensor, labels: Tensor, slope: Tensor | None) -> Tensor:
+    """-log p(label), smoothed if asked for; its share of the gradient is added to ``slope``."""
+    smoothing, share = objective.label_smoothing, 1 - objective.compatibility_weight
+    log_probability = torch.log_softmax(student, dim=-1)
+    values = functional.nll_loss(log_probability, labels, reduction="none")
+    if smoothing:
+        values = (1 - smoothing) * values - smoothing * log_probability.mean(dim=-1)
+    if slope is not None and share > 0:
+        slope.add_(log_probability.exp_(), alpha=share)
+        slope.sub_(share * smoothing / student.size(-1))
+        slope.scatter_add_(1, labels.unsqueeze(-1), slope.new_full((len(labels), 1), -share * (1 - smoothing)))
+    return values

@@ -1,0 +1,174 @@
+"""The chunked objective is the plain one: values and gradients, for every mask, chunk size and head."""
+
+from __future__ import annotations
+
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from muscle_hf.losses import MASKS, Objective, resolve_mask
+from muscle_hf.losses.chunked import Stream, chunk_rows, chunked_terms, chunked_weights
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*unstable without the auxiliary cross-entropy")
+
+
+def half_and_half(student, old, new, labels):
+    """A mixture: every token follows both models."""
+    return torch.sigmoid(old.gather(-1, labels.unsqueeze(-1)).squeeze(-1) - student.amax(-1))
+
+
+def longer_half(student, old, new, labels, sequence_ids):
+    """Decides over whole sequences, from all three models."""
+    votes = (old.argmax(-1) == labels).double() - (new.argmax(-1) == student.argmax(-1)).double()
+    totals = torch.zeros(4, dtype=torch.double).index_add_(0, sequence_ids, votes)
+    return (totals >= 0)[sequence_ids]
+
+
+def soft_cap(logits):
+    return 3 * torch.tanh(logits / 3)
+
+
+def world(seed, count, vocabulary, padded=0, cap=False, dtype=torch.float64, width=7):
+    """Three streams over random heads; about half of the student's and the old model's tokens are right."""
+    random = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=random, dtype=torch.float64).to(dtype)
+
+    labels = torch.randint(0, vocabulary, (count,), generator=random)
+    streams = {}
+    for name, size in (("student", vocabulary), ("old", vocabulary + padded), ("new", vocabulary)):
+        weight = normal(size, width)
+        toward = weight[labels] * (torch.rand(count, 1, generator=random) < 0.5)
+        post = soft_cap if cap else nn.Identity()
+        streams[name] = Stream(normal(count, width) + toward, lambda h, w=weight, p=post: p(h @ w.T))
+    sequences = torch.sort(torch.randint(0, 4, (count,), generator=random)).values
+    return streams, labels, sequences
+
+
+def plain(objective, streams, labels, sequences):
+    hidden = streams["student"].hidden.detach().clone().requires_grad_()
+    logits = [streams["student"].head(hidden), *(streams[n].head(streams[n].hidden) for n in ("old", "new"))]
+    terms = objective(*logits, labels, sequences)
+    terms.loss.sum().backward()
+    return terms, hidden.grad
+
+
+def chunked(objective, streams, labels, sequences, chunk_size, **options):
+    hidden = streams["student"].hidden.detach().clone().requires_grad_()
+    student = Stream(hidden, streams["student"].head)
+    terms = chunked_terms(
+        objective, student, streams["old"], streams["new"], labels, sequences, chunk_size=chunk_size, **options
+    )
+    terms.loss.sum().backward()
+    return terms, hidden.grad
+
+
+def assert_same(one, other, rel):
+    for name in ("loss", "compatibility", "weight_old", "kl_old", "kl_new", "cross_entropy", "correct"):
+        torch.testing.assert_close(getattr(one[0], name), getattr(other[0], name), rtol=rel, atol=rel)
+    torch.testing.assert_close(one[1], other[1], rtol=rel, atol=rel)
+
+
+masks = st.sampled_from([*reference.MASK_NAMES, half_and_half, longer_half])
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    count=st.integers(0, 40),
+    vocabulary=st.integers(2, 23),
+    chunk_size=st.integers(1, 50),
+    mask=masks,
+    lam=st.sampled_from([1.0, 0.6]),
+    smoothing=st.sampled_from([0.0, 0.1]),
+    squared=st.booleans(),
+    temperature=st.floats(0.3, 5),
+    padded=st.sampled_from([0, 3]),
+    cap=st.booleans(),
+)
+def test_any_chunk_size_gives_the_plain_values_and_gradient(
+    seed, count, vocabulary, chunk_size, mask, lam, smoothing, squared, temperature, padded, cap
+):
+    objective = Objective(temperature, resolve_mask(mask), lam, squared, smoothing if lam < 1 else 0.0)
+    case = world(seed, count, vocabulary, padded, cap)
+    assert_same(chunked(objective, *case, chunk_size), plain(objective, *case), 1e-12)
+
+
+@pytest.mark.parametrize("mask", reference.MASK_NAMES)
+def test_relative_error_in_float32(mask):
+    objective = Objective(mask=MASKS[mask], compatibility_weight=0.7)
+    case = world(3, 200, 997, dtype=torch.float32)
+    got, expected = chunked(objective, *case, 33), plain(objective, *case)
+    assert got[0].loss.dtype == torch.float32
+    torch.testing.assert_close(got[0].loss.sum(), expected[0].loss.sum(), rtol=1e-5, atol=0)
+    assert (got[1] - expected[1]).norm() < 1e-5 * expected[1].norm()
+
+
+def test_a_token_weighted_afterwards_gets_its_own_gradient():
+    case = world(5, 12, 9)
+    weights = torch.linspace(0, 1, 12, dtype=torch.float64)
+    grads = []
+    for whole in (True, False):
+        hidden = case[0]["student"].hidden.clone().requires_grad_()
+        streams = {**case[0], "student": Stream(hidden, case[0]["student"].head)}
+        if whole:
+            logits = [streams[n].head(streams[n].hidden) for n in ("student", "old", "new")]
+            terms = Objective()(*logits, *case[1:])
+        else:
+            terms = chunked_terms(Objective(), *streams.values(), *case[1:], chunk_size=5)
+        (terms.loss * weights).sum().backward()
+        grads.append(hidden.grad)
+    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
+
+
+def test_kl_to_an_equal_teacher_and_its_gradient_are_exactly_zero():
+    streams, labels, sequences = world(6, 30, 17, dtype=torch.float32)
+    streams["old"] = streams["new"] = streams["student"]
+    terms, gradient = chunked(Objective(), streams, labels, sequences, 7)
+    assert terms.loss.tolist() == [0.0] * 30
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("mask", [*reference.MASK_NAMES, longer_half])
+def test_weights_found_beforehand_change_nothing(mask):
+    objective = Objective(mask=resolve_mask(mask))
+    case = world(7, 33, 13)
+    weights = chunked_weights(objective, *case, 5)
+    assert_same(chunked(objective, *case, 8, weight_old=weights), plain(objective, *case), 1e-12)
+
+
+def test_a_teacher_is_asked_only_for_tokens_that_follow_it():
+    streams, labels, sequences = world(8, 40, 11)
+    asked = {"old": [], "new": []}
+    terms, _ = chunked(
+        Objective(),
+        streams,
+        labels,
+        sequences,
+        6,
+        inspect=lambda name, logits, which: asked[name].extend(which.tolist()),
+    )
+    follows_old = terms.weight_old.nonzero().squeeze(-1).tolist()
+    assert sorted(asked["old"]) == follows_old
+    assert sorted(asked["old"] + asked["new"]) == list(range(40))
+
+
+def test_no_gradient_is_made_where_none_is_wanted():
+    streams, labels, sequences = world(9, 10, 11)
+    calls = []
+    watched = Stream(streams["student"].hidden, lambda h: calls.append(h.requires_grad) or streams["student"].head(h))
+    with torch.no_grad():
+        terms = chunked_terms(
+            Objective(), watched, streams["old"], streams["new"], labels, sequences, chunk_size=chunk_rows(11)
+        )
+    assert calls == [False]
+    assert not terms.loss.requires_grad
+
+
+def test_the_chunk_fits_its_budget():
+    assert chunk_rows(128_256, 256 * 2**20) * 128_256 * 4 <= 256 * 2**20
+    assert chunk_rows(10**9) == 16
