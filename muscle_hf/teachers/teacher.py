@@ -142,8 +142,6 @@ def _forward(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
         # The old model may take fewer inputs than the student (token_type_ids, say).
         prepared = {key: value for key, value in prepared.items() if key in accepted}
-    if "use_cache" in accepted:
-        prepared["use_cache"] = False
     return logits_of(model(**prepared))
 
 
@@ -159,6 +157,9 @@ def without_labels(base: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]
     shift_right = getattr(base, "prepare_decoder_input_ids_from_labels", None)
     if shift_right is not None and "labels" in inputs and not decoder_inputs & prepared.keys():
         prepared["decoder_input_ids"] = shift_right(labels=inputs["labels"])
+    if "use_cache" in inspect.signature(base.forward).parameters:
+        # Not only a waste: with a cache, packed sequences see each other where attention is not flash attention.
+        prepared["use_cache"] = False
     return prepared
 
 
