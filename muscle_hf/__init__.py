@@ -11,6 +11,8 @@ __version__ = "0.1.0"
 _HOMES: dict[str, str] = {
     "MuscleConfig": "muscle_hf.config",
     "MuscleTrainer": "muscle_hf.trainer",
+    "MuscleSFTConfig": "muscle_hf.sft",
+    "MuscleSFTTrainer": "muscle_hf.sft",
     "MuscleError": "muscle_hf.errors",
     "FlipMetricsCallback": "muscle_hf.callbacks",
     "load_compatible": "muscle_hf.hub.load",

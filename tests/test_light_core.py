@@ -84,3 +84,8 @@ print("loaded:", [name for name in sys.argv[2:] if name in sys.modules])
     )
     assert "loaded: []" in run(code, str(tmp_path), *OPTIONAL)
     assert (tmp_path / "adapter_model.safetensors").is_file()
+
+
+def test_sft_trainer_says_what_to_install():
+    code = f"{BLOCKED}\nimport muscle_hf\ntry:\n    muscle_hf.MuscleSFTTrainer\nexcept ImportError as e:\n    print(e)"
+    assert 'pip install "muscle-hf[trl]"' in run(code)
