@@ -21,9 +21,10 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 import muscle_hf
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters
+from muscle_hf.teachers.checks import vocabulary_hash
 from muscle_hf.teachers.origin import origin_of
 from muscle_hf.teachers.teacher import Teacher
-from muscle_hf.teachers.weights import base_of, content_hash
+from muscle_hf.teachers.weights import base_of, content_hash, describe_quantization
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -186,7 +187,7 @@ def _describe_teacher(teacher: Teacher, hashes: dict[tuple[int, frozenset[str]],
             "on_hub": origin.on_hub,
             "architecture": type(base).__name__,
             "dtype": str(getattr(base, "dtype", None)).removeprefix("torch."),
-            "quantization": _quantization(base.config),
+            "quantization": describe_quantization(base.config),
             "sha256": hashes[content],
         },
         "adapter": {
@@ -199,22 +200,13 @@ def _describe_teacher(teacher: Teacher, hashes: dict[tuple[int, frozenset[str]],
     }
 
 
-def _quantization(config: Any) -> dict[str, Any] | None:
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is None:
-        return None
-    plain = quantization if isinstance(quantization, dict) else quantization.to_dict()
-    return {key: value for key, value in plain.items() if isinstance(value, (str, bool, int, float)) and value}
-
-
 def describe_tokenizer(tokenizer: Any) -> dict[str, Any] | None:
     if tokenizer is None or not hasattr(tokenizer, "get_vocab"):
         return None
-    vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()
     return {
         "class": type(tokenizer).__name__,
         "tokens": len(tokenizer.get_vocab()),
-        "sha256": hashlib.sha256(vocabulary).hexdigest(),
+        "sha256": vocabulary_hash(tokenizer),
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,8 +38,17 @@ def same_architecture(one: nn.Module, other: nn.Module) -> bool:
 
 def same_config(one: PreTrainedConfig, other: PreTrainedConfig) -> bool:
     """Whether two configurations agree in everything that changes what a model computes."""
-    kept = [{k: v for k, v in config.to_dict().items() if k not in _INERT_CONFIG} for config in (one, other)]
-    return type(one) is type(other) and kept[0] == kept[1]
+    return type(one) is type(other) and computing_config(one) == computing_config(other)
+
+
+def computing_config(config: PreTrainedConfig) -> dict[str, Any]:
+    """The entries of a configuration that change what a model computes."""
+    return {key: value for key, value in config.to_dict().items() if key not in _INERT_CONFIG}
+
+
+def vocabulary_hash(tokenizer: Any) -> str:
+    """SHA-256 over a tokenizer's tokens and their ids, 64 hex digits."""
+    return hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
 
 
 def check_vocabularies(new_vocabulary: Mapping[str, int] | None, old_vocabulary: Mapping[str, int] | None) -> bool:

@@ -96,14 +96,69 @@ def content_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
     Raises:
         MuscleError: A tensor has no content (meta device).
     """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
-        if tensor.is_meta:
-            raise MuscleError(f"the weight {name!r} is on the meta device: load the model's weights first")
-        plain = tensor.detach().to("cpu").contiguous()
-        digest.update(json.dumps([name, str(plain.dtype).removeprefix("torch."), list(plain.shape)]).encode())
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return _hash(sorted(tensors, key=lambda pair: pair[0]))
+
+
+def hash_as_loaded(expected: Mapping[str, Tensor], folder: Path, prefix: str = "") -> str:
+    """The content hash that a model has once it is loaded, from its files; one tensor in memory at a time.
+
+    Args:
+        expected: The model's weights by name, with the dtypes they will have; on the meta device.
+        folder: Holds ``*.safetensors``.
+        prefix: ``base_model_prefix`` of the model's class: a body saved on its own has names without it.
+
+    Raises:
+        MuscleError: The files do not hold the weights under the model's names.
+    """
+    places = find_weights(expected, folder, prefix)
+
+    def loaded() -> Iterator[tuple[str, Tensor]]:
+        for name in sorted(expected):
+            file, written = places[name]
+            with safe_open(file, framework="pt") as handle:
+                tensor = handle.get_tensor(written)
+            yield name, tensor.to(expected[name].dtype) if tensor.is_floating_point() else tensor
+
+    return _hash(loaded())
+
+
+def find_weights(names: Iterable[str], folder: Path, prefix: str = "") -> dict[str, tuple[Path, str]]:
+    """Where a model's weights are in its files.
+
+    Args:
+        names: Of the weights in the model.
+        folder: Holds ``*.safetensors``.
+        prefix: ``base_model_prefix`` of the model's class.
+
+    Returns:
+        Name -> file and the name in it.
+
+    Raises:
+        MuscleError: Some are not there under any of their names.
+    """
+    wanted, places = set(names), {}
+    for file in _weight_files(folder):
+        with safe_open(file, framework="pt") as handle:
+            written = list(handle.keys())
+        for name in written:
+            known = (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}."))
+            if (match := next((n for n in known if n in wanted), None)) is not None:
+                places[match] = file, name
+    if missing := sorted(wanted - places.keys()):
+        raise MuscleError(
+            f"{len(missing)} weights of the model are not in the files of {folder.name} under its names (first: "
+            f"{missing[0]}); they are made or converted while it is loaded"
+        )
+    return places
+
+
+def describe_quantization(config: Any) -> dict[str, Any] | None:
+    """How a base is quantized, as plain data; None if it is not."""
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is None:
+        return None
+    plain = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    return {key: value for key, value in plain.items() if isinstance(value, (str, bool, int, float)) and value}
 
 
 def folder_hash(folder: Path, dtype: torch.dtype | None = None) -> str:
@@ -122,11 +177,26 @@ def folder_hash(folder: Path, dtype: torch.dtype | None = None) -> str:
     )
 
 
-def _read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def _hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        if tensor.is_meta:
+            raise MuscleError(f"the weight {name!r} is on the meta device: load the model's weights first")
+        plain = tensor.detach().to("cpu").contiguous()
+        digest.update(json.dumps([name, str(plain.dtype).removeprefix("torch."), list(plain.shape)]).encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _weight_files(folder: Path) -> list[Path]:
     files = sorted(Path(folder).glob("*.safetensors"))
     if not files:
         raise MuscleError(f"{folder} holds no .safetensors file; other formats are not read")
-    for file in files:
+    return files
+
+
+def _read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    for file in _weight_files(folder):
         with safe_open(file, framework="pt") as handle:
             for name in handle.keys():  # noqa: SIM118 - a safetensors handle is not iterable
                 yield name, handle.get_tensor(name)

@@ -1,0 +1,36 @@
+"""The teacher cache: what a frozen teacher says about each row, computed once and kept on disk.
+
+``docs/cache.md`` says how it is used; the parts, from below: ``shards`` (a file), ``store`` (a folder of them),
+``fingerprint`` (whose rows they are), ``keys`` (which row), ``head`` (logits without the body), ``compact`` (less than
+exact), ``build`` (ahead of training).
+"""
+
+from muscle_hf.teachers.cache.build import CachePlan, build_cache, plan_cache, predicted_bytes, require_space
+from muscle_hf.teachers.cache.compact import CompactLogits, CompactStore, compact_kl, compact_kl_and_slope
+from muscle_hf.teachers.cache.fingerprint import Fingerprint, file_fingerprint, teacher_fingerprint
+from muscle_hf.teachers.cache.head import load_head
+from muscle_hf.teachers.cache.keys import KeyRules, SequenceKey, row_keys
+from muscle_hf.teachers.cache.shards import Column
+from muscle_hf.teachers.cache.store import HiddenStore, RowStore
+
+__all__ = [
+    "CachePlan",
+    "Column",
+    "CompactLogits",
+    "CompactStore",
+    "Fingerprint",
+    "HiddenStore",
+    "KeyRules",
+    "RowStore",
+    "SequenceKey",
+    "build_cache",
+    "compact_kl",
+    "compact_kl_and_slope",
+    "file_fingerprint",
+    "load_head",
+    "plan_cache",
+    "predicted_bytes",
+    "require_space",
+    "row_keys",
+    "teacher_fingerprint",
+]

@@ -1,0 +1,219 @@
+"""Filling a cache ahead of training: what it will take, whether there is room, and the work itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.teachers.cache.keys import KeyRules, row_keys
+from muscle_hf.teachers.cache.shards import KEY_BYTES, Column, Row
+from muscle_hf.teachers.cache.store import RowStore
+from muscle_hf.teachers.kinds import aligned, kind_of, trained_rows
+
+# Beside a row's content: its key, offset and checksum.
+_ROW_BYTES = KEY_BYTES + 16
+# Left free on a disk that a cache is written to.
+_SPARE_BYTES = 256 * 2**20
+
+Batch = Mapping[str, Any]
+
+
+class HiddenTeacher(Protocol):
+    """What is needed of a teacher to cache it."""
+
+    model: nn.Module
+
+    def hidden(self, inputs: Batch) -> Tensor:
+        """Last hidden states, (B, L, d); no gradient."""
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden states."""
+
+
+def predicted_bytes(rows: int, tokens: int, columns: Mapping[str, Column]) -> int:
+    """What rows will take on the disk; the headers of the shards, a few KB each, come on top.
+
+    Args:
+        rows: Sequences.
+        tokens: Trained tokens of all of them.
+        columns: Of the store: ``{"hidden": Column(torch.bfloat16, (4096,))}``.
+    """
+    return rows * _ROW_BYTES + tokens * sum(column.bytes_per_token for column in columns.values())
+
+
+def require_space(folder: str | os.PathLike, needed: int) -> None:
+    """Refuse a cache that the disk has no room for, before anything is written.
+
+    Args:
+        folder: Of the cache; need not exist yet.
+        needed: Bytes.
+
+    Raises:
+        MuscleError: Says how much is needed and how much there is.
+    """
+    place = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free - _SPARE_BYTES
+    if needed > free:
+        raise MuscleError(
+            f"the teacher cache needs {human_bytes(needed)}, but {folder} has room for {human_bytes(max(free, 0))} "
+            "(256 MB are left free). Choose a folder on a larger disk, train on fewer tokens "
+            "(trained_tokens='completion'), or use the compact mode"
+        )
+
+
+def human_bytes(count: int) -> str:
+    """``1.5 GB``: powers of 1000, as disks are sold."""
+    size, units = float(count), ["bytes", "KB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.0f} bytes" if units[0] == "bytes" else f"{size:.1f} {units[0]}"
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """What is to be computed.
+
+    Args:
+        batches: Indices into the dataset, of batches with a sequence that is missing; the longest rows first, so that
+            a batch that does not fit fails at once.
+        sequences: Sequences with trained tokens in the dataset.
+        missing: Of these, not in the store.
+        missing_tokens: Their trained tokens.
+        uncacheable: Sequences that have no key of their own.
+    """
+
+    batches: list[list[int]]
+    sequences: int
+    missing: int
+    missing_tokens: int
+    uncacheable: int
+
+
+def plan_cache(
+    dataset: Any,
+    collate: Callable[[Sequence[Any]], Batch],
+    store: RowStore,
+    batch_size: int,
+    rules: KeyRules,
+    trained_labels: Callable[[Batch], Tensor],
+    share: tuple[int, int] = (0, 1),
+) -> CachePlan:
+    """Find out what is missing; reads the whole dataset, runs no model. Arguments as :func:`build_cache`."""
+    rank, processes = share
+    order = sorted(range(len(dataset)), key=lambda index: -_length(dataset[index]))
+    batches: list[list[int]] = []
+    seen: set[bytes] = set()
+    sequences = missing_tokens = uncacheable = 0
+    for start in range(rank * batch_size, len(order), processes * batch_size):
+        indices = order[start : start + batch_size]
+        batch = collate([dataset[index] for index in indices])
+        found = row_keys(batch, trained_labels(batch), rules, with_labels=store.with_labels)
+        new = {part.key: part.count for part in found if part.key is not None and part.key not in store}
+        new = {key: count for key, count in new.items() if key not in seen}
+        seen.update(new)
+        sequences += len(found)
+        uncacheable += sum(part.key is None for part in found)
+        missing_tokens += sum(new.values())
+        if new:
+            batches.append(indices)
+    return CachePlan(batches, sequences, len(seen), missing_tokens, uncacheable)
+
+
+def build_cache(
+    teacher: HiddenTeacher,
+    dataset: Any,
+    collate: Callable[[Sequence[Any]], Batch],
+    store: RowStore,
+    batch_size: int = 8,
+    *,
+    rules: KeyRules | None = None,
+    trained_labels: Callable[[Batch], Tensor] | None = None,
+    share: tuple[int, int] = (0, 1),
+    progress: bool = True,
+    name: str = "cache",
+    say: Callable[[str], None] | None = None,
+) -> CachePlan:
+    """Run a teacher once over what a store does not hold yet; may be interrupted and called again.
+
+    Args:
+        teacher: Loaded, on its device.
+        dataset: Rows by index.
+        collate: Makes a batch of rows.
+        store: Gets the sequences; of this teacher's fingerprint.
+        batch_size: Rows per forward pass.
+        rules: The teacher's; from its model by default.
+        trained_labels: Aligned labels of a batch, -100 where nothing is trained; every label that is not -100 by
+            default.
+        share: (index, count) of this process among those that build the cache together.
+        progress: Show a bar.
+        name: On the bar.
+        say: Told the size before it is written.
+
+    Returns:
+        What was done.
+
+    Raises:
+        MuscleError: The disk is too small (before anything is written), nothing can be cached, or a write failed.
+    """
+    kind = kind_of(teacher.model)
+    rules = rules or KeyRules.of(teacher.model, kind)
+    trained_labels = trained_labels or (lambda batch: kind.trained_labels(batch["labels"]))
+    plan = plan_cache(dataset, collate, store, batch_size, rules, trained_labels, share)
+    if plan.sequences and plan.uncacheable == plan.sequences:
+        raise MuscleError(
+            f"no row of this dataset can be cached for {type(teacher.model).__name__}: what the model computes for it "
+            f"depends on more than its own content ({rules.excluded or 'inputs without text'}); train without the "
+            "cache"
+        )
+    checked = False
+    with tqdm(total=plan.missing, desc=name, unit="row", disable=not progress) as bar:
+        for indices in plan.batches:
+            batch = collate([dataset[index] for index in indices])
+            rows = _rows_of(teacher, batch, trained_labels(batch), rules, store)
+            if not checked and rows:
+                columns = {column: Column.of(tensor) for column, tensor in next(iter(rows.values())).items()}
+                needed = predicted_bytes(plan.missing, plan.missing_tokens, columns)
+                if say is not None:
+                    say(
+                        f"{name}: {plan.missing:,} of {plan.sequences:,} sequences to compute, "
+                        f"{plan.missing_tokens:,} tokens, {human_bytes(needed)}"
+                    )
+                require_space(store.folder, needed)
+                checked = True
+            store.put_rows(list(rows), list(rows.values()))
+            bar.update(len(rows))
+    store.flush()
+    return plan
+
+
+def _rows_of(
+    teacher: HiddenTeacher, batch: Batch, labels: Tensor, rules: KeyRules, store: RowStore
+) -> dict[bytes, Row]:
+    """What of a batch is not in the store yet."""
+    parts = row_keys(batch, labels, rules, with_labels=store.with_labels)
+    device = next(teacher.model.parameters()).device
+    moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    with torch.no_grad():
+        chosen, _ = trained_rows(labels)
+        hidden = aligned(teacher.hidden(moved), labels)[chosen.to(device)]
+        counts = [part.count for part in parts]
+        pieces = zip(parts, hidden.split(counts), labels[chosen].to(device).split(counts), strict=True)
+        return {
+            part.key: store.row_of(states, answers, teacher.head)
+            for part, states, answers in pieces
+            if part.key is not None and part.key not in store
+        }
+
+
+def _length(row: Any) -> int:
+    ids = row.get("input_ids") if isinstance(row, Mapping) else None
+    return 0 if ids is None else len(ids)

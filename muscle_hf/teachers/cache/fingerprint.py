@@ -1,0 +1,280 @@
+"""Who a teacher is: a hash over everything that decides its hidden states, from the model or from its files alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+from peft import PeftConfig
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedConfig
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.teachers.checks import computing_config, vocabulary_hash
+from muscle_hf.teachers.kinds import ModelKind, kind_of
+from muscle_hf.teachers.loading import FETCH_KEYS, AdapterFolder, find_adapter
+from muscle_hf.teachers.origin import origin_of
+from muscle_hf.teachers.teacher import Teacher
+from muscle_hf.teachers.weights import base_of, base_weights, content_hash, describe_quantization, hash_as_loaded
+
+# Entries of an adapter's configuration that do not change what it computes in eval mode. Which layers it has is in
+# the names of its weights.
+_INERT_ADAPTER_CONFIG = frozenset(
+    {"auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules", "inference_mode"}
+    | {"init_lora_weights", "init_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout"}
+    | {"lora_ga_config", "module_dropout", "peft_version", "rank_dropout", "revision", "runtime_config"}
+    | {"target_modules", "target_parameters", "task_type", "ensure_weight_tying", "modules_to_save"}
+)
+_LORA_WEIGHT = re.compile(r"\.lora_[AB]\.weight$|\.lora_embedding_[AB]$")
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """A teacher's identity.
+
+    Args:
+        content: What the digest is taken over: plain data.
+        names: What people call its parts; not in the digest.
+    """
+
+    content: Mapping[str, Any]
+    names: Mapping[str, Any]
+
+    @classmethod
+    def of_digest(cls, digest: str) -> Fingerprint:
+        """A fingerprint of which only the digest is known (64 hex digits)."""
+        fingerprint = cls({}, {})
+        fingerprint.__dict__["digest"] = digest
+        return fingerprint
+
+    @cached_property
+    def digest(self) -> str:
+        """64 hex digits."""
+        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Plain data for people to read."""
+        return {**self.names, **self.content}
+
+
+def teacher_fingerprint(
+    teacher: Teacher,
+    tokenizer: Any = None,
+    *,
+    autocast: torch.dtype | str | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Fingerprint:
+    """The fingerprint of a teacher that is loaded.
+
+    Args:
+        teacher: Its weights are read once, to hash them.
+        tokenizer: What the rows are tokenized with.
+        autocast: The dtype of the autocast context it runs in: ``torch.bfloat16``, or Accelerate's ``mixed_precision``
+            (``"bf16"``, ``"fp16"``, ``"no"``).
+        provenance: The teacher's part of the training run's provenance, whose hashes then need not be taken again.
+
+    Raises:
+        MuscleError: Its weights are on the meta device.
+    """
+    base = base_of(teacher.model)
+    weights = teacher.adapter_weights()
+    adapter = None
+    if weights:
+        known = None if provenance is None else (provenance["adapter"] or {}).get("sha256")
+        config = teacher.model.peft_config[teacher.adapter]
+        adapter = _describe_adapter(known or content_hash(weights.items()), config)
+    known = None if provenance is None else provenance["base"]["sha256"]
+    origin = origin_of(base)
+    return Fingerprint(
+        _content(base, known or content_hash(teacher.base_weights().items()), adapter, tokenizer, autocast),
+        {"role": teacher.role, "base_name": origin.name, "base_revision": origin.revision},
+    )
+
+
+def file_fingerprint(
+    name: str | os.PathLike,
+    kind: ModelKind,
+    tokenizer: Any = None,
+    *,
+    role: str = "old",
+    dtype: torch.dtype | str | None = "auto",
+    autocast: torch.dtype | str | None = None,
+    base_model: str | os.PathLike | None = None,
+    base_revision: str | None = None,
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+    **fetch: Any,
+) -> Fingerprint:
+    """The same fingerprint from the files of a teacher, without building it: one tensor in memory at a time.
+
+    Args:
+        name: A folder or Hub id of an adapter or a model, as for ``old_model``.
+        kind: Of the model.
+        tokenizer: What the rows are tokenized with.
+        role: ``old`` or ``new``; for the description.
+        dtype: That it would be loaded in.
+        autocast: As for :func:`teacher_fingerprint`.
+        base_model: Where the adapter's base is, if it has moved.
+        base_revision: The revision of ``base_model``.
+        revision: Of ``name``.
+        attn_implementation: That it would be loaded with; the default one if None.
+        fetch: ``token``, ``cache_dir``, ``local_files_only``, ...
+
+    Raises:
+        MuscleError: It cannot be told from files how it would be loaded (quantization, weights that are converted
+            when loaded, an adapter that is not LoRA on linear layers): load the teacher instead.
+    """
+    source = TeacherFiles.find(name, revision, base_model, base_revision, fetch)
+    base = source.build_on_meta(kind, dtype, attn_implementation)
+    adapter = None
+    if source.adapter is not None:
+        adapter = _describe_adapter(
+            content_hash(_adapter_as_loaded(source.adapter, base.dtype).items()), source.adapter.config
+        )
+    content = _content(
+        base, hash_as_loaded(base_weights(base), source.base, base.base_model_prefix), adapter, tokenizer, autocast
+    )
+    origin = origin_of(base)
+    return Fingerprint(content, {"role": role, "base_name": origin.name, "base_revision": origin.revision})
+
+
+@dataclass(frozen=True)
+class TeacherFiles:
+    """The files of a task model.
+
+    Args:
+        base: Folder of the base (or of the model itself) with its configuration and safetensors files.
+        name: What the base is called: a folder or a Hub id.
+        adapter: The adapter on it, if any.
+    """
+
+    base: Path
+    name: str
+    adapter: AdapterFolder | None
+
+    @classmethod
+    def find(
+        cls,
+        name: str | os.PathLike,
+        revision: str | None,
+        base_model: str | os.PathLike | None,
+        base_revision: str | None,
+        fetch: Mapping[str, Any],
+    ) -> TeacherFiles:
+        """Find the files, and fetch from the Hub what is not on this disk.
+
+        Raises:
+            MuscleError: They are not there.
+        """
+        adapter = find_adapter(name, revision, {key: fetch[key] for key in FETCH_KEYS if key in fetch})
+        if adapter is None:
+            return cls(_fetch(os.fspath(name), revision, fetch), os.fspath(name), None)
+        base = adapter.base if base_model is None else os.fspath(base_model)
+        commit = adapter.base_revision if base_model is None else base_revision
+        return cls(_fetch(base, commit, fetch), base, adapter)
+
+    def build_on_meta(
+        self, kind: ModelKind, dtype: torch.dtype | str | None, attn_implementation: str | None = None
+    ) -> nn.Module:
+        """The base's modules without weights, as ``from_pretrained`` would make them.
+
+        Raises:
+            MuscleError: It cannot be told from files alone how it would be loaded.
+        """
+        config = AutoConfig.from_pretrained(self.base, trust_remote_code=False)
+        if getattr(config, "quantization_config", None) is not None:
+            raise MuscleError(f"{self.name} is quantized: its fingerprint needs the loaded model")
+        dtype = _loaded_dtype(dtype, config)
+        arguments = {"attn_implementation": attn_implementation} if attn_implementation else {}
+        with torch.device("meta"):
+            auto = getattr(transformers, kind.auto_class)
+            model = auto.from_config(config, dtype=dtype, trust_remote_code=False, **arguments)
+        kept = getattr(model, "_keep_in_fp32_modules", None) if dtype == torch.float16 else None
+        if (kept or getattr(model, "_keep_in_fp32_modules_strict", None)) and dtype in (torch.float16, torch.bfloat16):
+            raise MuscleError(f"{type(model).__name__} keeps some weights in float32: its fingerprint needs the model")
+        model.config._name_or_path = self.name
+        return model
+
+
+def _adapter_as_loaded(adapter: AdapterFolder, dtype: torch.dtype) -> dict[str, Tensor]:
+    weights = load_file(adapter.folder / SAFETENSORS_WEIGHTS_NAME)
+    foreign = [name for name in weights if not _LORA_WEIGHT.search(name)]
+    if foreign:
+        raise MuscleError(
+            f"the adapter {adapter.name} holds more than LoRA matrices ({foreign[0]}): its fingerprint needs the model"
+        )
+    # PEFT keeps adapters in float32 on a base in half precision.
+    return {name: tensor.to(torch.promote_types(dtype, torch.float32)) for name, tensor in weights.items()}
+
+
+def _content(
+    base: nn.Module, base_hash: str, adapter: dict[str, Any] | None, tokenizer: Any, autocast: torch.dtype | str | None
+) -> dict[str, Any]:
+    config = base.config
+    content: dict[str, Any] = {
+        "format": 1,
+        "architecture": type(base).__name__,
+        "kind": kind_of(base).name,
+        "base_sha256": base_hash,
+        "dtype": str(getattr(base, "dtype", None)).removeprefix("torch."),
+        "quantization": describe_quantization(config),
+        "config_sha256": _hash_of(computing_config(config)),
+        "attention": getattr(config, "_attn_implementation", None),
+        "autocast": _autocast_name(autocast),
+        "adapter": adapter,
+        "vocabulary_sha256": None if tokenizer is None else vocabulary_hash(tokenizer),
+    }
+    if not kind_of(base).generates_text:
+        content["pad_token_id"] = config.pad_token_id  # decoders with a classifier find the last token by it
+    return content
+
+
+def _describe_adapter(content: str, config: PeftConfig) -> dict[str, Any]:
+    # Twice through JSON: sets, enumerations and tuples become what a saved configuration gives back.
+    plain = json.loads(json.dumps(config.to_dict(), default=_plain))
+    kept = {key: value for key, value in plain.items() if key not in _INERT_ADAPTER_CONFIG and value}
+    return {"sha256": content, "config": kept}
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, (set, frozenset)) else str(getattr(value, "value", value))
+
+
+def _hash_of(plain: Any) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=_plain).encode()).hexdigest()
+
+
+def _autocast_name(autocast: torch.dtype | str | None) -> str | None:
+    if isinstance(autocast, torch.dtype):
+        return str(autocast).removeprefix("torch.")
+    return {None: None, "no": None, "bf16": "bfloat16", "fp16": "float16"}.get(autocast, autocast)
+
+
+def _loaded_dtype(dtype: torch.dtype | str | None, config: PreTrainedConfig) -> torch.dtype:
+    if dtype in (None, "auto"):
+        dtype = getattr(config, "dtype", None) or torch.float32
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
+def _fetch(name: str, revision: str | None, fetch: Mapping[str, Any]) -> Path:
+    if os.path.isdir(name):
+        return Path(name)
+    known = {key: value for key, value in fetch.items() if key in FETCH_KEYS and key != "subfolder"}
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.safetensors", "*.json"], **known))
+    except (EntryNotFoundError, HFValidationError, RepositoryNotFoundError, OSError) as error:
+        raise MuscleError(f"the files of {name} can neither be found here nor fetched: {error}") from error

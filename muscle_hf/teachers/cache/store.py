@@ -1,0 +1,350 @@
+"""A keyed store of tensors on disk that several processes fill and read together, without locks."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.teachers.cache.fingerprint import Fingerprint
+from muscle_hf.teachers.cache.shards import (
+    DAMAGED,
+    KEY_BYTES,
+    UNFINISHED,
+    Column,
+    DamagedShard,
+    Row,
+    Shard,
+    shard_files,
+    write_shard,
+)
+
+logger = logging.get_logger(__name__)
+
+MANIFEST = "manifest.json"
+SHARD_BYTES = 64 * 2**20
+# A shard takes seconds to write; what has stayed unfinished for this long was left by a process that was killed.
+_ABANDONED_SECONDS = 3600
+_SHARD_BITS = 32
+
+Key = bytes | str
+
+
+class RowStore:
+    """Rows of one or more columns, kept under 32-byte keys in a folder of its own below ``folder``.
+
+    Rows are put into a buffer, which becomes a shard when it is large enough or on :meth:`flush`. Whoever is killed
+    loses that buffer and nothing else. A damaged shard is set aside with a warning, and its rows are missing from
+    then on, so that they are computed again. One process may hold several stores of one folder; a store itself is
+    for one thread that writes, beside others that read.
+
+    Args:
+        folder: The cache's folder, shared by any teachers and runs.
+        fingerprint: Whose rows; from ``teacher_fingerprint``.
+        columns: What every row holds; None to take it from what is there, or from the first row put.
+        variant: What the rows are, in the folder's name; rows of another variant are another folder.
+        shard_bytes: Size from which the buffer is written.
+
+    Raises:
+        MuscleError: What is there belongs to another teacher, or has other columns.
+    """
+
+    # Whether a row depends on its right answers.
+    with_labels = False
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        fingerprint: Fingerprint | str,
+        columns: Mapping[str, Column] | None = None,
+        *,
+        variant: str = "",
+        shard_bytes: int = SHARD_BYTES,
+    ):
+        self.fingerprint = Fingerprint.of_digest(fingerprint) if isinstance(fingerprint, str) else fingerprint
+        self.identity = self.fingerprint.digest + (f"/{variant}" if variant else "")
+        self.folder = Path(folder, self.fingerprint.digest[:16] + (f"-{variant}" if variant else ""))
+        self.shard_bytes = shard_bytes
+        self.columns = dict(columns) if columns is not None else None
+        self._shards: list[Shard | None] = []
+        self._known: set[str] = set()
+        # Where a row is: the shard's number above, the row's below. An integer is smaller than a tuple.
+        self._places: dict[bytes, int] = {}
+        self._buffer: dict[bytes, dict[str, Tensor]] = {}
+        self._buffered_bytes = 0
+        self._check_manifest()
+        self._remove_abandoned()
+        self.refresh()
+
+    # ---- Reading ----
+
+    def __len__(self) -> int:
+        return len(self._places) + len(self._buffer)
+
+    def __contains__(self, key: Key) -> bool:
+        key = _as_bytes(key)
+        return key in self._places or key in self._buffer
+
+    def get_rows(self, keys: Sequence[Key | None]) -> list[Row | None]:
+        """The columns of rows, None for one that is not here.
+
+        Args:
+            keys: 32 bytes or 64 hex digits each; None stands for a row that cannot be kept.
+
+        Returns:
+            Views of the files; do not change them in place.
+        """
+        return [None if key is None else self._row(_as_bytes(key)) for key in keys]
+
+    def _row(self, key: bytes) -> Row | None:
+        if key in self._buffer:
+            return self._buffer[key]
+        place = self._places.get(key)
+        if place is None:
+            return None
+        number = place >> _SHARD_BITS
+        try:
+            return self._shards[number].row(place & (2**_SHARD_BITS - 1))
+        except DamagedShard as damage:
+            self._set_aside(self._shards[number].file, damage)
+            self._shards[number] = None
+            self._places = {}
+            for other, shard in enumerate(self._shards):
+                if shard is not None:
+                    self._enter(other, shard)
+            return self._row(key)  # another shard may hold it as well
+
+    def refresh(self) -> int:
+        """Take in the shards that other processes have written since.
+
+        Returns:
+            How many rows are new to this store.
+
+        Raises:
+            MuscleError: They have other columns.
+        """
+        before = len(self)
+        for file in shard_files(self.folder):
+            if file.name not in self._known:
+                self._open(file)
+        return len(self) - before
+
+    def _open(self, file: Path) -> None:
+        self._known.add(file.name)
+        try:
+            shard = Shard(file, self.identity)
+        except FileNotFoundError:
+            return  # set aside by another process just now
+        except DamagedShard as damage:
+            self._set_aside(file, damage)
+            return
+        self._require_columns(shard.columns)
+        self._shards.append(shard)
+        self._enter(len(self._shards) - 1, shard)
+
+    def _enter(self, number: int, shard: Shard) -> None:
+        first = number << _SHARD_BITS
+        self._places.update(zip(shard.keys, range(first, first + len(shard.keys)), strict=True))
+
+    def _set_aside(self, file: Path, damage: DamagedShard) -> None:
+        logger.warning(
+            f"The teacher cache has a damaged file, {file}: {damage}. It is set aside as {file.name}{DAMAGED}, and its "
+            "rows are computed again."
+        )
+        with contextlib.suppress(OSError):  # another process was first, or the folder is read-only
+            os.replace(file, file.with_name(file.name + DAMAGED))
+
+    # ---- Writing ----
+
+    def put_rows(self, keys: Sequence[Key | None], rows: Sequence[Row]) -> None:
+        """Keep rows; those that are here already, or whose key is None, are passed over.
+
+        Args:
+            keys: 32 bytes or 64 hex digits each.
+            rows: Of each: column -> (n, ...) tensor, on any device; they are copied.
+
+        Raises:
+            MuscleError: Other columns than the rest, values that are nan or infinite, or a disk that is full.
+        """
+        for key, row in zip(keys, rows, strict=True):
+            if key is None or (key := _as_bytes(key)) in self:
+                continue
+            self._require_columns({name: Column.of(tensor) for name, tensor in row.items()})
+            self._buffer[key] = kept = {name: _copied(name, tensor) for name, tensor in row.items()}
+            self._buffered_bytes += KEY_BYTES + sum(tensor.nbytes for tensor in kept.values())
+            if self._buffered_bytes >= self.shard_bytes:
+                self.flush()
+
+    def flush(self) -> None:
+        """Write what is buffered as a shard; it is on the disk on return.
+
+        Raises:
+            MuscleError: It cannot be written; the rows stay in memory.
+        """
+        if not self._buffer:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not (self.folder / MANIFEST).is_file():
+                self._write_manifest()
+        except OSError as error:
+            raise MuscleError(f"the teacher cache cannot be made in {self.folder}: {error}") from error
+        file = write_shard(self.folder, self.identity, self._buffer)
+        self._open(file)
+        self._buffer, self._buffered_bytes = {}, 0
+
+    def close(self) -> None:
+        """Write what is buffered and let go of the files."""
+        self.flush()
+        self._shards, self._places, self._known = [], {}, set()
+
+    def __enter__(self) -> RowStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Also after an error: every row in the buffer is whole.
+        self.close()
+
+    # ---- Belonging together ----
+
+    def _require_columns(self, columns: Mapping[str, Column]) -> None:
+        if self.columns is None:
+            self.columns = dict(columns)
+        elif columns != self.columns:
+            has, given = ({name: str(column) for name, column in c.items()} for c in (self.columns, columns))
+            raise MuscleError(
+                f"the teacher cache in {self.folder} holds {has} per token, but {given} was given. The teacher "
+                "computes otherwise than its fingerprint says; delete the folder if it is the cache that is wrong"
+            )
+
+    def _check_manifest(self) -> None:
+        file = self.folder / MANIFEST
+        if not file.is_file():
+            return
+        try:
+            manifest = json.loads(file.read_text())
+            identity = manifest["identity"]
+            columns = {name: _column(text) for name, text in manifest["columns"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            logger.warning(f"{file} cannot be read; it is written anew from what is known.")
+            file.unlink(missing_ok=True)
+            return
+        if identity != self.identity:
+            raise MuscleError(f"{self.folder} is the cache of another teacher ({identity}); choose another folder")
+        self._require_columns(columns)
+
+    def _write_manifest(self) -> None:
+        manifest = {
+            "format": 1,
+            "identity": self.identity,
+            "teacher": self.fingerprint.description,
+            "columns": {
+                name: {"dtype": str(column.dtype).removeprefix("torch."), "shape": list(column.shape)}
+                for name, column in (self.columns or {}).items()
+            },
+            "packages": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")},
+            "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        }
+        unfinished = self.folder / f".manifest-{uuid.uuid4().hex}{UNFINISHED}"
+        unfinished.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        os.replace(unfinished, self.folder / MANIFEST)
+
+    def _remove_abandoned(self) -> None:
+        for file in self.folder.glob(f".*{UNFINISHED}"):
+            with contextlib.suppress(OSError):  # read-only, or gone
+                if time.time() - file.stat().st_mtime > _ABANDONED_SECONDS:
+                    file.unlink()
+
+
+class HiddenStore(RowStore):
+    """Exact cache of a teacher: its last hidden states at a sequence's trained positions, (n, d) per sequence.
+
+    Args:
+        folder: The cache's folder, shared by any teachers and runs.
+        fingerprint: The teacher's, from ``teacher_fingerprint``.
+        width: d; None to take it from what is there, or from the first row put.
+        dtype: Of the hidden states, as the teacher computes them; None likewise.
+        shard_bytes: Size of a shard.
+
+    Raises:
+        MuscleError: What is there has another width or dtype.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        fingerprint: Fingerprint | str,
+        *,
+        width: int | None = None,
+        dtype: torch.dtype | None = None,
+        shard_bytes: int = SHARD_BYTES,
+    ):
+        if (width is None) != (dtype is None):
+            raise MuscleError("width and dtype of a HiddenStore are given together, or neither")
+        columns = None if width is None else {"hidden": Column(dtype, (width,))}
+        super().__init__(folder, fingerprint, columns, shard_bytes=shard_bytes)
+
+    @property
+    def width(self) -> int | None:
+        """d; None while that is unknown."""
+        return None if self.columns is None else self.columns["hidden"].shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of the hidden states; None while that is unknown."""
+        return None if self.columns is None else self.columns["hidden"].dtype
+
+    def row_of(self, hidden: Tensor, labels: Tensor, head: Callable[[Tensor], Tensor] | None = None) -> Row:
+        """The row of one sequence.
+
+        Args:
+            hidden: At its trained positions, (n, d).
+            labels: The right answers there, (n,).
+            head: The teacher's output head.
+        """
+        return {"hidden": hidden}
+
+    def get(self, keys: Sequence[Key | None]) -> list[Tensor | None]:
+        """The hidden states of sequences: (n, d) each, a view of the file; None where they are not here."""
+        return [None if row is None else row["hidden"] for row in self.get_rows(keys)]
+
+    def put(self, keys: Sequence[Key | None], tensors: Sequence[Tensor]) -> None:
+        """Keep the hidden states of sequences, (n, d) each; see :meth:`RowStore.put_rows`."""
+        self.put_rows(keys, [{"hidden": tensor} for tensor in tensors])
+
+
+def _as_bytes(key: Key) -> bytes:
+    raw = bytes.fromhex(key) if isinstance(key, str) else key
+    if len(raw) != KEY_BYTES:
+        raise MuscleError(f"a key of {len(raw)} bytes; a key is a SHA-256: 32 bytes or 64 hex digits")
+    return raw
+
+
+def _copied(name: str, tensor: Tensor) -> Tensor:
+    # A view would keep the whole batch in memory that it is a part of.
+    copied = tensor.detach().to("cpu", copy=True).contiguous()
+    if name == "hidden" and not bool(torch.isfinite(copied).all()):
+        raise MuscleError(
+            "a teacher's hidden states are nan or infinite, and are not cached; load the teacher in bfloat16 or "
+            "float32 instead of float16"
+        )
+    return copied
+
+
+def _column(text: Mapping[str, Any]) -> Column:
+    return Column(getattr(torch, text["dtype"]), tuple(text["shape"]))
