@@ -142,12 +142,10 @@ def file_fingerprint(
     base = source.build_on_meta(kind, dtype, attn_implementation)
     adapter = None
     if source.adapter is not None:
-        adapter = _describe_adapter(
-            content_hash(_adapter_as_loaded(source.adapter, base.dtype).items()), source.adapter.config
-        )
-    content = _content(
-        base, hash_as_loaded(base_weights(base), source.base, base.base_model_prefix), adapter, tokenizer, autocast
-    )
+        weights = _adapter_as_loaded(source.adapter, base.dtype)
+        adapter = _describe_adapter(content_hash(weights.items()), source.adapter.config)
+    base_hash = hash_as_loaded(base_weights(base), source.base, base.base_model_prefix)
+    content = _content(base, base_hash, adapter, tokenizer, autocast)
     origin = origin_of(base)
     return Fingerprint(content, {"role": role, "base_name": origin.name, "base_revision": origin.revision})
 

@@ -161,8 +161,8 @@ class RowStore:
 
     def _set_aside(self, file: Path, damage: DamagedShard) -> None:
         logger.warning(
-            f"The teacher cache has a damaged file, {file}: {damage}. It is set aside as {file.name}{DAMAGED}, and its "
-            "rows are computed again."
+            f"The teacher cache has a damaged file, {file}: {damage}. It is set aside as {file.name}{DAMAGED}, and "
+            "its rows are computed again."
         )
         with contextlib.suppress(OSError):  # another process was first, or the folder is read-only
             os.replace(file, file.with_name(file.name + DAMAGED))
