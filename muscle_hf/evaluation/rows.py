@@ -36,18 +36,28 @@ def read_rows(source: str | os.PathLike[str] | Source, split: str, *, splits: Ma
     Raises:
         MuscleError: There is no such data or split, a file is damaged, or labels do not match the rows.
     """
-    if isinstance(source, Source):
-        return _from_hub(source, split)
-    path = Path(source)
-    if path.is_dir():
-        path = _file_of(path, split, splits or {})
-    elif not path.is_file():
-        if _is_hub_id(str(source)):
-            return _from_hub(Source(str(source), splits=splits or {}), split)
-        raise MuscleError(f"there is no file or folder {source}")
+    path = find_rows(source, split, splits=splits)
+    if isinstance(path, Source):
+        return _from_hub(path, split)
     rows = read_file(path)
     labels = path.parent / f"{path.name.split('.')[0]}-labels.lst"
     return _with_labels(rows, labels) if labels.is_file() else rows
+
+
+def find_rows(
+    source: str | os.PathLike[str] | Source, split: str, *, splits: Mapping[str, str] | None = None
+) -> Path | Source:
+    """The file that holds a split, or the dataset on the Hub; arguments and errors as in :func:`read_rows`."""
+    if isinstance(source, Source):
+        return source
+    path = Path(source)
+    if path.is_dir():
+        return _file_of(path, split, splits or {})
+    if path.is_file():
+        return path
+    if _is_hub_id(str(source)):
+        return Source(str(source), splits=splits or {})
+    raise MuscleError(f"there is no file or folder {source}")
 
 
 def read_file(path: Path) -> Rows:

@@ -1,0 +1,144 @@
+"""Settings dataclasses from YAML and command-line words: unknown names and values of the wrong kind are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import yaml
+
+from muscle_hf.errors import MuscleError
+
+T = TypeVar("T")
+
+
+def read_yaml(file: str | os.PathLike) -> dict[str, Any]:
+    """The content of a settings file.
+
+    Raises:
+        MuscleError: It cannot be read, or is not a mapping.
+    """
+    path = Path(file)
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise MuscleError(f"{path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise MuscleError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise MuscleError(f"{path} must be a mapping of settings")
+    return content
+
+
+def build(cls: type[T], content: Mapping[str, Any], where: str = "") -> T:
+    """Make a settings dataclass of plain data, with nested ones in it.
+
+    Raises:
+        MuscleError: An unknown or missing name, or a value of the wrong kind.
+    """
+    if not isinstance(content, Mapping):
+        raise MuscleError(f"{where.rstrip('.') or 'the settings'} must be a mapping, not {content!r}")
+    hints = get_type_hints(cls)
+    values = {}
+    for key, value in content.items():
+        if key not in hints:
+            raise MuscleError(f"unknown setting {where}{key}{nearest(str(key), hints)}")
+        values[key] = convert(value, hints[key], f"{where}{key}")
+    required = [
+        setting.name
+        for setting in dataclasses.fields(cls)
+        if setting.default is dataclasses.MISSING and setting.default_factory is dataclasses.MISSING
+    ]
+    missing = [f"{where}{name}" for name in required if name not in values]
+    if missing:
+        raise MuscleError(f"missing: {', '.join(missing)}")
+    return cls(**values)
+
+
+def convert(value: Any, hint: Any, where: str) -> Any:
+    """A value as a field of this type takes it.
+
+    Raises:
+        MuscleError: It is of the wrong kind.
+    """
+    kinds = get_args(hint) if get_args(hint) and not getattr(hint, "__origin__", None) else (hint,)
+    nested = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
+    if value is None and type(None) in kinds:
+        return None
+    if nested is not None:
+        return build(nested, value, f"{where}.")
+    plain = tuple(getattr(kind, "__origin__", kind) for kind in kinds)
+    if isinstance(value, bool) and bool not in plain:
+        raise MuscleError(f"{where} is {value!r}; expected {_names(plain)}")
+    if isinstance(value, int) and float in plain:
+        return float(value)
+    if not isinstance(value, plain):
+        raise MuscleError(f"{where} is {value!r}; expected {_names(plain)}")
+    return value
+
+
+def _names(kinds: Sequence[type]) -> str:
+    return " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in kinds)
+
+
+def nearest(key: str, known: Iterable[str]) -> str:
+    """What to say of a name that is not known: the nearest one, or all."""
+    near = difflib.get_close_matches(key, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(sorted(known))}"
+
+
+def parse_overrides(words: Sequence[str]) -> list[tuple[str, Any]]:
+    """Names and values of command-line words ``--name value``, ``--name=value`` or ``--flag``.
+
+    Raises:
+        MuscleError: A word has no place.
+    """
+    pairs, rest = [], list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise MuscleError(f"unexpected {word!r}; settings are given as --name value")
+        name, equals, text = word[2:].partition("=")
+        if not equals:
+            # A name without a value is a flag.
+            text = "true" if not rest or rest[0].startswith("--") else rest.pop(0)
+        pairs.append((name, _value(text)))
+    return pairs
+
+
+def _value(text: str) -> Any:
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        try:
+            return float(value)  # YAML 1.1 takes 1e-4 for text
+        except ValueError:
+            return text
+    return value
+
+
+def put(content: dict[str, Any], name: str, value: Any) -> None:
+    """Set a value by its dotted name.
+
+    Raises:
+        MuscleError: A part of the name is not a group of settings.
+    """
+    *sections, key = name.split(".")
+    place = content
+    for section in sections:
+        if place.get(section) is None:
+            place[section] = {}
+        place = place[section]
+        if not isinstance(place, dict):
+            raise MuscleError(f"--{name}: {section} is not a group of settings")
+    place[key] = value
+
+
+def one_of(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Raise a MuscleError unless a setting has one of the values that there are."""
+    if value not in choices:
+        known = ", ".join(str(choice) for choice in choices if choice is not None)
+        raise MuscleError(f"{name} is {value!r}; choose one of {known}")
