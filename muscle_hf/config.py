@@ -28,6 +28,9 @@ class MuscleConfig(TrainingArguments):
             ``completion`` or ``assistant``: of these, only where the row's ``completion_mask`` or
             ``assistant_masks`` is 1.
         check_base: Refuse adapters that record another base model than the one they sit on.
+        loss_chunk_size: Trained tokens whose logits are held at a time; by default as many as fit into 32 MiB where
+            the output layer can be called apart, else all of them. 0: all of them.
+        skip_unneeded_teachers: Run a teacher's body only on rows with a token that follows it, where that pays.
 
     Raises:
         MuscleError: A value is out of range, the mask is unknown, or ``label_smoothing_factor`` is set where there is
@@ -66,6 +69,17 @@ class MuscleConfig(TrainingArguments):
         default=True,
         metadata={"help": "Refuse an adapter that records another base model than the one it sits on."},
     )
+    loss_chunk_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Trained tokens whose logits are held at a time, so that memory does not grow with tokens times "
+            "vocabulary; by default as many as fit into 32 MiB. 0 holds whole logits."
+        },
+    )
+    skip_unneeded_teachers: bool = field(
+        default=True,
+        metadata={"help": "Run a teacher's body only on rows with a token that follows it, where that saves time."},
+    )
 
     def __post_init__(self) -> None:
         if self.trained_tokens not in get_args(TrainedTokens):
@@ -77,6 +91,8 @@ class MuscleConfig(TrainingArguments):
                 f"mask is a {type(self.mask).__name__}, which cannot be saved with the settings; name it as "
                 "'package.module:function' here, or pass the function as MuscleTrainer(mask=...)"
             )
+        if self.loss_chunk_size is not None and self.loss_chunk_size < 0:
+            raise MuscleError(f"loss_chunk_size is {self.loss_chunk_size}; it must be >= 1, or 0 for whole logits")
         objective_of(self)
         super().__post_init__()
 

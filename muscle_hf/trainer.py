@@ -21,22 +21,24 @@ from transformers.trainer_utils import (
     TrainOutput,
     default_compute_objective,
 )
+from transformers.utils import logging
 
 from muscle_hf.checkpoints import is_whole, last_whole_checkpoint, staged, whole_or_nothing
 from muscle_hf.config import MuscleConfig, objective_of
 from muscle_hf.data import nothing_to_train_on, require_labels, require_trained_labels
 from muscle_hf.errors import MuscleError
 from muscle_hf.hub.trainer import HubMixin
-from muscle_hf.losses import TokenTerms
 from muscle_hf.losses.masks import MaskFunction
 from muscle_hf.losses.sums import FIGURES, mean_terms, sum_terms
+from muscle_hf.passes import ChunkedPass, HeadNotApart, Outcome, PlainPass
 from muscle_hf.provenance import Provenance
 from muscle_hf.teachers import ModelTeacher, Teacher, kind_of, make_student, make_teacher
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, keep_quantized_trainable, read_adapter
 from muscle_hf.teachers.checks import check_label_sets, check_tokenizers, is_quantized
-from muscle_hf.teachers.kinds import IGNORED, aligned, sequences_of, trained_rows
-from muscle_hf.teachers.teacher import logits_of, require_finite, without_labels
+from muscle_hf.teachers.kinds import IGNORED
 from muscle_hf.teachers.weights import base_of
+
+logger = logging.get_logger(__name__)
 
 _TIMING = re.compile(r"runtime|per_second|total_flos|preparation_time|memory|mem_")
 _MASK_COLUMNS = {"completion": "completion_mask", "assistant": "assistant_masks"}
@@ -93,6 +95,8 @@ class MuscleMixin(HubMixin):
         self.model_accepts_loss_kwargs = True
         for teacher in self.teachers.values():
             self._place(teacher)
+        self._chunked = self._make_chunked()
+        self._loss_alone = False
         if self.teachers["old"].model is not self.student:
             check_tokenizers(self.tokenizer, old_processing_class, self.teachers["old"].model, self.student)
         self._data_checked = self._check_train_dataset()
@@ -129,6 +133,7 @@ class MuscleMixin(HubMixin):
         model = self._cast(super().call_model_init(trial))
         for teacher in self.teachers.values():
             self._place(teacher)
+        self._chunked = self._make_chunked()
         return model
 
     def _hp_search_setup(self, trial: Any) -> None:
@@ -288,9 +293,11 @@ class MuscleMixin(HubMixin):
             if num_items_in_batch == 0:
                 raise nothing_to_train_on("the training data's first step")
             self._data_checked = True
-        outputs = model(**without_labels(base_of(self.student), inputs))
-        terms, sequence_ids = self._terms(outputs, labels, inputs)
-        sums = sum_terms(terms, sequence_ids, labels.size(0))
+        # Whoever gets the outputs, or a loss function of the user's own, looks at whole logits.
+        whole = (return_outputs and not self._loss_alone) or self.compute_loss_func is not None
+        outcome = self._pass_over(model, inputs, labels, whole)
+        outputs, terms = outcome.outputs, outcome.terms
+        sums = sum_terms(terms, outcome.rows, labels.size(0))
         # Trainer divides by the accumulation steps what was not divided by the tokens of all of them.
         self.loss_is_scaled_for_ga = num_items_in_batch is not None
         items = sums[:, 0].sum() if num_items_in_batch is None else num_items_in_batch
@@ -307,15 +314,51 @@ class MuscleMixin(HubMixin):
         self._note(sums, training=model.training)
         return (loss, outputs) if return_outputs else loss
 
-    def _terms(self, outputs: Any, labels: Tensor, inputs: Mapping[str, Any]) -> tuple[TokenTerms, Tensor]:
-        chosen, sequence_ids = trained_rows(labels)
-        student = _at_least_float32(aligned(logits_of(outputs), labels)[chosen])
-        rows = {}
-        for role, teacher in self.teachers.items():
-            rows[role] = aligned(teacher.logits(inputs), labels)[chosen].to(student)
-            require_finite(role, rows[role], sequence_ids, f"step {self.state.global_step + 1}")
-        packed = sequences_of(labels, inputs.get("position_ids"), predicts_next=self.kind.shifts_labels)
-        return self.objective(student, rows["old"], rows["new"], labels[chosen], packed[chosen]), sequence_ids
+    def _pass_over(self, model: nn.Module, inputs: Mapping[str, Any], labels: Tensor, whole: bool) -> Outcome:
+        where = f"step {self.state.global_step + 1}"
+        if self._chunked is not None and not whole:
+            try:
+                return self._chunked(model, inputs, labels, self.objective, where)
+            except HeadNotApart as error:
+                logger.warning(
+                    f"{error} does more behind its output layer than is known here, so whole logits are held "
+                    "(the result is the same; it takes more time and memory)."
+                )
+                self._chunked = None
+        return PlainPass(self.student, self.teachers, self.kind)(model, inputs, labels, self.objective, where)
+
+    def _make_chunked(self) -> ChunkedPass | None:
+        """The pass without whole logits, where it applies.
+
+        Raises:
+            MuscleError: It does not apply, but ``loss_chunk_size`` asks for it.
+        """
+        asked = getattr(self.args, "loss_chunk_size", None)
+        if asked == 0:
+            return None
+        try:
+            if reason := self._why_whole_logits():
+                raise MuscleError(reason)
+            skip = getattr(self.args, "skip_unneeded_teachers", True)
+            return ChunkedPass(
+                self.student, self.teachers, self.kind, self.accelerator.autocast, chunk_size=asked, skip=skip
+            )
+        except MuscleError as error:
+            if asked is None:
+                return None
+            raise MuscleError(f"loss_chunk_size={asked} cannot be used: {error}; leave it out") from error
+
+    def _why_whole_logits(self) -> str | None:
+        if not self.kind.generates_text:
+            return f"a {self.kind.name} model has few classes, so there is nothing to cut into chunks"
+        if self.compute_loss_func is not None:
+            return "compute_loss_func gets whole logits"
+        if self.args.torch_compile:
+            return "a compiled model does not show its hidden states"
+        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
+        if self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
+            return "the output layer is sharded over the processes (FSDP, ZeRO-3)"
+        return None
 
     # ---- Logged figures ----
 
@@ -335,6 +378,16 @@ class MuscleMixin(HubMixin):
             logs.update(means)
             self._train_sums = None
         super().log(logs, start_time)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor | None, Any, Any]:
+        """As Trainer's."""
+        self._loss_alone = prediction_loss_only
+        try:
+            return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+        finally:
+            self._loss_alone = False
 
     def evaluation_loop(
         self,
@@ -451,8 +504,3 @@ class MuscleTrainer(MuscleMixin, Trainer):
 def _search_objective(metrics: dict[str, float]) -> float:
     # Trainer's default adds up whatever is there beside the loss: the user's metrics, but not the objective's parts.
     return default_compute_objective({k: v for k, v in metrics.items() if k.removeprefix("eval_") not in FIGURES})
-
-
-def _at_least_float32(logits: Tensor) -> Tensor:
-    # The divergences of half-precision logits lose most of their digits.
-    return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()

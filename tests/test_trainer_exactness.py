@@ -155,7 +155,11 @@ def test_at_step_0_the_kl_to_v2_is_exactly_zero(build, settings, tmp_path):
     assert trainer.evaluate()["eval_kl_new"] == 0
     trainer.train()
     assert trainer.state.log_history[0]["kl_new"] == 0
-    assert trainer.state.log_history[1]["kl_new"] > 0
+    with torch.no_grad():  # a student that differs from its teacher
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(1.7)
+    assert trainer.evaluate()["eval_kl_new"] > 0
 
 
 def test_teacher_on_its_own_base_computes_in_the_students_precision(tmp_path):

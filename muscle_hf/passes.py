@@ -1,0 +1,240 @@
+"""One pass of student and teachers over a batch, to the objective's terms: with whole logits, or without them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from muscle_hf.losses import Objective, TokenTerms
+from muscle_hf.losses.chunked import Stream, chunk_rows, chunked_terms, chunked_weights
+from muscle_hf.teachers import ModelKind, Teacher
+from muscle_hf.teachers.body import Head
+from muscle_hf.teachers.kinds import aligned, sequences_of, trained_rows
+from muscle_hf.teachers.teacher import LABEL_KEYS, logits_of, require_finite, without_labels
+from muscle_hf.teachers.weights import base_of
+
+# Inputs with one entry per token, which end where the last trained token is predicted.
+_PER_TOKEN = LABEL_KEYS | {"input_ids", "attention_mask", "position_ids", "token_type_ids"}
+# How fast the share of rows that a teacher need not see follows the data.
+_MEMORY = 0.9
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a pass found.
+
+    Args:
+        outputs: Of the student's forward; without whole logits after a :class:`ChunkedPass`.
+        terms: Of the N trained tokens.
+        rows: The batch row of each, (N,), int64.
+    """
+
+    outputs: Any
+    terms: TokenTerms
+    rows: Tensor
+
+
+class PlainPass:
+    """Whole logits of all three models: the readable twin, and the one that works with every kind of head.
+
+    Args:
+        student: The model that is trained.
+        teachers: ``old`` and ``new``.
+        kind: Of all three.
+    """
+
+    def __init__(self, student: nn.Module, teachers: Mapping[str, Teacher], kind: ModelKind):
+        self.student = student
+        self.teachers = teachers
+        self.kind = kind
+
+    def __call__(
+        self, model: nn.Module, inputs: Mapping[str, Any], labels: Tensor, objective: Objective, where: str
+    ) -> Outcome:
+        """Evaluate the objective on a batch.
+
+        Args:
+            model: The student as it was prepared for training (compiled, distributed).
+            inputs: As the collator makes them.
+            labels: Aligned with the logits, -100 where nothing is trained.
+            objective: What to evaluate.
+            where: Names the batch in errors.
+        """
+        outputs = model(**without_labels(base_of(self.student), inputs))
+        chosen, rows = trained_rows(labels)
+        logits = aligned(logits_of(outputs), labels)[chosen]
+        student = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        of_teachers = {}
+        for role, teacher in self.teachers.items():
+            of_teachers[role] = aligned(teacher.logits(inputs), labels)[chosen].to(student)
+            require_finite(role, of_teachers[role], rows, where)
+        sequences = self.sequences(inputs, labels)[chosen]
+        terms = objective(student, of_teachers["old"], of_teachers["new"], labels[chosen], sequences)
+        return Outcome(outputs, terms, rows)
+
+    def sequences(self, inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
+        return sequences_of(labels, inputs.get("position_ids"), predicts_next=self.kind.shifts_labels)
+
+
+class HeadNotApart(Exception):
+    """The model's forward does more with its output layer's result than :class:`Head` knows of."""
+
+
+class ChunkedPass(PlainPass):
+    """Last hidden states of all three models, and logits for a few tokens at a time.
+
+    A teacher's body sees only the rows of the batch that have a token which follows it, where finding these first
+    (one more pass of the student's head) costs less than it saves.
+
+    Args:
+        student: The model that is trained.
+        teachers: ``old`` and ``new``.
+        kind: Of all three.
+        autocast: Makes the context in which the models' forwards run.
+        chunk_size: Tokens at a time; as many as fit into a few MiB by default.
+        skip: Whether bodies may be skipped.
+
+    Raises:
+        MuscleError: A model's output layer cannot be called apart.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teachers: Mapping[str, Teacher],
+        kind: ModelKind,
+        autocast: Any,
+        chunk_size: int | None = None,
+        skip: bool = True,
+    ):
+        super().__init__(student, teachers, kind)
+        self.chunk_size = chunk_size
+        self.head = Head(student, autocast)
+        bases = {role: base_of(teacher.model) for role, teacher in teachers.items()}
+        self.heads = {
+            role: self.head if base is base_of(student) else Head(base, autocast) for role, base in bases.items()
+        }
+        self._skip = skip
+        self._unneeded: dict[str, float] = {}
+        self._body_cost = {
+            role: _parameters(base) - _parameters(self.heads[role].module) for role, base in bases.items()
+        }
+
+    def __call__(
+        self, model: nn.Module, inputs: Mapping[str, Any], labels: Tensor, objective: Objective, where: str
+    ) -> Outcome:
+        """As :meth:`PlainPass.__call__`.
+
+        Raises:
+            HeadNotApart: Before anything is counted; use the plain pass instead.
+        """
+        inputs, labels = self._trimmed(inputs, labels)
+        chosen, rows = trained_rows(labels)
+        with self.head.captured() as found:
+            outputs = model(**without_labels(base_of(self.student), inputs))
+        if not self.head.explains(found, logits_of(outputs)):
+            raise HeadNotApart(type(base_of(self.student)).__name__)
+        sequences = self.sequences(inputs, labels)[chosen]
+        trained = labels[chosen]
+        streams = {"student": Stream(aligned(found[0], labels)[chosen], self.head)}
+        size = self.chunk_size or chunk_rows(self.head.module.weight.size(0))
+
+        def add(role: str, needed: Tensor | None) -> None:
+            hidden = self._hidden(role, inputs, labels, chosen, rows, needed)
+            streams[role] = Stream(hidden, self.heads[role])
+
+        for role in objective.mask.reads - {"student"}:
+            add(role, None)
+        weight = None
+        if self._looks_first(objective, labels, len(trained)):
+            weight = chunked_weights(objective, streams, trained, sequences, size)
+        for role in self.teachers.keys() - streams.keys():
+            add(role, None if weight is None else _rows_that_need(role, weight, rows, len(labels)))
+
+        def inspect(role: str, logits: Tensor, which: Tensor) -> None:
+            require_finite(role, logits, rows[which], where)
+
+        terms = chunked_terms(
+            objective,
+            **streams,
+            labels=trained,
+            sequence_ids=sequences,
+            chunk_size=size,
+            weight_old=weight,
+            inspect=inspect,
+        )
+        self._remember(terms.weight_old, rows, len(labels))
+        return Outcome(outputs, terms, rows)
+
+    def _hidden(
+        self,
+        role: str,
+        inputs: Mapping[str, Any],
+        labels: Tensor,
+        chosen: Tensor,
+        rows: Tensor,
+        needed: Tensor | None,
+    ) -> Tensor:
+        """A teacher's hidden states of the trained tokens, (N, d); zeros in rows that are not needed."""
+        if needed is None or bool(needed.all()):
+            return aligned(self._run(role, inputs), labels)[chosen]
+        if not bool(needed.any()):
+            return chosen.new_zeros(len(rows), 1, dtype=torch.float32)
+        few = {key: value[needed] if _per_row(value, len(needed)) else value for key, value in inputs.items()}
+        hidden = aligned(self._run(role, few), labels[needed])[chosen[needed]]
+        return hidden.new_zeros(len(rows), hidden.size(-1)).index_put_((needed[rows].nonzero().squeeze(-1),), hidden)
+
+    def _run(self, role: str, inputs: Mapping[str, Any]) -> Tensor:
+        head = self.heads[role]
+        with head.captured() as found:
+            logits = self.teachers[role].logits(inputs)
+        if not head.explains(found, logits):
+            raise HeadNotApart(type(base_of(self.teachers[role].model)).__name__)
+        return found[0]
+
+    def _trimmed(self, inputs: Mapping[str, Any], labels: Tensor) -> tuple[dict[str, Any], Tensor]:
+        """The batch without the positions behind which nothing is trained: a causal model does not look at them."""
+        inputs = dict(inputs)
+        tensors = {key: value for key, value in inputs.items() if isinstance(value, Tensor) and value.dim() > 0}
+        plain = tensors.keys() <= _PER_TOKEN and all(value.dim() == 2 for value in tensors.values())
+        if not self.kind.shifts_labels or not plain or "input_ids" not in inputs or not labels.numel():
+            return inputs, labels
+        positions = (labels != -100).any(dim=0).nonzero()
+        # One position stays for a batch in which nothing is trained.
+        end = int(positions[-1]) + 1 if len(positions) else 1
+        inputs.update({key: value[:, :end] for key, value in tensors.items()})
+        return inputs, labels[:, :end]
+
+    # ---- Which rows a teacher need not see ----
+
+    def _looks_first(self, objective: Objective, labels: Tensor, tokens: int) -> bool:
+        if not self._skip or not self._unneeded:
+            return False
+        unread = self.teachers.keys() - objective.mask.reads
+        saved = sum(self._unneeded[role] * self._body_cost[role] for role in unread) * labels.numel()
+        heads = [self.head if name == "student" else self.heads[name] for name in objective.mask.reads]
+        return saved > sum(_parameters(head.module) for head in heads) * tokens
+
+    def _remember(self, weight: Tensor, rows: Tensor, count: int) -> None:
+        for role in self.teachers:
+            now = 1 - float(_rows_that_need(role, weight, rows, count).float().mean())
+            before = self._unneeded.get(role, now)
+            self._unneeded[role] = _MEMORY * before + (1 - _MEMORY) * now
+
+
+def _rows_that_need(role: str, weight: Tensor, rows: Tensor, count: int) -> Tensor:
+    """(B,), boolean: the rows of the batch with a token that follows a teacher."""
+    follows = weight > 0 if role == "old" else weight < 1
+    return torch.zeros(count, dtype=torch.bool, device=rows.device).index_fill_(0, rows[follows], True)
+
+
+def _per_row(value: Any, count: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and value.size(0) == count
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

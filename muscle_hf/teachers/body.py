@@ -1,0 +1,120 @@
+"""A language model in two parts: the body, which makes hidden states, and the output head, which makes logits."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.teachers.weights import base_of
+
+# What causal and seq2seq LMs do with the output layer's result, by the names they give it (in the configuration, or,
+# for `logit_scale` and the bias, also on the model).
+_FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
+_DIVISORS = ("logits_scaling",)
+_CAPS = ("final_logit_softcapping", "output_logit_soft_cap")
+_BIAS = "final_logits_bias"
+
+
+class Head:
+    """The output head of a language model: from last hidden states to logits, as the model's own forward makes them.
+
+    Args:
+        model: A language model, or a ``PeftModel`` of one.
+        autocast: Makes the context in which the model's forward runs.
+
+    Attributes:
+        module: The output layer.
+
+    Raises:
+        MuscleError: The model has no output layer that can be called apart, or an adapter changes it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    ):
+        base = base_of(model)
+        module = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+        if module is None:
+            raise MuscleError(f"{type(base).__name__} has no output layer of its own")
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            raise MuscleError("an adapter changes the output layer")
+        self.module = module
+        self._autocast = autocast
+        self._base = base
+        self._confirmed = False
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden states.
+
+        Args:
+            hidden: (..., d), as :meth:`captured` gives them; differentiable.
+
+        Returns:
+            (..., V), float32 (float64 for a model in float64).
+        """
+        with self._autocast():
+            logits = self._finished(self.module(hidden))
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def _finished(self, logits: Tensor) -> Tensor:
+        for name in _FACTORS:
+            if (factor := self._setting(name)) is not None:
+                logits = logits * factor
+        for name in _DIVISORS:
+            if (divisor := self._setting(name)) is not None:
+                logits = logits / divisor
+        bias = getattr(self._base, _BIAS, None)
+        if isinstance(bias, Tensor):
+            logits = logits + bias.view(-1).to(logits.device)
+        for name in _CAPS:
+            if (cap := self._setting(name)) is not None:
+                logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    def _setting(self, name: str) -> float | Tensor | None:
+        own = getattr(self._base, name, None)
+        if own is not None:
+            return own
+        return getattr(self._base.config.get_text_config(), name, None)
+
+    @contextlib.contextmanager
+    def captured(self) -> Iterator[list[Tensor]]:
+        """Within the block the model's forward leaves its last hidden states, (B, L, d), in the list.
+
+        The model's own logits are then those of the first position only: the rest is not computed.
+        """
+        found: list[Tensor] = []
+
+        def keep(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            found.append(inputs[0])
+            return inputs[0][:, :1], *inputs[1:]
+
+        handle = self.module.register_forward_pre_hook(keep)
+        try:
+            yield found
+        finally:
+            handle.remove()
+
+    def explains(self, found: list[Tensor], logits: Tensor) -> bool:
+        """Whether the model's own logits of a captured forward are what this head makes; looked at until it is so.
+
+        Args:
+            found: From :meth:`captured`.
+            logits: The forward's own, (B, 1, V).
+        """
+        if not self._confirmed:
+            if len(found) != 1 or logits.dim() != 3 or logits.size(1) != 1:
+                return False
+            with torch.no_grad():
+                own = self(found[0][:, :1].detach())
+            self._confirmed = torch.equal(own, logits.to(own))
+        return self._confirmed
