@@ -7,17 +7,20 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.teachers.body import Head
 from muscle_hf.teachers.cache.keys import KeyRules, row_keys
 from muscle_hf.teachers.cache.shards import KEY_BYTES, Column, Row
 from muscle_hf.teachers.cache.store import RowStore
 from muscle_hf.teachers.kinds import aligned, kind_of, trained_rows
+from muscle_hf.teachers.teacher import Teacher
+from muscle_hf.teachers.weights import base_of
 
 # Beside a row's content: its key, offset and checksum.
 _ROW_BYTES = KEY_BYTES + 16
@@ -25,18 +28,6 @@ _ROW_BYTES = KEY_BYTES + 16
 _SPARE_BYTES = 256 * 2**20
 
 Batch = Mapping[str, Any]
-
-
-class HiddenTeacher(Protocol):
-    """What is needed of a teacher to cache it."""
-
-    model: nn.Module
-
-    def hidden(self, inputs: Batch) -> Tensor:
-        """Last hidden states, (B, L, d); no gradient."""
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """Logits of hidden states."""
 
 
 def predicted_bytes(rows: int, tokens: int, columns: Mapping[str, Column]) -> int:
@@ -129,12 +120,13 @@ def plan_cache(
 
 
 def build_cache(
-    teacher: HiddenTeacher,
+    teacher: Teacher,
     dataset: Any,
     collate: Callable[[Sequence[Any]], Batch],
     store: RowStore,
     batch_size: int = 8,
     *,
+    head: Head | None = None,
     rules: KeyRules | None = None,
     trained_labels: Callable[[Batch], Tensor] | None = None,
     share: tuple[int, int] = (0, 1),
@@ -150,7 +142,8 @@ def build_cache(
         collate: Makes a batch of rows.
         store: Gets the sequences; of this teacher's fingerprint.
         batch_size: Rows per forward pass.
-        rules: The teacher's; from its model by default.
+        head: The teacher's output head; made of its model by default.
+        rules: What the teacher's hidden states depend on; from its model by default.
         trained_labels: Aligned labels of a batch, -100 where nothing is trained; every label that is not -100 by
             default.
         share: (index, count) of this process among those that build the cache together.
@@ -162,9 +155,11 @@ def build_cache(
         What was done.
 
     Raises:
-        MuscleError: The disk is too small (before anything is written), nothing can be cached, or a write failed.
+        MuscleError: The disk is too small (before anything is written), nothing can be cached, the model has no output
+            head of its own, or a write failed.
     """
     kind = kind_of(teacher.model)
+    head = head or Head(teacher.model)
     rules = rules or KeyRules.of(teacher.model, kind)
     trained_labels = trained_labels or (lambda batch: kind.trained_labels(batch["labels"]))
     plan = plan_cache(dataset, collate, store, batch_size, rules, trained_labels, share)
@@ -178,7 +173,7 @@ def build_cache(
     with tqdm(total=plan.missing, desc=name, unit="row", disable=not progress) as bar:
         for indices in plan.batches:
             batch = collate([dataset[index] for index in indices])
-            rows = _rows_of(teacher, batch, trained_labels(batch), rules, store)
+            rows = _rows_of(teacher, head, batch, trained_labels(batch), rules, store)
             if not checked and rows:
                 columns = {column: Column.of(tensor) for column, tensor in next(iter(rows.values())).items()}
                 needed = predicted_bytes(plan.missing, plan.missing_tokens, columns)
@@ -196,7 +191,7 @@ def build_cache(
 
 
 def _rows_of(
-    teacher: HiddenTeacher, batch: Batch, labels: Tensor, rules: KeyRules, store: RowStore
+    teacher: Teacher, head: Head, batch: Batch, labels: Tensor, rules: KeyRules, store: RowStore
 ) -> dict[bytes, Row]:
     """What of a batch is not in the store yet."""
     parts = row_keys(batch, labels, rules, with_labels=store.with_labels)
@@ -204,14 +199,25 @@ def _rows_of(
     moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
     with torch.no_grad():
         chosen, _ = trained_rows(labels)
-        hidden = aligned(teacher.hidden(moved), labels)[chosen.to(device)]
+        hidden = aligned(_hidden(teacher, head, moved), labels)[chosen.to(device)]
         counts = [part.count for part in parts]
         pieces = zip(parts, hidden.split(counts), labels[chosen].to(device).split(counts), strict=True)
         return {
-            part.key: store.row_of(states, answers, teacher.head)
+            part.key: store.row_of(states, answers, head)
             for part, states, answers in pieces
             if part.key is not None and part.key not in store
         }
+
+
+def _hidden(teacher: Teacher, head: Head, inputs: Batch) -> Tensor:
+    with head.captured() as found:
+        logits = teacher.logits(inputs)
+    if not head.explains(found, logits):
+        raise MuscleError(
+            f"{type(base_of(teacher.model)).__name__} does more behind its output layer than is known here, so its "
+            "hidden states alone do not give its logits; train without the cache"
+        )
+    return found[0]
 
 
 def _length(row: Any) -> int:

@@ -51,6 +51,7 @@ class KeyRules:
     Args:
         inputs: Names of what its forward takes; None if it takes anything.
         decodes: Encoder-decoder: labels lie in the decoder, which they are the inputs of if there are no others.
+        looks_back: A position sees none after it, so that what follows the last trained one does not count.
         relative: Only distances between positions count, so that padding on the left changes nothing.
         separates: Packed sequences of a row do not see each other, where only position ids tell them apart.
         one_row_only: ... provided that the batch is one row, or that its sequences' lengths are given.
@@ -62,6 +63,7 @@ class KeyRules:
 
     inputs: frozenset[str] | None
     decodes: bool = False
+    looks_back: bool = False
     relative: bool = False
     separates: bool = False
     one_row_only: bool = False
@@ -88,6 +90,7 @@ class KeyRules:
         return cls(
             inputs=None if takes_anything else frozenset(accepted),
             decodes=decodes,
+            looks_back=kind.shifts_labels and not decodes and _is_causal(base, text),
             relative=bool(rope) and not decodes and not _scales_by_position(text),
             separates=not decodes and attention.startswith(_SEPARATING_ATTENTION) and _masks_packed(base, text),
             one_row_only=attention.startswith("flash_attention"),
@@ -113,6 +116,13 @@ def _scales_by_position(text: Any) -> bool:
     )
 
 
+def _is_causal(base: nn.Module, text: Any) -> bool:
+    # Where a module can also make masks that look ahead, whether it does depends on more than is read here.
+    module = sys.modules[type(base).__module__]
+    looks_ahead = getattr(text, "use_bidirectional_attention", None) or hasattr(module, "create_bidirectional_mask")
+    return hasattr(module, "create_causal_mask") and not looks_ahead
+
+
 def _masks_packed(base: nn.Module, text: Any) -> bool:
     # transformers' shared mask functions separate packed sequences; recurrent layers carry their state across.
     recurrent = getattr(base, "_is_stateful", False) or any(
@@ -127,7 +137,8 @@ def row_keys(
     """The keys of a batch's sequences, independent of the batch they are in.
 
     A key covers the sequence's own tokens (padding, on either side, does not count), which of its positions are
-    trained, and every other input that the teacher's forward would get.
+    trained, and every other input that the teacher's forward would get. Where only earlier tokens can matter, the
+    tokens after the last trained position do not count.
 
     Args:
         inputs: The batch as the collator made it, labels included.
@@ -202,6 +213,8 @@ class _Batch:
             return None
         if member is None:
             member = np.ones(self.ids.shape[1], dtype=bool) if self.mask is None else self.mask[row] != 0
+        if self.rules.looks_back and not self.inputs:
+            member = member & (np.arange(member.size) <= np.flatnonzero(chosen)[-1])
         digest = hashlib.sha256(b"muscle_hf.row/1")
         _add(digest, "input_ids", self.ids[row][member])
         _add(digest, "positions", self._own_positions(row, member))
