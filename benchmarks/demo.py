@@ -61,7 +61,7 @@ def memorised(task: str, seed: int, folder: Path) -> str:
     """How the task adapters of a run do on the rows they were trained on: all that compatibility training sees."""
     splits, settings = demo_splits(task, seed), demo_settings(task, seed, folder)
     answers = {
-        name: steps.answer(side, folder / name, TASKS_OF_WORLD[task], splits.train, dtype="auto", batch_size=None)
+        name: steps.answer(side, folder / name, TASKS_OF_WORLD[task], splits.train, how={}, batch_size=None)
         for name, side in ((OLD, settings.old), (NEW, settings.new))
     }
     result = Result.of(answers)

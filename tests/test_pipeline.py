@@ -13,7 +13,8 @@ from hub_server import TOKEN, card_errors, front_matter
 from muscle_hf import demo
 from muscle_hf.cli.main import main
 from muscle_hf.demo.run import demo_settings, demo_splits
-from muscle_hf.pipeline.run import Splits, load_result_predictions, run_task
+from muscle_hf.pipeline.data import Splits
+from muscle_hf.pipeline.run import load_result_predictions, run_task
 from muscle_hf.pipeline.table import cells, columns, to_markdown
 
 pytestmark = pytest.mark.slow
@@ -34,7 +35,8 @@ def finished(tmp_path_factory):
 
 def test_completion_training_leaves_the_context_out_for_every_adapter():
     from muscle_hf.pipeline.config import ModelSettings
-    from muscle_hf.pipeline.steps import TrainingData, load_tokenizer
+    from muscle_hf.pipeline.data import TrainingData
+    from muscle_hf.pipeline.steps import load_tokenizer
 
     items = demo_splits("routing", 0).train[:3]
     tokenizer = load_tokenizer(ModelSettings(str(demo.base("v2"))))

@@ -87,7 +87,7 @@ def test_wrong_files_say_what_is_wrong(tmp_path, text, message):
 
 
 def test_splits_hold_out_a_share_and_never_mix_test_with_training(tmp_path):
-    from muscle_hf.pipeline.run import load_splits
+    from muscle_hf.pipeline.data import load_splits
 
     rows = tmp_path / "rows.csv"
     rows.write_text("q,a\n" + "".join(f"{i}+1,{i + 1}\n" for i in range(100)))

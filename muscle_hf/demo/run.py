@@ -9,7 +9,8 @@ from pathlib import Path
 from muscle_hf.demo import SETTINGS, TASKS, base, rows
 from muscle_hf.evaluation.tasks import Item
 from muscle_hf.pipeline.config import LoraSettings, ModelSettings, RunSettings
-from muscle_hf.pipeline.run import Splits, run_task
+from muscle_hf.pipeline.data import Splits
+from muscle_hf.pipeline.run import run_task
 from muscle_hf.pipeline.table import Result
 
 _CARD_TASKS = {

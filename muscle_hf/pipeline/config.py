@@ -12,6 +12,8 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.pipeline.reading import build, convert, nearest, one_of, parse_overrides, put, read_yaml
 
 if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
     from muscle_hf.config import MuscleConfig
 
 
@@ -158,6 +160,17 @@ class RunSettings:
         from muscle_hf.config import MuscleConfig
 
         return MuscleConfig
+
+    @property
+    def plain_class(self) -> type[TrainingArguments]:
+        """The class of the training arguments of task adapters and control."""
+        if self.trainer == "trl":
+            from trl import SFTConfig
+
+            return SFTConfig
+        from transformers import TrainingArguments
+
+        return TrainingArguments
 
     def _check_training(self) -> None:
         for name, section in (("training", self.training), ("task_training", self.task_training)):

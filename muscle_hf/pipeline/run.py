@@ -5,66 +5,35 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from muscle_hf.checkpoints import staged
-from muscle_hf.config import MuscleConfig
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.predictions import Prediction, read_predictions, write_predictions
-from muscle_hf.evaluation.registry import load_items, load_task
-from muscle_hf.evaluation.tasks import Item, Task
+from muscle_hf.evaluation.registry import load_task
+from muscle_hf.evaluation.tasks import Task
 from muscle_hf.pipeline import steps
 from muscle_hf.pipeline.card import card_words, complete_run_card
-from muscle_hf.pipeline.config import DataSettings, ModelSettings, RunSettings, SplitSettings
+from muscle_hf.pipeline.config import ModelSettings, RunSettings
+from muscle_hf.pipeline.data import Splits, TrainingData, load_splits
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, Result
 
 logger = logging.get_logger(__name__)
 
 DONE_FILE = "muscle_step.json"
 RESULT_FILE = "result.json"
+PREDICTIONS = "predictions"
+VERSIONS = {OLD: "v1", NEW: "v2"}
 
 
-@dataclass(frozen=True)
-class Splits:
-    """The items of a run."""
-
-    train: list[Item]
-    validation: list[Item]
-    test: list[Item]
-
-
-def load_splits(task: Task, data: DataSettings) -> Splits:
-    """The items that the settings choose; what is held out for validation are evenly spaced training rows.
-
-    Raises:
-        MuscleError: There are no such rows, or test rows would be trained on.
-    """
-
-    def items(split: SplitSettings) -> list[Item]:
-        return load_items(task, data.source, split.split, start=split.start, limit=split.limit)
-
-    train, test = items(data.train), items(data.test)
-    shared = {item.id for item in train} & {item.id for item in test} if data.train.split == data.test.split else ()
-    if shared:
-        raise MuscleError(
-            f"{len(shared)} test rows are training rows: data.train and data.test take the same rows of "
-            f"{data.test.split!r}; set their start and limit apart"
-        )
-    if data.validation is not None:
-        return Splits(train, items(data.validation), test)
-    every = max(2, round(1 / data.validation_share))
-    held_out = train[every - 1 :: every]
-    kept = [item for index, item in enumerate(train) if index % every != every - 1]
-    return Splits(kept, held_out, test)
-
-
-def run(settings: RunSettings, say: Callable[[str], None] = print) -> Result:
+def run(settings: RunSettings, say: Callable[[str], None] = print) -> Result | None:
     """Do a whole run.
 
     Args:
@@ -73,123 +42,247 @@ def run(settings: RunSettings, say: Callable[[str], None] = print) -> Result:
 
     Returns:
         The figures, also written to ``result.json`` in the output folder, beside ``old``, ``new``, ``control`` and
-        ``muscle`` (the adapters that were trained) and ``predictions``.
+        ``muscle`` (the adapters that were trained) and ``predictions``; None where no task is evaluated.
 
     Raises:
         MuscleError: The settings do not fit together; before anything is trained.
     """
-    task = load_task(settings.task)
-    return run_task(settings, task, load_splits(task, settings.data), say)
+    return make_run(settings, say).whole()
+
+
+def make_run(settings: RunSettings, say: Callable[[str], None] = print) -> Run:
+    """The run that settings describe, with its rows loaded; arguments and errors as of :func:`run`."""
+    task = None if settings.task is None else load_task(settings.task)
+    return Run(settings, task, load_splits(task, settings.data), say)
 
 
 def run_task(settings: RunSettings, task: Task, splits: Splits, say: Callable[[str], None] = print) -> Result:
     """:func:`run` on items that are loaded already."""
-    if task.kind == "classification":
-        raise MuscleError(
-            f"the task {task.name!r} is for a classification head; this command trains causal LMs (use MuscleTrainer "
-            "in a script of your own, docs/trainer.md)"
+    return Run(settings, task, splits, say).whole()
+
+
+class Run:
+    """A run whose steps can be done one by one; each needs those before it, and does them where they are missing.
+
+    Args:
+        settings: What to do.
+        task: What is evaluated; None: nothing.
+        splits: The rows.
+        say: Told the steps, on the main process.
+
+    Raises:
+        MuscleError: The task is not for causal language models.
+    """
+
+    def __init__(self, settings: RunSettings, task: Task | None, splits: Splits, say: Callable[[str], None] = print):
+        if task is not None and task.kind == "classification":
+            raise MuscleError(
+                f"the task {task.name!r} is for a classification head; this command trains causal LMs (use "
+                "MuscleTrainer in a script of your own, docs/trainer.md)"
+            )
+        self.settings, self.task, self.splits = settings, task, splits
+        self.folder = Path(settings.output_dir)
+        self._process = PartialState()
+        self._finished: set[str] = set()
+        self._say = say if self._process.is_main_process else lambda text: None
+        self._how = steps.loading(settings)
+        asked = settings.training
+        self._data = TrainingData.of(
+            steps.load_tokenizer(settings.new),
+            splits.train,
+            splits.validation,
+            # Plain trainers do not know the setting, and must train on the same tokens.
+            answers_only=asked.get("trained_tokens") == "completion" or asked.get("completion_only_loss") is True,
         )
-    process = PartialState()
-    tell = say if process.is_main_process else lambda text: None
-    folder = Path(settings.output_dir)
-    data = steps.TrainingData.of(
-        steps.load_tokenizer(settings.new),
-        splits.train,
-        splits.validation,
-        # Plain trainers do not know the setting, and must train on the same tokens.
-        answers_only=settings.training.get("trained_tokens") == "completion",
-        end_answers=settings.data.end_answers,
-    )
-    training = {"report_to": "none", "logging_strategy": "epoch", "disable_tqdm": False, **settings.training}
-    training = {"save_strategy": "no", "eval_strategy": "epoch" if data.validation else "no", **training}
-    identity = hashlib.sha256(repr((data.train, data.validation)).encode()).hexdigest()
+        # What a stream is read from is in the settings alone.
+        self._identity = (self._data.identity, settings.data if settings.data.streaming else None)
+        defaults = {"report_to": "none", "logging_strategy": "epoch", "disable_tqdm": False, "save_strategy": "no"}
+        defaults["eval_strategy"] = "epoch" if self._data.validates else "no"
+        self.training = {**defaults, **asked}
 
-    def done(name: str, what: str, ingredients: Any, work: Callable[[], Path]) -> Path:
-        steps.free_memory()
-        target = folder / name
-        key = _fingerprint(identity, ingredients, settings.lora, settings.dtype)
-        if _is_done(target, key):
-            tell(f"{what}: done before, in {target}")
-            return target
-        tell(what)
-        work()
-        process.wait_for_everyone()
-        if process.is_main_process:
-            (target / DONE_FILE).write_text(json.dumps({"key": key}) + "\n")
-        process.wait_for_everyone()
-        return target
+    def whole(self) -> Result | None:
+        """All steps."""
+        for name in self.models:
+            self.adapter(name)
+        result = None if self.task is None else self.evaluate()
+        if self._process.is_main_process:
+            if self.task is not None:
+                words = card_words(self.settings, self.task)
+                complete_run_card(self.folder / COMPAT, words, load_result_predictions(self.folder))
+            arguments = steps.training_arguments(self.settings.config_class, self.training, self.folder / COMPAT)
+            steps.publish_compatibility(self.folder / COMPAT, arguments)
+        return result
 
-    def with_adapter(side: ModelSettings, name: str, version: str) -> ModelSettings:
+    @property
+    def models(self) -> list[str]:
+        """The models of the run, in the order of the table."""
+        return [OLD, NEW, *([CONTROL] if self.settings.control else []), COMPAT]
+
+    # ---- Adapters ----
+
+    def side(self, name: str) -> ModelSettings:
+        """The base of a model of the run, with its adapter, which is trained if it is missing."""
+        version = OLD if name == OLD else NEW
+        side = self.settings.old if version == OLD else self.settings.new
+        if name in VERSIONS:
+            return side if side.adapter else dataclasses.replace(side, adapter=str(self.adapter(name)))
+        return dataclasses.replace(side, adapter=str(self.adapter(name)), adapter_revision=None)
+
+    def adapter(self, name: str) -> Path | str:
+        """The adapter of a model, trained if it is missing.
+
+        Args:
+            name: ``old``, ``new``, ``control`` or ``muscle``.
+
+        Returns:
+            Its folder; for a task adapter that the settings name, what they say.
+        """
+        if name in VERSIONS:
+            return self._task_adapter(name)
+        if name == CONTROL:
+            return self._control()
+        return self._compatibility()
+
+    def _task_adapter(self, name: str) -> Path | str:
+        side = self.settings.old if name == OLD else self.settings.new
         if side.adapter:
-            return side
-        task_training = steps.unpublished({**training, **settings.task_training})
-        trained = done(
-            name,
-            f"Task adapter on {version}",
-            (side, task_training),
-            lambda: steps.train_task_adapter(
-                side, data, settings.lora, task_training, folder / name, name=version, dtype=settings.dtype
-            ),
-        )
-        return dataclasses.replace(side, adapter=str(trained))
+            return side.adapter
+        training, version = self._plain_training(), VERSIONS[name]
 
-    old = with_adapter(settings.old, OLD, "v1")
-    new = with_adapter(settings.new, NEW, "v2")
-    adapters = {OLD: old.adapter, NEW: new.adapter}
-    if settings.control:
-        adapters[CONTROL] = done(
-            CONTROL,
-            "Control: v2's adapter, trained on with plain cross-entropy",
-            (new, steps.unpublished(training)),
-            lambda: steps.train_control(new, data, training, folder / CONTROL, name="control", dtype=settings.dtype),
-        )
-    adapters[COMPAT] = done(
-        COMPAT,
-        "Compatibility adapter",
-        (old, new, steps.unpublished(training, MuscleConfig)),
-        lambda: steps.train_compatibility(
-            old, new, data, training, folder / COMPAT, name="MUSCLE", dtype=settings.dtype
-        ),
-    )
-    tell(f"Evaluation on {len(splits.test)} test items")
-    predictions: dict[str, list[Prediction]] = {}
-    for name, adapter in adapters.items():
+        def work(folder: Path) -> None:
+            arguments = steps.training_arguments(self.settings.plain_class, training, folder)
+            model = steps.task_adapter_model(side, self.settings.lora, self._how, arguments.seed)
+            steps.train_plainly(model, self._data, arguments, name=version)
+
+        return self._once(name, f"Task adapter on {version}", self._task_key(name), work)
+
+    def _task_key(self, name: str) -> str:
+        side = self.settings.old if name == OLD else self.settings.new
+        return _fingerprint(side) if side.adapter else self._key(side, self._plain_training())
+
+    def _plain_training(self, *, task: bool = True) -> dict[str, Any]:
+        """Training arguments of task adapters, or of the control, which trains as the compatibility adapter does."""
+        more = self.settings.task_training if task else {}
+        return steps.unpublished({**self.training, **more}, self.settings.plain_class)
+
+    def _control(self) -> Path:
+        training = self._plain_training(task=False)
+
+        def work(folder: Path) -> None:
+            arguments = steps.training_arguments(self.settings.plain_class, training, folder)
+            model = steps.load_task_adapter(self.side(NEW), self._how, trainable=True)
+            steps.train_plainly(model, self._data, arguments, name="control")
+
+        self.adapter(NEW)
+        what = "Control: v2's adapter, trained on with plain cross-entropy"
+        return self._once(CONTROL, what, self._key(self._task_key(NEW), training), work)
+
+    def _compatibility(self) -> Path:
+        def work(folder: Path) -> None:
+            arguments = steps.training_arguments(self.settings.config_class, self.training, folder)
+            model = steps.load_task_adapter(self.side(NEW), self._how, trainable=True)
+            steps.train_compatibility(model, self.side(OLD), self._data, arguments, name="MUSCLE", how=self._how)
+
+        self.adapter(OLD)
+        self.adapter(NEW)
+        training = steps.unpublished(self.training, self.settings.config_class)
+        key = self._key(self._task_key(OLD), self._task_key(NEW), training)
+        return self._once(COMPAT, "Compatibility adapter", key, work)
+
+    # ---- Evaluation ----
+
+    def evaluate(self) -> Result:
+        """The answers of every model to the test items, and what they say of the update.
+
+        Raises:
+            MuscleError: The run has no task.
+        """
+        if self.task is None:
+            raise MuscleError("nothing can be evaluated without a task; set task, and data.test_source")
+        for name in self.models:
+            self.adapter(name)
+        predictions = {name: self._answers(name) for name in self.models}
+        result = Result.of(predictions)
+        if self._process.is_main_process:
+            with staged(self.folder) as stage:
+                content = {"settings": self.settings.to_dict(), "result": result.to_dict()}
+                (stage / RESULT_FILE).write_text(json.dumps(content, indent=2) + "\n")
+        return result
+
+    def _answers(self, name: str) -> list[Prediction]:
+        settings = self.settings
+        side = self.side(name)
+        trained = Path(side.adapter, DONE_FILE)
+        adapter = json.loads(trained.read_text())["key"] if trained.is_file() else _fingerprint(side)
+        how = (settings.dtype, settings.quantization, settings.attention, settings.eval_batch_size)
+        key = _fingerprint(adapter, _rules(self.task), self.splits.test, how)
+        file = self.folder / PREDICTIONS / f"{name}.jsonl"
+        note = file.with_suffix(".key")
+        if file.is_file() and note.is_file() and note.read_text() == key:
+            return read_predictions(file)
+        self._say(f"{len(self.splits.test)} test items: {VERSIONS.get(name, name)}")
         steps.free_memory()
-        side = old if name == OLD else new
-        predictions[name] = steps.answer(
-            side, adapter, task, splits.test, dtype=settings.dtype, batch_size=settings.eval_batch_size
-        )
-    result = Result.of(predictions)
-    if process.is_main_process:
-        _write(folder, settings, predictions, result)
-        complete_run_card(folder / COMPAT, card_words(settings, task), predictions)
-        steps.publish_compatibility(folder / COMPAT, training)
-    return result
+        how = {"how": self._how, "batch_size": settings.eval_batch_size}
+        answers = steps.answer(side, side.adapter, self.task, self.splits.test, **how)
+        if self._process.is_main_process:
+            note.unlink(missing_ok=True)
+            write_predictions(file, answers)
+            note.write_text(key)
+        self._process.wait_for_everyone()
+        return answers
+
+    # ---- Each step once ----
+
+    def _key(self, *ingredients: Any) -> str:
+        settings = self.settings
+        how = (settings.dtype, settings.quantization, settings.attention, settings.trainer)
+        return _fingerprint(self._identity, settings.lora, how, ingredients)
+
+    def _once(self, name: str, what: str, key: str, work: Callable[[Path], None]) -> Path:
+        folder = self.folder / name
+        if name in self._finished:
+            return folder
+        steps.free_memory()
+        note = folder / DONE_FILE
+        before = json.loads(note.read_text()) if note.is_file() else {}
+        self._process.wait_for_everyone()  # before the note is written anew
+        same = before.get("key") == key
+        if same and before.get("done"):
+            self._say(f"{what}: done before, in {folder}")
+        else:
+            self._say(what)
+            if self._process.is_main_process:
+                if before and not same:
+                    logger.warning(f"{folder} was trained with other settings or data; it is trained again.")
+                if not same:
+                    _remove_checkpoints(folder)
+                folder.mkdir(parents=True, exist_ok=True)
+                note.write_text(json.dumps({"key": key, "done": False}) + "\n")
+            self._process.wait_for_everyone()
+            work(folder)
+            self._process.wait_for_everyone()
+            if self._process.is_main_process:
+                note.write_text(json.dumps({"key": key, "done": True}) + "\n")
+            self._process.wait_for_everyone()
+        self._finished.add(name)
+        return folder
 
 
 def load_result_predictions(folder: Path) -> Mapping[str, list[Prediction]]:
     """The predictions of a finished run, by model."""
-    return {file.stem: read_predictions(file) for file in sorted((folder / "predictions").glob("*.jsonl"))}
+    return {file.stem: read_predictions(file) for file in sorted((folder / PREDICTIONS).glob("*.jsonl"))}
 
 
-def _write(folder: Path, settings: RunSettings, predictions: Mapping[str, list[Prediction]], result: Result) -> None:
-    with staged(folder) as stage:
-        for name, answers in predictions.items():
-            (stage / "predictions").mkdir(exist_ok=True)
-            write_predictions(stage / "predictions" / f"{name}.jsonl", answers)
-        content = {"settings": settings.to_dict(), "result": result.to_dict()}
-        (stage / RESULT_FILE).write_text(json.dumps(content, indent=2) + "\n")
+def _rules(task: Task) -> dict[str, Any]:
+    """How a task's answers are made and scored, without functions, whose text differs from process to process."""
+    return {key: value for key, value in vars(task).items() if not callable(value)}
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    # Of other settings or data: going on from them would mix the two.
+    for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        shutil.rmtree(checkpoint)
 
 
 def _fingerprint(*parts: Any) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def _is_done(folder: Path, key: str) -> bool:
-    file = folder / DONE_FILE
-    if not file.is_file():
-        return False
-    if json.loads(file.read_text()).get("key") != key:
-        logger.warning(f"{folder} was trained with other settings or data; it is trained again.")
-        return False
-    return True

@@ -11,59 +11,34 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+from accelerate.utils import gather_object
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from torch import Tensor
+from transformers import (
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from muscle_hf.checkpoints import last_whole_checkpoint, staged
 from muscle_hf.config import MuscleConfig
-from muscle_hf.data import PaddingCollator, encode_items
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.engine import evaluate_task
 from muscle_hf.evaluation.predictions import Prediction
 from muscle_hf.evaluation.tasks import Item, Task
 from muscle_hf.hub.publishing import publish
-from muscle_hf.pipeline.config import LoraSettings, ModelSettings
+from muscle_hf.pipeline.config import LoraSettings, ModelSettings, RunSettings
+from muscle_hf.pipeline.data import TrainingData, is_trl
+from muscle_hf.pipeline.interrupt import StopOnInterrupt
+from muscle_hf.teachers.checks import is_quantized
 from muscle_hf.teachers.kinds import CAUSAL_LM
 from muscle_hf.teachers.loading import load_model, load_task_model
 from muscle_hf.teachers.origin import origin_of
 from muscle_hf.trainer import MuscleTrainer
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingData:
-    """Tokenized rows, the same for task and compatibility adapters.
-
-    Args:
-        tokenizer: v2's, which is also v1's.
-        train: Rows to train on.
-        validation: Rows to select by; may be empty.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    train: list[dict[str, list[int]]]
-    validation: list[dict[str, list[int]]]
-
-    @classmethod
-    def of(
-        cls,
-        tokenizer: PreTrainedTokenizerBase,
-        train: Sequence[Item],
-        validation: Sequence[Item],
-        **how: bool,
-    ) -> TrainingData:
-        """Tokenize items, for every adapter alike; ``how`` is what :func:`muscle_hf.data.encode_items` takes."""
-        parts = (encode_items(tokenizer, items, **how) for items in (train, validation))
-        return cls(tokenizer, *parts)
-
-    def for_trainer(self) -> dict[str, Any]:
-        """The arguments of a ``Trainer`` that hold data."""
-        pad = self.tokenizer.pad_token_id
-        return {
-            "train_dataset": self.train,
-            "eval_dataset": self.validation or None,
-            "data_collator": PaddingCollator(pad_id=0 if pad is None else pad),
-            "processing_class": self.tokenizer,
-        }
 
 
 class QuietProgress(ProgressCallback):
@@ -86,6 +61,24 @@ class QuietProgress(ProgressCallback):
         """No bar of its own for the few batches of a validation set."""
 
 
+def loading(settings: RunSettings) -> dict[str, Any]:
+    """The arguments of ``from_pretrained`` that say how the bases are loaded."""
+    arguments: dict[str, Any] = {"dtype": settings.dtype}
+    if settings.attention is not None:
+        arguments["attn_implementation"] = settings.attention
+    if settings.quantization == "nf4":
+        half = torch.float16 if settings.dtype == "float16" else torch.bfloat16
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=half,
+        )
+    elif settings.quantization == "int8":
+        arguments["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    return arguments
+
+
 def load_tokenizer(side: ModelSettings) -> PreTrainedTokenizerBase:
     """The tokenizer saved with a base.
 
@@ -98,33 +91,20 @@ def load_tokenizer(side: ModelSettings) -> PreTrainedTokenizerBase:
         raise MuscleError(f"no tokenizer can be loaded from {side.base}: {error}") from error
 
 
-def train_task_adapter(
-    side: ModelSettings,
-    data: TrainingData,
-    lora: LoraSettings,
-    settings: Mapping[str, Any],
-    folder: Path,
-    *,
-    name: str,
-    dtype: str = "auto",
-) -> Path:
-    """Train a task adapter with plain cross-entropy and save it.
+def task_adapter_model(side: ModelSettings, lora: LoraSettings, how: Mapping[str, Any], seed: int) -> PeftModel:
+    """A base with a fresh LoRA.
 
     Args:
         side: The base.
-        data: Tokenized rows.
         lora: Of the adapter.
-        settings: Training arguments; those of MuscleConfig alone are left out.
-        folder: Where the adapter goes; checkpoints go below it.
-        name: On the progress bar.
-        dtype: Of the base's weights.
-
-    Returns:
-        ``folder``.
+        how: The base is loaded, see :func:`loading`.
+        seed: The adapter is drawn from.
     """
-    arguments = _training_arguments(TrainingArguments, unpublished(settings), folder)
-    set_seed(arguments.seed)
-    base = load_model(side.base, CAUSAL_LM, {"revision": side.revision or "main", "dtype": dtype})
+    set_seed(seed)
+    base = load_model(side.base, CAUSAL_LM, {"revision": side.revision or "main", **how})
+    if is_quantized(base):
+        # Trainer itself enables the recomputation of activations, as its arguments say.
+        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
@@ -133,62 +113,151 @@ def train_task_adapter(
         task_type=CAUSAL_LM.task_type,
         revision=origin_of(base).revision,
     )
-    return _train_plainly(get_peft_model(base, config), arguments, data, folder, name)
+    return get_peft_model(base, config)
 
 
-def train_control(
-    side: ModelSettings,
-    data: TrainingData,
-    settings: Mapping[str, Any],
-    folder: Path,
-    *,
-    name: str,
-    dtype: str = "auto",
-) -> Path:
-    """Train v2's task adapter on with plain cross-entropy, as long as the compatibility adapter is trained.
+def load_task_adapter(side: ModelSettings, how: Mapping[str, Any], *, trainable: bool) -> PeftModel:
+    """A side's base with its adapter on it."""
+    return load_task_model(
+        side.adapter,
+        CAUSAL_LM,
+        base_model=side.base,
+        base_revision=side.revision,
+        revision=side.adapter_revision,
+        trainable=trainable,
+        **how,
+    )
 
-    The paper's tables lack this control: a fair comparison needs it.
+
+# ---- Training ----
+
+
+def train_plainly(model: PeftModel, data: TrainingData, arguments: TrainingArguments, *, name: str) -> None:
+    """Train an adapter with plain cross-entropy and save it in ``output_dir``: a task adapter, or the control.
+
+    Args:
+        model: With the adapter.
+        data: Its rows.
+        arguments: Those of TRL choose its SFTTrainer. Checkpoints that lie in ``output_dir`` are gone on from.
+        name: On the progress bar.
+
+    Raises:
+        Interrupted: By Ctrl-C; a checkpoint was saved.
     """
-    arguments = _training_arguments(TrainingArguments, unpublished(settings), folder)
-    model = load_task_adapter(side, dtype, trainable=True)
-    return _train_plainly(model, arguments, data, folder, name)
+    trainer = adapter_saving(_trainer_for(arguments))(model, arguments, **data.for_trainer(arguments))
+    _fit(trainer, name)
+    trainer.save_model()
 
 
 def train_compatibility(
+    model: PeftModel,
     old: ModelSettings,
-    new: ModelSettings,
     data: TrainingData,
-    settings: Mapping[str, Any],
-    folder: Path,
+    arguments: MuscleConfig,
     *,
     name: str,
-    dtype: str = "auto",
-) -> Path:
-    """Train the compatibility adapter on v2, from v2's task adapter, and save it."""
-    trainer = MuscleTrainer(
-        load_task_adapter(new, dtype, trainable=True),
-        _training_arguments(MuscleConfig, settings, folder),
+    how: Mapping[str, Any],
+) -> None:
+    """Train the compatibility adapter on v2, from v2's task adapter, and save it in ``output_dir``.
+
+    Args:
+        model: v2's task model.
+        old: v1.
+        data: The rows that the task adapters were trained on.
+        arguments: Those of TRL choose :class:`~muscle_hf.MuscleSFTTrainer`.
+        name: On the progress bar.
+        how: The bases are loaded; precision and quantization of v1's follow v2's.
+
+    Raises:
+        Interrupted: By Ctrl-C; a checkpoint was saved.
+    """
+    where = {"revision": old.adapter_revision, "base_model": old.base, "base_revision": old.revision}
+    attention = {key: how[key] for key in how if key == "attn_implementation"}
+    trainer = _trainer_for(arguments)(
+        model,
+        arguments,
         old_model=old.adapter,
-        old_model_kwargs={"revision": old.adapter_revision, "base_model": old.base, "base_revision": old.revision},
-        **data.for_trainer(),
+        old_model_kwargs={**where, **attention},
+        **data.for_trainer(arguments),
     )
-    _quiet(trainer, name)
-    trainer.train()
+    _fit(trainer, name)
     # As an internal call: it is published at the end of the run, with its flips on the card.
     trainer.save_model(_internal_call=True)
-    if trainer.args.should_save:
-        trainer.write_card(str(folder))
-    return folder
+    if arguments.should_save:
+        trainer.write_card(arguments.output_dir)
+
+
+def _trainer_for(arguments: TrainingArguments) -> type[Trainer]:
+    """The trainer that goes with training arguments."""
+    own = isinstance(arguments, MuscleConfig)
+    if not is_trl(arguments):
+        return MuscleTrainer if own else Trainer
+    if own:
+        from muscle_hf.sft import MuscleSFTTrainer
+
+        return MuscleSFTTrainer
+    from trl import SFTTrainer
+
+    return SFTTrainer
+
+
+def _fit(trainer: Trainer, name: str) -> None:
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    if not trainer.args.disable_tqdm:
+        trainer.add_callback(QuietProgress(name))
+    with StopOnInterrupt(trainer, name):
+        checkpoint = last_whole_checkpoint(trainer.args.output_dir)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+def adapter_saving(cls: type[Trainer]) -> type[Trainer]:
+    """A trainer that saves its adapter and nothing else.
+
+    Trainer's own saving adds a pickle of the arguments with the Hub token in it, and TRL's a card.
+    """
+
+    class AdapterSaving(cls):
+        _save_checkpoint = Trainer._save_checkpoint
+
+        def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+            if not self.args.should_save:
+                return
+            with staged(output_dir or self.args.output_dir) as folder:
+                self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
+                (folder / "README.md").unlink(missing_ok=True)  # names the base by its place on this disk
+                self.processing_class.save_pretrained(folder)
+
+    return AdapterSaving
+
+
+# ---- Evaluation ----
 
 
 def answer(
-    side: ModelSettings, adapter: str | Path, task: Task, items: Sequence[Item], *, dtype: str, batch_size: int | None
+    side: ModelSettings,
+    adapter: str | Path,
+    task: Task,
+    items: Sequence[Item],
+    *,
+    how: Mapping[str, Any],
+    batch_size: int | None,
 ) -> list[Prediction]:
-    """What a base with an adapter answers to the items of a task."""
-    model = load_task_adapter(dataclasses.replace(side, adapter=str(adapter)), dtype, trainable=False)
-    model.to(PartialState().device)
+    """What a base with an adapter answers to the items of a task; several processes share the items."""
+    state = PartialState()
+    model = load_task_adapter(dataclasses.replace(side, adapter=str(adapter)), how, trainable=False)
+    if not is_quantized(model):
+        model.to(state.device)
+    mine = items[state.process_index :: state.num_processes]
     tokenizer = load_tokenizer(side)
-    return evaluate_task(model.eval(), tokenizer, task, items, batch_size=batch_size)
+    found = evaluate_task(model.eval(), tokenizer, task, mine, batch_size=batch_size) if mine else []
+    if state.num_processes == 1:
+        return found
+    by_id = {prediction.id: prediction for prediction in gather_object(found)}
+    return [by_id[item.id] for item in items]
+
+
+# ---- Settings ----
 
 
 def unpublished(settings: Mapping[str, Any], cls: type[TrainingArguments] = TrainingArguments) -> dict[str, Any]:
@@ -200,9 +269,8 @@ def unpublished(settings: Mapping[str, Any], cls: type[TrainingArguments] = Trai
     }
 
 
-def publish_compatibility(folder: Path, settings: Mapping[str, Any]) -> None:
+def publish_compatibility(folder: Path, arguments: TrainingArguments) -> None:
     """Publish the compatibility adapter with its finished card, if the training arguments say ``push_to_hub``."""
-    arguments = _training_arguments(MuscleConfig, settings, folder)
     if arguments.push_to_hub:
         publish(
             folder,
@@ -213,46 +281,14 @@ def publish_compatibility(folder: Path, settings: Mapping[str, Any]) -> None:
         )
 
 
-def load_task_adapter(side: ModelSettings, dtype: str, *, trainable: bool) -> PeftModel:
-    """A side's base with its adapter on it."""
-    return load_task_model(
-        side.adapter,
-        CAUSAL_LM,
-        base_model=side.base,
-        base_revision=side.revision,
-        revision=side.adapter_revision,
-        trainable=trainable,
-        dtype=dtype,
-    )
-
-
-def _training_arguments(cls: type[TrainingArguments], settings: Mapping[str, Any], folder: Path) -> TrainingArguments:
+def training_arguments(cls: type[TrainingArguments], settings: Mapping[str, Any], folder: Path) -> TrainingArguments:
+    """Training arguments of a class, of the settings that it knows."""
     return cls(output_dir=str(folder), **_known(cls, settings))
 
 
 def _known(cls: type[TrainingArguments], settings: Mapping[str, Any]) -> dict[str, Any]:
     known = {setting.name for setting in dataclasses.fields(cls)}
     return {key: value for key, value in settings.items() if key in known}
-
-
-def _train_plainly(
-    model: PeftModel, arguments: TrainingArguments, data: TrainingData, folder: Path, name: str
-) -> Path:
-    trainer = Trainer(model, arguments, **data.for_trainer())
-    _quiet(trainer, name)
-    trainer.train()
-    if trainer.args.should_save:
-        # Not Trainer's own saving, which adds a pickle of the arguments with the Hub token in it.
-        model.save_pretrained(folder)
-        data.tokenizer.save_pretrained(folder)
-    return folder
-
-
-def _quiet(trainer: Trainer, name: str) -> None:
-    for callback in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(callback)
-    if not trainer.args.disable_tqdm:
-        trainer.add_callback(QuietProgress(name))
 
 
 def free_memory() -> None:

@@ -1,0 +1,248 @@
+"""The rows of a run: loaded, split, and in the form that the trainers take."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from muscle_hf.data import PaddingCollator, encode_items
+from muscle_hf.errors import MissingDependencyError, MuscleError
+from muscle_hf.evaluation.registry import load_items, to_item
+from muscle_hf.evaluation.rows import find_rows, read_rows
+from muscle_hf.evaluation.tasks import Item, Source, Task
+from muscle_hf.pipeline.config import DataSettings, SplitSettings
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+    from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+RowFormat = Literal["tokenized", "messages", "prompt-completion", "text"]
+# What a stream is read with, by file name ending.
+_STREAM_BUILDERS = {"jsonl": "json", "json": "json", "csv": "csv", "tsv": "csv", "parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The rows of a run.
+
+    Args:
+        train: Items of a task, or rows as TRL takes them.
+        validation: Likewise; may be empty.
+        test: Items of a task; empty where nothing is evaluated.
+    """
+
+    train: Sequence[Item] | Dataset | IterableDataset
+    validation: Sequence[Item] | Dataset | IterableDataset
+    test: Sequence[Item]
+
+
+def load_splits(task: Task | None, data: DataSettings) -> Splits:
+    """The rows that the settings choose; what is held out for validation are evenly spaced training rows.
+
+    Raises:
+        MuscleError: There are no such rows, test rows would be trained on, or columns are missing.
+    """
+    source = _source(data, task)
+    test: Sequence[Item] = []
+    if task is not None:
+        place = source if data.test_source is None and data.format == "task" else data.test_source
+        test = load_items(task, place, data.test.split, start=data.test.start, limit=data.test.limit)
+        _refuse_overlap(data, test)
+    if data.format == "task" and not data.streaming:
+
+        def items(split: SplitSettings) -> list[Item]:
+            return load_items(task, source, split.split, start=split.start, limit=split.limit)
+
+        train = items(data.train)
+        if data.validation is not None:
+            return Splits(train, items(data.validation), test)
+        return Splits(*_hold_out(train, data.validation_share), test)
+    train = _dataset(source, task, data, data.train)
+    if data.validation is not None:
+        return Splits(train, _dataset(source, task, data, data.validation), test)
+    return Splits(*_hold_out(train, data.validation_share), test)
+
+
+def _source(data: DataSettings, task: Task | None) -> str | Source | None:
+    if data.source is None or (data.name is None and data.revision is None):
+        if data.revision is not None and task is not None and task.source is not None:
+            return replace(task.source, revision=data.revision)
+        return data.source
+    if Path(data.source).exists():
+        raise MuscleError("data.name and data.revision belong to a dataset on the Hub; data.source is on this disk")
+    splits = task.source.splits if task is not None and task.source is not None else {}
+    return Source(data.source, data.name, data.revision, splits)
+
+
+def _refuse_overlap(data: DataSettings, test: Sequence[Item]) -> None:
+    same_rows = data.train.split == data.test.split and data.test_source is None and data.format == "task"
+    stop = math.inf if data.train.limit is None else data.train.start + data.train.limit
+    first, last = data.test.start, data.test.start + len(test)
+    shared = int(max(0, min(stop, last) - max(data.train.start, first))) if same_rows else 0
+    if shared:
+        raise MuscleError(
+            f"{shared} test rows are training rows: data.train and data.test take the same rows of "
+            f"{data.test.split!r}; set their start and limit apart"
+        )
+
+
+def _hold_out(train: Any, share: float) -> tuple[Any, Any]:
+    every = max(2, round(1 / share))
+    if isinstance(train, list):
+        return [item for index, item in enumerate(train) if index % every != every - 1], train[every - 1 :: every]
+    if hasattr(train, "select"):
+        count = len(train)
+        kept = [index for index in range(count) if index % every != every - 1]
+        return train.select(kept), train.select(range(every - 1, count, every))
+    return (
+        train.filter(lambda row, index: index % every != every - 1, with_indices=True),
+        train.filter(lambda row, index: index % every == every - 1, with_indices=True),
+    )
+
+
+# ---- Rows as TRL takes them ----
+
+
+def row_format(columns: Sequence[str], text_field: str = "text") -> RowFormat:
+    """The kind of rows by their columns, as TRL's SFTTrainer tells it.
+
+    Raises:
+        MuscleError: None of them.
+    """
+    if "input_ids" in columns:
+        return "tokenized"
+    if "messages" in columns or "conversations" in columns:
+        return "messages"
+    if {"prompt", "completion"} <= set(columns):
+        return "prompt-completion"
+    if text_field in columns:
+        return "text"
+    raise MuscleError(
+        f"the rows have the columns {', '.join(columns)}; with data.format: trl they need 'text', 'prompt' and "
+        "'completion', 'messages', or 'input_ids' (or set data.format: task and a task that reads such rows)"
+    )
+
+
+def _dataset(
+    source: str | Source | None, task: Task | None, data: DataSettings, split: SplitSettings
+) -> Dataset | IterableDataset:
+    """Rows of one split as a dataset; streamed ones of a task become prompts and completions."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingDependencyError("datasets", "data", "data.format: trl or data.streaming") from error
+    names = task.source.splits if task is not None and task.source is not None else {}
+    place = find_rows(source if source is not None else task.source, split.split, splits=names)
+    if isinstance(place, Source):
+        name = place.splits.get(split.split, split.split)
+        rows = datasets.load_dataset(
+            place.path, place.name, split=name, revision=place.revision, streaming=data.streaming
+        )
+    elif data.streaming:
+        ending = place.name.removesuffix(".gz").rpartition(".")[2].lower()
+        rows = datasets.load_dataset(_STREAM_BUILDERS[ending], data_files=str(place), split="train", streaming=True)
+    else:
+        rows = datasets.Dataset.from_list(read_rows(place, split.split))
+    rows = _part(rows, split)
+    if data.format == "task":
+        return rows.map(lambda row, index: _as_prompt(to_item(task, row, index)), with_indices=True).select_columns(
+            ["prompt", "completion"]
+        )
+    return rows
+
+
+def _part(rows: Dataset | IterableDataset, split: SplitSettings) -> Dataset | IterableDataset:
+    if not hasattr(rows, "select"):
+        rows = rows.skip(split.start) if split.start else rows
+        return rows if split.limit is None else rows.take(split.limit)
+    stop = len(rows) if split.limit is None else min(len(rows), split.start + split.limit)
+    if not 0 <= split.start < stop:
+        raise MuscleError(f"rows {split.start} to {stop} of {len(rows)} are nothing; check start and limit")
+    return rows.select(range(split.start, stop))
+
+
+def _as_prompt(item: Item) -> dict[str, str]:
+    return {"prompt": item.prompt, "completion": item.target}
+
+
+# ---- What trainers take ----
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Rows for training, the same for task and compatibility adapters.
+
+    Args:
+        tokenizer: v2's, which is also v1's.
+        train: Tokenized rows; or rows that TRL tokenizes.
+        validation: Likewise; may be empty.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    train: Any
+    validation: Any
+
+    @classmethod
+    def of(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        train: Sequence[Item] | Dataset | IterableDataset,
+        validation: Sequence[Item] | Dataset | IterableDataset,
+        *,
+        answers_only: bool = False,
+    ) -> TrainingData:
+        """Tokenize items; ``answers_only`` leaves the context's tokens untrained, for every adapter alike.
+
+        Rows that TRL tokenizes stay as they are.
+        """
+
+        def prepared(rows: Any) -> Any:
+            is_items = isinstance(rows, Sequence)
+            return encode_items(tokenizer, rows, answers_only=answers_only) if is_items else rows
+
+        return cls(tokenizer, prepared(train), prepared(validation))
+
+    @property
+    def identity(self) -> str:
+        """A hash that changes with the rows; of a stream only with what they are read from."""
+        parts = [
+            rows if isinstance(rows, list) else getattr(rows, "_fingerprint", None) or repr(rows)
+            for rows in (self.train, self.validation)
+        ]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    @property
+    def validates(self) -> bool:
+        """Whether there are rows to select by."""
+        return not hasattr(self.validation, "__len__") or len(self.validation) > 0
+
+    def for_trainer(self, arguments: TrainingArguments) -> dict[str, Any]:
+        """The arguments of a trainer that hold data.
+
+        Args:
+            arguments: Of the trainer; those of TRL's get datasets, which it tokenizes and collates.
+        """
+        if is_trl(arguments):
+            parts = [_as_dataset(self.train), _as_dataset(self.validation) if self.validates else None]
+            collator = {}
+        else:
+            parts = [self.train, self.validation or None]
+            pad = self.tokenizer.pad_token_id
+            collator = {"data_collator": PaddingCollator(pad_id=0 if pad is None else pad)}
+        data = {"train_dataset": parts[0], "eval_dataset": parts[1], "processing_class": self.tokenizer}
+        return {**data, **collator}
+
+
+def is_trl(arguments: TrainingArguments) -> bool:
+    """Whether training arguments are those of TRL's ``SFTTrainer``."""
+    return any(cls.__name__ == "SFTConfig" for cls in type(arguments).__mro__)
+
+
+def _as_dataset(rows: Any) -> Any:
+    from datasets import Dataset
+
+    return Dataset.from_list(rows) if isinstance(rows, list) else rows
