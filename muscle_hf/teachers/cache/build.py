@@ -165,7 +165,7 @@ def build_cache(
     plan = plan_cache(dataset, collate, store, batch_size, rules, trained_labels, share)
     if plan.sequences and plan.uncacheable == plan.sequences:
         raise MuscleError(
-            f"no row of this dataset can be cached for {type(teacher.model).__name__}: what the model computes for it "
+            f"no row of this dataset can be cached for {type(base_of(teacher.model)).__name__}: what the model computes for it "
             f"depends on more than its own content ({rules.excluded or 'inputs without text'}); train without the "
             "cache"
         )

@@ -271,7 +271,7 @@ class _Batch:
                 continue
             if not isinstance(value, np.ndarray) or value.ndim == 0 or (self.rows == 1 and len(value) != 1):
                 parts[name] = value
-            elif value.shape[:2] == self.ids.shape:
+            elif value.shape[:2] == self.ids.shape and (value.ndim == 2 or value.dtype.kind in "iub"):
                 parts[name] = value[row][member]
             elif len(value) == self.rows and self._one_each():
                 parts[name] = value[row]
