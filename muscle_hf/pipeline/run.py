@@ -22,8 +22,9 @@ from muscle_hf.evaluation.tasks import Task
 from muscle_hf.pipeline import steps
 from muscle_hf.pipeline.card import card_words, complete_run_card
 from muscle_hf.pipeline.config import ModelSettings, RunSettings
-from muscle_hf.pipeline.data import Splits, TrainingData, load_splits
+from muscle_hf.pipeline.data import Splits, TrainingData, check_rows, load_splits
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, Result
+from muscle_hf.trainer import MuscleTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -87,8 +88,11 @@ class Run:
         self._say = say if self._process.is_main_process else lambda text: None
         self._how = steps.loading(settings)
         asked = settings.training
+        tokenizer = steps.load_tokenizer(settings.new)
+        if settings.data.format == "trl":
+            check_rows(splits.train, settings, tokenizer)
         self._data = TrainingData.of(
-            steps.load_tokenizer(settings.new),
+            tokenizer,
             splits.train,
             splits.validation,
             # Plain trainers do not know the setting, and must train on the same tokens.
@@ -179,15 +183,25 @@ class Run:
 
     def _compatibility(self) -> Path:
         def work(folder: Path) -> None:
-            arguments = steps.training_arguments(self.settings.config_class, self.training, folder)
-            model = steps.load_task_adapter(self.side(NEW), self._how, trainable=True)
-            steps.train_compatibility(model, self.side(OLD), self._data, arguments, name="MUSCLE", how=self._how)
+            steps.train_compatibility(self.compatibility_trainer(folder), name="MUSCLE")
 
         self.adapter(OLD)
         self.adapter(NEW)
         training = steps.unpublished(self.training, self.settings.config_class)
         key = self._key(self._task_key(OLD), self._task_key(NEW), training)
         return self._once(COMPAT, "Compatibility adapter", key, work)
+
+    def compatibility_trainer(self, folder: Path, **changed: Any) -> MuscleTrainer:
+        """The trainer of the compatibility adapter; the task adapters are trained if they are missing.
+
+        Args:
+            folder: Its ``output_dir``.
+            changed: Training arguments in place of the settings'.
+        """
+        old, new = self.side(OLD), self.side(NEW)
+        arguments = steps.training_arguments(self.settings.config_class, {**self.training, **changed}, folder)
+        model = steps.load_task_adapter(new, self._how, trainable=True)
+        return steps.compatibility_trainer(model, old, self._data, arguments, how=self._how)
 
     # ---- Evaluation ----
 

@@ -149,42 +149,44 @@ def train_plainly(model: PeftModel, data: TrainingData, arguments: TrainingArgum
     trainer.save_model()
 
 
-def train_compatibility(
-    model: PeftModel,
-    old: ModelSettings,
-    data: TrainingData,
-    arguments: MuscleConfig,
-    *,
-    name: str,
-    how: Mapping[str, Any],
-) -> None:
-    """Train the compatibility adapter on v2, from v2's task adapter, and save it in ``output_dir``.
+def compatibility_trainer(
+    model: PeftModel, old: ModelSettings, data: TrainingData, arguments: MuscleConfig, *, how: Mapping[str, Any]
+) -> MuscleTrainer:
+    """The trainer of the compatibility adapter on v2, from v2's task adapter.
 
     Args:
         model: v2's task model.
         old: v1.
         data: The rows that the task adapters were trained on.
         arguments: Those of TRL choose :class:`~muscle_hf.MuscleSFTTrainer`.
-        name: On the progress bar.
         how: The bases are loaded; precision and quantization of v1's follow v2's.
-
-    Raises:
-        Interrupted: By Ctrl-C; a checkpoint was saved.
     """
     where = {"revision": old.adapter_revision, "base_model": old.base, "base_revision": old.revision}
     attention = {key: how[key] for key in how if key == "attn_implementation"}
-    trainer = _trainer_for(arguments)(
+    return _trainer_for(arguments)(
         model,
         arguments,
         old_model=old.adapter,
         old_model_kwargs={**where, **attention},
         **data.for_trainer(arguments),
     )
+
+
+def train_compatibility(trainer: MuscleTrainer, *, name: str) -> None:
+    """Train the compatibility adapter and save it in ``output_dir``.
+
+    Args:
+        trainer: From :func:`compatibility_trainer`.
+        name: On the progress bar.
+
+    Raises:
+        Interrupted: By Ctrl-C; a checkpoint was saved.
+    """
     _fit(trainer, name)
     # As an internal call: it is published at the end of the run, with its flips on the card.
     trainer.save_model(_internal_call=True)
-    if arguments.should_save:
-        trainer.write_card(arguments.output_dir)
+    if trainer.args.should_save:
+        trainer.write_card(trainer.args.output_dir)
 
 
 def _trainer_for(arguments: TrainingArguments) -> type[Trainer]:

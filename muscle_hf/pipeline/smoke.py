@@ -1,0 +1,106 @@
+"""A recipe tried out in a minute: the same settings on tiny random models and a few rows of the same form."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from muscle_hf import demo
+from muscle_hf.bundled import bundled
+from muscle_hf.errors import MuscleError
+from muscle_hf.pipeline.config import ModelSettings, RunSettings, SplitSettings
+
+TRAIN_ROWS, TEST_ROWS = 8, 4
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}Answer: {% generation %}"
+    "{{ message['content'] }}{{ eos_token }}{% endgeneration %}\n{% else %}{{ message['content'] }}\n{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}Answer: {% endif %}"
+)
+# Settings that need a GPU, and what stands in for them without one.
+_NEEDS_CUDA = {"optim": "adamw_torch", "tf32": None}
+
+
+def smoke_settings(settings: RunSettings) -> RunSettings:
+    """Settings with tiny models and few rows put in; all others stay, so that they are tried out too.
+
+    Args:
+        settings: Of a run.
+
+    Returns:
+        They write into ``smoke`` under the run's output folder. Rows come from ``recipes/samples`` (our own, in the
+        form of the real data set) if there are some for the task, otherwise from the run's own data.
+
+    Raises:
+        MuscleError: There is neither a sample nor a source.
+    """
+    folder = Path(settings.output_dir, "smoke")
+    old, new = (ModelSettings(str(tiny_model(folder / "models" / name, seed))) for name, seed in _MODELS)
+    training = {**settings.training, "max_steps": 2, "per_device_train_batch_size": 2, "push_to_hub": False}
+    task_training = dict(settings.task_training)
+    if not torch.cuda.is_available():
+        for section in (training, task_training):
+            section.update({key: value for key, value in _NEEDS_CUDA.items() if key in section})
+    return dataclasses.replace(
+        settings,
+        old=old,
+        new=new,
+        output_dir=str(folder),
+        data=_few_rows(settings),
+        training=training,
+        task_training=task_training,
+        attention=settings.attention if torch.cuda.is_available() else None,
+    )
+
+
+_MODELS = (("v1", 1), ("v2", 2))
+
+
+def _few_rows(settings: RunSettings) -> object:
+    data = settings.data
+    sample = bundled("recipes") / "samples" / f"{settings.task}.jsonl"
+    if data.format == "task" and sample.is_file():
+        rows = {"source": str(sample), "name": None, "revision": None, "test_source": None, "validation": None}
+        train, test = SplitSettings("sample", 0, TRAIN_ROWS), SplitSettings("sample", TRAIN_ROWS, TEST_ROWS)
+        return dataclasses.replace(data, **rows, train=train, test=test)
+    if data.source is None:
+        raise MuscleError(f"there is no sample of {settings.task}; name rows with --data.source")
+
+    def few(split: SplitSettings, limit: int) -> SplitSettings:
+        return dataclasses.replace(split, limit=min(limit, split.limit or limit))
+
+    validation = None if data.validation is None else few(data.validation, TEST_ROWS)
+    train, test = few(data.train, TRAIN_ROWS), few(data.test, TEST_ROWS)
+    return dataclasses.replace(data, train=train, validation=validation, test=test)
+
+
+def tiny_model(folder: Path, seed: int) -> Path:
+    """Make a random Llama of some thousand parameters, with the demo's tokenizer.
+
+    Args:
+        folder: Where it goes.
+        seed: Of its weights.
+
+    Returns:
+        ``folder``.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(demo.base("v2"))
+    tokenizer.chat_template = _CHAT_TEMPLATE
+    tokenizer.model_max_length = 4096
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=4096,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(seed)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
