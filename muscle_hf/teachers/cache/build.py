@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -126,7 +127,7 @@ def build_cache(
     store: RowStore,
     batch_size: int = 8,
     *,
-    head: Head | None = None,
+    autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     rules: KeyRules | None = None,
     trained_labels: Callable[[Batch], Tensor] | None = None,
     share: tuple[int, int] = (0, 1),
@@ -142,7 +143,7 @@ def build_cache(
         collate: Makes a batch of rows.
         store: Gets the sequences; of this teacher's fingerprint.
         batch_size: Rows per forward pass.
-        head: The teacher's output head; made of its model by default.
+        autocast: Makes the context in which its forward runs.
         rules: What the teacher's hidden states depend on; from its model by default.
         trained_labels: Aligned labels of a batch, -100 where nothing is trained; every label that is not -100 by
             default.
@@ -159,21 +160,21 @@ def build_cache(
             head of its own, or a write failed.
     """
     kind = kind_of(teacher.model)
-    head = head or Head(teacher.model)
+    body = _Body(teacher, autocast)
     rules = rules or KeyRules.of(teacher.model, kind)
     trained_labels = trained_labels or (lambda batch: kind.trained_labels(batch["labels"]))
     plan = plan_cache(dataset, collate, store, batch_size, rules, trained_labels, share)
     if plan.sequences and plan.uncacheable == plan.sequences:
+        model = type(base_of(teacher.model)).__name__
         raise MuscleError(
-            f"no row of this dataset can be cached for {type(base_of(teacher.model)).__name__}: what the model computes for it "
-            f"depends on more than its own content ({rules.excluded or 'inputs without text'}); train without the "
-            "cache"
+            f"no row of this dataset can be cached for {model}: what it computes for one depends on more than its own "
+            f"content ({rules.excluded or 'inputs without text'}); train without the cache"
         )
     checked = False
     with tqdm(total=plan.missing, desc=name, unit="row", disable=not progress) as bar:
         for indices in plan.batches:
             batch = collate([dataset[index] for index in indices])
-            rows = _rows_of(teacher, head, batch, trained_labels(batch), rules, store)
+            rows = body.rows_of(batch, trained_labels(batch), rules, store)
             if not checked and rows:
                 columns = {column: Column.of(tensor) for column, tensor in next(iter(rows.values())).items()}
                 needed = predicted_bytes(plan.missing, plan.missing_tokens, columns)
@@ -182,7 +183,7 @@ def build_cache(
                         f"{name}: {plan.missing:,} of {plan.sequences:,} sequences to compute, "
                         f"{plan.missing_tokens:,} tokens, {human_bytes(needed)}"
                     )
-                require_space(store.folder, needed)
+                require_space(store.folder, needed * share[1])  # the others write about as much
                 checked = True
             store.put_rows(list(rows), list(rows.values()))
             bar.update(len(rows))
@@ -190,34 +191,39 @@ def build_cache(
     return plan
 
 
-def _rows_of(
-    teacher: Teacher, head: Head, batch: Batch, labels: Tensor, rules: KeyRules, store: RowStore
-) -> dict[bytes, Row]:
-    """What of a batch is not in the store yet."""
-    parts = row_keys(batch, labels, rules, with_labels=store.with_labels)
-    device = next(teacher.model.parameters()).device
-    moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-    with torch.no_grad():
+class _Body:
+    """A teacher that is run for its hidden states."""
+
+    def __init__(self, teacher: Teacher, autocast: Callable[[], contextlib.AbstractContextManager]):
+        self.teacher, self.autocast = teacher, autocast
+        self.head = Head(teacher.model, autocast)
+        self.device = next(teacher.model.parameters()).device
+
+    def rows_of(self, batch: Batch, labels: Tensor, rules: KeyRules, store: RowStore) -> dict[bytes, Row]:
+        """What of a batch is not in the store yet."""
+        parts = row_keys(batch, labels, rules, with_labels=store.with_labels)
         chosen, _ = trained_rows(labels)
-        hidden = aligned(_hidden(teacher, head, moved), labels)[chosen.to(device)]
-        counts = [part.count for part in parts]
-        pieces = zip(parts, hidden.split(counts), labels[chosen].to(device).split(counts), strict=True)
-        return {
-            part.key: store.row_of(states, answers, head)
-            for part, states, answers in pieces
-            if part.key is not None and part.key not in store
-        }
+        with torch.no_grad():
+            hidden = aligned(self.hidden(batch), labels)[chosen.to(self.device)]
+            counts = [part.count for part in parts]
+            pieces = zip(parts, hidden.split(counts), labels[chosen].to(self.device).split(counts), strict=True)
+            return {
+                part.key: store.row_of(states, answers, self.head)
+                for part, states, answers in pieces
+                if part.key is not None and part.key not in store
+            }
 
-
-def _hidden(teacher: Teacher, head: Head, inputs: Batch) -> Tensor:
-    with head.captured() as found:
-        logits = teacher.logits(inputs)
-    if not head.explains(found, logits):
-        raise MuscleError(
-            f"{type(base_of(teacher.model)).__name__} does more behind its output layer than is known here, so its "
-            "hidden states alone do not give its logits; train without the cache"
-        )
-    return found[0]
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states, (B, L, d)."""
+        moved = {name: v.to(self.device) if isinstance(v, Tensor) else v for name, v in batch.items()}
+        with self.autocast(), self.head.captured() as found:
+            logits = self.teacher.logits(moved)
+        if not self.head.explains(found, logits):
+            raise MuscleError(
+                f"{type(base_of(self.teacher.model)).__name__} does more behind its output layer than is known here, "
+                "so its hidden states alone do not give its logits; train without the cache"
+            )
+        return found[0]
 
 
 def _length(row: Any) -> int:

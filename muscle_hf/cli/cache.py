@@ -1,0 +1,49 @@
+"""``muscle-hf cache``: compute the hidden states of a run's teachers before it trains."""
+
+from __future__ import annotations
+
+import argparse
+
+# What the parser does not know are settings of the run.
+TAKES_OVERRIDES = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML with the settings of the run")
+    parser.add_argument("--cache", metavar="DIR", help="folder of the cache (default: the run's teacher_cache)")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="rows per forward pass (default: evaluation's)"
+    )
+    parser.epilog = (
+        "Every setting of the file can be given on the command line too, as for `muscle-hf train`; task adapters that "
+        "are missing are trained first. What is cached already is not computed again."
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fill the cache and say what it holds."""
+    from muscle_hf.errors import MuscleError
+    from muscle_hf.pipeline.config import load_settings
+
+    settings = load_settings(args.config, args.overrides)
+    folder = args.cache or settings.training.get("teacher_cache")
+    if not folder:
+        raise MuscleError("where should the cache be? Name a folder with --cache DIR, or set training.teacher_cache")
+    if args.batch_size is not None and args.batch_size < 1:
+        raise MuscleError(f"--batch-size is {args.batch_size}; it must be at least 1")
+    from rich.console import Console
+
+    from muscle_hf.pipeline.caching import cache_run
+    from muscle_hf.pipeline.steps import hush
+
+    hush()
+    console = Console(highlight=False, soft_wrap=True)
+    for role, cached in cache_run(settings, folder, args.batch_size, console.print).items():
+        computed = sum(plan.missing for plan in cached.plans)
+        console.print(
+            f"{role} model: {cached.sequences:,} sequences in {cached.folder}, {computed:,} of them computed now"
+        )
+        if uncacheable := sum(plan.uncacheable for plan in cached.plans):
+            console.print(f"  {uncacheable:,} rows depend on more than their own content and stay out of the cache")
+    return 0

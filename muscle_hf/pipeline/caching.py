@@ -1,0 +1,127 @@
+"""Filling a run's teacher cache ahead of its training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import IterableDataset
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.pipeline.config import RunSettings
+from muscle_hf.pipeline.run import make_run
+from muscle_hf.pipeline.table import COMPAT
+from muscle_hf.teachers.cache import CachePlan, HiddenStore, KeyRules, build_cache, teacher_fingerprint
+from muscle_hf.trainer import MuscleTrainer
+
+
+@dataclass(frozen=True)
+class Cached:
+    """What is in the cache of one teacher.
+
+    Args:
+        plans: What was missing, per data set.
+        folder: Where it is.
+        sequences: How many the folder holds.
+    """
+
+    plans: list[CachePlan]
+    folder: str
+    sequences: int
+
+
+def cache_run(
+    settings: RunSettings, folder: str | os.PathLike, batch_size: int | None = None, say: Callable[[str], None] = print
+) -> dict[str, Cached]:
+    """:func:`cache_teachers` for the compatibility adapter of a run; task adapters that are missing are trained first.
+
+    Args:
+        settings: Of the run.
+        folder: Of the cache.
+        batch_size: Rows per forward pass.
+        say: Told the steps and sizes, on the main process.
+    """
+    whole = make_run(settings, say)
+    # Teachers that would read the cache themselves are of no use to fill it.
+    changed = {"teacher_cache": None} if "teacher_cache" in whole.training else {}
+    trainer = whole.compatibility_trainer(whole.folder / COMPAT, **changed)
+    return cache_teachers(trainer, folder, batch_size=batch_size, say=say)
+
+
+def cache_teachers(
+    trainer: MuscleTrainer,
+    folder: str | os.PathLike,
+    *,
+    batch_size: int | None = None,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Cached]:
+    """Compute the hidden states of both teachers on a trainer's training and evaluation rows.
+
+    What is there already is not computed again, so an interrupted call goes on where it stopped. Started by
+    ``accelerate launch``, the processes share the rows.
+
+    Args:
+        trainer: Has the teachers, the rows, the collator, the precision.
+        folder: Of the cache.
+        batch_size: Rows per forward pass; the trainer's for evaluation by default.
+        say: Told the sizes before anything is written.
+
+    Returns:
+        Of each teacher, ``old`` and ``new``.
+
+    Raises:
+        MuscleError: The rows are a stream, the model cannot be cached, or the disk is too small.
+    """
+    accelerator = trainer.accelerator
+    found = {}
+    for role, teacher in trainer.teachers.items():
+        described = None if trainer.provenance is None else getattr(trainer.provenance, role)
+        fingerprint = teacher_fingerprint(
+            teacher, trainer.tokenizer, autocast=accelerator.mixed_precision, provenance=described
+        )
+        with HiddenStore(folder, fingerprint) as store:
+            plans = [
+                build_cache(
+                    teacher,
+                    rows,
+                    collate,
+                    store,
+                    batch_size or trainer.args.eval_batch_size,
+                    autocast=accelerator.autocast,
+                    rules=KeyRules.of(teacher.model, trainer.kind),
+                    trained_labels=trainer.trained_labels,
+                    share=(accelerator.process_index, accelerator.num_processes),
+                    progress=not trainer.args.disable_tqdm and accelerator.is_local_main_process,
+                    name=f"{role} model, {name} rows",
+                    say=say if accelerator.is_main_process else None,
+                )
+                for name, rows, collate in _datasets(trainer)
+            ]
+            accelerator.wait_for_everyone()
+            store.refresh()
+            found[role] = Cached(plans, str(store.folder), len(store))
+    return found
+
+
+def _datasets(trainer: MuscleTrainer) -> list[tuple[str, Any, Callable]]:
+    """Rows and collators as the trainer's own loaders use them."""
+    evaluated = trainer.eval_dataset
+    parts = {"training": trainer.train_dataset}
+    parts |= evaluated if isinstance(evaluated, dict) else {"evaluation": evaluated}
+    made = []
+    for name, rows in parts.items():
+        if rows is None:
+            continue
+        if isinstance(rows, IterableDataset) or not hasattr(rows, "__getitem__"):
+            raise MuscleError(
+                f"the {name} rows are a stream, whose end is not known; they are cached while the run trains"
+            )
+        collate = trainer.data_collator
+        if hasattr(rows, "remove_columns"):
+            rows = trainer._remove_unused_columns(rows, name)
+        else:
+            collate = trainer._get_collator_with_removed_columns(collate, name)
+        made.append((name, rows, collate))
+    return made

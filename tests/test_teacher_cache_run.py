@@ -1,0 +1,90 @@
+"""``muscle-hf cache``: the teachers of a run, computed ahead of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import builders
+import pytest
+import torch
+import yaml
+
+from muscle_hf.cli.main import main
+from muscle_hf.pipeline.caching import cache_teachers
+from muscle_hf.teachers.cache import HiddenStore, KeyRules, row_keys, teacher_fingerprint
+from muscle_hf.teachers.kinds import CAUSAL_LM, IGNORED, aligned
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Path:
+    """Settings of a run whose task adapters exist."""
+    tokenizer = builders.tokenizer()
+    sides = {}
+    for seed, side in ((1, "old"), (2, "new")):
+        base = builders.llama(seed)
+        base.save_pretrained(tmp_path / f"base-{side}")
+        tokenizer.save_pretrained(tmp_path / f"base-{side}")
+        model = builders.with_lora(base, 10 * seed)
+        model.peft_config["default"].base_model_name_or_path = str(tmp_path / f"base-{side}")
+        model.save_pretrained(tmp_path / side)
+        sides[side] = {"base": str(tmp_path / f"base-{side}"), "adapter": str(tmp_path / side)}
+    for split, count in (("train", 14), ("test", 3)):
+        rows = [{"text": f"w{3 + i % 9} w{4 + i % 7} w{5 + i}", "urgent": i % 2} for i in range(count)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "task.yaml").write_text(
+        "kind: choice\nprompt: '{text} w40'\nchoices: [' w41', ' w42']\nanswer: urgent\n"
+    )
+    settings = {
+        "task": str(tmp_path / "task.yaml"),
+        **sides,
+        "output_dir": str(tmp_path / "out"),
+        "data": {"source": str(tmp_path), "validation_share": 0.5},
+        "training": {"max_steps": 2, "use_cpu": True, "disable_tqdm": True},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    return tmp_path / "run.yaml"
+
+
+def test_the_command_fills_the_cache_once(run_file, tmp_path, capsys):
+    command = ["cache", "--config", str(run_file), "--cache", str(tmp_path / "cache"), "--batch-size", "3"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "old model, training rows: 7 of 7 sequences to compute" in said
+    assert "new model, evaluation rows: 7 of 7 sequences to compute" in said
+    manifests = [json.loads(file.read_text()) for file in sorted((tmp_path / "cache").glob("*/manifest.json"))]
+    assert {manifest["teacher"]["role"] for manifest in manifests} == {"old", "new"}
+    assert {manifest["teacher"]["base_name"] for manifest in manifests} == {"base-old", "base-new"}
+    before = sorted((tmp_path / "cache").rglob("rows-*"))
+    assert main(command) == 0
+    assert "14 sequences in" in (said := capsys.readouterr().out) and ", 0 of them computed now" in said
+    assert sorted((tmp_path / "cache").rglob("rows-*")) == before
+
+
+def test_a_place_for_the_cache_must_be_named(run_file, capsys):
+    assert main(["cache", "--config", str(run_file)]) == 2
+    assert "--cache DIR" in capsys.readouterr().err
+    assert main(["cache", "--config", str(run_file), "--cache", "c", "--batch-size", "0"]) == 2
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_trainers_teachers_are_cached_as_the_trainer_sees_them(tmp_path, apart):
+    model = builders.with_lora(builders.llama(2), 20)
+    old = builders.with_lora(builders.llama(1 if apart else 2), 10)
+    rows = {
+        "train_dataset": builders.rows(7),
+        "eval_dataset": {"one": builders.rows(3, 1), "two": builders.rows(2, 2)},
+    }
+    trainer = builders.trainer(tmp_path / "out", model, old, trained_tokens="completion", **rows)
+    found = cache_teachers(trainer, tmp_path / "cache", batch_size=2)
+    batch = builders.collate(rows["train_dataset"])
+    labels = trainer.trained_labels(batch)
+    for role, teacher in trainer.teachers.items():
+        assert found[role].sequences == 12
+        store = HiddenStore(tmp_path / "cache", teacher_fingerprint(teacher, None))
+        parts = row_keys(batch, labels, KeyRules.of(teacher.model, CAUSAL_LM))
+        assert len(parts) == 7
+        kept = torch.cat(store.get([part.key for part in parts]))
+        head = teacher.model.get_output_embeddings()
+        logits = aligned(teacher.logits(batch), labels)[labels != IGNORED]
+        torch.testing.assert_close(head(kept), logits)
