@@ -141,22 +141,22 @@ class ChunkedPass(PlainPass):
         sequences = self.sequences(inputs, labels)[chosen]
         trained = labels[chosen]
         streams = {"student": Stream(aligned(found[0], labels)[chosen], self.head)}
-        size = self.chunk_size or chunk_rows(self.head.module.weight.size(0))
+        size = self.chunk_size or chunk_rows(self.head.vocabulary, labels.device)
 
         def add(role: str, needed: Tensor | None) -> None:
             hidden = self._hidden(role, inputs, labels, chosen, rows, needed)
             streams[role] = Stream(hidden, self.heads[role])
 
+        def inspect(role: str, logits: Tensor, which: Tensor) -> None:
+            require_finite(role, logits, rows[which], where)
+
         for role in objective.mask.reads - {"student"}:
             add(role, None)
         weight = None
         if self._looks_first(objective, labels, len(trained)):
-            weight = chunked_weights(objective, streams, trained, sequences, size)
+            weight = chunked_weights(objective, streams, trained, sequences, size, inspect)
         for role in self.teachers.keys() - streams.keys():
             add(role, None if weight is None else _rows_that_need(role, weight, rows, len(labels)))
-
-        def inspect(role: str, logits: Tensor, which: Tensor) -> None:
-            require_finite(role, logits, rows[which], where)
 
         terms = chunked_terms(
             objective,

@@ -144,17 +144,33 @@ def test_weights_found_beforehand_change_nothing(mask):
 def test_a_teacher_is_asked_only_for_tokens_that_follow_it():
     streams, labels, sequences = world(8, 40, 11)
     asked = {"old": [], "new": []}
-    terms, _ = chunked(
-        Objective(),
-        streams,
-        labels,
-        sequences,
-        6,
-        inspect=lambda name, logits, which: asked[name].extend(which.tolist()),
-    )
+    for name, rows in asked.items():
+        number = torch.arange(40.0, dtype=torch.float64).unsqueeze(1)
+        head = streams[name].head
+
+        def watched(hidden, head=head, rows=rows):
+            rows.extend(hidden[:, -1].int().tolist())
+            return head(hidden[:, :-1])
+
+        streams[name] = Stream(torch.cat([streams[name].hidden, number], dim=1), watched)
+    terms, _ = chunked(Objective(), streams, labels, sequences, 6)
     follows_old = terms.weight_old.nonzero().squeeze(-1).tolist()
+    assert 0 < len(follows_old) < 40
     assert sorted(asked["old"]) == follows_old
     assert sorted(asked["old"] + asked["new"]) == list(range(40))
+
+
+@pytest.mark.parametrize("mask", ["student_wrong", "old_right", "old_likelier_sequence"])
+def test_logits_that_are_not_finite_are_shown(mask):
+    streams, labels, sequences = world(8, 40, 11)
+    shown = []
+    broken = streams["old"].head
+    streams["old"] = Stream(streams["old"].hidden, lambda h: broken(h) + torch.tensor(float("nan")))
+    chunked(
+        Objective(mask=MASKS[mask]), streams, labels, sequences, 6,
+        inspect=lambda name, logits, which: shown.append((name, bool(logits.isnan().any()))),
+    )  # fmt: skip
+    assert ("old", True) in shown
 
 
 def test_no_gradient_is_made_where_none_is_wanted():
@@ -170,5 +186,6 @@ def test_no_gradient_is_made_where_none_is_wanted():
 
 
 def test_the_chunk_fits_its_budget():
-    assert chunk_rows(128_256, 256 * 2**20) * 128_256 * 4 <= 256 * 2**20
-    assert chunk_rows(10**9) == 16
+    assert chunk_rows(128_256) == 256, "fewer rows would make a CPU's matrix products slow"
+    assert chunk_rows(1000) * 1000 * 4 <= 16 * 2**20 < (chunk_rows(1000) + 1) * 1000 * 4
+    assert chunk_rows(128_256, "cuda") * 128_256 * 4 <= 512 * 2**20

@@ -14,9 +14,13 @@ from torch.nn import functional
 
 from muscle_hf.losses.objective import Objective, TokenTerms
 
-# What the logits of one chunk may take: large enough for full matrix products, small enough to be nothing beside a
-# model. About eight buffers of this size live at once.
-CHUNK_BYTES = 32 * 2**20
+# Logits of one chunk: enough rows for full matrix products (a CPU reaches its peak with few, and gains by staying in
+# its caches), and nothing beside a model. Two buffers of this size live at once, on accelerators about eight.
+_CHUNK_BYTES = {"cpu": 16 * 2**20}
+_CHUNK_BYTES_ELSEWHERE = 512 * 2**20
+_LEAST_ROWS = 256
+# Behind the matrix product a CPU works on blocks that stay in its cache.
+_BLOCK_BYTES = 2**20
 
 Head = Callable[[Tensor], Tensor]
 # Called with the name of a teacher, its logits of some tokens, and which tokens of the batch these are.
@@ -30,6 +34,7 @@ class Stream:
     Args:
         hidden: Last hidden states, (N, d), floating point.
         head: Makes logits (n, V) of n of them, float32 or float64; differentiable in them, its own weights frozen.
+            The logits are overwritten here: its own backward must not need them.
     """
 
     hidden: Tensor
@@ -39,13 +44,19 @@ class Stream:
         return self.head(self.hidden[rows])
 
 
-def chunk_rows(vocabulary: int, budget: int = CHUNK_BYTES) -> int:
-    """How many tokens' float32 logits fit into a budget in bytes; at least 16."""
-    return max(16, budget // (4 * vocabulary))
+def chunk_rows(vocabulary: int, device: torch.device | str = "cpu") -> int:
+    """How many tokens' logits to hold at a time on a kind of device."""
+    budget = _CHUNK_BYTES.get(torch.device(device).type, _CHUNK_BYTES_ELSEWHERE)
+    return max(_LEAST_ROWS, budget // (4 * vocabulary))
 
 
 def chunked_weights(
-    objective: Objective, streams: dict[str, Stream], labels: Tensor, sequence_ids: Tensor, chunk_size: int
+    objective: Objective,
+    streams: dict[str, Stream],
+    labels: Tensor,
+    sequence_ids: Tensor,
+    chunk_size: int,
+    inspect: Inspect | None = None,
 ) -> Tensor:
     """Each token's weight on the old model, from the streams that the objective's mask reads.
 
@@ -55,6 +66,7 @@ def chunked_weights(
         labels: (N,), int64; none ignored.
         sequence_ids: (N,), int64, the sequence of each token; tokens of one sequence lie together.
         chunk_size: Tokens at a time.
+        inspect: As in :func:`chunked_terms`.
 
     Returns:
         (N,), the dtype of the logits, no gradient.
@@ -64,11 +76,13 @@ def chunked_weights(
     found = [_nothing(streams["student"].hidden)]
     with torch.no_grad():
         for rows in _chunks(labels, sequence_ids, chunk_size, whole_sequences=mask.over_sequences and not mask.parts):
-            logits = [streams[name].logits(rows) if name in mask.reads else None for name in ("student", "old", "new")]
+            logits = {name: streams[name].logits(rows) for name in mask.reads}
+            _show_broken(inspect, logits, rows, labels)
+            of_all = [logits.get(name) for name in ("student", "old", "new")]
             if per_token is None:
-                found.append(mask(*logits, labels[rows], sequence_ids[rows]))
+                found.append(mask(*of_all, labels[rows], sequence_ids[rows]))
             else:
-                found.append(per_token(*logits, labels[rows]))
+                found.append(per_token(*of_all, labels[rows]))
         joined = torch.cat(found)
         return (
             joined if per_sequence is None else mask.checked(per_sequence(joined, sequence_ids), labels, joined.dtype)
@@ -98,7 +112,7 @@ def chunked_terms(
         sequence_ids: (N,), int64.
         chunk_size: Tokens at a time.
         weight_old: From :func:`chunked_weights`; found on the way by default.
-        inspect: Sees every teacher's logits before they are used; may raise.
+        inspect: Sees a teacher's logits where they may not be finite; raises if they are not.
 
     Returns:
         As :class:`Objective`; ``loss`` has a gradient in ``student.hidden``, ``compatibility`` has none.
@@ -106,7 +120,7 @@ def chunked_terms(
     mask = objective.mask
     if weight_old is None and mask.over_sequences:
         streams = {"student": student, "old": old, "new": new}
-        weight_old = chunked_weights(objective, streams, labels, sequence_ids, chunk_size)
+        weight_old = chunked_weights(objective, streams, labels, sequence_ids, chunk_size, inspect)
     work = _Work(
         objective,
         student.hidden.detach(),
@@ -133,6 +147,13 @@ def _chunks(labels: Tensor, sequence_ids: Tensor, size: int, *, whole_sequences:
             chunks.append(slice(start, end))
             start = end
     return chunks
+
+
+def _show_broken(inspect: Inspect | None, logits: dict[str, Tensor], rows: slice, labels: Tensor) -> None:
+    # A mask would make some weight of nan, too.
+    for name in logits.keys() - {"student"}:
+        if inspect is not None and not bool(torch.isfinite(logits[name].sum(dim=-1)).all()):
+            inspect(name, logits[name], torch.arange(rows.start, rows.stop, device=labels.device))
 
 
 def _nothing(hidden: Tensor) -> Tensor:
@@ -167,9 +188,11 @@ class _ChunkedTerms(torch.autograd.Function):
             own = hidden[rows].detach().requires_grad_(wanted)
             with torch.set_grad_enabled(wanted):
                 logits = work.head(own)
-            terms, slope = _terms_of_chunk(work, rows, logits.detach(), wanted)
+            # From here on the logits' memory holds the gradient.
+            buffer = logits.detach()
+            terms = _terms_of_chunk(work, rows, buffer, wanted)
             if wanted:
-                (gradient[rows],) = torch.autograd.grad(logits, own, slope.to(logits.dtype))
+                (gradient[rows],) = torch.autograd.grad(logits, own, buffer)
             parts.append(terms)
         ctx.save_for_backward(gradient)
         if parts:
@@ -185,63 +208,94 @@ class _ChunkedTerms(torch.autograd.Function):
         return of_loss.unsqueeze(-1).to(gradient.dtype) * gradient, None
 
 
-def _terms_of_chunk(
-    work: _Work, rows: slice, student: Tensor, wanted: bool
-) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """The columns of :class:`TokenTerms` for some tokens, and d loss / d logits."""
+def _terms_of_chunk(work: _Work, rows: slice, student: Tensor, wanted: bool) -> tuple[Tensor, ...]:
+    """The columns of :class:`TokenTerms`; ``student`` is overwritten by d loss / d logits if that is wanted."""
     objective, labels = work.objective, work.labels[rows]
-    teachers = {"old": work.old, "new": work.new}
-    known: dict[str, Tensor] = {}
     tokens = torch.arange(rows.start, rows.stop, device=labels.device)
-
-    def teacher_logits(name: str, chosen: Tensor | None) -> Tensor:
-        if name in known:
-            return known[name] if chosen is None else known[name][chosen]
-        which = tokens if chosen is None else tokens[chosen]
-        logits = _teacher_logits(teachers[name], work, rows if chosen is None else which, student, chosen)
-        if work.inspect is not None:
-            work.inspect(name, logits, which)
-        return logits
-
+    read = {name: _teacher_logits(work, name, rows, student, None) for name in objective.mask.reads - {"student"}}
     if work.weight_old is None:
-        for name in objective.mask.reads & teachers.keys():
-            known[name] = teacher_logits(name, None)
-        weight = objective.mask(student, known.get("old"), known.get("new"), labels, work.sequence_ids[rows])
+        _show_broken(work.inspect, read, rows, work.labels)
+        weight = objective.mask(student, read.get("old"), read.get("new"), labels, work.sequence_ids[rows])
     else:
         weight = work.weight_old[rows].to(student)
 
-    kl = {name: torch.zeros_like(weight) for name in teachers}
-    slope = None
-    scale = objective.temperature**2 if objective.scale_by_temperature_squared else 1.0
+    followers = {}
     for name, share in (("old", weight), ("new", 1 - weight)):
         chosen = None if bool((share > 0).all()) else (share > 0).nonzero().squeeze(-1)
-        if chosen is not None and not chosen.numel():
-            continue
-        own = student if chosen is None else student[chosen]
-        values, difference = _kl_and_slope(teacher_logits(name, chosen), own, objective.temperature, wanted)
-        part = share if chosen is None else share[chosen]
-        if difference is not None:
-            difference.mul_((objective.compatibility_weight * scale / objective.temperature) * part.unsqueeze(-1))
         if chosen is None:
-            kl[name] = values
-            slope = difference if slope is None or not wanted else slope.add_(difference)
+            logits = read[name] if name in read else _teacher_logits(work, name, rows, student, None)
+        elif name in read:
+            logits = read[name][chosen]
+        elif chosen.numel():
+            logits = _teacher_logits(work, name, tokens[chosen], student, chosen)
         else:
-            kl[name][chosen] = values
-            if wanted:
-                slope = torch.zeros_like(student) if slope is None else slope
-                slope.index_add_(0, chosen, difference)
+            continue
+        followers[name] = _Followers(name, logits, share, chosen)
 
-    cross_entropy = _cross_entropy(objective, student, labels, slope)
-    compatibility = (weight * kl["old"] + (1 - weight) * kl["new"]) * scale
+    size = len(labels) if student.device.type != "cpu" else max(1, _BLOCK_BYTES // (4 * student.size(-1)))
+    blocks = [slice(start, min(start + size, len(labels))) for start in range(0, len(labels), size)]
+    parts = [_terms_of_block(work, block, student, weight, followers, labels, tokens, wanted) for block in blocks]
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+@dataclass(frozen=True)
+class _Followers:
+    """The tokens of a chunk that follow a teacher: all of them where ``chosen`` is None, else these, ascending."""
+
+    name: str
+    logits: Tensor
+    share: Tensor
+    chosen: Tensor | None
+
+    def within(self, block: slice) -> tuple[slice | Tensor, Tensor]:
+        """Those of a block, counted from its start, and the teacher's logits of them."""
+        if self.chosen is None:
+            return slice(None), self.logits[block]
+        first, last = torch.searchsorted(self.chosen, self.chosen.new_tensor([block.start, block.stop])).tolist()
+        return self.chosen[first:last] - block.start, self.logits[first:last]
+
+
+def _terms_of_block(
+    work: _Work,
+    block: slice,
+    student: Tensor,
+    weight: Tensor,
+    followers: dict[str, _Followers],
+    labels: Tensor,
+    tokens: Tensor,
+    wanted: bool,
+) -> tuple[Tensor, ...]:
+    objective, own, targets = work.objective, student[block], labels[block]
+    scale = objective.temperature**2 if objective.scale_by_temperature_squared else 1.0
+    factor = objective.compatibility_weight * scale / objective.temperature
+    kl = {name: torch.zeros_like(weight[block]) for name in ("old", "new")}
+    slope = torch.zeros_like(own) if wanted else None
+    for name, group in followers.items():
+        which, teacher = group.within(block)
+        values, difference = _kl_and_slope(teacher, own[which], objective.temperature, wanted)
+        if work.inspect is not None and not bool(torch.isfinite(values).all()):
+            work.inspect(name, teacher, tokens[block][which])
+        kl[name][which] = values
+        if wanted:
+            difference *= factor * group.share[block][which].unsqueeze(-1)
+            if isinstance(which, slice):
+                slope += difference
+            else:
+                slope.index_add_(0, which, difference)
+
+    correct = (own.argmax(dim=-1) == targets).to(own.dtype)
+    cross_entropy = _cross_entropy(objective, own, targets, slope)
+    if wanted:
+        own.copy_(slope)
+    share = weight[block]
+    compatibility = (share * kl["old"] + (1 - share) * kl["new"]) * scale
     lam = objective.compatibility_weight
     loss = lam * compatibility + (1 - lam) * cross_entropy if lam < 1 else compatibility
-    correct = (student.argmax(dim=-1) == labels).to(student.dtype)
-    return (loss, compatibility, weight, kl["old"], kl["new"], cross_entropy, correct), slope
+    return loss, compatibility, share, kl["old"], kl["new"], cross_entropy, correct
 
 
-def _teacher_logits(
-    teacher: Stream, work: _Work, which: slice | Tensor, student: Tensor, chosen: Tensor | None
-) -> Tensor:
+def _teacher_logits(work: _Work, name: str, which: slice | Tensor, student: Tensor, chosen: Tensor | None) -> Tensor:
+    teacher = work.old if name == "old" else work.new
     if teacher.head is not work.head:
         return teacher.logits(which).to(student)
     # The same hidden state behind the same head gives the same logits: to the bit, whatever the rows beside it.

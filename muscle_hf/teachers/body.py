@@ -65,6 +65,11 @@ class Head:
             logits = self._finished(self.module(hidden))
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
+    @property
+    def vocabulary(self) -> int:
+        """V, with padding."""
+        return self.module.out_features if hasattr(self.module, "out_features") else self.module.weight.size(0)
+
     def _finished(self, logits: Tensor) -> Tensor:
         for name in _FACTORS:
             if (factor := self._setting(name)) is not None:
