@@ -66,6 +66,8 @@ class DataSettings:
         validation_share: As in A.1 of the paper.
         test: Rows of the final table, which are always the task's.
         test_source: Where they are, if not in ``source``.
+        end_answers: Train on an EOS after each answer of a task's rows. A base that has never seen its EOS, and whose
+            output layer is frozen, cannot learn to say it: each answer would cost the same large loss for ever.
     """
 
     source: str | None = None
@@ -78,6 +80,7 @@ class DataSettings:
     validation_share: float = 0.2
     test: SplitSettings = field(default_factory=lambda: SplitSettings("test"))
     test_source: str | None = None
+    end_answers: bool = True
 
     def __post_init__(self) -> None:
         one_of("data.format", self.format, ("task", "trl"))
@@ -102,6 +105,37 @@ class LoraSettings:
     target_modules: str | list[str] = "all-linear"
 
 
+@dataclass
+class Published:
+    """What a paper's table gives for a run, in percent and percentage points; left out what it does not give.
+
+    Args:
+        source: The table.
+        v1: Accuracy or mean similarity of v1's task model.
+        v2: Of v2's.
+        muscle: Of v2 with the compatibility adapter.
+        nfr: Negative flips of v2 (for similarities: the share of items that got worse).
+        nfr_change: With the compatibility adapter, in points.
+        nfr_change_percent: The same relative to ``nfr``.
+        pfr_change: Of positive flips, in points.
+        accuracy_change: With the compatibility adapter, in points.
+        gain_change: Of m_g, the mean gain of the items that got better (similarities), in points.
+        loss_change: Of m_r, the mean loss of those that got worse.
+    """
+
+    source: str
+    v1: float | None = None
+    v2: float | None = None
+    muscle: float | None = None
+    nfr: float | None = None
+    nfr_change: float | None = None
+    nfr_change_percent: float | None = None
+    pfr_change: float | None = None
+    accuracy_change: float | None = None
+    gain_change: float | None = None
+    loss_change: float | None = None
+
+
 @dataclass(repr=False)
 class RunSettings:
     """A run of ``muscle-hf train``.
@@ -118,12 +152,14 @@ class RunSettings:
         training: Any field of :class:`muscle_hf.MuscleConfig`, with ``trainer: trl`` of
             :class:`muscle_hf.MuscleSFTConfig`; task adapters and the control get the ones they know.
         task_training: What differs from ``training`` for the task adapters.
+        compatibility: Train the compatibility adapter; without it the update itself is measured.
         control: Also train v2's adapter on with plain cross-entropy for as many steps, to compare with.
         eval_batch_size: Sequences per forward pass in the final evaluation; chosen automatically by default.
         dtype: Weights of the bases: ``auto`` (as saved), ``float32``, ``bfloat16``, ``float16``.
         quantization: Of the bases: ``nf4`` (4 bits, quantized twice, as in QLoRA) or ``int8``; none by default.
         attention: ``sdpa``, ``flash_attention_2``, ``eager``, ...; transformers' choice by default.
         card: What the model card is to say: title, summary, language, datasets, license, base_note, ...
+        published: Figures that ``muscle-hf reproduce`` sets beside the measured ones.
     """
 
     old: ModelSettings
@@ -135,12 +171,14 @@ class RunSettings:
     trainer: str = "transformers"
     training: dict[str, Any] = field(default_factory=dict)
     task_training: dict[str, Any] = field(default_factory=dict)
+    compatibility: bool = True
     control: bool = True
     eval_batch_size: int | None = None
     dtype: str = "auto"
     quantization: str | None = None
     attention: str | None = None
     card: dict[str, Any] = field(default_factory=dict)
+    published: Published | None = None
 
     def __post_init__(self) -> None:
         one_of("trainer", self.trainer, ("transformers", "trl"))
@@ -189,6 +227,10 @@ class RunSettings:
             raise MuscleError("data.format is trl, so trainer must be trl too: TRL's trainer prepares such rows")
         if self.task is None and (self.data.format == "task" or self.data.source is None):
             raise MuscleError("missing: task (it may be left out only with data.format: trl and a data.source)")
+        if not self.compatibility and self.control:
+            raise MuscleError(
+                "with compatibility: false there is nothing to compare a control with; set control: false"
+            )
         if self.data.streaming and (self.trainer != "trl" or self.training.get("max_steps", -1) < 1):
             raise MuscleError(
                 "data.streaming needs trainer: trl, and training.max_steps, since a stream has no length"

@@ -215,17 +215,16 @@ class TrainingData:
         tokenizer: PreTrainedTokenizerBase,
         train: Sequence[Item] | Dataset | IterableDataset,
         validation: Sequence[Item] | Dataset | IterableDataset,
-        *,
-        answers_only: bool = False,
+        **how: bool,
     ) -> TrainingData:
-        """Tokenize items; ``answers_only`` leaves the context's tokens untrained, for every adapter alike.
+        """Tokenize items, for every adapter alike; ``how`` is what :func:`muscle_hf.data.encode_items` takes.
 
         Rows that TRL tokenizes stay as they are.
         """
 
         def prepared(rows: Any) -> Any:
             is_items = isinstance(rows, Sequence)
-            return encode_items(tokenizer, rows, answers_only=answers_only) if is_items else rows
+            return encode_items(tokenizer, rows, **how) if is_items else rows
 
         return cls(tokenizer, prepared(train), prepared(validation))
 

@@ -87,29 +87,17 @@ class Run:
         self._finished: set[str] = set()
         self._say = say if self._process.is_main_process else lambda text: None
         self._how = steps.loading(settings)
-        asked = settings.training
-        tokenizer = steps.load_tokenizer(settings.new)
-        if settings.data.format == "trl":
-            check_rows(splits.train, settings, tokenizer)
-        self._data = TrainingData.of(
-            tokenizer,
-            splits.train,
-            splits.validation,
-            # Plain trainers do not know the setting, and must train on the same tokens.
-            answers_only=asked.get("trained_tokens") == "completion" or asked.get("completion_only_loss") is True,
-        )
-        # What a stream is read from is in the settings alone.
-        self._identity = (self._data.identity, settings.data if settings.data.streaming else None)
+        self._data = self._tokenized(settings.new)
         defaults = {"report_to": "none", "logging_strategy": "epoch", "disable_tqdm": False, "save_strategy": "no"}
         defaults["eval_strategy"] = "epoch" if self._data.validates else "no"
-        self.training = {**defaults, **asked}
+        self.training = {**defaults, **settings.training}
 
     def whole(self) -> Result | None:
         """All steps."""
         for name in self.models:
             self.adapter(name)
         result = None if self.task is None else self.evaluate()
-        if self._process.is_main_process:
+        if self._process.is_main_process and self.settings.compatibility:
             if self.task is not None:
                 words = card_words(self.settings, self.task)
                 complete_run_card(self.folder / COMPAT, words, load_result_predictions(self.folder))
@@ -120,9 +108,33 @@ class Run:
     @property
     def models(self) -> list[str]:
         """The models of the run, in the order of the table."""
-        return [OLD, NEW, *([CONTROL] if self.settings.control else []), COMPAT]
+        settings = self.settings
+        return [OLD, NEW, *([CONTROL] if settings.control else []), *([COMPAT] if settings.compatibility else [])]
 
     # ---- Adapters ----
+
+    def _tokenized(self, side: ModelSettings) -> TrainingData:
+        tokenizer, training = steps.load_tokenizer(side), self.settings.training
+        if self.settings.data.format == "trl":
+            check_rows(self.splits.train, self.settings, tokenizer)
+        return TrainingData.of(
+            tokenizer,
+            self.splits.train,
+            self.splits.validation,
+            # Plain trainers do not know the setting, and must train on the same tokens.
+            answers_only=training.get("trained_tokens") == "completion"
+            or training.get("completion_only_loss") is True,
+            end_answers=self.settings.data.end_answers,
+        )
+
+    def _data_for(self, name: str) -> TrainingData:
+        """The rows as the tokenizer of a model gives them: mostly the same for both versions."""
+        if name != OLD:
+            return self._data
+        mine = steps.load_tokenizer(self.settings.old)
+        return (
+            self._data if mine.get_vocab() == self._data.tokenizer.get_vocab() else self._tokenized(self.settings.old)
+        )
 
     def side(self, name: str) -> ModelSettings:
         """The base of a model of the run, with its adapter, which is trained if it is missing."""
@@ -156,7 +168,7 @@ class Run:
         def work(folder: Path) -> None:
             arguments = steps.training_arguments(self.settings.plain_class, training, folder)
             model = steps.task_adapter_model(side, self.settings.lora, self._how, arguments.seed)
-            steps.train_plainly(model, self._data, arguments, name=version)
+            steps.train_plainly(model, self._data_for(name), arguments, name=version)
 
         return self._once(name, f"Task adapter on {version}", self._task_key(name), work)
 
@@ -250,7 +262,9 @@ class Run:
     def _key(self, *ingredients: Any) -> str:
         settings = self.settings
         how = (settings.dtype, settings.quantization, settings.attention, settings.trainer)
-        return _fingerprint(self._identity, settings.lora, how, ingredients)
+        # What a stream is read from is in the settings alone.
+        rows = (self._data.identity, settings.data if settings.data.streaming else None)
+        return _fingerprint(rows, settings.lora, how, ingredients)
 
     def _once(self, name: str, what: str, key: str, work: Callable[[Path], None]) -> Path:
         folder = self.folder / name
