@@ -153,13 +153,16 @@ def row_keys(
     """
     batch = _Batch(inputs, labels, rules, with_labels)
     found = []
-    for row, sequences in enumerate(batch.sequences):
-        trained = batch.trained[row]
-        own = sequences[: trained.size] if batch.packed else np.zeros(trained.size, dtype=np.int64)
+    for row, trained in enumerate(batch.trained):
+        if not batch.packed:
+            if trained.any():
+                found.append(SequenceKey(batch.key(row, None, trained), int(np.count_nonzero(trained))))
+            continue
+        sequences = batch.sequences[row]
+        own = sequences[: trained.size]
         for sequence in np.unique(own[trained]).tolist():
             chosen = trained & (own == sequence)
-            member = sequences == sequence if batch.packed else None
-            found.append(SequenceKey(batch.key(row, member, chosen), int(chosen.sum())))
+            found.append(SequenceKey(batch.key(row, sequences == sequence, chosen), int(np.count_nonzero(chosen))))
     return found
 
 

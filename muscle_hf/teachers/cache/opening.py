@@ -1,0 +1,72 @@
+"""The caches of a trainer's teachers, checked against the disk before training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sized
+from typing import TYPE_CHECKING
+
+import torch
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.teachers.cache.build import predicted_bytes, require_space
+from muscle_hf.teachers.cache.fingerprint import teacher_fingerprint
+from muscle_hf.teachers.cache.keys import KeyRules
+from muscle_hf.teachers.cache.shards import Column
+from muscle_hf.teachers.cache.store import HiddenStore
+from muscle_hf.teachers.kinds import IGNORED
+from muscle_hf.teachers.weights import base_of
+
+if TYPE_CHECKING:
+    from muscle_hf.trainer import MuscleTrainer
+
+# Rows looked at to predict how many tokens all of them have.
+_SAMPLE = 256
+
+
+def open_caches(trainer: MuscleTrainer, folder: str | os.PathLike) -> dict[str, HiddenStore]:
+    """Open the stores of both teachers, and refuse what cannot be cached or does not fit on the disk.
+
+    Args:
+        trainer: Its teachers are on their devices.
+        folder: Of the cache.
+
+    Returns:
+        Of ``old`` and ``new``.
+
+    Raises:
+        MuscleError: A model's rows cannot be cached, or the disk is too small for what is missing.
+    """
+    stores, needed = {}, 0
+    rows, tokens = _size_of(trainer)
+    for role, teacher in trainer.teachers.items():
+        rules = KeyRules.of(teacher.model, trainer.kind)
+        if rules.excluded:
+            raise MuscleError(f"the {role} model's hidden states cannot be cached: {rules.excluded}")
+        described = None if trainer.provenance is None else getattr(trainer.provenance, role)
+        precision = trainer.accelerator.mixed_precision
+        fingerprint = teacher_fingerprint(teacher, trainer.tokenizer, autocast=precision, provenance=described)
+        stores[role] = store = HiddenStore(folder, fingerprint)
+        share = max(0, rows - len(store)) / rows if rows else 0.0
+        columns = store.columns or {"hidden": _expected(teacher.model, precision)}
+        needed += predicted_bytes(round(rows * share), round(tokens * share), columns)
+    require_space(folder, needed)
+    return stores
+
+
+def _expected(model: torch.nn.Module, precision: str | None) -> Column:
+    base = base_of(model)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, getattr(base, "dtype", torch.float32))
+    return Column(dtype, (base.config.get_text_config().hidden_size,))
+
+
+def _size_of(trainer: MuscleTrainer) -> tuple[int, int]:
+    """Rows of the training set and about how many trained tokens they have; 0 and 0 for a stream."""
+    data = trainer.train_dataset
+    if not isinstance(data, Sized) or not hasattr(data, "__getitem__") or not len(data):
+        return 0, 0
+    data, collate = trainer.rows_and_collator(data, "training")
+    sample = range(0, len(data), max(1, len(data) // _SAMPLE))
+    with torch.random.fork_rng(devices=[]):
+        found = sum(int((trainer.trained_labels(collate([data[i]])) != IGNORED).sum()) for i in sample)
+    return len(data), round(found * len(data) / len(sample))
