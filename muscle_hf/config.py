@@ -31,6 +31,8 @@ class MuscleConfig(TrainingArguments):
         loss_chunk_size: Trained tokens whose logits are held at a time; by default as many as fit into 32 MiB where
             the output layer can be called apart, else all of them. 0: all of them.
         skip_unneeded_teachers: Run a teacher's body only on rows with a token that follows it, where that pays.
+        teacher_cache: A folder that keeps the teachers' hidden states, so that each row is seen by a teacher once;
+            shared by epochs, runs and processes (docs/cache.md).
 
     Raises:
         MuscleError: A value is out of range, the mask is unknown, or ``label_smoothing_factor`` is set where there is
@@ -79,6 +81,10 @@ class MuscleConfig(TrainingArguments):
     skip_unneeded_teachers: bool = field(
         default=True,
         metadata={"help": "Run a teacher's body only on rows with a token that follows it, where that saves time."},
+    )
+    teacher_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder that keeps the teachers' hidden states, so that a teacher sees each row once."},
     )
 
     def __post_init__(self) -> None:

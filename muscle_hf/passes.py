@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from muscle_hf.losses import Objective, TokenTerms
 from muscle_hf.losses.chunked import Stream, chunk_rows, chunked_terms, chunked_weights
 from muscle_hf.teachers import ModelKind, Teacher
 from muscle_hf.teachers.body import Head
+from muscle_hf.teachers.cache import HiddenStore, KeyRules, SequenceKey, row_keys
 from muscle_hf.teachers.kinds import aligned, sequences_of, trained_rows
 from muscle_hf.teachers.teacher import LABEL_KEYS, logits_of, require_finite, without_labels
 from muscle_hf.teachers.weights import base_of
@@ -80,6 +81,29 @@ class PlainPass:
         return sequences_of(labels, inputs.get("position_ids"), predicts_next=self.kind.shifts_labels)
 
 
+@dataclass(frozen=True)
+class _Batch:
+    inputs: Mapping[str, Any]
+    labels: Tensor
+    chosen: Tensor
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What a cache holds of a batch.
+
+    Args:
+        parts: Its sequences with trained tokens, in the order of these.
+        hidden: Of each; None where it is not there.
+        missing: (B,), boolean: rows with a sequence that is not there.
+    """
+
+    parts: list[SequenceKey]
+    hidden: list[Tensor | None]
+    missing: Tensor
+
+
 class HeadNotApart(Exception):
     """The model's forward does more with its output layer's result than :class:`Head` knows of."""
 
@@ -97,6 +121,7 @@ class ChunkedPass(PlainPass):
         autocast: Makes the context in which the models' forwards run.
         chunk_size: Tokens at a time; as many as fit into a few MiB by default.
         skip: Whether bodies may be skipped.
+        caches: Of teachers whose hidden states are kept: what is there is read, what is missing is put.
 
     Raises:
         MuscleError: A model's output layer cannot be called apart.
@@ -110,6 +135,7 @@ class ChunkedPass(PlainPass):
         autocast: Any,
         chunk_size: int | None = None,
         skip: bool = True,
+        caches: Mapping[str, HiddenStore] | None = None,
     ):
         super().__init__(student, teachers, kind)
         self.chunk_size = chunk_size
@@ -118,6 +144,8 @@ class ChunkedPass(PlainPass):
         self.heads = {
             role: self.head if base is base_of(student) else Head(base, autocast) for role, base in bases.items()
         }
+        self.caches = dict(caches or {})
+        self._rules = {role: KeyRules.of(teachers[role].model, kind) for role in self.caches}
         self._skip = skip
         self._unneeded: dict[str, float] = {}
         self._body_cost = {
@@ -132,6 +160,7 @@ class ChunkedPass(PlainPass):
         Raises:
             HeadNotApart: Before anything is counted; use the plain pass instead.
         """
+        keys = {role: row_keys(inputs, labels, rules) for role, rules in self._rules.items()}
         inputs, labels = self._trimmed(inputs, labels)
         chosen, rows = trained_rows(labels)
         with self.head.captured() as found:
@@ -142,10 +171,11 @@ class ChunkedPass(PlainPass):
         trained = labels[chosen]
         streams = {"student": Stream(aligned(found[0], labels)[chosen], self.head)}
         size = self.chunk_size or chunk_rows(self.head.vocabulary, labels.device)
+        batch = _Batch(inputs, labels, chosen, rows)
+        kept = {role: self._look_up(role, parts, batch) for role, parts in keys.items()}
 
         def add(role: str, needed: Tensor | None) -> None:
-            hidden = self._hidden(role, inputs, labels, chosen, rows, needed)
-            streams[role] = Stream(hidden, self.heads[role])
+            streams[role] = Stream(self._hidden(role, batch, needed, kept.get(role)), self.heads[role])
 
         def inspect(role: str, logits: Tensor, which: Tensor) -> None:
             require_finite(role, logits, rows[which], where)
@@ -153,11 +183,10 @@ class ChunkedPass(PlainPass):
         for role in objective.mask.reads - {"student"}:
             add(role, None)
         weight = None
-        if self._looks_first(objective, labels, len(trained)):
+        if self._looks_first(objective, batch, kept):
             weight = chunked_weights(objective, streams, trained, sequences, size, inspect)
         for role in self.teachers.keys() - streams.keys():
             add(role, None if weight is None else _rows_that_need(role, weight, rows, len(labels)))
-
         terms = chunked_terms(
             objective,
             **streams,
@@ -170,16 +199,23 @@ class ChunkedPass(PlainPass):
         self._remember(terms.weight_old, rows, len(labels))
         return Outcome(outputs, terms, rows)
 
-    def _hidden(
-        self,
-        role: str,
-        inputs: Mapping[str, Any],
-        labels: Tensor,
-        chosen: Tensor,
-        rows: Tensor,
-        needed: Tensor | None,
-    ) -> Tensor:
+    def _hidden(self, role: str, batch: _Batch, needed: Tensor | None, kept: _Kept | None) -> Tensor:
         """A teacher's hidden states of the trained tokens, (N, d); zeros in rows that are not needed."""
+        if kept is None:
+            return self._computed(role, batch, needed)
+        missing = kept.missing if needed is None else kept.missing & needed
+        computed = self._computed(role, batch, missing).split([part.count for part in kept.parts])
+        self._keep(role, kept, computed, missing[batch.rows].tolist())
+        pieces = [
+            fresh if known is None else known.to(batch.labels.device)
+            for fresh, known in zip(computed, kept.hidden, strict=True)
+        ]
+        width = max((piece.size(-1) for piece in pieces), default=1)
+        # Where nothing was computed, what is neither known nor needed is one column of zeros.
+        return torch.cat([p if p.size(-1) == width else p.new_zeros(len(p), width) for p in pieces] or [computed[0]])
+
+    def _computed(self, role: str, batch: _Batch, needed: Tensor | None) -> Tensor:
+        inputs, labels, chosen, rows = batch.inputs, batch.labels, batch.chosen, batch.rows
         if needed is None or bool(needed.all()):
             return aligned(self._run(role, inputs), labels)[chosen]
         if not bool(needed.any()):
@@ -187,6 +223,30 @@ class ChunkedPass(PlainPass):
         few = {key: value[needed] if _per_row(value, len(needed)) else value for key, value in inputs.items()}
         hidden = aligned(self._run(role, few), labels[needed])[chosen[needed]]
         return hidden.new_zeros(len(rows), hidden.size(-1)).index_put_((needed[rows].nonzero().squeeze(-1),), hidden)
+
+    # ---- The cache ----
+
+    def _look_up(self, role: str, parts: list[SequenceKey], batch: _Batch) -> _Kept:
+        hidden = self.caches[role].get([part.key for part in parts])
+        counts = torch.tensor([part.count for part in parts], dtype=torch.int64)
+        unknown = torch.tensor([piece is None for piece in hidden], dtype=torch.bool).repeat_interleave(counts)
+        missing = torch.zeros(len(batch.labels), dtype=torch.bool, device=batch.labels.device)
+        missing.index_fill_(0, batch.rows[unknown.to(batch.rows.device)], True)
+        return _Kept(parts, hidden, missing)
+
+    def _keep(self, role: str, kept: _Kept, computed: Sequence[Tensor], fresh: list[bool]) -> None:
+        at, keys, rows = 0, [], []
+        for part, piece in zip(kept.parts, computed, strict=True):
+            if fresh[at]:
+                keys.append(part.key)
+                rows.append(piece)
+            at += part.count
+        self.caches[role].put(keys, rows)
+
+    def flush(self) -> None:
+        """Write to the disk what the caches hold in memory."""
+        for store in self.caches.values():
+            store.flush()
 
     def _run(self, role: str, inputs: Mapping[str, Any]) -> Tensor:
         head = self.heads[role]
@@ -211,13 +271,15 @@ class ChunkedPass(PlainPass):
 
     # ---- Which rows a teacher need not see ----
 
-    def _looks_first(self, objective: Objective, labels: Tensor, tokens: int) -> bool:
+    def _looks_first(self, objective: Objective, batch: _Batch, kept: Mapping[str, _Kept]) -> bool:
         if not self._skip or not self._unneeded:
             return False
-        unread = self.teachers.keys() - objective.mask.reads
-        saved = sum(self._unneeded[role] * self._body_cost[role] for role in unread) * labels.numel()
+        saved = 0.0
+        for role in self.teachers.keys() - objective.mask.reads:
+            rows = int(kept[role].missing.sum()) if role in kept else len(batch.labels)
+            saved += self._unneeded[role] * self._body_cost[role] * rows * batch.labels.size(1)
         heads = [self.head if name == "student" else self.heads[name] for name in objective.mask.reads]
-        return saved > sum(_parameters(head.module) for head in heads) * tokens
+        return saved > sum(_parameters(head.module) for head in heads) * len(batch.rows)
 
     def _remember(self, weight: Tensor, rows: Tensor, count: int) -> None:
         for role in self.teachers:

@@ -34,6 +34,7 @@ from muscle_hf.passes import ChunkedPass, HeadNotApart, Outcome, PlainPass
 from muscle_hf.provenance import Provenance
 from muscle_hf.teachers import ModelTeacher, Teacher, kind_of, make_student, make_teacher
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, keep_quantized_trainable, read_adapter
+from muscle_hf.teachers.cache.opening import open_caches
 from muscle_hf.teachers.checks import check_label_sets, check_tokenizers, is_quantized
 from muscle_hf.teachers.kinds import IGNORED
 from muscle_hf.teachers.weights import base_of
@@ -95,7 +96,6 @@ class MuscleMixin(HubMixin):
         self.model_accepts_loss_kwargs = True
         for teacher in self.teachers.values():
             self._place(teacher)
-        self._chunked = self._make_chunked()
         self._loss_alone = False
         if self.teachers["old"].model is not self.student:
             check_tokenizers(self.tokenizer, old_processing_class, self.teachers["old"].model, self.student)
@@ -104,6 +104,7 @@ class MuscleMixin(HubMixin):
         self._eval_sums: Tensor | None = None
         self._best_loaded_at = 0
         self.provenance = Provenance.of(self) if self.args.should_save else None
+        self._chunked = self._make_chunked()
         self.start_card()
 
     # ---- Parts ----
@@ -133,7 +134,8 @@ class MuscleMixin(HubMixin):
         model = self._cast(super().call_model_init(trial))
         for teacher in self.teachers.values():
             self._place(teacher)
-        self._chunked = self._make_chunked()
+        if hasattr(self, "_chunked"):
+            self._chunked = self._make_chunked()
         return model
 
     def _hp_search_setup(self, trial: Any) -> None:
@@ -207,15 +209,17 @@ class MuscleMixin(HubMixin):
     def _check_train_dataset(self) -> bool:
         if isinstance(self.train_dataset, IterableDataset) or not hasattr(self.train_dataset, "__getitem__"):
             return False  # a stream is checked at its first step: looking ahead could use it up
-        dataset, collate = self.train_dataset, self.data_collator
-        if hasattr(dataset, "remove_columns"):
-            dataset = self._remove_unused_columns(dataset, "training")
-        else:
-            collate = self._get_collator_with_removed_columns(collate, "training")
+        dataset, collate = self.rows_and_collator(self.train_dataset, "training")
         with torch.random.fork_rng(devices=[]):
             batches = DataLoader(dataset, batch_size=self.args.train_batch_size, collate_fn=collate)
             require_trained_labels(batches, self.trained_labels, "training set")
         return True
+
+    def rows_and_collator(self, dataset: Any, description: str) -> tuple[Any, Callable]:
+        """A dataset and the collator for its rows, without the columns that nobody reads, as Trainer's loaders do."""
+        if hasattr(dataset, "remove_columns"):
+            return self._remove_unused_columns(dataset, description), self.data_collator
+        return dataset, self._get_collator_with_removed_columns(self.data_collator, description)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -331,24 +335,30 @@ class MuscleMixin(HubMixin):
         """The pass without whole logits, where it applies.
 
         Raises:
-            MuscleError: It does not apply, but ``loss_chunk_size`` asks for it.
+            MuscleError: It does not apply, but ``loss_chunk_size`` or ``teacher_cache`` asks for it.
         """
-        asked = getattr(self.args, "loss_chunk_size", None)
-        if asked == 0:
-            return None
+        asked, folder = (getattr(self.args, name, None) for name in ("loss_chunk_size", "teacher_cache"))
+        wishes = [f"loss_chunk_size={asked}"] * bool(asked) + [f"teacher_cache={folder!r}"] * bool(folder)
         try:
             if reason := self._why_whole_logits():
                 raise MuscleError(reason)
-            skip = getattr(self.args, "skip_unneeded_teachers", True)
             return ChunkedPass(
-                self.student, self.teachers, self.kind, self.accelerator.autocast, chunk_size=asked, skip=skip
+                self.student,
+                self.teachers,
+                self.kind,
+                self.accelerator.autocast,
+                chunk_size=asked,
+                skip=getattr(self.args, "skip_unneeded_teachers", True),
+                caches=open_caches(self, folder) if folder else None,
             )
         except MuscleError as error:
-            if asked is None:
+            if not wishes:
                 return None
-            raise MuscleError(f"loss_chunk_size={asked} cannot be used: {error}; leave it out") from error
+            raise MuscleError(f"{' and '.join(wishes)} cannot be used: {error}") from error
 
     def _why_whole_logits(self) -> str | None:
+        if getattr(self.args, "loss_chunk_size", None) == 0:
+            return "loss_chunk_size=0 asks for whole logits"
         if not self.kind.generates_text:
             return f"a {self.kind.name} model has few classes, so there is nothing to cut into chunks"
         if self.compute_loss_func is not None:
@@ -430,7 +440,11 @@ class MuscleMixin(HubMixin):
             if self.provenance is not None:
                 self.provenance.check_same_models(Path(resume_from_checkpoint))
         self._train_sums = None
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            if self._chunked is not None:
+                self._chunked.flush()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")

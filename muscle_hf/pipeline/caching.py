@@ -118,10 +118,5 @@ def _datasets(trainer: MuscleTrainer) -> list[tuple[str, Any, Callable]]:
             raise MuscleError(
                 f"the {name} rows are a stream, whose end is not known; they are cached while the run trains"
             )
-        collate = trainer.data_collator
-        if hasattr(rows, "remove_columns"):
-            rows = trainer._remove_unused_columns(rows, name)
-        else:
-            collate = trainer._get_collator_with_removed_columns(collate, name)
-        made.append((name, rows, collate))
+        made.append((name, *trainer.rows_and_collator(rows, name)))
     return made
