@@ -12,6 +12,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("train, evaluate and save a compatibility adapter on the embedded world", "muscle_hf.cli.demo"),
     "train": ("train a compatibility adapter as a YAML file says", "muscle_hf.cli.train"),
     "cache": ("compute once what the frozen teachers of a run say, and keep it on disk", "muscle_hf.cli.cache"),
+    "recipes": ("list the recipes that travel with the package", "muscle_hf.cli.recipes"),
+    "reproduce": ("measure a row of the paper against its published figures", "muscle_hf.cli.reproduce"),
     "compare": ("what an update breaks and mends, from the predictions of both models", "muscle_hf.cli.compare"),
     "noise": ("how many answers flip when the same model is run again", "muscle_hf.cli.noise"),
     "evaluate": ("run a model on a task and keep its predictions", "muscle_hf.cli.evaluate"),

@@ -153,7 +153,9 @@ class RunSettings:
             :class:`muscle_hf.MuscleSFTConfig`; task adapters and the control get the ones they know.
         task_training: What differs from ``training`` for the task adapters.
         compatibility: Train the compatibility adapter; without it the update itself is measured.
-        control: Also train v2's adapter on with plain cross-entropy for as many steps, to compare with.
+        control: Beside the compatibility adapter, also train v2's adapter on with plain cross-entropy for as many
+            steps, to compare with.
+        max_new_tokens: Of an answer to a test item that is generated; the task's by default.
         eval_batch_size: Sequences per forward pass in the final evaluation; chosen automatically by default.
         dtype: Weights of the bases: ``auto`` (as saved), ``float32``, ``bfloat16``, ``float16``.
         quantization: Of the bases: ``nf4`` (4 bits, quantized twice, as in QLoRA) or ``int8``; none by default.
@@ -173,6 +175,7 @@ class RunSettings:
     task_training: dict[str, Any] = field(default_factory=dict)
     compatibility: bool = True
     control: bool = True
+    max_new_tokens: int | None = None
     eval_batch_size: int | None = None
     dtype: str = "auto"
     quantization: str | None = None
@@ -227,10 +230,6 @@ class RunSettings:
             raise MuscleError("data.format is trl, so trainer must be trl too: TRL's trainer prepares such rows")
         if self.task is None and (self.data.format == "task" or self.data.source is None):
             raise MuscleError("missing: task (it may be left out only with data.format: trl and a data.source)")
-        if not self.compatibility and self.control:
-            raise MuscleError(
-                "with compatibility: false there is nothing to compare a control with; set control: false"
-            )
         if self.data.streaming and (self.trainer != "trl" or self.training.get("max_steps", -1) < 1):
             raise MuscleError(
                 "data.streaming needs trainer: trl, and training.max_steps, since a stream has no length"

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -228,7 +229,7 @@ class TrainingData:
 
         return cls(tokenizer, prepared(train), prepared(validation))
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """A hash that changes with the rows; of a stream only with what they are read from."""
         parts = [

@@ -17,12 +17,17 @@ T = TypeVar("T")
 
 
 def read_yaml(file: str | os.PathLike) -> dict[str, Any]:
-    """The content of a settings file.
+    """The content of a settings file, laid over the files that its ``include`` names (from its own folder).
 
     Raises:
-        MuscleError: It cannot be read, or is not a mapping.
+        MuscleError: A file cannot be read, is not a mapping, or includes itself.
     """
-    path = Path(file)
+    return _read_yaml(Path(file), ())
+
+
+def _read_yaml(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in including:
+        raise MuscleError(f"{path} includes itself")
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -31,7 +36,20 @@ def read_yaml(file: str | os.PathLike) -> dict[str, Any]:
         raise MuscleError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise MuscleError(f"{path} must be a mapping of settings")
-    return content
+    names = content.pop("include", [])
+    below: dict[str, Any] = {}
+    for name in [names] if isinstance(names, str) else names:
+        below = _laid_over(_read_yaml(path.parent / name, (*including, path.resolve())), below)
+    return _laid_over(content, below)
+
+
+def _laid_over(upper: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:
+    """One mapping over another; groups of settings are merged, everything else is replaced."""
+    merged = dict(below)
+    for key, value in upper.items():
+        both = isinstance(value, dict) and isinstance(below.get(key), dict)
+        merged[key] = _laid_over(value, below[key]) if both else value
+    return merged
 
 
 def build(cls: type[T], content: Mapping[str, Any], where: str = "") -> T:

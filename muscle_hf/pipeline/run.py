@@ -81,6 +81,8 @@ class Run:
                 f"the task {task.name!r} is for a classification head; this command trains causal LMs (use "
                 "MuscleTrainer in a script of your own, docs/trainer.md)"
             )
+        if task is not None and settings.max_new_tokens is not None:
+            task = dataclasses.replace(task, max_new_tokens=settings.max_new_tokens)
         self.settings, self.task, self.splits = settings, task, splits
         self.folder = Path(settings.output_dir)
         self._process = PartialState()
@@ -108,8 +110,9 @@ class Run:
     @property
     def models(self) -> list[str]:
         """The models of the run, in the order of the table."""
-        settings = self.settings
-        return [OLD, NEW, *([CONTROL] if settings.control else []), *([COMPAT] if settings.compatibility else [])]
+        if not self.settings.compatibility:
+            return [OLD, NEW]
+        return [OLD, NEW, *([CONTROL] if self.settings.control else []), COMPAT]
 
     # ---- Adapters ----
 

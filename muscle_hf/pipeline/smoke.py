@@ -20,7 +20,7 @@ _CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}Answer: {% endif %}"
 )
 # Settings that need a GPU, and what stands in for them without one.
-_NEEDS_CUDA = {"optim": "adamw_torch", "tf32": None}
+_NEEDS_CUDA = {"optim": "adamw_torch", "tf32": None, "bf16": False, "fp16": False}
 
 
 def smoke_settings(settings: RunSettings) -> RunSettings:
@@ -38,9 +38,13 @@ def smoke_settings(settings: RunSettings) -> RunSettings:
     """
     folder = Path(settings.output_dir, "smoke")
     old, new = (ModelSettings(str(tiny_model(folder / "models" / name, seed))) for name, seed in _MODELS)
+    accumulation = min(2, settings.training.get("gradient_accumulation_steps", 1))
     training = {**settings.training, "max_steps": 2, "per_device_train_batch_size": 2, "push_to_hub": False}
+    training["gradient_accumulation_steps"] = accumulation
     task_training = dict(settings.task_training)
-    if not torch.cuda.is_available():
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        training["use_cpu"] = True
         for section in (training, task_training):
             section.update({key: value for key, value in _NEEDS_CUDA.items() if key in section})
     return dataclasses.replace(
@@ -51,7 +55,9 @@ def smoke_settings(settings: RunSettings) -> RunSettings:
         data=_few_rows(settings),
         training=training,
         task_training=task_training,
-        attention=settings.attention if torch.cuda.is_available() else None,
+        max_new_tokens=16,
+        attention=settings.attention if on_gpu else None,
+        dtype=settings.dtype if on_gpu else "float32",
     )
 
 

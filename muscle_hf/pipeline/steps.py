@@ -305,6 +305,7 @@ def hush() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*`gradient_checkpointing` is deprecated.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*'pin_memory' argument is set as true.*", category=UserWarning)
     logging.set_verbosity_error()

@@ -1,0 +1,177 @@
+"""The recipes that travel with the package: their names, their settings, and their figures beside published ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from muscle_hf.bundled import bundled
+from muscle_hf.checkpoints import staged
+from muscle_hf.errors import MuscleError
+from muscle_hf.pipeline.config import Published, RunSettings
+from muscle_hf.pipeline.reading import nearest, read_yaml
+from muscle_hf.pipeline.table import COMPAT, NEW, OLD, Result
+
+if TYPE_CHECKING:
+    from muscle_hf.evaluation.predictions import Prediction
+
+REPRODUCTION_FILE = "reproduction"
+
+
+def recipes() -> dict[str, Path]:
+    """The file of each recipe by its name, such as ``paper/phi_1_to_1.5/piqa``."""
+    root = bundled("recipes")
+    files = sorted(root.rglob("*.yaml"))
+    # What other files include says nothing about where its results go.
+    return {
+        file.relative_to(root).with_suffix("").as_posix(): file for file in files if "output_dir" in _own_keys(file)
+    }
+
+
+def _own_keys(file: Path) -> list[str]:
+    return [line.split(":")[0] for line in file.read_text().splitlines() if line[:1].isalpha()]
+
+
+def title_of(file: Path) -> str:
+    """What the first sentence of a recipe says that it is."""
+    lines = file.read_text().splitlines()
+    words = []
+    for line in lines:
+        if not line.startswith("# ") or line.startswith("#  "):
+            break
+        words.append(line[2:])
+    return " ".join(words).rstrip(":")
+
+
+def find_recipe(name: str) -> Path:
+    """A settings file by its path, or a recipe by its name.
+
+    Raises:
+        MuscleError: There is neither.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    known = recipes()
+    short = name.removeprefix("recipes/").removesuffix(".yaml")
+    if short not in known:
+        raise MuscleError(f"{name} is neither a file nor a recipe{_hint(short, known)}")
+    return known[short]
+
+
+def _hint(name: str, known: Mapping[str, Path]) -> str:
+    near = nearest(name, known)
+    return near if "did you mean" in near else "; `muscle-hf recipes` lists them"
+
+
+def accelerate_config(name: str) -> Path:
+    """An accelerate configuration by its path, or one of those in ``recipes/accelerate`` by its name.
+
+    Raises:
+        MuscleError: There is neither.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    known = {file.stem: file for file in (bundled("recipes") / "accelerate").glob("*.yaml")}
+    if name not in known:
+        raise MuscleError(f"there is no accelerate configuration {name!r}{nearest(name, known)}")
+    return known[name]
+
+
+def is_distributed(config: Path) -> bool:
+    """Whether an accelerate configuration asks for more than one process or a distributed engine."""
+    content = read_yaml(config)
+    return content.get("distributed_type", "NO") != "NO" or int(content.get("num_processes", 1)) > 1
+
+
+# ---- Measured against published ----
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One figure of a run, in percent or percentage points.
+
+    Args:
+        figure: Its name, a field of :class:`Published`.
+        published: What the paper gives; None if nothing.
+        measured: What the run gave; None if nothing (an adapter was not trained).
+    """
+
+    figure: str
+    published: float | None
+    measured: float | None
+
+
+def compare_with_published(
+    published: Published | None, result: Result, predictions: Mapping[str, Sequence[Prediction]]
+) -> list[Comparison]:
+    """Set a run's figures beside published ones.
+
+    Args:
+        published: May be None: all figures are measured only.
+        result: The run's table.
+        predictions: Its answers by model.
+
+    Returns:
+        One entry a figure that either side has.
+    """
+    measured = {name: 100 * value for name, value in _figures(result, predictions).items()}
+    if measured.get("nfr") and "nfr_change" in measured:
+        measured["nfr_change_percent"] = 100 * measured["nfr_change"] / measured["nfr"]
+    known = {} if published is None else dataclasses.asdict(published)
+    names = [field.name for field in dataclasses.fields(Published) if field.name != "source"]
+    lines = [Comparison(name, known.get(name), measured.get(name)) for name in names]
+    return [line for line in lines if line.published is not None or line.measured is not None]
+
+
+def _figures(result: Result, predictions: Mapping[str, Sequence[Prediction]]) -> dict[str, float]:
+    rows = {row.model: row for row in result.rows}
+    figures = {"v1": rows[OLD].quality, "v2": rows[NEW].quality, "nfr": rows[NEW].nfr}
+    if COMPAT in rows:
+        figures |= {
+            "muscle": rows[COMPAT].quality,
+            "nfr_change": rows[COMPAT].nfr - rows[NEW].nfr,
+            "pfr_change": rows[COMPAT].pfr - rows[NEW].pfr,
+            "accuracy_change": rows[COMPAT].quality - rows[NEW].quality,
+        }
+        if predictions[OLD][0].correct is None:
+            from muscle_hf.metrics import smooth_flip_metrics
+
+            scores = [[prediction.score for prediction in predictions[name]] for name in (OLD, NEW, COMPAT)]
+            smooth = smooth_flip_metrics(scores[0], scores[1], compat_scores=scores[2])
+            figures |= {"gain_change": smooth["delta_m_g_c"], "loss_change": smooth["delta_m_r_c"]}
+    return {name: value for name, value in figures.items() if not math.isnan(value)}
+
+
+def reproduction_table(lines: Sequence[Comparison], settings: RunSettings, result: Result) -> str:
+    """Published and measured figures as Markdown."""
+    source = "" if settings.published is None else f" ({settings.published.source})"
+
+    def cell(value: float | None) -> str:
+        return "" if value is None else f"{value:.2f}"
+
+    def difference(line: Comparison) -> str:
+        both = line.published is not None and line.measured is not None
+        return f"{line.measured - line.published:+.2f}" if both else ""
+
+    rows = [f"| {x.figure} | {cell(x.published)} | {cell(x.measured)} | {difference(x)} |" for x in lines]
+    head = f"| Figure | Published{source} | Measured | Difference |\n| --- | ---: | ---: | ---: |\n"
+    models = f"{settings.old.base} to {settings.new.base}, {result.task}, {result.items} test items"
+    return f"{models}. Percent and percentage points.\n\n{head}" + "\n".join(rows) + "\n"
+
+
+def write_reproduction(folder: Path, lines: Sequence[Comparison], table: str) -> Path:
+    """Write measured against published figures beside a run's result.
+
+    Returns:
+        The Markdown file; a JSON file of the same name lies beside it.
+    """
+    with staged(folder) as stage:
+        content = {line.figure: {"published": line.published, "measured": line.measured} for line in lines}
+        (stage / f"{REPRODUCTION_FILE}.json").write_text(json.dumps(content, indent=2) + "\n")
+        (stage / f"{REPRODUCTION_FILE}.md").write_text(table)
+    return folder / f"{REPRODUCTION_FILE}.md"

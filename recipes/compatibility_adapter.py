@@ -1,0 +1,13 @@
+"""The compatibility adapter (muscle), or the control that is trained as long with plain cross-entropy (control).
+
+    accelerate launch recipes/compatibility_adapter.py muscle|control --config FILE [--setting value ...]
+
+Task adapters that the settings do not name are trained first.
+"""
+
+from muscle_hf.pipeline.launch import report, settings_of_command
+from muscle_hf.pipeline.run import make_run
+
+if __name__ == "__main__":
+    settings, which = settings_of_command(__doc__, choices=("muscle", "control"))
+    report(str(make_run(settings).adapter(which)))

@@ -1,0 +1,11 @@
+"""The answers of all models of a run to its test items, and the table of flips.
+
+accelerate launch recipes/evaluation.py --config FILE [--setting value ...]
+"""
+
+from muscle_hf.pipeline.launch import report, settings_of_command
+from muscle_hf.pipeline.run import make_run
+from muscle_hf.pipeline.table import to_markdown
+
+if __name__ == "__main__":
+    report(to_markdown(make_run(settings_of_command(__doc__)).evaluate()))

@@ -1,0 +1,13 @@
+"""A whole run: task adapters, control, compatibility adapter, evaluation. What is done already is not repeated.
+
+accelerate launch [--config_file recipes/accelerate/NAME.yaml] recipes/run.py --config FILE [--setting value ...]
+"""
+
+from muscle_hf.pipeline.launch import report, settings_of_command
+from muscle_hf.pipeline.run import run
+from muscle_hf.pipeline.table import to_markdown
+
+if __name__ == "__main__":
+    result = run(settings_of_command(__doc__))
+    if result is not None:
+        report(to_markdown(result))

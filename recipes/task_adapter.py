@@ -1,0 +1,11 @@
+"""One task adapter, on v1's base (old) or v2's (new), with plain cross-entropy.
+
+accelerate launch recipes/task_adapter.py old|new --config FILE [--setting value ...]
+"""
+
+from muscle_hf.pipeline.launch import report, settings_of_command
+from muscle_hf.pipeline.run import make_run
+
+if __name__ == "__main__":
+    settings, side = settings_of_command(__doc__, choices=("old", "new"))
+    report(str(make_run(settings).adapter(side)))
