@@ -96,11 +96,11 @@ def main() -> None:
         "",
         "    python benchmarks/cache_compact.py --shared ../shared",
         "",
-        f"Temperature {args.temperature:g}, float64, seed {SEED}; CPU ({platform.machine()}), torch {torch.__version__},",
-        f"transformers {transformers.__version__}. Beyond rounding the figures do not depend on the machine. The compact",
-        'KL never exceeds the full one; "left out" is the share that is missing. The error of the gradient is the norm',
-        "of the difference over the norm of the full gradient, over all tokens. In the exact mode a token takes its",
-        "hidden state: 8,192 bytes at a width of 4,096 in half precision.",
+        f"Temperature {args.temperature:g}, float64, seed {SEED}; {platform.machine()}, torch {torch.__version__},",
+        f"transformers {transformers.__version__}. Beyond rounding the figures do not depend on the machine.",
+        'The compact KL never exceeds the full one; "left out" is the share that is missing. The error of the',
+        "gradient is the norm of the difference over the norm of the full gradient, over all tokens. In the exact",
+        "mode a token takes its hidden state: 8,192 bytes at a width of 4,096 in half precision.",
     ]
     for name in ("tinystories_lower.txt.gz", "wikitext2_valid.txt.gz"):
         lines += ["", f"## {name.split('.')[0]}: teacher stories260k, student stories800k, 512 tokens", ""]

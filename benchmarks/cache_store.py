@@ -4,13 +4,15 @@
 
 Rows of random hidden states are written to a temporary folder, then read in random order in batches: once cold for the
 store (every row's checksum is verified at its first reading) and once more. The files are in the system's page cache,
-so this is what the store itself costs, not the disk.
+so this is what the store itself costs, not the disk; processor time is measured, since it depends less on what else
+the machine does.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import platform
 import random
 import tempfile
@@ -18,7 +20,6 @@ import time
 from pathlib import Path
 
 import torch
-import transformers
 from safetensors.torch import save_file
 
 from muscle_hf.teachers.cache import HiddenStore, KeyRules, row_keys
@@ -34,24 +35,24 @@ def measure(folder: Path, rows: int, tokens: int, width: int) -> list[str]:
     keys = [hashlib.sha256(str(number).encode()).digest() for number in range(rows)]
     block = torch.randn(64, tokens, width).to(torch.bfloat16)
 
-    start = time.perf_counter()
+    start = time.process_time()
     with HiddenStore(folder, TEACHER) as store:
         for number in range(0, rows, BATCH):
             batch = keys[number : number + BATCH]
             store.put(batch, list(block[: len(batch)]))
-    written = time.perf_counter() - start
+    written = time.process_time() - start
 
-    start = time.perf_counter()
+    start = time.process_time()
     store = HiddenStore(folder, TEACHER)
-    opened = time.perf_counter() - start
+    opened = time.process_time() - start
     order = random.Random(0).sample(range(rows), rows)
     reading = []
     for _ in range(2):
-        start = time.perf_counter()
+        start = time.process_time()
         for number in range(0, rows, BATCH):
             found = store.get([keys[index] for index in order[number : number + BATCH]])
             assert all(row is not None for row in found)
-        reading.append(time.perf_counter() - start)
+        reading.append(time.process_time() - start)
     size = rows * tokens * width * 2
     return [
         f"{rows:,} x {tokens} x {width}",
@@ -64,28 +65,28 @@ def measure(folder: Path, rows: int, tokens: int, width: int) -> list[str]:
 
 
 def one_tensor_per_row(folder: Path, rows: int, tokens: int, width: int) -> float:
-    """Seconds to open a safetensors file that holds every row as a tensor of its own."""
+    """Processor seconds to open a safetensors file that holds every row as a tensor of its own."""
     from safetensors import safe_open
 
     file = folder / "plain.safetensors"
     block = torch.zeros(tokens, width, dtype=torch.bfloat16)
     save_file({f"{number:064x}": block.clone() for number in range(rows)}, file)
-    start = time.perf_counter()
+    start = time.process_time()
     with safe_open(file, framework="pt") as handle:
         assert len(handle.keys()) == rows
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def keys_per_second(length: int, count: int = 2000) -> float:
-    """Rows a second of :func:`row_keys`, for padded batches of a causal LM."""
+    """Rows a processor second of :func:`row_keys`, for padded batches of a causal LM."""
     rules = KeyRules(inputs=None, looks_back=True, relative=True, separates=True)
     ids = torch.randint(3, 30000, (BATCH, length))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
     labels = CAUSAL_LM.trained_labels(ids)
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(count // BATCH):
         row_keys(batch, labels, rules)
-    return count / (time.perf_counter() - start)
+    return count / (time.process_time() - start)
 
 
 def main() -> None:
@@ -101,8 +102,9 @@ def main() -> None:
         "",
         "    python benchmarks/cache_store.py",
         "",
-        f"bfloat16 rows; one thread of an {platform.machine()} machine, torch {torch.__version__}, transformers",
-        f"{transformers.__version__}. Files in the page cache. Reading in random order in batches of {BATCH}.",
+        f"bfloat16 rows; processor seconds of one thread; {platform.machine()}, torch {torch.__version__}, load",
+        f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores. Files in the page cache, read in random order in batches "
+        f"of {BATCH}.",
         "",
         "| rows x tokens x width | MB | written, rows/s (MB/s) | opening, s | first reading, rows/s (MB/s) | "
         "again, rows/s |",
