@@ -26,6 +26,7 @@ from muscle_hf.evaluation.state import random_state_kept
 from muscle_hf.evaluation.tasks import Item, Task
 from muscle_hf.metrics import flip_metrics, flip_metrics_from_correct, smooth_flip_metrics
 from muscle_hf.teachers.adapters import frozen_view
+from muscle_hf.teachers.cached import CachedTeacher
 from muscle_hf.teachers.teacher import AdapterTeacher, ModelTeacher, Teacher
 
 logger = logging.getLogger(__name__)
@@ -193,6 +194,8 @@ class FlipMetricsCallback(TrainerCallback):
         return evaluate_task(model, tokenizer, self.task, self.items, **self._settings)
 
     def _computed(self, side: Side, tokenizer: PreTrainedTokenizerBase | None) -> list[Prediction]:
+        if isinstance(side, CachedTeacher):
+            side = side.loaded()
         if isinstance(side, AdapterTeacher):
             with frozen_view(side.model, side.adapter):
                 return self._run(side.model, tokenizer)

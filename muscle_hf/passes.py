@@ -14,6 +14,7 @@ from muscle_hf.losses.chunked import Stream, chunk_rows, chunked_terms, chunked_
 from muscle_hf.teachers import ModelKind, Teacher
 from muscle_hf.teachers.body import Head
 from muscle_hf.teachers.cache import HiddenStore, KeyRules, SequenceKey, row_keys
+from muscle_hf.teachers.cached import CachedTeacher
 from muscle_hf.teachers.kinds import aligned, sequences_of, trained_rows
 from muscle_hf.teachers.teacher import LABEL_KEYS, logits_of, require_finite, without_labels
 from muscle_hf.teachers.weights import base_of
@@ -140,9 +141,14 @@ class ChunkedPass(PlainPass):
         super().__init__(student, teachers, kind)
         self.chunk_size = chunk_size
         self.head = Head(student, autocast)
+        # Of teachers whose body may not be loaded, the head is there already.
+        loaded = {role: teacher.head for role, teacher in teachers.items() if isinstance(teacher, CachedTeacher)}
+        for head in loaded.values():
+            head.autocast = autocast
         bases = {role: base_of(teacher.model) for role, teacher in teachers.items()}
         self.heads = {
-            role: self.head if base is base_of(student) else Head(base, autocast) for role, base in bases.items()
+            role: self.head if base is base_of(student) else loaded.get(role) or Head(base, autocast)
+            for role, base in bases.items()
         }
         self.caches = dict(caches or {})
         self._rules = {role: KeyRules.of(teachers[role].model, kind) for role in self.caches}

@@ -38,6 +38,7 @@ _PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "data
 # Settings that name a place or a secret rather than how the adapter was trained.
 _PRIVATE_SETTINGS = frozenset(
     {"output_dir", "logging_dir", "run_name", "hub_token", "hub_model_id", "resume_from_checkpoint", "deepspeed"}
+    | {"teacher_cache"}
     | {"jit_checkpoint_dir", "trackio_space_id", "project", "_n_gpu", "local_rank"}
 )
 
@@ -174,12 +175,8 @@ def public_name(name: str | None) -> str | None:
 
 def _describe_teacher(teacher: Teacher, hashes: dict[tuple[int, frozenset[str]], str]) -> dict[str, Any]:
     base = base_of(teacher.model)
-    weights = teacher.base_weights()
-    content = id(base), frozenset(weights)
-    if content not in hashes:
-        hashes[content] = content_hash(weights.items())
+    base_hash, adapter_hash = teacher.known_hashes or _hash_teacher(teacher, hashes)
     origin = origin_of(base)
-    adapter = teacher.adapter_weights()
     return {
         "base": {
             "name": origin.name,
@@ -188,16 +185,24 @@ def _describe_teacher(teacher: Teacher, hashes: dict[tuple[int, frozenset[str]],
             "architecture": type(base).__name__,
             "dtype": str(getattr(base, "dtype", None)).removeprefix("torch."),
             "quantization": describe_quantization(base.config),
-            "sha256": hashes[content],
+            "sha256": base_hash,
         },
         "adapter": {
             "name": public_name(teacher.source),
             "revision": teacher.revision,
-            "sha256": content_hash(adapter.items()),
+            "sha256": adapter_hash,
         }
-        if adapter
+        if adapter_hash
         else None,
     }
+
+
+def _hash_teacher(teacher: Teacher, hashes: dict[tuple[int, frozenset[str]], str]) -> tuple[str, str | None]:
+    weights, adapter = teacher.base_weights(), teacher.adapter_weights()
+    content = id(base_of(teacher.model)), frozenset(weights)
+    if content not in hashes:
+        hashes[content] = content_hash(weights.items())
+    return hashes[content], content_hash(adapter.items()) if adapter else None
 
 
 def describe_tokenizer(tokenizer: Any) -> dict[str, Any] | None:

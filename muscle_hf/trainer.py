@@ -35,6 +35,7 @@ from muscle_hf.provenance import Provenance
 from muscle_hf.teachers import ModelTeacher, Teacher, kind_of, make_student, make_teacher
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, keep_quantized_trainable, read_adapter
 from muscle_hf.teachers.cache.opening import open_caches
+from muscle_hf.teachers.cached import CachedTeacher, cached_teacher
 from muscle_hf.teachers.checks import check_label_sets, check_tokenizers, is_quantized
 from muscle_hf.teachers.kinds import IGNORED
 from muscle_hf.teachers.weights import base_of
@@ -85,6 +86,9 @@ class MuscleMixin(HubMixin):
         self._models = {"old": (old_model, old_model_kwargs), "new": (new_model, new_model_kwargs)}
         self._peft_config = peft_config
         self.teachers: dict[str, Teacher] = {}
+        self._cache = getattr(args, "teacher_cache", None)
+        given = trainer_arguments.get("processing_class")
+        self._rows_tokenizer = given or getattr(trainer_arguments.get("data_collator"), "tokenizer", None)
         if model is not None:
             # A fresh adapter is drawn from the run's seed, like everything after it.
             set_seed(args.seed)
@@ -119,7 +123,9 @@ class MuscleMixin(HubMixin):
         kept = self.teachers.get("old")
         self.teachers = {
             # A teacher with a base of its own serves every trial of a hyper-parameter search.
-            "old": kept if isinstance(kept, ModelTeacher) else self._teacher("old", old_model, old_arguments),
+            "old": kept
+            if isinstance(kept, (ModelTeacher, CachedTeacher))
+            else self._teacher("old", old_model, old_arguments),
             "new": new if new_model is None else self._teacher("new", new_model, new_arguments),
         }
         for teacher in self.teachers.values():
@@ -128,7 +134,28 @@ class MuscleMixin(HubMixin):
         return self.student
 
     def _teacher(self, role: str, source: Any, arguments: Mapping[str, Any] | None) -> Teacher:
-        return make_teacher(role, source, self.student, self.kind, arguments, check_base=self._check_base)
+        def load() -> Teacher:
+            return make_teacher(role, source, self.student, self.kind, arguments, check_base=self._check_base)
+
+        def load_and_place() -> Teacher:
+            teacher = load()
+            self._place(teacher)
+            return teacher
+
+        cached = None
+        if self._cache and isinstance(source, (str, os.PathLike)):
+            cached = cached_teacher(
+                role,
+                source,
+                self.student,
+                self.kind,
+                arguments,
+                folder=self._cache,
+                tokenizer=self._rows_tokenizer,
+                precision=os.environ.get("ACCELERATE_MIXED_PRECISION"),
+                load=load_and_place,
+            )
+        return load() if cached is None else cached
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         model = self._cast(super().call_model_init(trial))
@@ -155,6 +182,8 @@ class MuscleMixin(HubMixin):
 
     def _place(self, teacher: Teacher) -> None:
         """Put a teacher with a base of its own on the student's device and in its precision."""
+        if isinstance(teacher, CachedTeacher):
+            teacher.head.module.to(self.args.device)
         if not isinstance(teacher, ModelTeacher):
             return
         placed_already = is_quantized(teacher.model) or getattr(teacher.model, "hf_device_map", None) is not None

@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from muscle_hf import MuscleError
 from muscle_hf.losses import MASKS
 from muscle_hf.passes import ChunkedPass
+from muscle_hf.teachers.cached import CachedTeacher
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*unstable without the auxiliary cross-entropy")
 PLAIN = {"loss_chunk_size": 0}
@@ -201,3 +202,61 @@ def test_a_cache_where_it_cannot_be_read_is_refused(tmp_path):
             with_lora(builders.bert_sequences(1), 1, task_type="SEQ_CLS"),
             train_dataset=builders.sequence_rows(), teacher_cache=str(tmp_path / "cache"),
         )  # fmt: skip
+
+
+@pytest.fixture
+def old_on_disk(tmp_path):
+    """v1 as users have it: a base's folder and its adapter's."""
+    base = builders.llama(1)
+    base.save_pretrained(tmp_path / "base-v1")
+    base.config._name_or_path = str(tmp_path / "base-v1")
+    old = with_lora(base, 10)
+    old.peft_config["default"].base_model_name_or_path = str(tmp_path / "base-v1")
+    old.save_pretrained(tmp_path / "task-v1")
+    return str(tmp_path / "task-v1")
+
+
+def from_disk(folder, old, rows, **settings):
+    return builders.trainer(
+        folder, models()[0], old, train_dataset=rows, eval_dataset=rows, max_steps=4, learning_rate=1e-2, **settings
+    )
+
+
+def test_the_body_of_a_cached_old_model_is_never_loaded(old_on_disk, tmp_path):
+    rows = builders.half_right(builders.rows(ignore=0), models()[0])
+    cache = {"teacher_cache": str(tmp_path / "cache"), "skip_unneeded_teachers": False}
+    first = from_disk(tmp_path / "1", old_on_disk, rows, **cache)
+    assert not isinstance(first.teachers["old"], CachedTeacher), "nothing is cached yet"
+    first.train()
+    second = from_disk(tmp_path / "2", old_on_disk, rows, **cache)
+    second.train()
+    teacher = second.teachers["old"]
+    assert isinstance(teacher, CachedTeacher)
+    weights = dict(teacher.model.named_parameters())
+    assert all(weight.is_meta == ("lm_head" not in name) for name, weight in weights.items())
+    assert second.provenance.old == first.provenance.old
+    expected, found = first.evaluate(), second.evaluate()
+    for name in filter(builders.is_figure, expected):
+        assert found[name] == pytest.approx(expected[name], rel=1e-4)
+
+
+def test_a_row_that_is_missing_loads_the_body(old_on_disk, tmp_path):
+    rows = builders.half_right(builders.rows(ignore=0), models()[0])
+    cache = {"teacher_cache": str(tmp_path / "cache"), "skip_unneeded_teachers": False}
+    from_disk(tmp_path / "1", old_on_disk, rows[:4], **cache).train()
+    cached = from_disk(tmp_path / "2", old_on_disk, rows, **cache)
+    assert isinstance(cached.teachers["old"], CachedTeacher)
+    expected = from_disk(tmp_path / "3", old_on_disk, rows, loss_chunk_size=0).evaluate()
+    found = cached.evaluate()
+    for name in filter(builders.is_figure, expected):
+        assert found[name] == pytest.approx(expected[name], rel=1e-4)
+    assert not any(weight.is_meta for weight in cached.teachers["old"].model.parameters())
+
+
+def test_where_the_cache_is_stays_private(old_on_disk, tmp_path):
+    rows = builders.half_right(builders.rows(), models()[0])
+    trainer = from_disk(tmp_path / "out", old_on_disk, rows, teacher_cache=str(tmp_path / "secret-place"))
+    trainer.train()
+    trainer.save_model()
+    for file in (tmp_path / "out").glob("*.*"):
+        assert b"secret-place" not in file.read_bytes(), file

@@ -31,6 +31,7 @@ class Head:
 
     Attributes:
         module: The output layer.
+        autocast: As given; may be set anew.
 
     Raises:
         MuscleError: The model has no output layer that can be called apart, or an adapter changes it.
@@ -48,7 +49,7 @@ class Head:
         if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
             raise MuscleError("an adapter changes the output layer")
         self.module = module
-        self._autocast = autocast
+        self.autocast = autocast
         self._base = base
         self._confirmed = False
 
@@ -61,7 +62,7 @@ class Head:
         Returns:
             (..., V), float32 (float64 for a model in float64).
         """
-        with self._autocast():
+        with self.autocast():
             logits = self._finished(self.module(hidden))
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
@@ -69,6 +70,11 @@ class Head:
     def vocabulary(self) -> int:
         """V, with padding."""
         return self.module.out_features if hasattr(self.module, "out_features") else self.module.weight.size(0)
+
+    @property
+    def base(self) -> nn.Module:
+        """The model whose head this is."""
+        return self._base
 
     def _finished(self, logits: Tensor) -> Tensor:
         for name in _FACTORS:

@@ -59,6 +59,11 @@ class Teacher(ABC):
     def base_weights(self) -> dict[str, Tensor]:
         """The weights of the teacher's base model by name, without what its adapter replaces as a whole."""
 
+    @property
+    def known_hashes(self) -> tuple[str, str | None] | None:
+        """Content hashes of base and adapter, where they are known without reading the weights."""
+        return None
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}(role={self.role!r}, base={type(base_of(self.model)).__name__})"
 

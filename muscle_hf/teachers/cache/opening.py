@@ -43,9 +43,11 @@ def open_caches(trainer: MuscleTrainer, folder: str | os.PathLike) -> dict[str, 
         rules = KeyRules.of(teacher.model, trainer.kind)
         if rules.excluded:
             raise MuscleError(f"the {role} model's hidden states cannot be cached: {rules.excluded}")
-        described = None if trainer.provenance is None else getattr(trainer.provenance, role)
         precision = trainer.accelerator.mixed_precision
-        fingerprint = teacher_fingerprint(teacher, trainer.tokenizer, autocast=precision, provenance=described)
+        fingerprint = getattr(teacher, "fingerprint", None)
+        if fingerprint is None:
+            described = None if trainer.provenance is None else getattr(trainer.provenance, role)
+            fingerprint = teacher_fingerprint(teacher, trainer.tokenizer, autocast=precision, provenance=described)
         stores[role] = store = HiddenStore(folder, fingerprint)
         share = max(0, rows - len(store)) / rows if rows else 0.0
         columns = store.columns or {"hidden": _expected(teacher.model, precision)}

@@ -1,0 +1,117 @@
+"""A teacher of which only the output head is loaded: what its body would say of each row is on disk already."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.teachers.body import Head
+from muscle_hf.teachers.cache import Fingerprint, HiddenStore, file_fingerprint, load_head
+from muscle_hf.teachers.kinds import ModelKind
+from muscle_hf.teachers.loading import FETCH_KEYS
+from muscle_hf.teachers.teacher import Teacher
+from muscle_hf.teachers.weights import base_of, base_weights, content_hash
+
+logger = logging.get_logger(__name__)
+
+
+class CachedTeacher(Teacher):
+    """A frozen task model whose body is loaded at the first row that the cache lacks, if there is one.
+
+    Args:
+        role: ``old`` or ``new``.
+        head: Its output head; the rest of its model has no weights.
+        fingerprint: Whose rows are in the cache.
+        load: Loads the whole teacher.
+    """
+
+    def __init__(self, role: str, head: Head, fingerprint: Fingerprint, load: Callable[[], Teacher]):
+        super().__init__(role)
+        self.head = head
+        self.fingerprint = fingerprint
+        self._load = load
+        self._loaded: Teacher | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The model without its body's weights; the whole one, once it was loaded."""
+        return self.head.base if self._loaded is None else self._loaded.model
+
+    def loaded(self) -> Teacher:
+        """The whole teacher; loaded at the first call."""
+        if self._loaded is None:
+            logger.warning(
+                f"The teacher cache lacks rows of the {self.role} model, so its body is loaded. `muscle-hf cache` "
+                "computes all rows ahead of training."
+            )
+            self._loaded = self._load()
+            # One layer, so that what listens at the head hears the whole model's forward as well.
+            base_of(self._loaded.model).set_output_embeddings(self.head.module)
+        return self._loaded
+
+    def logits(self, inputs: Mapping[str, Any]) -> Tensor:
+        return self.loaded().logits(inputs)
+
+    def adapter_weights(self) -> dict[str, Tensor]:
+        return self.loaded().adapter_weights()
+
+    def base_weights(self) -> dict[str, Tensor]:
+        return self.loaded().base_weights()
+
+    @property
+    def known_hashes(self) -> tuple[str, str | None]:
+        adapter = self.fingerprint.content["adapter"]
+        return self.fingerprint.content["base_sha256"], adapter and adapter["sha256"]
+
+
+def cached_teacher(
+    role: str,
+    source: str | os.PathLike,
+    student: PeftModel,
+    kind: ModelKind,
+    arguments: Mapping[str, Any] | None,
+    *,
+    folder: str | os.PathLike,
+    tokenizer: Any,
+    precision: str | None,
+    load: Callable[[], Teacher],
+) -> CachedTeacher | None:
+    """A teacher on the hidden states that a cache holds of it.
+
+    Args:
+        role: ``old`` or ``new``.
+        source: A folder or Hub id of an adapter or a model.
+        student: A teacher on the student's own base needs no second body, cached or not.
+        kind: The student's.
+        arguments: As for ``make_teacher``.
+        folder: Of the cache.
+        tokenizer: Of the rows.
+        precision: Accelerate's ``mixed_precision``.
+        load: Loads the whole teacher.
+
+    Returns:
+        None where the cache holds nothing of this teacher, or where it takes the loaded model to know that.
+    """
+    how = {"dtype": getattr(base_of(student), "dtype", None), **(arguments or {})}
+    known = {"base_model", "base_revision", "revision", "dtype", "attn_implementation", *FETCH_KEYS}
+    if how.keys() - known:
+        return None  # quantization and the like decide what the model computes, and are not in its files
+    try:
+        fingerprint = file_fingerprint(source, kind, tokenizer, role=role, autocast=precision, **how)
+        shared = fingerprint.content["base_sha256"] == content_hash(base_weights(student).items())
+        if shared or not len(HiddenStore(folder, fingerprint)):
+            return None
+        how.pop("attn_implementation", None)
+        head = load_head(source, kind, **how)
+    except MuscleError as error:
+        logger.info(f"The {role} model is loaded as a whole: {error}")
+        return None
+    teacher = CachedTeacher(role, head, fingerprint, load)
+    teacher.source, teacher.revision = os.fspath(source), how.get("revision")
+    return teacher
