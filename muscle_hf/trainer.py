@@ -36,8 +36,9 @@ from muscle_hf.teachers import ModelTeacher, Teacher, kind_of, make_student, mak
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, keep_quantized_trainable, read_adapter
 from muscle_hf.teachers.cache.opening import open_caches
 from muscle_hf.teachers.cached import CachedTeacher, cached_teacher
-from muscle_hf.teachers.checks import check_label_sets, check_tokenizers, is_quantized
+from muscle_hf.teachers.checks import check_label_sets, check_tokenizers
 from muscle_hf.teachers.kinds import IGNORED
+from muscle_hf.teachers.placing import is_sharded, shard, to_device
 from muscle_hf.teachers.weights import base_of
 
 logger = logging.get_logger(__name__)
@@ -110,6 +111,11 @@ class MuscleMixin(HubMixin):
         self.provenance = Provenance.of(self) if self.args.should_save else None
         self._chunked = self._make_chunked()
         self.start_card()
+        # Last of all: until here the teacher's weights were compared and hashed, which needs them whole.
+        if is_sharded(self.accelerator):
+            for teacher in self.teachers.values():
+                if isinstance(teacher, ModelTeacher):
+                    teacher.model = shard(teacher.model, self.accelerator)
 
     # ---- Parts ----
 
@@ -186,9 +192,8 @@ class MuscleMixin(HubMixin):
             teacher.head.module.to(self.args.device)
         if not isinstance(teacher, ModelTeacher):
             return
-        placed_already = is_quantized(teacher.model) or getattr(teacher.model, "hf_device_map", None) is not None
-        if not placed_already:
-            teacher.model.to(self.args.device)
+        if not is_sharded(self.accelerator):
+            to_device(teacher.model, self.args.device)
         config = base_of(teacher.model).config
         if config.pad_token_id is None:
             # As Trainer does for the student; decoders with a classifier find the last token by it.
