@@ -307,8 +307,8 @@ def steps(rounds: int) -> list[str]:
 
 def without_cache(trainer: MuscleTrainer, role: str) -> MuscleTrainer:
     """The trainer with one teacher online."""
-    trainer._chunked.caches.pop(role)
-    trainer._chunked._rules.pop(role)
+    trainer._passes.chunked.caches.pop(role)
+    trainer._passes.chunked._rules.pop(role)
     return trainer
 
 

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import logging
 
+from muscle_hf.errors import MuscleError
 from muscle_hf.losses import Objective, TokenTerms
 from muscle_hf.losses.chunked import Stream, chunk_rows, chunked_terms, chunked_weights
 from muscle_hf.teachers import ModelKind, Teacher
 from muscle_hf.teachers.body import Head
 from muscle_hf.teachers.cache import HiddenStore, KeyRules, SequenceKey, row_keys
+from muscle_hf.teachers.cache.opening import open_caches
 from muscle_hf.teachers.cached import CachedTeacher
 from muscle_hf.teachers.kinds import aligned, sequences_of, trained_rows
 from muscle_hf.teachers.teacher import LABEL_KEYS, logits_of, require_finite, without_labels
 from muscle_hf.teachers.weights import base_of
+
+if TYPE_CHECKING:
+    from muscle_hf.trainer import MuscleTrainer
+
+logger = logging.get_logger(__name__)
 
 # Inputs with one entry per token, which end where the last trained token is predicted.
 _PER_TOKEN = LABEL_KEYS | {"input_ids", "attention_mask", "position_ids", "token_type_ids"}
@@ -306,3 +314,87 @@ def _per_row(value: Any, count: int) -> bool:
 
 def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+class Passes:
+    """The passes of a trainer: chunked where that works and suffices, else plain.
+
+    Args:
+        plain: Works always.
+        chunked: None where it does not apply.
+    """
+
+    def __init__(self, plain: PlainPass, chunked: ChunkedPass | None):
+        self.plain = plain
+        self.chunked = chunked
+
+    def over(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        labels: Tensor,
+        objective: Objective,
+        where: str,
+        *,
+        whole: bool,
+    ) -> Outcome:
+        """A pass over a batch, with whole logits if these are asked for; arguments as :meth:`PlainPass.__call__`."""
+        if self.chunked is not None and not whole:
+            try:
+                return self.chunked(model, inputs, labels, objective, where)
+            except HeadNotApart as error:
+                logger.warning(
+                    f"{error} does more behind its output layer than is known here, so whole logits are held "
+                    "(the result is the same; it takes more time and memory)."
+                )
+                self.chunked = None
+        return self.plain(model, inputs, labels, objective, where)
+
+    def flush(self) -> None:
+        """Write to the disk what caches hold in memory."""
+        if self.chunked is not None:
+            self.chunked.flush()
+
+
+def make_passes(trainer: MuscleTrainer) -> Passes:
+    """The passes of a trainer whose models are in place.
+
+    Raises:
+        MuscleError: Chunks do not apply, but ``loss_chunk_size`` or ``teacher_cache`` asks for them; or the cache does
+            not fit.
+    """
+    plain = PlainPass(trainer.student, trainer.teachers, trainer.kind)
+    size, folder = (getattr(trainer.args, name, None) for name in ("loss_chunk_size", "teacher_cache"))
+    wishes = [f"loss_chunk_size={size}"] * bool(size) + [f"teacher_cache={folder!r}"] * bool(folder)
+    try:
+        if reason := _why_whole_logits(trainer):
+            raise MuscleError(reason)
+        chunked = ChunkedPass(
+            trainer.student,
+            trainer.teachers,
+            trainer.kind,
+            trainer.accelerator.autocast,
+            chunk_size=size,
+            skip=getattr(trainer.args, "skip_unneeded_teachers", True),
+            caches=open_caches(trainer, folder) if folder else None,
+        )
+    except MuscleError as error:
+        if wishes:
+            raise MuscleError(f"{' and '.join(wishes)} cannot be used: {error}") from error
+        return Passes(plain, None)
+    return Passes(plain, chunked)
+
+
+def _why_whole_logits(trainer: MuscleTrainer) -> str | None:
+    if getattr(trainer.args, "loss_chunk_size", None) == 0:
+        return "loss_chunk_size=0 asks for whole logits"
+    if not trainer.kind.generates_text:
+        return f"a {trainer.kind.name} model has few classes, so there is nothing to cut into chunks"
+    if trainer.compute_loss_func is not None:
+        return "compute_loss_func gets whole logits"
+    if trainer.args.torch_compile:
+        return "a compiled model does not show its hidden states"
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    if trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
+        return "the output layer is sharded over the processes (FSDP, ZeRO-3)"
+    return None

@@ -30,11 +30,10 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.hub.trainer import HubMixin
 from muscle_hf.losses.masks import MaskFunction
 from muscle_hf.losses.sums import FIGURES, mean_terms, sum_terms
-from muscle_hf.passes import ChunkedPass, HeadNotApart, Outcome, PlainPass
+from muscle_hf.passes import make_passes
 from muscle_hf.provenance import Provenance
 from muscle_hf.teachers import ModelTeacher, Teacher, kind_of, make_student, make_teacher
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, keep_quantized_trainable, read_adapter
-from muscle_hf.teachers.cache.opening import open_caches
 from muscle_hf.teachers.cached import CachedTeacher, cached_teacher
 from muscle_hf.teachers.checks import check_label_sets, check_tokenizers
 from muscle_hf.teachers.kinds import IGNORED
@@ -109,7 +108,7 @@ class MuscleMixin(HubMixin):
         self._eval_sums: Tensor | None = None
         self._best_loaded_at = 0
         self.provenance = Provenance.of(self) if self.args.should_save else None
-        self._chunked = self._make_chunked()
+        self._passes = make_passes(self)
         self.start_card()
         # Last of all: until here the teacher's weights were compared and hashed, which needs them whole.
         if is_sharded(self.accelerator):
@@ -167,8 +166,8 @@ class MuscleMixin(HubMixin):
         model = self._cast(super().call_model_init(trial))
         for teacher in self.teachers.values():
             self._place(teacher)
-        if hasattr(self, "_chunked"):
-            self._chunked = self._make_chunked()
+        if hasattr(self, "_passes"):
+            self._passes = make_passes(self)
         return model
 
     def _hp_search_setup(self, trial: Any) -> None:
@@ -333,7 +332,8 @@ class MuscleMixin(HubMixin):
             self._data_checked = True
         # Whoever gets the outputs, or a loss function of the user's own, looks at whole logits.
         whole = (return_outputs and not self._loss_alone) or self.compute_loss_func is not None
-        outcome = self._pass_over(model, inputs, labels, whole)
+        where = f"step {self.state.global_step + 1}"
+        outcome = self._passes.over(model, inputs, labels, self.objective, where, whole=whole)
         outputs, terms = outcome.outputs, outcome.terms
         sums = sum_terms(terms, outcome.rows, labels.size(0))
         # Trainer divides by the accumulation steps what was not divided by the tokens of all of them.
@@ -351,58 +351,6 @@ class MuscleMixin(HubMixin):
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         self._note(sums, training=model.training)
         return (loss, outputs) if return_outputs else loss
-
-    def _pass_over(self, model: nn.Module, inputs: Mapping[str, Any], labels: Tensor, whole: bool) -> Outcome:
-        where = f"step {self.state.global_step + 1}"
-        if self._chunked is not None and not whole:
-            try:
-                return self._chunked(model, inputs, labels, self.objective, where)
-            except HeadNotApart as error:
-                logger.warning(
-                    f"{error} does more behind its output layer than is known here, so whole logits are held "
-                    "(the result is the same; it takes more time and memory)."
-                )
-                self._chunked = None
-        return PlainPass(self.student, self.teachers, self.kind)(model, inputs, labels, self.objective, where)
-
-    def _make_chunked(self) -> ChunkedPass | None:
-        """The pass without whole logits, where it applies.
-
-        Raises:
-            MuscleError: It does not apply, but ``loss_chunk_size`` or ``teacher_cache`` asks for it.
-        """
-        asked, folder = (getattr(self.args, name, None) for name in ("loss_chunk_size", "teacher_cache"))
-        wishes = [f"loss_chunk_size={asked}"] * bool(asked) + [f"teacher_cache={folder!r}"] * bool(folder)
-        try:
-            if reason := self._why_whole_logits():
-                raise MuscleError(reason)
-            return ChunkedPass(
-                self.student,
-                self.teachers,
-                self.kind,
-                self.accelerator.autocast,
-                chunk_size=asked,
-                skip=getattr(self.args, "skip_unneeded_teachers", True),
-                caches=open_caches(self, folder) if folder else None,
-            )
-        except MuscleError as error:
-            if not wishes:
-                return None
-            raise MuscleError(f"{' and '.join(wishes)} cannot be used: {error}") from error
-
-    def _why_whole_logits(self) -> str | None:
-        if getattr(self.args, "loss_chunk_size", None) == 0:
-            return "loss_chunk_size=0 asks for whole logits"
-        if not self.kind.generates_text:
-            return f"a {self.kind.name} model has few classes, so there is nothing to cut into chunks"
-        if self.compute_loss_func is not None:
-            return "compute_loss_func gets whole logits"
-        if self.args.torch_compile:
-            return "a compiled model does not show its hidden states"
-        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
-        if self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
-            return "the output layer is sharded over the processes (FSDP, ZeRO-3)"
-        return None
 
     # ---- Logged figures ----
 
@@ -477,8 +425,7 @@ class MuscleMixin(HubMixin):
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
-            if self._chunked is not None:
-                self._chunked.flush()
+            self._passes.flush()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")

@@ -54,8 +54,8 @@ def test_a_run_in_chunks_is_the_run_on_whole_logits(build, tmp_path):
     settings = {"compatibility_weight": 0.6}
     plain = trained(tmp_path / "1", {**settings, **PLAIN}, build=build)
     chunked = trained(tmp_path / "2", {**settings, "loss_chunk_size": 3, "skip_unneeded_teachers": False}, build=build)
-    assert plain[0]._chunked is None
-    assert isinstance(chunked[0]._chunked, ChunkedPass), "the head was not taken apart"
+    assert plain[0]._passes.chunked is None
+    assert isinstance(chunked[0]._passes.chunked, ChunkedPass), "the head was not taken apart"
     assert_same_run(plain, chunked)
 
 
@@ -105,7 +105,7 @@ def test_positions_behind_the_last_trained_token_are_not_computed(tmp_path):
     with torch.no_grad():
         cut = trainer.compute_loss(trainer.model, batch)
     assert set(lengths) == {3}
-    trainer._chunked = None
+    trainer._passes.chunked = None
     with torch.no_grad():
         assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(cut.item(), rel=1e-5)
 
@@ -136,7 +136,7 @@ def test_a_head_that_does_more_than_is_known_gets_whole_logits(tmp_path, caplog)
     trainer = builders.trainer(tmp_path, model, old, train_dataset=rows)
     batch = builders.collate(rows)
     loss = trainer.compute_loss(trainer.model, batch)
-    assert trainer._chunked is None
+    assert trainer._passes.chunked is None
     assert loss.item() == trainer.compute_loss(trainer.model, batch).item() > 0
 
 
@@ -181,8 +181,8 @@ def test_the_cache_of_another_teacher_is_not_used(tmp_path):
     trainer = builders.trainer(
         tmp_path / "2", models()[0], other, train_dataset=rows, eval_dataset=rows, teacher_cache=folder
     )
-    assert len(trainer._chunked.caches["old"]) == 0
-    assert len(trainer._chunked.caches["new"]) > 0
+    assert len(trainer._passes.chunked.caches["old"]) == 0
+    assert len(trainer._passes.chunked.caches["new"]) > 0
     plain = builders.trainer(tmp_path / "3", models()[0], with_lora(builders.llama(1), 11), eval_dataset=rows)
     assert trainer.evaluate()["eval_kl_old"] == pytest.approx(plain.evaluate()["eval_kl_old"], rel=1e-5)
 
