@@ -103,8 +103,8 @@ def main() -> None:
         "    python benchmarks/cache_store.py",
         "",
         f"bfloat16 rows; processor seconds of one thread; {platform.machine()}, torch {torch.__version__}, load",
-        f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores. Files in the page cache, read in random order in batches "
-        f"of {BATCH}.",
+        f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores. Files in the page cache, read in random order in",
+        f"batches of {BATCH}.",
         "",
         "| rows x tokens x width | MB | written, rows/s (MB/s) | opening, s | first reading, rows/s (MB/s) | "
         "again, rows/s |",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -38,6 +39,7 @@ _INERT_ADAPTER_CONFIG = frozenset(
     | {"lora_ga_config", "module_dropout", "peft_version", "rank_dropout", "revision", "runtime_config"}
     | {"target_modules", "target_parameters", "task_type", "ensure_weight_tying", "modules_to_save"}
 )
+_ALWAYS_SAID = ("peft_type", "r", "lora_alpha")
 _LORA_WEIGHT = re.compile(r"\.lora_[AB]\.weight$|\.lora_embedding_[AB]$")
 
 
@@ -244,7 +246,13 @@ def _content(
 def _describe_adapter(content: str, config: PeftConfig) -> dict[str, Any]:
     # Twice through JSON: sets, enumerations and tuples become what a saved configuration gives back.
     plain = json.loads(json.dumps(config.to_dict(), default=_plain))
-    kept = {key: value for key, value in plain.items() if key not in _INERT_ADAPTER_CONFIG and value}
+    # A later version of PEFT may know more settings: what is not set makes no difference.
+    unset = {field.name: field.default for field in dataclasses.fields(config)} | dict.fromkeys(_ALWAYS_SAID, None)
+    kept = {
+        key: value
+        for key, value in plain.items()
+        if value and key not in _INERT_ADAPTER_CONFIG and value != unset.get(key)
+    }
     return {"sha256": content, "config": kept}
 
 
