@@ -15,6 +15,7 @@ from torch import nn
 from muscle_hf import MuscleError
 from muscle_hf.data import PaddingCollator
 from muscle_hf.teachers import AdapterTeacher, ModelTeacher, Teacher, kind_of, load_task_model
+from muscle_hf.teachers.body import Head
 from muscle_hf.teachers.cache import (
     CompactStore,
     HiddenStore,
@@ -200,6 +201,20 @@ def test_what_is_kept_gives_the_teachers_logits_to_the_bit(tmp_path):
         labels = CAUSAL_LM.trained_labels(batch["labels"])
         online = aligned(teacher.logits(batch), labels)[labels != IGNORED]
         assert torch.equal(head(torch.cat(cached(store, teacher, batch))), online)
+
+
+@pytest.mark.parametrize("family", ["t5", "gemma2", "granite", "cohere"])
+def test_other_families_are_kept_the_same_way(tmp_path, family):
+    teacher = ModelTeacher("old", builders.with_lora(getattr(builders, family)(1), 10))
+    kind = kind_of(teacher.model)
+    rows = builders.without(builders.rows(5), "completion_mask")
+    store = HiddenStore(tmp_path, teacher_fingerprint(teacher))
+    build_cache(teacher, rows, builders.collate, store, batch_size=5, progress=False)
+    batch = builders.collate(sorted(rows, key=lambda row: -len(row["input_ids"])))
+    labels = kind.trained_labels(batch["labels"])
+    parts = row_keys(batch, labels, KeyRules.of(teacher.model, kind))
+    kept = torch.cat(store.get([part.key for part in parts]))
+    assert torch.equal(Head(teacher.model)(kept), aligned(teacher.logits(batch), labels)[labels != IGNORED])
 
 
 def test_building_goes_on_where_it_stopped(tmp_path):

@@ -9,9 +9,13 @@ import builders
 import pytest
 import torch
 import yaml
+from torch.utils.data import IterableDataset
 
+from muscle_hf import MuscleError
 from muscle_hf.cli.main import main
 from muscle_hf.pipeline.caching import cache_teachers
+from muscle_hf.pipeline.config import load_settings
+from muscle_hf.pipeline.run import make_run
 from muscle_hf.teachers.cache import HiddenStore, KeyRules, row_keys, teacher_fingerprint
 from muscle_hf.teachers.kinds import CAUSAL_LM, IGNORED, aligned
 
@@ -65,6 +69,26 @@ def test_a_place_for_the_cache_must_be_named(run_file, capsys):
     assert main(["cache", "--config", str(run_file)]) == 2
     assert "--cache DIR" in capsys.readouterr().err
     assert main(["cache", "--config", str(run_file), "--cache", "c", "--batch-size", "0"]) == 2
+
+
+def test_the_run_then_finds_its_cache(run_file, tmp_path):
+    folder = str(tmp_path / "cache")
+    assert main(["cache", "--config", str(run_file), "--teacher_cache", folder]) == 0
+    before = sorted((tmp_path / "cache").rglob("rows-*"))
+    settings = load_settings(run_file, ["--teacher_cache", folder, "--eval_strategy", "epoch"])
+    trainer = make_run(settings, lambda text: None).compatibility_trainer(tmp_path / "out")
+    trainer.train()
+    assert sorted((tmp_path / "cache").rglob("rows-*")) == before
+
+
+def test_a_stream_is_not_cached_ahead(tmp_path):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(builders.rows(4))
+
+    trainer = builders.trainer(tmp_path / "out", train_dataset=Stream())
+    with pytest.raises(MuscleError, match="are a stream"):
+        cache_teachers(trainer, tmp_path / "cache")
 
 
 @pytest.mark.parametrize("apart", [True, False])
