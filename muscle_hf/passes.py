@@ -29,6 +29,8 @@ logger = logging.get_logger(__name__)
 
 # Inputs with one entry per token, which end where the last trained token is predicted.
 _PER_TOKEN = LABEL_KEYS | {"input_ids", "attention_mask", "position_ids", "token_type_ids"}
+# Lengths are cut to multiples of this, which tensor cores like.
+_ALIGNMENT = 8
 # How fast the share of rows that a teacher need not see follows the data.
 _MEMORY = 0.9
 
@@ -278,8 +280,8 @@ class ChunkedPass(PlainPass):
         if not self.kind.shifts_labels or not plain or "input_ids" not in inputs or not labels.numel():
             return inputs, labels
         positions = (labels != -100).any(dim=0).nonzero()
-        # One position stays for a batch in which nothing is trained.
         end = int(positions[-1]) + 1 if len(positions) else 1
+        end = -(-end // _ALIGNMENT) * _ALIGNMENT
         inputs.update({key: value[:, :end] for key, value in tensors.items()})
         return inputs, labels[:, :end]
 

@@ -189,3 +189,34 @@ def test_the_chunk_fits_its_budget():
     assert chunk_rows(128_256) == 256, "fewer rows would make a CPU's matrix products slow"
     assert chunk_rows(1000) * 1000 * 4 <= 16 * 2**20 < (chunk_rows(1000) + 1) * 1000 * 4
     assert chunk_rows(128_256, "cuda") * 128_256 * 4 <= 512 * 2**20
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_as_near_as_the_plain_way(dtype):
+    """Against float64; the loss is scaled up afterwards, as a gradient scaler does for float16."""
+    exact_case = world(11, 64, 301, width=32)
+    streams, labels, sequences = exact_case
+    _, exact = plain(Objective(compatibility_weight=0.5), *exact_case)
+
+    def in_half(stream):
+        # A head in half precision over the same weights, its logits in float32.
+        weight = stream.head(torch.eye(32, dtype=torch.float64)).T.to(dtype)
+        return Stream(stream.hidden.to(dtype), lambda h: (h @ weight.T).float())
+
+    halves = {name: in_half(stream) for name, stream in streams.items()}
+    errors = {}
+    for way in ("plain", "chunked"):
+        hidden = halves["student"].hidden.clone().requires_grad_()
+        parts = {**halves, "student": Stream(hidden, halves["student"].head)}
+        if way == "plain":
+            logits = [stream.head(stream.hidden) for stream in parts.values()]
+            terms = Objective(compatibility_weight=0.5)(*logits, labels, sequences)
+        else:
+            terms = chunked_terms(
+                Objective(compatibility_weight=0.5), **parts, labels=labels, sequence_ids=sequences, chunk_size=7
+            )
+        (terms.loss.sum() * 512).backward()
+        assert hidden.grad.dtype is dtype
+        errors[way] = ((hidden.grad.double() / 512 - exact).norm() / exact.norm()).item()
+    assert errors["plain"] > 0
+    assert errors["chunked"] < 1.5 * errors["plain"]

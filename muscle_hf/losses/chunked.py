@@ -182,7 +182,9 @@ class _ChunkedTerms(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, work: _Work) -> tuple[Tensor, ...]:
         wanted = ctx.needs_input_grad[0]
-        gradient = torch.zeros_like(hidden) if wanted else None
+        gradient = torch.zeros_like(hidden, dtype=_nothing(hidden).dtype) if wanted else None
+        # What float16 would round to zero is not lost; a token's slopes are at most 1 each.
+        scale = 2.0**10 if hidden.dtype is torch.float16 else 1.0
         parts = []
         for rows in _chunks(work.labels, work.sequence_ids, work.chunk_size):
             own = hidden[rows].detach().requires_grad_(wanted)
@@ -192,9 +194,11 @@ class _ChunkedTerms(torch.autograd.Function):
             buffer = logits.detach()
             terms = _terms_of_chunk(work, rows, buffer, wanted)
             if wanted:
-                (gradient[rows],) = torch.autograd.grad(logits, own, buffer)
+                (slope,) = torch.autograd.grad(logits, own, buffer if scale == 1 else buffer.mul_(scale))
+                gradient[rows] = slope if scale == 1 else slope.to(gradient.dtype) / scale
             parts.append(terms)
         ctx.save_for_backward(gradient)
+        ctx.dtype = hidden.dtype
         if parts:
             columns = tuple(torch.cat(column) for column in zip(*parts, strict=True))
         else:
@@ -205,7 +209,7 @@ class _ChunkedTerms(torch.autograd.Function):
     @staticmethod
     def backward(ctx, of_loss: Tensor, *others: Tensor) -> tuple[Tensor | None, None]:
         (gradient,) = ctx.saved_tensors
-        return of_loss.unsqueeze(-1).to(gradient.dtype) * gradient, None
+        return (of_loss.unsqueeze(-1).to(gradient.dtype) * gradient).to(ctx.dtype), None
 
 
 def _terms_of_chunk(work: _Work, rows: slice, student: Tensor, wanted: bool) -> tuple[Tensor, ...]:
