@@ -1,11 +1,11 @@
 """What a step of MUSCLE costs, against plain fine-tuning, the naive method, and one-teacher distillation.
 
-    python benchmarks/training_cost.py [--parts loss step] [--threads 1] [--rounds 3]
+    python benchmarks/training_cost.py [--parts loss step run start] [--threads 1] [--rounds 3]
 
-The loss alone at a vocabulary of 128,256, and whole steps of the real trainers on a model whose body dominates (25M
-parameters, head a twelfth of that). All variants of a part run in one process, in turns; ratios of processor time
-(all threads), best round of each. Half of the student's tokens are right, so that both teachers are followed. Random
-weights, seed 0.
+The loss alone at a vocabulary of 128,256; whole steps of the real trainers on a model whose body dominates (25M
+parameters, head a twelfth of that); ten epochs with a cache that is empty at first; the way to the first step. All
+variants of a part run in one process, in turns; ratios of processor time (all threads), best round of each. Half of
+the student's tokens are right, so that both teachers are followed. Random weights, seed 0.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import contextlib
 import copy
 import io
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -39,7 +40,7 @@ DEMO_BASE = Path(muscle_hf.__file__).parent / "demo" / "bases" / "v2"
 RESULTS = Path(__file__).parent / "results" / "training_cost.md"
 BODY = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 4}
 VOCABULARY, LENGTH, BATCH, ROWS = 8192, 256, 4, 32
-STEPS, WARM_UP = 6, 2
+STEPS, WARM_UP, EPOCHS = 6, 2, 10
 LOSS_VOCABULARY, LOSS_WIDTH, LOSS_TOKENS = 128_256, 2048, 1024
 
 
@@ -217,61 +218,82 @@ def rows_half_right(model) -> list[dict[str, list[int]]]:
     return [{"input_ids": row, "labels": answers} for row, answers in pairs]
 
 
-def steps(rounds: int) -> list[str]:
-    from trl import SFTConfig, SFTTrainer
-    from trl.experimental.gkd import GKDConfig, GKDTrainer
+class World:
+    """The models, rows and trainers of the steps."""
 
-    old, new = adapted(base(1), 11).eval(), adapted(base(2), 12).eval()
-    rows = rows_half_right(new)
-    table = Dataset.from_list(rows)
-    tokenizer = AutoTokenizer.from_pretrained(DEMO_BASE)
-    folder = Path(tempfile.mkdtemp())
-    shared = {
-        "max_steps": STEPS,
-        "per_device_train_batch_size": BATCH,
-        "learning_rate": 1e-7,
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "gradient_checkpointing": False,
-        "bf16": False,
-        "output_dir": str(folder / "out"),
-    }
+    def __init__(self) -> None:
+        self.old, self.new = adapted(base(1), 11).eval(), adapted(base(2), 12).eval()
+        self.rows = rows_half_right(self.new)
+        self.folder = Path(tempfile.mkdtemp())
+        self.tokenizer = AutoTokenizer.from_pretrained(DEMO_BASE)
 
-    def student():
-        return copy.deepcopy(new).train()
+    def settings(self, **changed) -> dict:
+        return {
+            "max_steps": STEPS,
+            "per_device_train_batch_size": BATCH,
+            "learning_rate": 1e-7,
+            "report_to": "none",
+            "save_strategy": "no",
+            "logging_strategy": "no",
+            "disable_tqdm": True,
+            "use_cpu": True,
+            "gradient_checkpointing": False,
+            "bf16": False,
+            "output_dir": str(self.folder / "out"),
+            **changed,
+        }
 
-    def muscle(**settings):
+    def student(self):
+        return copy.deepcopy(self.new).train()
+
+    def muscle(self, **changed) -> MuscleTrainer:
         return MuscleTrainer(
-            student(),
-            MuscleConfig(**shared, **settings),
-            old_model=old,
-            train_dataset=rows,
+            self.student(),
+            MuscleConfig(**self.settings(**changed)),
+            old_model=self.old,
+            train_dataset=self.rows,
             data_collator=PaddingCollator(),
         )
 
-    def sft():
-        config = SFTConfig(**shared, max_length=LENGTH)
-        return SFTTrainer(student(), config, train_dataset=table.remove_columns("labels"), processing_class=tokenizer)
+    def sft(self, **changed) -> Trainer:
+        from trl import SFTConfig, SFTTrainer
 
-    def gkd():
-        config = GKDConfig(**shared, max_length=LENGTH, lmbda=0.0)
+        config = SFTConfig(**self.settings(**changed), max_length=LENGTH)
+        table = Dataset.from_list([{"input_ids": row["input_ids"]} for row in self.rows])
+        return SFTTrainer(self.student(), config, train_dataset=table, processing_class=self.tokenizer)
+
+    def gkd(self) -> Trainer:
+        from trl.experimental.gkd import GKDConfig, GKDTrainer
+
         return GKDTrainer(
-            student(), new, config, train_dataset=table, data_collator=PaddingCollator(), processing_class=tokenizer
+            self.student(),
+            self.new,
+            GKDConfig(**self.settings(), max_length=LENGTH, lmbda=0.0),
+            train_dataset=Dataset.from_list(self.rows),
+            data_collator=PaddingCollator(),
+            processing_class=self.tokenizer,
         )
 
-    def naive():
-        config = transformers.TrainingArguments(**shared)
-        return NaiveTrainer(student(), config, old=old, new=new, train_dataset=rows, data_collator=PaddingCollator())
+    def naive(self) -> Trainer:
+        return NaiveTrainer(
+            self.student(),
+            transformers.TrainingArguments(**self.settings()),
+            old=self.old,
+            new=self.new,
+            train_dataset=self.rows,
+            data_collator=PaddingCollator(),
+        )
 
-    cache = str(folder / "cache")
-    fill(muscle(teacher_cache=cache), rows)
+
+def steps(rounds: int) -> list[str]:
+    world = World()
+    muscle = world.muscle
+    cache = str(world.folder / "cache")
+    fill(muscle(teacher_cache=cache))
     ways: dict[str, Callable[[], Trainer]] = {
-        "TRL SFTTrainer (LoRA, cross-entropy)": sft,
-        "naive: three models, whole logits": naive,
-        "TRL GKDTrainer, fixed data, one teacher": gkd,
+        "TRL SFTTrainer (LoRA, cross-entropy)": world.sft,
+        "naive: three models, whole logits": world.naive,
+        "TRL GKDTrainer, fixed data, one teacher": world.gkd,
         "MUSCLE, whole logits": lambda: muscle(loss_chunk_size=0),
         "MUSCLE, both teachers online": muscle,
         "MUSCLE, v1 cached": lambda: without_cache(muscle(teacher_cache=cache), "new"),
@@ -312,7 +334,81 @@ def without_cache(trainer: MuscleTrainer, role: str) -> MuscleTrainer:
     return trainer
 
 
-def fill(trainer: MuscleTrainer, rows: list[dict[str, list[int]]]) -> None:
+def whole_run(rounds: int) -> list[str]:
+    """Ten epochs from train() to its end; the cache is filled on the way."""
+    world = World()
+    epochs = {"max_steps": -1, "num_train_epochs": EPOCHS}
+    seconds: dict[str, list[float]] = {"SFT": [], "MUSCLE": []}
+    for turn in range(rounds):
+        with contextlib.redirect_stdout(io.StringIO()):
+            seconds["SFT"].append(timed(world.sft(**epochs).train)[1])
+            muscle = world.muscle(teacher_cache=str(world.folder / f"cache-{turn}"), **epochs)
+            seconds["MUSCLE"].append(timed(muscle.train)[1])
+    ratio = min(seconds["MUSCLE"]) / min(seconds["SFT"])
+    return [
+        f"## A run of {EPOCHS} epochs, the same model and rows",
+        "",
+        f"**{ratio:.2f} x** SFT's processor time, building the cache of both teachers included.",
+        "",
+    ]
+
+
+_FIRST_STEP = """
+import sys, time
+import torch
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from peft import LoraConfig, get_peft_model
+torch.set_num_threads(1)
+base = sys.argv[2]
+def model():
+    return get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(target_modules="all-linear"))
+class Stop(TrainerCallback):
+    def on_step_end(self, *args, **kwargs):
+        print(time.process_time())
+        raise SystemExit
+rows = [{"input_ids": list(range(3, 67)), "labels": list(range(3, 67))}] * 16
+shared = dict(output_dir="out", report_to="none", use_cpu=True, disable_tqdm=True)
+if sys.argv[1] == "plain":
+    trainer = Trainer(model(), TrainingArguments(**shared), train_dataset=rows, callbacks=[Stop()])
+else:
+    from muscle_hf import MuscleTrainer
+    trainer = MuscleTrainer(
+        model(), TrainingArguments(**shared), old_model=model(), train_dataset=rows, callbacks=[Stop()]
+    )
+trainer.train()
+"""
+
+
+def start(rounds: int) -> list[str]:
+    """Processor time of fresh processes."""
+
+    def seconds(*command: str) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run([sys.executable, *command], check=True, capture_output=True, cwd=folder)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    commands = {
+        "`import muscle_hf`": ("-c", "import muscle_hf"),
+        "`muscle-hf --help`": ("-m", "muscle_hf.cli.main", "--help"),
+        "`import transformers, peft` and `Trainer`": ("-c", "import peft; from transformers import Trainer"),
+        "`from muscle_hf import MuscleTrainer`": ("-c", "from muscle_hf import MuscleTrainer"),
+        "to the end of the first step, Trainer": ("-c", _FIRST_STEP, "plain", str(DEMO_BASE)),
+        "to the end of the first step, MuscleTrainer": ("-c", _FIRST_STEP, "muscle", str(DEMO_BASE)),
+    }
+    best = {name: min(seconds(*command) for _ in range(rounds)) for name, command in commands.items()}
+    return [
+        "## From a fresh process",
+        "",
+        "| until | processor seconds |",
+        "| --- | ---: |",
+        *(f"| {name} | {value:.2f} |" for name, value in best.items()),
+        "",
+    ]
+
+
+def fill(trainer: MuscleTrainer) -> None:
     from muscle_hf.pipeline.caching import cache_teachers
 
     cache_teachers(trainer, trainer.args.teacher_cache, batch_size=BATCH)
@@ -324,9 +420,12 @@ def timed(compute: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float]:
     return result, time.process_time() - start
 
 
+PARTS = {"loss": loss_alone, "step": steps, "run": whole_run, "start": start}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=("loss", "step"), default=("loss", "step"))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=tuple(PARTS))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--measure", choices=("naive", "chunked"), help=argparse.SUPPRESS)
@@ -335,8 +434,7 @@ def main() -> None:
         measure(args.measure)
         return
     torch.set_num_threads(args.threads)
-    parts = {"loss": loss_alone, "step": steps}
-    found = {part: parts[part](args.rounds) for part in args.parts}
+    found = {part: PARTS[part](args.rounds) for part in args.parts}
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     command = f"python benchmarks/training_cost.py --parts {' '.join(args.parts)} --rounds {args.rounds}"
     head = [
