@@ -9,8 +9,12 @@ from builders import with_lora
 from peft import LoraConfig, PeftModel, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from muscle_hf.data import PaddingCollator
 from muscle_hf.teachers import AdapterTeacher, ModelTeacher
 from muscle_hf.teachers.adapters import adapter_parameters
+from muscle_hf.teachers.body import Head
+from muscle_hf.teachers.cache import HiddenStore, KeyRules, build_cache, row_keys, teacher_fingerprint
+from muscle_hf.teachers.kinds import CAUSAL_LM, IGNORED, aligned
 
 pytest.importorskip("bitsandbytes")
 
@@ -148,3 +152,25 @@ def test_layers_repacked_by_an_earlier_evaluation_are_unpacked(folders, tmp_path
     assert packed == 7
     settings = {"train_dataset": rows(folders), "eval_dataset": rows(folders), "max_steps": 4}
     check_training(builders.trainer(tmp_path, model, task_model(folders, "NF4", "old-on-v2"), **settings))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_quantized_teachers_are_cached(folders, tmp_path, scheme):
+    def teacher(base="v1", scheme=scheme):
+        return ModelTeacher("old", PeftModel.from_pretrained(quantized(folders, base, scheme), folders / "v1-task"))
+
+    first = teacher()
+    known = teacher_fingerprint(first).digest
+    table = builders.rows(5)
+    with HiddenStore(tmp_path, known) as store:
+        build_cache(first, table, PaddingCollator(), store, batch_size=5, progress=False)
+    # A forward pass may repack the weights; who the teacher is does not change.
+    assert teacher_fingerprint(first).digest == teacher_fingerprint(teacher()).digest == known
+    others = [teacher(scheme=other) for other in SCHEMES if other != scheme] + [teacher("v2")]
+    assert known not in [teacher_fingerprint(other).digest for other in others]
+    batch = PaddingCollator()(sorted(table, key=lambda row: -len(row["input_ids"])))
+    labels = CAUSAL_LM.trained_labels(batch["labels"])
+    parts = row_keys(batch, labels, KeyRules.of(first.model, CAUSAL_LM))
+    kept = torch.cat(HiddenStore(tmp_path, known).get([part.key for part in parts]))
+    logits = aligned(first.logits(batch), labels)[labels != IGNORED]
+    torch.testing.assert_close(Head(first.model)(kept), logits.float())
