@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import random
 from pathlib import Path
 from typing import Any
 
+from muscle_hf.compare import Source, source_of
 from muscle_hf.evaluation.predictions import Prediction, write_predictions
 
 CHOICES = ["north", "east", "south", "west"]
@@ -66,3 +68,23 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> str:
     """Writes rows as JSON lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
+
+
+def sources(*predictions: list[Prediction]) -> list[Source]:
+    """The sides of a comparison, in memory."""
+    return [source_of(rows) for rows in predictions]
+
+
+def three(items: int = 400) -> tuple[list[Prediction], list[Prediction], list[Prediction]]:
+    """Old, new, and a compatibility model that mostly keeps what the old one has right."""
+    old, new = choice_predictions(items, 0.7, 1), choice_predictions(items, 0.72, 2)
+    rng = random.Random(3)
+    compat = [a if a.correct and rng.random() < 0.8 else b for a, b in zip(old, new, strict=True)]
+    return old, new, compat
+
+
+def flipping(items: int, flips: int) -> tuple[list[Prediction], list[Prediction]]:
+    """An update that breaks exactly this many right answers."""
+    old = choice_predictions(items, 1.0, 1)
+    wrong = [dataclasses.replace(p, prediction=(p.target + 1) % 4, correct=False) for p in old[:flips]]
+    return old, wrong + old[flips:]

@@ -92,7 +92,9 @@ def test_budget_baseline_and_noise(files, tmp_path, capsys):
         (["--max-nfr", "away=0.1"], "'away', which was not compared"),
         (["--columns", "prediction"], "must be ROLE=NAME"),
         (["--json", "-", "--markdown", "-"], "only one output"),
-        (["--json", "no/such/folder/x.json"], "folder does not exist"),
+        (["--json", "no/such/folder/x.json"], "does not exist"),
+        (["--html", "."], "is a folder; name a file in it"),
+        (["--json", "one.txt", "--html", "./one.txt"], "two outputs would go to"),
         (["--budget", "nothing.yaml"], "no budget file"),
         (["--noise", "nothing.json"], "muscle-hf noise RUN RUN"),
         (["--slices", "tome"], "did you mean 'tone'"),
@@ -106,6 +108,13 @@ def test_bad_use_is_two_and_writes_nothing(files, options, message, tmp_path, ca
     captured = capsys.readouterr()
     assert message in captured.err and captured.out == ""
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("place", ["no/such/folder/x.json", "."])
+def test_noise_checks_its_output_first(files, place, capsys):
+    assert main(["noise", *files[:2], "--json", place]) == 2
+    captured = capsys.readouterr()
+    assert "cannot write" in captured.err and captured.out == ""
 
 
 def test_an_unreadable_side_leaves_earlier_outputs_alone(files, tmp_path):

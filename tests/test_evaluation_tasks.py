@@ -12,7 +12,7 @@ from evaluation_models import make_model, make_tokenizer
 
 from muscle_hf.cli.main import main
 from muscle_hf.errors import MuscleError
-from muscle_hf.evaluation import Item, Source, builtin_tasks, load_items, load_rows, load_task, read_predictions
+from muscle_hf.evaluation import Item, Source, Task, builtin_tasks, load_items, load_rows, load_task, read_predictions
 from muscle_hf.evaluation.scoring import check_items
 from muscle_hf.evaluation.yaml_task import task_from_dict
 
@@ -234,6 +234,25 @@ def test_bad_rows_for_yaml(row, message):
         task_from_dict(CHOICE).to_item({"q": {"text": ""}, "options": ["a", "b"], **row}, 0)
 
 
+def test_a_generation_task_has_a_metric_of_its_own():
+    def politeness(prediction, references):
+        return 1.0
+
+    def name(function):
+        return Task("mails", "generation", lambda row, i: None, similarity=function).metric
+
+    assert name(politeness) == "politeness" and name(lambda prediction, references: 1.0) == "similarity"
+    with pytest.raises(MuscleError, match="needs metric='exact_match' or a similarity"):
+        Task("mails", "generation", lambda row, i: None)
+
+
+def test_a_data_set_that_the_hub_does_not_give(monkeypatch, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(MuscleError, match=r"baber/piqa cannot be loaded from the Hub.*--data"):
+        load_rows("piqa")
+
+
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
@@ -270,6 +289,12 @@ def test_the_command_refuses_bad_use(tmp_path, model_folder, capsys):
     assert "exists" in capsys.readouterr().err and output.read_text() == "mine"
     assert main(["evaluate", str(tmp_path), "--task", "nope", "--output", str(tmp_path / "o")]) == 2
     assert "unknown task 'nope'" in capsys.readouterr().err
+    task = ["--task", "sst2", "--data", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "o")]
+    (tmp_path / "rows.jsonl").write_text('{"text": "fine", "label": 1}\n')
+    assert main(["evaluate", str(model_folder), *task, "--device", "nowhere"]) == 2
+    assert "the device 'nowhere' cannot be used" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["evaluate", str(model_folder), *task, "--dtype", "float31"])
     assert not (tmp_path / "o").exists()
 
 

@@ -176,6 +176,7 @@ def test_relative_nfr_of_the_published_hellaswag_update():
         (lambda: flip_metrics([0, 1], [0], [0, 1]), "new_predictions has 1"),
         (lambda: flip_metrics([0], [0], [0, 1]), "targets has 2"),
         (lambda: flip_metrics([0.0, math.nan], [0, 1], [0, 1]), "nan at position 1"),
+        (lambda: flip_metrics(["a", math.nan], ["a", "b"], ["a", "b"]), "old_predictions holds nan at position 1"),
         (lambda: flip_metrics(["a"], ["b"], [0]), "strings and targets are numbers"),
         (lambda: flip_metrics([[0]], [[1]], [0]), "one-dimensional"),
         (lambda: quadrants([0, 2], [1, 1]), "True/False"),

@@ -136,6 +136,12 @@ def test_a_callable_is_a_similarity():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("prediction", "references"), [(None, ["a"]), ("a", ["b", None]), (3, ["3"])])
+def test_only_texts_have_a_similarity(prediction, references):
+    with pytest.raises(MuscleError, match="item 1: predictions and references must be texts, not"):
+        score_texts(["a", prediction], [["a"], references], "rouge1")
+
+
 def test_bertscore_with_a_local_encoder(tmp_path):
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors

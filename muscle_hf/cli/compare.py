@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     from muscle_hf.compare.noise import read_noise
 
     slices = () if args.no_slices else args.slices.split(",") if args.slices else None
-    _check_outputs(args)
+    check_outputs(*(getattr(args, name) for name in _OUTPUTS))
     document = compare(
         args.old,
         args.new,
@@ -151,14 +151,21 @@ def _budget(args: argparse.Namespace) -> Budget:
     return with_limits(budget, {rule: getattr(args, rule) for rule in RULES}, args.gate_level)
 
 
-def _check_outputs(args: argparse.Namespace) -> None:
-    """Before any work: a second output on the screen, or a folder that does not exist."""
-    paths = [getattr(args, name) for name in _OUTPUTS if getattr(args, name)]
+def check_outputs(*outputs: str | None) -> None:
+    """Before any work: files that cannot be written, two outputs in one place; None is an output not asked for."""
+    paths = [path for path in outputs if path]
     if paths.count("-") > 1:
         raise MuscleError("only one output can go to the screen (-); give the others a file")
-    for path in paths:
-        if path != "-" and not Path(path).resolve().parent.is_dir():
-            raise MuscleError(f"cannot write {path}: its folder does not exist")
+    files = [Path(path).resolve() for path in paths if path != "-"]
+    for file in files:
+        if not file.parent.is_dir():
+            raise MuscleError(f"cannot write {file.name}: its folder {file.parent} does not exist")
+        if file.is_dir():
+            raise MuscleError(f"cannot write {file}: it is a folder; name a file in it")
+        if not os.access(file.parent, os.W_OK):
+            raise MuscleError(f"cannot write {file.name}: its folder {file.parent} is not writable")
+        if files.count(file) > 1:
+            raise MuscleError(f"two outputs would go to {file}; give each a file of its own")
 
 
 def _asked(args: argparse.Namespace) -> list[tuple[str, Callable[[Document], str]]]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from muscle_hf.errors import MuscleError
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
 if TYPE_CHECKING:
     from muscle_hf.evaluation import Item, Prediction, Task
 
@@ -34,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     items.add_argument("--chat", action="store_true", help="put prompts into the tokenizer's chat template")
     machine = parser.add_argument_group("how it runs")
     machine.add_argument("--batch-size", type=int, help="most sequences in a forward pass (default: what fits)")
-    machine.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
+    machine.add_argument("--dtype", default="auto", choices=DTYPES, help="of the weights (default: %(default)s)")
     machine.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the accelerator if there is one)")
     machine.add_argument("--device-map", help="spread a large model over devices, e.g. auto")
     machine.add_argument("--load-in-4bit", action="store_true", help="quantize with bitsandbytes")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from muscle_hf.cli.evaluate import DTYPES
+from muscle_hf.errors import MuscleError
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
@@ -20,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", default="8", help="sequences in a forward pass, or auto (default: %(default)s)"
     )
     parser.add_argument("--chat", action="store_true", help="apply the tokenizer's chat template")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of the weights (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the accelerator if there is one)")
 
 
@@ -28,6 +31,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the harness on each model and print where the logs are."""
     from muscle_hf.evaluation.harness import load_sides, run_harness
 
+    if args.include_path is not None and not Path(args.include_path).is_dir():
+        raise MuscleError(f"there is no folder {args.include_path} with task files (--include-path)")
     names = {side: getattr(args, side) for side in ("old", "new", "compat") if getattr(args, side)}
     run_harness(
         load_sides(names, dtype=args.dtype, device=args.device),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from muscle_hf.cli.compare import add_reading_arguments, reading_options, write_text
+from muscle_hf.cli.compare import add_reading_arguments, check_outputs, reading_options, write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +23,7 @@ def run(args: argparse.Namespace) -> int:
     from muscle_hf.compare import measure_noise, read_source
     from muscle_hf.compare.noise import noise_json
 
+    check_outputs(args.json)
     options = reading_options(args)
     runs = [read_source(path, options) for path in args.runs]
     floors = measure_noise(runs, level=args.level, epsilon=args.epsilon, allow_partial=args.allow_partial)

@@ -246,10 +246,12 @@ def _checks(joined: Joined, update: Update, budget: Budget, floor: float | None,
             f"{what} is {bound.value:{unit}}, {'at most' if at_most else 'at least'} {edge:{unit}} with "
             f"{100 * budget.level:g}% confidence; the limit is {limit:{unit}}"
         )
-        if rule == "max_nfr" and floor is not None and limit < floor:
-            message += f", which is below the noise floor of {floor:.2%}"
+        # The floor is one of flips, not of differences.
+        noise = None if rule in _DIFFERENCES else floor
+        if noise is not None and limit < noise:
+            message += f", which is below the noise floor of {noise:.2%}"
         result.append(
-            GateCheck(rule, joined.task, update.label, limit, bound, verdict, message, floor, joined.kind)  # type: ignore[arg-type]
+            GateCheck(rule, joined.task, update.label, limit, bound, verdict, message, noise, joined.kind)  # type: ignore[arg-type]
         )
 
     if (limit := budget.limit("max_nfr", joined.task)) is not None:

@@ -14,6 +14,8 @@ from muscle_hf.compare.table import Answers, Detail
 from muscle_hf.errors import MuscleError
 
 _LISTED = 10
+# Changed items whose texts are held at a time.
+_BLOCK = 10_000
 
 
 @dataclass
@@ -131,8 +133,13 @@ def _join_task(
         raise MuscleError(f"task {task!r} was judged by different metrics ({listed}); choose one that all have")
     rows, problems = _match_ids(first, old, others)
     keep = np.ones(len(rows[first]), dtype=bool)
+    other_prompts = {}
     for label, table in others:
         changed = _differ(old.content[rows[first]], table.content[rows[label]])
+        asked_otherwise = _asked_otherwise((old, rows[first]), (table, rows[label]), changed)
+        if ignore_prompts or (asked_otherwise == changed).all():
+            other_prompts[label] = asked_otherwise
+            changed &= ~asked_otherwise
         if changed.any():
             problems.append(f"changed in {label}: {_some([old.ids[i] for i in rows[first][changed]])}")
             keep &= ~changed
@@ -143,7 +150,14 @@ def _join_task(
         )
     warnings.extend(f"task {task!r}: {problem}" for problem in problems)
     rows = {label: picked[keep] for label, picked in rows.items()}
-    _check_prompts(task, first, tables, rows, ignore_prompts, warnings)
+    for label, table in others:
+        prompts = _differ(old.prompts[rows[first]], table.prompts[rows[label]])
+        if label in other_prompts:
+            prompts |= other_prompts[label][keep]
+        ids = [old.ids[i] for i in rows[first][prompts]]
+        _check_prompts(
+            f"task {task!r}: {len(ids)} of {len(prompts)} prompts of {label}", first, ids, ignore_prompts, warnings
+        )
     if not _verified(tables, rows):
         warnings.append(f"task {task!r}: the logs have no hashes, so the items were joined by id alone")
     return _assemble(task, tables, rows, _left_out(tables, rows[first]) if problems else 0)
@@ -185,29 +199,39 @@ def _verified(tables: dict[str, Answers], rows: dict[str, NDArray[np.int64]]) ->
     return all((table.content[rows[label]] != 0).all() for label, table in tables.items())
 
 
-def _check_prompts(
-    task: str,
-    first: str,
-    tables: dict[str, Answers],
-    rows: dict[str, NDArray[np.int64]],
-    ignore_prompts: bool,
-    warnings: list[str],
-) -> None:
-    old = tables[first]
-    for label, table in tables.items():
-        other = _differ(old.prompts[rows[first]], table.prompts[rows[label]])
-        if not other.any():
-            continue
-        text = (
-            f"task {task!r}: {int(other.sum())} of {len(other)} prompts of {label} differ from those of {first} "
-            f"though the items are the same ({_some([old.ids[i] for i in rows[first][other]])})"
+def _asked_otherwise(
+    old: tuple[Answers, NDArray[np.int64]], other: tuple[Answers, NDArray[np.int64]], changed: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Which of the changed items have the same choices and the same target, and only another prompt.
+
+    For logs with one hash of the whole item; where prompts have a hash of their own, a changed item is another item.
+    """
+    same = np.zeros_like(changed)
+    if any(table.prompts.any() for table, _ in (old, other)):
+        return same
+    places = np.flatnonzero(changed)
+    for start in range(0, len(places), _BLOCK):
+        block = places[start : start + _BLOCK]
+        sides = [table.fetch(rows[block].tolist()) for table, rows in (old, other)]
+        same[block] = [
+            None not in (a.prompt, b.prompt)
+            and a.prompt != b.prompt
+            and (a.choices, a.target) == (b.choices, b.target)
+            for a, b in zip(*sides, strict=True)
+        ]
+    return same
+
+
+def _check_prompts(what: str, first: str, ids: Sequence[str], ignore_prompts: bool, warnings: list[str]) -> None:
+    if not ids:
+        return
+    text = f"{what} differ from those of {first} though the items are the same ({_some(ids)})"
+    if not ignore_prompts:
+        raise MuscleError(
+            f"{text}. Was it run with another number of few-shot examples, another template or description? Run "
+            "both alike, or compare all the same with --ignore-prompts"
         )
-        if not ignore_prompts:
-            raise MuscleError(
-                f"{text}. Was it run with another number of few-shot examples, another template or description? Run "
-                "both alike, or compare all the same with --ignore-prompts"
-            )
-        warnings.append(text)
+    warnings.append(text)
 
 
 def _assemble(task: str, tables: dict[str, Answers], rows: dict[str, NDArray[np.int64]], left_out: int) -> Joined:

@@ -79,8 +79,8 @@ def _quarters(codes: NDArray[np.int32], values: NDArray[np.float64]) -> tuple[ND
 def find_slices(joined: Joined, label: str, options: AnalysisOptions) -> list[Slice]:
     """The slices of all columns for one updated model, surest regression first.
 
-    They are sorted by the upper end of the interval of the change: a slice comes first if its regression is large even
-    when luck is taken off, not if it is merely small and unlucky.
+    Slices that got worse come before the others. Among them decides the upper end of the interval of the change: a
+    slice comes first if its regression is large even when luck is taken off, not if it is merely small and unlucky.
     """
     codes = outcomes(joined, label, options.epsilon)
     found: list[Slice] = []
@@ -94,7 +94,7 @@ def find_slices(joined: Joined, label: str, options: AnalysisOptions) -> list[Sl
                 found.append(_slice(joined, label, options, column, names[value], counts.tolist(), places == value))
     adjusted = holm([entry.p_value for entry in found]).tolist() if found else []
     result = [_corrected(entry, p, options.level) for entry, p in zip(found, adjusted, strict=True)]
-    return sorted(result, key=lambda entry: entry.change.high)
+    return sorted(result, key=lambda entry: (entry.change.value >= 0, entry.change.high))
 
 
 def _slice(

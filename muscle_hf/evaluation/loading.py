@@ -38,6 +38,8 @@ def load_for_evaluation(
     Raises:
         MuscleError: Nothing there, or it cannot be loaded.
     """
+    if device is not None:
+        _check_device(device)
     arguments = {key: value for key, value in arguments.items() if value is not None}
     fetch = {key: arguments[key] for key in FETCH_KEYS if key in arguments}
     source = adapter if adapter is not None else name
@@ -52,6 +54,14 @@ def load_for_evaluation(
     return model, tokenizer_of(found.folder if found else None, base, revision, fetch)
 
 
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise MuscleError(f"the device {str(device)!r} cannot be used on this machine: {reason}") from error
+
+
 def _kind(task: Task, base: str, fetch: dict[str, Any]) -> ModelKind:
     from transformers import AutoConfig
 
@@ -60,7 +70,10 @@ def _kind(task: Task, base: str, fetch: dict[str, Any]) -> ModelKind:
     try:
         config = AutoConfig.from_pretrained(base, **fetch)
     except (OSError, ValueError) as error:
-        raise MuscleError(f"the configuration of {base} cannot be loaded: {error}") from error
+        raise MuscleError(
+            f"the configuration of {base} cannot be loaded: {error}. If this is the base that an adapter records and "
+            "it lies elsewhere here, name the base as the model and give the adapter apart (--adapter)"
+        ) from error
     return SEQ2SEQ_LM if config.is_encoder_decoder else CAUSAL_LM
 
 

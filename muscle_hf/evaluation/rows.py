@@ -105,7 +105,13 @@ def _from_hub(source: Source, split: str) -> Rows:
     except ImportError as error:
         raise MissingDependencyError("datasets", "data", f"loading {source.path} from the Hub") from error
     name = source.splits.get(split, split)
-    loaded = datasets.load_dataset(source.path, source.name, split=name, revision=source.revision)
+    try:
+        loaded = datasets.load_dataset(source.path, source.name, split=name, revision=source.revision)
+    except (OSError, ValueError) as error:  # no network, no such data set, configuration or split
+        raise MuscleError(
+            f"split {name!r} of the data set {source.path} cannot be loaded from the Hub: {error}. Rows in files are "
+            "read without it: name a file or folder (--data)"
+        ) from error
     return [dict(row) for row in loaded]
 
 

@@ -71,7 +71,7 @@ class Task:
         extract: Exact match: what of the answer is compared, ``gsm8k`` or ``last_number`` or a function of the text;
             None for all of it.
         similarity: Generation: a callable ``(prediction, references) -> float`` to use in place of the one that
-            ``metric`` names; ``metric`` is then just its name.
+            ``metric`` names; ``metric`` is then just its name, by default that of the function.
         source: Where the rows are on the Hub, if they are.
     """
 
@@ -87,6 +87,11 @@ class Task:
     source: Source | None = None
 
     def __post_init__(self) -> None:
+        if self.kind == "generation" and self.metric == "acc":  # the default, which is one of choices
+            if self.similarity is None:
+                raise MuscleError(f"task {self.name!r}: a generation task needs metric='exact_match' or a similarity")
+            name = getattr(self.similarity, "__name__", "")
+            object.__setattr__(self, "metric", name if name.isidentifier() else "similarity")
         known = METRICS.get(self.kind)
         if known is None:
             raise MuscleError(f"task {self.name!r}: unknown kind {self.kind!r}; use one of {', '.join(METRICS)}")

@@ -125,8 +125,9 @@ def _as_answers(values: Any, name: str) -> NDArray[Any]:
         array = np.asarray(values)
     if array.ndim != 1:
         raise MuscleError(f"{name} must be one-dimensional, one answer per item; got shape {array.shape}")
-    if array.dtype.kind == "f" and np.isnan(array).any():
-        raise MuscleError(f"{name} holds nan at position {int(np.isnan(array).argmax())}; drop or fix that item")
+    missing = array != array  # of all values only nan is not itself, in arrays of objects too
+    if array.dtype.kind in "fO" and missing.any():
+        raise MuscleError(f"{name} holds nan at position {int(missing.argmax())}; drop or fix that item")
     return array
 
 

@@ -206,6 +206,10 @@ def score_texts(
         raise MuscleError(
             f"item {next(i for i, texts in enumerate(lists) if not texts)} has no references to score against"
         )
+    for i, (prediction, texts) in enumerate(zip(predictions, lists, strict=True)):
+        for text in (prediction, *texts):
+            if not isinstance(text, str):
+                raise MuscleError(f"item {i}: predictions and references must be texts, not {text!r}")
     score = get_similarity(similarity, **options)
     batched = getattr(score, "score_batch", None)
     values = batched(predictions, lists) if batched else [score(p, r) for p, r in zip(predictions, lists, strict=True)]
