@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
+from torch import Tensor
 
 import muscle_hf
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters
 from muscle_hf.teachers.checks import vocabulary_hash
 from muscle_hf.teachers.origin import origin_of
+from muscle_hf.teachers.placing import is_sharded
 from muscle_hf.teachers.teacher import Teacher
 from muscle_hf.teachers.weights import base_of, content_hash, describe_quantization
 
@@ -111,7 +114,7 @@ class Provenance:
             training=changed_settings(trainer.args),
             # JSON has no nan: a mean over no tokens is null.
             metrics={name: None if value != value else value for name, value in metrics},
-            adapter_sha256=content_hash(adapter_parameters(trainer.student, STUDENT_ADAPTER).items()),
+            adapter_sha256=content_hash(_trained_adapter(trainer, folder).items()),
             adapter_file_sha256=file_sha256(folder / SAFETENSORS_WEIGHTS_NAME),
         )
         if self._last_saved is None or dataclasses.replace(self._last_saved, created=None) != current:
@@ -283,3 +286,9 @@ def _package_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def _trained_adapter(trainer: MuscleTrainer, folder: Path) -> dict[str, Tensor]:
+    weights = adapter_parameters(trainer.student, STUDENT_ADAPTER)
+    # A process has no more than its own shards, but what was saved is whole.
+    return load_file(folder / SAFETENSORS_WEIGHTS_NAME) if is_sharded(trainer.accelerator) else weights

@@ -1,0 +1,194 @@
+"""Two processes give the losses, gradients and adapter of one, whole (DDP) or sharded (FSDP2), and can go on.
+
+Real runs over gloo on the CPU, in the environment that the accelerate configurations of the recipes make.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import builders
+import pytest
+import torch
+import yaml
+from accelerate import DistributedType, PartialState
+from builders import with_lora
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from muscle_hf.bundled import bundled
+from muscle_hf.teachers import ModelTeacher
+
+CONFIGS = bundled("recipes") / "accelerate"
+FIGURES = ("loss", "kl_old", "kl_new", "ce", "share_old", "token_accuracy")
+
+
+def models():
+    """A student, and an old model with a base of its own."""
+    return with_lora(builders.llama(2, num_hidden_layers=2), 20), with_lora(builders.llama(1, num_hidden_layers=2), 10)
+
+
+def full(tensor):
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradients of the first step."""
+
+    def __init__(self):
+        self.kept = {}
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if not self.kept:
+            named = [(name, p.grad) for name, p in model.named_parameters() if p.requires_grad]
+            self.kept = {name.removeprefix("module."): full(gradient).clone() for name, gradient in named}
+
+
+def make(folder, batch, **settings):
+    defaults = {
+        "max_steps": 4, "per_device_train_batch_size": batch, "per_device_eval_batch_size": batch,
+        "compatibility_weight": 0.7, "train_sampling_strategy": "sequential", "eval_strategy": "steps",
+        "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True,
+        "metric_for_best_model": "loss", "learning_rate": 0.05, "lr_scheduler_type": "constant",
+    }  # fmt: skip
+    args = builders.config(folder, **{**defaults, **settings})
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        # accelerate looks for FSDP where the devices are GPUs; the engine itself works on the CPU as well.
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    model, old = models()
+    rows = builders.half_right(builders.rows(16, seed=3, low=3, high=20), models()[0])
+    gradients = Gradients()
+    options = {"train_dataset": rows, "eval_dataset": rows[:6], "callbacks": [gradients]}
+    return builders.trainer(folder, model, old, args=args, **options), gradients
+
+
+def losses(trainer):
+    return [
+        {key: value for key, value in entry.items() if builders.is_figure(key)}
+        for entry in trainer.state.log_history
+        if "loss" in entry or "eval_loss" in entry
+    ]
+
+
+def worker(folder: Path) -> None:
+    """What each process does: train with evaluation and checkpoints, save, and go on from the second checkpoint."""
+    trainer, gradients = make(folder / "run", 2, ddp_backend="gloo")
+    assert isinstance(trainer.teachers["old"], ModelTeacher)
+    rank = trainer.args.process_index
+    sharded = {
+        "old": any(hasattr(p, "full_tensor") for p in trainer.teachers["old"].model.parameters()),
+    }
+    trainer.train()
+    sharded["student"] = any(hasattr(p, "full_tensor") for p in trainer.model.parameters())
+    trainer.save_model(str(folder / "best"))
+    result = {"losses": losses(trainer), "best": trainer.state.best_global_step, "sharded": sharded}
+    if rank == 0:
+        torch.save(gradients.kept, folder / "gradients.pt")
+    again, _ = make(folder / "run", 2, ddp_backend="gloo", load_best_model_at_end=False)
+    again.train(resume_from_checkpoint=str(folder / "run" / "checkpoint-2"))
+    again.save_model(str(folder / "resumed"))
+    result["resumed"] = losses(again)[-2:]
+    (folder / f"result-{rank}.json").write_text(json.dumps(result))
+
+
+def environment_of(config: Path, processes: int) -> dict[str, str]:
+    """The variables that `accelerate launch` sets for a configuration."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    words = ["--config_file", str(config), "--num_processes", str(processes), "--mixed_precision", "no", "script.py"]
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    made = prepare_multi_gpu_env(args)
+    return {key: value for key, value in made.items() if key.startswith(("ACCELERATE_", "FSDP_"))}
+
+
+def in_two_processes(config: Path, folder: Path) -> list[dict]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--master_addr", "127.0.0.1", "--master_port", port, __file__, str(folder)]
+    environment = {**os.environ, **environment_of(config, 2)}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent), "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=420)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
+    return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    trainer, gradients = make(folder / "run", 4)
+    trainer.train()
+    trainer.save_model(str(folder / "best"))
+    return folder, losses(trainer), gradients.kept, trainer.state.best_global_step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_two_processes_do_what_one_does(name, alone, tmp_path):
+    folder, expected, gradients, best = alone
+    results = in_two_processes(CONFIGS / f"{name}.yaml", tmp_path)
+    for result in results:
+        assert len(result["losses"]) == len(expected)
+        for got, entry in zip(result["losses"], expected, strict=True):
+            assert got == pytest.approx(entry, rel=1e-4, nan_ok=True)
+        assert result["best"] == best
+        for got, entry in zip(result["resumed"], expected[-2:], strict=True):
+            assert got == pytest.approx(entry, rel=1e-4, nan_ok=True)
+        assert result["sharded"] == {"old": name == "fsdp2", "student": name == "fsdp2"}
+    kept = torch.load(tmp_path / "gradients.pt")
+    assert kept.keys() == gradients.keys()
+    scale = max(float(gradient.abs().max()) for gradient in gradients.values())
+    for key, gradient in gradients.items():
+        assert torch.allclose(kept[key], gradient, atol=1e-5 * scale, rtol=1e-4), key
+    reference = load_file(folder / "best" / "adapter_model.safetensors")
+    last = load_file(folder / "run" / "checkpoint-4" / "adapter_model.safetensors")
+    for got, wanted in (("best", reference), ("resumed", last), ("run/checkpoint-4", last)):
+        adapter = load_file(tmp_path / got / "adapter_model.safetensors")
+        assert adapter.keys() == wanted.keys(), got
+        assert all(torch.allclose(adapter[key], wanted[key], atol=1e-4) for key in adapter), got
+
+
+# ---- The configurations ----
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_configurations_are_what_accelerate_reads(file):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(file))
+    content = yaml.safe_load(file.read_text())
+    assert str(config.distributed_type).endswith(content["distributed_type"])
+    assert config.mixed_precision == "bf16"
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "multi_node"])
+def test_fsdp_settings_reach_the_plugin(name, monkeypatch):
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    for key, value in environment_of(CONFIGS / f"{name}.yaml", 2).items():
+        monkeypatch.setenv(key, value)
+    plugin = FullyShardedDataParallelPlugin()
+    assert (plugin.fsdp_version, plugin.reshard_after_forward, plugin.cpu_ram_efficient_loading) == (2, True, False)
+    assert plugin.state_dict_type.name == "FULL_STATE_DICT"
+
+
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
+def test_deepspeed_settings_are_those_accelerate_knows(name):
+    from accelerate.utils import DeepSpeedPlugin
+
+    content = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["deepspeed_config"]
+    assert content["zero_stage"] == int(name[-1])
+    fields = set(DeepSpeedPlugin.__dataclass_fields__)
+    renamed = {"zero3_save_16bit_model", "gradient_accumulation_steps"}
+    assert set(content) - renamed <= fields
+
+
+if __name__ == "__main__":
+    worker(Path(sys.argv[1]))
