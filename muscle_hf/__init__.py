@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from muscle_hf.lazy import lazy_exports
 
 __version__ = "0.1.0"
 
-# Public name -> module that defines it, imported at first use so that `import muscle_hf` stays light.
-_HOMES: dict[str, str] = {
-    "MuscleConfig": "muscle_hf.config",
-    "MuscleTrainer": "muscle_hf.trainer",
-    "MuscleSFTConfig": "muscle_hf.sft",
-    "MuscleSFTTrainer": "muscle_hf.sft",
-    "MuscleError": "muscle_hf.errors",
-    "FlipMetricsCallback": "muscle_hf.callbacks",
-    "load_compatible": "muscle_hf.hub.load",
-}
-
-__all__ = ["__version__", *_HOMES]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "FlipMetricsCallback": "callbacks",
+        "MuscleConfig": "config",
+        "MuscleError": "errors",
+        "MuscleSFTConfig": "sft",
+        "MuscleSFTTrainer": "sft",
+        "MuscleTrainer": "trainer",
+        "load_compatible": "hub.load",
+    },
+)
+__all__ += ["__version__"]

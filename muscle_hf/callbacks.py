@@ -132,6 +132,7 @@ class FlipMetricsCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Ask the old (and the new) model, unless their predictions are there."""
         self._training = True
         self._fresh = None
         self._require_old()
@@ -143,11 +144,13 @@ class FlipMetricsCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """The weights are about to change: what was measured no longer holds."""
         self._fresh = None
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """From here on each evaluation is measured by itself."""
         self._training = False
 
     def on_evaluate(
@@ -158,6 +161,7 @@ class FlipMetricsCallback(TrainerCallback):
         metrics: dict[str, float],
         **kwargs: Any,
     ) -> None:
+        """Measure the flips of the model in training and put them into ``metrics``, the history and the trackers."""
         self._require_old()
         known = self._fresh if self._training else None
         found = known if known is not None else self._measure(kwargs["model"], kwargs.get("processing_class"))

@@ -234,6 +234,7 @@ def _checks(joined: Joined, update: Update, budget: Budget, floor: float | None,
     quality, flips = ("accuracy", "NFR") if graded else (f"the mean {joined.metric}", "NFR~")
 
     def add(rule: str, limit: float, bounds: tuple[Estimate, Estimate], upper: bool, what: str) -> None:
+        """Hold a limit against the one-sided bounds, upper and lower, of what it limits."""
         unit = ".2%" if graded or rule not in _DIFFERENCES else ".4g"
         high, low = bounds
         kept, broken = (high.high <= limit, low.low > limit) if upper else (low.low >= limit, high.high < limit)
@@ -281,6 +282,7 @@ class _Measure:
         return None if self.clusters is None or not len(values) else effective_items(values, self.clusters)
 
     def nfr(self) -> tuple[Estimate, Estimate]:
+        """The negative flip rate (``nfr_smooth`` for scores)."""
         lost = self.after < self.before - self.epsilon
         effective = self._effective(lost)
         return tuple(  # type: ignore[return-value]
@@ -289,6 +291,7 @@ class _Measure:
         )
 
     def change(self, sign: int) -> tuple[Estimate, Estimate]:
+        """The gain (``sign`` 1) or the fall (-1) of accuracy or mean score."""
         first, second = (self.before, self.after) if sign > 0 else (self.after, self.before)
         if self.joined.kind == "correct":
             effective = self._effective(second - first)

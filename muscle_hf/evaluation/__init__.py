@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from muscle_hf.lazy import lazy_exports
 
-# Public name -> module that defines it; resolved at first use, so that reading predictions needs no torch.
-_HOMES = {
-    "Item": "tasks",
-    "Source": "tasks",
-    "Task": "tasks",
-    "Prediction": "predictions",
-    "item_hash": "predictions",
-    "iter_predictions": "predictions",
-    "read_predictions": "predictions",
-    "write_predictions": "predictions",
-    "encode_pair": "encoding",
-    "encode_pairs": "encoding",
-    "evaluate_task": "engine",
-    "choice_log_likelihoods": "engine",
-    "Server": "server",
-    "evaluate_task_on_server": "server",
-    "HarnessModel": "harness",
-    "load_sides": "harness",
-    "run_harness": "harness",
-    "builtin_tasks": "registry",
-    "load_rows": "registry",
-    "load_items": "registry",
-    "load_task": "registry",
-}
-
-__all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+# Resolved at first use, so that reading predictions needs no torch.
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "HarnessModel": "harness",
+        "Item": "tasks",
+        "Prediction": "predictions",
+        "Server": "server",
+        "Source": "tasks",
+        "Task": "tasks",
+        "builtin_tasks": "registry",
+        "choice_log_likelihoods": "engine",
+        "encode_pair": "encoding",
+        "encode_pairs": "encoding",
+        "evaluate_task": "engine",
+        "evaluate_task_on_server": "server",
+        "item_hash": "predictions",
+        "iter_predictions": "predictions",
+        "load_items": "registry",
+        "load_rows": "registry",
+        "load_sides": "harness",
+        "load_task": "registry",
+        "read_predictions": "predictions",
+        "run_harness": "harness",
+        "write_predictions": "predictions",
+    },
+)

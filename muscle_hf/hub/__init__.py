@@ -9,38 +9,26 @@ nothing of it.
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from muscle_hf.lazy import lazy_exports
 
-_HOMES = {
-    "CardState": "muscle_hf.hub.state",
-    "Fetched": "muscle_hf.hub.fetching",
-    "HubError": "muscle_hf.hub.errors",
-    "Listing": "muscle_hf.hub.search",
-    "MismatchError": "muscle_hf.hub.errors",
-    "MuscleCardCallback": "muscle_hf.hub.callback",
-    "Published": "muscle_hf.hub.publishing",
-    "complete_card": "muscle_hf.hub.completing",
-    "export_card": "muscle_hf.hub.completing",
-    "fetch": "muscle_hf.hub.fetching",
-    "list_compatible": "muscle_hf.hub.search",
-    "load_compatible": "muscle_hf.hub.load",
-    "publish": "muscle_hf.hub.publishing",
-    "publish_metric": "muscle_hf.hub.metric_spaces",
-    "render_card": "muscle_hf.hub.card",
-    "write_card": "muscle_hf.hub.card",
-}
-
-__all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "CardState": "state",
+        "Fetched": "fetching",
+        "HubError": "errors",
+        "Listing": "search",
+        "MismatchError": "errors",
+        "MuscleCardCallback": "callback",
+        "Published": "publishing",
+        "complete_card": "completing",
+        "export_card": "completing",
+        "fetch": "fetching",
+        "list_compatible": "search",
+        "load_compatible": "load",
+        "publish": "publishing",
+        "publish_metric": "metric_spaces",
+        "render_card": "card",
+        "write_card": "card",
+    },
+)

@@ -30,15 +30,18 @@ class MuscleCardCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Note the time and the hardware."""
         self._started = time.monotonic()
         self.state.hardware = describe_hardware(args.world_size)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Keep the points of the curves."""
         self.state.history = curve_points(state.log_history)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Note how long it took."""
         if self._started is not None:
             self.state.train_seconds = round(time.monotonic() - self._started, 1)
 

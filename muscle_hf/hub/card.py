@@ -160,6 +160,7 @@ def eval_results(card: Card) -> list[EvalResult]:
         quality = "accuracy" if task["kind"] == "correct" else plain(task["metric"])
 
         def add(metric: str, label: str, value: Any, dataset: str = dataset, name: str = name) -> None:
+            """An entry of the model-index; none for a rate that is nan."""
             number = estimate(value).value
             if number == number:
                 results.append(

@@ -50,6 +50,16 @@ class HubMixin:
         self.add_callback(MuscleCardCallback(self.card_state))
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Create the repository ``hub_model_id`` (by default called like the output folder), and the queue of uploads.
+
+        Args:
+            token: Of the Hub; by default the one of the arguments, or the stored one.
+            private: Of a new repository; by default as the arguments say.
+
+        Raises:
+            HubError: The Hub refuses or cannot be reached.
+            MuscleError: Nobody is logged in, or the name is none.
+        """
         if not self.is_world_process_zero():
             return
         name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name

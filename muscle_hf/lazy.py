@@ -1,0 +1,39 @@
+"""Public names that are imported at first use, so that importing a package, or ``--help``, loads no torch."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Exports = tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]
+
+
+def lazy_exports(package: str, homes: Mapping[str, str]) -> Exports:
+    """What a package needs to offer names whose modules are not imported yet.
+
+    Args:
+        package: ``__name__`` of the package.
+        homes: Public name -> module that defines it, relative to the package.
+
+    Returns:
+        The package's ``__getattr__``, ``__dir__`` and ``__all__``; names that are added to the last are listed by the
+        second.
+
+    Examples:
+        >>> __getattr__, __dir__, __all__ = lazy_exports("muscle_hf", {"MuscleConfig": "config"})
+        >>> __getattr__("MuscleConfig").__name__
+        'MuscleConfig'
+    """
+
+    names = sorted(homes)
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return get, lambda: sorted(names), names
