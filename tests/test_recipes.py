@@ -127,7 +127,7 @@ def test_configs_are_built_and_rows_prepared(name, tmp_path):
     for cls in (small.plain_class, small.config_class):
         arguments = training_arguments(cls, run.training, tmp_path)
         assert arguments.num_train_epochs == settings_of(name).training.get("num_train_epochs")
-        rows = run._data.for_trainer(arguments)["train_dataset"]
+        rows = run.data.for_trainer(arguments)["train_dataset"]
         assert len(rows) >= 6
         assert {"input_ids", "labels"} <= set(rows[0]) or "messages" in rows[0]
 

@@ -5,6 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from muscle_hf.pipeline.config import RunSettings
 
 # What the parser does not know are settings of the run.
 TAKES_OVERRIDES = True
@@ -74,5 +80,12 @@ def _several_gpus() -> bool:
     return torch.cuda.device_count() > 1
 
 
-def _plan(settings, config) -> int:
-    raise NotImplementedError
+def _plan(settings: RunSettings, config: Path | None) -> int:
+    from muscle_hf.pipeline.plan import Spread, describe
+    from muscle_hf.pipeline.reading import read_yaml
+    from muscle_hf.pipeline.run import make_run
+    from muscle_hf.pipeline.steps import hush
+
+    hush()
+    print(describe(make_run(settings), Spread() if config is None else Spread.of(read_yaml(config))))
+    return 0

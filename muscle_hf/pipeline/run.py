@@ -89,9 +89,9 @@ class Run:
         self._finished: set[str] = set()
         self._say = say if self._process.is_main_process else lambda text: None
         self._how = steps.loading(settings)
-        self._data = self._tokenized(settings.new)
+        self.data = self._tokenized(settings.new)
         defaults = {"report_to": "none", "logging_strategy": "epoch", "disable_tqdm": False, "save_strategy": "no"}
-        defaults["eval_strategy"] = "epoch" if self._data.validates else "no"
+        defaults["eval_strategy"] = "epoch" if self.data.validates else "no"
         self.training = {**defaults, **settings.training}
 
     def whole(self) -> Result | None:
@@ -133,11 +133,9 @@ class Run:
     def _data_for(self, name: str) -> TrainingData:
         """The rows as the tokenizer of a model gives them: mostly the same for both versions."""
         if name != OLD:
-            return self._data
+            return self.data
         mine = steps.load_tokenizer(self.settings.old)
-        return (
-            self._data if mine.get_vocab() == self._data.tokenizer.get_vocab() else self._tokenized(self.settings.old)
-        )
+        return self.data if mine.get_vocab() == self.data.tokenizer.get_vocab() else self._tokenized(self.settings.old)
 
     def side(self, name: str) -> ModelSettings:
         """The base of a model of the run, with its adapter, which is trained if it is missing."""
@@ -190,7 +188,7 @@ class Run:
         def work(folder: Path) -> None:
             arguments = steps.training_arguments(self.settings.plain_class, training, folder)
             model = steps.load_task_adapter(self.side(NEW), self._how, trainable=True)
-            steps.train_plainly(model, self._data, arguments, name="control")
+            steps.train_plainly(model, self.data, arguments, name="control")
 
         self.adapter(NEW)
         what = "Control: v2's adapter, trained on with plain cross-entropy"
@@ -216,7 +214,7 @@ class Run:
         old, new = self.side(OLD), self.side(NEW)
         arguments = steps.training_arguments(self.settings.config_class, {**self.training, **changed}, folder)
         model = steps.load_task_adapter(new, self._how, trainable=True)
-        return steps.compatibility_trainer(model, old, self._data, arguments, how=self._how)
+        return steps.compatibility_trainer(model, old, self.data, arguments, how=self._how)
 
     # ---- Evaluation ----
 
@@ -266,7 +264,7 @@ class Run:
         settings = self.settings
         how = (settings.dtype, settings.quantization, settings.attention, settings.trainer)
         # What a stream is read from is in the settings alone.
-        rows = (self._data.identity, settings.data if settings.data.streaming else None)
+        rows = (self.data.identity, settings.data if settings.data.streaming else None)
         return _fingerprint(rows, settings.lora, how, ingredients)
 
     def _once(self, name: str, what: str, key: str, work: Callable[[Path], None]) -> Path:

@@ -1,0 +1,330 @@
+"""What a run would do and take, before anything is trained: models, adapters, tokens, steps, memory, time, disk.
+
+The estimates are of a stated model, written out in recipes/README.md; none of it looks at a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from muscle_hf.losses.chunked import chunk_rows
+from muscle_hf.pipeline.config import LoraSettings, ModelSettings, RunSettings
+from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from muscle_hf.pipeline.data import TrainingData
+    from muscle_hf.pipeline.run import Run
+
+GIB = 2**30
+# Dense bf16 of a present data-centre GPU (989 at the most), and the share of it that training of this kind reaches.
+FLOPS = 989e12
+UTILIZATION = 0.35
+# Bytes that a layer keeps for its backward pass, for each token and activation byte: multiples of d and of the MLP's
+# width, with fused attention.
+_KEPT_WIDTH, _KEPT_MLP = 14, 5
+# CUDA context, workspaces of the libraries and what fragmentation leaves.
+_OVERHEAD = 1.5 * GIB
+_WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "nf4": 0.53, "int8": 1.05}
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """A base and the LoRA on it, counted.
+
+    Args:
+        name: Of the base.
+        parameters: Of the base.
+        linear: Those in linear layers other than the output layer, which quantization compresses.
+        lora: Parameters of the adapter.
+        width: d of the hidden states.
+        mlp: Width inside the MLP.
+        layers: Of the body.
+        vocabulary: Of the output layer.
+    """
+
+    name: str
+    parameters: int
+    linear: int
+    lora: int
+    width: int
+    mlp: int
+    layers: int
+    vocabulary: int
+
+    def weight_bytes(self, dtype: str, quantization: str | None) -> float:
+        """Bytes of the base's weights in memory."""
+        plain = _WEIGHT_BYTES[dtype]
+        if quantization is None:
+            return self.parameters * plain
+        return self.linear * _WEIGHT_BYTES[quantization] + (self.parameters - self.linear) * plain
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How an accelerate configuration spreads a run.
+
+    Args:
+        processes: GPUs.
+        shards_weights: FSDP, ZeRO-3.
+        shards_optimizer: These and ZeRO-2.
+    """
+
+    processes: int = 1
+    shards_weights: bool = False
+    shards_optimizer: bool = False
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Spread:
+        """Read the content of an accelerate configuration."""
+        kind = config.get("distributed_type", "NO")
+        stage = config.get("deepspeed_config", {}).get("zero_stage", 0) if kind == "DEEPSPEED" else 0
+        weights = kind == "FSDP" or stage == 3
+        return cls(int(config.get("num_processes", 1)), weights, weights or stage == 2)
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One training of a run.
+
+    Args:
+        name: ``old``, ``new``, ``control`` or ``muscle``.
+        what: In words.
+        steps: Optimizer steps; None for rows whose number is not known.
+        memory: Bytes at the peak on each GPU.
+        seconds: On GPUs that reach :data:`FLOPS` times :data:`UTILIZATION`; None where the tokens are not known.
+    """
+
+    name: str
+    what: str
+    steps: int | None
+    memory: float
+    seconds: float | None
+
+
+def size_of_config(name: str, config: PreTrainedConfig, lora: LoraSettings) -> ModelSize:
+    """Count a model from its configuration; no weights are made or read."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    head = model.get_output_embeddings()
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
+    named = [lora.target_modules] if isinstance(lora.target_modules, str) else lora.target_modules
+    chosen = [m for name, m in layers.items() if "all-linear" in named or name.split(".")[-1] in named]
+    text = config.get_text_config()
+    mlp = max((max(m.in_features, m.out_features) for m in layers.values()), default=text.hidden_size)
+    return ModelSize(
+        name=name,
+        parameters=sum(p.numel() for p in model.parameters()),
+        linear=sum(m.weight.numel() for m in layers.values()),
+        lora=sum(lora.r * (m.in_features + m.out_features) for m in chosen),
+        width=text.hidden_size,
+        mlp=mlp,
+        layers=text.num_hidden_layers,
+        vocabulary=text.vocab_size,
+    )
+
+
+def size_of(side: ModelSettings, lora: LoraSettings) -> ModelSize:
+    """:func:`size_of_config` of a side's base."""
+    from transformers import AutoConfig
+
+    return size_of_config(side.base, AutoConfig.from_pretrained(side.base, revision=side.revision or "main"), lora)
+
+
+# ---- The model of memory and time ----
+
+
+def memory_of(
+    name: str, old: ModelSize, new: ModelSize, settings: RunSettings, spread: Spread, length: int, *, same_base: bool
+) -> float:
+    """Bytes at the peak on one GPU while an adapter is trained.
+
+    Args:
+        name: ``old``, ``new``, ``control`` or ``muscle``.
+        old: v1's base.
+        new: v2's.
+        settings: Of the run.
+        spread: Over GPUs.
+        length: Tokens of the longest row.
+        same_base: Whether v1 and v2 share one.
+
+    Returns:
+        Weights of the bases, adapters with gradients and optimizer states, activations, logits, and a constant.
+    """
+    training = {**settings.training, **(settings.task_training if name in (OLD, NEW) else {})}
+    size = old if name == OLD else new
+    dtype = "bfloat16" if settings.dtype == "auto" else settings.dtype
+    held = size.weight_bytes(dtype, settings.quantization)
+    teachers = 0
+    if name == COMPAT:
+        held += 0 if same_base else old.weight_bytes(dtype, settings.quantization)
+        teachers = new.lora + old.lora
+    held += 4 * teachers
+    state = 2 if "8bit" in training.get("optim", "") else 8
+    trained = 4 * size.lora + (4 + state) * size.lora / (spread.processes if spread.shards_optimizer else 1)
+    if spread.shards_weights:
+        # A layer at a time is whole, and the embeddings.
+        whole = held / size.layers + 2 * size.width * size.vocabulary * _WEIGHT_BYTES[dtype]
+        held, trained = held / spread.processes + whole, trained / spread.processes
+    tokens = training.get("per_device_train_batch_size", 8) * length
+    width = 2 if training.get("bf16") or training.get("fp16") else _WEIGHT_BYTES[dtype]
+    layer = tokens * width * (_KEPT_WIDTH * size.width + _KEPT_MLP * size.mlp)
+    recomputed = _recomputes(training, settings)
+    kept = size.layers * tokens * width * size.width + layer if recomputed else size.layers * layer
+    whole_logits = 4 * tokens * size.vocabulary
+    if name == COMPAT and not spread.shards_weights:
+        logits = 3 * 4 * size.vocabulary * min(tokens, chunk_rows(size.vocabulary, "cuda"))
+    elif name == COMPAT:
+        logits = 5 * whole_logits
+    else:
+        # TRL's loss is in tiles; transformers' holds logits, their float32 copy and its gradient.
+        logits = GIB / 2 if settings.trainer == "trl" else 3 * whole_logits
+    return held + trained + kept + logits + _OVERHEAD
+
+
+def _recomputes(training: Mapping[str, Any], settings: RunSettings) -> bool:
+    by_default = settings.trainer == "trl"
+    return bool(training.get("activation_checkpointing") or training.get("gradient_checkpointing", by_default))
+
+
+def flops_of(name: str, old: ModelSize, new: ModelSize, tokens: float, settings: RunSettings) -> float:
+    """Floating-point operations of a training: two per weight and token for a forward pass, as many for the backward
+    pass through frozen weights, and once more a forward pass where activations are recomputed; both teachers' forward
+    passes for the compatibility adapter.
+    """
+    training = {**settings.training, **(settings.task_training if name in (OLD, NEW) else {})}
+    size = old if name == OLD else new
+    passes = 2 + (1 if _recomputes(training, settings) else 0)
+    weights = passes * size.parameters + 3 * size.lora
+    if name == COMPAT:
+        weights += new.parameters + old.parameters
+    return 2 * tokens * weights
+
+
+# ---- The plan of a run ----
+
+
+def token_lengths(data: TrainingData) -> list[int] | None:
+    """Tokens of each training row; None for a stream."""
+    rows = data.train
+    if not hasattr(rows, "__len__"):
+        return None
+    if isinstance(rows, list) or "input_ids" in rows.column_names:
+        return [len(row["input_ids"]) for row in rows]
+    texts = ["\n".join(_strings(row)) for row in rows]
+    return [len(ids) for ids in data.tokenizer(texts)["input_ids"]]
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else []
+    return [text for part in parts for text in _strings(part)]
+
+
+def optimizer_steps(rows: int | None, training: Mapping[str, Any], processes: int) -> int | None:
+    """Optimizer steps of a training of so many rows; None if their number is not known."""
+    if training.get("max_steps", -1) > 0:
+        return training["max_steps"]
+    if rows is None:
+        return None
+    batches = math.ceil(rows / (training.get("per_device_train_batch_size", 8) * processes))
+    updates = math.ceil(batches / training.get("gradient_accumulation_steps", 1))
+    return math.ceil(training.get("num_train_epochs", 3) * updates)
+
+
+def plan_of(run: Run, spread: Spread, sizes: Mapping[str, ModelSize]) -> list[StepPlan]:
+    """The trainings of a run that are still to be done or may be, in order.
+
+    Args:
+        run: With its rows.
+        spread: Over GPUs.
+        sizes: Of both bases, by ``old`` and ``new``.
+    """
+    settings = run.settings
+    lengths = token_lengths(run.data)
+    limit = run.training.get("max_length") or (1024 if settings.trainer == "trl" else None)
+    lengths = None if lengths is None else [min(length, limit or length) for length in lengths]
+    same_base = (settings.old.base, settings.old.revision) == (settings.new.base, settings.new.revision)
+    words = {OLD: "task adapter on v1", NEW: "task adapter on v2", CONTROL: "control", COMPAT: "compatibility adapter"}
+    plans = []
+    for name in run.models:
+        if name in (OLD, NEW) and (settings.old if name == OLD else settings.new).adapter:
+            continue
+        training = {**run.training, **(settings.task_training if name in (OLD, NEW) else {})}
+        steps = optimizer_steps(None if lengths is None else len(lengths), training, spread.processes)
+        longest = max(lengths) if lengths else limit or 1024
+        memory = memory_of(name, sizes[OLD], sizes[NEW], settings, spread, longest, same_base=same_base)
+        seconds = None
+        if lengths and steps is not None:
+            per_step = training.get("per_device_train_batch_size", 8) * training.get("gradient_accumulation_steps", 1)
+            tokens = steps * per_step * sum(lengths) / len(lengths)
+            work = flops_of(name, sizes[OLD], sizes[NEW], tokens, settings)
+            seconds = work / (FLOPS * UTILIZATION)
+        plans.append(StepPlan(name, words[name], steps, memory, seconds))
+    return plans
+
+
+def disk_of(run: Run, sizes: Mapping[str, ModelSize]) -> float:
+    """Bytes of the adapters and their checkpoints, and of a cache of the teachers' hidden states."""
+    total = 0.0
+    lengths = token_lengths(run.data)
+    for name in run.models:
+        size = sizes[OLD if name == OLD else NEW]
+        training = run.training
+        kept = 0
+        if training.get("save_strategy") != "no":
+            limit = training.get("save_total_limit")
+            # The best one is kept beside the last ones.
+            kept = limit + 1 if limit else math.ceil(training.get("num_train_epochs", 3))
+        total += 4 * size.lora * (1 + kept) + 8 * size.lora * kept
+    if run.training.get("teacher_cache") and lengths:
+        total += sum(lengths) * 2 * (sizes[OLD].width + sizes[NEW].width)
+    return total
+
+
+def describe(run: Run, spread: Spread) -> str:
+    """The plan of a run as text."""
+    settings = run.settings
+    sizes = {OLD: size_of(settings.old, settings.lora), NEW: size_of(settings.new, settings.lora)}
+    lines = []
+    for name, side in ((OLD, settings.old), (NEW, settings.new)):
+        size = sizes[name]
+        adapter = f"task adapter {side.adapter}" if side.adapter else f"LoRA of {size.lora / 1e6:.1f} M, to be trained"
+        revision = f" at {side.revision}" if side.revision else ""
+        lines.append(f"{name:8} {side.base}{revision}: {size.parameters / 1e9:.2f} B parameters; {adapter}")
+    lines += ["", *_rows_text(run), "", f"{spread.processes} process{'es' * (spread.processes > 1)}:"]
+    plans = plan_of(run, spread, sizes)
+    for plan in plans:
+        steps = "an unknown number of" if plan.steps is None else f"{plan.steps}"
+        time = "" if plan.seconds is None else f", {_duration(plan.seconds)}"
+        lines.append(f"  {plan.what:22} {steps} steps, {plan.memory / GIB:.1f} GiB on each GPU{time}")
+    lines.append(f"Disk: {disk_of(run, sizes) / GIB:.2f} GiB for adapters and checkpoints in {settings.output_dir}")
+    lines.append(f"Memory and time are estimates for GPUs of {FLOPS * UTILIZATION / 1e12:.0f} effective TFLOP/s.")
+    return "\n".join(lines)
+
+
+def _rows_text(run: Run) -> Sequence[str]:
+    lengths = token_lengths(run.data)
+    test = "" if run.task is None else f"; {len(run.splits.test)} test items of {run.task.name}"
+    if lengths is None:
+        return [f"rows     a stream{test}"]
+    mean = sum(lengths) / len(lengths)
+    validation = len(run.splits.validation) if hasattr(run.splits.validation, "__len__") else "?"
+    return [
+        f"rows     {len(lengths)} to train on, {sum(lengths)} tokens (mean {mean:.0f}, longest {max(lengths)}); "
+        f"{validation} to select by{test}"
+    ]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

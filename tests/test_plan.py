@@ -1,0 +1,108 @@
+"""What `muscle-hf train --dry-run` says, against what a run then does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from transformers import AutoConfig
+
+from muscle_hf import demo
+from muscle_hf.cli.main import main
+from muscle_hf.pipeline import plan
+from muscle_hf.pipeline.config import DataSettings, LoraSettings, ModelSettings, RunSettings, SplitSettings
+from muscle_hf.pipeline.plan import Spread
+from muscle_hf.pipeline.run import make_run
+from muscle_hf.pipeline.smoke import tiny_model
+from muscle_hf.pipeline.steps import task_adapter_model
+from muscle_hf.teachers.adapters import adapter_parameters
+
+SETTINGS = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 2, "use_cpu": True}
+
+
+@pytest.fixture
+def small(tmp_path):
+    bases = [ModelSettings(str(tiny_model(tmp_path / name, seed))) for name, seed in (("v1", 1), ("v2", 2))]
+    rows = [
+        {"question": f"{i} pears and {i} plums?", "answer": f"{i} + {i} = {2 * i}\n#### {2 * i}"} for i in range(20)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = DataSettings(str(file), train=SplitSettings("a", 0, 15), test=SplitSettings("b", 15))
+    return RunSettings(
+        *bases, str(tmp_path / "out"), task="gsm8k", data=data, lora=LoraSettings(r=4), training=SETTINGS
+    )
+
+
+def test_parameters_are_counted_as_peft_makes_them(small):
+    size = plan.size_of(small.new, small.lora)
+    model = task_adapter_model(small.new, small.lora, {}, seed=0)
+    assert size.lora == sum(p.numel() for p in adapter_parameters(model, "default").values())
+    assert size.parameters == sum(p.numel() for p in model.get_base_model().parameters()) - size.lora
+    few = LoraSettings(r=4, target_modules=["q_proj"])
+    model = task_adapter_model(small.new, few, {}, seed=0)
+    assert plan.size_of(small.new, few).lora == sum(p.numel() for p in adapter_parameters(model, "default").values())
+
+
+def test_steps_and_tokens_are_those_of_the_run(small):
+    run = make_run(small)
+    sizes = {name: plan.size_of(side, small.lora) for name, side in (("old", small.old), ("new", small.new))}
+    planned = {step.name: step.steps for step in plan.plan_of(run, Spread(), sizes)}
+    assert list(planned) == ["old", "new", "control", "muscle"]
+    run.adapter("new")
+    states = [json.loads(line) for line in [(run.folder / "new" / "muscle_step.json").read_text()]]
+    assert states[0]["done"]
+    from transformers import Trainer
+
+    from muscle_hf.pipeline.steps import training_arguments
+
+    arguments = training_arguments(small.plain_class, run.training, run.folder / "x")
+    trainer = Trainer(task_adapter_model(small.new, small.lora, {}, 0), arguments, **run.data.for_trainer(arguments))
+    trainer.train()
+    assert planned["new"] == trainer.state.global_step
+    assert sum(plan.token_lengths(run.data)) == sum(len(row["input_ids"]) for row in trainer.train_dataset)
+
+
+def memory(settings, name="muscle", spread=None, old=None, **options):
+    config = AutoConfig.from_pretrained(demo.base("v2"))
+    size = plan.size_of_config("x", config, settings.lora)
+    return plan.memory_of(name, size, size, settings, spread or Spread(), 512, **{"same_base": False, **options})
+
+
+def test_memory_follows_what_costs_memory(small):
+    whole = memory(small)
+    assert memory(small, same_base=True) < whole, "one base for both versions"
+    assert memory(small, "new") < whole, "no teacher"
+    assert memory(dataclasses.replace(small, quantization="nf4")) < whole
+    assert memory(small, spread=Spread(8, True, True), name="new") < memory(small, name="new")
+    assert memory(small, spread=Spread(8, False, True)) < whole, "the optimizer is sharded"
+    larger = dataclasses.replace(small, training={**SETTINGS, "per_device_train_batch_size": 8})
+    assert memory(larger) > whole
+    recomputed = dataclasses.replace(small, training={**SETTINGS, "activation_checkpointing": True})
+    assert memory(recomputed) < whole
+
+
+@pytest.mark.parametrize(
+    ("name", "spread"),
+    [("ddp", Spread(8)), ("fsdp2", Spread(8, True, True)), ("zero2", Spread(8, False, True)),
+     ("zero3", Spread(8, True, True)), ("one_gpu", Spread())],
+)  # fmt: skip
+def test_spread_of_the_configurations(name, spread):
+    from muscle_hf.pipeline.reading import read_yaml
+    from muscle_hf.pipeline.recipes import accelerate_config
+
+    assert Spread.of(read_yaml(accelerate_config(name))) == spread
+
+
+def test_dry_run_prints_and_writes_nothing(small, tmp_path, capsys):
+    import yaml
+
+    content = {key: value for key, value in small.to_dict().items() if value is not None}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
+    assert main(["train", "--config", str(tmp_path / "run.yaml"), "--dry-run", "--accelerate-config", "fsdp2"]) == 0
+    printed = capsys.readouterr().out
+    assert "12 to train on" in printed
+    assert "compatibility adapter  2 steps" in printed
+    assert "8 processes" in printed
+    assert not (tmp_path / "out").exists()
