@@ -97,6 +97,7 @@ def test_a_mismatch_is_refused_and_can_be_overridden(
     assert "content hash" in capsys.readouterr().err
     with pytest.warns(UserWarning, match="content hash"):
         assert main([*check, "--allow-mismatch"]) == 0
+    assert "what does not fit is only warned of" in capsys.readouterr().out
     assert main([*check, "--adapter-only"]) == 0
     assert "checked" not in capsys.readouterr().out.splitlines()[-2]
 

@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"old base: {plain(old['name'])} ({plain(old['revision'] or 'local copy')})")
     print(f"new base: {plain(new['name'])} ({plain(new['revision'] or 'local copy')})")
     print(f"commit:   {fetched.commit or 'local folder'}")
-    print(f"weights:  as recorded{'' if args.adapter_only else '; base, architecture and tokenizer checked'}")
+    rest = "compared; what does not fit is only warned of" if args.allow_mismatch else "checked"
+    print(f"weights:  as recorded{'' if args.adapter_only else f'; base, architecture and tokenizer {rest}'}")
     print(folder)
     return 0
