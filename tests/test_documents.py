@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "recipes" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 # Documents whose snippets are run by a test of their own, beside what they describe.
@@ -19,6 +19,7 @@ TESTED_ELSEWHERE = {
     "evaluation.md": "test_flip_callback.py",
     "measuring.md": "test_compare_documents.py",
     "hub.md": "test_hub_documents.py",
+    "drop-in.md": "test_drop_in.py",
 }
 
 

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from muscle_hf.bundled import bundled
-from muscle_hf.checkpoints import staged
 from muscle_hf.errors import MuscleError
 from muscle_hf.pipeline.config import Published, RunSettings
 from muscle_hf.pipeline.reading import nearest, read_yaml
-from muscle_hf.pipeline.table import COMPAT, NEW, OLD, Result
 
 if TYPE_CHECKING:
     from muscle_hf.evaluation.predictions import Prediction
+    from muscle_hf.pipeline.table import Result
 
 REPRODUCTION_FILE = "reproduction"
 
@@ -129,6 +128,8 @@ def compare_with_published(
 
 
 def _figures(result: Result, predictions: Mapping[str, Sequence[Prediction]]) -> dict[str, float]:
+    from muscle_hf.pipeline.table import COMPAT, NEW, OLD
+
     rows = {row.model: row for row in result.rows}
     figures = {"v1": rows[OLD].quality, "v2": rows[NEW].quality, "nfr": rows[NEW].nfr}
     if COMPAT in rows:
@@ -170,6 +171,8 @@ def write_reproduction(folder: Path, lines: Sequence[Comparison], table: str) ->
     Returns:
         The Markdown file; a JSON file of the same name lies beside it.
     """
+    from muscle_hf.checkpoints import staged
+
     with staged(folder) as stage:
         content = {line.figure: {"published": line.published, "measured": line.measured} for line in lines}
         (stage / f"{REPRODUCTION_FILE}.json").write_text(json.dumps(content, indent=2) + "\n")
