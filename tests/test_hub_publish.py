@@ -11,6 +11,7 @@ from hub_server import OTHER_TOKEN, TOKEN, HubServer, front_matter
 from hub_world import NEW, OLD, files_in
 
 from muscle_hf import MuscleError
+from muscle_hf.cli.main import main
 from muscle_hf.hub import HubError, MismatchError, list_compatible, publish
 from muscle_hf.hub.files import is_published
 
@@ -193,10 +194,12 @@ def test_weights_that_are_not_those_of_the_provenance_are_refused(bases: HubServ
 
 
 def test_a_local_base_is_published_by_name_only_and_that_is_said(
-    bases: HubServer, tmp_path: Path, base_files: dict[str, dict[str, bytes]]
+    bases: HubServer, tmp_path: Path, base_files: dict[str, dict[str, bytes]], capsys: pytest.CaptureFixture
 ):
     folder = train_on_local_bases(tmp_path, base_files)
     done = publish(folder, REPO)
+    assert main(["push", str(folder), REPO]) == 0
+    assert f"muscle-hf pull {REPO} --base-model FOLDER" in capsys.readouterr().out
     assert any("local folder" in note and "base_model" in note for note in done.notes)
     for name, raw in published(bases).items():
         assert str(tmp_path).encode() not in raw, name

@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Publish, and say what was sent and what others need."""
     from muscle_hf.hub import publish
+    from muscle_hf.hub.state import provenance_in
     from muscle_hf.hub.text import plain
 
     done = publish(
@@ -44,9 +45,12 @@ def run(args: argparse.Namespace) -> int:
     print(f"unchanged: {len(done.unchanged)} files")
     for note in done.notes:
         print(f"note: {note}")
+    # A base that is no repository must be at hand where the adapter is loaded.
+    local = args.base_model is None and not provenance_in(args.folder)["new"]["base"]["on_hub"]
     print(
         f"{done.commit.commit_url}\n"
-        f"Use it: muscle-hf pull {done.repo_id}, or muscle_hf.load_compatible({done.repo_id!r})"
+        f"Use it: muscle-hf pull {done.repo_id}{' --base-model FOLDER' if local else ''}, or "
+        f"muscle_hf.load_compatible({done.repo_id!r}{', base_model=FOLDER' if local else ''})"
     )
     return 0
 
