@@ -98,8 +98,8 @@ def row(name: str, file: Path, lengths: dict[str, list[int]]) -> list[str] | Non
             cells.append("")
     fsdp = plan.memory_of(which[-1], old, new, settings, plan.Spread(8, True, True), longest, same_base=same)
     seconds = [plan.flops_of(m, old, new, tokens, settings) / (plan.FLOPS * plan.UTILIZATION) for m in which]
-    cells += [f"{fsdp / plan.GIB:.0f}", f"{sum(seconds[:2]) / 3600:.1f}"]
-    cells.append(f"{seconds[2] / 3600:.1f}" if len(seconds) > 2 else "")
+    cells += [f"{fsdp / plan.GIB:.0f}", f"{sum(seconds[:2]) / 60:.0f}"]
+    cells.append(f"{seconds[2] / 60:.0f}" if len(seconds) > 2 else "")
     return cells
 
 
@@ -108,8 +108,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     args = parser.parse_args()
     lengths = {task: lengths_of(task, args.data) for task in ROWS}
-    heads = ["Recipe", "Task adapter, GiB", "Compatibility adapter, GiB", "The last on 8 GPUs by FSDP2, GiB each"]
-    heads += ["Both task adapters, hours", "Compatibility adapter, hours"]
+    heads = ["Recipe", "v2's task adapter, GiB", "Compatibility adapter, GiB", "The last on 8 GPUs by FSDP2, GiB each"]
+    heads += ["Both task adapters, minutes", "Compatibility adapter, minutes"]
     lines = [heads, ["---", *["---:"] * 5]]
     lines += [cells for name, file in recipes().items() if (cells := row(name, file, lengths)) is not None]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
