@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from muscle_hf import demo
@@ -37,7 +38,8 @@ def smoke_settings(settings: RunSettings) -> RunSettings:
         MuscleError: There is neither a sample nor a source.
     """
     folder = Path(settings.output_dir, "smoke")
-    old, new = (ModelSettings(str(tiny_model(folder / "models" / name, seed))) for name, seed in _MODELS)
+    with PartialState().main_process_first():  # several at once would read each other's half-written files
+        old, new = (ModelSettings(str(tiny_model(folder / "models" / name, seed))) for name, seed in _MODELS)
     accumulation = min(2, settings.training.get("gradient_accumulation_steps", 1))
     training = {**settings.training, "max_steps": 2, "per_device_train_batch_size": 2, "push_to_hub": False}
     training["gradient_accumulation_steps"] = accumulation
