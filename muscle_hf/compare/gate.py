@@ -239,10 +239,9 @@ def _checks(joined: Joined, update: Update, budget: Budget, floor: float | None,
         high, low = bounds
         kept, broken = (high.high <= limit, low.low > limit) if upper else (low.low >= limit, high.high < limit)
         verdict: GateVerdict = "pass" if kept else "fail" if broken else "too little data"
-        bound = high if upper else low
         # What a failed limit is beyond for sure is the other side's bound.
         at_most = upper != (verdict == "fail")
-        edge = high.high if at_most else low.low
+        bound, edge = (high, high.high) if at_most else (low, low.low)
         message = (
             f"{what} is {bound.value:{unit}}, {'at most' if at_most else 'at least'} {edge:{unit}} with "
             f"{100 * budget.level:g}% confidence; the limit is {limit:{unit}}"

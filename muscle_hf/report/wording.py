@@ -214,10 +214,9 @@ def rule_text(check: GateCheck) -> str:
 
 
 def decisive(check: GateCheck) -> Estimate:
-    """The estimate of a check with the bound that decides alone."""
-    if check.rule == "min_accuracy_gain":
-        return replace(check.estimate, high=math.inf)
-    return replace(check.estimate, low=-math.inf)
+    """The estimate of a check with the bound that decides alone: of a failed limit, the side that is beyond it."""
+    upper = (check.rule != "min_accuracy_gain") != (check.verdict == "fail")
+    return replace(check.estimate, low=-math.inf) if upper else replace(check.estimate, high=math.inf)
 
 
 def show_limited(check: GateCheck) -> Show:
