@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from muscle_hf.bundled import bundled
+from muscle_hf.pipeline.run import load_result_predictions
 from muscle_hf.teachers import ModelTeacher
 
 CONFIGS = bundled("recipes") / "accelerate"
@@ -107,16 +108,22 @@ def environment_of(config: Path, processes: int) -> dict[str, str]:
     return {key: value for key, value in made.items() if key.startswith(("ACCELERATE_", "FSDP_"))}
 
 
-def in_two_processes(config: Path, folder: Path) -> list[dict]:
+def launched(script: list[str], variables: dict[str, str]) -> str:
+    """What a script prints that is run in two processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_addr", "127.0.0.1", "--master_port", port, __file__, str(folder)]
-    environment = {**os.environ, **environment_of(config, 2)}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent), "ACCELERATE_USE_CPU": "true"}
+    command += ["--master_addr", "127.0.0.1", "--master_port", port, *script]
+    environment = {**os.environ, **variables, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment["PYTHONPATH"] = str(Path(__file__).parent)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=420)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
+    return done.stdout
+
+
+def in_two_processes(config: Path, folder: Path) -> list[dict]:
+    launched([__file__, str(folder)], environment_of(config, 2))
     return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -153,6 +160,19 @@ def test_two_processes_do_what_one_does(name, alone, tmp_path):
         adapter = load_file(tmp_path / got / "adapter_model.safetensors")
         assert adapter.keys() == wanted.keys(), got
         assert all(torch.allclose(adapter[key], wanted[key], atol=1e-4) for key in adapter), got
+
+
+@pytest.mark.slow
+def test_a_whole_recipe_in_two_processes(tmp_path):
+    pytest.importorskip("trl")
+    words = ["--config", "paper/phi_1_to_1.5/piqa", "--smoke", "--output_dir", str(tmp_path)]
+    words += ["--control", "false", "--ddp_backend", "gloo"]
+    printed = launched([str(CONFIGS.parent / "run.py"), *words], environment_of(CONFIGS / "ddp.yaml", 2))
+    assert printed.count("| MUSCLE |") == 1, "the first process alone speaks"
+    for name in ("old", "new", "muscle"):
+        ids = [p.id for p in load_result_predictions(tmp_path / "smoke")[name]]
+        assert ids == ["8", "9", "10", "11"], "both processes' answers, in order"
+        assert (tmp_path / "smoke" / name / "adapter_model.safetensors").is_file()
 
 
 # ---- The configurations ----
