@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, TrainingArguments
 
 from muscle_hf import MuscleConfig, MuscleError, MuscleTrainer
 from muscle_hf.teachers import ModelTeacher, TeacherOutputError
+from muscle_hf.teachers.weights import base_of
 
 
 def refused(message, folder, *args, **settings):
@@ -361,20 +362,31 @@ def test_mask_of_ones_own_with_the_wrong_signature(tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("role", ["old", "new"])
-def test_teacher_that_is_not_finite_stops_training_and_keeps_the_checkpoint(role, value, tmp_path):
+@pytest.mark.parametrize("chunk", [0, 3])
+def test_teacher_that_is_not_finite_stops_training_and_keeps_the_checkpoint(role, value, chunk, tmp_path):
     model, old = with_lora(builders.llama(2), 20), with_lora(builders.llama(1), 10)
     new = builders.llama(3) if role == "new" else None
     trainer = builders.trainer(
-        tmp_path, model, old, new_model=new, save_strategy="steps", save_steps=1, train_sampling_strategy="sequential"
+        tmp_path,
+        model,
+        old,
+        new_model=new,
+        # Every row has tokens that follow the one model and tokens that follow the other.
+        train_dataset=builders.half_right(builders.rows(), model),
+        save_strategy="steps",
+        save_steps=1,
+        train_sampling_strategy="sequential",
+        loss_chunk_size=chunk,
+        skip_unneeded_teachers=False,
     )
     broken = trainer.teachers[role]
     assert isinstance(broken, ModelTeacher)
 
-    def from_the_second_step_on(module, inputs, logits):
+    def from_the_second_step_on(module, inputs, hidden):
         if trainer.state.global_step == 1:
-            logits[2, :, 5] = value
+            hidden[2] = value
 
-    broken.model.get_output_embeddings().register_forward_hook(from_the_second_step_on)
+    base_of(broken.model).model.norm.register_forward_hook(from_the_second_step_on)
     with pytest.raises(TeacherOutputError, match=rf"the {role} model's logits are .* step 2, in rows \[2\]"):
         trainer.train()
     assert (tmp_path / "checkpoint-1" / "trainer_state.json").is_file()
