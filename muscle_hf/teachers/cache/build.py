@@ -58,7 +58,7 @@ def require_space(folder: str | os.PathLike, needed: int) -> None:
         raise MuscleError(
             f"the teacher cache needs {human_bytes(needed)}, but {folder} has room for {human_bytes(max(free, 0))} "
             "(256 MB are left free). Choose a folder on a larger disk, train on fewer tokens "
-            "(trained_tokens='completion'), or use the compact mode"
+            "(trained_tokens='completion'), or train without the cache"
         )
 
 
