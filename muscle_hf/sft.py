@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -94,6 +95,10 @@ class MuscleSFTTrainer(MuscleMixin, _SFTPreparation):
     ):
         if isinstance(args, MuscleConfig) and not isinstance(args, MuscleSFTConfig):
             raise MuscleError("args is a MuscleConfig; MuscleSFTTrainer takes a MuscleSFTConfig")
+        if getattr(args, "loss_type", None) == "chunked_nll":
+            # Some versions' default: plain cross-entropy too, for which TRL cuts the logits off the model's outputs.
+            args = copy.copy(args)
+            args.loss_type = "nll"
         _refuse_unsupported_sft(args)
         if isinstance(model, (str, os.PathLike)):
             model = _load(model, getattr(args, "model_init_kwargs", None), quantization_config)
