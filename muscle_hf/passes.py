@@ -169,9 +169,15 @@ class ChunkedPass(PlainPass):
         }
 
     def __call__(
-        self, model: nn.Module, inputs: Mapping[str, Any], labels: Tensor, objective: Objective, where: str
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        labels: Tensor,
+        objective: Objective,
+        where: str,
+        skip: bool = True,
     ) -> Outcome:
-        """As :meth:`PlainPass.__call__`.
+        """As :meth:`PlainPass.__call__`; without ``skip`` every teacher sees whole batches, as the student does.
 
         Raises:
             HeadNotApart: Before anything is counted; use the plain pass instead.
@@ -199,7 +205,7 @@ class ChunkedPass(PlainPass):
         for role in objective.mask.reads - {"student"}:
             add(role, None)
         weight = None
-        if self._looks_first(objective, batch, kept):
+        if skip and self._looks_first(objective, batch, kept):
             weight = chunked_weights(objective, streams, trained, sequences, size, inspect)
         for role in self.teachers.keys() - streams.keys():
             add(role, None if weight is None else _rows_that_need(role, weight, rows, len(labels)))
@@ -339,11 +345,12 @@ class Passes:
         where: str,
         *,
         whole: bool,
+        skip: bool,
     ) -> Outcome:
-        """A pass over a batch, with whole logits if these are asked for; arguments as :meth:`PlainPass.__call__`."""
+        """A pass over a batch, with whole logits if these are asked for; arguments as :class:`ChunkedPass` takes."""
         if self.chunked is not None and not whole:
             try:
-                return self.chunked(model, inputs, labels, objective, where)
+                return self.chunked(model, inputs, labels, objective, where, skip)
             except HeadNotApart as error:
                 logger.warning(
                     f"{error} does more behind its output layer than is known here, so whole logits are held "

@@ -91,6 +91,15 @@ def test_a_run_with_skipped_bodies_is_the_run_without(mask, tmp_path):
     assert sum(counts.get(role, 0) for role in unread) < calls * batch * len(unread), "no row was kept from a teacher"
 
 
+def test_before_the_first_step_the_kl_to_v2_is_exactly_zero_where_bodies_could_be_skipped(tmp_path):
+    model, old = models()
+    rows = builders.half_right(builders.rows(), model)
+    rows = [row for index, row in enumerate(rows) for _ in range(index + 1)]
+    trainer = builders.trainer(tmp_path, model, old, train_dataset=rows, eval_dataset=rows)
+    assert trainer._passes.chunked is not None
+    assert trainer.evaluate()["eval_kl_new"] == 0
+
+
 def test_positions_behind_the_last_trained_token_are_not_computed(tmp_path):
     model, old = models()
     rows = builders.rows()
