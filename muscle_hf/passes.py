@@ -31,8 +31,6 @@ logger = logging.get_logger(__name__)
 _PER_TOKEN = LABEL_KEYS | {"input_ids", "attention_mask", "position_ids", "token_type_ids"}
 # Lengths are cut to multiples of this, which tensor cores like.
 _ALIGNMENT = 8
-# How fast the share of rows that a teacher need not see follows the data.
-_MEMORY = 0.9
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,6 @@ class ChunkedPass(PlainPass):
         self.caches = dict(caches or {})
         self._rules = {role: KeyRules.of(teachers[role].model, kind) for role in self.caches}
         self._skip = skip
-        self._unneeded: dict[str, float] = {}
         self._body_cost = {
             role: _parameters(base) - _parameters(self.heads[role].module) for role, base in bases.items()
         }
@@ -218,7 +215,6 @@ class ChunkedPass(PlainPass):
             weight_old=weight,
             inspect=inspect,
         )
-        self._remember(terms.weight_old, rows, len(labels))
         return Outcome(outputs, terms, rows)
 
     def _hidden(self, role: str, batch: _Batch, needed: Tensor | None, kept: _Kept | None) -> Tensor:
@@ -294,20 +290,17 @@ class ChunkedPass(PlainPass):
     # ---- Which rows a teacher need not see ----
 
     def _looks_first(self, objective: Objective, batch: _Batch, kept: Mapping[str, _Kept]) -> bool:
-        if not self._skip or not self._unneeded:
+        """By the batch alone, so that a run that goes on from a checkpoint decides as it would have before."""
+        if not self._skip or not len(batch.rows):
             return False
+        # The more trained tokens a row has, the fewer rows follow one teacher with all of them.
+        skipped = 1 / (1 + len(batch.rows) / len(batch.labels))
         saved = 0.0
         for role in self.teachers.keys() - objective.mask.reads:
             rows = int(kept[role].missing.sum()) if role in kept else len(batch.labels)
-            saved += self._unneeded[role] * self._body_cost[role] * rows * batch.labels.size(1)
+            saved += skipped * self._body_cost[role] * rows * batch.labels.size(1)
         heads = [self.head if name == "student" else self.heads[name] for name in objective.mask.reads]
         return saved > sum(_parameters(head.module) for head in heads) * len(batch.rows)
-
-    def _remember(self, weight: Tensor, rows: Tensor, count: int) -> None:
-        for role in self.teachers:
-            now = 1 - float(_rows_that_need(role, weight, rows, count).float().mean())
-            before = self._unneeded.get(role, now)
-            self._unneeded[role] = _MEMORY * before + (1 - _MEMORY) * now
 
 
 def _rows_that_need(role: str, weight: Tensor, rows: Tensor, count: int) -> Tensor:

@@ -91,6 +91,28 @@ def test_a_run_with_skipped_bodies_is_the_run_without(mask, tmp_path):
     assert sum(counts.get(role, 0) for role in unread) < calls * batch * len(unread), "no row was kept from a teacher"
 
 
+def test_a_resumed_run_skips_as_it_would_have_before(tmp_path):
+    rows = short_answers(*models())
+    settings = {
+        "max_steps": 6,
+        "learning_rate": 1e-2,
+        "train_dataset": rows,
+        "save_strategy": "steps",
+        "save_steps": 3,
+    }
+    whole = builders.trainer(tmp_path / "whole", *models(), **settings)
+    whole.train()
+    resumed = builders.trainer(tmp_path / "resumed", *models(), **settings)
+    seen = []
+    forward = resumed.teachers["new"].logits
+    resumed.teachers["new"].logits = lambda inputs: seen.append(len(inputs["input_ids"])) or forward(inputs)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert sum(seen) < 3 * resumed.args.train_batch_size, "nothing was skipped"
+    weights = dict(resumed.model.named_parameters())
+    for name, parameter in whole.model.named_parameters():
+        assert torch.equal(parameter, weights[name]), name
+
+
 def test_before_the_first_step_the_kl_to_v2_is_exactly_zero_where_bodies_could_be_skipped(tmp_path):
     model, old = models()
     rows = builders.half_right(builders.rows(), model)
