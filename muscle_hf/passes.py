@@ -14,11 +14,12 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.losses import Objective, TokenTerms
 from muscle_hf.losses.chunked import Stream, chunk_rows, chunked_terms, chunked_weights
 from muscle_hf.teachers import ModelKind, Teacher
-from muscle_hf.teachers.body import Head
+from muscle_hf.teachers.body import Head, HeadNotApart
 from muscle_hf.teachers.cache import HiddenStore, KeyRules, SequenceKey, row_keys
 from muscle_hf.teachers.cache.opening import open_caches
 from muscle_hf.teachers.cached import CachedTeacher
-from muscle_hf.teachers.kinds import aligned, sequences_of, trained_rows
+from muscle_hf.teachers.kinds import IGNORED, aligned, sequences_of, trained_rows
+from muscle_hf.teachers.placing import is_sharded
 from muscle_hf.teachers.teacher import LABEL_KEYS, logits_of, require_finite, without_labels
 from muscle_hf.teachers.weights import base_of
 
@@ -111,10 +112,6 @@ class _Kept:
     parts: list[SequenceKey]
     hidden: list[Tensor | None]
     missing: Tensor
-
-
-class HeadNotApart(Exception):
-    """The model's forward does more with its output layer's result than :class:`Head` knows of."""
 
 
 class ChunkedPass(PlainPass):
@@ -267,12 +264,7 @@ class ChunkedPass(PlainPass):
             store.flush()
 
     def _run(self, role: str, inputs: Mapping[str, Any]) -> Tensor:
-        head = self.heads[role]
-        with head.captured() as found:
-            logits = self.teachers[role].logits(inputs)
-        if not head.explains(found, logits):
-            raise HeadNotApart(type(base_of(self.teachers[role].model)).__name__)
-        return found[0]
+        return self.heads[role].hidden_of(lambda: self.teachers[role].logits(inputs))
 
     def _trimmed(self, inputs: Mapping[str, Any], labels: Tensor) -> tuple[dict[str, Any], Tensor]:
         """The batch without the positions behind which nothing is trained: a causal model does not look at them."""
@@ -281,7 +273,7 @@ class ChunkedPass(PlainPass):
         plain = tensors.keys() <= _PER_TOKEN and all(value.dim() == 2 for value in tensors.values())
         if not self.kind.shifts_labels or not plain or "input_ids" not in inputs or not labels.numel():
             return inputs, labels
-        positions = (labels != -100).any(dim=0).nonzero()
+        positions = (labels != IGNORED).any(dim=0).nonzero()
         end = int(positions[-1]) + 1 if len(positions) else 1
         end = -(-end // _ALIGNMENT) * _ALIGNMENT
         inputs.update({key: value[:, :end] for key, value in tensors.items()})
@@ -396,7 +388,6 @@ def _why_whole_logits(trainer: MuscleTrainer) -> str | None:
         return "compute_loss_func gets whole logits"
     if trainer.args.torch_compile:
         return "a compiled model does not show its hidden states"
-    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
-    if trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
+    if is_sharded(trainer.accelerator):
         return "the output layer is sharded over the processes (FSDP, ZeRO-3)"
     return None

@@ -18,6 +18,7 @@ INTERRUPTED = 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
     from muscle_hf.pipeline.launch import add_config_arguments
 
     add_config_arguments(parser)

@@ -123,8 +123,7 @@ def chunked_terms(
         weight_old = chunked_weights(objective, streams, labels, sequence_ids, chunk_size, inspect)
     work = _Work(
         objective,
-        student.hidden.detach(),
-        student.head,
+        Stream(student.hidden.detach(), student.head),
         old,
         new,
         labels,
@@ -165,8 +164,7 @@ class _Work:
     """What :class:`_ChunkedTerms` needs beside the tensor that gets a gradient."""
 
     objective: Objective
-    hidden: Tensor
-    head: Head
+    student: Stream
     old: Stream
     new: Stream
     labels: Tensor
@@ -189,7 +187,7 @@ class _ChunkedTerms(torch.autograd.Function):
         for rows in _chunks(work.labels, work.sequence_ids, work.chunk_size):
             own = hidden[rows].detach().requires_grad_(wanted)
             with torch.set_grad_enabled(wanted):
-                logits = work.head(own)
+                logits = work.student.head(own)
             # From here on the logits' memory holds the gradient.
             buffer = logits.detach()
             terms = _terms_of_chunk(work, rows, buffer, wanted)
@@ -216,8 +214,9 @@ def _terms_of_chunk(work: _Work, rows: slice, student: Tensor, wanted: bool) -> 
     """The columns of :class:`TokenTerms`; ``student`` is overwritten by d loss / d logits if that is wanted."""
     objective, labels = work.objective, work.labels[rows]
     tokens = torch.arange(rows.start, rows.stop, device=labels.device)
-    read = {name: _teacher_logits(work, name, rows, student, None) for name in objective.mask.reads - {"student"}}
+    read: dict[str, Tensor] = {}
     if work.weight_old is None:
+        read = {name: _teacher_logits(work, name, rows, student, None) for name in objective.mask.reads - {"student"}}
         _show_broken(work.inspect, read, rows, work.labels)
         weight = objective.mask(student, read.get("old"), read.get("new"), labels, work.sequence_ids[rows])
     else:
@@ -300,10 +299,10 @@ def _terms_of_block(
 
 def _teacher_logits(work: _Work, name: str, which: slice | Tensor, student: Tensor, chosen: Tensor | None) -> Tensor:
     teacher = work.old if name == "old" else work.new
-    if teacher.head is not work.head:
+    if teacher.head is not work.student.head:
         return teacher.logits(which).to(student)
     # The same hidden state behind the same head gives the same logits: to the bit, whatever the rows beside it.
-    same = (teacher.hidden[which] == work.hidden[which]).all(dim=-1)
+    same = (teacher.hidden[which] == work.student.hidden[which]).all(dim=-1)
     own = student if chosen is None else student[chosen]
     if bool(same.all()):
         return own.clone()

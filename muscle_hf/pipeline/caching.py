@@ -13,7 +13,8 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.pipeline.config import RunSettings
 from muscle_hf.pipeline.run import make_run
 from muscle_hf.pipeline.table import COMPAT
-from muscle_hf.teachers.cache import CachePlan, HiddenStore, KeyRules, build_cache, teacher_fingerprint
+from muscle_hf.teachers.cache import CachePlan, HiddenStore, KeyRules, build_cache
+from muscle_hf.teachers.cache.opening import fingerprint_in
 from muscle_hf.trainer import MuscleTrainer
 
 
@@ -77,11 +78,7 @@ def cache_teachers(
     accelerator = trainer.accelerator
     found = {}
     for role, teacher in trainer.teachers.items():
-        described = None if trainer.provenance is None else getattr(trainer.provenance, role)
-        fingerprint = teacher_fingerprint(
-            teacher, trainer.tokenizer, autocast=accelerator.mixed_precision, provenance=described
-        )
-        with HiddenStore(folder, fingerprint) as store:
+        with HiddenStore(folder, fingerprint_in(trainer, role)) as store:
             plans = [
                 build_cache(
                     teacher,

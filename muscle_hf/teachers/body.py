@@ -22,6 +22,10 @@ _CAPS = ("final_logit_softcapping", "output_logit_soft_cap")
 _BIAS = "final_logits_bias"
 
 
+class HeadNotApart(Exception):
+    """The model's forward does more with its output layer's result than :class:`Head` knows of."""
+
+
 class Head:
     """The output head of a language model: from last hidden states to logits, as the model's own forward makes them.
 
@@ -129,3 +133,18 @@ class Head:
                 own = self(found[0][:, :1].detach())
             self._confirmed = torch.equal(own, logits.to(own))
         return self._confirmed
+
+    def hidden_of(self, forward: Callable[[], Tensor]) -> Tensor:
+        """The last hidden states, (B, L, d), of a forward of the model.
+
+        Args:
+            forward: Runs it and returns its logits.
+
+        Raises:
+            HeadNotApart: Hidden states alone do not give its logits; names the model's class.
+        """
+        with self.captured() as found:
+            logits = forward()
+        if not self.explains(found, logits):
+            raise HeadNotApart(type(self._base).__name__)
+        return found[0]

@@ -104,8 +104,9 @@ def cached_teacher(
         return None  # quantization and the like decide what the model computes, and are not in its files
     try:
         fingerprint = file_fingerprint(source, kind, tokenizer, role=role, autocast=precision, **how)
-        shared = fingerprint.content["base_sha256"] == content_hash(base_weights(student).items())
-        if shared or not len(HiddenStore(folder, fingerprint)):
+        if not len(HiddenStore(folder, fingerprint)):
+            return None
+        if fingerprint.content["base_sha256"] == content_hash(base_weights(student).items()):
             return None
         how.pop("attn_implementation", None)
         head = load_head(source, kind, **how)

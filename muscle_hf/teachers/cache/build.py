@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.teachers.body import Head
+from muscle_hf.teachers.body import Head, HeadNotApart
 from muscle_hf.teachers.cache.keys import KeyRules, row_keys
 from muscle_hf.teachers.cache.shards import KEY_BYTES, Column, Row
 from muscle_hf.teachers.cache.store import RowStore
@@ -216,14 +216,14 @@ class _Body:
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states, (B, L, d)."""
         moved = {name: v.to(self.device) if isinstance(v, Tensor) else v for name, v in batch.items()}
-        with self.autocast(), self.head.captured() as found:
-            logits = self.teacher.logits(moved)
-        if not self.head.explains(found, logits):
+        try:
+            with self.autocast():
+                return self.head.hidden_of(lambda: self.teacher.logits(moved))
+        except HeadNotApart as error:
             raise MuscleError(
-                f"{type(base_of(self.teacher.model)).__name__} does more behind its output layer than is known here, "
-                "so its hidden states alone do not give its logits; train without the cache"
-            )
-        return found[0]
+                f"{error} does more behind its output layer than is known here, so its hidden states alone do not "
+                "give its logits; train without the cache"
+            ) from error
 
 
 def _length(row: Any) -> int:

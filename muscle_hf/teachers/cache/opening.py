@@ -10,7 +10,7 @@ import torch
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.cache.build import predicted_bytes, require_space
-from muscle_hf.teachers.cache.fingerprint import teacher_fingerprint
+from muscle_hf.teachers.cache.fingerprint import Fingerprint, teacher_fingerprint
 from muscle_hf.teachers.cache.keys import KeyRules
 from muscle_hf.teachers.cache.shards import Column
 from muscle_hf.teachers.cache.store import HiddenStore
@@ -43,17 +43,28 @@ def open_caches(trainer: MuscleTrainer, folder: str | os.PathLike) -> dict[str, 
         rules = KeyRules.of(teacher.model, trainer.kind)
         if rules.excluded:
             raise MuscleError(f"the {role} model's hidden states cannot be cached: {rules.excluded}")
-        precision = trainer.accelerator.mixed_precision
-        fingerprint = getattr(teacher, "fingerprint", None)
-        if fingerprint is None:
-            described = None if trainer.provenance is None else getattr(trainer.provenance, role)
-            fingerprint = teacher_fingerprint(teacher, trainer.tokenizer, autocast=precision, provenance=described)
-        stores[role] = store = HiddenStore(folder, fingerprint)
+        stores[role] = store = HiddenStore(folder, fingerprint_in(trainer, role))
         share = max(0, rows - len(store)) / rows if rows else 0.0
-        columns = store.columns or {"hidden": _expected(teacher.model, precision)}
+        columns = store.columns or {"hidden": _expected(teacher.model, trainer.accelerator.mixed_precision)}
         needed += predicted_bytes(round(rows * share), round(tokens * share), columns)
     require_space(folder, needed)
     return stores
+
+
+def fingerprint_in(trainer: MuscleTrainer, role: str) -> Fingerprint:
+    """The fingerprint of a trainer's teacher; hashes that are known already are not taken again.
+
+    Args:
+        trainer: Has the teacher, its rows' tokenizer and the precision.
+        role: ``old`` or ``new``.
+    """
+    teacher = trainer.teachers[role]
+    known = getattr(teacher, "fingerprint", None)  # of a teacher that the cache stands in for
+    if known is not None:
+        return known
+    described = None if trainer.provenance is None else getattr(trainer.provenance, role)
+    precision = trainer.accelerator.mixed_precision
+    return teacher_fingerprint(teacher, trainer.tokenizer, autocast=precision, provenance=described)
 
 
 def _expected(model: torch.nn.Module, precision: str | None) -> Column:
