@@ -15,15 +15,13 @@ from muscle_hf.metrics.spaces import SPACES, space_folder
 evaluate = pytest.importorskip("evaluate")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def no_network(tmp_path_factory):
-    """A closed port in place of the Hub, and caches of their own."""
-    folder = tmp_path_factory.mktemp("evaluate")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-        patch.setattr(evaluate.config, "HF_MODULES_CACHE", folder / "modules")
-        patch.setattr(evaluate.config, "HF_METRICS_CACHE", folder / "metrics")
-        yield
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """A closed port in place of the Hub.
+
+    The caches stay those of the whole process: Python looks for the modules that ``evaluate`` copies in one place only.
+    """
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
 
 
 TEXTS = {"old_predictions": ["the cat sat", "a dog"], "predictions": ["the cat", "a dog ran"]}
