@@ -1,6 +1,6 @@
 """Speed of the teacher cache's store: writing, opening and reading rows, and making their keys.
 
-    python benchmarks/cache_store.py --output benchmarks/results/cache_store.md
+    python benchmarks/cache_store.py
 
 Rows of random hidden states are written to a temporary folder, then read in random order in batches: once cold for the
 store (every row's checksum is verified at its first reading) and once more. The files are in the system's page cache,
@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import platform
 import random
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from reporting import publish, where
 from safetensors.torch import save_file
 
 from muscle_hf.teachers.cache import HiddenStore, KeyRules, row_keys
@@ -91,8 +91,7 @@ def keys_per_second(length: int, count: int = 2000) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args()
+    parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         table = [measure(Path(folder, str(index)), *shape) for index, shape in enumerate(SHAPES)]
@@ -102,8 +101,8 @@ def main() -> None:
         "",
         "    python benchmarks/cache_store.py",
         "",
-        f"bfloat16 rows; processor seconds of one thread; {platform.machine()}, torch {torch.__version__}, load",
-        f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores. Files in the page cache, read in random order in",
+        f"bfloat16 rows; processor seconds of one thread; {where()},",
+        f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores. Files in the page cache, read in random order in",
         f"batches of {BATCH}.",
         "",
         "| rows x tokens x width | MB | written, rows/s (MB/s) | opening, s | first reading, rows/s (MB/s) | "
@@ -116,10 +115,7 @@ def main() -> None:
         "",
         f"Keys: {keys_per_second(128):,.0f} rows/s at 128 tokens a row, {keys_per_second(2048):,.0f} at 2,048.",
     ]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if args.output:
-        args.output.write_text(text)
+    publish("cache_store", lines)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """What a step of MUSCLE costs, against plain fine-tuning, the naive method, and one-teacher distillation.
 
-    python benchmarks/training_cost.py [--parts loss step run start] [--threads 1] [--rounds 3]
+    python benchmarks/training_cost.py [--parts loss step run] [--threads 1] [--rounds 3]
 
 The loss alone at a vocabulary of 128,256; whole steps of the real trainers on a model whose body dominates (25M
-parameters, head a twelfth of that); ten epochs with a cache that is empty at first; the way to the first step. All
-variants of a part run in one process, in turns; ratios of processor time (all threads), best round of each. Half of
+parameters, head a twelfth of that); ten epochs with a cache that is empty at first. All variants of a part run in
+one process, in turns; ratios of processor time (all threads), best round of each. Half of
 the student's tokens are right, so that both teachers are followed. Random weights, seed 0.
 """
 
@@ -14,8 +14,6 @@ import argparse
 import contextlib
 import copy
 import io
-import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -27,6 +25,7 @@ import torch
 import transformers
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from reporting import publish, timed, where
 from torch.nn import functional
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
@@ -37,7 +36,6 @@ from muscle_hf.losses import Objective
 from muscle_hf.losses.chunked import Stream, chunk_rows, chunked_terms
 
 DEMO_BASE = Path(muscle_hf.__file__).parent / "demo" / "bases" / "v2"
-RESULTS = Path(__file__).parent / "results" / "training_cost.md"
 BODY = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 4}
 VOCABULARY, LENGTH, BATCH, ROWS = 8192, 256, 4, 32
 STEPS, WARM_UP, EPOCHS = 6, 2, 10
@@ -353,74 +351,13 @@ def whole_run(rounds: int) -> list[str]:
     ]
 
 
-_FIRST_STEP = """
-import sys, time
-import torch
-from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
-from peft import LoraConfig, get_peft_model
-torch.set_num_threads(1)
-base = sys.argv[2]
-def model():
-    return get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(target_modules="all-linear"))
-class Stop(TrainerCallback):
-    def on_step_end(self, *args, **kwargs):
-        print(time.process_time())
-        raise SystemExit
-rows = [{"input_ids": list(range(3, 67)), "labels": list(range(3, 67))}] * 16
-shared = dict(output_dir="out", report_to="none", use_cpu=True, disable_tqdm=True)
-if sys.argv[1] == "plain":
-    trainer = Trainer(model(), TrainingArguments(**shared), train_dataset=rows, callbacks=[Stop()])
-else:
-    from muscle_hf import MuscleTrainer
-    trainer = MuscleTrainer(
-        model(), TrainingArguments(**shared), old_model=model(), train_dataset=rows, callbacks=[Stop()]
-    )
-trainer.train()
-"""
-
-
-def start(rounds: int) -> list[str]:
-    """Processor time of fresh processes."""
-
-    def seconds(*command: str) -> float:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        with tempfile.TemporaryDirectory() as folder:
-            subprocess.run([sys.executable, *command], check=True, capture_output=True, cwd=folder)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-    commands = {
-        "`import muscle_hf`": ("-c", "import muscle_hf"),
-        "`muscle-hf --help`": ("-m", "muscle_hf.cli.main", "--help"),
-        "`import transformers, peft` and `Trainer`": ("-c", "import peft; from transformers import Trainer"),
-        "`from muscle_hf import MuscleTrainer`": ("-c", "from muscle_hf import MuscleTrainer"),
-        "to the end of the first step, Trainer": ("-c", _FIRST_STEP, "plain", str(DEMO_BASE)),
-        "to the end of the first step, MuscleTrainer": ("-c", _FIRST_STEP, "muscle", str(DEMO_BASE)),
-    }
-    best = {name: min(seconds(*command) for _ in range(rounds)) for name, command in commands.items()}
-    return [
-        "## From a fresh process",
-        "",
-        "| until | processor seconds |",
-        "| --- | ---: |",
-        *(f"| {name} | {value:.2f} |" for name, value in best.items()),
-        "",
-    ]
-
-
 def fill(trainer: MuscleTrainer) -> None:
     from muscle_hf.pipeline.caching import cache_teachers
 
     cache_teachers(trainer, trainer.args.teacher_cache, batch_size=BATCH)
 
 
-def timed(compute: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float]:
-    start = time.process_time()
-    result = compute()
-    return result, time.process_time() - start
-
-
-PARTS = {"loss": loss_alone, "step": steps, "run": whole_run, "start": start}
+PARTS = {"loss": loss_alone, "step": steps, "run": whole_run}
 
 
 def main() -> None:
@@ -435,18 +372,15 @@ def main() -> None:
         return
     torch.set_num_threads(args.threads)
     found = {part: PARTS[part](args.rounds) for part in args.parts}
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     command = f"python benchmarks/training_cost.py --parts {' '.join(args.parts)} --rounds {args.rounds}"
     head = [
         "# What training costs",
         "",
-        f"Command: `{command} --threads {args.threads}`; CPU ({platform.machine()}), {versions}, seed 0. "
-        "Ratios of processor time within one process, best of the rounds.",
+        f"Command: `{command} --threads {args.threads}`; {where()}, seed 0. Ratios of processor time within "
+        "one process, best of the rounds.",
         "",
     ]
-    text = "\n".join([*head, *(line for lines in found.values() for line in lines)])
-    RESULTS.write_text(text)
-    print(text)
+    publish("training_cost", [*head, *(line for lines in found.values() for line in lines)])
 
 
 if __name__ == "__main__":

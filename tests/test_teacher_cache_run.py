@@ -112,3 +112,22 @@ def test_a_trainers_teachers_are_cached_as_the_trainer_sees_them(tmp_path, apart
         head = teacher.model.get_output_embeddings()
         logits = aligned(teacher.logits(batch), labels)[labels != IGNORED]
         torch.testing.assert_close(head(kept), logits)
+
+
+def test_a_cached_old_model_on_the_students_base_stays_there(tmp_path):
+    """One body serves all three, cached or not; another base of the same shape is read from the cache alone."""
+    rows = builders.rows(ignore=0)
+    for seed, side in ((1, "other"), (2, "same")):
+        base = builders.llama(seed)
+        base.save_pretrained(tmp_path / f"base-{side}")
+        adapter = builders.with_lora(base, 10)
+        adapter.peft_config["default"].base_model_name_or_path = str(tmp_path / f"base-{side}")
+        adapter.save_pretrained(tmp_path / side)
+        settings = {"train_dataset": rows, "teacher_cache": str(tmp_path / "cache"), "skip_unneeded_teachers": False}
+        for _ in range(2):
+            student = builders.with_lora(builders.llama(2), 20)
+            trainer = builders.trainer(tmp_path / "out", student, str(tmp_path / side), **settings)
+            trainer.train()
+        kept = trainer._passes.chunked.caches["old"]
+        assert len(kept) > 0
+        assert type(trainer.teachers["old"]).__name__ == ("CachedTeacher" if side == "other" else "AdapterTeacher")

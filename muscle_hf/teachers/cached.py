@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
@@ -12,11 +13,12 @@ from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.body import Head
-from muscle_hf.teachers.cache import Fingerprint, HiddenStore, file_fingerprint, load_head
+from muscle_hf.teachers.cache import Fingerprint, HiddenStore, TeacherFiles, file_fingerprint, load_head
+from muscle_hf.teachers.cache.store import MANIFEST
 from muscle_hf.teachers.kinds import ModelKind
 from muscle_hf.teachers.loading import FETCH_KEYS
 from muscle_hf.teachers.teacher import Teacher
-from muscle_hf.teachers.weights import base_of, base_weights, content_hash
+from muscle_hf.teachers.weights import base_of, base_weights, same_as_files
 
 logger = logging.get_logger(__name__)
 
@@ -98,21 +100,28 @@ def cached_teacher(
     Returns:
         None where the cache holds nothing of this teacher, or where it takes the loaded model to know that.
     """
-    how = {"dtype": getattr(base_of(student), "dtype", None), **(arguments or {})}
+    base = base_of(student)
+    how = {"dtype": getattr(base, "dtype", None), **(arguments or {})}
     known = {"base_model", "base_revision", "revision", "dtype", "attn_implementation", *FETCH_KEYS}
     if how.keys() - known:
         return None  # quantization and the like decide what the model computes, and are not in its files
+    if not any(Path(folder).glob(f"*/{MANIFEST}")):
+        return None
+    attention, dtype, revision = (how.pop(name, None) for name in ("attn_implementation", "dtype", "revision"))
+    moved = how.pop("base_model", None), how.pop("base_revision", None)
     try:
-        fingerprint = file_fingerprint(source, kind, tokenizer, role=role, autocast=precision, **how)
+        files = TeacherFiles.find(source, revision, *moved, fetch=how)
+        if same_as_files(base_weights(student), files.base, base.base_model_prefix):
+            return None
+        fingerprint = file_fingerprint(
+            files, kind, tokenizer, role=role, dtype=dtype, autocast=precision, attn_implementation=attention
+        )
         if not len(HiddenStore(folder, fingerprint)):
             return None
-        if fingerprint.content["base_sha256"] == content_hash(base_weights(student).items()):
-            return None
-        how.pop("attn_implementation", None)
-        head = load_head(source, kind, **how)
+        head = load_head(files, kind, dtype=dtype)
     except MuscleError as error:
         logger.info(f"The {role} model is loaded as a whole: {error}")
         return None
     teacher = CachedTeacher(role, head, fingerprint, load)
-    teacher.source, teacher.revision = os.fspath(source), how.get("revision")
+    teacher.source, teacher.revision = os.fspath(source), revision
     return teacher

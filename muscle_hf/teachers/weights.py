@@ -44,10 +44,11 @@ def base_weights(model: nn.Module, adapter: str | None = None) -> dict[str, Tens
             left_out += [f"{name}.{layer}." for layer in layers]
     # An output layer tied to the embedding is one tensor under two names; files hold it once.
     tied = set(getattr(base, "all_tied_weights_keys", None) or ())
+    elsewhere = tuple(left_out)
     weights = {}
     for name, tensor in base.state_dict().items():
         plain = name.replace(".token_adapter", "").replace(".base_layer", "").replace(".original_module", "")
-        if isinstance(tensor, Tensor) and not name.startswith(tuple(left_out)) and plain not in tied:
+        if isinstance(tensor, Tensor) and not name.startswith(elsewhere) and plain not in tied:
             weights[plain] = tensor
     return weights
 

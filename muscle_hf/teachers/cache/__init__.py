@@ -7,7 +7,7 @@ exact), ``build`` (ahead of training).
 
 from muscle_hf.teachers.cache.build import CachePlan, build_cache, plan_cache, predicted_bytes, require_space
 from muscle_hf.teachers.cache.compact import CompactLogits, CompactStore, compact_kl, compact_kl_and_slope
-from muscle_hf.teachers.cache.fingerprint import Fingerprint, file_fingerprint, teacher_fingerprint
+from muscle_hf.teachers.cache.fingerprint import Fingerprint, TeacherFiles, file_fingerprint, teacher_fingerprint
 from muscle_hf.teachers.cache.head import load_head
 from muscle_hf.teachers.cache.keys import KeyRules, SequenceKey, row_keys
 from muscle_hf.teachers.cache.shards import Column
@@ -23,6 +23,7 @@ __all__ = [
     "KeyRules",
     "RowStore",
     "SequenceKey",
+    "TeacherFiles",
     "build_cache",
     "compact_kl",
     "compact_kl_and_slope",

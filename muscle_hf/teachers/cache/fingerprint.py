@@ -108,7 +108,7 @@ def teacher_fingerprint(
 
 
 def file_fingerprint(
-    name: str | os.PathLike,
+    name: str | os.PathLike | TeacherFiles,
     kind: ModelKind,
     tokenizer: Any = None,
     *,
@@ -124,7 +124,7 @@ def file_fingerprint(
     """The same fingerprint from the files of a teacher, without building it: one tensor in memory at a time.
 
     Args:
-        name: A folder or Hub id of an adapter or a model, as for ``old_model``.
+        name: A folder or Hub id of an adapter or a model, as for ``old_model``; or its files, already found.
         kind: Of the model.
         tokenizer: What the rows are tokenized with.
         role: ``old`` or ``new``; for the description.
@@ -169,17 +169,19 @@ class TeacherFiles:
     @classmethod
     def find(
         cls,
-        name: str | os.PathLike,
+        name: str | os.PathLike | TeacherFiles,
         revision: str | None,
         base_model: str | os.PathLike | None,
         base_revision: str | None,
         fetch: Mapping[str, Any],
     ) -> TeacherFiles:
-        """Find the files, and fetch from the Hub what is not on this disk.
+        """Find the files, unless they are given, and fetch from the Hub what is not on this disk.
 
         Raises:
             MuscleError: They are not there.
         """
+        if isinstance(name, TeacherFiles):
+            return name
         adapter = find_adapter(name, revision, {key: fetch[key] for key in FETCH_KEYS if key in fetch})
         if adapter is None:
             return cls(_fetch(os.fspath(name), revision, fetch), os.fspath(name), None)

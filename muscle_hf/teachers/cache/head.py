@@ -20,7 +20,7 @@ from muscle_hf.teachers.weights import find_weights
 
 
 def load_head(
-    name: str | os.PathLike,
+    name: str | os.PathLike | TeacherFiles,
     kind: ModelKind,
     *,
     dtype: torch.dtype | str | None = "auto",
@@ -34,7 +34,7 @@ def load_head(
     """Load a task model's output head; its body stays without weights.
 
     Args:
-        name: A folder or Hub id of an adapter or a model, as for ``old_model``.
+        name: A folder or Hub id of an adapter or a model, as for ``old_model``; or its files, already found.
         kind: Of the model.
         dtype: Of the weights.
         device: Where the head goes.

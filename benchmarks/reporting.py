@@ -1,0 +1,39 @@
+"""How benchmarks end: their lines are printed and become the file of their name in ``results/``."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+RESULTS = Path(__file__).parent / "results"
+T = TypeVar("T")
+
+
+def publish(name: str, lines: Iterable[str]) -> None:
+    """Print a result and write it to ``results/NAME.md``.
+
+    Args:
+        name: Of the benchmark.
+        lines: Markdown.
+    """
+    text = "\n".join(lines).rstrip("\n") + "\n"
+    print(text)
+    (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+
+
+def where() -> str:
+    """The machine and the packages: ``CPU (x86_64), torch 2.13.0, transformers 5.23.0``."""
+    import torch
+    import transformers
+
+    return f"CPU ({platform.machine()}), torch {torch.__version__}, transformers {transformers.__version__}"
+
+
+def timed(compute: Callable[[], T]) -> tuple[T, float]:
+    """A function's result, and its processor seconds: they depend less on what else the machine does."""
+    start = time.process_time()
+    result = compute()
+    return result, time.process_time() - start
