@@ -20,7 +20,7 @@ from transformers import (
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.engine import evaluate_task
 from muscle_hf.evaluation.loading import load_for_evaluation
-from muscle_hf.evaluation.predictions import Prediction, item_hash, read_predictions
+from muscle_hf.evaluation.predictions import Prediction, predictions_of, read_predictions
 from muscle_hf.evaluation.scoring import check_items
 from muscle_hf.evaluation.state import random_state_kept
 from muscle_hf.evaluation.tasks import Item, Task
@@ -215,16 +215,7 @@ class FlipMetricsCallback(TrainerCallback):
     def _given(self, role: str, side: Any) -> list[Prediction]:
         """Predictions from a file or a list, in the order of the items."""
         given = side if not isinstance(side, (str, os.PathLike)) else read_predictions(side)
-        by_id = {prediction.id: prediction for prediction in given if prediction.task == self.task.name}
-        missing = [item.id for item in self.items if item.id not in by_id]
-        changed = [i.id for i in self.items if i.id in by_id and by_id[i.id].hash != item_hash(i)]
-        for problem, ids in (("have no answer to", missing), ("were given to other prompts or choices for", changed)):
-            if ids:
-                raise MuscleError(
-                    f"the {role} model's predictions {problem} {len(ids)} of {len(self.items)} items of task "
-                    f"{self.task.name!r}, for example {ids[:3]}; run muscle-hf evaluate on the same items"
-                )
-        return [by_id[item.id] for item in self.items]
+        return predictions_of(self.items, given, self.task.name, role)
 
     # ---- Logs ----
 

@@ -26,22 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="test", help="split to read (default: %(default)s)")
     parser.add_argument("--output", required=True, type=Path, help="prediction file to write (.jsonl)")
     parser.add_argument("--overwrite", action="store_true", help="replace the prediction file if it exists")
-    items = parser.add_argument_group("what is asked")
-    items.add_argument("--start", type=int, default=0, help="first row to take")
-    items.add_argument("--limit", type=int, help="most rows to take")
-    items.add_argument("--num-fewshot", type=int, default=0, help="solved training items before each prompt")
-    items.add_argument("--metric", help="in place of the task's: acc_norm, acc_bytes, rouge2, rougeL, chrf, ...")
-    items.add_argument("--max-new-tokens", type=int, help="in place of the task's")
-    items.add_argument("--no-repeat-ngram-size", type=int, help="in place of the task's")
-    items.add_argument("--chat", action="store_true", help="put prompts into the tokenizer's chat template")
-    machine = parser.add_argument_group("how it runs")
-    machine.add_argument("--batch-size", type=int, help="most sequences in a forward pass (default: what fits)")
-    machine.add_argument("--dtype", default="auto", choices=DTYPES, help="of the weights (default: %(default)s)")
-    machine.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the accelerator if there is one)")
-    machine.add_argument("--device-map", help="spread a large model over devices, e.g. auto")
-    machine.add_argument("--load-in-4bit", action="store_true", help="quantize with bitsandbytes")
-    machine.add_argument("--load-in-8bit", action="store_true", help="quantize with bitsandbytes")
-    machine.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_item_arguments(parser)
+    add_machine_arguments(parser)
     server = parser.add_argument_group("a model behind an OpenAI-compatible server")
     server.add_argument("--server", metavar="URL", help="for example http://localhost:8000/v1")
     server.add_argument("--api-key-env", default="OPENAI_API_KEY", help="variable with the key (default: %(default)s)")
@@ -52,19 +38,69 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--concurrency", type=int, default=8, help="requests at a time (default: %(default)s)")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Evaluate, write the predictions, and print the summary."""
+def add_item_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments about what is asked, shared with ``muscle-hf dial``."""
+    items = parser.add_argument_group("what is asked")
+    items.add_argument("--start", type=int, default=0, help="first row to take")
+    items.add_argument("--limit", type=int, help="most rows to take")
+    items.add_argument("--num-fewshot", type=int, default=0, help="solved training items before each prompt")
+    items.add_argument("--metric", help="in place of the task's: acc_norm, acc_bytes, rouge2, rougeL, chrf, ...")
+    items.add_argument("--max-new-tokens", type=int, help="in place of the task's")
+    items.add_argument("--no-repeat-ngram-size", type=int, help="in place of the task's")
+    items.add_argument("--chat", action="store_true", help="put prompts into the tokenizer's chat template")
+
+
+def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments about how a model is loaded and run, shared with ``muscle-hf dial``."""
+    machine = parser.add_argument_group("how it runs")
+    machine.add_argument("--batch-size", type=int, help="most sequences in a forward pass (default: what fits)")
+    machine.add_argument("--dtype", default="auto", choices=DTYPES, help="of the weights (default: %(default)s)")
+    machine.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the accelerator if there is one)")
+    machine.add_argument("--device-map", help="spread a large model over devices, e.g. auto")
+    machine.add_argument("--load-in-4bit", action="store_true", help="quantize with bitsandbytes")
+    machine.add_argument("--load-in-8bit", action="store_true", help="quantize with bitsandbytes")
+    machine.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def asked(args: argparse.Namespace) -> tuple[Task, list[Item]]:
+    """The task and its items, as the arguments of :func:`add_item_arguments` say."""
     from dataclasses import replace
 
-    from muscle_hf.evaluation.predictions import write_predictions
     from muscle_hf.evaluation.registry import load_items, load_task
 
-    if args.output.exists() and not args.overwrite:
-        raise MuscleError(f"{args.output} exists; choose another --output, or pass --overwrite")
     task = load_task(args.task)
     changed = {name: getattr(args, name) for name in ("metric", "max_new_tokens", "no_repeat_ngram_size")}
     task = replace(task, **{name: value for name, value in changed.items() if value is not None})
     items = load_items(task, args.data, args.split, start=args.start, limit=args.limit, num_fewshot=args.num_fewshot)
+    return task, items
+
+
+def loading_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """What ``load_for_evaluation`` takes, as the arguments of :func:`add_machine_arguments` say."""
+    from transformers import BitsAndBytesConfig
+    from transformers.utils import logging
+
+    if args.quiet:
+        logging.disable_progress_bar()
+    quantized = args.load_in_4bit or args.load_in_8bit
+    settings = (
+        BitsAndBytesConfig(load_in_4bit=args.load_in_4bit, load_in_8bit=args.load_in_8bit) if quantized else None
+    )
+    return {
+        "device": args.device,
+        "dtype": args.dtype,
+        "device_map": args.device_map,
+        "quantization_config": settings,
+    }
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, write the predictions, and print the summary."""
+    from muscle_hf.evaluation.predictions import write_predictions
+
+    if args.output.exists() and not args.overwrite:
+        raise MuscleError(f"{args.output} exists; choose another --output, or pass --overwrite")
+    task, items = asked(args)
     predictions, main_process = (_ask_server if args.server else _ask_model)(args, task, items)
     if main_process:
         write_predictions(args.output, predictions)
@@ -76,30 +112,16 @@ def run(args: argparse.Namespace) -> int:
 
 def _ask_model(args: argparse.Namespace, task: Task, items: list[Item]) -> tuple[list[Prediction], bool]:
     from accelerate import PartialState
-    from transformers import BitsAndBytesConfig
-    from transformers.utils import logging
 
     from muscle_hf.evaluation.engine import evaluate_task
     from muscle_hf.evaluation.loading import load_for_evaluation
 
-    if args.quiet:
-        logging.disable_progress_bar()
     # Under `accelerate launch` this joins the processes; alone it does nothing.
     state = PartialState()
-    device = args.device or (state.device if state.num_processes > 1 else None)
-    quantized = args.load_in_4bit or args.load_in_8bit
-    model, tokenizer = load_for_evaluation(
-        args.model,
-        task,
-        adapter=args.adapter,
-        revision=args.revision,
-        device=device,
-        dtype=args.dtype,
-        device_map=args.device_map,
-        quantization_config=BitsAndBytesConfig(load_in_4bit=args.load_in_4bit, load_in_8bit=args.load_in_8bit)
-        if quantized
-        else None,
-    )
+    arguments = loading_arguments(args)
+    if state.num_processes > 1:
+        arguments["device"] = args.device or state.device
+    model, tokenizer = load_for_evaluation(args.model, task, adapter=args.adapter, revision=args.revision, **arguments)
     predictions = evaluate_task(
         model, tokenizer, task, items, batch_size=args.batch_size, progress=not args.quiet, chat=args.chat
     )

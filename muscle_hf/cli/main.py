@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "noise": ("how many answers flip when the same model is run again", "muscle_hf.cli.noise"),
     "evaluate": ("run a model on a task and keep its predictions", "muscle_hf.cli.evaluate"),
     "harness": ("run tasks of lm-evaluation-harness on old, new and compat", "muscle_hf.cli.harness"),
+    "dial": ("choose a point between v2's adapter and the compatibility adapter", "muscle_hf.cli.dial"),
     "card": ("complete and render the model card of a saved adapter", "muscle_hf.cli.card"),
     "push": ("publish a saved adapter on the Hub", "muscle_hf.cli.push"),
     "pull": ("fetch an adapter from the Hub, pinned and checked", "muscle_hf.cli.pull"),

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -170,3 +170,27 @@ def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
             raise MuscleError(f"{path}: item {prediction.id!r} of task {prediction.task!r} occurs twice")
         seen.add(key)
     return predictions
+
+
+def predictions_of(items: Sequence[Item], given: Iterable[Prediction], task: str, whose: str) -> list[Prediction]:
+    """A model's predictions for exactly these items, in their order.
+
+    Args:
+        items: What was asked.
+        given: Predictions for these and perhaps other items and tasks.
+        task: Name of the task.
+        whose: The model, for messages: ``old``.
+
+    Raises:
+        MuscleError: An item has no prediction, or was another item when it was answered.
+    """
+    by_id = {prediction.id: prediction for prediction in given if prediction.task == task}
+    missing = [item.id for item in items if item.id not in by_id]
+    changed = [item.id for item in items if item.id in by_id and by_id[item.id].hash != item_hash(item)]
+    for problem, ids in (("have no answer to", missing), ("were given to other prompts or choices for", changed)):
+        if ids:
+            raise MuscleError(
+                f"the {whose} model's predictions {problem} {len(ids)} of {len(items)} items of task "
+                f"{task!r}, for example {ids[:3]}; run muscle-hf evaluate on the same items"
+            )
+    return [by_id[item.id] for item in items]

@@ -7,8 +7,10 @@ from typing import Any
 
 # Initialisations after which the base's own weights were changed too: a server that adds A and B to the original base
 # computes something else.
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
-_PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "lora_ga", "mica")
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# vLLM serves no larger one, whatever --max-lora-rank says.
+MAX_RANK = 512
+_PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 
 def serving_problems(config: Mapping[str, Any]) -> list[str]:
@@ -26,6 +28,10 @@ def serving_problems(config: Mapping[str, Any]) -> list[str]:
     missing = [key for key in ("r", "lora_alpha", "target_modules") if config.get(key) in (None, [], "")]
     if missing:
         problems.append(f"the configuration lacks {', '.join(missing)}")
+    ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
+    rank = max((rank for rank in ranks if isinstance(rank, int)), default=0)
+    if rank > MAX_RANK:
+        problems.append(f"its rank is {rank}; vLLM serves ranks of up to {MAX_RANK}")
     if config.get("task_type") not in ("CAUSAL_LM", "SEQ_2_SEQ_LM"):
         problems.append("it is a classifier, whose head is not part of a LoRA")
     if config.get("modules_to_save"):
@@ -47,7 +53,7 @@ def serving_problems(config: Mapping[str, Any]) -> list[str]:
             "giving other answers without a word"
         )
     initialisation = config.get("init_lora_weights")
-    if isinstance(initialisation, str) and initialisation.startswith(_CHANGES_BASE):
+    if isinstance(initialisation, str) and initialisation.startswith(CHANGES_BASE):
         problems.append(f"its initialisation changed the base's weights (init_lora_weights={initialisation!r})")
     elif initialisation not in _PLAIN_INITS:
         problems.append(f"its initialisation is unknown to servers (init_lora_weights={initialisation!r})")

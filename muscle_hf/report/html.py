@@ -26,12 +26,9 @@ def render(document: Document) -> str:
     Returns:
         The page. Write it as UTF-8.
     """
-    style, script = _asset("report.css"), _asset("diff.js") + _asset("flips.js")
-    return Template(_asset("report.html")).substitute(
-        csp=_policy(script, style),
-        title=join(sections.title(document)),
-        style=style,
-        body=join(
+    return assemble(
+        sections.title(document),
+        join(
             sections.header(document),
             decision(document),
             sections.tasks(document),
@@ -39,7 +36,22 @@ def render(document: Document) -> str:
             sections.glossary(document),
         ),
         data=tag("script", flip_data.to_script(flip_data.pack(document)), type="application/json", id="flip-data"),
-        script=script,
+        script=_asset("diff.js") + _asset("flips.js"),
+    )
+
+
+def assemble(title: str, body: Markup, *, data: Markup | None = None, script: str = "") -> str:
+    """A page in one file with the reports' style sheet.
+
+    Args:
+        title: Of the window; not trusted.
+        body: What is on it.
+        data: A ``script`` element that holds data.
+        script: The one script that its policy lets run.
+    """
+    style = _asset("report.css")
+    return Template(_asset("report.html")).substitute(
+        csp=_policy(script, style), title=join(title), style=style, body=body, data=data or "", script=script
     )
 
 

@@ -1,0 +1,78 @@
+"""Ask every point of a dial the same questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from muscle_hf.compare import AnalysisOptions, compare, source_of
+from muscle_hf.dial.dial import Dial
+from muscle_hf.dial.path import DEFAULT_POINTS, DialPath, check_points, label
+from muscle_hf.errors import MuscleError
+from muscle_hf.evaluation.engine import evaluate_task
+from muscle_hf.evaluation.predictions import Prediction, predictions_of
+from muscle_hf.evaluation.tasks import Item, Task
+
+
+def walk(
+    dial: Dial,
+    task: Task,
+    items: Sequence[Item],
+    old: Sequence[Prediction],
+    points: Sequence[float] = DEFAULT_POINTS,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    extrapolate: bool = False,
+    batch_size: int | None = None,
+    chat: bool = False,
+    epsilon: float = 0.0,
+    level: float = 0.95,
+    progress: bool = True,
+    say: Callable[[str], None] | None = None,
+) -> DialPath:
+    """Evaluate points between v2's adapter and the compatibility adapter against the old model's answers.
+
+    Args:
+        dial: The two adapters on their base.
+        task: What is asked.
+        items: Validation items. Not the test items: the path is there to be chosen from.
+        old: The old model's predictions for them.
+        points: Values of t; 0 and 1 are always measured.
+        tokenizer: The dial's own by default.
+        extrapolate: Whether points outside of [0, 1] are meant.
+        batch_size: See :func:`~muscle_hf.evaluation.evaluate_task`.
+        chat: See :func:`~muscle_hf.evaluation.evaluate_task`.
+        epsilon: Tasks with scores: changes of at most this size are no flips.
+        level: Of the intervals.
+        progress: Show a progress bar for each point.
+        say: Told each point before it is asked.
+
+    Returns:
+        Accuracy and flips at each point, with the predictions.
+
+    Raises:
+        MuscleError: The old predictions are not those of the items, a point lies outside of [0, 1], or there is no
+            tokenizer.
+    """
+    chosen = check_points(points, extrapolate=extrapolate)
+    tokenizer = tokenizer or dial.tokenizer
+    if tokenizer is None:
+        raise MuscleError("the dial has no tokenizer; pass tokenizer=")
+    before = predictions_of(items, old, task.name, "old")
+    answers: dict[float, list[Prediction]] = {}
+    for t in chosen:
+        if say is not None:
+            say(f"t = {t:g} (rank {dial.rank(t)})")
+        with dial.at(t) as model:
+            answers[t] = evaluate_task(
+                model, tokenizer, task, items, batch_size=batch_size, chat=chat, progress=progress
+            )
+    others = [t for t in chosen if t]
+    document = compare(
+        source_of(before, "old"),
+        *(source_of(answers[t], label(t)) for t in (0.0, *others)),
+        labels=["old", *(label(t) for t in (0.0, *others))],
+        analysis=AnalysisOptions(level=level, epsilon=epsilon, slices=(), max_flips=0),
+    )
+    return DialPath.of(document, {t: dial.rank(t) for t in chosen}, answers)

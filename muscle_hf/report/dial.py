@@ -1,0 +1,314 @@
+"""The path of a dial: a table for the terminal and a page with its pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from muscle_hf.metrics import Estimate
+from muscle_hf.report import charts
+from muscle_hf.report import wording as w
+from muscle_hf.report.html import assemble
+from muscle_hf.report.markup import Markup, join, tag
+from muscle_hf.report.parts import figure
+from muscle_hf.report.scales import Scale, fit
+from muscle_hf.report.text import one_line
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from muscle_hf.dial.path import DialPath, DialPoint
+
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, charts.WIDTH - 16, 26, 252
+_RULES = {
+    "least_nfr_at_no_loss": "the least {nfr} at no loss of {quality}",
+    "least_nfr": "the least {nfr}",
+    "most_accurate": "the highest {quality}",
+}
+
+
+def _names(path: DialPath) -> tuple[str, str]:
+    """What the two axes are called."""
+    return ("NFR" if path.kind == "correct" else "NFR~"), _quality(path)
+
+
+def _quality(path: DialPath) -> str:
+    return "accuracy" if path.kind == "correct" else f"mean {one_line(path.metric, 30)}"
+
+
+def _show(path: DialPath) -> tuple[w.Show, w.Show]:
+    """Formatters of accuracy (mean score) and of its change."""
+    return (w.percent, w.points) if path.kind == "correct" else (w.decimal, w.signed_decimal)
+
+
+def columns(path: DialPath) -> list[str]:
+    """Headings of the table."""
+    nfr, quality = _names(path)
+    mc = ["NFR_mc"] if path.new.nfr_mc is not None else []
+    pfr = "PFR" if path.kind == "correct" else "PFR~"
+    change = "Δ pts" if path.kind == "correct" else "Δ"
+    return ["t", "rank", quality, change, nfr, "Δ pts", *mc, pfr]
+
+
+def cells(path: DialPath) -> list[list[str]]:
+    """The rows of the table: one a point, its changes against v2 with paired intervals."""
+    show, show_change = _show(path)
+    rows = []
+    for point in path.points:
+        row = [_named(point), str(point.rank), w.with_interval(point.accuracy, show)]
+        row += [_change(point.change_of_accuracy, show_change), w.with_interval(point.nfr)]
+        row += [_change(point.change_of_nfr, w.points)]
+        row += [] if point.nfr_mc is None else [w.with_interval(point.nfr_mc)]
+        rows.append([*row, w.with_interval(point.pfr)])
+    return rows
+
+
+def _named(point: DialPoint) -> str:
+    return f"{point.t:g}" + {0.0: " v2", 1.0: " compat"}.get(point.t, "")
+
+
+def _change(estimate: Estimate | None, show: w.Show) -> str:
+    """A change without its unit, which the heading names."""
+    return "" if estimate is None else w.with_interval(estimate, lambda value: show(value).removesuffix(" pts"))
+
+
+def table(path: DialPath, chosen: DialPoint | None) -> Table:
+    """The path for a terminal, the chosen point in bold."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    level = w.level_name(path.accuracy_old)
+    show, _ = _show(path)
+    made = Table(
+        title=Text(f"{one_line(path.task, 80)}: {w.count(path.items)} validation items", "bold"),
+        title_justify="left",
+        caption=Text(
+            f"[low, high]: {level} intervals. Changes: against v2, on the same items. v1's {_quality(path)}: "
+            f"{w.with_interval(path.accuracy_old, show)}."
+        ),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    for index, heading in enumerate(columns(path)):
+        width = len(heading)
+        made.add_column(
+            Text(heading), justify="right" if index else "left", overflow="fold", no_wrap=index == 0, min_width=width
+        )
+    for point, row in zip(path.points, cells(path), strict=True):
+        made.add_row(*map(Text, row), style="bold" if point == chosen else None)
+    return made
+
+
+def verdict(path: DialPath, chosen: DialPoint | None, rule: str, max_loss: float = 0.0) -> str:
+    """One sentence: which point was chosen, by which rule, and what it changes; or that none qualifies."""
+    nfr, quality = _names(path)
+    wanted = _RULES.get(rule, "a rule of your own").format(nfr=nfr, quality=quality)
+    show, show_change = _show(path)
+    if rule == "least_nfr_at_no_loss" and max_loss:
+        wanted += f" beyond {show_change(max_loss).removeprefix('+')}"
+    if chosen is None:
+        why = {
+            "least_nfr_at_no_loss": f"none has less {nfr} than v2 without losing {quality}",
+            "least_nfr": f"none has less {nfr} than v2",
+            "most_accurate": f"none has a higher {quality} than v2",
+        }.get(rule, "it chooses none of them")
+        return f"No point qualifies for {wanted}: {why}. Nothing is saved; on this path v2's adapter stays the best."
+    how = "chosen by hand" if rule == "choose" else f"chosen for {wanted}"
+    words = f"t = {chosen.t:g} (rank {chosen.rank}), {how}: {nfr} {w.percent(chosen.nfr.value)}"
+    if chosen.change_of_nfr is not None:
+        words += f" ({w.with_interval(chosen.change_of_nfr, w.points)} against v2)"
+    words += f", {quality} {show(chosen.accuracy.value)}"
+    if chosen.change_of_accuracy is not None:
+        words += f" ({w.with_interval(chosen.change_of_accuracy, show_change)})"
+        low, high = chosen.change_of_nfr.low, chosen.change_of_nfr.high  # type: ignore[union-attr]
+        if low <= 0 <= high:
+            words += f". Its change of {nfr} may be chance: the interval holds zero"
+    return words + "."
+
+
+def caution(split: str) -> str:
+    """What must be said beside every choice."""
+    words = (
+        "The point was chosen on these items, so its figures here are too good. Measure it on test items that took "
+        "no part, with muscle-hf evaluate and muscle-hf compare, before you report or ship it."
+    )
+    if split == "test":
+        return f"These are test items, which are then no test any more. {words}"
+    return words
+
+
+def page(path: DialPath, chosen: DialPoint | None, rule: str, max_loss: float = 0.0, split: str = "validation") -> str:
+    """The path as one HTML file in the style of the reports; no script.
+
+    Args:
+        path: What was measured.
+        chosen: The point that was chosen, if one was.
+        rule: By which rule.
+        max_loss: Of the rule.
+        split: Which items it was chosen on.
+
+    Returns:
+        The page. Write it as UTF-8.
+    """
+    nfr, quality = _names(path)
+    level = w.level_name(path.accuracy_old)
+    head = tag(
+        "header",
+        tag("p", "From v2's adapter to the compatibility adapter", class_="eyebrow"),
+        tag("h1", f"The dial on {one_line(path.task, 60)}"),
+        tag("p", f"{w.count(path.items)} items of the split {one_line(split, 40)}", class_="lede"),
+        tag(
+            "div",
+            tag("span", "?" if chosen is None else "✓", class_="sign", aria_hidden="true"),
+            tag("div", tag("strong", _headline(chosen)), tag("p", verdict(path, chosen, rule, max_loss))),
+            class_=f"banner {'unsure' if chosen is None else 'pass'}",
+        ),
+        tag("p", tag("span", "!", class_="sign", aria_hidden="true"), caution(split), class_="warning"),
+    )
+    nfr_title, quality_title = f"Change of {nfr} along the path", f"Change of {quality} along the path"
+    pictures = [
+        figure(
+            f"{quality[0].upper()}{quality[1:]} against {nfr}",
+            _path_picture(path, chosen),
+            "Each mark is a point of the path, its number is t. Up and to the left is better. Dashed: v2's "
+            f"{quality}, below which the rule “no loss” does not go. The ring is the chosen point.",
+        ),
+        figure(
+            nfr_title,
+            _along(path, chosen, nfr_title, lambda point: point.change_of_nfr, w.points),
+            f"Against v2 on the same items, with {level} intervals. Below the line: fewer negative flips.",
+        ),
+        figure(
+            quality_title,
+            _along(path, chosen, quality_title, lambda point: point.change_of_accuracy, _show(path)[1]),
+            f"Against v2 on the same items, with {level} intervals. Above the line: better answers.",
+        ),
+    ]
+    note = (
+        "At t the delta of every layer is (1 − t) · v2's + t · the compatibility adapter's, exactly. Each point is an "
+        "ordinary LoRA; between the ends it has the rank of both together."
+    )
+    body = join(
+        head,
+        tag("section", tag("h2", "The path"), tag("p", note, class_="note"), tag("div", pictures, class_="grid")),
+        tag("section", tag("h2", "Every point"), _html_table(path, chosen)),
+    )
+    return assemble(f"The dial on {one_line(path.task, 60)}", body)
+
+
+def _headline(chosen: DialPoint | None) -> str:
+    return "No point qualifies" if chosen is None else f"t = {chosen.t:g}"
+
+
+def _html_table(path: DialPath, chosen: DialPoint | None) -> Markup:
+    head = tag("tr", [tag("th", cell, scope="col") for cell in columns(path)])
+    rows = [
+        tag(
+            "tr",
+            tag("th", first, scope="row"),
+            [tag("td", cell) for cell in rest],
+            class_="chosen" if point == chosen else None,
+        )
+        for point, (first, *rest) in zip(path.points, cells(path), strict=True)
+    ]
+    content = tag("table", tag("caption", "Every point", class_="hidden"), tag("thead", head), tag("tbody", rows))
+    return tag("div", content, class_="scroll", tabindex="0", role="region", aria_label="Every point")
+
+
+# ---- Pictures ----
+
+
+def _path_picture(path: DialPath, chosen: DialPoint | None) -> Markup:
+    """Quality against flips, scaled to the points: their intervals overlap, being about the same items."""
+    nfr, quality = _names(path)
+    show, _ = _show(path)
+    x_scale = fit([point.nfr.value for point in path.points], _LEFT, _RIGHT, pad=0.16)
+    y_scale = fit([point.accuracy.value for point in path.points], _BOTTOM, _TOP, pad=0.2)
+    floor = y_scale(path.new.accuracy.value)
+    places = [(x_scale(point.nfr.value), y_scale(point.accuracy.value)) for point in path.points]
+    parts = [
+        *_frame(x_scale, y_scale, w.percent, show),
+        charts.text(_LEFT, 16, f"↑ {quality}", "head"),
+        charts.text(_RIGHT, _BOTTOM + 34, f"{nfr} →", "head", "end"),
+        charts.text(_LEFT + 2, _BOTTOM + 34, "↖ better", "head accent"),
+        charts.line(_LEFT, floor, _RIGHT, floor, "mark old"),
+        charts.text(_RIGHT - 4, floor - 5, f"v2's {quality}", "tiny halo", "end"),
+        _polyline(places),
+    ]
+    taken: list[tuple[float, float]] = []
+    for point, (x, y) in zip(path.points, places, strict=True):
+        parts += _mark(point, chosen, x, y)
+        # Points of equal figures lie on each other: their names go side by side.
+        beside = sum(abs(x - other[0]) < 14 and abs(y - other[1]) < 12 for other in taken)
+        taken.append((x, y))
+        parts.append(charts.text(x, y - 12 - 14 * beside, f"{point.t:g}", "name halo", "middle"))
+    words = "; ".join(
+        f"t = {p.t:g}: {nfr} {w.percent(p.nfr.value)}, {quality} {show(p.accuracy.value)}" for p in path.points
+    )
+    return charts.svg(_BOTTOM + 44, f"{quality} against {nfr} along the path. {words}", *parts)
+
+
+def _along(
+    path: DialPath, chosen: DialPoint | None, label: str, change: Callable[[DialPoint], Estimate | None], show: w.Show
+) -> Markup:
+    """A change against v2 over t, with its paired interval; v2 itself is zero."""
+    changes = [change(point) or Estimate(0.0, 0.0, 0.0) for point in path.points]
+    finite = [v for c in changes for v in (c.value, c.low, c.high)]
+    x_scale = fit([point.t for point in path.points], _LEFT, _RIGHT, pad=0.05)
+    y_scale = fit(finite, _BOTTOM, _TOP, zero=True, pad=0.1)
+    ends = [(_finite_or(c.low, c.value), _finite_or(c.high, c.value)) for c in changes]
+    places = [(x_scale(p.t), y_scale(c.value)) for p, c in zip(path.points, changes, strict=True)]
+    upper = [(x, y_scale(high)) for (x, _), (_, high) in zip(places, ends, strict=True)]
+    lower = [(x, y_scale(low)) for (x, _), (low, _) in zip(places, ends, strict=True)]
+    zero = y_scale(0.0)
+    parts = [
+        *_frame(x_scale, y_scale, lambda t: f"{t:g}", show, x_ticks=[point.t for point in path.points]),
+        tag("polygon", points=_coordinates([*upper, *reversed(lower)]), class_="band"),
+        charts.line(_LEFT, zero, _RIGHT, zero, "mark old"),
+        charts.text(_RIGHT - 4, zero - 5, "v2", "tiny halo", "end"),
+        charts.text(_RIGHT, _BOTTOM + 34, "t →", "head", "end"),
+        _polyline(places),
+    ]
+    for (x, _), (_, top), (_, bottom) in zip(places, upper, lower, strict=True):
+        parts.append(charts.line(x, top, x, bottom, "whisker leads"))
+    for point, (x, y) in zip(path.points, places, strict=True):
+        parts += _mark(point, chosen, x, y)
+    words = "; ".join(
+        f"t = {p.t:g}: {w.with_interval(c, show)}" for p, c in zip(path.points, changes, strict=True) if p.t
+    )
+    return charts.svg(_BOTTOM + 44, f"{label}. {words}", *parts)
+
+
+def _frame(
+    x_scale: Scale, y_scale: Scale, show_x: w.Show, show_y: w.Show, x_ticks: Iterable[float] | None = None
+) -> list[Markup]:
+    parts = [tag("rect", x=_LEFT, y=_TOP, width=_RIGHT - _LEFT, height=_BOTTOM - _TOP, class_="field")]
+    for tick in x_scale.ticks() if x_ticks is None else x_ticks:
+        x = x_scale(tick)
+        label = show_x(tick) if x_ticks is not None else w.tick(show_x(tick))
+        parts += [charts.line(x, _TOP, x, _BOTTOM, "rule"), charts.text(x, _BOTTOM + 16, label, "tiny", "middle")]
+    for tick in y_scale.ticks():
+        y = y_scale(tick)
+        parts += [charts.line(_LEFT, y, _RIGHT, y, "rule")]
+        parts += [charts.text(_LEFT - 6, y + 4, w.tick(show_y(tick)), "tiny", "end")]
+    return parts
+
+
+def _mark(point: DialPoint, chosen: DialPoint | None, x: float, y: float) -> list[Markup]:
+    ring = [tag("circle", cx=x, cy=y, r=10, class_="ring")] if point == chosen else []
+    css = "leads" if point == chosen else "trails"
+    return [*ring, tag("circle", cx=x, cy=y, r=5.5, class_=f"dot {css}")]
+
+
+def _polyline(places: list[tuple[float, float]]) -> Markup:
+    return tag("polyline", points=_coordinates(places), class_="path")
+
+
+def _coordinates(places: Iterable[tuple[float, float]]) -> str:
+    return " ".join(f"{x:.2f},{y:.2f}" for x, y in places)
+
+
+def _finite_or(value: float, other: float) -> float:
+    return value if math.isfinite(value) else other
