@@ -18,7 +18,7 @@ from muscle_hf.teachers.body import Head, HeadNotApart
 from muscle_hf.teachers.cache import HiddenStore, KeyRules, SequenceKey, row_keys
 from muscle_hf.teachers.cache.opening import open_caches
 from muscle_hf.teachers.cached import CachedTeacher
-from muscle_hf.teachers.kinds import IGNORED, aligned, sequences_of, trained_rows
+from muscle_hf.teachers.kinds import IGNORED, UNLABELLED, aligned, labelled_tokens, sequences_of, trained_rows
 from muscle_hf.teachers.placing import is_sharded
 from muscle_hf.teachers.teacher import LABEL_KEYS, logits_of, require_finite, without_labels
 from muscle_hf.teachers.weights import base_of
@@ -84,7 +84,9 @@ class PlainPass:
             of_teachers[role] = aligned(teacher.logits(inputs), labels)[chosen].to(student)
             require_finite(role, of_teachers[role], rows, where)
         sequences = self.sequences(inputs, labels)[chosen]
-        terms = objective(student, of_teachers["old"], of_teachers["new"], labels[chosen], sequences)
+        terms = objective(
+            student, of_teachers["old"], of_teachers["new"], labels[chosen], sequences, labelled_tokens(inputs, rows)
+        )
         return Outcome(outputs, terms, rows)
 
     def sequences(self, inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
@@ -184,7 +186,7 @@ class ChunkedPass(PlainPass):
         if not self.head.explains(found, logits_of(outputs)):
             raise HeadNotApart(type(base_of(self.student)).__name__)
         sequences = self.sequences(inputs, labels)[chosen]
-        trained = labels[chosen]
+        trained, labelled = labels[chosen], labelled_tokens(inputs, rows)
         streams = {"student": Stream(aligned(found[0], labels)[chosen], self.head)}
         size = self.chunk_size or chunk_rows(self.head.vocabulary, labels.device)
         batch = _Batch(inputs, labels, chosen, rows)
@@ -196,11 +198,11 @@ class ChunkedPass(PlainPass):
         def inspect(role: str, logits: Tensor, which: Tensor) -> None:
             require_finite(role, logits, rows[which], where)
 
-        for role in objective.mask.reads - {"student"}:
+        for role in objective.reads - {"student"}:
             add(role, None)
         weight = None
         if skip and self._looks_first(objective, batch, kept):
-            weight = chunked_weights(objective, streams, trained, sequences, size, inspect)
+            weight = chunked_weights(objective, streams, trained, sequences, size, inspect, labelled)
         for role in self.teachers.keys() - streams.keys():
             add(role, None if weight is None else _rows_that_need(role, weight, rows, len(labels)))
         terms = chunked_terms(
@@ -209,7 +211,8 @@ class ChunkedPass(PlainPass):
             labels=trained,
             sequence_ids=sequences,
             chunk_size=size,
-            weight_old=weight,
+            weights=weight,
+            labelled=labelled,
             inspect=inspect,
         )
         return Outcome(outputs, terms, rows)
@@ -269,7 +272,11 @@ class ChunkedPass(PlainPass):
     def _trimmed(self, inputs: Mapping[str, Any], labels: Tensor) -> tuple[dict[str, Any], Tensor]:
         """The batch without the positions behind which nothing is trained: a causal model does not look at them."""
         inputs = dict(inputs)
-        tensors = {key: value for key, value in inputs.items() if isinstance(value, Tensor) and value.dim() > 0}
+        tensors = {
+            key: value
+            for key, value in inputs.items()
+            if isinstance(value, Tensor) and value.dim() > 0 and key != UNLABELLED
+        }
         plain = tensors.keys() <= _PER_TOKEN and all(value.dim() == 2 for value in tensors.values())
         if not self.kind.shifts_labels or not plain or "input_ids" not in inputs or not labels.numel():
             return inputs, labels
@@ -288,16 +295,16 @@ class ChunkedPass(PlainPass):
         # The more trained tokens a row has, the fewer rows follow one teacher with all of them.
         skipped = 1 / (1 + len(batch.rows) / len(batch.labels))
         saved = 0.0
-        for role in self.teachers.keys() - objective.mask.reads:
+        for role in self.teachers.keys() - objective.reads:
             rows = int(kept[role].missing.sum()) if role in kept else len(batch.labels)
             saved += skipped * self._body_cost[role] * rows * batch.labels.size(1)
-        heads = [self.head if name == "student" else self.heads[name] for name in objective.mask.reads]
+        heads = [self.head if name == "student" else self.heads[name] for name in objective.reads]
         return saved > sum(_parameters(head.module) for head in heads) * len(batch.rows)
 
 
 def _rows_that_need(role: str, weight: Tensor, rows: Tensor, count: int) -> Tensor:
     """(B,), boolean: the rows of the batch with a token that follows a teacher."""
-    follows = weight > 0 if role == "old" else weight < 1
+    follows = weight[:, 0 if role == "old" else 1] > 0
     return torch.zeros(count, dtype=torch.bool, device=rows.device).index_fill_(0, rows[follows], True)
 
 

@@ -76,3 +76,45 @@ def trained(logits: np.ndarray, labels: np.ndarray, *, shift: bool) -> tuple[np.
                 found.append((token, label, sequence))
     columns = zip(*found, strict=True)
     return tuple(np.array(column) for column in columns)
+
+
+def weights_of(
+    name: str, student: np.ndarray, old: np.ndarray, new: np.ndarray, labels: np.ndarray, sequences: np.ndarray
+) -> np.ndarray:
+    """Weights of KL(old), KL(new) and the label's cross-entropy for the masks beyond the paper's, (N, 3)."""
+    tokens = range(len(labels))
+
+    def log_p(logits: np.ndarray, i: int) -> float:
+        return float(np.log(softmax(logits[i])[labels[i]]))
+
+    def mixture(share: float) -> tuple[float, float, float]:
+        return float(share), 1 - float(share), 0.0
+
+    def mean_over_sequence(of_token, i: int) -> float:
+        return float(np.mean([of_token(j) for j in tokens if sequences[j] == sequences[i]]))
+
+    def confidence(i: int) -> float:
+        return float(np.log(softmax(old[i]).max()) - np.log(softmax(new[i]).max()))
+
+    def old_right(i: int) -> float:
+        return float(np.argmax(old[i]) == labels[i])
+
+    rules = {
+        "old_right_student_wrong": lambda i: mixture(old_right(i) and np.argmax(student[i]) != labels[i]),
+        "dissonance": lambda i: (0.0, 0.0, old_right(i)),
+        "label_likelihood": lambda i: mixture(
+            softmax(old[i])[labels[i]] / (softmax(old[i])[labels[i]] + softmax(new[i])[labels[i]])
+        ),
+        "sequence_likelihood": lambda i: mixture(
+            1 / (1 + np.exp(-mean_over_sequence(lambda j: log_p(old, j) - log_p(new, j), i)))
+        ),
+        "always_new": lambda i: mixture(0),
+        "more_confident": lambda i: mixture(confidence(i) > 0),
+        "more_confident_sequence": lambda i: mixture(mean_over_sequence(confidence, i) > 0),
+        "focal": lambda i: (1 + 5 * old_right(i), 0.0, 0.0),
+        "focal(0.5, 2)": lambda i: (0.5 + 2 * old_right(i), 0.0, 0.0),
+        "margin(0.4)": lambda i: mixture(log_p(old, i) - log_p(student, i) > 0.4),
+        "mean": lambda i: mixture(0.5),
+        "mean(0.65)": lambda i: mixture(0.65),
+    }
+    return np.array([rules[name](i) for i in tokens])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import reference
 import torch
@@ -9,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from muscle_hf.losses import MASKS, Objective, resolve_mask
+from muscle_hf.losses import MASK_NAMES, MASKS, Objective, TokenTerms, resolve_mask
 from muscle_hf.losses.chunked import Stream, chunk_rows, chunked_terms, chunked_weights
+from muscle_hf.losses.divergence import DIVERGENCES
+from muscle_hf.losses.objective import BLENDS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*unstable without the auxiliary cross-entropy")
 
@@ -49,10 +53,10 @@ def world(seed, count, vocabulary, padded=0, cap=False, dtype=torch.float64, wid
     return streams, labels, sequences
 
 
-def plain(objective, streams, labels, sequences):
+def plain(objective, streams, labels, sequences, labelled=None):
     hidden = streams["student"].hidden.detach().clone().requires_grad_()
     logits = [streams["student"].head(hidden), *(streams[n].head(streams[n].hidden) for n in ("old", "new"))]
-    terms = objective(*logits, labels, sequences)
+    terms = objective(*logits, labels, sequences, labelled)
     terms.loss.sum().backward()
     return terms, hidden.grad
 
@@ -68,15 +72,15 @@ def chunked(objective, streams, labels, sequences, chunk_size, **options):
 
 
 def assert_same(one, other, rel):
-    for name in ("loss", "compatibility", "weight_old", "kl_old", "kl_new", "cross_entropy", "correct"):
-        torch.testing.assert_close(getattr(one[0], name), getattr(other[0], name), rtol=rel, atol=rel)
+    for column in fields(TokenTerms):
+        torch.testing.assert_close(getattr(one[0], column.name), getattr(other[0], column.name), rtol=rel, atol=rel)
     torch.testing.assert_close(one[1], other[1], rtol=rel, atol=rel)
 
 
-masks = st.sampled_from([*reference.MASK_NAMES, half_and_half, longer_half])
+masks = st.sampled_from([*MASK_NAMES, half_and_half, longer_half])
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     count=st.integers(0, 40),
@@ -89,13 +93,42 @@ masks = st.sampled_from([*reference.MASK_NAMES, half_and_half, longer_half])
     temperature=st.floats(0.3, 5),
     padded=st.sampled_from([0, 3]),
     cap=st.booleans(),
+    unlabelled=st.sampled_from([None, "always_old", "mean(0.3)", "more_confident", "more_confident_sequence"]),
+    divergence=st.sampled_from(DIVERGENCES),
+    blend=st.sampled_from(BLENDS),
 )
 def test_any_chunk_size_gives_the_plain_values_and_gradient(
-    seed, count, vocabulary, chunk_size, mask, lam, smoothing, squared, temperature, padded, cap
+    seed,
+    count,
+    vocabulary,
+    chunk_size,
+    mask,
+    lam,
+    smoothing,
+    squared,
+    temperature,
+    padded,
+    cap,
+    unlabelled,
+    divergence,
+    blend,
 ):
-    objective = Objective(temperature, resolve_mask(mask), lam, squared, smoothing if lam < 1 else 0.0)
+    objective = Objective(
+        temperature,
+        resolve_mask(mask),
+        lam,
+        squared,
+        smoothing if lam < 1 else 0.0,
+        transfer_mask=resolve_mask(unlabelled or "mean"),
+        divergence=divergence,
+        blend=blend,
+    )
     case = world(seed, count, vocabulary, padded, cap)
-    assert_same(chunked(objective, *case, chunk_size), plain(objective, *case), 1e-12)
+    labelled = None if unlabelled is None else case[2] % 2 == 0
+    expected = plain(objective, *case, labelled)
+    # Squares of log-probabilities are larger than divergences, and so are their rounding errors.
+    exact = 1e-12 if divergence == "kl" else 1e-10
+    assert_same(chunked(objective, *case, chunk_size, labelled=labelled), expected, exact)
 
 
 @pytest.mark.parametrize("mask", reference.MASK_NAMES)
@@ -133,12 +166,15 @@ def test_kl_to_an_equal_teacher_and_its_gradient_are_exactly_zero():
     assert not gradient.any()
 
 
-@pytest.mark.parametrize("mask", [*reference.MASK_NAMES, longer_half])
-def test_weights_found_beforehand_change_nothing(mask):
-    objective = Objective(mask=resolve_mask(mask))
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("mask", [*MASK_NAMES, longer_half])
+def test_weights_found_beforehand_change_nothing(mask, labelled):
+    objective = Objective(mask=resolve_mask(mask), transfer_mask=resolve_mask("more_confident_sequence"))
     case = world(7, 33, 13)
-    weights = chunked_weights(objective, *case, 5)
-    assert_same(chunked(objective, *case, 8, weight_old=weights), plain(objective, *case), 1e-12)
+    labelled = None if labelled else case[2] > 1
+    weights = chunked_weights(objective, *case, 5, labelled=labelled)
+    got = chunked(objective, *case, 8, weights=weights, labelled=labelled)
+    assert_same(got, plain(objective, *case, labelled), 1e-12)
 
 
 def test_a_teacher_is_asked_only_for_tokens_that_follow_it():

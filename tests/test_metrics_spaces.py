@@ -19,7 +19,7 @@ evaluate = pytest.importorskip("evaluate")
 def no_network(monkeypatch):
     """A closed port in place of the Hub.
 
-    The caches stay those of the whole process: Python looks for the modules that ``evaluate`` copies in one place only.
+    The caches stay those of the whole process: Python finds the modules that ``evaluate`` copies in one place only.
     """
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
 

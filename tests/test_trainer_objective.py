@@ -82,7 +82,7 @@ def test_cross_entropy_is_the_models_own_loss(kind, tmp_path):
     assert trainer.evaluate()["eval_ce"] == pytest.approx(own, rel=1e-5)
 
 
-@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("mask", reference.MASK_NAMES)
 def test_every_mask_through_the_trainer(mask, tmp_path):
     model, old = task_models(builders.llama)
     batch = builders.collate(builders.half_right(builders.half_right(builders.rows(), model)[:6], old))

@@ -6,12 +6,14 @@ The twin of :class:`muscle_hf.losses.Objective` applied to whole logits: the sam
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from muscle_hf.losses.divergence import Divergence, blended
+from muscle_hf.losses.masks import Mask
 from muscle_hf.losses.objective import Objective, TokenTerms
 
 # Logits of one chunk: enough rows for full matrix products (a CPU reaches its peak with few, and gains by staying in
@@ -57,36 +59,51 @@ def chunked_weights(
     sequence_ids: Tensor,
     chunk_size: int,
     inspect: Inspect | None = None,
+    labelled: Tensor | None = None,
 ) -> Tensor:
-    """Each token's weight on the old model, from the streams that the objective's mask reads.
+    """What each token follows, from the streams that the objective's masks read.
 
     Args:
-        objective: Has the mask.
-        streams: ``student``, and ``old`` and ``new`` as far as ``objective.mask.reads`` names them.
+        objective: Has the masks.
+        streams: ``student``, and ``old`` and ``new`` as far as ``objective.reads`` names them.
         labels: (N,), int64; none ignored.
         sequence_ids: (N,), int64, the sequence of each token; tokens of one sequence lie together.
         chunk_size: Tokens at a time.
         inspect: As in :func:`chunked_terms`.
+        labelled: (N,), boolean; by default every token has a label.
 
     Returns:
-        (N,), the dtype of the logits, no gradient.
+        (N, 3), as :meth:`Objective.weights`; the dtype of the logits, no gradient.
     """
-    mask = objective.mask
-    per_token, per_sequence = mask.parts or (None, None)
-    found = [_nothing(streams["student"].hidden)]
+
+    def over(mask: Mask) -> Tensor:
+        return _weights_of(mask, streams, labels, sequence_ids, chunk_size, inspect)
+
     with torch.no_grad():
-        for rows in _chunks(labels, sequence_ids, chunk_size, whole_sequences=mask.over_sequences and not mask.parts):
-            logits = {name: streams[name].logits(rows) for name in mask.reads}
-            _show_broken(inspect, logits, rows, labels)
-            of_all = [logits.get(name) for name in ("student", "old", "new")]
-            if per_token is None:
-                found.append(mask(*of_all, labels[rows], sequence_ids[rows]))
-            else:
-                found.append(per_token(*of_all, labels[rows]))
-        joined = torch.cat(found)
-        return (
-            joined if per_sequence is None else mask.checked(per_sequence(joined, sequence_ids), labels, joined.dtype)
-        )
+        return objective.joined(over(objective.mask), labelled, lambda: over(objective.transfer_mask))
+
+
+def _weights_of(
+    mask: Mask,
+    streams: dict[str, Stream],
+    labels: Tensor,
+    sequence_ids: Tensor,
+    chunk_size: int,
+    inspect: Inspect | None,
+) -> Tensor:
+    per_token, per_sequence = mask.parts or (None, None)
+    nothing = _nothing(streams["student"].hidden)
+    found = [nothing if per_token else nothing.new_zeros(0, 3)]
+    for rows in _chunks(labels, sequence_ids, chunk_size, whole_sequences=mask.over_sequences and not mask.parts):
+        logits = {name: streams[name].logits(rows) for name in mask.reads}
+        _show_broken(inspect, logits, rows, labels)
+        of_all = [logits.get(name) for name in ("student", "old", "new")]
+        if per_token is None:
+            found.append(mask(*of_all, labels[rows], sequence_ids[rows]).to(nothing))
+        else:
+            found.append(per_token(*of_all, labels[rows]))
+    joined = torch.cat(found)
+    return joined if per_sequence is None else mask.checked(per_sequence(joined, sequence_ids), labels, joined.dtype)
 
 
 def chunked_terms(
@@ -98,7 +115,8 @@ def chunked_terms(
     sequence_ids: Tensor,
     *,
     chunk_size: int,
-    weight_old: Tensor | None = None,
+    weights: Tensor | None = None,
+    labelled: Tensor | None = None,
     inspect: Inspect | None = None,
 ) -> TokenTerms:
     """Equations (1) and (5) for each trained token; the gradient is made with the value, chunk by chunk.
@@ -106,32 +124,23 @@ def chunked_terms(
     Args:
         objective: The settings.
         student: With gradient in ``hidden``.
-        old: v1; where the mask does not read it, only its tokens with weight > 0 are looked at.
-        new: v2; only its tokens with weight < 1 are looked at.
+        old: v1; where the masks do not read it, only the tokens that follow it are looked at.
+        new: v2; the same.
         labels: (N,), int64; none ignored. N may be 0.
         sequence_ids: (N,), int64.
         chunk_size: Tokens at a time.
-        weight_old: From :func:`chunked_weights`; found on the way by default.
+        weights: From :func:`chunked_weights`; found on the way by default.
+        labelled: (N,), boolean; by default every token has a label.
         inspect: Sees a teacher's logits where they may not be finite; raises if they are not.
 
     Returns:
         As :class:`Objective`; ``loss`` has a gradient in ``student.hidden``, ``compatibility`` has none.
     """
-    mask = objective.mask
-    if weight_old is None and mask.over_sequences:
+    if weights is None and (objective.mask.over_sequences or objective.transfer_mask.over_sequences):
         streams = {"student": student, "old": old, "new": new}
-        weight_old = chunked_weights(objective, streams, labels, sequence_ids, chunk_size, inspect)
-    work = _Work(
-        objective,
-        Stream(student.hidden.detach(), student.head),
-        old,
-        new,
-        labels,
-        sequence_ids,
-        chunk_size,
-        weight_old,
-        inspect,
-    )
+        weights = chunked_weights(objective, streams, labels, sequence_ids, chunk_size, inspect, labelled)
+    frozen = Stream(student.hidden.detach(), student.head)
+    work = _Work(objective, frozen, old, new, labels, sequence_ids, chunk_size, weights, labelled, inspect)
     return TokenTerms(*_ChunkedTerms.apply(student.hidden, work))
 
 
@@ -170,7 +179,8 @@ class _Work:
     labels: Tensor
     sequence_ids: Tensor
     chunk_size: int
-    weight_old: Tensor | None
+    weights: Tensor | None
+    labelled: Tensor | None
     inspect: Inspect | None
 
 
@@ -200,7 +210,7 @@ class _ChunkedTerms(torch.autograd.Function):
         if parts:
             columns = tuple(torch.cat(column) for column in zip(*parts, strict=True))
         else:
-            columns = tuple(_nothing(hidden) for _ in range(7))
+            columns = tuple(_nothing(hidden) for _ in fields(TokenTerms))
         ctx.mark_non_differentiable(*columns[1:])
         return columns
 
@@ -213,37 +223,35 @@ class _ChunkedTerms(torch.autograd.Function):
 def _terms_of_chunk(work: _Work, rows: slice, student: Tensor, wanted: bool) -> tuple[Tensor, ...]:
     """The columns of :class:`TokenTerms`; ``student`` is overwritten by d loss / d logits if that is wanted."""
     objective, labels = work.objective, work.labels[rows]
-    tokens = torch.arange(rows.start, rows.stop, device=labels.device)
+    labelled = None if work.labelled is None else work.labelled[rows]
     read: dict[str, Tensor] = {}
-    if work.weight_old is None:
-        read = {name: _teacher_logits(work, name, rows, student, None) for name in objective.mask.reads - {"student"}}
+    if work.weights is None:
+        read = {name: _teacher_logits(work, name, rows, student, None) for name in objective.reads - {"student"}}
         _show_broken(work.inspect, read, rows, work.labels)
-        weight = objective.mask(student, read.get("old"), read.get("new"), labels, work.sequence_ids[rows])
+        weight = objective.weights(
+            student, read.get("old"), read.get("new"), labels, work.sequence_ids[rows], labelled
+        ).to(student)
     else:
-        weight = work.weight_old[rows].to(student)
+        weight = work.weights[rows].to(student)
 
-    followers = {}
-    for name, share in (("old", weight), ("new", 1 - weight)):
-        chosen = None if bool((share > 0).all()) else (share > 0).nonzero().squeeze(-1)
+    def of_teacher(name: str, chosen: Tensor | None) -> Tensor:
+        if name in read:
+            return read[name] if chosen is None else read[name][chosen]
         if chosen is None:
-            logits = read[name] if name in read else _teacher_logits(work, name, rows, student, None)
-        elif name in read:
-            logits = read[name][chosen]
-        elif chosen.numel():
-            logits = _teacher_logits(work, name, tokens[chosen], student, chosen)
-        else:
-            continue
-        followers[name] = _Followers(name, logits, share, chosen)
+            return _teacher_logits(work, name, rows, student, None)
+        return _teacher_logits(work, name, chosen + rows.start, student, chosen)
 
+    groups = _groups(objective, weight, of_teacher)
     size = len(labels) if student.device.type != "cpu" else max(1, _BLOCK_BYTES // (4 * student.size(-1)))
+    chunk = _Chunk(work, student, weight, groups, labels, labelled, rows.start)
     blocks = [slice(start, min(start + size, len(labels))) for start in range(0, len(labels), size)]
-    parts = [_terms_of_block(work, block, student, weight, followers, labels, tokens, wanted) for block in blocks]
+    parts = [_terms_of_block(chunk, block, wanted) for block in blocks]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
 @dataclass(frozen=True)
 class _Followers:
-    """The tokens of a chunk that follow a teacher: all of them where ``chosen`` is None, else these, ascending."""
+    """The tokens of a chunk that follow one target: all of them where ``chosen`` is None, else these, ascending."""
 
     name: str
     logits: Tensor
@@ -251,34 +259,64 @@ class _Followers:
     chosen: Tensor | None
 
     def within(self, block: slice) -> tuple[slice | Tensor, Tensor]:
-        """Those of a block, counted from its start, and the teacher's logits of them."""
+        """Those of a block, counted from its start, and the target's logits of them."""
         if self.chosen is None:
             return slice(None), self.logits[block]
         first, last = torch.searchsorted(self.chosen, self.chosen.new_tensor([block.start, block.stop])).tolist()
         return self.chosen[first:last] - block.start, self.logits[first:last]
 
 
-def _terms_of_block(
-    work: _Work,
-    block: slice,
-    student: Tensor,
-    weight: Tensor,
-    followers: dict[str, _Followers],
-    labels: Tensor,
-    tokens: Tensor,
-    wanted: bool,
-) -> tuple[Tensor, ...]:
-    objective, own, targets = work.objective, student[block], labels[block]
+@dataclass(frozen=True)
+class _Chunk:
+    """A chunk of tokens, from the logits on; ``start`` is its place in the batch."""
+
+    work: _Work
+    student: Tensor
+    weight: Tensor
+    groups: list[_Followers]
+    labels: Tensor
+    labelled: Tensor | None
+    start: int
+
+
+def _groups(
+    objective: Objective, weight: Tensor, of_teacher: Callable[[str, Tensor | None], Tensor]
+) -> list[_Followers]:
+    """Who follows what: the old model, the new one, or a blend of both models' logits."""
+    shares = {"old": weight[:, 0], "new": weight[:, 1]}
+    groups = []
+    both = (shares["old"] > 0) & (shares["new"] > 0) & (objective.blend == "logits")
+    if bool(both.any()):
+        chosen = None if bool(both.all()) else both.nonzero().squeeze(-1)
+        old, new = (of_teacher(name, chosen) for name in shares)
+        parts = [share if chosen is None else share[chosen] for share in shares.values()]
+        groups.append(_Followers("both", blended(old, new, *parts), shares["old"] + shares["new"], chosen))
+    for name, share in shares.items():
+        follows = (share > 0) & ~both
+        if bool(follows.all()):
+            groups.append(_Followers(name, of_teacher(name, None), share, None))
+        elif bool(follows.any()):
+            chosen = follows.nonzero().squeeze(-1)
+            groups.append(_Followers(name, of_teacher(name, chosen), share, chosen))
+    return groups
+
+
+def _terms_of_block(chunk: _Chunk, block: slice, wanted: bool) -> tuple[Tensor, ...]:
+    objective, inspect = chunk.work.objective, chunk.work.inspect
+    own, targets, weight = chunk.student[block], chunk.labels[block], chunk.weight[block]
+    labelled = None if chunk.labelled is None else chunk.labelled[block]
+    divergence = Divergence(objective.divergence, objective.temperature)
     scale = objective.temperature**2 if objective.scale_by_temperature_squared else 1.0
-    factor = objective.compatibility_weight * scale / objective.temperature
-    kl = {name: torch.zeros_like(weight[block]) for name in ("old", "new")}
+    factor = objective.compatibility_weight * scale * divergence.slope_factor
+    kl = {name: torch.zeros_like(weight[:, 0]) for name in ("old", "new")}
     slope = torch.zeros_like(own) if wanted else None
-    for name, group in followers.items():
+    for group in chunk.groups:
         which, teacher = group.within(block)
-        values, difference = _kl_and_slope(teacher, own[which], objective.temperature, wanted)
-        if work.inspect is not None and not bool(torch.isfinite(values).all()):
-            work.inspect(name, teacher, tokens[block][which])
-        kl[name][which] = values
+        values, difference = divergence.with_slope(teacher, own[which], wanted)
+        for name in kl if group.name == "both" else (group.name,):
+            if inspect is not None and not bool(torch.isfinite(values).all()):
+                inspect(name, teacher, torch.arange(len(own), device=own.device)[which] + block.start + chunk.start)
+            kl[name][which] = values
         if wanted:
             difference *= factor * group.share[block][which].unsqueeze(-1)
             if isinstance(which, slice):
@@ -286,15 +324,18 @@ def _terms_of_block(
             else:
                 slope.index_add_(0, which, difference)
 
-    correct = (own.argmax(dim=-1) == targets).to(own.dtype)
-    cross_entropy = _cross_entropy(objective, own, targets, slope)
+    known = torch.ones_like(weight[:, 0]) if labelled is None else labelled.to(own.dtype)
+    correct = (own.argmax(dim=-1) == targets).to(own.dtype) * known
+    share = objective.label_share(weight, labelled)
+    cross_entropy = _cross_entropy(objective, own, targets, slope, share)
     if wanted:
         own.copy_(slope)
-    share = weight[block]
-    compatibility = (share * kl["old"] + (1 - share) * kl["new"]) * scale
-    lam = objective.compatibility_weight
-    loss = lam * compatibility + (1 - lam) * cross_entropy if lam < 1 else compatibility
-    return loss, compatibility, share, kl["old"], kl["new"], cross_entropy, correct
+    compatibility = (weight[:, 0] * kl["old"] + weight[:, 1] * kl["new"]) * scale
+    loss = objective.compatibility_weight * compatibility
+    if isinstance(share, Tensor) or share > 0:
+        loss = loss + share * cross_entropy
+    of_teachers = (compatibility, weight[:, 0], weight[:, 1], kl["old"], kl["new"])
+    return loss, *of_teachers, known, cross_entropy * known, correct
 
 
 def _teacher_logits(work: _Work, name: str, which: slice | Tensor, student: Tensor, chosen: Tensor | None) -> Tensor:
@@ -310,31 +351,19 @@ def _teacher_logits(work: _Work, name: str, which: slice | Tensor, student: Tens
     return torch.where(same.unsqueeze(-1), own, logits) if bool(same.any()) else logits
 
 
-def _kl_and_slope(teacher: Tensor, student: Tensor, temperature: float, wanted: bool) -> tuple[Tensor, Tensor | None]:
-    """KL(teacher || student) at a temperature, and softmax(student / T) - softmax(teacher / T) over all of V."""
-    width = min(teacher.size(-1), student.size(-1))
-    teacher_log = torch.log_softmax(teacher[:, :width] / temperature, dim=-1)
-    student_log = torch.log_softmax(student[:, :width] / temperature, dim=-1)
-    probability = teacher_log.exp()
-    values = (probability * teacher_log.sub_(student_log)).sum(dim=-1)
-    if not wanted:
-        return values, None
-    difference = student_log.exp_().sub_(probability)
-    # Ids that only the student has were not compared.
-    return values, functional.pad(difference, (0, student.size(-1) - width)) if width < student.size(
-        -1
-    ) else difference
-
-
-def _cross_entropy(objective: Objective, student: Tensor, labels: Tensor, slope: Tensor | None) -> Tensor:
+def _cross_entropy(
+    objective: Objective, student: Tensor, labels: Tensor, slope: Tensor | None, share: Tensor | float
+) -> Tensor:
     """-log p(label), smoothed if asked for; its share of the gradient is added to ``slope``."""
-    smoothing, share = objective.label_smoothing, 1 - objective.compatibility_weight
+    smoothing = objective.label_smoothing
     log_probability = torch.log_softmax(student, dim=-1)
     values = functional.nll_loss(log_probability, labels, reduction="none")
     if smoothing:
         values = (1 - smoothing) * values - smoothing * log_probability.mean(dim=-1)
-    if slope is not None and share > 0:
-        slope.add_(log_probability.exp_(), alpha=share)
-        slope.sub_(share * smoothing / student.size(-1))
-        slope.scatter_add_(1, labels.unsqueeze(-1), slope.new_full((len(labels), 1), -share * (1 - smoothing)))
+    if slope is None or (not isinstance(share, Tensor) and share == 0):
+        return values
+    shares = share if isinstance(share, Tensor) else slope.new_full((len(labels),), share)
+    slope.addcmul_(log_probability.exp_(), shares.unsqueeze(-1))
+    slope.sub_((shares * smoothing / student.size(-1)).unsqueeze(-1))
+    slope.scatter_add_(1, labels.unsqueeze(-1), (-(1 - smoothing) * shares).unsqueeze(-1))
     return values

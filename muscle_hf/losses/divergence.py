@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from muscle_hf.errors import MuscleError
+
+DIVERGENCES = ("kl", "logit_difference")
+# Of the tokens that a teacher finds likeliest, so many are compared by `logit_difference`.
+TOP_TOKENS = 10
 
 
 def kl_divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
@@ -22,6 +30,103 @@ def kl_divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tenso
     teacher_log = torch.log_softmax(teacher[:, :width] / temperature, dim=-1)
     student_log = torch.log_softmax(student[:, :width] / temperature, dim=-1)
     return (teacher_log.exp() * (teacher_log - student_log)).sum(dim=-1)
+
+
+def logit_difference(teacher: Tensor, student: Tensor, top: int = TOP_TOKENS) -> Tensor:
+    """Logit difference inhibition: squared differences on the tokens that the teacher finds likeliest (ELODI).
+
+    Zhao et al. 2022 take logits as they are. Those of two language models differ by a constant that says nothing, so
+    log-probabilities are compared here.
+
+    Args:
+        teacher: Logits, shape (N, V_t), floating point.
+        student: Logits, shape (N, V_s), the dtype of ``teacher``; only the ids that both have are compared.
+        top: How many tokens are compared.
+
+    Returns:
+        Shape (N,), >= 0, in squared nats.
+    """
+    return _differences(teacher, student, top)[0].square().sum(dim=-1)
+
+
+def _differences(teacher: Tensor, student: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of log-probabilities, on the teacher's top tokens (n, top); which these are; and the student's, (n, V)."""
+    width = min(teacher.size(-1), student.size(-1))
+    student_log = torch.log_softmax(student[:, :width], dim=-1)
+    highest, where = torch.log_softmax(teacher[:, :width], dim=-1).topk(min(top, width), dim=-1)
+    return student_log.gather(-1, where) - highest, where, student_log
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How far the student is from a teacher, with its derivative where the logits are not kept for a backward pass.
+
+    Args:
+        name: ``kl`` or ``logit_difference``.
+        temperature: Of the first.
+
+    Raises:
+        MuscleError: Unknown name.
+    """
+
+    name: str
+    temperature: float
+
+    def __post_init__(self) -> None:
+        if self.name not in DIVERGENCES:
+            raise MuscleError(f"divergence is {self.name!r}; choose one of {', '.join(DIVERGENCES)}")
+
+    def __call__(self, teacher: Tensor, student: Tensor) -> Tensor:
+        """Of logits (n, V) each: (n,)."""
+        if self.name == "kl":
+            return kl_divergence(teacher, student, self.temperature)
+        return logit_difference(teacher, student)
+
+    @property
+    def slope_factor(self) -> float:
+        """What the slope of :meth:`with_slope` is to be multiplied by."""
+        return 1 / self.temperature if self.name == "kl" else 1.0
+
+    def with_slope(self, teacher: Tensor, student: Tensor, wanted: bool = True) -> tuple[Tensor, Tensor | None]:
+        """The values (n,), and their derivative by the student's logits (n, V) up to :attr:`slope_factor`."""
+        values, slope = (self._kl if self.name == "kl" else self._logit_difference)(teacher, student, wanted)
+        missing = 0 if slope is None else student.size(-1) - slope.size(-1)
+        # Ids that only the student has were not compared.
+        return values, torch.nn.functional.pad(slope, (0, missing)) if missing else slope
+
+    def _kl(self, teacher: Tensor, student: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
+        width = min(teacher.size(-1), student.size(-1))
+        teacher_log = torch.log_softmax(teacher[:, :width] / self.temperature, dim=-1)
+        student_log = torch.log_softmax(student[:, :width] / self.temperature, dim=-1)
+        probability = teacher_log.exp()
+        values = (probability * teacher_log.sub_(student_log)).sum(dim=-1)
+        return values, student_log.exp_().sub_(probability) if wanted else None
+
+    def _logit_difference(self, teacher: Tensor, student: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
+        difference, where, student_log = _differences(teacher, student, TOP_TOKENS)
+        values = difference.square().sum(dim=-1)
+        if not wanted:
+            return values, None
+        twice = 2 * difference
+        slope = student_log.exp().mul_(-twice.sum(dim=-1, keepdim=True)).scatter_add_(-1, where, twice)
+        return values, slope
+
+
+def blended(old: Tensor, new: Tensor, share_old: Tensor, share_new: Tensor) -> Tensor:
+    """Logits whose probabilities are the weighted geometric mean of both teachers'.
+
+    Args:
+        old: (n, V_old).
+        new: (n, V).
+        share_old: (n,), >= 0.
+        share_new: (n,), >= 0; where both are 0 the result means nothing.
+
+    Returns:
+        (n, V'), V' the ids that both have.
+    """
+    width = min(old.size(-1), new.size(-1))
+    share = (share_old / (share_old + share_new).clamp(min=torch.finfo(old.dtype).tiny)).unsqueeze(-1)
+    return share * old[:, :width] + (1 - share) * new[:, :width]
 
 
 def label_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:

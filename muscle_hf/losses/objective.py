@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -10,8 +11,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.losses.divergence import kl_divergence
-from muscle_hf.losses.masks import MASKS, Mask
+from muscle_hf.losses.divergence import DIVERGENCES, Divergence, blended
+from muscle_hf.losses.masks import Mask
+from muscle_hf.losses.named import MASKS, resolve_mask
+
+BLENDS = ("probabilities", "logits")
 
 
 @dataclass(frozen=True)
@@ -22,17 +26,22 @@ class TokenTerms:
         loss: The token's part of L (equation 5), with gradient; its sum over tokens divided by n is the loss.
         compatibility: Its part of L_comp alone (equation 1), with gradient.
         weight_old: m_i, or w_i for a mixture; no gradient.
-        kl_old: a_1 where the token follows the old model at all, else 0; no gradient.
+        weight_new: What the token follows the new model with: 1 - weight_old, unless the mask says otherwise.
+        kl_old: a_1 where the token follows the old model at all, else 0; no gradient. Of another divergence than KL,
+            or another blend of both, that.
         kl_new: a_2 where the token follows the new model at all, else 0; no gradient.
-        cross_entropy: -log p(label), with ``label_smoothing`` if set; no gradient.
-        correct: 1 where the student's argmax is the label; no gradient.
+        labelled: 1 where the token has a right answer, 0 in rows without labels.
+        cross_entropy: -log p(label), with ``label_smoothing`` if set; no gradient. 0 without a label.
+        correct: 1 where the student's argmax is the label; no gradient. 0 without a label.
     """
 
     loss: Tensor
     compatibility: Tensor
     weight_old: Tensor
+    weight_new: Tensor
     kl_old: Tensor
     kl_new: Tensor
+    labelled: Tensor
     cross_entropy: Tensor
     correct: Tensor
 
@@ -44,6 +53,12 @@ class Objective:
     Args:
         temperature: T of equation (1).
         mask: Which tokens follow the old model.
+        transfer_mask: The same in rows without labels, where there is no cross-entropy either; it may not look at
+            labels.
+        divergence: How far the student is from a teacher: ``kl``, or ``logit_difference``
+            (:func:`~muscle_hf.losses.divergence.logit_difference`), which knows no temperature.
+        blend: What a token follows that follows both teachers: the mean of their ``probabilities``, or of their
+            ``logits``.
         compatibility_weight: lambda of equation (5); 1 leaves the cross-entropy out.
         scale_by_temperature_squared: Multiply L_comp by T^2 (not in the paper).
         label_smoothing: Of the cross-entropy; as ``torch.nn.functional.cross_entropy``.
@@ -57,6 +72,9 @@ class Objective:
     compatibility_weight: float = 1.0
     scale_by_temperature_squared: bool = False
     label_smoothing: float = 0.0
+    transfer_mask: Mask = field(default_factory=lambda: resolve_mask("mean"))
+    divergence: str = "kl"
+    blend: str = "probabilities"
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float("inf"):
@@ -73,6 +91,14 @@ class Objective:
                 f"label_smoothing_factor is {self.label_smoothing}, but with compatibility_weight=1 there is no "
                 "cross-entropy to smooth; lower compatibility_weight or remove label_smoothing_factor"
             )
+        if self.transfer_mask.reads_labels:
+            raise MuscleError(
+                f"transfer_mask is {self.transfer_mask.name!r}, which looks at the labels that transfer rows do not "
+                "have; choose one of always_old, always_new, mean, more_confident, more_confident_sequence"
+            )
+        for name, value, known in (("divergence", self.divergence, DIVERGENCES), ("blend", self.blend, BLENDS)):
+            if value not in known:
+                raise MuscleError(f"{name} is {value!r}; choose one of {', '.join(known)}")
         if self.mask.needs_cross_entropy and self.compatibility_weight == 1:
             warnings.warn(
                 f"The mask {self.mask.name!r} is unstable without the auxiliary cross-entropy (paper, A.4): set "
@@ -81,7 +107,56 @@ class Objective:
                 stacklevel=3,
             )
 
-    def __call__(self, student: Tensor, old: Tensor, new: Tensor, labels: Tensor, sequence_ids: Tensor) -> TokenTerms:
+    @property
+    def reads(self) -> frozenset[str]:
+        """Whose logits the masks look at."""
+        return self.mask.reads | self.transfer_mask.reads
+
+    def weights(
+        self,
+        student: Tensor | None,
+        old: Tensor | None,
+        new: Tensor | None,
+        labels: Tensor,
+        sequence_ids: Tensor,
+        labelled: Tensor | None = None,
+    ) -> Tensor:
+        """What each token follows, (N, 3): weights of the old model, of the new one, and of the label within L_comp.
+
+        Args:
+            student: Logits, as for a mask; None for a model that no mask reads, as the next two.
+            old: The same.
+            new: The same.
+            labels: (N,), int64.
+            sequence_ids: (N,), int64.
+            labelled: (N,), boolean; by default all are.
+        """
+        weight = self.mask(student, old, new, labels, sequence_ids)
+        return self.joined(weight, labelled, lambda: self.transfer_mask(student, old, new, labels, sequence_ids))
+
+    def joined(self, weight: Tensor, labelled: Tensor | None, of_transfer: Callable[[], Tensor]) -> Tensor:
+        """The weights of labelled tokens, with those of the other tokens in their place."""
+        if labelled is None or bool(labelled.all()):
+            return weight
+        without = of_transfer() * weight.new_tensor([1, 1, 0])
+        return torch.where(labelled.unsqueeze(-1), weight, without)
+
+    def label_share(self, weight: Tensor, labelled: Tensor | None) -> Tensor | float:
+        """What the cross-entropy of each token counts in L: (N,), or one figure for all."""
+        share = 1 - self.compatibility_weight
+        if bool((weight[:, 2] > 0).any()):
+            share = share + self.compatibility_weight * weight[:, 2]
+        return share if labelled is None else share * labelled.to(weight)
+
+    def __call__(
+        self,
+        student: Tensor,
+        old: Tensor,
+        new: Tensor,
+        labels: Tensor,
+        sequence_ids: Tensor,
+        labelled: Tensor | None = None,
+    ) -> TokenTerms:
         """Evaluate the objective on the trained tokens of a batch.
 
         Args:
@@ -90,31 +165,43 @@ class Objective:
             new: Logits of the new task model, shape (N, V), same dtype.
             labels: Ground-truth tokens, shape (N,), int64; none of them ignored.
             sequence_ids: The sequence in the batch that each row belongs to, shape (N,), int64.
+            labelled: Whether ``labels`` is a right answer there, shape (N,), boolean; by default it is.
         """
         frozen = student.detach()
-        weight = self.mask(frozen, old, new, labels, sequence_ids)
-        kl_old = _on_rows(weight > 0, old, student, self.temperature)
-        kl_new = _on_rows(weight < 1, new, student, self.temperature)
-        compatibility = weight * kl_old + (1 - weight) * kl_new
+        weight = self.weights(frozen, old, new, labels, sequence_ids, labelled)
+        follows_old, follows_new, _ = weight.unbind(-1)
+        divergence = Divergence(self.divergence, self.temperature)
+        both = (follows_old > 0) & (follows_new > 0) & (self.blend == "logits")
+        kl_old = _on_rows((follows_old > 0) & ~both, old, student, divergence)
+        kl_new = _on_rows((follows_new > 0) & ~both, new, student, divergence)
+        if bool(both.any()):
+            of_both = _on_rows(both, blended(old, new, follows_old, follows_new), student, divergence)
+            kl_old, kl_new = torch.where(both, of_both, kl_old), torch.where(both, of_both, kl_new)
+        compatibility = follows_old * kl_old + follows_new * kl_new
         if self.scale_by_temperature_squared:
             compatibility = compatibility * self.temperature**2
         lam = self.compatibility_weight
+        share = self.label_share(weight, labelled)
+        counts = isinstance(share, Tensor) or share > 0
         cross_entropy = functional.cross_entropy(
-            student if lam < 1 else frozen, labels, reduction="none", label_smoothing=self.label_smoothing
+            student if counts else frozen, labels, reduction="none", label_smoothing=self.label_smoothing
         )
+        known = torch.ones_like(follows_old) if labelled is None else labelled.to(student.dtype)
         return TokenTerms(
-            loss=lam * compatibility + (1 - lam) * cross_entropy if lam < 1 else compatibility,
+            loss=lam * compatibility + share * cross_entropy if counts else compatibility,
             compatibility=compatibility,
-            weight_old=weight,
+            weight_old=follows_old,
+            weight_new=follows_new,
             kl_old=kl_old.detach(),
             kl_new=kl_new.detach(),
-            cross_entropy=cross_entropy.detach(),
-            correct=(frozen.argmax(dim=-1) == labels).to(student.dtype),
+            labelled=known,
+            cross_entropy=cross_entropy.detach() * known,
+            correct=(frozen.argmax(dim=-1) == labels).to(student.dtype) * known,
         )
 
 
-def _on_rows(chosen: Tensor, teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+def _on_rows(chosen: Tensor, teacher: Tensor, student: Tensor, divergence: Divergence) -> Tensor:
     # A teacher is compared only where it counts: under a boolean mask both KLs together cost one.
     rows = chosen.nonzero().squeeze(-1)
-    values = kl_divergence(teacher[rows], student[rows], temperature)
+    values = divergence(teacher[rows], student[rows])
     return torch.zeros_like(student[:, 0]).index_put((rows,), values)

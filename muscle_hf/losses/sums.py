@@ -7,7 +7,7 @@ from torch import Tensor
 
 from muscle_hf.losses.objective import TokenTerms
 
-_COLUMNS = ("tokens", "loss", "weight_old", "kl_old", "kl_new", "cross_entropy", "correct")
+_COLUMNS = ("tokens", "loss", "weight_old", "weight_new", "kl_old", "kl_new", "labelled", "cross_entropy", "correct")
 # The figures of `mean_terms` beside the loss.
 FIGURES = ("kl_old", "kl_new", "ce", "share_old", "token_accuracy")
 
@@ -21,7 +21,7 @@ def sum_terms(terms: TokenTerms, sequence_ids: Tensor, sequences: int) -> Tensor
         sequences: B, how many sequences the batch has.
 
     Returns:
-        (B, 7), float64 (float32 where the device has no such), no gradient. Adding rows, batches and processes keeps
+        (B, 9), float64 (float32 where the device has no such), no gradient. Adding rows, batches and processes keeps
         the meaning.
     """
     weight = terms.weight_old
@@ -30,8 +30,10 @@ def sum_terms(terms: TokenTerms, sequence_ids: Tensor, sequences: int) -> Tensor
             torch.ones_like(weight),
             terms.loss.detach(),
             weight,
+            terms.weight_new,
             weight * terms.kl_old,
-            (1 - weight) * terms.kl_new,
+            terms.weight_new * terms.kl_new,
+            terms.labelled,
             terms.cross_entropy,
             terms.correct,
         ],
@@ -46,11 +48,12 @@ def mean_terms(sums: Tensor) -> dict[str, float]:
     """The logged figures from the sums.
 
     Args:
-        sums: (7,), added over sequences, batches and processes.
+        sums: (9,), added over sequences, batches and processes.
 
     Returns:
-        ``loss`` (L), ``kl_old`` and ``kl_new`` (mean over the tokens that follow that model), ``ce``, ``share_old``
-        (of tokens that follow the old model) and ``token_accuracy``; nan where there was no such token.
+        ``loss`` (L), ``kl_old`` and ``kl_new`` (mean over the tokens that follow that model), ``share_old`` (of
+        tokens that follow the old model), and over the tokens with a label ``ce`` and ``token_accuracy``; nan where
+        there was no such token.
     """
     total = dict(zip(_COLUMNS, sums.tolist(), strict=True))
 
@@ -61,8 +64,8 @@ def mean_terms(sums: Tensor) -> dict[str, float]:
     return {
         "loss": ratio("loss", tokens),
         "kl_old": ratio("kl_old", total["weight_old"]),
-        "kl_new": ratio("kl_new", tokens - total["weight_old"]),
-        "ce": ratio("cross_entropy", tokens),
+        "kl_new": ratio("kl_new", total["weight_new"]),
+        "ce": ratio("cross_entropy", total["labelled"]),
         "share_old": ratio("weight_old", tokens),
-        "token_accuracy": ratio("correct", tokens),
+        "token_accuracy": ratio("correct", total["labelled"]),
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,8 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.weights import base_of
 
 IGNORED = -100
+# The column that is true for rows whose labels only say where something is trained, not what is right there.
+UNLABELLED = "unlabelled"
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,20 @@ def trained_rows(labels: Tensor) -> tuple[Tensor, Tensor]:
     """
     chosen = labels != IGNORED
     return chosen, torch.arange(labels.size(0), device=labels.device).unsqueeze(1).expand_as(labels)[chosen]
+
+
+def labelled_tokens(inputs: Mapping[str, Any], rows: Tensor) -> Tensor | None:
+    """Whether the labels of trained tokens are right answers.
+
+    Args:
+        inputs: The batch; transfer rows are marked in its column ``unlabelled``, (B,).
+        rows: The batch row of each trained token, (N,), int64.
+
+    Returns:
+        (N,), boolean; None where all are.
+    """
+    marks = inputs.get(UNLABELLED)
+    return None if marks is None else ~marks.bool()[rows]
 
 
 def sequences_of(labels: Tensor, position_ids: Tensor | None, *, predicts_next: bool) -> Tensor:

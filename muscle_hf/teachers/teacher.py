@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.adapters import adapter_parameters, frozen_view
+from muscle_hf.teachers.kinds import UNLABELLED
 from muscle_hf.teachers.weights import base_of, base_weights
 
 # Columns of a batch that say what is trained on, which no model's forward needs to give logits.
-LABEL_KEYS = frozenset({"labels", "shift_labels", "completion_mask", "assistant_masks"})
+LABEL_KEYS = frozenset({"labels", "shift_labels", "completion_mask", "assistant_masks", UNLABELLED})
 # What Trainer adds for fused loss kernels, which give no logits to compare.
 _KERNEL_KEYS = frozenset({"skip_logits"})
 
