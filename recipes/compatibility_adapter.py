@@ -5,9 +5,14 @@
 Task adapters that the settings do not name are trained first.
 """
 
-from muscle_hf.pipeline.launch import report, settings_of_command
+from muscle_hf.pipeline.launch import report, script, settings_of_command
 from muscle_hf.pipeline.run import make_run
 
-if __name__ == "__main__":
+
+def main() -> None:
     settings, which = settings_of_command(__doc__, choices=("muscle", "control"))
     report(str(make_run(settings).adapter(which)))
+
+
+if __name__ == "__main__":
+    script(main)

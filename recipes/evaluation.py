@@ -3,9 +3,14 @@
 accelerate launch recipes/evaluation.py --config FILE [--setting value ...]
 """
 
-from muscle_hf.pipeline.launch import report, settings_of_command
+from muscle_hf.pipeline.launch import report, script, settings_of_command
 from muscle_hf.pipeline.run import make_run
 from muscle_hf.pipeline.table import to_markdown
 
-if __name__ == "__main__":
+
+def main() -> None:
     report(to_markdown(make_run(settings_of_command(__doc__)).evaluate()))
+
+
+if __name__ == "__main__":
+    script(main)

@@ -22,7 +22,6 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from muscle_hf.bundled import bundled
-from muscle_hf.pipeline.run import load_result_predictions
 from muscle_hf.teachers import ModelTeacher
 
 CONFIGS = bundled("recipes") / "accelerate"
@@ -160,19 +159,6 @@ def test_two_processes_do_what_one_does(name, alone, tmp_path):
         adapter = load_file(tmp_path / got / "adapter_model.safetensors")
         assert adapter.keys() == wanted.keys(), got
         assert all(torch.allclose(adapter[key], wanted[key], atol=1e-4) for key in adapter), got
-
-
-@pytest.mark.slow
-def test_a_whole_recipe_in_two_processes(tmp_path):
-    pytest.importorskip("trl")
-    words = ["--config", "paper/phi_1_to_1.5/piqa", "--smoke", "--output_dir", str(tmp_path)]
-    words += ["--control", "false", "--ddp_backend", "gloo"]
-    printed = launched([str(CONFIGS.parent / "run.py"), *words], environment_of(CONFIGS / "ddp.yaml", 2))
-    assert printed.count("| MUSCLE |") == 1, "the first process alone speaks"
-    for name in ("old", "new", "muscle"):
-        ids = [p.id for p in load_result_predictions(tmp_path / "smoke")[name]]
-        assert ids == ["8", "9", "10", "11"], "both processes' answers, in order"
-        assert (tmp_path / "smoke" / name / "adapter_model.safetensors").is_file()
 
 
 # ---- The configurations ----

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 
 import builders
 import pytest
@@ -21,15 +22,16 @@ from muscle_hf.pipeline.run import run_task
 class Press(TrainerCallback):
     """Presses Ctrl-C during a step."""
 
-    def __init__(self, step, times=1, number=signal.SIGINT):
-        self.step, self.times, self.number = step, times, number
+    def __init__(self, step, times=1, number=signal.SIGINT, pause=0.0):
+        self.step, self.times, self.number, self.pause = step, times, number, pause
 
     def on_substep_end(self, args, state, control, **kwargs):
         self.on_pre_optimizer_step(args, state, control)
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         if state.global_step + 1 == self.step:
-            for _ in range(self.times):
+            for pressed in range(self.times):
+                time.sleep(self.pause if pressed else 0)
                 signal.raise_signal(self.number)
 
 
@@ -46,10 +48,17 @@ def test_training_stops_after_the_step_and_saves(number, tmp_path, capsys):
 
 
 def test_a_second_one_stops_at_once(tmp_path):
-    trainer = builders.trainer(tmp_path, max_steps=5, callbacks=[Press(2, times=2)])
+    trainer = builders.trainer(tmp_path, max_steps=5, callbacks=[Press(2, times=2, pause=1.1)])
     with pytest.raises(KeyboardInterrupt), StopOnInterrupt(trainer, "v2"):
         trainer.train()
     assert not (tmp_path / "checkpoint-2").exists()
+
+
+def test_a_signal_that_arrives_twice_is_one(tmp_path):
+    trainer = builders.trainer(tmp_path, max_steps=5, callbacks=[Press(2, times=2, number=signal.SIGTERM)])
+    with pytest.raises(Interrupted, match="at step 2 of 5"), StopOnInterrupt(trainer, "v2"):
+        trainer.train()
+    assert (tmp_path / "checkpoint-2" / "trainer_state.json").is_file()
 
 
 def test_at_the_last_step_there_is_nothing_to_stop(tmp_path):

@@ -8,8 +8,11 @@ TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from muscle_hf.pipeline.launch import add_launch_arguments, add_smoke_argument
+
     parser.add_argument("row", help="a recipe: paper/phi_1_to_1.5/piqa; `muscle-hf recipes paper` lists them")
-    parser.add_argument("--smoke", action="store_true", help="try it out on tiny random models and few rows")
+    add_smoke_argument(parser)
+    add_launch_arguments(parser)
     parser.epilog = "Settings can be given as for `muscle-hf train`."
 
 
@@ -17,21 +20,24 @@ def run(args: argparse.Namespace) -> int:
     """Do all steps of the row, and write measured against published figures."""
     from pathlib import Path
 
+    from muscle_hf.cli.train import do_run
     from muscle_hf.errors import MuscleError
     from muscle_hf.pipeline import recipes
-    from muscle_hf.pipeline.launch import report, resolved
+    from muscle_hf.pipeline.launch import Processes, resolved
     from muscle_hf.pipeline.run import load_result_predictions
-    from muscle_hf.pipeline.run import run as run_settings
-    from muscle_hf.pipeline.steps import hush
+    from muscle_hf.pipeline.table import Result
 
     args.config = args.row
     settings = resolved(args, args.overrides)
     if settings.task is None:
         raise MuscleError(f"{args.row} has no task, so there is nothing to compare")
-    hush()
-    result = run_settings(settings)
+    code = do_run(args, settings, Processes.of(args, settings))
+    if code:
+        return code
     folder = Path(settings.output_dir)
-    lines = recipes.compare_with_published(settings.published, result, load_result_predictions(folder))
+    predictions = load_result_predictions(folder)
+    result = Result.of(predictions)
+    lines = recipes.compare_with_published(settings.published, result, predictions)
     table = recipes.reproduction_table(lines, settings, result)
-    report(f"{table}\n{recipes.write_reproduction(folder, lines, table)}")
+    print(f"{table}\n{recipes.write_reproduction(folder, lines, table)}")
     return 0

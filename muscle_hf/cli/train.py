@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from muscle_hf.pipeline.config import RunSettings
+    from muscle_hf.pipeline.launch import Processes
 
 # What the parser does not know are settings of the run.
 TAKES_OVERRIDES = True
-INTERRUPTED = 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    from muscle_hf.pipeline.launch import add_config_arguments
+    from muscle_hf.pipeline.launch import add_config_arguments, add_launch_arguments
 
     add_config_arguments(parser)
-    parser.add_argument(
-        "--accelerate-config",
-        metavar="NAME",
-        help="an accelerate configuration, or the name of one in recipes/accelerate: ddp, fsdp2, zero3, ...; starts "
-        "recipes/run.py by `accelerate launch`",
-    )
+    add_launch_arguments(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="print what would be done, and what it would take, and stop"
     )
@@ -39,54 +30,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do the run and print its table."""
-    from muscle_hf.pipeline.launch import launch, resolved
-    from muscle_hf.pipeline.recipes import accelerate_config, find_recipe, is_distributed
+    from muscle_hf.pipeline.launch import Processes, resolved
 
-    config = None if args.accelerate_config is None else accelerate_config(args.accelerate_config)
     settings = resolved(args, args.overrides)
-    if args.dry_run:
-        return _plan(settings, config)
-    if (config is not None and is_distributed(config)) or (config is None and _several_gpus()):
-        smoke = ["--smoke"] if args.smoke else []
-        return launch(["--config", str(find_recipe(args.config)), *smoke, *args.overrides], config)
+    processes = Processes.of(args, settings)
+    return _plan(settings, processes) if args.dry_run else do_run(args, settings, processes)
+
+
+def do_run(args: argparse.Namespace, settings: RunSettings, processes: Processes) -> int:
+    """Do a run, in this process or in those that accelerate launches.
+
+    Args:
+        args: Of the command, with ``config``, ``smoke`` and ``overrides``.
+        settings: That they name.
+        processes: Likewise.
+
+    Returns:
+        The exit code.
+    """
+    from muscle_hf.pipeline.launch import interruptible
+    from muscle_hf.pipeline.recipes import find_recipe
+
+    if not processes.launched:
+        return interruptible(lambda: _here(settings))
+    smoke = ["--smoke"] if args.smoke else []
+    return processes.launch(["--config", str(find_recipe(args.config)), *smoke, *args.overrides])
+
+
+def _here(settings: RunSettings) -> None:
     from rich.console import Console
 
     from muscle_hf.pipeline import table
-    from muscle_hf.pipeline.interrupt import Interrupted
     from muscle_hf.pipeline.run import run as run_settings
-    from muscle_hf.pipeline.steps import hush
 
-    hush()
     console = Console(highlight=False, soft_wrap=True)
-    try:
-        result = run_settings(settings, console.print)
-    except Interrupted as stopped:
-        print(stopped, file=sys.stderr)
-        return INTERRUPTED
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on after the last step that was finished.", file=sys.stderr)
-        return INTERRUPTED
+    result = run_settings(settings, console.print)
     if result is not None:
         console.print(table.to_rich(result))
     adapter = f": the compatibility adapter in {settings.output_dir}/muscle" if settings.compatibility else ""
     console.print(f"Everything is in {settings.output_dir}{adapter}.")
-    return 0
 
 
-def _several_gpus() -> bool:
-    if "LOCAL_RANK" in os.environ:
-        return False  # launched already
-    import torch
-
-    return torch.cuda.device_count() > 1
-
-
-def _plan(settings: RunSettings, config: Path | None) -> int:
+def _plan(settings: RunSettings, processes: Processes) -> int:
     from muscle_hf.pipeline.plan import Spread, describe
     from muscle_hf.pipeline.reading import read_yaml
     from muscle_hf.pipeline.run import make_run
-    from muscle_hf.pipeline.steps import hush
 
-    hush()
-    print(describe(make_run(settings), Spread() if config is None else Spread.of(read_yaml(config))))
+    content = {} if processes.config is None else read_yaml(processes.config)
+    print(describe(make_run(settings), Spread.of({**content, "num_processes": processes.number})))
     return 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -13,17 +16,34 @@ from transformers import Trainer, TrainerCallback
 
 from muscle_hf.errors import MuscleError
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Slurm signals every process of a job step, and the launcher among them passes its own on: both count as one.
+_AT_ONCE = 1.0
 
 
 class Interrupted(MuscleError):
     """Training was stopped from outside, and everything up to there is saved."""
 
 
+@contextlib.contextmanager
+def handling(handler: Callable[[int, FrameType | None], None], signals: Sequence[int] = SIGNALS) -> Iterator[None]:
+    """Handle signals within the block; elsewhere than in the main thread, where Python gets none, do nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = {number: signal.signal(number, handler) for number in signals}
+    try:
+        yield
+    finally:
+        for number, before in former.items():
+            signal.signal(number, before)
+
+
 class StopOnInterrupt(TrainerCallback):
     """Within the block, Ctrl-C (or SIGTERM, which launchers and Slurm send) stops training after the present step.
 
-    A second Ctrl-C stops at once. With several processes, all stop at the same step when one is told to.
+    A second Ctrl-C, more than a second later, stops at once. With several processes, all stop at the same step when
+    one is told to.
 
     Args:
         trainer: That trains in the block.
@@ -36,31 +56,36 @@ class StopOnInterrupt(TrainerCallback):
     def __init__(self, trainer: Trainer, name: str):
         self._trainer = trainer
         self._name = name
-        self._asked = False
+        self._asked_at: float | None = None
         self._stopped_at: int | None = None
-        self._former: dict[int, Any] = {}
+        self._handling = handling(self._on_signal)
 
     def __enter__(self) -> StopOnInterrupt:
         self._trainer.add_callback(self)
-        if threading.current_thread() is threading.main_thread():
-            self._former = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+        self._handling.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
+        stopped = kind is None and self._stopped_at is not None
+        if stopped:
+            # The launcher ends all processes as soon as one has ended: not before the checkpoint is whole.
+            self._trainer.accelerator.wait_for_everyone()
+        self._handling.__exit__(None, None, None)
         self._trainer.remove_callback(self)
-        if kind is None and self._stopped_at is not None:
+        if stopped:
             raise Interrupted(
                 f"{self._name} was stopped at step {self._stopped_at} of {self._trainer.state.max_steps}; the "
                 f"checkpoint is in {self._trainer.args.output_dir}. The same command goes on from there"
             )
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
+        now = time.monotonic()
+        if self._asked_at is None:
+            self._asked_at = now
+            if self._trainer.is_world_process_zero():
+                print("Stopping after this step and saving a checkpoint; once more stops at once.", file=sys.stderr)
+        elif now - self._asked_at > _AT_ONCE:
             raise KeyboardInterrupt
-        self._asked = True
-        print("Stopping after this step and saving a checkpoint; once more stops at once.", file=sys.stderr)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop here, if any process was asked to."""
@@ -72,6 +97,6 @@ class StopOnInterrupt(TrainerCallback):
     def _any_asked(self) -> bool:
         accelerator = self._trainer.accelerator
         if accelerator.num_processes == 1:
-            return self._asked
-        flag = torch.tensor(int(self._asked), device=accelerator.device)
+            return self._asked_at is not None
+        flag = torch.tensor(int(self._asked_at is not None), device=accelerator.device)
         return bool(accelerator.reduce(flag, reduction="sum") > 0)

@@ -1,18 +1,32 @@
-"""The command line of the recipe scripts, and how ``muscle-hf train`` starts them in several processes."""
+"""The command line of the recipe scripts, and how ``muscle-hf train`` starts them by ``accelerate launch``."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from muscle_hf.bundled import bundled
+from muscle_hf.errors import MuscleError
 from muscle_hf.pipeline.config import RunSettings, load_settings
-from muscle_hf.pipeline.recipes import find_recipe
+from muscle_hf.pipeline.reading import read_yaml
+from muscle_hf.pipeline.recipes import accelerate_config, find_recipe
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+INTERRUPTED = 130
+# Processes of a smoke run on the CPU.
+_FEW = 2
+
+
+# ---- What the recipe scripts share ----
 
 
 def settings_of_command(description: str, *, choices: Sequence[str] = ()) -> Any:
@@ -25,26 +39,91 @@ def settings_of_command(description: str, *, choices: Sequence[str] = ()) -> Any
     Returns:
         The settings; with ``choices`` also the chosen one.
     """
+    if not _speaks():
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if choices:
         parser.add_argument("which", choices=choices)
     add_config_arguments(parser)
     args, overrides = parser.parse_known_args()
     settings = resolved(args, overrides)
-    from muscle_hf.pipeline.steps import hush
-
-    hush()
     return (settings, args.which) if choices else settings
+
+
+def script(work: Callable[[], None]) -> None:
+    """Do the work of a recipe script, and end it with an exit code: 2 for bad settings, 130 if it was interrupted."""
+    try:
+        code = interruptible(work)
+    except MuscleError as error:
+        sys.exit(f"error: {error}")
+    # Anything else than 0 torch's launcher takes for a crash; it reports the signal itself.
+    sys.exit(0 if "TORCHELASTIC_RUN_ID" in os.environ else code)
+
+
+def interruptible(work: Callable[[], None]) -> int:
+    """Do work that Ctrl-C may end, which is then said on the main process.
+
+    Returns:
+        The exit code: 0, or 130 if it was interrupted.
+    """
+    from muscle_hf.pipeline.interrupt import Interrupted
+
+    try:
+        work()
+    except Interrupted as stopped:
+        report(str(stopped), file=sys.stderr)
+    except KeyboardInterrupt:
+        report("Stopped. The same command goes on after the last step that was finished.", file=sys.stderr)
+    else:
+        return 0
+    return INTERRUPTED
+
+
+def report(text: str, **how: Any) -> None:
+    """Print on the main process only; ``how`` as of ``print``."""
+    if _speaks():
+        print(text, flush=True, **how)
+
+
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+# ---- Arguments ----
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that name a run's settings."""
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML with the settings, or a recipe's name")
+    add_smoke_argument(parser)
+
+
+def add_smoke_argument(parser: argparse.ArgumentParser) -> None:
+    """``--smoke``."""
     parser.add_argument("--smoke", action="store_true", help="try the settings out on tiny random models and few rows")
+
+
+def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say how many processes do a run."""
+    parser.add_argument(
+        "--accelerate-config",
+        metavar="NAME",
+        help="an accelerate configuration, or the name of one in recipes/accelerate: ddp, fsdp2, zero3, ...; starts "
+        "recipes/run.py by `accelerate launch`",
+    )
+    parser.add_argument(
+        "--num-processes",
+        type=int,
+        metavar="N",
+        help="one for each GPU to use; by default what the accelerate configuration says, and without one all GPUs",
+    )
 
 
 def resolved(args: argparse.Namespace, overrides: Sequence[str]) -> RunSettings:
     """The settings that :func:`add_config_arguments` and further words name."""
+    from muscle_hf.pipeline.steps import hush
+
+    hush()
     settings = load_settings(find_recipe(args.config), overrides)
     if not args.smoke:
         return settings
@@ -53,30 +132,134 @@ def resolved(args: argparse.Namespace, overrides: Sequence[str]) -> RunSettings:
     return smoke_settings(settings)
 
 
-def report(text: str) -> None:
-    """Print on the main process only."""
-    from accelerate import PartialState
-
-    if PartialState().is_main_process:
-        print(text)
+# ---- accelerate launch ----
 
 
-def launch(arguments: Sequence[str], accelerate_config: Path | None) -> int:
-    """Run the recipe script of a whole run under ``accelerate launch``.
+@dataclass(frozen=True)
+class Processes:
+    """The processes that do a run.
 
     Args:
-        arguments: Of the script.
-        accelerate_config: Says how many processes, and how they share the work; by default one for each GPU.
-
-    Returns:
-        The exit code. Ctrl-C reaches the processes, which save a checkpoint each and end by themselves.
+        config: The accelerate configuration; None: none.
+        number: How many.
+        on_cpu: They use the CPU.
     """
-    command = [sys.executable, "-m", "accelerate.commands.launch"]
-    command += ["--multi_gpu"] if accelerate_config is None else ["--config_file", str(accelerate_config)]
-    command += [str(bundled("recipes") / "run.py"), *arguments]
-    process = subprocess.Popen(command, env=os.environ.copy())
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            continue
+
+    config: Path | None = None
+    number: int = 1
+    on_cpu: bool = False
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, settings: RunSettings) -> Processes:
+        """Those that :func:`add_launch_arguments` and the settings name.
+
+        Raises:
+            MuscleError: There is no such configuration, or accelerate has started this process already.
+        """
+        if "LOCAL_RANK" in os.environ:
+            if args.accelerate_config or args.num_processes:
+                raise MuscleError("accelerate has launched this already; leave out --accelerate-config")
+            return cls()
+        config = None if args.accelerate_config is None else accelerate_config(args.accelerate_config)
+        on_cpu = bool(settings.training.get("use_cpu"))
+        if args.num_processes is not None:
+            number = args.num_processes
+        elif config is not None:
+            number = int(read_yaml(config).get("num_processes", 1))
+            number = min(number, _FEW) if on_cpu and args.smoke else number
+        else:
+            number = 1 if on_cpu else max(1, _gpus())
+        if number < 1:
+            raise MuscleError(f"--num-processes is {number}; it must be at least 1")
+        return cls(config, number, on_cpu)
+
+    @property
+    def launched(self) -> bool:
+        """Whether ``accelerate launch`` starts them; otherwise this one does the run."""
+        return self.config is not None or self.number > 1
+
+    def launch(self, arguments: Sequence[str]) -> int:
+        """Run the recipe script of a whole run under ``accelerate launch``.
+
+        Ctrl-C (and SIGTERM, SIGHUP) go to the processes that train, which save a checkpoint and end by themselves.
+
+        Args:
+            arguments: Of the script.
+
+        Returns:
+            The exit code.
+
+        Raises:
+            MuscleError: There are too few GPUs, or the configuration cannot be started from here.
+        """
+        content = {} if self.config is None else read_yaml(self.config)
+        if not self.on_cpu:
+            self._check_machine(content)
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *self._options(content)]
+        command += [str(bundled("recipes") / "run.py"), *arguments]
+        # A session of its own: the terminal's Ctrl-C would reach the launcher too, which kills the processes before
+        # they have saved.
+        return _wait(subprocess.Popen(command, env=self._environment(), start_new_session=True))
+
+    def _options(self, content: dict[str, Any]) -> list[str]:
+        options = ["--num_processes", str(self.number)]
+        if not self.on_cpu:
+            if self.config is not None:
+                options = ["--config_file", str(self.config), *options]
+            elif self.number > 1:
+                options = ["--multi_gpu", "--num_machines", "1", *options]
+            several = int(content.get("num_machines", 1)) > 1
+            return options if several else [*options, "--main_process_port", "0"]
+        if content.get("distributed_type") in ("FSDP", "DEEPSPEED"):
+            print(f"Without GPUs nothing is sharded: {self.number} processes on the CPU as under ddp.", file=sys.stderr)
+        plain = ["--config_file", str(accelerate_config("ddp" if self.number > 1 else "one_gpu"))]
+        return [*plain, *options, "--mixed_precision", "no", "--main_process_port", "0"]
+
+    def _environment(self) -> dict[str, str]:
+        environment = dict(os.environ)
+        if self.on_cpu:
+            environment["ACCELERATE_USE_CPU"] = "true"
+        elif self.number == 1:
+            # One process that sees several GPUs would replicate the model over them.
+            environment["CUDA_VISIBLE_DEVICES"] = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        return environment
+
+    def _check_machine(self, content: dict[str, Any]) -> None:
+        machines = int(content.get("num_machines", 1))
+        if machines > 1 and content.get("main_process_ip") == "127.0.0.1":
+            raise MuscleError(
+                f"{self.config} is for {machines} machines and does not name the first one: start it on each of them "
+                "as recipes/accelerate/slurm.sh does"
+            )
+        here, gpus = self.number // machines, _gpus()
+        if here > max(1, gpus):
+            number = f"--num-processes {gpus}" if gpus else "--smoke, or --use_cpu true for two processes on the CPU"
+            raise MuscleError(f"{here} processes need a GPU each, and there are {gpus} here; give {number}")
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _wait(launcher: subprocess.Popen) -> int:
+    import psutil
+
+    from muscle_hf.pipeline.interrupt import SIGNALS, handling
+
+    asked = 0
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked += 1
+        processes = psutil.Process(launcher.pid).children() if launcher.poll() is None else []
+        if processes and asked < 3:
+            for process in processes:
+                process.send_signal(signal.SIGINT)
+        else:
+            launcher.terminate()
+
+    with handling(forward, (*SIGNALS, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))):
+        code = launcher.wait()
+    return INTERRUPTED if asked else code

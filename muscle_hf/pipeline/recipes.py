@@ -81,12 +81,6 @@ def accelerate_config(name: str) -> Path:
     return known[name]
 
 
-def is_distributed(config: Path) -> bool:
-    """Whether an accelerate configuration asks for more than one process or a distributed engine."""
-    content = read_yaml(config)
-    return content.get("distributed_type", "NO") != "NO" or int(content.get("num_processes", 1)) > 1
-
-
 # ---- Measured against published ----
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
@@ -85,7 +84,7 @@ class Run:
             task = dataclasses.replace(task, max_new_tokens=settings.max_new_tokens)
         self.settings, self.task, self.splits = settings, task, splits
         self.folder = Path(settings.output_dir)
-        self._process = PartialState()
+        self._process = steps.process_state(settings.training)
         self._finished: set[str] = set()
         self._say = say if self._process.is_main_process else lambda text: None
         self._how = steps.loading(settings)

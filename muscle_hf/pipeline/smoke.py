@@ -6,13 +6,13 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from muscle_hf import demo
 from muscle_hf.bundled import bundled
 from muscle_hf.errors import MuscleError
 from muscle_hf.pipeline.config import ModelSettings, RunSettings, SplitSettings
+from muscle_hf.pipeline.steps import process_state
 
 TRAIN_ROWS, TEST_ROWS = 8, 4
 _CHAT_TEMPLATE = (
@@ -38,8 +38,6 @@ def smoke_settings(settings: RunSettings) -> RunSettings:
         MuscleError: There is neither a sample nor a source.
     """
     folder = Path(settings.output_dir, "smoke")
-    with PartialState().main_process_first():  # several at once would read each other's half-written files
-        old, new = (ModelSettings(str(tiny_model(folder / "models" / name, seed))) for name, seed in _MODELS)
     accumulation = min(2, settings.training.get("gradient_accumulation_steps", 1))
     training = {**settings.training, "max_steps": 2, "per_device_train_batch_size": 2, "push_to_hub": False}
     training["gradient_accumulation_steps"] = accumulation
@@ -49,6 +47,8 @@ def smoke_settings(settings: RunSettings) -> RunSettings:
         training["use_cpu"] = True
         for section in (training, task_training):
             section.update({key: value for key, value in _NEEDS_CUDA.items() if key in section})
+    with process_state(training).main_process_first():  # several at once would read each other's half-written files
+        old, new = (ModelSettings(str(tiny_model(folder / "models" / name, seed))) for name, seed in _MODELS)
     return dataclasses.replace(
         settings,
         old=old,

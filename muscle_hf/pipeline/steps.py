@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, parse_flag_from_env
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import Tensor
 from transformers import (
@@ -39,6 +39,15 @@ from muscle_hf.teachers.kinds import CAUSAL_LM
 from muscle_hf.teachers.loading import load_model, load_task_model
 from muscle_hf.teachers.origin import origin_of
 from muscle_hf.trainer import MuscleTrainer
+
+
+def process_state(training: Mapping[str, Any]) -> PartialState:
+    """This process among those of a run; without being told, several on the CPU would each take themselves for all.
+
+    Args:
+        training: The run's training arguments.
+    """
+    return PartialState(cpu=bool(training.get("use_cpu")) or parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 class QuietProgress(ProgressCallback):

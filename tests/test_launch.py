@@ -1,0 +1,130 @@
+"""`muscle-hf train` with several processes: the whole command, on the CPU, as a user types it; and Ctrl-C in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from muscle_hf.cli.main import main
+from muscle_hf.pipeline.run import load_result_predictions
+from muscle_hf.pipeline.smoke import tiny_model
+
+pytest.importorskip("trl")
+COMMAND = [sys.executable, "-m", "muscle_hf.cli.main"]
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A run of many short steps of the compatibility adapter, on the CPU."""
+    bases = {name: {"base": str(tiny_model(tmp_path / name, seed))} for name, seed in (("old", 1), ("new", 2))}
+    rows = [
+        {"question": f"{i} pears and {i} plums?", "answer": f"{i} + {i} = {2 * i}\n#### {2 * i}"} for i in range(24)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    content = {
+        **bases,
+        "task": "gsm8k",
+        "output_dir": str(tmp_path / "out"),
+        "data": {
+            "source": str(tmp_path / "rows.jsonl"),
+            "train": {"split": "a", "limit": 20},
+            "test": {"split": "b", "start": 20},
+        },
+        "lora": {"r": 4},
+        "max_new_tokens": 4,
+        "control": False,
+        "training": {"use_cpu": True, "per_device_train_batch_size": 2, "max_steps": 40},
+        "task_training": {"max_steps": 1},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path / "run.yaml"
+
+
+@pytest.mark.slow
+@without_gpu
+def test_a_whole_recipe_in_two_processes(tmp_path, capfd):
+    words = ["--config", "paper/phi_1_to_1.5/piqa", "--smoke", "--output_dir", str(tmp_path), "--control", "false"]
+    assert main(["train", *words, "--accelerate-config", "fsdp2"]) == 0
+    printed = capfd.readouterr()
+    assert "nothing is sharded: 2 processes" in printed.err
+    assert printed.out.count("| MUSCLE |") == 1, "the first process alone speaks"
+    assert printed.out.count("Compatibility adapter") == 1
+    for name in ("old", "new", "muscle"):
+        ids = [p.id for p in load_result_predictions(tmp_path / "smoke")[name]]
+        assert ids == ["8", "9", "10", "11"], "both processes' answers, in order"
+        assert (tmp_path / "smoke" / name / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@without_gpu
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent to a process group, as a terminal does")
+def test_ctrl_c_saves_a_checkpoint_in_all_processes_and_the_run_goes_on(config, capfd):
+    command = [*COMMAND, "train", "--config", str(config), "--accelerate-config", "ddp", "--num-processes", "2"]
+    log = config.with_name("log.txt")
+    with log.open("w") as file:
+        started = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+    until = time.monotonic() + 240
+    # From the first step on there are some seconds left.
+    while "| 1/40" not in log.read_text() and started.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    os.killpg(started.pid, signal.SIGINT)
+    code = started.wait(timeout=240)
+    printed = log.read_text()
+    assert code == 130, printed
+    assert printed.count("Stopping after this step") == printed.count("was stopped at step") == 1, printed
+    assert "The same command goes on from there" in printed
+    assert "Traceback" not in printed
+    folder = Path(yaml.safe_load(config.read_text())["output_dir"], "muscle")
+    (checkpoint,) = folder.glob("checkpoint-*")
+    step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
+    assert 0 < step < 40
+    assert not (folder / "adapter_model.safetensors").exists()
+    # Also in one process.
+    assert main(["train", "--config", str(config)]) == 0
+    printed = capfd.readouterr()
+    assert f"| {step + 1}/40" in printed.err
+    assert "| 1/40" not in printed.err
+    assert "MUSCLE" in printed.out
+    assert (folder / "adapter_model.safetensors").is_file()
+
+
+@without_gpu
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ddp"], "8 processes need a GPU each, and there are 0 here; give --smoke"),
+        (["fsdp2", "--num-processes", "3"], "3 processes need a GPU each"),
+        (["multi_node"], "for 4 machines and does not name the first one.*slurm.sh"),
+        (["ddp", "--num-processes", "0"], "--num-processes is 0"),
+        (["dpp"], "there is no accelerate configuration 'dpp'; did you mean ddp"),
+    ],
+)
+def test_what_cannot_be_launched_is_said_before_anything_is_done(words, message, config, capsys):
+    words = ["--config", str(config), "--accelerate-config", *words]
+    assert main(["train", *words, "--training.use_cpu", "false"]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert not (config.parent / "out").exists()
+
+
+def test_what_accelerate_has_launched_launches_nothing(config, capsys, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert main(["train", "--config", str(config), "--accelerate-config", "ddp"]) == 2
+    assert "leave out --accelerate-config" in capsys.readouterr().err
+
+
+def test_the_plan_counts_the_processes_that_are_asked_for(config, capsys):
+    words = ["--config", str(config), "--dry-run", "--accelerate-config", "ddp", "--num-processes", "2"]
+    assert main(["train", *words, "--max_steps", "-1"]) == 0
+    assert "2 processes" in capsys.readouterr().out
