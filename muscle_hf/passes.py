@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -107,8 +107,8 @@ class _Kept:
 
     Args:
         parts: Its sequences with trained tokens, in the order of these.
-        hidden: Of each; None where it is not there.
-        missing: (B,), boolean: rows with a sequence that is not there.
+        hidden: Of each, on the batch's device; None where it is not there.
+        missing: (B,), boolean, on the CPU: rows with a sequence that is not there.
     """
 
     parts: list[SequenceKey]
@@ -181,16 +181,18 @@ class ChunkedPass(PlainPass):
         keys = {role: row_keys(inputs, labels, rules) for role, rules in self._rules.items()}
         inputs, labels = self._trimmed(inputs, labels)
         chosen, rows = trained_rows(labels)
+        places = chosen.nonzero(as_tuple=True)
+        sequences = self.sequences(inputs, labels)[places]
+        trained, labelled = labels[places], labelled_tokens(inputs, rows)
         with self.head.captured() as found:
             outputs = model(**without_labels(base_of(self.student), inputs))
+        # Nothing has waited for the device since then, so the files are read while it computes.
+        kept = {role: self._look_up(role, parts, labels) for role, parts in keys.items()}
         if not self.head.explains(found, logits_of(outputs)):
             raise HeadNotApart(type(base_of(self.student)).__name__)
-        sequences = self.sequences(inputs, labels)[chosen]
-        trained, labelled = labels[chosen], labelled_tokens(inputs, rows)
-        streams = {"student": Stream(aligned(found[0], labels)[chosen], self.head)}
+        streams = {"student": Stream(aligned(found[0], labels)[places], self.head)}
         size = self.chunk_size or chunk_rows(self.head.vocabulary, labels.device)
         batch = _Batch(inputs, labels, chosen, rows)
-        kept = {role: self._look_up(role, parts, batch) for role, parts in keys.items()}
 
         def add(role: str, needed: Tensor | None) -> None:
             streams[role] = Stream(self._hidden(role, batch, needed, kept.get(role)), self.heads[role])
@@ -221,13 +223,11 @@ class ChunkedPass(PlainPass):
         """A teacher's hidden states of the trained tokens, (N, d); zeros in rows that are not needed."""
         if kept is None:
             return self._computed(role, batch, needed)
-        missing = kept.missing if needed is None else kept.missing & needed
+        missing = kept.missing if needed is None else kept.missing & needed.cpu()
         computed = self._computed(role, batch, missing).split([part.count for part in kept.parts])
-        self._keep(role, kept, computed, missing[batch.rows].tolist())
-        pieces = [
-            fresh if known is None else known.to(batch.labels.device)
-            for fresh, known in zip(computed, kept.hidden, strict=True)
-        ]
+        fresh = [(part.key, piece) for part, piece in zip(kept.parts, computed, strict=True) if missing[part.row]]
+        self.caches[role].put([key for key, _ in fresh], [piece for _, piece in fresh])
+        pieces = [own if known is None else known for own, known in zip(computed, kept.hidden, strict=True)]
         width = max((piece.size(-1) for piece in pieces), default=1)
         # Where nothing was computed, what is neither known nor needed is one column of zeros.
         return torch.cat([p if p.size(-1) == width else p.new_zeros(len(p), width) for p in pieces] or [computed[0]])
@@ -240,26 +240,16 @@ class ChunkedPass(PlainPass):
             return chosen.new_zeros(len(rows), 1, dtype=torch.float32)
         few = {key: value[needed] if _per_row(value, len(needed)) else value for key, value in inputs.items()}
         hidden = aligned(self._run(role, few), labels[needed])[chosen[needed]]
-        return hidden.new_zeros(len(rows), hidden.size(-1)).index_put_((needed[rows].nonzero().squeeze(-1),), hidden)
+        here = needed.to(rows.device)[rows].nonzero().squeeze(-1)
+        return hidden.new_zeros(len(rows), hidden.size(-1)).index_put_((here,), hidden)
 
     # ---- The cache ----
 
-    def _look_up(self, role: str, parts: list[SequenceKey], batch: _Batch) -> _Kept:
+    def _look_up(self, role: str, parts: list[SequenceKey], labels: Tensor) -> _Kept:
         hidden = self.caches[role].get([part.key for part in parts])
-        counts = torch.tensor([part.count for part in parts], dtype=torch.int64)
-        unknown = torch.tensor([piece is None for piece in hidden], dtype=torch.bool).repeat_interleave(counts)
-        missing = torch.zeros(len(batch.labels), dtype=torch.bool, device=batch.labels.device)
-        missing.index_fill_(0, batch.rows[unknown.to(batch.rows.device)], True)
-        return _Kept(parts, hidden, missing)
-
-    def _keep(self, role: str, kept: _Kept, computed: Sequence[Tensor], fresh: list[bool]) -> None:
-        at, keys, rows = 0, [], []
-        for part, piece in zip(kept.parts, computed, strict=True):
-            if fresh[at]:
-                keys.append(part.key)
-                rows.append(piece)
-            at += part.count
-        self.caches[role].put(keys, rows)
+        missing = torch.zeros(len(labels), dtype=torch.bool)
+        missing[[part.row for part, piece in zip(parts, hidden, strict=True) if piece is None]] = True
+        return _Kept(parts, [None if piece is None else _moved(piece, labels.device) for piece in hidden], missing)
 
     def flush(self) -> None:
         """Write to the disk what the caches hold in memory."""
@@ -306,6 +296,11 @@ def _rows_that_need(role: str, weight: Tensor, rows: Tensor, count: int) -> Tens
     """(B,), boolean: the rows of the batch with a token that follows a teacher."""
     follows = weight[:, 0 if role == "old" else 1] > 0
     return torch.zeros(count, dtype=torch.bool, device=rows.device).index_fill_(0, rows[follows], True)
+
+
+def _moved(kept: Tensor, device: torch.device) -> Tensor:
+    # From memory that is pinned a GPU fetches by itself, while the files of the next row are read.
+    return kept.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else kept.to(device)
 
 
 def _per_row(value: Any, count: int) -> bool:

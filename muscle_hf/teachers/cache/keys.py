@@ -38,10 +38,12 @@ class SequenceKey(NamedTuple):
         key: 32 bytes; None where its hidden states cannot be told apart by its own content, so that it must not be
             cached.
         count: How many of its positions are trained, n.
+        row: Of the batch.
     """
 
     key: bytes | None
     count: int
+    row: int
 
 
 @dataclass(frozen=True)
@@ -156,13 +158,14 @@ def row_keys(
     for row, trained in enumerate(batch.trained):
         if not batch.packed:
             if trained.any():
-                found.append(SequenceKey(batch.key(row, None, trained), int(np.count_nonzero(trained))))
+                found.append(SequenceKey(batch.key(row, None, trained), int(np.count_nonzero(trained)), row))
             continue
         sequences = batch.sequences[row]
         own = sequences[: trained.size]
         for sequence in np.unique(own[trained]).tolist():
             chosen = trained & (own == sequence)
-            found.append(SequenceKey(batch.key(row, sequences == sequence, chosen), int(np.count_nonzero(chosen))))
+            key = batch.key(row, sequences == sequence, chosen)
+            found.append(SequenceKey(key, int(np.count_nonzero(chosen)), row))
     return found
 
 
