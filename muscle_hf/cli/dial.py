@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.text import Text
 
     from muscle_hf.dial import Dial, check_points, choose, walk
+    from muscle_hf.dial.dial import find_ends
     from muscle_hf.report import dial as report
 
     console = Console()
@@ -80,14 +81,15 @@ def run(args: argparse.Namespace) -> int:
     _make_room(args.output, args.overwrite)
     task, items = asked(args)
     loading = loading_arguments(args)
+    revisions = {"new_revision": args.new_revision, "compat_revision": args.revision}
+    find_ends(args.new, args.compat, **revisions)
     old = _old_predictions(args, task, items, loading)
     dial = Dial.load(
         args.new,
         args.compat,
         task,
         base_model=args.base_model,
-        new_revision=args.new_revision,
-        compat_revision=args.revision,
+        **revisions,
         **loading,
     )
     path = walk(

@@ -107,16 +107,8 @@ class Dial:
             MuscleError: One of them is missing or no adapter, they are of different bases, or there is nothing exact
                 between them.
         """
-        fetch = {key: arguments[key] for key in FETCH_KEYS if arguments.get(key) is not None}
-        folders = find_adapter(new, new_revision, fetch), find_adapter(compat, compat_revision, fetch)
-        for name, folder, owner in zip((new, compat), folders, ("new", "compatibility"), strict=True):
-            if folder is None:
-                raise MuscleError(
-                    f"{name} is a whole model: the dial needs an adapter of the {owner} model, since what it mixes "
-                    "are the deltas of two adapters on one base"
-                )
+        folders = find_ends(new, compat, new_revision=new_revision, compat_revision=compat_revision, **arguments)
         files = tuple(LoraAdapter.read(folder.folder) for folder in folders)
-        interpolate(*files, 0.5)  # before the base is loaded
         where = {"adapter": new} if base_model is not None else {}
         model, tokenizer = load_for_evaluation(base_model or new, task, revision=new_revision, **where, **arguments)
         first = model.active_adapter
@@ -259,6 +251,40 @@ class Dial:
         folder = self._folders[1].folder
         if (folder / CARD_STATE_FILE).is_file():
             dataclasses.replace(CardState.load(folder), examples=[], made_by=None).save(stage)
+
+
+def find_ends(
+    new: str | os.PathLike,
+    compat: str | os.PathLike,
+    *,
+    new_revision: str | None = None,
+    compat_revision: str | None = None,
+    **arguments: Any,
+) -> tuple[AdapterFolder, AdapterFolder]:
+    """Fetch two adapters and make sure, before any base is loaded, that there is something exact between them.
+
+    Args:
+        new: See :meth:`Dial.load`.
+        compat: See :meth:`Dial.load`.
+        new_revision: See :meth:`Dial.load`.
+        compat_revision: See :meth:`Dial.load`.
+        **arguments: Those that say where to fetch from count.
+
+    Raises:
+        MuscleError: One of them is missing or no adapter, or they cannot be mixed.
+    """
+    fetch = {key: arguments[key] for key in FETCH_KEYS if arguments.get(key) is not None}
+    found = []
+    for name, revision, owner in ((new, new_revision, "new"), (compat, compat_revision, "compatibility")):
+        folder = find_adapter(name, revision, fetch)
+        if folder is None:
+            raise MuscleError(
+                f"{name} is a whole model: the dial needs an adapter of the {owner} model, since what it mixes are the "
+                "deltas of two adapters on one base"
+            )
+        found.append(folder)
+    interpolate(*(LoraAdapter.read(folder.folder) for folder in found), 0.5)
+    return found[0], found[1]
 
 
 def identity_of(items: Sequence[Item]) -> str:

@@ -241,7 +241,9 @@ def _check_together(new: LoraAdapter, compat: LoraAdapter) -> None:
 
 
 def _plain(value: object) -> object:
-    return sorted(map(str, value)) if isinstance(value, (list, set, tuple)) else value
+    """A setting to be compared: lists of names have no order, and PEFT repeats names in some."""
+    names = isinstance(value, (list, set, tuple)) and all(isinstance(entry, str) for entry in value)
+    return sorted(set(value)) if names else value  # type: ignore[call-overload]
 
 
 def _joined(module: str, parts: list[tuple[_Layer, float]], rank: int, has_bias: bool) -> dict[str, Tensor]:

@@ -31,6 +31,7 @@ _AUTO_CLASSES = {
 }
 # Of the LoRA's configuration, what a reader wants to know.
 _LORA_SETTINGS = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "modules_to_save")
+_PARENTS = {"new": "dial, t = 0: v2's task adapter", "compat": "dial, t = 1: compatibility adapter"}
 # Settings that say how a run was watched and kept rather than what was trained.
 _HOUSEKEEPING = frozenset({"disable_tqdm", "do_train", "do_eval", "do_predict", "use_cpu", "report_to", "push_to_hub"})
 _HOUSEKEEPING_KINDS = ("logging_", "log_", "save_", "hub_", "dataloader_", "trackio", "debug")
@@ -156,6 +157,7 @@ def card_context(card: Card, picture_names: list[str], curves_file: str) -> dict
         "warnings": (card.comparison or {}).get("warnings", []),
         "has_report": card.has_report,
         "examples": [{name: markdown(value, 300) for name, value in row.items()} for row in state.examples],
+        "dial": _dial(provenance.get("dial")),
         "objective": [(_words(name), code(value)) for name, value in provenance["objective"].items()],
         "other_mask": provenance["objective"].get("mask") != "student_wrong",
         "data": list(_data_rows(card)),
@@ -173,6 +175,28 @@ def card_context(card: Card, picture_names: list[str], curves_file: str) -> dict
         "license_text": card.license.explanation,
         "environment": list(_environment_rows(state)),
     }
+
+
+def _dial(dial: Mapping[str, Any] | None) -> Markdown | None:
+    """Of a point between v2's adapter and a compatibility adapter (:mod:`muscle_hf.dial`): where, and how chosen."""
+    if not dial:
+        return None
+    choice, t, chosen = dial.get("choice"), dial["t"], ""
+    if choice:
+        rule = "by hand" if choice["rule"] == "choose" else f"by the rule {choice['rule']}"
+        chosen = (
+            f"Chosen {markdown(rule)} on {choice['items']} items of {markdown(choice['task'], 80)} (split "
+            f"{markdown(choice['split'], 80)}). Figures on those items would be too good."
+        )
+    if t in (0, 1):
+        whole = "the compatibility adapter" if t else "v2's task adapter"
+        words = f"These weights are {whole} itself, one end of a dial between the two."
+    else:
+        words = (
+            f"These weights are a point between two adapters: the delta of each layer is {1 - t:g} times that of v2's "
+            f"task adapter plus {t:g} times that of the compatibility adapter, whose training is described here."
+        )
+    return Markdown(f"{words} {chosen}".strip())
 
 
 def _summary(card: Card) -> Markdown:
@@ -341,6 +365,9 @@ def _hash_rows(provenance: Mapping[str, Any]) -> Iterable[tuple[str, Markdown]]:
             description = provenance[role][part]
             if description:
                 yield f"{name} {part if part == 'base' else 'task adapter'}", code(description["sha256"])
+    for key, name in _PARENTS.items():
+        if provenance.get("dial"):
+            yield name, code(provenance["dial"][key]["sha256"])
     if provenance.get("tokenizer"):
         yield f"vocabulary ({provenance['tokenizer']['tokens']} tokens)", code(provenance["tokenizer"]["sha256"])
 

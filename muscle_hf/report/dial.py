@@ -178,12 +178,12 @@ def page(path: DialPath, chosen: DialPoint | None, rule: str, max_loss: float = 
         figure(
             nfr_title,
             _along(path, chosen, nfr_title, lambda point: point.change_of_nfr, w.points),
-            f"Against v2 on the same items, with {level} intervals. Below the line: fewer negative flips.",
+            f"Against v2 (dashed) on the same items, with {level} intervals. Below the line: fewer negative flips.",
         ),
         figure(
             quality_title,
             _along(path, chosen, quality_title, lambda point: point.change_of_accuracy, _show(path)[1]),
-            f"Against v2 on the same items, with {level} intervals. Above the line: better answers.",
+            f"Against v2 (dashed) on the same items, with {level} intervals. Above the line: better answers.",
         ),
     ]
     note = (
@@ -199,7 +199,7 @@ def page(path: DialPath, chosen: DialPoint | None, rule: str, max_loss: float = 
 
 
 def _headline(chosen: DialPoint | None) -> str:
-    return "No point qualifies" if chosen is None else f"t = {chosen.t:g}"
+    return "No point qualifies" if chosen is None else "The chosen point"
 
 
 def _html_table(path: DialPath, chosen: DialPoint | None) -> Markup:
@@ -234,7 +234,7 @@ def _path_picture(path: DialPath, chosen: DialPoint | None) -> Markup:
         charts.text(_RIGHT, _BOTTOM + 34, f"{nfr} →", "head", "end"),
         charts.text(_LEFT + 2, _BOTTOM + 34, "↖ better", "head accent"),
         charts.line(_LEFT, floor, _RIGHT, floor, "mark old"),
-        charts.text(_RIGHT - 4, floor - 5, f"v2's {quality}", "tiny halo", "end"),
+        charts.text(_LEFT + 4, floor + 13, f"v2's {quality}", "tiny halo"),
         _polyline(places),
     ]
     taken: list[tuple[float, float]] = []
@@ -267,7 +267,6 @@ def _along(
         *_frame(x_scale, y_scale, lambda t: f"{t:g}", show, x_ticks=[point.t for point in path.points]),
         tag("polygon", points=_coordinates([*upper, *reversed(lower)]), class_="band"),
         charts.line(_LEFT, zero, _RIGHT, zero, "mark old"),
-        charts.text(_RIGHT - 4, zero - 5, "v2", "tiny halo", "end"),
         charts.text(_RIGHT, _BOTTOM + 34, "t →", "head", "end"),
         _polyline(places),
     ]
