@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "MuscleSFTConfig": "sft",
         "MuscleSFTTrainer": "sft",
         "MuscleTrainer": "trainer",
+        "TransferPrompts": "transfer.prompts",
         "load_compatible": "hub.load",
     },
 )

@@ -31,6 +31,12 @@ class MuscleConfig(TrainingArguments):
         loss_chunk_size: Trained tokens whose logits are held at a time; by default as many as fit into 32 MiB where
             the output layer can be called apart, else all of them. 0: all of them.
         skip_unneeded_teachers: Run a teacher's body only on rows with a token that follows it, where that pays.
+        transfer_mask: What rows of ``transfer_dataset`` follow, which have no labels: ``mean`` of both teachers'
+            probabilities (``mean(0.65)``: 0.65 of v1's), ``more_confident``, ``more_confident_sequence``,
+            ``always_old``, ``always_new``, or a function of your own.
+        transfer_ratio: Rows of ``transfer_dataset`` for each labelled row in an epoch; all of them by default.
+        divergence: From a teacher: ``kl``, or ``logit_difference`` on its likeliest tokens.
+        blend: What tokens follow that follow both teachers: the mean of their ``probabilities`` or ``logits``.
         teacher_cache: A folder that keeps the teachers' hidden states, so that each row is seen by a teacher once;
             shared by epochs, runs and processes (docs/cache.md).
 
@@ -47,7 +53,7 @@ class MuscleConfig(TrainingArguments):
         metadata={
             "help": "Which tokens follow the old model: student_wrong (the method), old_right, always_old, "
             "old_likelier (LL_L), old_likelier_sequence (LL_S), or a function of your own as "
-            "'package.module:function'."
+            "'package.module:function'; all names and their equations are in docs/objective.md."
         },
     )
     compatibility_weight: float = field(
@@ -66,6 +72,25 @@ class MuscleConfig(TrainingArguments):
             "help": "Tokens that are trained on: 'labels' (every label that is not -100; context and answer in the "
             "paper), 'completion' (of these, where completion_mask is 1), 'assistant' (where assistant_masks is 1)."
         },
+    )
+    transfer_mask: str = field(
+        default="mean",
+        metadata={
+            "help": "What rows without labels follow: mean, mean(0.65) (v1's share), more_confident, "
+            "more_confident_sequence, always_old, always_new, or 'package.module:function'."
+        },
+    )
+    transfer_ratio: float | None = field(
+        default=None,
+        metadata={"help": "Rows without labels for each labelled row in an epoch; all of them by default."},
+    )
+    divergence: str = field(
+        default="kl",
+        metadata={"help": "How far the student is from a teacher: kl (the paper's) or logit_difference (ELODI's)."},
+    )
+    blend: str = field(
+        default="probabilities",
+        metadata={"help": "What tokens follow that follow both teachers: the mean of their probabilities or logits."},
     )
     check_base: bool = field(
         default=True,
@@ -92,10 +117,15 @@ class MuscleConfig(TrainingArguments):
             raise MuscleError(
                 f"trained_tokens is {self.trained_tokens!r}; choose one of {', '.join(get_args(TrainedTokens))}"
             )
-        if not isinstance(self.mask, str):
+        for name in ("mask", "transfer_mask"):
+            if not isinstance(value := getattr(self, name), str):
+                raise MuscleError(
+                    f"{name} is a {type(value).__name__}, which cannot be saved with the settings; name it as "
+                    "'package.module:function' here, or pass the function as MuscleTrainer(mask=...)"
+                )
+        if self.transfer_ratio is not None and not 0 < self.transfer_ratio < float("inf"):
             raise MuscleError(
-                f"mask is a {type(self.mask).__name__}, which cannot be saved with the settings; name it as "
-                "'package.module:function' here, or pass the function as MuscleTrainer(mask=...)"
+                f"transfer_ratio is {self.transfer_ratio}; it must be > 0 (rows per labelled row)"
             )
         if self.loss_chunk_size is not None and self.loss_chunk_size < 0:
             raise MuscleError(f"loss_chunk_size is {self.loss_chunk_size}; it must be >= 1, or 0 for whole logits")
@@ -120,6 +150,9 @@ def objective_of(args: TrainingArguments, mask: MaskFunction | None = None) -> O
             compatibility_weight=args.compatibility_weight,
             scale_by_temperature_squared=args.scale_by_temperature_squared,
             label_smoothing=args.label_smoothing_factor,
+            transfer_mask=resolve_mask(args.transfer_mask),
+            divergence=args.divergence,
+            blend=args.blend,
         )
     method = Objective(label_smoothing=args.label_smoothing_factor)
     return method if mask is None else replace(method, mask=resolve_mask(mask))

@@ -33,11 +33,23 @@ def encode_items(
         Rows with ``input_ids``, ``labels`` and ``completion_mask``
         (1 on the answer), all of one length.
     """
+    pairs = [(item.prompt, item.target) for item in items]
+    return encode_answers(tokenizer, pairs, answers_only=answers_only, end_answers=end_answers)
+
+
+def encode_answers(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    answers_only: bool = False,
+    end_answers: bool = True,
+) -> list[dict[str, list[int]]]:
+    """:func:`encode_items` for prompts and answers that are texts."""
     from muscle_hf.evaluation.encoding import encode_pairs
 
     closing = [tokenizer.eos_token_id] if end_answers and tokenizer.eos_token_id is not None else []
     rows = []
-    for prompt, answer in encode_pairs(tokenizer, [(item.prompt, item.target) for item in items]):
+    for prompt, answer in encode_pairs(tokenizer, pairs):
         answer = answer + closing
         ids = prompt + answer
         labels = [IGNORED] * len(prompt) + answer if answers_only else list(ids)

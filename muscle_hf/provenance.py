@@ -92,9 +92,7 @@ class Provenance:
             objective=describe_objective(trainer.objective, trainer.trained_tokens),
             training=changed_settings(trainer.args),
             data={
-                name: describe_dataset(dataset)
-                for name, dataset in (("train", trainer.train_dataset), ("eval", trainer.eval_dataset))
-                if dataset is not None
+                name: describe_dataset(dataset) for name, dataset in trainer.datasets().items() if dataset is not None
             },
             packages=dict(_package_versions()),
             labels=_describe_labels(trainer),
@@ -233,6 +231,9 @@ def describe_objective(objective: Objective, trained_tokens: str) -> dict[str, A
         "compatibility_weight": objective.compatibility_weight,
         "scale_by_temperature_squared": objective.scale_by_temperature_squared,
         "trained_tokens": trained_tokens,
+        "transfer_mask": objective.transfer_mask.name,
+        "divergence": objective.divergence,
+        "blend": objective.blend,
     }
 
 
@@ -258,6 +259,8 @@ def describe_dataset(dataset: Any) -> Any:
     """
     if isinstance(dataset, dict):
         return {name: describe_dataset(part) for name, part in dataset.items()}
+    if hasattr(dataset, "describe"):
+        return dataset.describe()
     description: dict[str, Any] = {"class": type(dataset).__name__}
     if fingerprint := getattr(dataset, "_fingerprint", None):
         description["fingerprint"] = fingerprint

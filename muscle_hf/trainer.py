@@ -36,9 +36,10 @@ from muscle_hf.teachers import ModelTeacher, Teacher, kind_of, make_student, mak
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, keep_quantized_trainable, read_adapter
 from muscle_hf.teachers.cached import CachedTeacher, cached_teacher
 from muscle_hf.teachers.checks import check_label_sets, check_tokenizers
-from muscle_hf.teachers.kinds import IGNORED
+from muscle_hf.teachers.kinds import IGNORED, UNLABELLED
 from muscle_hf.teachers.placing import is_sharded, shard, to_device
 from muscle_hf.teachers.weights import base_of
+from muscle_hf.transfer.trainer import TransferMixin
 
 logger = logging.get_logger(__name__)
 
@@ -46,7 +47,7 @@ _TIMING = re.compile(r"runtime|per_second|total_flos|preparation_time|memory|mem
 _MASK_COLUMNS = {"completion": "completion_mask", "assistant": "assistant_masks"}
 
 
-class MuscleMixin(HubMixin):
+class MuscleMixin(TransferMixin, HubMixin):
     """The MUSCLE objective for ``transformers.Trainer`` and trainers derived from it.
 
     Comes before the trainer among the bases: ``class MuscleTrainer(MuscleMixin, Trainer)``, whose arguments are
@@ -70,6 +71,7 @@ class MuscleMixin(HubMixin):
         new_model_kwargs: Mapping[str, Any] | None = None,
         old_processing_class: Any = None,
         mask: MaskFunction | None = None,
+        transfer_dataset: Any = None,
         **trainer_arguments: Any,
     ):
         if old_model is None:
@@ -104,6 +106,7 @@ class MuscleMixin(HubMixin):
         if self.teachers["old"].model is not self.student:
             check_tokenizers(self.tokenizer, old_processing_class, self.teachers["old"].model, self.student)
         self._data_checked = self._check_train_dataset()
+        self.mix_in_transfer_rows(transfer_dataset)
         self._train_sums: Tensor | None = None
         self._eval_sums: Tensor | None = None
         self._best_loaded_at = 0
@@ -258,6 +261,8 @@ class MuscleMixin(HubMixin):
         super()._set_signature_columns_if_needed()
         if self.trained_tokens in _MASK_COLUMNS and _MASK_COLUMNS[self.trained_tokens] not in self._signature_columns:
             self._signature_columns.append(_MASK_COLUMNS[self.trained_tokens])
+        if UNLABELLED not in self._signature_columns:
+            self._signature_columns.append(UNLABELLED)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Trainer's, after making sure that nothing but the compatibility adapter is in it.
@@ -424,6 +429,7 @@ class MuscleMixin(HubMixin):
             if self.provenance is not None:
                 self.provenance.check_same_models(Path(resume_from_checkpoint))
         self._train_sums = None
+        self.answer_transfer_prompts(resumes=bool(resume_from_checkpoint))
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
@@ -491,6 +497,9 @@ class MuscleTrainer(MuscleMixin, Trainer):
             if not the active one.
         new_model_kwargs: The same for ``new_model``.
         old_processing_class: v1's tokenizer, to compare vocabularies where it is not saved with v1's base.
+        transfer_dataset: Rows without labels that are trained on beside ``train_dataset`` and follow the teachers by
+            ``args.transfer_mask``: rows whose labels say, by any id but -100, where something is trained (for
+            classifiers none are needed), or :class:`~muscle_hf.TransferPrompts`, which the models answer.
         mask: A mask function of your own (see ``muscle_hf.losses.masks``) instead of ``args.mask``.
 
     Raises:

@@ -105,6 +105,7 @@ def cache_teachers(
 def _datasets(trainer: MuscleTrainer) -> list[tuple[str, Any, Callable]]:
     """Rows and collators as the trainer's own loaders use them."""
     evaluated = trainer.eval_dataset
+    trainer.answer_transfer_prompts(resumes=True)
     parts = {"training": trainer.train_dataset}
     parts |= evaluated if isinstance(evaluated, dict) else {"evaluation": evaluated}
     made = []

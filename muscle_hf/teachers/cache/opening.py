@@ -75,11 +75,12 @@ def _expected(model: torch.nn.Module, precision: str | None) -> Column:
 
 def _size_of(trainer: MuscleTrainer) -> tuple[int, int]:
     """Rows of the training set and about how many trained tokens they have; 0 and 0 for a stream."""
-    data = trainer.train_dataset
+    data, rows = trainer.datasets()["train"], trainer.train_dataset
     if not isinstance(data, Sized) or not hasattr(data, "__getitem__") or not len(data):
         return 0, 0
     data, collate = trainer.rows_and_collator(data, "training")
     sample = range(0, len(data), max(1, len(data) // _SAMPLE))
     with torch.random.fork_rng(devices=[]):
         found = sum(int((trainer.trained_labels(collate([data[i]])) != IGNORED).sum()) for i in sample)
-    return len(data), round(found * len(data) / len(sample))
+    # Transfer rows may have no answers yet; they are taken to be as long as the others.
+    return len(rows), round(found * len(rows) / len(sample))

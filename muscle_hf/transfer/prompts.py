@@ -1,0 +1,209 @@
+"""Transfer rows: inputs without labels, such as a product's own prompts, whose targets come from the teachers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from torch import nn
+
+from muscle_hf.data import encode_answers
+from muscle_hf.errors import MuscleError
+from muscle_hf.evaluation import Item, Prediction, Task, evaluate_task, read_predictions, write_predictions
+from muscle_hf.teachers import Teacher
+from muscle_hf.teachers.adapters import frozen_view
+from muscle_hf.teachers.cached import CachedTeacher
+from muscle_hf.teachers.teacher import AdapterTeacher
+from muscle_hf.teachers.weights import content_hash
+
+if TYPE_CHECKING:
+    from muscle_hf.trainer import MuscleTrainer
+
+ANSWERS = ("old", "new", "both", "student", "choices")
+FOLDER = "transfer_answers"
+
+Checker = Callable[[Item, str], bool]
+
+
+@dataclass
+class TransferPrompts:
+    """Prompts whose answers are made by the models, before training or, by the student, before each epoch.
+
+    Only where something is trained comes from the answers; what is trained there comes from the teachers, by
+    ``MuscleConfig.transfer_mask``.
+
+    Args:
+        prompts: Texts, or items of a task (their right answers are not looked at).
+        answers: Whose answers: ``old``, ``new``, ``both`` (two rows where they differ), ``student`` (those of the
+            model being trained, anew before each epoch: on-policy), or ``choices``: every choice of an item.
+        task: How items are answered; greedy text of up to ``max_new_tokens`` for prompts that are texts.
+        max_new_tokens: Where no task says it.
+        checker: ``(item, answer) -> bool``: whether an answer is right. Where the answer of one teacher is wrong and
+            that of the other right, the right one is taken.
+        end_answers: Train on an EOS after each answer.
+        batch_size: Of the answering; chosen automatically by default.
+
+    Raises:
+        MuscleError: No prompts, an unknown source of answers, or choices where there are none.
+    """
+
+    prompts: Sequence[str | Item]
+    answers: str = "both"
+    task: Task | None = None
+    max_new_tokens: int = 64
+    checker: Checker | None = None
+    end_answers: bool = True
+    batch_size: int | None = None
+    items: list[Item] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not len(self.prompts):
+            raise MuscleError("there are no transfer prompts")
+        if self.answers not in ANSWERS:
+            raise MuscleError(f"transfer answers are {self.answers!r}; choose one of {', '.join(ANSWERS)}")
+        self.items = [_as_item(index, prompt) for index, prompt in enumerate(self.prompts)]
+        if self.task is None:
+            if any(item.choices for item in self.items):
+                raise MuscleError("these transfer prompts have choices; pass the task= that says how to choose")
+            self.task = Task("transfer", "generation", _not_from_rows, "exact_match", self.max_new_tokens)
+        if self.task.kind == "classification":
+            raise MuscleError("a classification head needs no answers: pass its rows without labels instead")
+        if self.answers == "choices" and self.task.kind != "choice":
+            raise MuscleError(f"the task {self.task.name!r} has no choices to train on; take the models' answers")
+
+    @property
+    def renewed(self) -> bool:
+        """Whether the answers change from epoch to epoch."""
+        return self.answers == "student"
+
+    def identity(self) -> str:
+        """A hash of the prompts and of how they are answered."""
+        task = {key: value for key, value in vars(self.task).items() if not callable(value)}
+        asked = [(item.id, item.prompt, item.choices) for item in self.items]
+        return hashlib.sha256(repr((asked, task, self.answers)).encode()).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """For the provenance of what is trained on them."""
+        rows, kind = len(self.items), type(self).__name__
+        return {
+            "class": kind,
+            "rows": rows,
+            "rows_hashed": rows,
+            "answers": self.answers,
+            "sha256": self.identity(),
+        }
+
+    def answered(self, trainer: MuscleTrainer, epoch: int = 0) -> list[tuple[str, str]]:
+        """Prompts with answers; each model is asked once, and its answers are kept in the trainer's output folder."""
+        if self.answers == "choices":
+            return [(item.prompt, choice) for item in self.items for choice in item.choices]
+        if self.answers == "student":
+            texts = self._ask(trainer, trainer.student, f"student-{epoch}")
+            return list(zip((item.prompt for item in self.items), texts, strict=True))
+        roles = ("old", "new") if self.answers == "both" or self.checker else (self.answers,)
+        by_role = {role: self._ask(trainer, trainer.teachers[role], role) for role in roles}
+        found = []
+        for index, item in enumerate(self.items):
+            texts = list(dict.fromkeys(by_role[role][index] for role in roles))
+            if self.checker is not None:
+                right = [text for text in texts if self.checker(item, text)]
+                kept = texts if self.answers == "both" else [by_role[self.answers][index]]
+                texts = right or kept
+            found += [(item.prompt, text) for text in (texts if self.answers == "both" else texts[:1])]
+        return found
+
+    def _ask(self, trainer: MuscleTrainer, who: Teacher | nn.Module, name: str) -> list[str]:
+        state = PartialState()
+        key = hashlib.sha256(f"{self.identity()} {_weights_hash(trainer, name)}".encode()).hexdigest()[:16]
+        file = Path(trainer.args.output_dir, FOLDER, f"{name}-{key}.jsonl")
+        known = [read_predictions(file) if state.is_main_process and file.is_file() else None]
+        found = broadcast_object_list(known)[0]
+        if found is None:
+            with _answering(who) as model:
+                found = evaluate_task(
+                    model,
+                    trainer.tokenizer,
+                    _without_scoring(self.task),
+                    [_without_answer(item, self.task) for item in self.items],
+                    batch_size=self.batch_size,
+                    progress=not trainer.args.disable_tqdm,
+                )
+            if state.is_main_process:
+                write_predictions(file, found)
+        return [_text(item, prediction) for item, prediction in zip(self.items, found, strict=True)]
+
+    def rows(self, trainer: MuscleTrainer, epoch: int = 0) -> list[dict[str, list[int]]]:
+        """Tokenized rows with ``labels`` on the answers alone.
+
+        Raises:
+            MuscleError: There is no tokenizer, or no answer has a token to train on.
+        """
+        pairs = [(prompt, text) for prompt, text in self.answered(trainer, epoch) if text.strip()]
+        if not pairs:
+            raise MuscleError(f"every answer of {self.answers!r} to the {len(self.items)} transfer prompts is empty")
+        return encode_answers(trainer.tokenizer, pairs, answers_only=True, end_answers=self.end_answers)
+
+
+@contextlib.contextmanager
+def _answering(who: Teacher | nn.Module) -> Iterator[nn.Module]:
+    if isinstance(who, CachedTeacher):
+        who = who.loaded()
+    if isinstance(who, AdapterTeacher):
+        with frozen_view(who.model, who.adapter):
+            yield who.model
+    else:
+        yield who.model if isinstance(who, Teacher) else who
+
+
+def _weights_hash(trainer: MuscleTrainer, name: str) -> str:
+    if name.startswith("student"):
+        # Of the run; what an earlier run left behind is removed when training starts.
+        return str(trainer.args.seed)
+    teacher = trainer.teachers[name]
+    base, adapter = teacher.known_hashes or (
+        content_hash(teacher.base_weights().items()),
+        content_hash(teacher.adapter_weights().items()),
+    )
+    return f"{base} {adapter}"
+
+
+def forget_student_answers(output_dir: str | os.PathLike) -> None:
+    """Remove the student's answers of an earlier run."""
+    for file in Path(output_dir, FOLDER).glob("student-*.jsonl"):
+        file.unlink()
+
+
+def _as_item(index: int, prompt: str | Item) -> Item:
+    return Item(id=str(index), prompt=prompt) if isinstance(prompt, str) else prompt
+
+
+def _without_answer(item: Item, task: Task) -> Item:
+    # The engine scores what it answers; of these items nothing right is known, or nobody is to know it.
+    kept = {"answers": (0,)} if task.kind == "choice" else {"references": ("",)}
+    return Item(id=item.id, prompt=item.prompt, choices=item.choices, **kept)
+
+
+def _without_scoring(task: Task) -> Task:
+    if task.kind == "choice":
+        return task
+    return dataclasses.replace(task, metric="exact_match", similarity=None, extract=None)
+
+
+def _text(item: Item, prediction: Prediction) -> str:
+    if item.choices:
+        return item.choices[prediction.prediction]
+    text = str(prediction.prediction)
+    # Prompts end without the blank before the answer.
+    return text if not text or item.prompt.endswith((" ", "\n")) else f" {text}"
+
+
+def _not_from_rows(row: Mapping[str, Any], index: int) -> Item:
+    raise MuscleError("transfer prompts are items already")

@@ -1,0 +1,143 @@
+"""Rows with and without labels in one dataset and one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.teachers.kinds import IGNORED, UNLABELLED
+
+# Names of the label column that Trainer's collators know; Trainer itself renames the others to the first.
+_LABELS = ("labels", "label", "label_ids")
+# Columns that a transfer row need not have.
+_FILLED = (*_LABELS, "attention_mask")
+
+
+class MixedRows(Dataset):
+    """Labelled rows, and after them the transfer rows of an epoch.
+
+    Args:
+        labelled: Rows with right answers.
+        transfer: Rows without; their labels only say where something is trained.
+        ratio: Transfer rows for each labelled row in an epoch; all of them by default. Of more rows than that, each
+            epoch takes the next.
+        seed: Of the order in which they are taken.
+    """
+
+    def __init__(self, labelled: Sequence[Any], transfer: Sequence[Any], ratio: float | None = None, seed: int = 0):
+        self.labelled = labelled
+        self.ratio = ratio
+        self.seed = seed
+        self.epoch = 0
+        # One batch holds both, so both have the same columns.
+        self._columns = tuple(labelled[0])
+        self._count: int | None = None
+        self.replace_transfer(transfer)
+
+    def replace_transfer(self, transfer: Sequence[Any], count: int | None = None) -> None:
+        """Take other transfer rows from now on.
+
+        Args:
+            transfer: The rows.
+            count: How many make an epoch, where that must not change with them.
+        """
+        self.transfer = transfer
+        self._count = count
+        self._order = torch.randperm(len(transfer), generator=torch.Generator().manual_seed(self.seed)).tolist()
+
+    @property
+    def transfer_count(self) -> int:
+        """Transfer rows in an epoch."""
+        if self.ratio is not None:
+            return max(1, round(self.ratio * len(self.labelled)))
+        return len(self.transfer) if self._count is None else self._count
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader before each epoch."""
+        self.epoch = int(epoch)
+
+    def __len__(self) -> int:
+        return len(self.labelled) + self.transfer_count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index < 0:
+            index += len(self)
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        if index < len(self.labelled):
+            return {**self.labelled[index], UNLABELLED: False}
+        place = self.epoch * self.transfer_count + index - len(self.labelled)
+        row = dict(self.transfer[self._order[place % len(self._order)]])
+        row = {
+            name: row.get(name, self._filler(name, row)) for name in self._columns if name in row or name in _FILLED
+        }
+        return {**row, UNLABELLED: True}
+
+    @staticmethod
+    def _filler(name: str, row: Mapping[str, Any]) -> Any:
+        # A classifier has one place to predict at, so any label says where it is.
+        return [1] * len(row["input_ids"]) if name == "attention_mask" else 0
+
+
+class MarkingCollator:
+    """A collator that knows nothing of transfer rows, and the mark of each row beside its batch.
+
+    Args:
+        collate: The collator.
+    """
+
+    def __init__(self, collate: Callable[[list], Mapping[str, Any]]):
+        self.collate = collate
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "collate":
+            raise AttributeError(name)
+        return getattr(self.collate, name)
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Collate rows; the mark ``unlabelled``, (B,) boolean, is there if a row has one.
+
+        Raises:
+            MuscleError: The collator flattens rows into one.
+        """
+        marks = [bool(row.get(UNLABELLED, False)) for row in rows]
+        batch = self.collate([{key: value for key, value in row.items() if key != UNLABELLED} for row in rows])
+        if not any(UNLABELLED in row for row in rows):
+            return batch
+        if len(batch["input_ids"] if "input_ids" in batch else next(iter(batch.values()))) != len(rows):
+            raise MuscleError(
+                "the data collator packs several rows into one, so transfer rows cannot be told from labelled ones; "
+                "use a collator that pads (length grouping saves most of the padding)"
+            )
+        return {**batch, UNLABELLED: torch.tensor(marks)}
+
+
+def check_columns(labelled: Any, transfer: Any, read: Sequence[str]) -> None:
+    """Refuse transfer rows that cannot be in one batch with the labelled rows.
+
+    Args:
+        labelled: Rows of the training set.
+        transfer: Transfer rows.
+        read: The columns that are read.
+
+    Raises:
+        MuscleError: There are none, or a column is missing.
+    """
+    if not len(transfer):
+        raise MuscleError("transfer_dataset is empty")
+    first, row = labelled[0], transfer[0]
+    missing = (first.keys() & set(read)) - row.keys() - set(_FILLED)
+    sequence = next((name for name in _LABELS if isinstance(first.get(name), (list, tuple, torch.Tensor))), None)
+    if sequence is not None and sequence not in row:
+        raise MuscleError(
+            f"the transfer rows have no column {sequence!r}, which says by any id but {IGNORED} where something is "
+            "trained. To let the models answer prompts, pass muscle_hf.TransferPrompts(prompts) as transfer_dataset"
+        )
+    if missing:
+        raise MuscleError(
+            f"the transfer rows lack {', '.join(sorted(missing))}, which the training rows have; one batch holds both"
+        )

@@ -1,0 +1,96 @@
+"""What MuscleTrainer does with transfer rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import IterableDataset
+from transformers import TrainerCallback
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.teachers.placing import is_sharded
+from muscle_hf.transfer.prompts import TransferPrompts, forget_student_answers
+from muscle_hf.transfer.rows import MarkingCollator, MixedRows, check_columns
+
+if TYPE_CHECKING:
+    from muscle_hf.trainer import MuscleTrainer
+
+
+class TransferMixin:
+    """Rows without labels beside the training rows."""
+
+    def mix_in_transfer_rows(self, transfer: Any) -> None:
+        """Train on transfer rows beside ``train_dataset``; called by the constructor.
+
+        Args:
+            transfer: ``transfer_dataset``, as :class:`~muscle_hf.MuscleTrainer` takes it.
+
+        Raises:
+            MuscleError: They cannot be mixed with the training rows.
+        """
+        self._transfer = transfer
+        if transfer is None:
+            return
+        if not isinstance(self.train_dataset, Sized) or isinstance(self.train_dataset, IterableDataset):
+            raise MuscleError("transfer_dataset needs a train_dataset with a length: it is mixed with its rows")
+        if self.compute_loss_func is not None:
+            raise MuscleError("compute_loss_func looks at labels, which the rows of transfer_dataset do not have")
+        if isinstance(self._transfer, TransferPrompts):
+            if not self.kind.shifts_labels:
+                raise MuscleError(
+                    f"answers to transfer prompts are made for causal LMs; for a {self.kind.name} model pass rows as "
+                    "transfer_dataset, whose labels say where something is trained"
+                )
+            if is_sharded(self.accelerator):
+                raise MuscleError(
+                    "models that are sharded over processes (FSDP, ZeRO-3) are not asked for answers; have the "
+                    "prompts answered first, and pass rows with labels on the answers as transfer_dataset"
+                )
+            # The rows themselves are made when training starts.
+            transfer = range(len(self._transfer.items))
+            if self._transfer.renewed:
+                self.add_callback(RenewAnswers(self))
+        else:
+            self._set_signature_columns_if_needed()
+            check_columns(self.train_dataset, self._transfer, self._signature_columns)
+        ratio = getattr(self.args, "transfer_ratio", None)
+        self.train_dataset = MixedRows(self.train_dataset, transfer, ratio, self.args.data_seed or self.args.seed)
+        self.data_collator = MarkingCollator(self.data_collator)
+        self._signature_columns = None
+
+    def answer_transfer_prompts(self, epoch: int = 0, *, resumes: bool = False) -> None:
+        """Have the models answer the transfer prompts, if there are any, for an epoch; kept answers are taken again.
+
+        Args:
+            epoch: From 0.
+            resumes: Whether training goes on from a checkpoint, and with the answers that were made before it.
+        """
+        if not isinstance(self._transfer, TransferPrompts):
+            return
+        if not resumes:
+            if self.args.should_save:
+                forget_student_answers(self.args.output_dir)
+            self.accelerator.wait_for_everyone()
+        rows = self._transfer.rows(self, epoch)
+        # A student's answers may be empty, but epochs are as long as they were planned.
+        count = len(self._transfer.items) if self._transfer.renewed else None
+        self.train_dataset.replace_transfer(rows, count)
+
+    def datasets(self) -> dict[str, Any]:
+        """What is trained and evaluated on: ``train`` and ``eval``, and with transfer rows ``transfer``."""
+        found = {"train": self.train_dataset, "eval": self.eval_dataset}
+        if isinstance(self.train_dataset, MixedRows):
+            found["train"] = self.train_dataset.labelled
+            found["transfer"] = self._transfer
+        return found
+
+
+class RenewAnswers(TrainerCallback):
+    """Lets the student answer the transfer prompts anew before each epoch."""
+
+    def __init__(self, trainer: MuscleTrainer):
+        self._trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.answer_transfer_prompts(int((state.epoch or 0) + 1e-6), resumes=True)
