@@ -211,6 +211,7 @@ class _ChunkedTerms(torch.autograd.Function):
             columns = tuple(torch.cat(column) for column in zip(*parts, strict=True))
         else:
             columns = tuple(_nothing(hidden) for _ in fields(TokenTerms))
+        _show_infinite(work, TokenTerms(*columns))
         ctx.mark_non_differentiable(*columns[1:])
         return columns
 
@@ -218,6 +219,15 @@ class _ChunkedTerms(torch.autograd.Function):
     def backward(ctx, of_loss: Tensor, *others: Tensor) -> tuple[Tensor | None, None]:
         (gradient,) = ctx.saved_tensors
         return (of_loss.unsqueeze(-1).to(gradient.dtype) * gradient).to(ctx.dtype), None
+
+
+def _show_infinite(work: _Work, terms: TokenTerms) -> None:
+    # At the end of the batch: each look waits for the device.
+    if work.inspect is None or bool(torch.stack([terms.kl_old, terms.kl_new]).isfinite().all()):
+        return
+    for name, values, teacher in (("old", terms.kl_old, work.old), ("new", terms.kl_new, work.new)):
+        for tokens in (~values.isfinite()).nonzero().squeeze(-1).split(work.chunk_size):
+            work.inspect(name, teacher.logits(tokens), tokens)
 
 
 def _terms_of_chunk(work: _Work, rows: slice, student: Tensor, wanted: bool) -> tuple[Tensor, ...]:
@@ -243,7 +253,7 @@ def _terms_of_chunk(work: _Work, rows: slice, student: Tensor, wanted: bool) -> 
 
     groups = _groups(objective, weight, of_teacher)
     size = len(labels) if student.device.type != "cpu" else max(1, _BLOCK_BYTES // (4 * student.size(-1)))
-    chunk = _Chunk(work, student, weight, groups, labels, labelled, rows.start)
+    chunk = _Chunk(objective, student, weight, groups, labels, labelled)
     blocks = [slice(start, min(start + size, len(labels))) for start in range(0, len(labels), size)]
     parts = [_terms_of_block(chunk, block, wanted) for block in blocks]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
@@ -251,32 +261,40 @@ def _terms_of_chunk(work: _Work, rows: slice, student: Tensor, wanted: bool) -> 
 
 @dataclass(frozen=True)
 class _Followers:
-    """The tokens of a chunk that follow one target: all of them where ``chosen`` is None, else these, ascending."""
+    """The tokens of a chunk that follow one target: all of them where ``chosen`` is None, else these, ascending.
 
-    name: str
+    Args:
+        logits: The target's, of these tokens.
+        share: Of every token of the chunk, what it follows the target with.
+        chosen: Which tokens.
+        teachers: Whose divergence it is.
+    """
+
     logits: Tensor
     share: Tensor
     chosen: Tensor | None
+    teachers: tuple[str, ...]
 
     def within(self, block: slice) -> tuple[slice | Tensor, Tensor]:
         """Those of a block, counted from its start, and the target's logits of them."""
         if self.chosen is None:
             return slice(None), self.logits[block]
+        if block.stop - block.start == len(self.share):
+            return self.chosen, self.logits
         first, last = torch.searchsorted(self.chosen, self.chosen.new_tensor([block.start, block.stop])).tolist()
         return self.chosen[first:last] - block.start, self.logits[first:last]
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """A chunk of tokens, from the logits on; ``start`` is its place in the batch."""
+    """A chunk of tokens, from the logits on."""
 
-    work: _Work
+    objective: Objective
     student: Tensor
     weight: Tensor
     groups: list[_Followers]
     labels: Tensor
     labelled: Tensor | None
-    start: int
 
 
 def _groups(
@@ -284,25 +302,25 @@ def _groups(
 ) -> list[_Followers]:
     """Who follows what: the old model, the new one, or a blend of both models' logits."""
     shares = {"old": weight[:, 0], "new": weight[:, 1]}
-    groups = []
     both = (shares["old"] > 0) & (shares["new"] > 0) & (objective.blend == "logits")
-    if bool(both.any()):
-        chosen = None if bool(both.all()) else both.nonzero().squeeze(-1)
-        old, new = (of_teacher(name, chosen) for name in shares)
-        parts = [share if chosen is None else share[chosen] for share in shares.values()]
-        groups.append(_Followers("both", blended(old, new, *parts), shares["old"] + shares["new"], chosen))
-    for name, share in shares.items():
-        follows = (share > 0) & ~both
-        if bool(follows.all()):
-            groups.append(_Followers(name, of_teacher(name, None), share, None))
-        elif bool(follows.any()):
-            chosen = follows.nonzero().squeeze(-1)
-            groups.append(_Followers(name, of_teacher(name, chosen), share, chosen))
+    followers = {"both": both, **{name: (share > 0) & ~both for name, share in shares.items()}}
+    counts = torch.stack([follows.sum() for follows in followers.values()]).tolist()  # waits for the device once
+    groups = []
+    for (name, follows), count in zip(followers.items(), counts, strict=True):
+        if not count:
+            continue
+        chosen = None if count == len(follows) else follows.nonzero().squeeze(-1)
+        if name == "both":
+            parts = [share if chosen is None else share[chosen] for share in shares.values()]
+            logits = blended(of_teacher("old", chosen), of_teacher("new", chosen), *parts)
+            groups.append(_Followers(logits, shares["old"] + shares["new"], chosen, ("old", "new")))
+        else:
+            groups.append(_Followers(of_teacher(name, chosen), shares[name], chosen, (name,)))
     return groups
 
 
 def _terms_of_block(chunk: _Chunk, block: slice, wanted: bool) -> tuple[Tensor, ...]:
-    objective, inspect = chunk.work.objective, chunk.work.inspect
+    objective = chunk.objective
     own, targets, weight = chunk.student[block], chunk.labels[block], chunk.weight[block]
     labelled = None if chunk.labelled is None else chunk.labelled[block]
     divergence = Divergence(objective.divergence, objective.temperature)
@@ -313,9 +331,7 @@ def _terms_of_block(chunk: _Chunk, block: slice, wanted: bool) -> tuple[Tensor, 
     for group in chunk.groups:
         which, teacher = group.within(block)
         values, difference = divergence.with_slope(teacher, own[which], wanted)
-        for name in kl if group.name == "both" else (group.name,):
-            if inspect is not None and not bool(torch.isfinite(values).all()):
-                inspect(name, teacher, torch.arange(len(own), device=own.device)[which] + block.start + chunk.start)
+        for name in group.teachers:
             kl[name][which] = values
         if wanted:
             difference *= factor * group.share[block][which].unsqueeze(-1)
@@ -345,10 +361,11 @@ def _teacher_logits(work: _Work, name: str, which: slice | Tensor, student: Tens
     # The same hidden state behind the same head gives the same logits: to the bit, whatever the rows beside it.
     same = (teacher.hidden[which] == work.student.hidden[which]).all(dim=-1)
     own = student if chosen is None else student[chosen]
-    if bool(same.all()):
+    equal = int(same.sum())
+    if equal == len(same):
         return own.clone()
     logits = teacher.logits(which).to(student)
-    return torch.where(same.unsqueeze(-1), own, logits) if bool(same.any()) else logits
+    return torch.where(same.unsqueeze(-1), own, logits) if equal else logits
 
 
 def _cross_entropy(

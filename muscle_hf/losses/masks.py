@@ -92,9 +92,9 @@ class Mask:
                 f"the mask {self.name!r} returned {shape}; expected a tensor of shape ({len(labels)},) or "
                 f"({len(labels)}, 3)"
             )
-        mixture = weight.dim() == 1
+        mixture, in_range = weight.dim() == 1, weight.dtype is torch.bool
         weight = weight.detach().to(dtype)
-        if not bool(((weight >= 0) & (weight <= (1 if mixture else torch.finfo(dtype).max))).all()):
+        if not in_range and not bool(((weight >= 0) & (weight <= (1 if mixture else torch.finfo(dtype).max))).all()):
             limits = "outside [0, 1]" if mixture else "below 0 or infinite"
             raise MuscleError(f"the mask {self.name!r} returned weights {limits} (or nan)")
         return torch.stack([weight, 1 - weight, torch.zeros_like(weight)], dim=-1) if mixture else weight
