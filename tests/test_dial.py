@@ -503,7 +503,7 @@ def test_the_command_refuses_early(scene: Path, capsys):
     for more, says in (
         (["--points", "1.5"], "--extrapolate"),
         (["--compat", "base"], "is a whole model"),
-        (["--compat", "nowhere"], "neither a folder nor a repository"),
+        (["--compat", "."], "neither an adapter"),
         (["--old", "nothing.jsonl"], "there is no prediction file"),
     ):
         assert dial_command(*more) == 2

@@ -74,6 +74,17 @@ def outcome_names(kind: str) -> tuple[str, ...]:
     return ("improved", "unchanged", "regressed")
 
 
+def share(
+    indicator: Bools, among: Bools | None = None, *, clusters: NDArray[np.int32] | None, level: float
+) -> Estimate:
+    """The share of items with a property among some (or all) items, as wide as clustered items make it."""
+    chosen = indicator if among is None else indicator[among]
+    if clusters is not None and among is not None:
+        clusters = clusters[among]
+    effective = None if clusters is None or not len(chosen) else effective_items(chosen, clusters)
+    return wilson_interval(int(chosen.sum()), len(chosen), level=level, effective_total=effective)
+
+
 COUNT_NAMES = {
     "correct": ("both_right", "positive_flips", "both_wrong", "negative_flips"),
     "score": ("improved", "unchanged", "regressed"),
@@ -108,10 +119,7 @@ class TaskAnalysis:
         )
 
     def _rate(self, indicator: Bools, among: Bools | None = None) -> Estimate:
-        chosen = indicator if among is None else indicator[among]
-        clusters = None if self.clusters is None else self.clusters if among is None else self.clusters[among]
-        effective = None if clusters is None or not len(chosen) else effective_items(chosen, clusters)
-        return wilson_interval(int(chosen.sum()), len(chosen), level=self.options.level, effective_total=effective)
+        return share(indicator, among, clusters=self.clusters, level=self.options.level)
 
     def _mean(self, values: Floats) -> Estimate:
         return self._ratio(values, np.ones(len(values)))

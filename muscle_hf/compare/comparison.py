@@ -10,6 +10,7 @@ from muscle_hf.compare.analyse import AnalysisOptions, TaskAnalysis, correct_tas
 from muscle_hf.compare.document import Document, Model, NoiseFloor, Role, TaskResult
 from muscle_hf.compare.flips import list_flips
 from muscle_hf.compare.gate import Budget, check_gate
+from muscle_hf.compare.inheritance import audit
 from muscle_hf.compare.join import Joined, join
 from muscle_hf.compare.slices import find_slices
 from muscle_hf.compare.sources import ReadOptions, Source, read_source
@@ -156,7 +157,12 @@ def _analyse(joined: Sequence[Joined], models: Sequence[Model], options: Analysi
     for task, result in zip(joined, results, strict=True):
         flips, total = list_flips(task, options.epsilon, options.max_flips)
         updates = [
-            dataclasses.replace(update, slices=find_slices(task, update.label, options)) for update in result.updates
+            dataclasses.replace(
+                update,
+                slices=find_slices(task, update.label, options),
+                inheritance=audit(task, update.label, options) if update.role == "compat" else None,
+            )
+            for update in result.updates
         ]
         finished.append(dataclasses.replace(result, updates=updates, flips=flips, flips_total=total))
     return finished

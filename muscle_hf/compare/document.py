@@ -113,6 +113,69 @@ class AgainstNew:
 
 
 @dataclass(frozen=True)
+class InheritanceSlice:
+    """The errors that a compatibility model inherits among the items that share a value of a column.
+
+    Args:
+        column: Name of the column.
+        value: Its value, as text.
+        returned: See :class:`Inheritance`; the denominator is the slice's shed errors.
+        inherited: The same.
+    """
+
+    column: str
+    value: str
+    returned: Estimate
+    inherited: Estimate | None
+
+
+@dataclass(frozen=True)
+class InheritedItem:
+    """An error of the old model that the new one had shed and a compatibility model makes again.
+
+    Args:
+        id: The item's id within its task.
+        answer: ``same``: with the old model's own wrong answer (kind ``score``: back at its score). ``other``: with
+            another one (below its score). ``unknown``: the logs do not tell.
+    """
+
+    id: str
+    answer: Literal["same", "other", "unknown"]
+
+
+@dataclass(frozen=True)
+class Inheritance:
+    """Which of the old model's errors a compatibility model takes over although the new model had shed them.
+
+    *Shed* are the items that the old model has wrong and the new one right (kind ``score``: whose score the new model
+    raises by more than epsilon). They are the same for all compatibility models, so that a control among them is the
+    baseline: what it makes again was not taught by the old model.
+
+    Args:
+        shed: Number of shed errors.
+        returned: Share of them that this model has wrong again (kind ``score``: is not above the old score).
+        inherited: Share of them that it has wrong with the old model's own wrong answer (kind ``score``: is back at
+            the old score, within epsilon); None if the answers are unknown.
+        usual: Of the items that old and new both have wrong, the share with the same wrong answer: how often two
+            versions err alike without any training for it. With two choices they always do. None for kind ``score``
+            or if the answers are unknown.
+        fresh: Of the items that old and new both have right (kind ``score``: whose score the new model leaves as it
+            was), the share that this model has wrong (lowers): errors that neither of the two made.
+        slices: Most surely inherited first, by the lower end of the interval; those with less than five shed errors
+            last, those without any left out.
+        items: The inherited ones first; cut off at the document's ``max_flips``.
+    """
+
+    shed: int
+    returned: Estimate
+    inherited: Estimate | None
+    usual: Estimate | None
+    fresh: Estimate
+    slices: list[InheritanceSlice] = field(default_factory=list)
+    items: list[InheritedItem] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Update:
     """One updated model (new or compat) against the old one on one task.
 
@@ -131,6 +194,7 @@ class Update:
         verdict: Is the updated model better or worse than the old one, at the document's level, after correction?
         slices: Where it regresses most comes first.
         against_new: For compatibility models: held against the plain update.
+        inheritance: For compatibility models: which errors of the old model come back.
     """
 
     label: str
@@ -144,6 +208,7 @@ class Update:
     verdict: Verdict
     slices: list[Slice] = field(default_factory=list)
     against_new: AgainstNew | None = None
+    inheritance: Inheritance | None = None
 
 
 @dataclass(frozen=True)
@@ -162,6 +227,8 @@ class Flip:
         choices: Multiple choice: the choices as text; empty if unknown.
         columns: The item's further columns, as text.
         severity: What flips are sorted by, worst first (:attr:`TaskResult.flips`).
+        inherited: Per compatibility model that makes an error again which old made and new had shed: ``same``,
+            ``other`` or ``unknown`` (:class:`InheritedItem`).
     """
 
     id: str
@@ -174,6 +241,7 @@ class Flip:
     choices: list[str] = field(default_factory=list)
     columns: dict[str, str] = field(default_factory=dict)
     severity: float = 0.0
+    inherited: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -187,8 +255,9 @@ class TaskResult:
         items: Number of items compared.
         accuracy_old: The old model's accuracy (mean score for kind ``score``).
         updates: The new model first, then the compatibility models, in the order of :attr:`Document.models`.
-        flips: The worst first: negative flips of the new model, then of compatibility models, then positive flips;
-            within those by how far the scores or the likelihoods moved. Cut off at the document's ``max_flips``.
+        flips: The worst first: negative flips of the new model, then of compatibility models, then errors of the old
+            model that come back, then positive flips; within those by how far the scores or the likelihoods moved.
+            Cut off at the document's ``max_flips``.
         flips_total: Number of flips before the cut.
         left_out: Items not compared because a side lacks them or has changed them (``--allow-partial``).
     """

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from muscle_hf.compare.analyse import outcome_names, outcomes
 from muscle_hf.compare.document import Flip
+from muscle_hf.compare.inheritance import answer_of, returned_errors
 from muscle_hf.compare.join import Joined
 from muscle_hf.compare.table import Detail
 
@@ -30,7 +31,10 @@ def list_flips(joined: Joined, epsilon: float, limit: int) -> tuple[list[Flip], 
         are in all.
     """
     codes = {label: outcomes(joined, label, epsilon) for label in joined.labels[1:]}
+    returned = {label: returned_errors(joined, label, epsilon) for label in joined.labels[2:]}
     rank = _rank(joined, codes)
+    for found in returned.values():
+        rank = np.where(found.returned, np.maximum(rank, 1.5), rank)
     flipped = np.flatnonzero(rank > 0)
     chosen = flipped[np.argsort(-rank[flipped], kind="stable")][:limit]
     items = chosen.tolist()
@@ -43,6 +47,7 @@ def list_flips(joined: Joined, epsilon: float, limit: int) -> tuple[list[Flip], 
             {label: names[code[item]] for label, code in codes.items()},
             {label: details[label][place] for label in joined.labels},
             float(rank[item]),
+            {label: answer_of(found, item) for label, found in returned.items() if found.returned[item]},
         )
         for place, item in enumerate(items)
     ]
@@ -50,7 +55,10 @@ def list_flips(joined: Joined, epsilon: float, limit: int) -> tuple[list[Flip], 
 
 
 def _rank(joined: Joined, codes: dict[str, NDArray[np.int8]]) -> NDArray[np.float64]:
-    """From 4 up: negative flips of the new model; from 2: of a compatibility model; from 1: positive flips."""
+    """From 4 up: negative flips of the new model; from 2: of a compatibility model; from 1: positive flips.
+
+    Positive flips that a compatibility model does not keep are put at 1.5, before the others.
+    """
     worse, better = (3, 1) if joined.kind == "correct" else (2, 0)
     rank = np.zeros(len(joined.ids))
     for place, (label, code) in enumerate(codes.items()):
@@ -61,7 +69,14 @@ def _rank(joined: Joined, codes: dict[str, NDArray[np.int8]]) -> NDArray[np.floa
     return rank
 
 
-def _flip(joined: Joined, item: int, results: dict[str, str], details: dict[str, Detail], rank: float) -> Flip:
+def _flip(
+    joined: Joined,
+    item: int,
+    results: dict[str, str],
+    details: dict[str, Detail],
+    rank: float,
+    inherited: dict[str, str],
+) -> Flip:
     labels = joined.labels
     first = details[labels[0]]
     graded = joined.kind == "correct"
@@ -77,6 +92,7 @@ def _flip(joined: Joined, item: int, results: dict[str, str], details: dict[str,
         choices=[str(choice) for choice in first.choices],
         columns={str(name): str(value) for name, value in first.columns.items() if value is not None},
         severity=rank + _confidence_lost(first, [details[label] for label in labels[1:]]),
+        inherited=inherited,
     )
 
 

@@ -279,8 +279,8 @@ def find_ends(
         folder = find_adapter(name, revision, fetch)
         if folder is None:
             raise MuscleError(
-                f"{name} is a whole model: the dial needs an adapter of the {owner} model, since what it mixes are the "
-                "deltas of two adapters on one base"
+                f"{name} is a whole model: the dial needs an adapter of the {owner} model, since it mixes the deltas "
+                "of two adapters on one base"
             )
         found.append(folder)
     interpolate(*(LoraAdapter.read(folder.folder) for folder in found), 0.5)

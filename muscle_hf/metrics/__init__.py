@@ -9,6 +9,10 @@ Right or wrong (:mod:`muscle_hf.metrics.flips`; section 3.1 of the paper):
 Similarity scores (:mod:`muscle_hf.metrics.smooth`; section 3.2):
     ``smooth_flip_metrics(old_scores, new_scores, compat_scores=None, epsilon=0.0) -> dict``
 
+Errors that come back (:mod:`muscle_hf.metrics.inheritance`):
+    ``inherited_errors(old_correct, new_correct, compat_correct, old_predictions=None, compat_predictions=None)`` and
+    ``inherited_scores(old_scores, new_scores, compat_scores, epsilon=0.0)``: which items, counts and rates.
+
 Scoring text (:mod:`muscle_hf.metrics.similarity`):
     ``score_texts(predictions, references, similarity="rouge1") -> float array``;
     ``get_similarity(name_or_callable, **options)``; ``SIMILARITIES`` are the names.
@@ -37,6 +41,7 @@ from muscle_hf.metrics.flips import (
     positive_flips,
     quadrants,
 )
+from muscle_hf.metrics.inheritance import InheritedErrors, inherited_errors, inherited_scores
 from muscle_hf.metrics.intervals import (
     Estimate,
     bootstrap,
@@ -59,6 +64,7 @@ from muscle_hf.metrics.smooth import score_changes, smooth_flip_metrics
 __all__ = [
     "SIMILARITIES",
     "Estimate",
+    "InheritedErrors",
     "Quadrants",
     "bootstrap",
     "cluster_sign_test",
@@ -70,6 +76,8 @@ __all__ = [
     "flip_metrics_from_correct",
     "get_similarity",
     "holm",
+    "inherited_errors",
+    "inherited_scores",
     "is_correct",
     "mcnemar",
     "negative_flips",

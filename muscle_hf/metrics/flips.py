@@ -116,7 +116,8 @@ def check_lengths(**arrays: Sequence[Any] | NDArray[Any] | None) -> int:
     return next(iter(lengths.values()))
 
 
-def _as_answers(values: Any, name: str) -> NDArray[Any]:
+def as_answers(values: Any, name: str) -> NDArray[Any]:
+    """Checks and converts one answer per item: indices or text, no nan."""
     if not isinstance(values, np.ndarray) and any(isinstance(value, str) for value in values):
         # A fixed-width string array would reserve the longest answer's length for every item.
         array = np.empty(len(values), dtype=object)
@@ -154,11 +155,11 @@ def is_correct(predictions: Sequence[Any] | ArrayLike, targets: Sequence[Any] | 
         >>> is_correct([0, 2, 1], [0, [1, 2], 0]).tolist()
         [True, True, False]
     """
-    answers = _as_answers(predictions, "predictions")
+    answers = as_answers(predictions, "predictions")
     check_lengths(predictions=answers, targets=targets)
     several = [isinstance(target, (list, tuple, AbstractSet, np.ndarray)) for target in targets]
     if not any(several):
-        right = _as_answers(targets, "targets")
+        right = as_answers(targets, "targets")
         if len(right) and {_kind(answers), _kind(right)} == {"numbers", "strings"}:
             raise MuscleError(
                 f"predictions are {_kind(answers)} and targets are {_kind(right)}; give both as indices or as text"
@@ -184,7 +185,7 @@ def positive_flips(old_correct: ArrayLike, new_correct: ArrayLike) -> BoolArray:
 
 def negative_flips_mc(old_predictions: ArrayLike, new_predictions: ArrayLike, new_correct: ArrayLike) -> BoolArray:
     """NF_mc(x) for each item: the new answer is wrong and differs from the old one, be that right or wrong."""
-    old, new = _as_answers(old_predictions, "old_predictions"), _as_answers(new_predictions, "new_predictions")
+    old, new = as_answers(old_predictions, "old_predictions"), as_answers(new_predictions, "new_predictions")
     correct = as_correct(new_correct, "new_correct")
     check_lengths(old_predictions=old, new_predictions=new, new_correct=correct)
     return ~correct & (old != new)
@@ -282,8 +283,8 @@ def flip_metrics(
         >>> m["nfr"], m["nfr_mc"], m["acc_old"], m["acc_new"]
         (0.25, 0.5, 0.5, 0.25)
     """
-    old, new = _as_answers(old_predictions, "old_predictions"), _as_answers(new_predictions, "new_predictions")
-    compat = None if compat_predictions is None else _as_answers(compat_predictions, "compat_predictions")
+    old, new = as_answers(old_predictions, "old_predictions"), as_answers(new_predictions, "new_predictions")
+    compat = None if compat_predictions is None else as_answers(compat_predictions, "compat_predictions")
     check_lengths(old_predictions=old, new_predictions=new, compat_predictions=compat, targets=targets)
     plain = _metrics_of_answers(old, new, targets, multiple_choice)
     if compat is None:

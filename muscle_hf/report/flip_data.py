@@ -20,6 +20,8 @@ OUTCOMES = {
     "unchanged": "U",
     "regressed": "D",
 }
+# An error of the old model made again: with its own answer, with another one, or nobody knows.
+INHERITED = {"same": "S", "other": "O", "unknown": "A", None: "-"}
 # Characters that could end the script element, open a comment in it, reorder the source, or cannot be encoded; JSON
 # escapes say the same.
 _UNSAFE = re.compile("[<>&\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
@@ -30,8 +32,9 @@ def pack(document: Document) -> dict[str, Any]:
 
     Returns:
         ``models`` and ``tasks`` (names), ``roles``, ``choices`` (distinct lists of choices), ``columns`` (names) and
-        ``flips``: arrays ``[task, id, outcomes, prompt, target, answers, scores, choices, columns, severity]``, where
-        ``outcomes`` has a letter per updated model and ``columns`` a value per name (null where an item has none).
+        ``flips``: arrays ``[task, id, outcomes, prompt, target, answers, scores, choices, columns, severity,
+        inherited]``, where ``outcomes`` has a letter per updated model, ``columns`` a value per name (null where an
+        item has none), and ``inherited`` a letter per updated model (null where none makes an error of old again).
     """
     names = list(dict.fromkeys(name for task in document.tasks for flip in task.flips for name in flip.columns))
     choices: dict[tuple[str, ...], int] = {}
@@ -71,6 +74,7 @@ def _row(
         choices.setdefault(tuple(flip.choices), len(choices)) if flip.choices else None,
         [flip.columns.get(name) for name in names],
         _finite(flip.severity) or 0,
+        "".join(INHERITED[flip.inherited.get(label)] for label in labels[1:]) if flip.inherited else None,
     ]
 
 

@@ -110,6 +110,12 @@ def _add_update(add, task: TaskResult, update: Update) -> None:
         add(f"{update.label}.{key}", number)
     for key, estimate in update.rates.items():
         add(f"{update.label}.{key}", estimate.value)
+    if update.inheritance is not None:
+        add(f"{update.label}.shed", update.inheritance.shed)
+        for key in ("returned", "inherited", "fresh"):
+            rate = getattr(update.inheritance, key)
+            if rate is not None:
+                add(f"{update.label}.{key}", rate.count)
     add(f"{update.label}.p_adjusted", update.p_adjusted)
     add(f"{update.label}.verdict", update.verdict)
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from muscle_hf.compare.document import Document, Flip, Gate, TaskResult
+from muscle_hf.report import inheritance
 from muscle_hf.report import wording as w
 from muscle_hf.report.text import one_line
 
@@ -34,7 +35,8 @@ def render(document: Document, *, worst: int = 10, slices: int = 10) -> str:
     parts += [f"> ⚠️ {_plain(warning)}" for warning in document.warnings]
     if document.gate is not None:
         parts.append(_gate_table(document.gate))
-    parts += [_task_section(document, task) for task in document.tasks]
+    for task in document.tasks:
+        parts += [_task_section(document, task), *_inheritance_section(task)]
     if document.pooled:
         parts.append(_pooled_table(document))
     if document.noise:
@@ -42,7 +44,12 @@ def render(document: Document, *, worst: int = 10, slices: int = 10) -> str:
     parts.append(_footer(document))
     length = sum(len(part) + 2 for part in parts)
     for task in document.tasks:
-        for folded in (_slices_section(task, slices), _flips_section(document, task, worst)):
+        for folded in (
+            _slices_section(task, slices),
+            _flips_section(document, task, worst),
+            _inherited_slices(task, slices),
+            _inherited_items(document, task, worst),
+        ):
             if folded and length + len(folded) + 2 < MAX_LENGTH:
                 parts.insert(-1, folded)
                 length += len(folded) + 2
@@ -151,6 +158,32 @@ def _flips_section(document: Document, task: TaskResult, worst: int) -> str:
     summary = f"{_plain(task.name)}: the {len(flips)} worst of {w.count(task.flips_total)} flips"
     items = "\n".join(_flip(document, flip) for flip in flips)
     return f"<details><summary>{summary}</summary>\n\n{items}\n\n</details>"
+
+
+def _inheritance_section(task: TaskResult) -> list[str]:
+    if not inheritance.audited(task):
+        return []
+    rows = [[_plain(label), *rest] for label, *rest in inheritance.rows(task)]
+    note = f"<sub>{_plain(inheritance.explanation(task), limit=None)}</sub>"
+    return [f"#### {_plain(inheritance.title(task))}", _table(inheritance.header(task), rows), note]
+
+
+def _inherited_slices(task: TaskResult, limit: int) -> str:
+    rows = [[_plain(slice_), _plain(label), *rest] for slice_, label, *rest in inheritance.slice_rows(task, limit)]
+    if not rows:
+        return ""
+    summary = f"{_plain(task.name)}: slices in which errors of old come back"
+    return f"<details><summary>{summary}</summary>\n\n{_table(inheritance.slice_header(task), rows)}\n\n</details>"
+
+
+def _inherited_items(document: Document, task: TaskResult, limit: int) -> str:
+    flips = inheritance.items(task, limit)
+    if not flips:
+        return ""
+    of_all = f"{len(flips)} of {w.count(inheritance.total(task))}"
+    summary = f"{_plain(task.name)}: errors of old that come back ({of_all} items)"
+    listing = "\n".join(_flip(document, flip) for flip in flips)
+    return f"<details><summary>{summary}</summary>\n\n{listing}\n\n</details>"
 
 
 def _flip(document: Document, flip: Flip) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from muscle_hf.compare.document import Document, Gate, TaskResult, Update
-from muscle_hf.report import charts, flows
+from muscle_hf.report import charts, flows, inheritance
 from muscle_hf.report import wording as w
 from muscle_hf.report.markup import Markup, join, tag
 from muscle_hf.report.parts import GATE_CSS, figure, table, task_checks
@@ -95,6 +95,7 @@ def _task(document: Document, task: TaskResult, index: int, opened: bool) -> Mar
         tag("div", [_flow(document, task, update) for update in task.updates], class_="grid"),
         tag("div", rates, class_="grid pairs" if len(rates) == 4 else "grid"),
         _all_rates(task),
+        inheritance.section(document, task),
         slices(task, index),
         class_="task",
         id=f"task-{index}",

@@ -11,7 +11,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from muscle_hf.compare.document import Document, Gate, NoiseFloor, TaskResult, Update
+from muscle_hf.compare.document import Document, Flip, Gate, NoiseFloor, TaskResult, Update
+from muscle_hf.report import inheritance
 from muscle_hf.report import wording as w
 from muscle_hf.report.text import one_line
 
@@ -39,6 +40,7 @@ def render(document: Document, console: Console | None = None, *, worst: int = 5
         if any(update.slices for update in task.updates):
             console.print(_slices_table(task, slices))
         _print_flips(document, task, console, worst)
+        _print_inheritance(document, task, console, worst, slices)
     if document.pooled:
         console.print(_pooled_table(document))
     if document.noise:
@@ -127,9 +129,32 @@ def _relative(value: float) -> str:
 
 def _print_flips(document: Document, task: TaskResult, console: Console, worst: int) -> None:
     flips = w.worst_flips(task, worst)
-    if not flips:
+    if flips:
+        console.print(_data(f"Worst flips of {task.name} ({len(flips)} of {w.count(task.flips_total)} flips)", "bold"))
+        _print_items(document, flips, console)
+
+
+def _print_inheritance(document: Document, task: TaskResult, console: Console, worst: int, slices: int) -> None:
+    if not inheritance.audited(task):
         return
-    console.print(_data(f"Worst flips of {task.name} ({len(flips)} of {w.count(task.flips_total)} flips)", "bold"))
+    table = _table(inheritance.title(task), inheritance.header(task), inheritance.explanation(task))
+    for row in inheritance.rows(task):
+        table.add_row(*map(_data, row))
+    console.print(table)
+    pieces = inheritance.slice_rows(task, slices)
+    if pieces:
+        table = _table("Slices in which errors of old come back", inheritance.slice_header(task))
+        for row in pieces:
+            table.add_row(*map(_data, row))
+        console.print(table)
+    flips = inheritance.items(task, worst)
+    if flips:
+        of_all = f"{len(flips)} of {w.count(inheritance.total(task))} items"
+        console.print(_data(f"Errors of old that come back in {task.name} ({of_all})", "bold"))
+        _print_items(document, flips, console)
+
+
+def _print_items(document: Document, flips: Sequence[Flip], console: Console) -> None:
     for flip in flips:
         block = Text()
         block.append_text(_data(flip.id, "bold", 80))

@@ -1,7 +1,7 @@
 // The list of flips: filter, search, sort, and one page of it in the document at a time.
 (() => {
   const PAGE = 25, MOST_VALUES = 1000;
-  const [TASK, ID, OUTCOMES, PROMPT, TARGET, ANSWERS, SCORES, CHOICES, COLUMNS, SEVERITY] = Array(10).keys();
+  const [TASK, ID, OUTCOMES, PROMPT, TARGET, ANSWERS, SCORES, CHOICES, COLUMNS, SEVERITY, INHERITED] = Array(11).keys();
   const WORSE = "ND", BETTER = "PI", RIGHT = "RP";
   const OLD_RIGHT = "RN";
   const NAMES = {
@@ -28,6 +28,13 @@
     const worse = (flip, model) => WORSE.includes(flip[OUTCOMES][model]);
     filters.push(["Broken by " + short[1] + ", not by " + short[at + 1], (flip) => worse(flip, 0) && !worse(flip, at)]);
     filters.push(["Broken by " + short[at + 1] + ", not by " + short[1], (flip) => !worse(flip, 0) && worse(flip, at)]);
+    // Errors that the old model made and the update had shed.
+    const again = (flip, letters) => flip[INHERITED] !== null && letters.includes(flip[INHERITED][at]);
+    if (!flips.some((flip) => again(flip, "SOA"))) return;
+    filters.push([short[0] + "'s errors made again by " + short[at + 1], (flip) => again(flip, "SOA")]);
+    if (flips.some((flip) => again(flip, "SO"))) {
+      filters.push(["… with " + short[0] + "'s answer, by " + short[at + 1], (flip) => again(flip, "S")]);
+    }
   });
 
   const collator = new Intl.Collator("en", { numeric: true });

@@ -1,0 +1,97 @@
+"""The audit of a compatibility model: which of the old model's errors it takes over that the new one had shed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from muscle_hf.compare.analyse import AnalysisOptions, Bools, share
+from muscle_hf.compare.document import Inheritance, InheritanceSlice, InheritedItem
+from muscle_hf.compare.join import Joined
+from muscle_hf.compare.slices import slice_columns
+from muscle_hf.metrics import Estimate, InheritedErrors, inherited_errors, inherited_scores
+
+# Slices with fewer shed errors than this come last.
+ENOUGH = 5
+Answer = Literal["same", "other", "unknown"]
+
+
+def returned_errors(joined: Joined, label: str, epsilon: float) -> InheritedErrors:
+    """Which items are shed, returned and inherited, for one compatibility model.
+
+    Args:
+        joined: The items; the first two models are the old and the new one.
+        label: The compatibility model.
+        epsilon: Tasks with scores: changes of at most this size are none.
+    """
+    old, new = joined.labels[:2]
+    if joined.kind == "score":
+        return inherited_scores(*(joined.values[name] for name in (old, new, label)), epsilon=epsilon)
+    before, here = joined.answers[old], joined.answers[label]
+    known = before is not None and here is not None
+    return inherited_errors(
+        *(joined.correct(name) for name in (old, new, label)),
+        old_predictions=before if known else None,
+        compat_predictions=here if known else None,
+    )
+
+
+def answer_of(found: InheritedErrors, item: int) -> Answer:
+    """How a returned error came back: with the old model's own wrong answer, or with another one."""
+    if found.inherited is None:
+        return "unknown"
+    return "same" if found.inherited[item] else "other"
+
+
+def audit(joined: Joined, label: str, options: AnalysisOptions) -> Inheritance:
+    """The audit of one compatibility model on one task.
+
+    Args:
+        joined: The items.
+        label: The compatibility model.
+        options: Level, epsilon, slices, clusters, and the most items to list.
+    """
+    found = returned_errors(joined, label, options.epsilon)
+    clusters = None if options.cluster is None else joined.columns[options.cluster][0]
+
+    def rate(indicator: Bools | None, among: Bools) -> Estimate | None:
+        return None if indicator is None else share(indicator, among, clusters=clusters, level=options.level)
+
+    slices = []
+    for column, (codes, names) in slice_columns(joined, options.slices).items():
+        for code, value in enumerate(names):
+            among = found.shed & (codes == code)
+            if among.any():
+                slices.append(
+                    InheritanceSlice(column, value, rate(found.returned, among), rate(found.inherited, among))
+                )
+    return Inheritance(
+        shed=int(found.shed.sum()),
+        returned=rate(found.returned, found.shed),
+        inherited=rate(found.inherited, found.shed),
+        usual=rate(*_alike(joined)) if joined.kind == "correct" and found.inherited is not None else None,
+        fresh=rate(found.fresh, found.settled),
+        slices=sorted(slices, key=_surely, reverse=True),
+        items=_listed(joined, found, options.max_flips),
+    )
+
+
+def _alike(joined: Joined) -> tuple[Bools | None, Bools]:
+    """Where the old and the new model give the same answer, and where both are wrong."""
+    old, new = joined.labels[:2]
+    before, after = joined.answers[old], joined.answers[new]
+    both_wrong = ~joined.correct(old) & ~joined.correct(new)
+    return (None if before is None or after is None else before == after), both_wrong
+
+
+def _surely(entry: InheritanceSlice) -> tuple[bool, float]:
+    """What slices are sorted by: a few unlucky items make no slice bad."""
+    rate = entry.returned if entry.inherited is None else entry.inherited
+    return rate.total >= ENOUGH, rate.low
+
+
+def _listed(joined: Joined, found: InheritedErrors, limit: int) -> list[InheritedItem]:
+    same = np.zeros_like(found.returned) if found.inherited is None else found.inherited
+    places = np.concatenate([np.flatnonzero(same), np.flatnonzero(found.returned & ~same)])[:limit]
+    return [InheritedItem(joined.ids[item], answer_of(found, item)) for item in places.tolist()]

@@ -1,0 +1,180 @@
+"""The audit of inherited errors: its words in every report, and its section of the HTML page."""
+
+from __future__ import annotations
+
+from muscle_hf.compare.document import Document, Flip, Inheritance, TaskResult, Update
+from muscle_hf.compare.inheritance import ENOUGH
+from muscle_hf.metrics import Estimate
+from muscle_hf.report import charts
+from muscle_hf.report import wording as w
+from muscle_hf.report.markup import Markup, join, tag
+from muscle_hf.report.parts import figure, table
+from muscle_hf.report.text import one_line
+
+# Slices and items that the page shows of each model.
+_SLICES, _ITEMS = 8, 200
+ANSWERS = {
+    "correct": {
+        "same": "old's own wrong answer",
+        "other": "another wrong answer",
+        "unknown": "answers not in the logs",
+    },
+    "score": {"same": "back at old's score", "other": "below old's score", "unknown": "unknown"},
+}
+
+
+def audited(task: TaskResult) -> list[tuple[Update, Inheritance]]:
+    """The models that an audit was made of."""
+    return [(update, update.inheritance) for update in task.updates if update.inheritance is not None]
+
+
+def title(task: TaskResult) -> str:
+    """Heading of the audit."""
+    what = "Errors of old that come back" if task.kind == "correct" else "Gains over old that are lost again"
+    return f"{what}: {one_line(task.name, 60)}"
+
+
+def explanation(task: TaskResult) -> str:
+    """What is counted, among how many items, and what it would be without any training for it."""
+    found = audited(task)[0][1]
+    if not found.shed:
+        gains = "old has wrong and new right" if task.kind == "correct" else "new scores higher on than old"
+        return f"There is no item that {gains}: nothing can come back."
+    shed, control = (
+        w.count(found.shed),
+        "A control among the models shows how often that happens without old's influence.",
+    )
+    if task.kind == "score":
+        return (
+            f"Shares of the {shed} items that new scores higher on than old. Back at old's score: the gain is lost "
+            f"again, as if old's answer had been taken over. {control}"
+        )
+    words = (
+        f"Shares of the {shed} items that old has wrong and new right. Wrong again: what the update mended is broken. "
+        f"With old's answer: by the very answer that old gave, as if taken over from it. {control}"
+    )
+    usual = found.usual
+    if usual is None or not usual.total:
+        return words
+    if usual.count == usual.total:
+        return f"{words} Here all wrong answers are old's, as with two choices."
+    alike = f"{w.with_interval(usual)} of {w.count(usual.total)} items"
+    return (
+        f"{words} Where old and new are both wrong they say the same in {alike}: so often do two versions err alike."
+    )
+
+
+def header(task: TaskResult) -> tuple[str, ...]:
+    """Headings of :func:`rows`."""
+    if task.kind == "score":
+        return ("Model", "Not better than old", "Back at old's score", "Below it", "Falls elsewhere")
+    return ("Model", "Wrong again", "With old's answer", "With another", "New errors elsewhere")
+
+
+def rows(task: TaskResult) -> list[tuple[str, ...]]:
+    """A row for each audited model, as cells under :func:`header`; the first is from data, to be escaped."""
+    return [
+        (
+            update.label,
+            counted(found.returned),
+            counted(found.inherited),
+            w.ABSENT if found.inherited is None else w.count(_others(found)),
+            counted(found.fresh),
+        )
+        for update, found in audited(task)
+    ]
+
+
+def counted(rate: Estimate | None) -> str:
+    """``11 of 53: 20.8% [12.0, 33.5]``."""
+    if rate is None or not rate.total:
+        return w.ABSENT
+    return f"{w.count(rate.count or 0)} of {w.count(rate.total)}: {w.with_interval(rate)}"
+
+
+def _others(found: Inheritance) -> int:
+    return (found.returned.count or 0) - (found.inherited.count or 0)  # type: ignore[union-attr]
+
+
+def slice_header(task: TaskResult) -> tuple[str, ...]:
+    """Headings of :func:`slice_rows`."""
+    return ("Slice", *header(task)[:3])
+
+
+def slice_rows(task: TaskResult, limit: int) -> list[tuple[str, ...]]:
+    """The ``limit`` slices of each model that inherit most surely, of those with enough shed errors to say anything.
+
+    The first two cells are from data, to be escaped.
+    """
+    return [
+        (
+            f"{one_line(piece.column, 30)} = {one_line(piece.value, 40)}",
+            update.label,
+            counted(piece.returned),
+            counted(piece.inherited),
+        )
+        for update, found in audited(task)
+        for piece in [p for p in found.slices if p.returned.count and p.returned.total >= ENOUGH][:limit]
+    ]
+
+
+def items(task: TaskResult, limit: int) -> list[Flip]:
+    """The first ``limit`` flips that a model makes an error of old again, those with old's own answer first."""
+    found = [flip for flip in task.flips if flip.inherited]
+    return sorted(found, key=lambda flip: "same" not in flip.inherited.values())[:limit]
+
+
+def total(task: TaskResult) -> int:
+    """Number of listed items with an error that some model makes again."""
+    return sum(bool(flip.inherited) for flip in task.flips)
+
+
+def section(document: Document, task: TaskResult) -> Markup | None:
+    """The audit on the HTML page: rates of all models on one scale, slices, and the items by id."""
+    found = audited(task)
+    if not found:
+        return None
+    parts = [tag("h4", title(task)), tag("p", explanation(task), class_="note")]
+    if found[0][1].shed:
+        names = header(task)
+        pictures = [_picture(found, names[1], "returned")]
+        if all(audit.inherited is not None for _, audit in found):
+            pictures.append(_picture(found, names[2], "inherited"))
+        parts += [
+            tag("div", pictures, class_="grid"),
+            table(names, [(w.name(first), *rest) for first, *rest in rows(task)], title(task)),
+            _slices(task),
+            _items(task),
+        ]
+    return join(*parts)
+
+
+def _picture(found: list[tuple[Update, Inheritance]], heading: str, name: str) -> Markup:
+    bars = [charts.Row(update.label, getattr(audit, name), "worse") for update, audit in found]
+    shed = w.count(found[0][1].shed)
+    caption = f"Share of the same {shed} items for every model, with its interval."
+    return figure(heading, charts.whiskers(heading, bars, w.percent), caption)
+
+
+def _slices(task: TaskResult) -> Markup | None:
+    shown = slice_rows(task, _SLICES)
+    if not shown:
+        return None
+    cells = [(first, w.name(label), *rest) for first, label, *rest in shown]
+    content = table(slice_header(task), cells, "Slices with errors that come back")
+    return tag("details", tag("summary", "By slice, the surest first"), content, class_="more")
+
+
+def _items(task: TaskResult) -> Markup | None:
+    listed = [
+        (one_line(item.id, 60), w.name(update.label), ANSWERS[task.kind][item.answer])
+        for update, audit in audited(task)
+        for item in audit.items[:_ITEMS]
+    ]
+    if not listed:
+        return None
+    size = sum(audit.returned.count or 0 for _, audit in audited(task))
+    cut = f" (the first {_ITEMS} of each model)" if size > len(listed) else ""
+    content = table(["Item", "Model", "What it says"], listed, "Items with errors that come back")
+    note = tag("p", "With their texts: choose “old's errors made again” in the list of flips below.", class_="note")
+    return tag("details", tag("summary", f"The items{cut}"), note, content, class_="more")
