@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from muscle_hf.losses.divergence import Divergence, blended
+from muscle_hf.losses.fused import Fused
 from muscle_hf.losses.masks import Mask
 from muscle_hf.losses.objective import Objective, TokenTerms
 
@@ -334,21 +335,25 @@ def _terms_of_block(chunk: _Chunk, block: slice, wanted: bool) -> tuple[Tensor, 
         for name in group.teachers:
             kl[name][which] = values
         if wanted:
-            difference *= factor * group.share[block][which].unsqueeze(-1)
+            shares = (factor * group.share[block][which]).unsqueeze(-1)
             if isinstance(which, slice):
-                slope += difference
+                slope.addcmul_(difference, shares)
             else:
-                slope.index_add_(0, which, difference)
+                slope.index_add_(0, which, difference.mul_(shares))
 
     known = torch.ones_like(weight[:, 0]) if labelled is None else labelled.to(own.dtype)
     correct = (own.argmax(dim=-1) == targets).to(own.dtype) * known
     share = objective.label_share(weight, labelled)
-    cross_entropy = _cross_entropy(objective, own, targets, slope, share)
+    counts = isinstance(share, Tensor) or share > 0
+    cross_entropy = _cross_entropy(own, targets, objective.label_smoothing)
+    if wanted and counts:
+        shares = share if isinstance(share, Tensor) else torch.full_like(cross_entropy, share)
+        _add_slope_of_labels(slope, own, targets, shares, objective.label_smoothing)
     if wanted:
         own.copy_(slope)
     compatibility = (weight[:, 0] * kl["old"] + weight[:, 1] * kl["new"]) * scale
     loss = objective.compatibility_weight * compatibility
-    if isinstance(share, Tensor) or share > 0:
+    if counts:
         loss = loss + share * cross_entropy
     of_teachers = (compatibility, weight[:, 0], weight[:, 1], kl["old"], kl["new"])
     return loss, *of_teachers, known, cross_entropy * known, correct
@@ -368,19 +373,17 @@ def _teacher_logits(work: _Work, name: str, which: slice | Tensor, student: Tens
     return torch.where(same.unsqueeze(-1), own, logits) if equal else logits
 
 
-def _cross_entropy(
-    objective: Objective, student: Tensor, labels: Tensor, slope: Tensor | None, share: Tensor | float
-) -> Tensor:
-    """-log p(label), smoothed if asked for; its share of the gradient is added to ``slope``."""
-    smoothing = objective.label_smoothing
+@Fused
+def _cross_entropy(student: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """-log p(label), smoothed if asked for."""
     log_probability = torch.log_softmax(student, dim=-1)
     values = functional.nll_loss(log_probability, labels, reduction="none")
-    if smoothing:
-        values = (1 - smoothing) * values - smoothing * log_probability.mean(dim=-1)
-    if slope is None or (not isinstance(share, Tensor) and share == 0):
-        return values
-    shares = share if isinstance(share, Tensor) else slope.new_full((len(labels),), share)
-    slope.addcmul_(log_probability.exp_(), shares.unsqueeze(-1))
+    return (1 - smoothing) * values - smoothing * log_probability.mean(dim=-1) if smoothing else values
+
+
+@Fused
+def _add_slope_of_labels(slope: Tensor, student: Tensor, labels: Tensor, shares: Tensor, smoothing: float) -> None:
+    """The gradient of :func:`_cross_entropy`, of which each row has its share."""
+    slope.addcmul_(torch.softmax(student, dim=-1), shares.unsqueeze(-1))
     slope.sub_((shares * smoothing / student.size(-1)).unsqueeze(-1))
     slope.scatter_add_(1, labels.unsqueeze(-1), (-(1 - smoothing) * shares).unsqueeze(-1))
-    return values

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.losses.fused import Fused
 
 DIVERGENCES = ("kl", "logit_difference")
 # Of the tokens that a teacher finds likeliest, so many are compared by `logit_difference`.
@@ -57,6 +58,17 @@ def _differences(teacher: Tensor, student: Tensor, top: int) -> tuple[Tensor, Te
     return student_log.gather(-1, where) - highest, where, student_log
 
 
+@Fused
+def kl_and_slope(teacher: Tensor, student: Tensor, temperature: float, wanted: bool) -> tuple[Tensor, Tensor | None]:
+    """:func:`kl_divergence`, and if wanted T times its derivative by the student's logits of the ids that both have."""
+    width = min(teacher.size(-1), student.size(-1))
+    teacher_log = torch.log_softmax(teacher[:, :width] / temperature, dim=-1)
+    student_log = torch.log_softmax(student[:, :width] / temperature, dim=-1)
+    probability = teacher_log.exp()
+    values = (probability * teacher_log.sub_(student_log)).sum(dim=-1)
+    return values, student_log.exp_().sub_(probability) if wanted else None
+
+
 @dataclass(frozen=True)
 class Divergence:
     """How far the student is from a teacher, with its derivative where the logits are not kept for a backward pass.
@@ -95,12 +107,7 @@ class Divergence:
         return values, torch.nn.functional.pad(slope, (0, missing)) if missing else slope
 
     def _kl(self, teacher: Tensor, student: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
-        width = min(teacher.size(-1), student.size(-1))
-        teacher_log = torch.log_softmax(teacher[:, :width] / self.temperature, dim=-1)
-        student_log = torch.log_softmax(student[:, :width] / self.temperature, dim=-1)
-        probability = teacher_log.exp()
-        values = (probability * teacher_log.sub_(student_log)).sum(dim=-1)
-        return values, student_log.exp_().sub_(probability) if wanted else None
+        return kl_and_slope(teacher, student, self.temperature, wanted)
 
     def _logit_difference(self, teacher: Tensor, student: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
         difference, where, student_log = _differences(teacher, student, TOP_TOKENS)
