@@ -60,7 +60,7 @@ def _differences(teacher: Tensor, student: Tensor, top: int) -> tuple[Tensor, Te
 
 @Fused
 def kl_and_slope(teacher: Tensor, student: Tensor, temperature: float, wanted: bool) -> tuple[Tensor, Tensor | None]:
-    """:func:`kl_divergence`, and if wanted T times its derivative by the student's logits of the ids that both have."""
+    """:func:`kl_divergence`, and T times its derivative by the student's logits (if wanted)."""
     width = min(teacher.size(-1), student.size(-1))
     teacher_log = torch.log_softmax(teacher[:, :width] / temperature, dim=-1)
     student_log = torch.log_softmax(student[:, :width] / temperature, dim=-1)
