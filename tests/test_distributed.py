@@ -1,12 +1,15 @@
-"""Two processes give the losses, gradients and adapter of one, whole (DDP) or sharded (FSDP2), and can go on.
+"""Two processes give the losses, gradients and adapter of one, whole (DDP, ZeRO-2) or sharded (FSDP2, ZeRO-3), and
+can go on.
 
 Real runs over gloo on the CPU, in the environment that the accelerate configurations of the recipes make.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -25,6 +28,7 @@ from muscle_hf.bundled import bundled
 from muscle_hf.teachers import ModelTeacher
 
 CONFIGS = bundled("recipes") / "accelerate"
+DEEPSPEED = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
 FIGURES = ("loss", "kl_old", "kl_new", "ce", "share_old", "token_accuracy")
 
 
@@ -38,13 +42,13 @@ def full(tensor):
 
 
 class Gradients(TrainerCallback):
-    """Keeps the gradients of the first step."""
+    """Keeps the gradients of the first step; DeepSpeed, which steps within the backward pass, leaves none."""
 
     def __init__(self):
         self.kept = {}
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if not self.kept:
+        if not self.kept and not DEEPSPEED:
             named = [(name, p.grad) for name, p in model.named_parameters() if p.requires_grad]
             self.kept = {name.removeprefix("module."): full(gradient).clone() for name, gradient in named}
 
@@ -52,10 +56,14 @@ class Gradients(TrainerCallback):
 def make(folder, batch, **settings):
     defaults = {
         "max_steps": 4, "per_device_train_batch_size": batch, "per_device_eval_batch_size": batch,
+        "gradient_accumulation_steps": 2,
         "compatibility_weight": 0.7, "train_sampling_strategy": "sequential", "eval_strategy": "steps",
         "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True,
         "metric_for_best_model": "loss", "learning_rate": 0.05, "lr_scheduler_type": "constant",
     }  # fmt: skip
+    if DEEPSPEED:
+        # accelerate leaves DeepSpeed out where it is told that there is the CPU alone, and finds that out by itself.
+        defaults["use_cpu"] = False
     args = builders.config(folder, **{**defaults, **settings})
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         # accelerate looks for FSDP where the devices are GPUs; the engine itself works on the CPU as well.
@@ -75,18 +83,26 @@ def losses(trainer):
     ]
 
 
+def gradient_norms(trainer):
+    return [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+
+
+def is_sharded(model):
+    """By FSDP2's tensors or by ZeRO-3's marks."""
+    return any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in model.parameters())
+
+
 def worker(folder: Path) -> None:
     """What each process does: train with evaluation and checkpoints, save, and go on from the second checkpoint."""
     trainer, gradients = make(folder / "run", 2, ddp_backend="gloo")
     assert isinstance(trainer.teachers["old"], ModelTeacher)
     rank = trainer.args.process_index
-    sharded = {
-        "old": any(hasattr(p, "full_tensor") for p in trainer.teachers["old"].model.parameters()),
-    }
+    sharded = {"old": is_sharded(trainer.teachers["old"].model)}
     trainer.train()
-    sharded["student"] = any(hasattr(p, "full_tensor") for p in trainer.model.parameters())
+    sharded["student"] = is_sharded(trainer.model)
     trainer.save_model(str(folder / "best"))
     result = {"losses": losses(trainer), "best": trainer.state.best_global_step, "sharded": sharded}
+    result["gradient_norms"] = gradient_norms(trainer)
     if rank == 0:
         torch.save(gradients.kept, folder / "gradients.pt")
     again, _ = make(folder / "run", 2, ddp_backend="gloo", load_best_model_at_end=False)
@@ -99,11 +115,16 @@ def worker(folder: Path) -> None:
 def environment_of(config: Path, processes: int) -> dict[str, str]:
     """The variables that `accelerate launch` sets for a configuration."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-    from accelerate.utils.launch import prepare_multi_gpu_env
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
     words = ["--config_file", str(config), "--num_processes", str(processes), "--mixed_precision", "no", "script.py"]
-    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
-    made = prepare_multi_gpu_env(args)
+    args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    if args.use_deepspeed:
+        args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+        _, made = prepare_deepspeed_cmd_env(args)
+        made["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    else:
+        made = {**prepare_multi_gpu_env(args), "ACCELERATE_USE_CPU": "true"}
     return {key: value for key, value in made.items() if key.startswith(("ACCELERATE_", "FSDP_"))}
 
 
@@ -114,8 +135,10 @@ def launched(script: list[str], variables: dict[str, str]) -> str:
         port = str(free.getsockname()[1])
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command += ["--master_addr", "127.0.0.1", "--master_port", port, *script]
-    environment = {**os.environ, **variables, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    environment["PYTHONPATH"] = str(Path(__file__).parent)
+    # DeepSpeed builds with the ninja that lies beside this Python.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, **variables, "OMP_NUM_THREADS": "1", "PATH": path}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=420)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
     return done.stdout
@@ -132,13 +155,22 @@ def alone(tmp_path_factory):
     trainer, gradients = make(folder / "run", 4)
     trainer.train()
     trainer.save_model(str(folder / "best"))
-    return folder, losses(trainer), gradients.kept, trainer.state.best_global_step
+    return folder, trainer, gradients.kept
+
+
+zero = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None or shutil.which("g++") is None,
+    reason='needs DeepSpeed (pip install "muscle-hf[deepspeed]") and g++, to build its own CPU code',
+)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    "name", ["ddp", "fsdp2", pytest.param("zero2", marks=zero), pytest.param("zero3", marks=zero)]
+)
 def test_two_processes_do_what_one_does(name, alone, tmp_path):
-    folder, expected, gradients, best = alone
+    folder, trainer, gradients = alone
+    expected, best, sharded = losses(trainer), trainer.state.best_global_step, name in ("fsdp2", "zero3")
     results = in_two_processes(CONFIGS / f"{name}.yaml", tmp_path)
     for result in results:
         assert len(result["losses"]) == len(expected)
@@ -147,12 +179,13 @@ def test_two_processes_do_what_one_does(name, alone, tmp_path):
         assert result["best"] == best
         for got, entry in zip(result["resumed"], expected[-2:], strict=True):
             assert got == pytest.approx(entry, rel=1e-4, nan_ok=True)
-        assert result["sharded"] == {"old": name == "fsdp2", "student": name == "fsdp2"}
+        assert result["sharded"] == {"old": sharded, "student": sharded}
+        assert result["gradient_norms"] == pytest.approx(gradient_norms(trainer), rel=1e-4)
     kept = torch.load(tmp_path / "gradients.pt")
-    assert kept.keys() == gradients.keys()
+    assert kept.keys() == (gradients.keys() if name in ("ddp", "fsdp2") else set())
     scale = max(float(gradient.abs().max()) for gradient in gradients.values())
-    for key, gradient in gradients.items():
-        assert torch.allclose(kept[key], gradient, atol=1e-5 * scale, rtol=1e-4), key
+    for key, gradient in kept.items():
+        assert torch.allclose(gradient, gradients[key], atol=1e-5 * scale, rtol=1e-4), key
     reference = load_file(folder / "best" / "adapter_model.safetensors")
     last = load_file(folder / "run" / "checkpoint-4" / "adapter_model.safetensors")
     for got, wanted in (("best", reference), ("resumed", last), ("run/checkpoint-4", last)):

@@ -211,7 +211,9 @@ class Processes:
             several = int(content.get("num_machines", 1)) > 1
             return options if several else [*options, "--main_process_port", "0"]
         if content.get("distributed_type") in ("FSDP", "DEEPSPEED"):
-            print(f"Without GPUs nothing is sharded: {self.number} processes on the CPU as under ddp.", file=sys.stderr)
+            report(
+                f"Without GPUs nothing is sharded: {self.number} processes on the CPU as under ddp.", file=sys.stderr
+            )
         plain = ["--config_file", str(accelerate_config("ddp" if self.number > 1 else "one_gpu"))]
         return [*plain, *options, "--mixed_precision", "no", "--main_process_port", "0"]
 

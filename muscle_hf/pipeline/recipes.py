@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from muscle_hf.bundled import bundled
 from muscle_hf.errors import MuscleError
 from muscle_hf.pipeline.config import Published, RunSettings
-from muscle_hf.pipeline.reading import nearest, read_yaml
+from muscle_hf.pipeline.reading import nearest
 
 if TYPE_CHECKING:
     from muscle_hf.evaluation.predictions import Prediction

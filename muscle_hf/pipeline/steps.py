@@ -22,6 +22,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from muscle_hf.checkpoints import last_whole_checkpoint, staged
@@ -39,6 +40,7 @@ from muscle_hf.teachers.kinds import CAUSAL_LM
 from muscle_hf.teachers.loading import load_model, load_task_model
 from muscle_hf.teachers.origin import origin_of
 from muscle_hf.trainer import MuscleTrainer
+from muscle_hf.transfer.prompts import TransferPrompts
 
 
 def process_state(training: Mapping[str, Any]) -> PartialState:
@@ -47,7 +49,8 @@ def process_state(training: Mapping[str, Any]) -> PartialState:
     Args:
         training: The run's training arguments.
     """
-    return PartialState(cpu=bool(training.get("use_cpu")) or parse_flag_from_env("ACCELERATE_USE_CPU"))
+    cpu = bool(training.get("use_cpu")) or parse_flag_from_env("ACCELERATE_USE_CPU")
+    return PartialState(cpu=cpu, backend=training.get("ddp_backend"))
 
 
 class QuietProgress(ProgressCallback):
@@ -159,7 +162,13 @@ def train_plainly(model: PeftModel, data: TrainingData, arguments: TrainingArgum
 
 
 def compatibility_trainer(
-    model: PeftModel, old: ModelSettings, data: TrainingData, arguments: MuscleConfig, *, how: Mapping[str, Any]
+    model: PeftModel,
+    old: ModelSettings,
+    data: TrainingData,
+    arguments: MuscleConfig,
+    *,
+    how: Mapping[str, Any],
+    transfer: TransferPrompts | None = None,
 ) -> MuscleTrainer:
     """The trainer of the compatibility adapter on v2, from v2's task adapter.
 
@@ -169,6 +178,7 @@ def compatibility_trainer(
         data: The rows that the task adapters were trained on.
         arguments: Those of TRL choose :class:`~muscle_hf.MuscleSFTTrainer`.
         how: The bases are loaded; precision and quantization of v1's follow v2's.
+        transfer: Prompts without labels.
     """
     where = {"revision": old.adapter_revision, "base_model": old.base, "base_revision": old.revision}
     attention = {key: how[key] for key in how if key == "attn_implementation"}
@@ -177,6 +187,7 @@ def compatibility_trainer(
         arguments,
         old_model=old.adapter,
         old_model_kwargs={**where, **attention},
+        transfer_dataset=transfer,
         **data.for_trainer(arguments),
     )
 
@@ -304,6 +315,8 @@ def _known(cls: type[TrainingArguments], settings: Mapping[str, Any]) -> dict[st
 
 def free_memory() -> None:
     """Give back what finished steps held: trainers are full of reference cycles."""
+    # Models would go on being loaded in shards after a training with ZeRO-3, which alone puts them together.
+    unset_hf_deepspeed_config()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
