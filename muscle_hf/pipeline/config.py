@@ -50,6 +50,28 @@ class SplitSettings:
 
 
 @dataclass
+class TransferSettings:
+    """Rows without labels, which the compatibility adapter is trained on beside the labelled ones.
+
+    Args:
+        split: Their split.
+        start: The first row.
+        limit: How many rows; all that follow by default.
+        source: Where they are, if not where the training rows are.
+        answers: Whose answers are trained at: ``old``, ``new``, ``both``, ``student``, or ``choices`` (of a task).
+    """
+
+    split: str
+    start: int = 0
+    limit: int | None = None
+    source: str | None = None
+    answers: str = "both"
+
+    def __post_init__(self) -> None:
+        one_of("data.transfer.answers", self.answers, ("old", "new", "both", "student", "choices"))
+
+
+@dataclass
 class DataSettings:
     """The rows of a run.
 
@@ -66,6 +88,7 @@ class DataSettings:
         validation_share: As in A.1 of the paper.
         test: Rows of the final table, which are always the task's.
         test_source: Where they are, if not in ``source``.
+        transfer: Rows without labels (of a task; their right answers are not looked at).
         end_answers: Train on an EOS after each answer of a task's rows. A base that has never seen its EOS, and whose
             output layer is frozen, cannot learn to say it: each answer would cost the same large loss for ever.
     """
@@ -80,6 +103,7 @@ class DataSettings:
     validation_share: float = 0.2
     test: SplitSettings = field(default_factory=lambda: SplitSettings("test"))
     test_source: str | None = None
+    transfer: TransferSettings | None = None
     end_answers: bool = True
 
     def __post_init__(self) -> None:
@@ -218,7 +242,9 @@ class RunSettings:
             if not isinstance(section, dict):
                 raise MuscleError(f"{name} must be a mapping of training arguments, not {section!r}")
             known = {setting.name for setting in dataclasses.fields(self.config_class)}
-            for key in section:
+            for key, value in section.items():
+                if key.endswith("_strategy") and value is False:
+                    section[key] = "no"  # which YAML reads as a boolean
                 if key not in known:
                     where = f"{name}.{key} is not a field of {self.config_class.__name__}"
                     raise MuscleError(where + nearest(key, known))
@@ -230,6 +256,8 @@ class RunSettings:
             raise MuscleError("data.format is trl, so trainer must be trl too: TRL's trainer prepares such rows")
         if self.task is None and (self.data.format == "task" or self.data.source is None):
             raise MuscleError("missing: task (it may be left out only with data.format: trl and a data.source)")
+        if self.data.transfer is not None and (self.data.format != "task" or self.data.streaming):
+            raise MuscleError("data.transfer needs data.format: task, and rows that are not streamed")
         if self.data.streaming and (self.trainer != "trl" or self.training.get("max_steps", -1) < 1):
             raise MuscleError(
                 "data.streaming needs trainer: trl, and training.max_steps, since a stream has no length"

@@ -34,11 +34,13 @@ class Splits:
         train: Items of a task, or rows as TRL takes them.
         validation: Likewise; may be empty.
         test: Items of a task; empty where nothing is evaluated.
+        transfer: Items of a task, trained on without their right answers.
     """
 
     train: Sequence[Item] | Dataset | IterableDataset
     validation: Sequence[Item] | Dataset | IterableDataset
     test: Sequence[Item]
+    transfer: Sequence[Item] = ()
 
 
 def load_splits(task: Task | None, data: DataSettings) -> Splits:
@@ -58,10 +60,15 @@ def load_splits(task: Task | None, data: DataSettings) -> Splits:
         def items(split: SplitSettings) -> list[Item]:
             return load_items(task, source, split.split, start=split.start, limit=split.limit)
 
-        train = items(data.train)
+        train, transfer = items(data.train), []
+        if data.transfer is not None:
+            where = data.transfer.source or source
+            transfer = load_items(
+                task, where, data.transfer.split, start=data.transfer.start, limit=data.transfer.limit
+            )
         if data.validation is not None:
-            return Splits(train, items(data.validation), test)
-        return Splits(*_hold_out(train, data.validation_share), test)
+            return Splits(train, items(data.validation), test, transfer)
+        return Splits(*_hold_out(train, data.validation_share), test, transfer)
     train = _dataset(source, task, data, data.train)
     if data.validation is not None:
         return Splits(train, _dataset(source, task, data, data.validation), test)
@@ -80,15 +87,18 @@ def _source(data: DataSettings, task: Task | None) -> str | Source | None:
 
 
 def _refuse_overlap(data: DataSettings, test: Sequence[Item]) -> None:
-    same_rows = data.train.split == data.test.split and data.test_source is None and data.format == "task"
-    stop = math.inf if data.train.limit is None else data.train.start + data.train.limit
-    first, last = data.test.start, data.test.start + len(test)
-    shared = int(max(0, min(stop, last) - max(data.train.start, first))) if same_rows else 0
-    if shared:
-        raise MuscleError(
-            f"{shared} test rows are training rows: data.train and data.test take the same rows of "
-            f"{data.test.split!r}; set their start and limit apart"
-        )
+    for name, part in (("train", data.train), ("transfer", data.transfer)):
+        elsewhere = part is None or data.test_source is not None or data.format != "task"
+        if elsewhere or part.split != data.test.split or getattr(part, "source", None) is not None:
+            continue
+        stop = math.inf if part.limit is None else part.start + part.limit
+        first, last = data.test.start, data.test.start + len(test)
+        shared = int(max(0, min(stop, last) - max(part.start, first)))
+        if shared:
+            raise MuscleError(
+                f"{shared} test rows are {'training' if part is data.train else 'transfer'} rows: data.{name} and "
+                f"data.test take the same rows of {data.test.split!r}; set their start and limit apart"
+            )
 
 
 def _hold_out(train: Any, share: float) -> tuple[Any, Any]:

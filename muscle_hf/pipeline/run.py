@@ -24,6 +24,7 @@ from muscle_hf.pipeline.config import ModelSettings, RunSettings
 from muscle_hf.pipeline.data import Splits, TrainingData, check_rows, load_splits
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, Result
 from muscle_hf.trainer import MuscleTrainer
+from muscle_hf.transfer.prompts import TransferPrompts
 
 logger = logging.get_logger(__name__)
 
@@ -200,7 +201,8 @@ class Run:
         self.adapter(OLD)
         self.adapter(NEW)
         training = steps.unpublished(self.training, self.settings.config_class)
-        key = self._key(self._task_key(OLD), self._task_key(NEW), training)
+        transfer = () if self.transfer is None else (self.transfer.identity(), self.transfer.end_answers)
+        key = self._key(self._task_key(OLD), self._task_key(NEW), training, *transfer)
         return self._once(COMPAT, "Compatibility adapter", key, work)
 
     def compatibility_trainer(self, folder: Path, **changed: Any) -> MuscleTrainer:
@@ -213,7 +215,20 @@ class Run:
         old, new = self.side(OLD), self.side(NEW)
         arguments = steps.training_arguments(self.settings.config_class, {**self.training, **changed}, folder)
         model = steps.load_task_adapter(new, self._how, trainable=True)
-        return steps.compatibility_trainer(model, old, self.data, arguments, how=self._how)
+        return steps.compatibility_trainer(model, old, self.data, arguments, how=self._how, transfer=self.transfer)
+
+    @property
+    def transfer(self) -> TransferPrompts | None:
+        """The prompts without labels, if the settings have any."""
+        if not self.splits.transfer:
+            return None
+        return TransferPrompts(
+            self.splits.transfer,
+            self.settings.data.transfer.answers,
+            self.task,
+            end_answers=self.settings.data.end_answers,
+            batch_size=self.settings.eval_batch_size,
+        )
 
     # ---- Evaluation ----
 
@@ -227,7 +242,7 @@ class Run:
             raise MuscleError("nothing can be evaluated without a task; set task, and data.test_source")
         for name in self.models:
             self.adapter(name)
-        predictions = {name: self._answers(name) for name in self.models}
+        predictions = {name: self.answers(name) for name in self.models}
         result = Result.of(predictions)
         if self._process.is_main_process:
             with staged(self.folder) as stage:
@@ -235,7 +250,8 @@ class Run:
                 (stage / RESULT_FILE).write_text(json.dumps(content, indent=2) + "\n")
         return result
 
-    def _answers(self, name: str) -> list[Prediction]:
+    def answers(self, name: str) -> list[Prediction]:
+        """What a model of the run answers to the test items; asked once."""
         settings = self.settings
         side = self.side(name)
         trained = Path(side.adapter, DONE_FILE)

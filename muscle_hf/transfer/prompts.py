@@ -102,7 +102,10 @@ class TransferPrompts:
         }
 
     def answered(self, trainer: MuscleTrainer, epoch: int = 0) -> list[tuple[str, str]]:
-        """Prompts with answers; each model is asked once, and its answers are kept in the trainer's output folder."""
+        """Prompts with answers.
+
+        Each model is asked once, and its answers are kept: the teachers' in ``teacher_cache``, else in ``output_dir``.
+        """
         if self.answers == "choices":
             return [(item.prompt, choice) for item in self.items for choice in item.choices]
         if self.answers == "student":
@@ -123,7 +126,9 @@ class TransferPrompts:
     def _ask(self, trainer: MuscleTrainer, who: Teacher | nn.Module, name: str) -> list[str]:
         state = PartialState()
         key = hashlib.sha256(f"{self.identity()} {_weights_hash(trainer, name)}".encode()).hexdigest()[:16]
-        file = Path(trainer.args.output_dir, FOLDER, f"{name}-{key}.jsonl")
+        # The teachers' answers serve every run that shares the cache of their hidden states.
+        shared = None if who is trainer.student else getattr(trainer.args, "teacher_cache", None)
+        file = Path(shared or trainer.args.output_dir, FOLDER, f"{name}-{key}.jsonl")
         known = [read_predictions(file) if state.is_main_process and file.is_file() else None]
         found = broadcast_object_list(known)[0]
         if found is None:
