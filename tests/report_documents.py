@@ -55,6 +55,7 @@ def score_task(name: str = "summary", items: int = 400) -> d.TaskResult:
                 p_adjusted=0.0008,
                 verdict="better",
                 against_new=against,
+                inheritance=None if role == "new" else _score_audit(label),
             )
         )
     flips = [
@@ -77,6 +78,19 @@ def score_task(name: str = "summary", items: int = 400) -> d.TaskResult:
         for i in range(60)
     ]
     return d.TaskResult(name, "rouge1", "score", items, estimate(0.321, 0.012), updates, flips, flips_total=255)
+
+
+def _score_audit(label: str) -> d.Inheritance:
+    back = 12 if label == "muscle" else 25
+    return d.Inheritance(
+        shed=160,
+        returned=wilson_interval(back + 8, 160),
+        inherited=wilson_interval(back, 160),
+        usual=None,
+        fresh=wilson_interval(10, 70),
+        slices=[d.InheritanceSlice("tone", "calm", wilson_interval(back, 80), wilson_interval(back - 4, 80))],
+        items=[d.InheritedItem(f"dialogue-{index}", "same") for index in range(3)],
+    )
 
 
 def _against(flows: list[d.Flow], verdict: d.Verdict) -> d.AgainstNew:
@@ -152,6 +166,7 @@ def hostile_document(answer_length: int = 0) -> d.Document:
             update,
             label=names[update.label],
             slices=[dataclasses.replace(piece, column=HOSTILE, value=HOSTILE) for piece in update.slices],
+            inheritance=update.inheritance and _hostile_inheritance(update.inheritance),
         )
         for update in base.tasks[0].updates
     ]
@@ -167,6 +182,7 @@ def hostile_document(answer_length: int = 0) -> d.Document:
             choices=[HOSTILE, "b"],
             columns={HOSTILE: HOSTILE},
             severity=flip.severity,
+            inherited=renamed(flip.inherited),
         )
         for index, flip in enumerate(base.tasks[0].flips)
     ]
@@ -184,6 +200,14 @@ def hostile_document(answer_length: int = 0) -> d.Document:
         warnings=[HOSTILE],
         options={HOSTILE: HOSTILE},
         meta={"version": HOSTILE},
+    )
+
+
+def _hostile_inheritance(audit: d.Inheritance) -> d.Inheritance:
+    return dataclasses.replace(
+        audit,
+        slices=[dataclasses.replace(piece, column=HOSTILE, value=HOSTILE) for piece in audit.slices],
+        items=[dataclasses.replace(item, id=f"{index} {HOSTILE}") for index, item in enumerate(audit.items)],
     )
 
 

@@ -7,7 +7,9 @@ import numpy as np
 from muscle_hf.compare import document as d
 from muscle_hf.metrics import (
     Estimate,
+    InheritedErrors,
     compat_test,
+    inherited_errors,
     mcnemar,
     nfr_change,
     paired_difference,
@@ -83,7 +85,46 @@ def _update(label: str, right: dict[str, np.ndarray]) -> d.Update:
         verdict="no difference shown",
         slices=[_slice(right, label, value) for value in ("angry", "calm")],
         against_new=None if label == "new" else _against_new(old, new, here),
+        inheritance=None if label == "new" else _inheritance(right, label),
     )
+
+
+def _answers(right: dict[str, np.ndarray], label: str) -> np.ndarray:
+    """Choices: the old model has one wrong answer for each item, the others mostly the same."""
+    items = np.arange(len(right[label]))
+    wrong = items + 1 + (items % 5 == 0) * (label != "old")
+    return np.where(right[label], items, wrong) % 3
+
+
+def _audit(right: dict[str, np.ndarray], label: str) -> InheritedErrors:
+    before, here = _answers(right, "old"), _answers(right, label)
+    return inherited_errors(right["old"], right["new"], right[label], old_predictions=before, compat_predictions=here)
+
+
+def _inheritance(right: dict[str, np.ndarray], label: str) -> d.Inheritance:
+    found = _audit(right, label)
+    angry = np.arange(len(found.shed)) % 2 == 1
+
+    def rate(indicator: np.ndarray, among: np.ndarray) -> Estimate:
+        return wilson_interval(int(indicator[among].sum()), int(among.sum()))
+
+    pieces = [("angry", found.shed & angry), ("calm", found.shed & ~angry)]
+    return d.Inheritance(
+        shed=int(found.shed.sum()),
+        returned=rate(found.returned, found.shed),
+        inherited=rate(found.inherited, found.shed),
+        usual=rate(_answers(right, "old") == _answers(right, "new"), ~right["old"] & ~right["new"]),
+        fresh=rate(found.fresh, found.settled),
+        slices=[
+            d.InheritanceSlice("tone", value, rate(found.returned, among), rate(found.inherited, among))
+            for value, among in pieces
+        ],
+        items=[d.InheritedItem(f"ticket-{i}", _again(found, i)) for i in np.flatnonzero(found.returned)],
+    )
+
+
+def _again(found: InheritedErrors, item: int) -> str:
+    return "same" if found.inherited[item] else "other"
 
 
 def _slice(right: dict[str, np.ndarray], label: str, value: str) -> d.Slice:
@@ -136,6 +177,8 @@ def _flips(right: dict[str, np.ndarray]) -> list[d.Flip]:
         (True, False): "negative",
     }
     choices = ["Billing", "Shipping", "Returns"]
+    answers = {label: _answers(right, label) for label in right}
+    audits = {label: _audit(right, label) for label in right if label not in ("old", "new")}
     flips = []
     for i in range(len(right["old"])):
         correct = {label: bool(values[i]) for label, values in right.items()}
@@ -148,12 +191,13 @@ def _flips(right: dict[str, np.ndarray]) -> list[d.Flip]:
                 outcomes=outcomes,
                 prompt=f"Ticket {i}: my parcel <b>never</b> came & I want my money back.\nTeam:",
                 target=choices[i % 3],
-                answers={label: choices[i % 3 if ok else (i + 1) % 3] for label, ok in correct.items()},
+                answers={label: choices[given[i]] for label, given in answers.items()},
                 correct=dict(correct),
                 scores=dict.fromkeys(correct),
                 choices=choices,
                 columns={"tone": "angry" if i % 2 else "calm"},
                 severity=float(outcomes["new"] == "negative"),
+                inherited={label: _again(found, i) for label, found in audits.items() if found.returned[i]},
             )
         )
     return sorted(flips, key=lambda flip: -flip.severity)

@@ -17,6 +17,7 @@ from muscle_hf.hub.serving import serving_problems
 from muscle_hf.hub.state import CardState, load_metrics, provenance_in, worst_slices
 from muscle_hf.hub.text import Markdown, code, literal, markdown, plain, shell_word
 from muscle_hf.metrics import Estimate
+from muscle_hf.report.inheritance import ENOUGH, counted
 from muscle_hf.report.wording import COUNTS, decimal, measure, percent, points, signed_decimal, with_interval
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -154,6 +155,7 @@ def card_context(card: Card, picture_names: list[str], curves_file: str) -> dict
         "kinds": {task["kind"] for task in tasks},
         "tasks": [_task(task, picture_names, index) for index, task in enumerate(tasks)],
         "logged": [] if tasks else [_logged(flips) for flips in logged_flips(provenance["metrics"])],
+        "audited": any(update.get("inheritance") for task in tasks for update in task["updates"]),
         "warnings": (card.comparison or {}).get("warnings", []),
         "has_report": card.has_report,
         "examples": [{name: markdown(value, 300) for name, value in row.items()} for row in state.examples],
@@ -278,7 +280,46 @@ def _task(task: Mapping[str, Any], picture_names: list[str], index: int) -> dict
         ],
         "picture": Markdown(picture) if picture in picture_names else None,
         "slices": _slices(new, compat),
+        "inheritance": _inheritance(task, compat.get("inheritance")),
     }
+
+
+def _inheritance(task: Mapping[str, Any], content: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The audit of inherited errors: rows for this adapter and its baselines, and the slices that inherit most."""
+    if content is None:
+        return None
+    baselines = [(markdown(entry["label"], 60), entry["inheritance"]) for entry in task.get("baselines", [])]
+    rows = [("this adapter", content), *baselines]
+    scored, usual = task["kind"] == "score", content["usual"]
+    alike = ""
+    if usual and usual["total"] and usual["count"] == usual["total"]:
+        alike = "Here all wrong answers are the old model's, as with two choices."
+    elif usual and usual["total"]:
+        alike = (
+            f"Where both versions are wrong, they give the same answer in {with_interval(estimate(usual))} of "
+            f"{usual['total']} items: so often do two versions err alike."
+        )
+    return {
+        "shed": content["shed"],
+        "scored": scored,
+        "alike": alike,
+        "rows": [
+            {"name": name, **{key: _counted(entry[key]) for key in ("returned", "inherited", "fresh")}}
+            for name, entry in rows
+        ],
+        "slices": [
+            {
+                "name": Markdown(f"{markdown(piece['column'], 60)} = {markdown(piece['value'], 80)}"),
+                **{key: _counted(piece[key]) for key in ("returned", "inherited")},
+            }
+            for piece in content["slices"]
+            if piece["returned"]["count"] and piece["returned"]["total"] >= ENOUGH
+        ][:_SHOWN_SLICES],
+    }
+
+
+def _counted(rate: Any) -> str:
+    return "–" if rate is None else counted(estimate(rate))
 
 
 def _logged(flips: LoggedFlips) -> dict[str, Any]:

@@ -144,6 +144,8 @@ def curve_points(log_history: list[dict[str, float]]) -> list[dict[str, float]]:
 def trimmed_comparison(document: Any, label: str | None = None) -> dict[str, Any]:
     """A comparison as it is published: one compatibility model, rates and a few slices, no items and no file names.
 
+    Of other compatibility models (a control) it keeps the audit of inherited errors, as a baseline.
+
     Args:
         document: A ``muscle_hf.compare.document.Document``, its ``to_dict()``, or what ``--json`` wrote.
         label: Which compatibility model is this adapter, if there are several.
@@ -169,10 +171,20 @@ def trimmed_comparison(document: Any, label: str | None = None) -> dict[str, Any
         # The same slices of both, so that each can be read against the plain update.
         worst = {(entry["column"], entry["value"]) for entry in worst_slices(compat["slices"])[:_SLICES_KEPT]}
         slim = [
-            {**update, "slices": [part for part in update["slices"] if (part["column"], part["value"]) in worst]}
+            {
+                **update,
+                "slices": [part for part in update["slices"] if (part["column"], part["value"]) in worst],
+                "inheritance": _slim_inheritance(update.get("inheritance")),
+            }
             for update in updates
         ]
-        tasks.append({**task, "updates": slim, "flips": []})
+        # Of the other compatibility models, a control above all, only what this adapter's figures are read against.
+        baselines = [
+            {"label": update["label"], "inheritance": {**_slim_inheritance(update["inheritance"]), "slices": []}}
+            for update in task["updates"]
+            if update["role"] == "compat" and update["label"] != label and update.get("inheritance")
+        ]
+        tasks.append({**task, "updates": slim, "baselines": baselines, "flips": []})
     return {
         "schema_version": content["schema_version"],
         "models": [
@@ -184,6 +196,10 @@ def trimmed_comparison(document: Any, label: str | None = None) -> dict[str, Any
         "warnings": list(content.get("warnings", [])),
         "meta": dict(content.get("meta", {})),
     }
+
+
+def _slim_inheritance(content: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if content is None else {**content, "slices": content["slices"][:_SLICES_KEPT], "items": []}
 
 
 def worst_slices(slices: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

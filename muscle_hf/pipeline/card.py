@@ -10,7 +10,7 @@ from muscle_hf.evaluation.predictions import Prediction
 from muscle_hf.evaluation.tasks import Task
 from muscle_hf.hub.completing import complete_card
 from muscle_hf.pipeline.config import RunSettings
-from muscle_hf.pipeline.table import COMPAT, NEW, OLD
+from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD
 
 
 def card_words(settings: RunSettings, task: Task) -> dict[str, Any]:
@@ -29,12 +29,17 @@ def complete_run_card(
     Args:
         adapter: Folder of the compatibility adapter.
         words: Fields of :class:`~muscle_hf.hub.CardState`.
-        predictions: By model: ``old``, ``new``, ``muscle``.
+        predictions: By model: ``old``, ``new``, ``muscle``, and ``control`` if there is one: the baseline of the
+            errors that come back.
 
     Returns:
         The path of the card.
     """
     from muscle_hf.compare import compare, source_of
 
-    document = compare(*(source_of(predictions[name], name) for name in (OLD, NEW, COMPAT)))
-    return complete_card(adapter, words, comparison=document)
+    labels = {OLD: "old", NEW: "new", COMPAT: "compat", CONTROL: "control: plain training for as long"}
+    names = [name for name in labels if name in predictions]
+    document = compare(
+        *(source_of(predictions[name], name) for name in names), labels=[labels[name] for name in names]
+    )
+    return complete_card(adapter, words, comparison=document, label=labels[COMPAT])
