@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from muscle_hf.hub.serving import serving_problems
 from muscle_hf.metrics import Estimate, flip_metrics
 from muscle_hf.report import dial as report
 
+DOCUMENT = Path(__file__).parents[1] / "docs" / "dial.md"
 WORDS = [f"w{index}" for index in range(builders.VOCABULARY)]
 
 
@@ -509,3 +511,34 @@ def test_the_command_refuses_early(scene: Path, capsys):
         assert dial_command(*more) == 2
         assert says in capsys.readouterr().err
         assert not Path("out").exists()
+
+
+# ---- Its page ----
+
+
+@pytest.mark.slow
+def test_the_documentation_runs(scene: Path, capsys):
+    """The commands and snippets of docs/dial.md, on small models."""
+    for source, target in {"new": "adapters/task-v2", "compat": "out"}.items():
+        shutil.copytree(source, target)
+    Path("task.yaml").write_text('name: tiny\nkind: choice\nprompt: "{prompt}"\nchoices: choices\nanswer: answer\n')
+    Path("data").mkdir()
+    rows = [{"prompt": item.prompt, "choices": list(item.choices), "answer": item.answers[0]} for item in ITEMS]
+    for split in ("validation", "test"):
+        Path("data", f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("old_test", "new_test"):
+        shutil.copyfile("old.jsonl", f"{name}.jsonl")
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    commands = [line.removeprefix("muscle-hf ") for kind, body in blocks if kind == "sh" for line in body.splitlines()]
+    dial, evaluate, compare = (command.split() for command in commands)
+    assert main([*dial, "--quiet"]) in (0, 1)
+    by_hand = [word for word in dial if word not in ("--rule", "least_nfr_at_no_loss")]
+    assert main([*by_hand, "--quiet", "--overwrite", "--choose", "0.75"]) == 0
+    assert main([*evaluate, "--quiet"]) == 0
+    assert main([*compare, "--quiet"]) in (0, 1, 3)
+    namespace: dict = {}
+    for kind, body in blocks:
+        if kind == "python":
+            exec(compile(body, DOCUMENT.name, "exec"), namespace)
+    assert namespace["middle"].config.r == 8
+    assert Path("adapters/chosen/adapter_model.safetensors").is_file()
