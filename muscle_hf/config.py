@@ -39,6 +39,8 @@ class MuscleConfig(TrainingArguments):
         blend: What tokens follow that follow both teachers: the mean of their ``probabilities`` or ``logits``.
         teacher_cache: A folder that keeps the teachers' hidden states, so that each row is seen by a teacher once;
             shared by epochs, runs and processes (docs/cache.md).
+        teacher_cache_top_k: Keep so many of a teacher's likeliest tokens there, and the rest as one, in place of its
+            hidden states: smaller, but not exact.
 
     Raises:
         MuscleError: A value is out of range, the mask is unknown, or ``label_smoothing_factor`` is set where there is
@@ -111,6 +113,13 @@ class MuscleConfig(TrainingArguments):
         default=None,
         metadata={"help": "Folder that keeps the teachers' hidden states, so that a teacher sees each row once."},
     )
+    teacher_cache_top_k: int | None = field(
+        default=None,
+        metadata={
+            "help": "Keep so many of a teacher's likeliest tokens in teacher_cache, and the rest as one, in place of "
+            "its hidden states: smaller, but not exact."
+        },
+    )
 
     def __post_init__(self) -> None:
         if self.trained_tokens not in get_args(TrainedTokens):
@@ -124,9 +133,9 @@ class MuscleConfig(TrainingArguments):
                     "'package.module:function' here, or pass the function as MuscleTrainer(mask=...)"
                 )
         if self.transfer_ratio is not None and not 0 < self.transfer_ratio < float("inf"):
-            raise MuscleError(
-                f"transfer_ratio is {self.transfer_ratio}; it must be > 0 (rows per labelled row)"
-            )
+            raise MuscleError(f"transfer_ratio is {self.transfer_ratio}; it must be > 0 (rows per labelled row)")
+        if self.teacher_cache_top_k is not None and self.teacher_cache_top_k < 1:
+            raise MuscleError(f"teacher_cache_top_k is {self.teacher_cache_top_k}; it must be >= 1")
         if self.loss_chunk_size is not None and self.loss_chunk_size < 0:
             raise MuscleError(f"loss_chunk_size is {self.loss_chunk_size}; it must be >= 1, or 0 for whole logits")
         objective_of(self)

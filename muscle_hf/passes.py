@@ -15,7 +15,7 @@ from muscle_hf.losses import Objective, TokenTerms
 from muscle_hf.losses.chunked import Stream, chunk_rows, chunked_terms, chunked_weights
 from muscle_hf.teachers import ModelKind, Teacher
 from muscle_hf.teachers.body import Head, HeadNotApart
-from muscle_hf.teachers.cache import HiddenStore, KeyRules, SequenceKey, row_keys
+from muscle_hf.teachers.cache import CompactStream, HiddenStore, KeyRules, SequenceKey, TopTokens, row_keys
 from muscle_hf.teachers.cache.opening import open_caches
 from muscle_hf.teachers.cached import CachedTeacher
 from muscle_hf.teachers.kinds import IGNORED, UNLABELLED, aligned, labelled_tokens, sequences_of, trained_rows
@@ -195,7 +195,8 @@ class ChunkedPass(PlainPass):
         batch = _Batch(inputs, labels, chosen, rows)
 
         def add(role: str, needed: Tensor | None) -> None:
-            streams[role] = Stream(self._hidden(role, batch, needed, kept.get(role)), self.heads[role])
+            hidden, form = self._hidden(role, batch, needed, kept.get(role)), self._form(role)
+            streams[role] = CompactStream(hidden, None, form) if form else Stream(hidden, self.heads[role])
 
         def inspect(role: str, logits: Tensor, which: Tensor) -> None:
             require_finite(role, logits, rows[which], where)
@@ -220,11 +221,15 @@ class ChunkedPass(PlainPass):
         return Outcome(outputs, terms, rows)
 
     def _hidden(self, role: str, batch: _Batch, needed: Tensor | None, kept: _Kept | None) -> Tensor:
-        """A teacher's hidden states of the trained tokens, (N, d); zeros in rows that are not needed."""
+        """A teacher's hidden states of the trained tokens, (N, d), or what a compact cache keeps in their place; zeros
+        in rows that are not needed."""
         if kept is None:
             return self._computed(role, batch, needed)
         missing = kept.missing if needed is None else kept.missing & needed.cpu()
-        computed = self._computed(role, batch, missing).split([part.count for part in kept.parts])
+        computed = self._computed(role, batch, missing)
+        if bool(missing.any()):
+            computed = self.caches[role].kept(computed, self.heads[role])
+        computed = computed.split([part.count for part in kept.parts])
         fresh = [(part.key, piece) for part, piece in zip(kept.parts, computed, strict=True) if missing[part.row]]
         self.caches[role].put([key for key, _ in fresh], [piece for _, piece in fresh])
         pieces = [own if known is None else known for own, known in zip(computed, kept.hidden, strict=True)]
@@ -250,6 +255,9 @@ class ChunkedPass(PlainPass):
         missing = torch.zeros(len(labels), dtype=torch.bool)
         missing[[part.row for part, piece in zip(parts, hidden, strict=True) if piece is None]] = True
         return _Kept(parts, [None if piece is None else _moved(piece, labels.device) for piece in hidden], missing)
+
+    def _form(self, role: str) -> TopTokens | None:
+        return self.caches[role].form if role in self.caches else None
 
     def flush(self) -> None:
         """Write to the disk what the caches hold in memory."""
@@ -360,8 +368,9 @@ def make_passes(trainer: MuscleTrainer) -> Passes:
             not fit.
     """
     plain = PlainPass(trainer.student, trainer.teachers, trainer.kind)
-    size, folder = (getattr(trainer.args, name, None) for name in ("loss_chunk_size", "teacher_cache"))
-    wishes = [f"loss_chunk_size={size}"] * bool(size) + [f"teacher_cache={folder!r}"] * bool(folder)
+    asked = {name: getattr(trainer.args, name, None) for name in ("loss_chunk_size", "teacher_cache")}
+    size, folder = asked.values()
+    wishes = [f"{name}={value!r}" for name, value in asked.items() if value]
     try:
         if reason := _why_whole_logits(trainer):
             raise MuscleError(reason)

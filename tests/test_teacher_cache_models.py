@@ -14,14 +14,14 @@ from torch import nn
 
 from muscle_hf import MuscleError
 from muscle_hf.data import PaddingCollator
+from muscle_hf.losses.divergence import kl_divergence
 from muscle_hf.teachers import AdapterTeacher, ModelTeacher, Teacher, kind_of, load_task_model
 from muscle_hf.teachers.body import Head
 from muscle_hf.teachers.cache import (
-    CompactStore,
     HiddenStore,
     KeyRules,
+    TopTokens,
     build_cache,
-    compact_kl,
     file_fingerprint,
     load_head,
     plan_cache,
@@ -291,21 +291,21 @@ def test_rows_that_cannot_be_cached_are_refused_when_there_are_no_others(tmp_pat
 
 def test_the_compact_mode_is_built_the_same_way(tmp_path):
     teacher = loaded(saved(tmp_path))
-    rows = builders.rows(6)
+    rows, form = builders.rows(6), TopTokens(builders.VOCABULARY, 2.0, builders.VOCABULARY)
     fingerprint = teacher_fingerprint(teacher)
-    settings = {"k": builders.VOCABULARY, "temperature": 2.0, "vocabulary": builders.VOCABULARY}
-    with CompactStore(tmp_path / "cache", fingerprint, **settings) as store:
+    with HiddenStore(tmp_path / "cache", fingerprint, form=form) as store:
         build_cache(teacher, rows, COLLATE, store, progress=False)
-    store = CompactStore(tmp_path / "cache", fingerprint, **settings)
+    store = HiddenStore(tmp_path / "cache", fingerprint, form=form)
     batch = COLLATE(rows)
     labels = CAUSAL_LM.trained_labels(batch["labels"])
-    parts = row_keys(batch, labels, KeyRules.of(teacher.model, CAUSAL_LM), with_labels=True)
+    parts = row_keys(batch, labels, KeyRules.of(teacher.model, CAUSAL_LM))
     online = aligned(teacher.logits(batch), labels)[labels != IGNORED]
     own = online.split([part.count for part in parts])
     for kept, logits in zip(store.get([part.key for part in parts]), own, strict=True):
-        torch.testing.assert_close(compact_kl(kept, logits, 2.0), torch.zeros(len(logits)), atol=1e-6, rtol=0)
+        found = kl_divergence(form.logits(kept, logits), logits, 2.0)
+        torch.testing.assert_close(found, torch.zeros(len(logits)), atol=1e-6, rtol=0)
     assert store.folder != HiddenStore(tmp_path / "cache", fingerprint).folder
-    assert len(CompactStore(tmp_path / "cache", fingerprint, **{**settings, "temperature": 1.0})) == 0
+    assert len(HiddenStore(tmp_path / "cache", fingerprint, form=TopTokens(form.k, 1.0, form.vocabulary))) == 0
 
 
 def test_a_peft_model_stays_as_it_was(tmp_path):

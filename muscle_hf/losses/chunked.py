@@ -43,7 +43,14 @@ class Stream:
     hidden: Tensor
     head: Head
 
-    def logits(self, rows: slice | Tensor) -> Tensor:
+    def logits(self, rows: slice | Tensor, student: Tensor | None = None, chosen: Tensor | None = None) -> Tensor:
+        """Logits of some tokens.
+
+        Args:
+            rows: Which.
+            student: The student's logits, for streams that lean on them.
+            chosen: Which rows of ``student`` are of these tokens; all by default.
+        """
         return self.head(self.hidden[rows])
 
 
@@ -228,7 +235,7 @@ def _show_infinite(work: _Work, terms: TokenTerms) -> None:
         return
     for name, values, teacher in (("old", terms.kl_old, work.old), ("new", terms.kl_new, work.new)):
         for tokens in (~values.isfinite()).nonzero().squeeze(-1).split(work.chunk_size):
-            work.inspect(name, teacher.logits(tokens), tokens)
+            work.inspect(name, teacher.logits(tokens, work.student.logits(tokens)), tokens)
 
 
 def _terms_of_chunk(work: _Work, rows: slice, student: Tensor, wanted: bool) -> tuple[Tensor, ...]:
@@ -362,7 +369,7 @@ def _terms_of_block(chunk: _Chunk, block: slice, wanted: bool) -> tuple[Tensor, 
 def _teacher_logits(work: _Work, name: str, which: slice | Tensor, student: Tensor, chosen: Tensor | None) -> Tensor:
     teacher = work.old if name == "old" else work.new
     if teacher.head is not work.student.head:
-        return teacher.logits(which).to(student)
+        return teacher.logits(which, student, chosen).to(student)
     # The same hidden state behind the same head gives the same logits: to the bit, whatever the rows beside it.
     same = (teacher.hidden[which] == work.student.hidden[which]).all(dim=-1)
     own = student if chosen is None else student[chosen]

@@ -13,8 +13,8 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.pipeline.config import RunSettings
 from muscle_hf.pipeline.run import make_run
 from muscle_hf.pipeline.table import COMPAT
-from muscle_hf.teachers.cache import CachePlan, HiddenStore, KeyRules, build_cache
-from muscle_hf.teachers.cache.opening import fingerprint_in
+from muscle_hf.teachers.cache import CachePlan, KeyRules, build_cache
+from muscle_hf.teachers.cache.opening import open_cache
 from muscle_hf.trainer import MuscleTrainer
 
 
@@ -58,7 +58,7 @@ def cache_teachers(
     batch_size: int | None = None,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Cached]:
-    """Compute the hidden states of both teachers on a trainer's training and evaluation rows.
+    """Compute what the cache keeps of both teachers on a trainer's training and evaluation rows.
 
     What is there already is not computed again, so an interrupted call goes on where it stopped. Started by
     ``accelerate launch``, the processes share the rows.
@@ -73,12 +73,13 @@ def cache_teachers(
         Of each teacher, ``old`` and ``new``.
 
     Raises:
-        MuscleError: The rows are a stream, the model cannot be cached, or the disk is too small.
+        MuscleError: The rows are a stream, the model cannot be cached, the disk is too small, or the objective needs
+            more than ``teacher_cache_top_k`` keeps.
     """
     accelerator = trainer.accelerator
     found = {}
     for role, teacher in trainer.teachers.items():
-        with HiddenStore(folder, fingerprint_in(trainer, role)) as store:
+        with open_cache(trainer, role, folder) as store:
             plans = [
                 build_cache(
                     teacher,

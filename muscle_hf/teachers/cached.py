@@ -13,8 +13,8 @@ from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.body import Head
-from muscle_hf.teachers.cache import Fingerprint, HiddenStore, TeacherFiles, file_fingerprint, load_head
-from muscle_hf.teachers.cache.store import MANIFEST
+from muscle_hf.teachers.cache import Fingerprint, TeacherFiles, file_fingerprint, load_head
+from muscle_hf.teachers.cache.store import MANIFEST, folder_name
 from muscle_hf.teachers.kinds import ModelKind
 from muscle_hf.teachers.loading import FETCH_KEYS
 from muscle_hf.teachers.teacher import Teacher
@@ -105,10 +105,10 @@ def cached_teacher(
     known = {"base_model", "base_revision", "revision", "dtype", "attn_implementation", *FETCH_KEYS}
     if how.keys() - known:
         return None  # quantization and the like decide what the model computes, and are not in its files
-    if not any(Path(folder).glob(f"*/{MANIFEST}")):
-        return None
     attention, dtype, revision = (how.pop(name, None) for name in ("attn_implementation", "dtype", "revision"))
     moved = how.pop("base_model", None), how.pop("base_revision", None)
+    if not any(Path(folder).glob(f"*/{MANIFEST}")):
+        return None
     try:
         files = TeacherFiles.find(source, revision, *moved, fetch=how)
         if same_as_files(base_weights(student), files.base, base.base_model_prefix):
@@ -116,7 +116,7 @@ def cached_teacher(
         fingerprint = file_fingerprint(
             files, kind, tokenizer, role=role, dtype=dtype, autocast=precision, attn_implementation=attention
         )
-        if not len(HiddenStore(folder, fingerprint)):
+        if not any(Path(folder).glob(f"{folder_name(fingerprint)}*/{MANIFEST}")):
             return None
         head = load_head(files, kind, dtype=dtype)
     except MuscleError as error:

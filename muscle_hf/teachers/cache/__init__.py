@@ -6,7 +6,7 @@ exact), ``build`` (ahead of training).
 """
 
 from muscle_hf.teachers.cache.build import CachePlan, build_cache, plan_cache, predicted_bytes, require_space
-from muscle_hf.teachers.cache.compact import CompactLogits, CompactStore, compact_kl, compact_kl_and_slope
+from muscle_hf.teachers.cache.compact import CompactStream, TopTokens
 from muscle_hf.teachers.cache.fingerprint import Fingerprint, TeacherFiles, file_fingerprint, teacher_fingerprint
 from muscle_hf.teachers.cache.head import load_head
 from muscle_hf.teachers.cache.keys import KeyRules, SequenceKey, row_keys
@@ -16,17 +16,15 @@ from muscle_hf.teachers.cache.store import HiddenStore, RowStore
 __all__ = [
     "CachePlan",
     "Column",
-    "CompactLogits",
-    "CompactStore",
+    "CompactStream",
     "Fingerprint",
     "HiddenStore",
     "KeyRules",
     "RowStore",
     "SequenceKey",
     "TeacherFiles",
+    "TopTokens",
     "build_cache",
-    "compact_kl",
-    "compact_kl_and_slope",
     "file_fingerprint",
     "load_head",
     "plan_cache",

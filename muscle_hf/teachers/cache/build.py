@@ -17,8 +17,8 @@ from tqdm import tqdm
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.body import Head, HeadNotApart
 from muscle_hf.teachers.cache.keys import KeyRules, row_keys
-from muscle_hf.teachers.cache.shards import KEY_BYTES, Column, Row
-from muscle_hf.teachers.cache.store import RowStore
+from muscle_hf.teachers.cache.shards import KEY_BYTES, Column
+from muscle_hf.teachers.cache.store import HiddenStore
 from muscle_hf.teachers.kinds import aligned, kind_of, trained_rows
 from muscle_hf.teachers.teacher import Teacher
 from muscle_hf.teachers.weights import base_of
@@ -93,7 +93,7 @@ class CachePlan:
 def plan_cache(
     dataset: Any,
     collate: Callable[[Sequence[Any]], Batch],
-    store: RowStore,
+    store: HiddenStore,
     batch_size: int,
     rules: KeyRules,
     trained_labels: Callable[[Batch], Tensor],
@@ -108,7 +108,7 @@ def plan_cache(
     for start in range(rank * batch_size, len(order), processes * batch_size):
         indices = order[start : start + batch_size]
         batch = collate([dataset[index] for index in indices])
-        found = row_keys(batch, trained_labels(batch), rules, with_labels=store.with_labels)
+        found = row_keys(batch, trained_labels(batch), rules)
         new = {part.key: part.count for part in found if part.key is not None and part.key not in store}
         new = {key: count for key, count in new.items() if key not in seen}
         seen.update(new)
@@ -124,7 +124,7 @@ def build_cache(
     teacher: Teacher,
     dataset: Any,
     collate: Callable[[Sequence[Any]], Batch],
-    store: RowStore,
+    store: HiddenStore,
     batch_size: int = 8,
     *,
     autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
@@ -176,7 +176,7 @@ def build_cache(
             batch = collate([dataset[index] for index in indices])
             rows = body.rows_of(batch, trained_labels(batch), rules, store)
             if not checked and rows:
-                columns = {column: Column.of(tensor) for column, tensor in next(iter(rows.values())).items()}
+                columns = {"hidden": Column.of(next(iter(rows.values())))}
                 needed = predicted_bytes(plan.missing, plan.missing_tokens, columns)
                 if say is not None:
                     say(
@@ -185,7 +185,7 @@ def build_cache(
                     )
                 require_space(store.folder, needed * share[1])  # the others write about as much
                 checked = True
-            store.put_rows(list(rows), list(rows.values()))
+            store.put(list(rows), list(rows.values()))
             bar.update(len(rows))
     store.flush()
     return plan
@@ -199,17 +199,16 @@ class _Body:
         self.head = Head(teacher.model, autocast)
         self.device = next(teacher.model.parameters()).device
 
-    def rows_of(self, batch: Batch, labels: Tensor, rules: KeyRules, store: RowStore) -> dict[bytes, Row]:
+    def rows_of(self, batch: Batch, labels: Tensor, rules: KeyRules, store: HiddenStore) -> dict[bytes, Tensor]:
         """What of a batch is not in the store yet."""
-        parts = row_keys(batch, labels, rules, with_labels=store.with_labels)
+        parts = row_keys(batch, labels, rules)
         chosen, _ = trained_rows(labels)
         with torch.no_grad():
             hidden = aligned(self.hidden(batch), labels)[chosen.to(self.device)]
-            counts = [part.count for part in parts]
-            pieces = zip(parts, hidden.split(counts), labels[chosen].to(self.device).split(counts), strict=True)
+            pieces = zip(parts, hidden.split([part.count for part in parts]), strict=True)
             return {
-                part.key: store.row_of(states, answers, self.head)
-                for part, states, answers in pieces
+                part.key: store.kept(states, self.head)
+                for part, states in pieces
                 if part.key is not None and part.key not in store
             }
 

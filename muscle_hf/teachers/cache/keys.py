@@ -133,9 +133,7 @@ def _masks_packed(base: nn.Module, text: Any) -> bool:
     return not recurrent and hasattr(sys.modules[type(base).__module__], "create_causal_mask")
 
 
-def row_keys(
-    inputs: Mapping[str, Any], labels: Tensor, rules: KeyRules, *, with_labels: bool = False
-) -> list[SequenceKey]:
+def row_keys(inputs: Mapping[str, Any], labels: Tensor, rules: KeyRules) -> list[SequenceKey]:
     """The keys of a batch's sequences, independent of the batch they are in.
 
     A key covers the sequence's own tokens (padding, on either side, does not count), which of its positions are
@@ -147,13 +145,12 @@ def row_keys(
         labels: Aligned trained labels (B, L'), int64, -100 where nothing is trained; (B, 1) for sequence
             classification.
         rules: Of the teacher that the rows are for.
-        with_labels: Whether the right answers count too, for what is computed from them.
 
     Returns:
         One entry per sequence that has trained tokens (a row, or a packed part of it), in the batch's order: splitting
         the trained tokens' (N, d) hidden states by the counts gives the sequences' entries.
     """
-    batch = _Batch(inputs, labels, rules, with_labels)
+    batch = _Batch(inputs, labels, rules)
     found = []
     for row, trained in enumerate(batch.trained):
         if not batch.packed:
@@ -172,20 +169,19 @@ def row_keys(
 class _Batch:
     """A batch as arrays; ``key`` is None for what has no well-defined content of its own."""
 
-    def __init__(self, inputs: Mapping[str, Any], labels: Tensor, rules: KeyRules, with_labels: bool):
+    def __init__(self, inputs: Mapping[str, Any], labels: Tensor, rules: KeyRules):
         taken = LABEL_KEYS | _INERT_INPUTS
         kept = {name: value for name, value in inputs.items() if name not in taken and value is not None}
         if rules.inputs is not None:
             kept = {name: value for name, value in kept.items() if name in rules.inputs}
-        self.rules, self.with_labels = rules, with_labels
-        self.labels = labels.cpu().numpy()
-        self.trained = self.labels != IGNORED
+        self.rules = rules
+        self.trained = labels.cpu().numpy() != IGNORED
         self.raw_labels = _array(inputs["labels"]) if rules.decodes and "labels" in inputs else None
         self.inputs = {name: _array(value) for name, value in kept.items()}
         self.ids = self.inputs.pop("input_ids", None)
         self.mask = self.inputs.pop("attention_mask", None)
         self.positions = self.inputs.pop("position_ids", None)
-        self.rows = len(self.labels)
+        self.rows = len(self.trained)
         self.packed = self._is_packed(kept)
         if self.packed:
             self.inputs = {name: value for name, value in self.inputs.items() if name not in _PACKING_INPUTS}
@@ -229,8 +225,6 @@ class _Batch:
             return None
         for name, value in (*parts.items(), *rest.items()):
             _add(digest, name, value)
-        if self.with_labels:
-            _add(digest, "answers", self.labels[row][chosen])
         return digest.digest()
 
     def _own_positions(self, row: int, member: np.ndarray) -> np.ndarray:

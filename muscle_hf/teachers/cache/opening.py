@@ -10,6 +10,7 @@ import torch
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.cache.build import predicted_bytes, require_space
+from muscle_hf.teachers.cache.compact import TopTokens
 from muscle_hf.teachers.cache.fingerprint import Fingerprint, teacher_fingerprint
 from muscle_hf.teachers.cache.keys import KeyRules
 from muscle_hf.teachers.cache.shards import Column
@@ -43,12 +44,36 @@ def open_caches(trainer: MuscleTrainer, folder: str | os.PathLike) -> dict[str, 
         rules = KeyRules.of(teacher.model, trainer.kind)
         if rules.excluded:
             raise MuscleError(f"the {role} model's hidden states cannot be cached: {rules.excluded}")
-        stores[role] = store = HiddenStore(folder, fingerprint_in(trainer, role))
+        stores[role] = store = open_cache(trainer, role, folder)
         share = max(0, rows - len(store)) / rows if rows else 0.0
         columns = store.columns or {"hidden": _expected(teacher.model, trainer.accelerator.mixed_precision)}
         needed += predicted_bytes(round(rows * share), round(tokens * share), columns)
     require_space(folder, needed)
     return stores
+
+
+def open_cache(trainer: MuscleTrainer, role: str, folder: str | os.PathLike) -> HiddenStore:
+    """The store of one teacher, exact or as ``teacher_cache_top_k`` says.
+
+    Args:
+        trainer: Has the teacher.
+        role: ``old`` or ``new``.
+        folder: Of the cache.
+
+    Raises:
+        MuscleError: The objective needs more than the compact form keeps, or k is out of range.
+    """
+    k, objective, form = getattr(trainer.args, "teacher_cache_top_k", None), trainer.objective, None
+    if k is not None:
+        if objective.reads - {"student"} or objective.divergence != "kl" or objective.blend == "logits":
+            raise MuscleError(
+                f"teacher_cache_top_k={k} keeps probabilities at the run's temperature, which are enough for the KL, "
+                "but not for masks that read a teacher's logits, logit_difference, or blended logits; use the exact "
+                "cache (teacher_cache alone)"
+            )
+        bases = (base_of(model) for model in (trainer.teachers[role].model, trainer.student))
+        form = TopTokens(k, objective.temperature, min(base.config.get_text_config().vocab_size for base in bases))
+    return HiddenStore(folder, fingerprint_in(trainer, role), form=form)
 
 
 def fingerprint_in(trainer: MuscleTrainer, role: str) -> Fingerprint:

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.teachers.cache.compact import TopTokens
 from muscle_hf.teachers.cache.fingerprint import Fingerprint
 from muscle_hf.teachers.cache.shards import (
     DAMAGED,
@@ -62,9 +63,6 @@ class RowStore:
         MuscleError: What is there belongs to another teacher, or has other columns.
     """
 
-    # Whether a row depends on its right answers.
-    with_labels = False
-
     def __init__(
         self,
         folder: str | os.PathLike,
@@ -76,7 +74,7 @@ class RowStore:
     ):
         self.fingerprint = Fingerprint.of_digest(fingerprint) if isinstance(fingerprint, str) else fingerprint
         self.identity = self.fingerprint.digest + (f"/{variant}" if variant else "")
-        self.folder = Path(folder, self.fingerprint.digest[:16] + (f"-{variant}" if variant else ""))
+        self.folder = Path(folder, folder_name(self.fingerprint) + (f"-{variant}" if variant else ""))
         self.shard_bytes = shard_bytes
         self.columns = dict(columns) if columns is not None else None
         self._shards: list[Shard | None] = []
@@ -272,13 +270,14 @@ class RowStore:
 
 
 class HiddenStore(RowStore):
-    """Exact cache of a teacher: its last hidden states at a sequence's trained positions, (n, d) per sequence.
+    """Cache of a teacher: its last hidden states at a sequence's trained positions, (n, d) per sequence.
 
     Args:
         folder: The cache's folder, shared by any teachers and runs.
         fingerprint: The teacher's, from ``teacher_fingerprint``.
         width: d; None to take it from what is there, or from the first row put.
         dtype: Of the hidden states, as the teacher computes them; None likewise.
+        form: Keep less than the hidden states: (n, 2 k + 1) numbers in their place.
         shard_bytes: Size of a shard.
 
     Raises:
@@ -292,12 +291,17 @@ class HiddenStore(RowStore):
         *,
         width: int | None = None,
         dtype: torch.dtype | None = None,
+        form: TopTokens | None = None,
         shard_bytes: int = SHARD_BYTES,
     ):
+        self.form = form
+        if form is not None:
+            width, dtype = form.width, torch.float32
         if (width is None) != (dtype is None):
             raise MuscleError("width and dtype of a HiddenStore are given together, or neither")
         columns = None if width is None else {"hidden": Column(dtype, (width,))}
-        super().__init__(folder, fingerprint, columns, shard_bytes=shard_bytes)
+        variant = "" if form is None else form.name
+        super().__init__(folder, fingerprint, columns, variant=variant, shard_bytes=shard_bytes)
 
     @property
     def width(self) -> int | None:
@@ -309,15 +313,14 @@ class HiddenStore(RowStore):
         """Of the hidden states; None while that is unknown."""
         return None if self.columns is None else self.columns["hidden"].dtype
 
-    def row_of(self, hidden: Tensor, labels: Tensor, head: Callable[[Tensor], Tensor] | None = None) -> Row:
-        """The row of one sequence.
+    def kept(self, hidden: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+        """What is kept of hidden states (n, d), as :meth:`put` takes it.
 
         Args:
-            hidden: At its trained positions, (n, d).
-            labels: The right answers there, (n,).
+            hidden: At trained positions.
             head: The teacher's output head.
         """
-        return {"hidden": hidden}
+        return hidden if self.form is None else self.form.of_hidden(hidden, head)
 
     def get(self, keys: Sequence[Key | None]) -> list[Tensor | None]:
         """The hidden states of sequences: (n, d) each, a view of the file; None where they are not here."""
@@ -326,6 +329,11 @@ class HiddenStore(RowStore):
     def put(self, keys: Sequence[Key | None], tensors: Sequence[Tensor]) -> None:
         """Keep the hidden states of sequences, (n, d) each; see :meth:`RowStore.put_rows`."""
         self.put_rows(keys, [{"hidden": tensor} for tensor in tensors])
+
+
+def folder_name(fingerprint: Fingerprint) -> str:
+    """How the folders of a teacher's stores begin."""
+    return fingerprint.digest[:16]
 
 
 def _as_bytes(key: Key) -> bytes:
