@@ -97,7 +97,7 @@ def test_python_snippets_run(document, scene, monkeypatch):
     folder, names = scene
     monkeypatch.chdir(folder)
     namespace = fix_lengths(names())
-    if document.name == "objective.md":
+    if document.name in ("objective.md", "transfer.md"):
         from peft import PeftModel
 
         from muscle_hf import MuscleConfig, MuscleTrainer
@@ -105,6 +105,7 @@ def test_python_snippets_run(document, scene, monkeypatch):
         model = PeftModel.from_pretrained(namespace["base_v2"], "adapters/task-v2", is_trainable=True)
         args = MuscleConfig("out", max_steps=1, report_to="none", use_cpu=True)
         namespace |= {"MuscleConfig": MuscleConfig, "MuscleTrainer": MuscleTrainer, "model": model, "args": args}
+        namespace["prompts"] = ["Ticket: the parcel is late.", "Ticket: I want my money back."]
     for snippet in snippets:
         if "load_in_4bit" in snippet:
             pytest.importorskip("bitsandbytes", reason="QLoRA needs the extra muscle-hf[qlora]")

@@ -13,6 +13,7 @@ from hub_server import TOKEN, card_errors, front_matter
 from muscle_hf import demo
 from muscle_hf.cli.main import main
 from muscle_hf.demo.run import demo_settings, demo_splits
+from muscle_hf.pipeline.config import TransferSettings
 from muscle_hf.pipeline.data import Splits
 from muscle_hf.pipeline.run import load_result_predictions, run_task
 from muscle_hf.pipeline.table import cells, columns, to_markdown
@@ -203,3 +204,18 @@ def test_tasks_that_generate(task, tmp_path):
     assert len(columns(result.metric)) == 5
     assert [len(row) for row in cells(result)] == [5, 5, 5, 5]
     assert 0 <= result.row("muscle").nfr <= 1
+
+
+def test_transfer_rows_of_a_run(tmp_path):
+    settings = demo_settings("routing", 0, tmp_path / "run")
+    settings.training |= {"max_steps": 2, "per_device_train_batch_size": 4, "transfer_mask": "more_confident_sequence"}
+    settings.data.transfer = TransferSettings("train", answers="both")
+    whole = demo_splits("routing", 0)
+    splits = Splits(whole.train[:8], [], whole.test[:8], transfer=whole.train[8:20])
+    run_task(settings, demo.TASKS["routing"], splits, lambda text: None)
+    saved = json.loads((tmp_path / "run" / "muscle" / "muscle_provenance.json").read_text())
+    assert saved["data"]["transfer"]["rows"] == 12 and saved["data"]["train"]["rows"] == 8
+    said: list[str] = []
+    fewer = Splits(whole.train[:8], [], whole.test[:8], transfer=whole.train[8:19])
+    run_task(settings, demo.TASKS["routing"], fewer, said.append)
+    assert "Compatibility adapter" in said and any("Task adapter on v1: done" in line for line in said)
