@@ -5,11 +5,15 @@ from __future__ import annotations
 import functools
 import json
 import math
+import sys
+from pathlib import Path
 
 import builders
 import datasets
 import pytest
 import torch
+from safetensors.torch import load_file
+from test_distributed import launched
 
 from muscle_hf import MuscleError, TransferPrompts
 from muscle_hf.evaluation import Item, Task
@@ -298,6 +302,55 @@ def test_the_card_and_provenance_know_of_transfer_rows(tmp_path):
     assert saved["data"]["train"]["rows"] == 8
 
 
+# ---- Two processes, and TRL ----
+
+
+def run_with_prompts(folder, batch):
+    made = trainer(
+        folder, train_dataset=builders.rows(8), processing_class=builders.tokenizer(), max_steps=-1,
+        num_train_epochs=2, per_device_train_batch_size=batch, train_sampling_strategy="sequential",
+        learning_rate=0.05,
+        transfer_dataset=TransferPrompts(prompts(8), "student", max_new_tokens=4, end_answers=False),
+    )  # fmt: skip
+    made.train()
+    made.save_model(str(folder / "saved"))
+    return made
+
+
+@pytest.mark.slow
+def test_two_processes_answer_and_train_as_one(tmp_path):
+    run_with_prompts(tmp_path / "one", 4)
+    launched([__file__, str(tmp_path / "two")], {"ACCELERATE_USE_CPU": "true"})
+    assert kept_answers(tmp_path / "one") == kept_answers(tmp_path / "two")
+    one, two = (load_file(tmp_path / name / "saved" / "adapter_model.safetensors") for name in ("one", "two"))
+    assert all(torch.allclose(one[key], two[key], atol=1e-4) for key in one)
+
+
+@pytest.mark.parametrize("completion_only", [True, False])
+def test_trls_trainer_mixes_them_too(completion_only, tmp_path):
+    sft = pytest.importorskip("muscle_hf.sft", reason="TRL needs the extra muscle-hf[trl]")
+    tokenizer = builders.tokenizer()
+    tokenizer.eos_token = "w2"
+    args = sft.MuscleSFTConfig(
+        str(tmp_path), max_steps=2, per_device_train_batch_size=4, report_to="none", use_cpu=True, disable_tqdm=True,
+        logging_steps=1, completion_only_loss=completion_only, transfer_mask="always_old", save_strategy="no",
+    )  # fmt: skip
+    labelled = datasets.Dataset.from_list([{"prompt": f"w{i} w4", "completion": " w7 w9"} for i in range(5, 9)])
+    model, old = models()
+    made = sft.MuscleSFTTrainer(
+        model, args, old_model=old, train_dataset=labelled, processing_class=tokenizer,
+        transfer_dataset=TransferPrompts(prompts(4), "old", max_new_tokens=3),
+    )  # fmt: skip
+    made.answer_transfer_prompts()
+    rows = [made.train_dataset[i] for i in range(len(made.train_dataset))]
+    batch = made.data_collator(rows)
+    trained = (batch["labels"] != -100).sum(dim=1).tolist()
+    assert batch["unlabelled"].tolist() == [False] * 4 + [True] * 4
+    answers = [sum(label != -100 for label in row["labels"]) for row in made.train_dataset.transfer]
+    assert trained[4:] == answers, "something else than the answers is trained on in transfer rows"
+    assert math.isfinite(made.train().training_loss)
+
+
 # ---- Refusals ----
 
 
@@ -341,3 +394,7 @@ def test_packing_collators_are_refused(tmp_path):
     made = trainer(tmp_path, transfer_dataset=transfer_rows(), data_collator=packed)
     with pytest.raises(MuscleError, match="packs several rows into one"):
         made.train()
+
+
+if __name__ == "__main__":
+    run_with_prompts(Path(sys.argv[1]), 2)
