@@ -142,7 +142,8 @@ def test_slices_without_flips_are_not_called_the_worst(adapter: Path):
     document["tasks"][0]["updates"][0]["slices"][0]["nfr"]["value"] = 0.25
     kept = document["tasks"][0]["updates"][0]["slices"][0]
     complete_card(adapter, comparison=document, label="muscle")
-    rows = re.findall(r"^\| (\w+ = .*?) \|", (adapter / CARD_FILE).read_text(), re.MULTILINE)
+    flips, _, _ = (adapter / CARD_FILE).read_text().partition("Errors of the old model")
+    rows = re.findall(r"^\| (\w+ = .*?) \|", flips, re.MULTILINE)
     assert rows == [f"{kept['column']} = {kept['value']}"]
 
 
