@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -38,15 +39,18 @@ def smoke_settings(settings: RunSettings) -> RunSettings:
         MuscleError: There is neither a sample nor a source.
     """
     folder = Path(settings.output_dir, "smoke")
-    accumulation = min(2, settings.training.get("gradient_accumulation_steps", 1))
-    training = {**settings.training, "max_steps": 2, "per_device_train_batch_size": 2, "push_to_hub": False}
-    training["gradient_accumulation_steps"] = accumulation
-    task_training = dict(settings.task_training)
+    given = settings.training
+    small: dict[str, Any] = {"per_device_train_batch_size": 2, "push_to_hub": False}
+    small["gradient_accumulation_steps"] = min(2, given.get("gradient_accumulation_steps", 1))
+    # Two steps, or as many as the rows last once.
+    small |= {"max_steps": 2} if given.get("max_steps", -1) > 0 else {"num_train_epochs": 1}
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
+        small |= {key: value for key, value in _NEEDS_CUDA.items() if key in given or key in settings.task_training}
+    training = {**given, **small}
+    task_training = {**settings.task_training, **{key: small[key] for key in small if key in settings.task_training}}
+    if not on_gpu:
         training["use_cpu"] = True
-        for section in (training, task_training):
-            section.update({key: value for key, value in _NEEDS_CUDA.items() if key in section})
     with process_state(training).main_process_first():  # several at once would read each other's half-written files
         old, new = (ModelSettings(str(tiny_model(folder / "models" / name, seed))) for name, seed in _MODELS)
     return dataclasses.replace(
