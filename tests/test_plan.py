@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import pytest
 from transformers import AutoConfig
@@ -11,7 +12,14 @@ from transformers import AutoConfig
 from muscle_hf import demo
 from muscle_hf.cli.main import main
 from muscle_hf.pipeline import plan
-from muscle_hf.pipeline.config import DataSettings, LoraSettings, ModelSettings, RunSettings, SplitSettings
+from muscle_hf.pipeline.config import (
+    DataSettings,
+    LoraSettings,
+    ModelSettings,
+    RunSettings,
+    SplitSettings,
+    TransferSettings,
+)
 from muscle_hf.pipeline.plan import Spread
 from muscle_hf.pipeline.run import make_run
 from muscle_hf.pipeline.smoke import tiny_model
@@ -106,3 +114,18 @@ def test_dry_run_prints_and_writes_nothing(small, tmp_path, capsys):
     assert "compatibility adapter  2 steps" in printed
     assert "8 processes" in printed
     assert not (tmp_path / "out").exists()
+
+
+def test_transfer_rows_count_for_the_compatibility_adapter_alone(small):
+    small.data.transfer = TransferSettings("a", 0, 11, answers="old")
+    small.data.train = SplitSettings("a", 11, 4)
+    sizes = {name: plan.size_of(side, small.lora) for name, side in (("old", small.old), ("new", small.new))}
+    for ratio, rows in ((None, 11), (0.5, 2)):
+        small.training["transfer_ratio"] = ratio
+        run = make_run(small)
+        labelled = len(run.splits.train)
+        assert plan.transfer_rows(run) == rows
+        steps = {step.name: step.steps for step in plan.plan_of(run, Spread(), sizes)}
+        assert steps["old"] == steps["control"] == 2 * math.ceil(labelled / 4)
+        assert steps["muscle"] == 2 * math.ceil((labelled + rows) / 4)
+        assert f"{rows} without labels" in plan.describe(run, Spread())

@@ -240,6 +240,16 @@ def optimizer_steps(rows: int | None, training: Mapping[str, Any], processes: in
     return math.ceil(training.get("num_train_epochs", 3) * updates)
 
 
+def transfer_rows(run: Run) -> int:
+    """Rows without labels in an epoch; with the answers of both models there are more where these differ."""
+    ratio = run.training.get("transfer_ratio")
+    if not run.splits.transfer or ratio is not None:
+        return round((ratio or 0) * len(run.splits.train)) if run.splits.transfer else 0
+    if run.settings.data.transfer.answers == "choices":
+        return sum(len(item.choices) for item in run.splits.transfer)
+    return len(run.splits.transfer)
+
+
 def plan_of(run: Run, spread: Spread, sizes: Mapping[str, ModelSize]) -> list[StepPlan]:
     """The trainings of a run that are still to be done or may be, in order.
 
@@ -259,7 +269,8 @@ def plan_of(run: Run, spread: Spread, sizes: Mapping[str, ModelSize]) -> list[St
         if name in (OLD, NEW) and (settings.old if name == OLD else settings.new).adapter:
             continue
         training = {**run.training, **(settings.task_training if name in (OLD, NEW) else {})}
-        steps = optimizer_steps(None if lengths is None else len(lengths), training, spread.processes)
+        rows = None if lengths is None else len(lengths) + (transfer_rows(run) if name == COMPAT else 0)
+        steps = optimizer_steps(rows, training, spread.processes)
         longest = max(lengths) if lengths else limit or 1024
         memory = memory_of(name, sizes[OLD], sizes[NEW], settings, spread, longest, same_base=same_base)
         seconds = None
@@ -317,10 +328,12 @@ def _rows_text(run: Run) -> Sequence[str]:
     if lengths is None:
         return [f"rows     a stream{test}"]
     mean = sum(lengths) / len(lengths)
+    transfer = transfer_rows(run)
+    without = f"{transfer} without labels in an epoch; " if transfer else ""
     validation = len(run.splits.validation) if hasattr(run.splits.validation, "__len__") else "?"
     return [
         f"rows     {len(lengths)} to train on, {sum(lengths)} tokens (mean {mean:.0f}, longest {max(lengths)}); "
-        f"{validation} to select by{test}"
+        f"{without}{validation} to select by{test}"
     ]
 
 
