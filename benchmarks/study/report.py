@@ -64,7 +64,7 @@ def read_seed(folder: Path, methods: Mapping[str, Mapping[str, Any]]) -> Seed:
 def change(seeds: list[Seed], name: str, reference: str, figure: str) -> tuple[Estimate, float]:
     """A model's figure minus a reference's, ``nfr`` or ``acc_new``, and the p-value of no change."""
     values, items = [], []
-    for seed in seeds:
+    for seed in with_model(seeds, name):
         old = is_correct(seed.old, seed.right)
         mine, theirs = (is_correct(seed.models[model], seed.right).astype(int) for model in (name, reference))
         per_item = mine - theirs
@@ -75,15 +75,20 @@ def change(seeds: list[Seed], name: str, reference: str, figure: str) -> tuple[E
     return estimate, cluster_sign_test(values, items)
 
 
+def with_model(seeds: list[Seed], name: str) -> list[Seed]:
+    """The seeds that have a model."""
+    return [seed for seed in seeds if name in seed.models]
+
+
 def means(seeds: list[Seed], name: str) -> dict[str, float]:
-    """The flip metrics of a model, each the mean over seeds."""
-    found = [flip_metrics(seed.old, seed.models[name], seed.right) for seed in seeds]
+    """The flip metrics of a model, each the mean over the seeds that have it."""
+    found = [flip_metrics(seed.old, seed.models[name], seed.right) for seed in with_model(seeds, name)]
     return {key: float(np.mean([one[key] for one in found])) for key in ("acc_old", *FIGURES)}
 
 
 def cell_table(seeds: list[Seed], methods: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], dict[str, dict]]:
     """The Markdown table of a cell, and the figures of its picture."""
-    names = [V2, BOTH, *(name for name in methods if all(name in seed.models for seed in seeds))]
+    names = [V2, BOTH, *(name for name in methods if with_model(seeds, name))]
     figures = {name: means(seeds, name) for name in names}
     compared = [name for name in names if name not in (V2, BOTH)]
     tests = {name: change(seeds, name, V2, "nfr") for name in compared}
@@ -96,22 +101,24 @@ def cell_table(seeds: list[Seed], methods: Mapping[str, Mapping[str, Any]]) -> t
         if found
     }
 
-    def shown(found: Mapping[str, tuple[Estimate, float]], name: str, base: float | None = None) -> str:
+    def shown(found: Mapping[str, tuple[Estimate, float]], name: str, reference: str = "") -> str:
         if name not in found:
             return ""
         estimate, p = found[name][0], corrected[id(found)][name]
+        # On the seeds that both have.
+        base = means(with_model(seeds, name), reference)["nfr"] if reference else 0
         share = f" ({100 * estimate.value / base:+.0f} %)" if base else ""
         ends = f"[{100 * estimate.low:+.2f}, {100 * estimate.high:+.2f}]"
         return f"{100 * estimate.value:+.2f}{share} {ends}, p {_p(p)}"
 
-    head = ["", "accuracy", "NFR", "relative NFR", "NFR_mc", "PFR", "NFR against v2", "NFR against CE",
+    head = ["", "seeds", "accuracy", "NFR", "relative NFR", "NFR_mc", "PFR", "NFR against v2", "NFR against CE",
             "accuracy against CE"]  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name in names:
         row = figures[name]
-        cells = [_says(name, methods), *(_figure(key, row[key]) for key in FIGURES)]
-        cells += [shown(tests, name, figures[V2]["nfr"])]
-        cells += [shown(to_control, name, figures[CONTROL]["nfr"] if CONTROL in figures else None)]
+        cells = [_says(name, methods), str(len(with_model(seeds, name))), *(_figure(key, row[key]) for key in FIGURES)]
+        cells += [shown(tests, name, V2)]
+        cells += [shown(to_control, name, CONTROL)]
         cells += [shown(accuracy, name)]
         lines.append("| " + " | ".join(cells) + " |")
     return lines, figures
@@ -138,7 +145,7 @@ def picture(title: str, figures: Mapping[str, Mapping[str, float]], seeds: list[
             other for other in figures.values() if other["nfr"] < row["nfr"] and other["acc_new"] > row["acc_new"]
         ]
         spread = {
-            figure: [one[figure] for one in (flip_metrics(s.old, s.models[name], s.right) for s in seeds)]
+            figure: [flip_metrics(s.old, s.models[name], s.right)[figure] for s in with_model(seeds, name)]
             for figure in ("nfr", "acc_new")
         }
         flips, accuracy = (
@@ -166,9 +173,8 @@ def main() -> None:
         folders = [args.runs / cell / f"seed{seed}" for seed in plan["seeds"]]
         finished = [folder for folder in folders if (folder / "predictions" / "new.jsonl").is_file()]
         seeds = [read_seed(folder, plan["methods"]) for folder in finished]
-        # A seed counts once all methods that any seed has are there.
-        most = max((len(seed.models) for seed in seeds), default=0)
-        kept = [(folder, seed) for folder, seed in zip(finished, seeds, strict=True) if len(seed.models) == most]
+        # A seed counts from the control on, which every method is compared with.
+        kept = [(folder, seed) for folder, seed in zip(finished, seeds, strict=True) if CONTROL in seed.models]
         if not kept:
             continue
         seeds = [seed for _, seed in kept]
@@ -186,7 +192,8 @@ def main() -> None:
     text = (
         "# The study\n\n`python benchmarks/study/run.py && python benchmarks/study/report.py`, CPU "
         f"({platform.machine()}), one thread; the plan is benchmarks/study/plan.yaml.\n\n"
-        "Figures in percent, means over seeds; changes in percentage points with the 95 % interval of a bootstrap "
+        "Figures in percent, means over the seeds that a method has; changes in percentage points with the 95 % interval "
+        "of a bootstrap "
         "over items, relative to the other's NFR in brackets, and the p-value of a sign test over items, corrected "
         "by Holm over the methods of the cell. Whiskers in the pictures are the range of the seeds.\n\n"
         + "\n".join(parts)
