@@ -192,11 +192,10 @@ def main() -> None:
     text = (
         "# The study\n\n`python benchmarks/study/run.py && python benchmarks/study/report.py`, CPU "
         f"({platform.machine()}), one thread; the plan is benchmarks/study/plan.yaml.\n\n"
-        "Figures in percent, means over the seeds that a method has; changes in percentage points with the 95 % interval "
-        "of a bootstrap "
-        "over items, relative to the other's NFR in brackets, and the p-value of a sign test over items, corrected "
-        "by Holm over the methods of the cell. Whiskers in the pictures are the range of the seeds.\n\n"
-        + "\n".join(parts)
+        "Figures in percent, means over the seeds that a method has; changes in percentage points with the 95 % "
+        "interval of a bootstrap over items, relative to the other's NFR in brackets, and the p-value of a sign test "
+        "over items, corrected by Holm over the methods of the cell. Whiskers in the pictures are the range of the "
+        "seeds.\n\n" + "\n".join(parts)
     )
     (RESULTS / "study.md").write_text(text)
     print(text)
