@@ -14,12 +14,18 @@ from muscle_hf.losses.masks import MaskFunction
 TrainedTokens = Literal["labels", "completion", "assistant"]
 
 
+# What each preset sets where nothing else was.
+PRESETS: dict[str, dict[str, str]] = {"paper": {}, "consensus": {"mask": "mean", "transfer_mask": "mean"}}
+
+
 # `repr=False` keeps TrainingArguments' own repr, which hides tokens; the one that `dataclass` writes shows them.
 @dataclass(repr=False)
 class MuscleConfig(TrainingArguments):
     """Settings of :class:`~muscle_hf.MuscleTrainer`; every argument of ``transformers.TrainingArguments``, and:
 
     Args:
+        preset: Settings by one name: ``paper`` (every default), or ``consensus``: follow the mean of both models, on
+            rows with and without labels (docs/study.md). What is set beside it counts.
         temperature: T of equation (1), > 0.
         mask: Which tokens follow the old model: a name in ``muscle_hf.losses.MASKS`` or ``"package.module:function"``.
         compatibility_weight: lambda of equation (5), in (0, 1]; 1 leaves the cross-entropy out.
@@ -47,6 +53,10 @@ class MuscleConfig(TrainingArguments):
             no cross-entropy to smooth.
     """
 
+    preset: str = field(
+        default="paper",
+        metadata={"help": f"Settings by one name: {', '.join(PRESETS)}; what is set beside it counts."},
+    )
     temperature: float = field(
         default=2.0, metadata={"help": "Temperature T of the distillation, equation (1) of the paper; > 0."}
     )
@@ -122,6 +132,11 @@ class MuscleConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise MuscleError(f"preset is {self.preset!r}; choose one of {', '.join(PRESETS)}")
+        for name, value in PRESETS[self.preset].items():
+            if getattr(self, name) == type(self).__dataclass_fields__[name].default:
+                setattr(self, name, value)
         if self.trained_tokens not in get_args(TrainedTokens):
             raise MuscleError(
                 f"trained_tokens is {self.trained_tokens!r}; choose one of {', '.join(get_args(TrainedTokens))}"

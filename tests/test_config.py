@@ -9,7 +9,7 @@ import builders
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
-from muscle_hf import MuscleConfig
+from muscle_hf import MuscleConfig, MuscleError
 
 TOKEN = "hf_ThisIsNotARealTokenButItMustNotBeSeen"
 OWN = {field.name: field for field in dataclasses.fields(MuscleConfig)} | {}
@@ -24,6 +24,18 @@ def test_defaults_are_the_papers(tmp_path):
     assert config.compatibility_weight == 1.0
     assert config.scale_by_temperature_squared is False
     assert config.trained_tokens == "labels"
+
+
+def test_a_preset_sets_what_nothing_else_does(tmp_path):
+    made = MuscleConfig(str(tmp_path), preset="consensus")
+    assert (made.mask, made.transfer_mask, made.compatibility_weight) == ("mean", "mean", 1.0)
+    mine = MuscleConfig(str(tmp_path), preset="consensus", mask="mean(0.65)", compatibility_weight=0.5)
+    assert (mine.mask, mine.transfer_mask, mine.compatibility_weight) == ("mean(0.65)", "mean", 0.5)
+    again = MuscleConfig(**{**mine.to_dict(), "output_dir": str(tmp_path)})
+    assert (again.mask, again.transfer_mask) == ("mean(0.65)", "mean")
+    assert MuscleConfig(str(tmp_path), preset="paper").mask == MuscleConfig(str(tmp_path)).mask == "student_wrong"
+    with pytest.raises(MuscleError, match="choose one of paper, consensus"):
+        MuscleConfig(str(tmp_path), preset="best")
 
 
 @pytest.mark.parametrize("name", OWN)
