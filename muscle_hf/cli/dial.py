@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
     from muscle_hf.dial import Dial, check_points, choose, walk
     from muscle_hf.dial.dial import find_ends
+    from muscle_hf.pipeline.steps import free_memory
     from muscle_hf.report import dial as report
 
     console = Console()
@@ -84,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
     revisions = {"new_revision": args.new_revision, "compat_revision": args.revision}
     find_ends(args.new, args.compat, **revisions)
     old = _old_predictions(args, task, items, loading)
+    free_memory()  # one base in memory, not two
     dial = Dial.load(
         args.new,
         args.compat,
@@ -138,11 +140,9 @@ def _old_predictions(
         return predictions_of(items, read_predictions(args.old), task.name, "old")
     named = {"adapter": args.old} if args.old_base_model else {}
     model, tokenizer = load_for_evaluation(args.old_base_model or args.old, task, **named, **loading)
-    answers = evaluate_task(
+    return evaluate_task(
         model, tokenizer, task, items, batch_size=args.batch_size, progress=not args.quiet, chat=args.chat
     )
-    del model  # one base in memory, not two
-    return answers
 
 
 def _write(

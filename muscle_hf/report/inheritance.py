@@ -176,5 +176,5 @@ def _items(task: TaskResult) -> Markup | None:
     size = sum(audit.returned.count or 0 for _, audit in audited(task))
     cut = f" (the first {_ITEMS} of each model)" if size > len(listed) else ""
     content = table(["Item", "Model", "What it says"], listed, "Items with errors that come back")
-    note = tag("p", "With their texts: choose “old's errors made again” in the list of flips below.", class_="note")
+    note = tag("p", "With their texts: in the list of flips below, show “… errors made again by …”.", class_="note")
     return tag("details", tag("summary", f"The items{cut}"), note, content, class_="more")
