@@ -1,11 +1,11 @@
 """What a step of MUSCLE costs, against plain fine-tuning, the naive method, and one-teacher distillation.
 
-    python benchmarks/training_cost.py [--parts loss step run] [--threads 1] [--rounds 3]
+    python benchmarks/training_cost.py [--parts step run] [--threads 1] [--rounds 3]
 
-The loss alone at a vocabulary of 128,256; whole steps of the real trainers on a model whose body dominates (25M
-parameters, head a twelfth of that); ten epochs with a cache that is empty at first. All variants of a part run in
-one process, in turns; ratios of processor time (all threads), best round of each. Half of
-the student's tokens are right, so that both teachers are followed. Random weights, seed 0.
+Whole steps of the real trainers on a model whose body dominates (25M parameters, head a twelfth of that), and ten
+epochs with a cache that is empty at first. All variants of a part run in one process, in turns; ratios of processor
+time (all threads), best round of each. Half of the student's tokens are right, so that both teachers are followed.
+Random weights, seed 0. The loss alone: loss_cost.py; the way to the first step: startup.py.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import argparse
 import contextlib
 import copy
 import io
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,42 +22,23 @@ from pathlib import Path
 import torch
 import transformers
 from datasets import Dataset
+from loss_cost import naive_loss
 from peft import LoraConfig, get_peft_model
 from reporting import publish, timed, where
-from torch.nn import functional
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 import muscle_hf
 from muscle_hf import MuscleConfig, MuscleTrainer
 from muscle_hf.data import PaddingCollator
-from muscle_hf.losses import Objective
-from muscle_hf.losses.chunked import Stream, chunk_rows, chunked_terms
 
 DEMO_BASE = Path(muscle_hf.__file__).parent / "demo" / "bases" / "v2"
 BODY = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 4}
 VOCABULARY, LENGTH, BATCH, ROWS = 8192, 256, 4, 32
 STEPS, WARM_UP, EPOCHS = 6, 2, 10
-LOSS_VOCABULARY, LOSS_WIDTH, LOSS_TOKENS = 128_256, 2048, 512
-
-
-# ---- The naive method: three models, whole logits, F.kl_div ----
-
-
-def naive_loss(student, old, new, labels, temperature=2.0):
-    """Equation (1) summed over tokens, as one would write it down."""
-    wrong = (student.argmax(dim=-1) != labels).float()
-    own = functional.log_softmax(student / temperature, dim=-1)
-    parts = [
-        functional.kl_div(
-            own, functional.log_softmax(teacher / temperature, dim=-1), reduction="none", log_target=True
-        ).sum(dim=-1)
-        for teacher in (old, new)
-    ]
-    return (wrong * parts[0] + (1 - wrong) * parts[1]).sum()
 
 
 class NaiveTrainer(Trainer):
-    """Three models beside each other."""
+    """The naive method: three models beside each other, whole logits."""
 
     def __init__(self, *args, old, new, **kwargs):
         super().__init__(*args, **kwargs)
@@ -73,110 +52,6 @@ class NaiveTrainer(Trainer):
         with torch.no_grad():
             old, new = (teacher(**inputs).logits[:, :-1][chosen] for teacher in (self.old, self.new))
         return naive_loss(student, old, new, labels[chosen]) / num_items_in_batch
-
-
-# ---- The loss alone ----
-
-
-def loss_alone(rounds: int) -> list[str]:
-    torch.manual_seed(0)
-    old_head, new_head = (torch.randn(LOSS_VOCABULARY, LOSS_WIDTH) / LOSS_WIDTH**0.5 for _ in range(2))
-    hidden = [torch.randn(LOSS_TOKENS, LOSS_WIDTH) for _ in range(3)]
-    labels = torch.randint(0, LOSS_VOCABULARY, (LOSS_TOKENS,))
-    labels[::2] = (hidden[0][::2] @ new_head.T).argmax(dim=-1)
-
-    def naive() -> torch.Tensor:
-        own = hidden[0].clone().requires_grad_()
-        student = own @ new_head.T
-        naive_loss(student, hidden[1] @ old_head.T, hidden[2] @ new_head.T, labels).backward()
-        return own.grad
-
-    def head(states: torch.Tensor) -> torch.Tensor:
-        return states @ new_head.T
-
-    def chunked() -> torch.Tensor:
-        own = hidden[0].clone().requires_grad_()
-        streams = Stream(own, head), Stream(hidden[1], lambda states: states @ old_head.T), Stream(hidden[2], head)
-        rows = torch.zeros(LOSS_TOKENS, dtype=torch.int64)
-        terms = chunked_terms(Objective(), *streams, labels, rows, chunk_size=chunk_rows(LOSS_VOCABULARY))
-        terms.loss.sum().backward()
-        return own.grad
-
-    def products() -> torch.Tensor:
-        # Student's logits, one teacher's, and the gradient back through the head: what no way can do without.
-        for start in range(0, LOSS_TOKENS, 256):
-            logits = hidden[0][start : start + 256] @ new_head.T
-            hidden[1][start : start + 256] @ old_head.T
-            logits @ new_head
-        return hidden[0]
-
-    ways = {"naive": naive, "chunked": chunked, "matrix products alone": products}
-    best, results = {}, {}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            results[name], seconds = timed(way)
-            best[name] = min(best.get(name, seconds), seconds)
-    error = ((results["chunked"] - results["naive"]).norm() / results["naive"].norm()).item()
-    memory = {name: peak_memory(name) for name in ("naive", "chunked")}
-    lines = [
-        f"## The loss alone: V = {LOSS_VOCABULARY:,}, d = {LOSS_WIDTH:,}, {LOSS_TOKENS:,} tokens, float32",
-        "",
-        "| way | time / naive | time / matrix products | peak memory beyond weights and inputs, MiB |",
-        "| --- | ---: | ---: | ---: |",
-    ]
-    for name, seconds in best.items():
-        peak = f"{memory[name] / 2**20:,.0f}" if name in memory else ""
-        ratio = seconds / best["matrix products alone"]
-        lines.append(f"| {name} | {seconds / best['naive']:.2f} | {ratio:.2f} | {peak} |")
-    return [
-        *lines,
-        "",
-        f"Relative difference of the gradients: {error:.1e}. The naive way needs four products of this size (two "
-        "teachers, the student there and back), the chunked way three, so that no way of its kind takes less than "
-        f"{3 / 4 * 100:.0f} % of the naive way's products. Memory of the naive way grows with the tokens (at 8,192 "
-        "tokens 16 times the figure above), that of the chunked way does not.",
-        "",
-    ]
-
-
-def peak_memory(way: str) -> int:
-    """Peak resident memory of a way in a process of its own, beyond what the inputs take."""
-    command = [sys.executable, __file__, "--measure", way]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
-
-
-def measure(way: str) -> None:
-    """Prints the growth of this process's peak memory while one way runs, in bytes."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    old_head, new_head = (torch.randn(LOSS_VOCABULARY, LOSS_WIDTH) for _ in range(2))
-    own, old, new = (torch.randn(LOSS_TOKENS, LOSS_WIDTH) for _ in range(3))
-    own.requires_grad_()
-    labels = torch.randint(0, LOSS_VOCABULARY, (LOSS_TOKENS,))
-    before = resident("VmRSS")
-    if way == "naive":
-        naive_loss(own @ new_head.T, old @ old_head.T, new @ new_head.T, labels).backward()
-    else:
-
-        def head(states):
-            return states @ new_head.T
-
-        streams = Stream(own, head), Stream(old, lambda states: states @ old_head.T), Stream(new, head)
-        rows = torch.zeros(LOSS_TOKENS, dtype=torch.int64)
-        chunked_terms(
-            Objective(), *streams, labels, rows, chunk_size=chunk_rows(LOSS_VOCABULARY)
-        ).loss.sum().backward()
-    print(resident("VmHWM") - before)
-
-
-def resident(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"no {field} in /proc/self/status")
-
-
-# ---- Whole steps ----
 
 
 class StepTimes(TrainerCallback):
@@ -357,7 +232,7 @@ def fill(trainer: MuscleTrainer) -> None:
     cache_teachers(trainer, trainer.args.teacher_cache, batch_size=BATCH)
 
 
-PARTS = {"loss": loss_alone, "step": steps, "run": whole_run}
+PARTS = {"step": steps, "run": whole_run}
 
 
 def main() -> None:
@@ -365,11 +240,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=tuple(PARTS))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--measure", choices=("naive", "chunked"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.measure:
-        measure(args.measure)
-        return
     torch.set_num_threads(args.threads)
     found = {part: PARTS[part](args.rounds) for part in args.parts}
     command = f"python benchmarks/training_cost.py --parts {' '.join(args.parts)} --rounds {args.rounds}"
