@@ -272,6 +272,37 @@ def test_the_model_is_left_as_it_was():
     assert {name: p.requires_grad for name, p in model.named_parameters() if "muscle_dial" not in name} == flags
 
 
+def test_v2_may_be_a_whole_model(tmp_path: Path):
+    """A merged or fully fine-tuned v2: the compatibility adapter is the only delta, and keeps its rank."""
+    base = builders.llama(2)
+    base.save_pretrained(tmp_path / "v2")
+    builders.tokenizer(WORDS).save_pretrained(tmp_path / "v2")
+    model = builders.with_lora(builders.llama(2), 20, lora_alpha=3)
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "v2")
+    model.save_pretrained(tmp_path / "compat")
+    dial = Dial.load(tmp_path / "v2", tmp_path / "compat", TASK, device="cpu")
+    x = batch()
+    name = "model.layers.0.mlp.down_proj"
+    torch.testing.assert_close(dial.point(0.25).delta(name), 0.25 * dial.point(1).delta(name), rtol=1e-6, atol=1e-9)
+    assert (dial.rank(0), dial.rank(0.25), dial.rank(1)) == (0, 4, 4)
+    with dial.at(0) as inside, torch.no_grad():
+        assert torch.equal(inside(x).logits, base(x).logits)
+    with dial.at(0.25) as inside, torch.no_grad():
+        logits = inside(x).logits
+    dial.save(tmp_path / "point", 0.25)
+    alone = PeftModel.from_pretrained(builders.llama(2), str(tmp_path / "point")).eval()
+    with torch.no_grad():
+        assert torch.equal(alone(x).logits, logits)
+    assert json.loads((tmp_path / "point" / "muscle_dial.json").read_text())["new"] is None
+    with pytest.raises(MuscleError, match="at t = 0 there is no adapter"):
+        dial.save(tmp_path / "none", 0)
+    old = evaluate_task(builders.with_lora(builders.llama(1), 10), dial.tokenizer, TASK, ITEMS, progress=False)
+    assert [p.rank for p in walk(dial, TASK, ITEMS, old, [0.25], progress=False).points] == [0, 4, 4]
+    head = LoraAdapter.of(builders.with_lora(builders.bert_sequences(2), 20, target_modules=["query"]), "default")
+    with pytest.raises(MuscleError, match=r"replaces .*classifier.* as a whole"):
+        interpolate(None, head, 0.5)
+
+
 def test_the_trainer_has_both_adapters(tmp_path: Path):
     trainer = builders.trainer(tmp_path)
     trainer.train()

@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
     parser.add_argument("--old", required=True, help="the old model: predictions (.jsonl), an adapter or a model")
-    parser.add_argument("--new", required=True, help="folder or Hub id of v2's task adapter (t = 0)")
+    parser.add_argument(
+        "--new", required=True, help="folder or Hub id of v2's task adapter, or of v2 as a whole model (t = 0)"
+    )
     parser.add_argument("--compat", required=True, help="folder or Hub id of the compatibility adapter (t = 1)")
     parser.add_argument(
         "--base-model", help="folder or Hub id of the new base, if it is not where the adapters record it"
@@ -94,6 +96,8 @@ def run(args: argparse.Namespace) -> int:
         **revisions,
         **loading,
     )
+    if args.choose is not None:
+        dial.point(args.choose)  # which can be saved, before anything is asked
     path = walk(
         dial,
         task,

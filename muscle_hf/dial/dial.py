@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from muscle_hf.checkpoints import staged
-from muscle_hf.dial.lora import LoraAdapter, check_linear, interpolate
+from muscle_hf.dial.lora import LoraAdapter, interpolate
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.loading import load_for_evaluation
 from muscle_hf.evaluation.predictions import item_hash
@@ -52,7 +52,7 @@ class Dial:
         model: Holds both adapters. After a training run ``trainer.model`` does: ``new="muscle_new"`` and
             ``compat="default"``.
         tokenizer: Is saved with a point, if there is one.
-        new: Name of v2's adapter in the model.
+        new: Name of v2's adapter in the model; None where v2 is the model without any adapter.
         compat: Name of the compatibility adapter in the model.
 
     Raises:
@@ -64,16 +64,15 @@ class Dial:
         model: PeftModel,
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
-        new: str = "muscle_new",
+        new: str | None = "muscle_new",
         compat: str = "default",
     ):
         self.model, self.tokenizer = model, tokenizer
         self.names = (new, compat)
-        self._ends = tuple(LoraAdapter.of(model, name) for name in self.names)
+        self._ends = tuple(None if name is None else LoraAdapter.of(model, name) for name in self.names)
         self._folders: tuple[AdapterFolder | None, AdapterFolder | None] = (None, None)
         for end, owner in zip(self._ends, ("v2's adapter", "the compatibility adapter"), strict=True):
-            check_linear(end, owner)
-            if end.config.bias != "none":
+            if end is not None and end.config.bias != "none":
                 raise MuscleError(
                     f"{owner} trains the base's biases (bias={end.config.bias!r}), of which a base in memory holds "
                     "one set; mix the saved adapters with muscle_hf.dial.interpolate, or train with bias='none'"
@@ -95,7 +94,7 @@ class Dial:
         """Load the new base once, with both adapters on it.
 
         Args:
-            new: Folder or Hub id of v2's task adapter.
+            new: Folder or Hub id of v2's task adapter, or of v2 as a whole model (merged or fully fine-tuned).
             compat: Folder or Hub id of the compatibility adapter.
             task: Decides the kind of model: a language model or a classification head.
             base_model: Folder or Hub id of the new base, if it is no longer where v2's adapter records it.
@@ -108,30 +107,43 @@ class Dial:
                 between them.
         """
         folders = find_ends(new, compat, new_revision=new_revision, compat_revision=compat_revision, **arguments)
-        files = tuple(LoraAdapter.read(folder.folder) for folder in folders)
-        where = {"adapter": new} if base_model is not None else {}
-        model, tokenizer = load_for_evaluation(base_model or new, task, revision=new_revision, **where, **arguments)
-        first = model.active_adapter
-        try:
-            model.load_adapter(str(folders[1].folder), _COMPAT, is_trainable=False)
-        except RuntimeError as error:
-            raise MuscleError(f"the adapter {compat} was trained for another base: {error}") from error
-        read_adapter(model, _COMPAT, folders[1].folder)
+        files = tuple(None if folder is None else LoraAdapter.read(folder.folder) for folder in folders)
+        if folders[0] is None:
+            if new_revision is not None:
+                raise MuscleError(f"{new} is a whole model: to choose a revision, fetch it and name its folder")
+            where = {"adapter": compat, "revision": compat_revision}
+            model, tokenizer = load_for_evaluation(new, task, **where, **arguments)
+            names = (None, model.active_adapter)
+        else:
+            where = {"adapter": new} if base_model is not None else {}
+            model, tokenizer = load_for_evaluation(
+                base_model or new, task, revision=new_revision, **where, **arguments
+            )
+            names = (model.active_adapter, _COMPAT)
+            try:
+                model.load_adapter(str(folders[1].folder), _COMPAT, is_trainable=False)
+            except RuntimeError as error:
+                raise MuscleError(f"the adapter {compat} was trained for another base: {error}") from error
+            read_adapter(model, _COMPAT, folders[1].folder)
         if base_model is None:
-            check_recorded_base(model, _COMPAT)
-        dial = cls(model.eval(), tokenizer, new=first, compat=_COMPAT)
+            check_recorded_base(model, names[1])
+        dial = cls(model.eval(), tokenizer, new=names[0], compat=names[1])
         # As they lie in their files: in memory PEFT holds half-precision adapters in float32.
         dial._ends, dial._folders = files, folders
         dial._check_lineage()
         return dial
 
     def point(self, t: float) -> LoraAdapter:
-        """The adapter at ``t``, as :meth:`save` writes it."""
+        """The adapter at ``t``, as :meth:`save` writes it.
+
+        Raises:
+            MuscleError: At t = 0, where v2 is a whole model.
+        """
         return interpolate(*self._ends, t)
 
     def rank(self, t: float) -> int:
-        """The rank of the adapter at ``t``: at the ends their own, between them the sum of both."""
-        return self.point(t).rank
+        """The rank of the adapter at ``t``: at the ends their own, between them the sum of both; 0 for no adapter."""
+        return 0 if t == 0 and self._ends[0] is None else self.point(t).rank
 
     @contextlib.contextmanager
     def at(self, t: float) -> Iterator[PeftModel]:
@@ -146,11 +158,11 @@ class Dial:
         with frozen_view(self.model, name):
             yield self.model
 
-    def _put(self, t: float) -> str:
-        """Makes the point at ``t`` ready in the model; its name there."""
-        point = self.point(t)
+    def _put(self, t: float) -> str | None:
+        """Makes the point at ``t`` ready in the model; its name there, None for the model without an adapter."""
         if t in (0, 1):
             return self.names[int(t)]
+        point = self.point(t)
         if POINT_ADAPTER not in self.model.peft_config:
             flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
             add_adapter(self.model, POINT_ADAPTER, point.config, autocast_dtype=True)
@@ -187,6 +199,7 @@ class Dial:
 
         Raises:
             SaveError: It could not be written; what was there is whole.
+            MuscleError: At t = 0, where v2 is a whole model.
         """
         point, lineage = self.point(t), self.lineage(t)
         provenance = self._provenance()
@@ -217,7 +230,9 @@ class Dial:
         """What the point at ``t`` is made of: ``t``, its rank, and names and hashes of both parents."""
         return {"t": t, "rank": self.rank(t), "new": self._describe(0), "compat": self._describe(1)}
 
-    def _describe(self, end: int) -> dict[str, Any]:
+    def _describe(self, end: int) -> dict[str, Any] | None:
+        if self.names[end] is None:
+            return None
         folder, parameters = self._folders[end], adapter_parameters(self.model, self.names[end])
         return {
             "name": None if folder is None else public_name(folder.name),
@@ -239,11 +254,13 @@ class Dial:
         if provenance is None:
             return
         recorded = (provenance["new"].get("adapter") or {}).get("sha256")
-        found = content_hash(adapter_parameters(self.model, self.names[0]).items())
-        if recorded is not None and recorded != found:
+        given = self._describe(0)
+        found = None if given is None else given["sha256"]
+        if recorded != found:
+            trained, now = ("no adapter" if each is None else f"one of {each[:16]}…" for each in (recorded, found))
             logger.warning(
-                f"The compatibility adapter was trained from a v2 adapter with the content hash {recorded[:16]}…; the "
-                f"one given has {found[:16]}…. The points between them are exact all the same."
+                f"The compatibility adapter was trained from another v2: its provenance records {trained} (content "
+                f"hash of v2's adapter), given is {now}. The points between the two are exact all the same."
             )
 
     def _copy_card_state(self, stage: Path) -> None:
@@ -260,8 +277,8 @@ def find_ends(
     new_revision: str | None = None,
     compat_revision: str | None = None,
     **arguments: Any,
-) -> tuple[AdapterFolder, AdapterFolder]:
-    """Fetch two adapters and make sure, before any base is loaded, that there is something exact between them.
+) -> tuple[AdapterFolder | None, AdapterFolder]:
+    """Fetch both adapters and make sure, before any base is loaded, that there is something exact between them.
 
     Args:
         new: See :meth:`Dial.load`.
@@ -270,21 +287,19 @@ def find_ends(
         compat_revision: See :meth:`Dial.load`.
         **arguments: Those that say where to fetch from count.
 
+    Returns:
+        None for v2 where it is a whole model.
+
     Raises:
-        MuscleError: One of them is missing or no adapter, or they cannot be mixed.
+        MuscleError: One of them is missing, the second is no adapter, or they cannot be mixed.
     """
     fetch = {key: arguments[key] for key in FETCH_KEYS if arguments.get(key) is not None}
-    found = []
-    for name, revision, owner in ((new, new_revision, "new"), (compat, compat_revision, "compatibility")):
-        folder = find_adapter(name, revision, fetch)
-        if folder is None:
-            raise MuscleError(
-                f"{name} is a whole model: the dial needs an adapter of the {owner} model, since it mixes the deltas "
-                "of two adapters on one base"
-            )
-        found.append(folder)
-    interpolate(*(LoraAdapter.read(folder.folder) for folder in found), 0.5)
-    return found[0], found[1]
+    first, second = find_adapter(new, new_revision, fetch), find_adapter(compat, compat_revision, fetch)
+    if second is None:
+        raise MuscleError(f"{compat} is a whole model: a compatibility adapter is what the dial leads to")
+    before = None if first is None else LoraAdapter.read(first.folder)
+    interpolate(before, LoraAdapter.read(second.folder), 0.5)
+    return first, second
 
 
 def identity_of(items: Sequence[Item]) -> str:

@@ -148,7 +148,7 @@ class LoraAdapter:
         return {key: tensor for key, tensor in self.weights.items() if not _KEY.fullmatch(key)}
 
 
-def interpolate(new: LoraAdapter, compat: LoraAdapter, t: float) -> LoraAdapter:
+def interpolate(new: LoraAdapter | None, compat: LoraAdapter, t: float) -> LoraAdapter:
     """The point at ``t`` between two adapters of one base, itself an ordinary LoRA.
 
     Every layer's delta is ``(1 - t) * delta_new + t * delta_compat``; a layer that only one of them adapts has delta 0
@@ -157,7 +157,7 @@ def interpolate(new: LoraAdapter, compat: LoraAdapter, t: float) -> LoraAdapter:
     with zeros), and the scaling 1, so that neither ``rank_pattern`` nor ``alpha_pattern`` is needed.
 
     Args:
-        new: v2's task adapter.
+        new: v2's task adapter; None where v2 is a whole model, on which the compatibility adapter is the only delta.
         compat: The compatibility adapter.
         t: 0 is ``new`` and 1 is ``compat``: these are returned as they are, bit for bit, in their own rank. Values
             outside of [0, 1] extrapolate.
@@ -177,12 +177,16 @@ def interpolate(new: LoraAdapter, compat: LoraAdapter, t: float) -> LoraAdapter:
         raise MuscleError(
             f"t must be a finite number, 0 for v2's adapter and 1 for the compatibility adapter; got {t}"
         )
-    check_linear(new, "v2's adapter")
     check_linear(compat, "the compatibility adapter")
-    _check_together(new, compat)
+    if new is None:
+        _check_alone(compat, t)
+    else:
+        check_linear(new, "v2's adapter")
+        _check_together(new, compat)
     if t in (0, 1):
-        return compat if t else new
-    sides = [(new._layers(), 1 - t), (compat._layers(), t)]
+        return compat if t or new is None else new
+    sides = [(new._layers(), 1 - t)] if new is not None else []
+    sides.append((compat._layers(), t))
     modules = list(dict.fromkeys(name for layers, _ in sides for name in layers))
     present = {m: [(layers[m], weight) for layers, weight in sides if m in layers] for m in modules}
     rank = max(sum(layer.a.shape[0] for layer, _ in parts) for parts in present.values())
@@ -190,10 +194,9 @@ def interpolate(new: LoraAdapter, compat: LoraAdapter, t: float) -> LoraAdapter:
     weights: dict[str, Tensor] = {}
     for module, parts in present.items():
         weights.update(_joined(module, parts, rank, has_bias))
-    others = new._others(), compat._others()
-    for key in others[0]:
-        weights[key] = _between(others[0][key], others[1][key], t)
-    return LoraAdapter(_joined_config(new, compat, rank, has_bias), weights)
+    before = {} if new is None else new._others()
+    weights.update({key: _between(tensor, compat.weights[key], t) for key, tensor in before.items()})
+    return LoraAdapter(_joined_config(new or compat, compat, rank, has_bias), weights)
 
 
 def check_linear(adapter: LoraAdapter, owner: str) -> None:
@@ -214,6 +217,17 @@ def check_linear(adapter: LoraAdapter, owner: str) -> None:
         )
     if reason is not None:
         raise MuscleError(f"{owner} cannot be interpolated: {reason}")
+
+
+def _check_alone(compat: LoraAdapter, t: float) -> None:
+    """Where v2 is a whole model: it is no adapter itself, and holds no head that could be mixed."""
+    if t == 0:
+        raise MuscleError("v2 is a whole model: at t = 0 there is no adapter, v2 itself is that point")
+    if whole := next(iter(compat._others()), None):
+        raise MuscleError(
+            f"v2 is a whole model and the compatibility adapter replaces {whole} as a whole; between the two there is "
+            "no LoRA"
+        )
 
 
 def _check_together(new: LoraAdapter, compat: LoraAdapter) -> None:

@@ -193,6 +193,11 @@ def _dial(dial: Mapping[str, Any] | None) -> Markdown | None:
     if t in (0, 1):
         whole = "the compatibility adapter" if t else "v2's task adapter"
         words = f"These weights are {whole} itself, one end of a dial between the two."
+    elif dial["new"] is None:
+        words = (
+            f"These weights are a point on a dial: the delta of each layer is {t:g} times that of the compatibility "
+            "adapter, whose training is described here."
+        )
     else:
         words = (
             f"These weights are a point between two adapters: the delta of each layer is {1 - t:g} times that of v2's "
@@ -407,7 +412,7 @@ def _hash_rows(provenance: Mapping[str, Any]) -> Iterable[tuple[str, Markdown]]:
             if description:
                 yield f"{name} {part if part == 'base' else 'task adapter'}", code(description["sha256"])
     for key, name in _PARENTS.items():
-        if provenance.get("dial"):
+        if (provenance.get("dial") or {}).get(key):
             yield name, code(provenance["dial"][key]["sha256"])
     if provenance.get("tokenizer"):
         yield f"vocabulary ({provenance['tokenizer']['tokens']} tokens)", code(provenance["tokenizer"]["sha256"])
