@@ -20,7 +20,7 @@ def test_methods_are_settings(name, tmp_path):
     assert method.pop("kind") in ("ce", "muscle") and method.pop("rows") in ("labelled", "transfer", "pseudo")
     assert method.pop("says") and method.pop("steps", "transfer") == "transfer"
     MuscleConfig(str(tmp_path), use_cpu=True, **{**PLAN["training"], **method.pop("training", {})})
-    assert not method
+    assert method.pop("epochs", 1) > 0 and not method
 
 
 def test_cells_name_what_there_is():

@@ -91,7 +91,8 @@ class Cell:
 
     def method(self, name: str) -> None:
         """Train and evaluate a method."""
-        method, epochs = self.plan["methods"][name], self.plan["method_epochs"]
+        method = self.plan["methods"][name]
+        epochs = method.get("epochs", self.plan["method_epochs"])
         if method.get("steps") == "transfer":
             epochs *= self.longer
         splits = None
