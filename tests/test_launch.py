@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+from muscle_hf.bundled import bundled
 from muscle_hf.cli.main import main
 from muscle_hf.pipeline.run import load_result_predictions
 from muscle_hf.pipeline.smoke import tiny_model
@@ -116,6 +118,32 @@ def test_what_cannot_be_launched_is_said_before_anything_is_done(words, message,
     error = capsys.readouterr().err
     assert re.search(message, error), error
     assert not (config.parent / "out").exists()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="slurm.sh is for bash")
+def test_the_slurm_script_starts_what_accelerate_understands(tmp_path):
+    """Slurm itself is not here: its two commands are stood in for, and the launcher tells its arguments."""
+    from accelerate.commands.launch import launch_command_parser
+
+    told = "import json, sys; print(json.dumps(sys.argv[1:]))"
+    commands = {
+        "scontrol": "echo node1; echo node2",
+        "srun": 'exec "$@"',
+        "accelerate": f"exec {sys.executable} -c '{told}' \"$@\"",
+    }
+    for name, text in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8", "SLURM_NODEID": "1"}
+    environment = {**os.environ, **slurm, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    script = bundled("recipes") / "accelerate" / "slurm.sh"
+    words = ["bash", str(script), "paper/phi_1_to_1.5/piqa", "--card.title", "two words"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    args = launch_command_parser().parse_args(json.loads(done.stdout)[1:])
+    assert (args.num_machines, args.num_processes, args.machine_rank, args.main_process_ip) == (2, 16, 1, "node1")
+    assert args.training_script_args == ["--config", "paper/phi_1_to_1.5/piqa", "--card.title", "two words"]
+    for file in (args.config_file, args.training_script):
+        assert (script.parents[2] / file).is_file()
 
 
 def test_what_accelerate_has_launched_launches_nothing(config, capsys, monkeypatch):

@@ -112,7 +112,8 @@ def test_dry_run_prints_and_writes_nothing(small, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "12 to train on" in printed
     assert "compatibility adapter  2 steps" in printed
-    assert "8 processes" in printed
+    assert "8 processes, weights sharded over them:" in printed
+    assert " M parameters; LoRA of " in printed
     assert not (tmp_path / "out").exists()
 
 

@@ -78,6 +78,11 @@ class Spread:
     shards_weights: bool = False
     shards_optimizer: bool = False
 
+    def __str__(self) -> str:
+        what = "weights" if self.shards_weights else "optimizer states" if self.shards_optimizer else ""
+        sharded = f", {what} sharded over them" if what else ""
+        return f"{self.processes} process{'es' * (self.processes > 1)}{sharded}"
+
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Spread:
         """Read the content of an accelerate configuration."""
@@ -308,10 +313,10 @@ def describe(run: Run, spread: Spread) -> str:
     lines = []
     for name, side in ((OLD, settings.old), (NEW, settings.new)):
         size = sizes[name]
-        adapter = f"task adapter {side.adapter}" if side.adapter else f"LoRA of {size.lora / 1e6:.1f} M, to be trained"
+        adapter = f"task adapter {side.adapter}" if side.adapter else f"LoRA of {_count(size.lora)}, to be trained"
         revision = f" at {side.revision}" if side.revision else ""
-        lines.append(f"{name:8} {side.base}{revision}: {size.parameters / 1e9:.2f} B parameters; {adapter}")
-    lines += ["", *_rows_text(run), "", f"{spread.processes} process{'es' * (spread.processes > 1)}:"]
+        lines.append(f"{name:8} {side.base}{revision}: {_count(size.parameters)} parameters; {adapter}")
+    lines += ["", *_rows_text(run), "", f"{spread}:"]
     plans = plan_of(run, spread, sizes)
     for plan in plans:
         steps = "an unknown number of" if plan.steps is None else f"{plan.steps}"
@@ -335,6 +340,10 @@ def _rows_text(run: Run) -> Sequence[str]:
         f"rows     {len(lengths)} to train on, {sum(lengths)} tokens (mean {mean:.0f}, longest {max(lengths)}); "
         f"{without}{validation} to select by{test}"
     ]
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.2f} B" if number >= 1e8 else f"{number / 1e6:.2f} M"
 
 
 def _duration(seconds: float) -> str:

@@ -15,6 +15,8 @@ recipe="$1"
 shift
 head_node="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 export MASTER="$head_node" RECIPE="$recipe"
+# What torch's launcher leaves the processes to finish their step and save, instead of 30 seconds.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110
 
 srun bash -c 'exec accelerate launch \
   --config_file recipes/accelerate/multi_node.yaml \
