@@ -173,6 +173,15 @@ def test_packed_rows_give_the_loss_of_rows_apart(tmp_path, tokenizer):
     assert figures[True] == pytest.approx(figures[False], rel=1e-4, nan_ok=True)
 
 
+def test_batches_without_padding_give_the_loss_of_padded_ones(tmp_path, tokenizer):
+    figures = []
+    for free in (False, True):
+        trainer = sft(tmp_path, tokenizer, prompts(), padding_free=free, max_length=None)
+        metrics = trainer.evaluate(trainer.train_dataset)
+        figures.append({k: v for k, v in metrics.items() if builders.is_figure(k)})
+    assert figures[1] == pytest.approx(figures[0], rel=1e-4, nan_ok=True)
+
+
 def test_a_stream(tmp_path, tokenizer):
     stream = Dataset.from_list(prompts()).to_iterable_dataset()
     whole = sft(tmp_path / "rows", tokenizer, prompts())
