@@ -535,6 +535,9 @@ def test_the_command_saves_nothing_where_no_point_qualifies(scene: Path, capsys)
 def test_the_command_refuses_early(scene: Path, capsys):
     for more, says in (
         (["--points", "1.5"], "--extrapolate"),
+        (["--max-loss", "-1"], "max_loss must be a number of at least 0"),
+        (["--rule", "least_nfr", "--max-loss", "0.1"], "max_loss is for the rule"),
+        (["--level", "95"], "level must lie between"),
         (["--compat", "base"], "is a whole model"),
         (["--compat", "."], "neither an adapter"),
         (["--old", "nothing.jsonl"], "there is no prediction file"),

@@ -73,14 +73,19 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.text import Text
 
+    from muscle_hf.compare import AnalysisOptions
+    from muscle_hf.compare.comparison import check_options
     from muscle_hf.dial import Dial, check_points, choose, walk
     from muscle_hf.dial.dial import find_ends
+    from muscle_hf.dial.path import check_rule
     from muscle_hf.pipeline.steps import free_memory
     from muscle_hf.report import dial as report
 
     console = Console()
     points = [*args.points, *([] if args.choose is None else [args.choose])]
     check_points(points, extrapolate=args.extrapolate)
+    check_rule(args.rule, args.max_loss)
+    check_options(AnalysisOptions(level=args.level, epsilon=args.epsilon))
     _make_room(args.output, args.overwrite)
     task, items = asked(args)
     loading = loading_arguments(args)

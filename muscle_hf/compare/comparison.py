@@ -66,7 +66,7 @@ def compare(
     """
     given = [old, new, *compat]
     read, analysis = read or ReadOptions(), analysis or AnalysisOptions()
-    _check_options(analysis)
+    check_options(analysis)
     names = list(labels) if labels is not None else default_labels([_path(entry) for entry in given])
     _check_labels(names, len(given), candidates)
     wanted = [*(analysis.slices or ()), *([analysis.cluster] if analysis.cluster else []), *read.wanted]
@@ -120,7 +120,12 @@ def _version() -> str:
     return __version__
 
 
-def _check_options(analysis: AnalysisOptions) -> None:
+def check_options(analysis: AnalysisOptions) -> None:
+    """Refuses levels, epsilons and numbers of flips that mean nothing.
+
+    Raises:
+        MuscleError: Says which.
+    """
     if not 0.5 <= analysis.level < 1:
         raise MuscleError(f"level must lie between 0.5 and 1, for example 0.95; got {analysis.level}")
     if not 0 <= analysis.epsilon < float("inf"):

@@ -210,14 +210,23 @@ def choose(path: DialPath, rule: str | Rule = "least_nfr_at_no_loss", *, max_los
     Raises:
         MuscleError: No rule of this name, or ``max_loss`` for a rule that does not know it.
     """
-    if not 0 <= max_loss < math.inf:
-        raise MuscleError(f"max_loss must be a number of at least 0, got {max_loss}")
+    check_rule(rule, max_loss)
     if callable(rule):
         return rule(path)
-    if rule not in RULES:
-        raise MuscleError(f"there is no rule {rule!r}; there are {', '.join(RULES)}")
     if rule == least_nfr_at_no_loss.__name__:
         return least_nfr_at_no_loss(path, max_loss)
-    if max_loss:
-        raise MuscleError(f"max_loss is for the rule least_nfr_at_no_loss; {rule} does not look at it")
     return RULES[rule](path)
+
+
+def check_rule(rule: str | Rule, max_loss: float = 0.0) -> None:
+    """Refuses, before anything is measured, what :func:`choose` would not understand.
+
+    Raises:
+        MuscleError: No rule of this name, or ``max_loss`` for a rule that does not know it.
+    """
+    if not 0 <= max_loss < math.inf:
+        raise MuscleError(f"max_loss must be a number of at least 0, got {max_loss}")
+    if not callable(rule) and rule not in RULES:
+        raise MuscleError(f"there is no rule {rule!r}; there are {', '.join(RULES)}")
+    if max_loss and rule != least_nfr_at_no_loss.__name__:
+        raise MuscleError("max_loss is for the rule least_nfr_at_no_loss; no other looks at it")

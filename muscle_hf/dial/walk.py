@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from muscle_hf.compare import AnalysisOptions, compare, source_of
+from muscle_hf.compare.comparison import check_options
 from muscle_hf.dial.dial import Dial
 from muscle_hf.dial.path import DEFAULT_POINTS, DialPath, check_points, label
 from muscle_hf.errors import MuscleError
@@ -59,6 +60,8 @@ def walk(
     tokenizer = tokenizer or dial.tokenizer
     if tokenizer is None:
         raise MuscleError("the dial has no tokenizer; pass tokenizer=")
+    options = AnalysisOptions(level=level, epsilon=epsilon, slices=(), max_flips=0)
+    check_options(options)
     before = predictions_of(items, old, task.name, "old")
     answers: dict[float, list[Prediction]] = {}
     for t in chosen:
@@ -73,6 +76,6 @@ def walk(
         source_of(before, "old"),
         *(source_of(answers[t], label(t)) for t in (0.0, *others)),
         labels=["old", *(label(t) for t in (0.0, *others))],
-        analysis=AnalysisOptions(level=level, epsilon=epsilon, slices=(), max_flips=0),
+        analysis=options,
     )
     return DialPath.of(document, {t: dial.rank(t) for t in chosen}, answers)
