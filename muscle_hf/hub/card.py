@@ -12,9 +12,10 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from muscle_hf.bundled import bundled
-from muscle_hf.hub.body import Card, card_context, estimate
+from muscle_hf.hub.body import Card, card_context
 from muscle_hf.hub.figures import curves_svg, quadrants_svg
 from muscle_hf.hub.logged import logged_flips
+from muscle_hf.hub.measured import estimate
 from muscle_hf.hub.state import CardState
 from muscle_hf.hub.text import Markdown, markdown, plain
 
