@@ -9,6 +9,7 @@ import re
 import runpy
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import yaml
@@ -17,6 +18,7 @@ from transformers import TrainingArguments
 from muscle_hf import MuscleConfig
 from muscle_hf.bundled import bundled
 from muscle_hf.cli.main import main
+from muscle_hf.config import PRESETS
 from muscle_hf.errors import MuscleError
 from muscle_hf.pipeline import config, smoke
 from muscle_hf.pipeline.config import load_settings
@@ -133,7 +135,7 @@ def test_configs_are_built_and_rows_prepared(name, tmp_path):
     for cls in (small.plain_class, small.config_class):
         arguments = training_arguments(cls, run.training, tmp_path)
         rows = run.data.for_trainer(arguments)["train_dataset"]
-        assert len(rows) >= 6
+        assert len(rows) >= 5
         assert {"input_ids", "labels"} <= set(rows[0]) or "messages" in rows[0]
 
 
@@ -146,8 +148,8 @@ class Reads:
 
     def __init__(self, monkeypatch):
         self.seen: set[tuple[str, str]] = set()
-        groups = (config.RunSettings, config.DataSettings, config.SplitSettings, config.ModelSettings)
-        for cls in (*groups, config.LoraSettings, TrainingArguments):
+        groups = [cls for cls in vars(config).values() if dataclasses.is_dataclass(cls)]
+        for cls in (*groups, TrainingArguments):
             self._watch(monkeypatch, cls)
 
     def _watch(self, monkeypatch, cls):
@@ -172,19 +174,17 @@ class Reads:
 CONSUMED = {"bf16": "mixed_precision"}
 
 
-def leaves(content):
+def leaves(content, cls=config.RunSettings):
     """The settings of a recipe file by the class and field that they go to."""
-    places = {"old": "ModelSettings", "new": "ModelSettings", "data": "DataSettings", "lora": "LoraSettings"}
     for key, value in content.items():
-        if key in places:
-            for inner, part in value.items():
-                if isinstance(part, dict):
-                    yield from (("SplitSettings", name) for name in part)
-                yield places[key], inner
-        elif key in ("training", "task_training"):
+        if key in ("training", "task_training"):
             yield from (("TrainingArguments", CONSUMED.get(name, name)) for name in value)
         elif key not in ("include", "published"):
-            yield "RunSettings", key
+            hint = get_type_hints(cls)[key]
+            nested = [kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)]
+            if nested and value is not None:
+                yield from leaves(value, nested[0])
+            yield cls.__name__, key
 
 
 def test_what_is_consumed_stands_in_the_arguments():
@@ -233,7 +233,9 @@ def test_a_whole_run_on_tiny_models_reads_every_setting(name, tmp_path_factory, 
         adapter = json.loads((folder / "muscle" / "adapter_config.json").read_text())
         assert adapter["r"] == small.lora.r
         provenance = json.loads((folder / "muscle" / "muscle_provenance.json").read_text())
-        assert provenance["objective"]["mask"] == small.training.get("mask", "student_wrong")
+        preset = PRESETS[small.training.get("preset", "paper")]
+        assert provenance["objective"]["mask"] == small.training.get("mask", preset.get("mask", "student_wrong"))
+        assert ("transfer" in provenance["data"]) is (small.data.transfer is not None)
     assert (folder / "result.json").is_file() is (small.task is not None)
     unread = [place for file in files_of(find_recipe(name)) for place in leaves(file) if place not in seen]
     assert unread == []

@@ -76,16 +76,22 @@ def _few_rows(settings: RunSettings) -> object:
     if data.format == "task" and sample.is_file():
         rows = {"source": str(sample), "name": None, "revision": None, "test_source": None, "validation": None}
         train, test = SplitSettings("sample", 0, TRAIN_ROWS), SplitSettings("sample", TRAIN_ROWS, TEST_ROWS)
+        if data.transfer is not None:
+            labelled = TRAIN_ROWS - 2
+            train = SplitSettings("sample", 0, labelled)
+            where = {"split": "sample", "start": labelled, "limit": TRAIN_ROWS - labelled, "source": None}
+            rows["transfer"] = dataclasses.replace(data.transfer, **where)
         return dataclasses.replace(data, **rows, train=train, test=test)
     if data.source is None:
         raise MuscleError(f"there is no sample of {settings.task}; name rows with --data.source")
 
-    def few(split: SplitSettings, limit: int) -> SplitSettings:
+    def few(split: Any, limit: int) -> Any:
         return dataclasses.replace(split, limit=min(limit, split.limit or limit))
 
     validation = None if data.validation is None else few(data.validation, TEST_ROWS)
     train, test = few(data.train, TRAIN_ROWS), few(data.test, TEST_ROWS)
-    return dataclasses.replace(data, train=train, validation=validation, test=test)
+    transfer = None if data.transfer is None else few(data.transfer, TRAIN_ROWS)
+    return dataclasses.replace(data, train=train, validation=validation, test=test, transfer=transfer)
 
 
 def tiny_model(folder: Path, seed: int) -> Path:
