@@ -72,6 +72,44 @@ def test_steps_and_tokens_are_those_of_the_run(small):
     assert sum(plan.token_lengths(run.data)) == sum(len(row["input_ids"]) for row in trainer.train_dataset)
 
 
+@pytest.mark.slow
+def test_disk_is_what_a_run_leaves(small, tmp_path):
+    training = {**SETTINGS, "save_strategy": "epoch", "save_total_limit": 1, "teacher_cache": str(tmp_path / "cache")}
+    # Adapters large enough that configurations and tokenizers beside them do not count.
+    lora = LoraSettings(r=64)
+    settings = dataclasses.replace(small, training={**training, "num_train_epochs": 3}, lora=lora, control=False)
+    run = make_run(settings, lambda line: None)
+    sizes = {name: plan.size_of(side, lora) for name, side in (("old", small.old), ("new", small.new))}
+    plans = plan.plan_of(run, Spread(), sizes)
+    for name in run.models:
+        run.adapter(name)
+
+    def weigh(folder, *endings):
+        return sum(file.stat().st_size for file in folder.rglob("*") if file.name.endswith(endings))
+
+    # One checkpoint less is left at the end than lies there while the next one is written.
+    final = weigh(run.folder, ".safetensors", "optimizer.pt")
+    last = sum(12 * size.lora for size in (sizes["old"], sizes["new"], sizes["new"]))
+    assert final + last == pytest.approx(plan.disk_of(run, sizes, plans), rel=0.15)
+    assert weigh(tmp_path / "cache", ".safetensors") == pytest.approx(plan.cache_of(run, sizes), rel=0.15)
+    assert "MiB for the teachers' hidden states in" in plan.describe(run, Spread())
+
+
+@pytest.mark.parametrize(
+    ("training", "steps", "kept"),
+    [
+        ({"save_strategy": "no"}, 900, 0),
+        ({"save_strategy": "epoch", "num_train_epochs": 4}, 900, 4),
+        ({"save_strategy": "epoch", "num_train_epochs": 4, "save_total_limit": 1}, 900, 2),
+        ({"save_strategy": "steps", "save_steps": 300}, 900, 3),
+        ({"save_strategy": "steps", "save_steps": 0.25}, 900, 4),
+        ({"save_strategy": "steps"}, None, 3),
+    ],
+)
+def test_checkpoints_that_lie_there_at_a_time(training, steps, kept):
+    assert plan.checkpoints_of(training, steps) == kept
+
+
 def memory(settings, name="muscle", spread=None, old=None, **options):
     config = AutoConfig.from_pretrained(demo.base("v2"))
     size = plan.size_of_config("x", config, settings.lora)

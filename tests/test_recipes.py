@@ -171,7 +171,7 @@ class Reads:
 
 
 # Consumed where the arguments are made; in them then stands what came of it.
-CONSUMED = {"bf16": "mixed_precision"}
+CONSUMED = {"bf16": "mixed_precision", "preset": "mask"}
 
 
 def leaves(content, cls=config.RunSettings):
@@ -188,8 +188,9 @@ def leaves(content, cls=config.RunSettings):
 
 
 def test_what_is_consumed_stands_in_the_arguments():
+    values = {"bf16": (False, True), "preset": ("paper", "consensus")}
     for name, result in CONSUMED.items():
-        made = [TrainingArguments("x", use_cpu=True, **{name: value}) for value in (False, True)]
+        made = [MuscleConfig("x", use_cpu=True, **{name: value}) for value in values[name]]
         assert getattr(made[0], result) != getattr(made[1], result)
 
 

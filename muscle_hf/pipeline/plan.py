@@ -288,22 +288,48 @@ def plan_of(run: Run, spread: Spread, sizes: Mapping[str, ModelSize]) -> list[St
     return plans
 
 
-def disk_of(run: Run, sizes: Mapping[str, ModelSize]) -> float:
-    """Bytes of the adapters and their checkpoints, and of a cache of the teachers' hidden states."""
+def disk_of(run: Run, sizes: Mapping[str, ModelSize], plans: Sequence[StepPlan]) -> float:
+    """Bytes of the adapters that are trained and of their checkpoints, at the most that lie there at a time."""
     total = 0.0
-    lengths = token_lengths(run.data)
-    for name in run.models:
-        size = sizes[OLD if name == OLD else NEW]
-        training = run.training
-        kept = 0
-        if training.get("save_strategy") != "no":
-            limit = training.get("save_total_limit")
-            # The best one is kept beside the last ones.
-            kept = limit + 1 if limit else math.ceil(training.get("num_train_epochs", 3))
-        total += 4 * size.lora * (1 + kept) + 8 * size.lora * kept
-    if run.training.get("teacher_cache") and lengths:
-        total += sum(lengths) * 2 * (sizes[OLD].width + sizes[NEW].width)
+    for plan in plans:
+        training = {**run.training, **(run.settings.task_training if plan.name in (OLD, NEW) else {})}
+        weights = 4 * sizes[OLD if plan.name == OLD else NEW].lora
+        kept = checkpoints_of(training, plan.steps)
+        # A checkpoint holds the optimizer's two moments besides.
+        moments = weights // 2 if "8bit" in training.get("optim", "") else 2 * weights
+        total += weights + kept * (weights + moments)
     return total
+
+
+def checkpoints_of(training: Mapping[str, Any], steps: int | None) -> int:
+    """How many checkpoints of a training lie on the disk at a time: the best one may be kept beside the last ones."""
+    every = {"epoch": None, "best": None, "steps": training.get("save_steps", 500)}
+    strategy = training.get("save_strategy", "steps")
+    if strategy not in every:
+        return 0
+    saved = math.ceil(training.get("num_train_epochs", 3))
+    if every[strategy] is not None and steps is not None:
+        step = every[strategy]
+        saved = max(1, int(1 / step) if step < 1 else steps // int(step))
+    limit = training.get("save_total_limit")
+    return saved if limit is None else min(saved, limit + 1)
+
+
+def cache_of(run: Run, sizes: Mapping[str, ModelSize]) -> float:
+    """Bytes of the teachers' hidden states on the disk, if they are kept there: d numbers a trained token each."""
+    if not run.training.get("teacher_cache"):
+        return 0.0
+    parts = [part for part in (run.data.train, run.data.validation) if hasattr(part, "__len__")]
+    tokens = sum(map(_trained_tokens, parts))
+    half = run.training.get("bf16") or run.training.get("fp16") or run.settings.dtype in ("bfloat16", "float16")
+    return tokens * (2 if half else 4) * (sizes[OLD].width + sizes[NEW].width)
+
+
+def _trained_tokens(rows: Any) -> int:
+    """Of tokenized rows; others, whose tokens TRL makes, are not counted."""
+    labels = [row["labels"] for row in rows if "labels" in row]
+    # The first token is nobody's next one.
+    return sum(sum(label != -100 for label in row[1:]) for row in labels)
 
 
 def describe(run: Run, spread: Spread) -> str:
@@ -322,7 +348,9 @@ def describe(run: Run, spread: Spread) -> str:
         steps = "an unknown number of" if plan.steps is None else f"{plan.steps}"
         time = "" if plan.seconds is None else f", {_duration(plan.seconds)}"
         lines.append(f"  {plan.what:22} {steps} steps, {plan.memory / GIB:.1f} GiB on each GPU{time}")
-    lines.append(f"Disk: {disk_of(run, sizes) / GIB:.2f} GiB for adapters and checkpoints in {settings.output_dir}")
+    lines.append(f"Disk: {_size(disk_of(run, sizes, plans))} for adapters and checkpoints in {settings.output_dir}")
+    if cache := cache_of(run, sizes):
+        lines.append(f"      {_size(cache)} for the teachers' hidden states in {run.training['teacher_cache']}")
     lines.append(f"Memory and time are estimates for GPUs of {FLOPS * UTILIZATION / 1e12:.0f} effective TFLOP/s.")
     return "\n".join(lines)
 
@@ -340,6 +368,10 @@ def _rows_text(run: Run) -> Sequence[str]:
         f"rows     {len(lengths)} to train on, {sum(lengths)} tokens (mean {mean:.0f}, longest {max(lengths)}); "
         f"{without}{validation} to select by{test}"
     ]
+
+
+def _size(number: float) -> str:
+    return f"{number / GIB:.2f} GiB" if number >= GIB / 10 else f"{number / 2**20:.1f} MiB"
 
 
 def _count(number: int) -> str:
