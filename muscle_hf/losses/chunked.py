@@ -23,7 +23,7 @@ _CHUNK_BYTES = {"cpu": 16 * 2**20}
 _CHUNK_BYTES_ELSEWHERE = 512 * 2**20
 _LEAST_ROWS = 256
 # Behind the matrix product a CPU works on blocks that stay in its cache.
-_BLOCK_BYTES = 2**20
+_BLOCK_BYTES = 4 * 2**20
 
 Head = Callable[[Tensor], Tensor]
 # Called with the name of a teacher, its logits of some tokens, and which tokens of the batch these are.
