@@ -178,9 +178,9 @@ def main() -> None:
             "uncompiled, and its Triton kernel not at all, which needs a GPU.",
             "",
             "To reach was 0.6 of the naive time. The three products alone take "
-            f"{best['products'] / best['naive']:.2f} of it here; the softmaxes, the KL, its slope and the cross-entropy that is logged take the chunked way "
-            f"{(best['chunked'] - best['products']) / best['naive']:.2f} more, the naive way (without the fourth "
-            f"product) {1 - 4 / 3 * best['products'] / best['naive']:.2f}.",
+            f"{best['products'] / best['naive']:.2f} of it here; the softmaxes, the KL, its slope and the logged "
+            f"cross-entropy take the chunked way {(best['chunked'] - best['products']) / best['naive']:.2f} more, the "
+            f"naive way (without the fourth product) {1 - 4 / 3 * best['products'] / best['naive']:.2f}.",
             "",
             "## Peak memory beyond weights and inputs",
             "",
