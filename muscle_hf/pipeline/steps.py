@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,7 +51,9 @@ def process_state(training: Mapping[str, Any]) -> PartialState:
         training: The run's training arguments.
     """
     cpu = bool(training.get("use_cpu")) or parse_flag_from_env("ACCELERATE_USE_CPU")
-    return PartialState(cpu=cpu, backend=training.get("ddp_backend"))
+    # One process alone has no group, whose backend it could be.
+    backend = {"backend": training.get("ddp_backend")} if "LOCAL_RANK" in os.environ else {}
+    return PartialState(cpu=cpu, **backend)
 
 
 class QuietProgress(ProgressCallback):
