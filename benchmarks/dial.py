@@ -100,8 +100,9 @@ def main() -> None:
         "",
     ]
     for task in args.tasks:
-        lines += measure(task, args.runs / f"stories260k-{task}-seed0")
-        print("\n".join(lines[-20:]), flush=True)
+        part = measure(task, args.runs / f"stories260k-{task}-seed0")
+        print("\n".join(part), flush=True)
+        lines += part
     publish("dial", lines)
 
 
