@@ -181,7 +181,7 @@ def memory_of(
     tokens = training.get("per_device_train_batch_size", 8) * length
     width = 2 if training.get("bf16") or training.get("fp16") else _WEIGHT_BYTES[dtype]
     layer = tokens * width * (_KEPT_WIDTH * size.width + _KEPT_MLP * size.mlp)
-    recomputed = _recomputes(training, settings)
+    recomputed = recomputes(training, settings)
     kept = size.layers * tokens * width * size.width + layer if recomputed else size.layers * layer
     whole_logits = 4 * tokens * size.vocabulary
     if name == COMPAT and not spread.shards_weights:
@@ -194,7 +194,8 @@ def memory_of(
     return held + trained + kept + logits + _OVERHEAD
 
 
-def _recomputes(training: Mapping[str, Any], settings: RunSettings) -> bool:
+def recomputes(training: Mapping[str, Any], settings: RunSettings) -> bool:
+    """Whether a training recomputes activations in its backward pass."""
     by_default = settings.trainer == "trl"
     return bool(training.get("activation_checkpointing") or training.get("gradient_checkpointing", by_default))
 
@@ -206,7 +207,7 @@ def flops_of(name: str, old: ModelSize, new: ModelSize, tokens: float, settings:
     """
     training = {**settings.training, **(settings.task_training if name in (OLD, NEW) else {})}
     size = old if name == OLD else new
-    passes = 2 + (1 if _recomputes(training, settings) else 0)
+    passes = 2 + (1 if recomputes(training, settings) else 0)
     weights = passes * size.parameters + 3 * size.lora
     if name == COMPAT:
         weights += new.parameters + old.parameters
