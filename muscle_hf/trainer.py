@@ -14,6 +14,7 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
     BestRun,
@@ -235,6 +236,14 @@ class MuscleMixin(TransferMixin, HubMixin):
                 f"this process sees {self.args.n_gpu} GPUs and would replicate the model by nn.DataParallel, which "
                 "the teachers cannot follow. Start one process per GPU with `accelerate launch`, or choose one GPU "
                 "with CUDA_VISIBLE_DEVICES"
+            )
+        recomputes = any(
+            getattr(self.args, name, False) for name in ("activation_checkpointing", "gradient_checkpointing")
+        )
+        if recomputes and is_deepspeed_zero3_enabled():
+            raise MuscleError(
+                "with recomputed activations ZeRO-3 trains another adapter than one process does, for a reason that "
+                "is not known; use FSDP2 or ZeRO-2, or set gradient_checkpointing=False"
             )
         if max(self.get_sp_size(), self.get_cp_size()) > 1:
             raise MuscleError(

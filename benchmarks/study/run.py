@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,11 @@ class Cell:
 
     def __post_init__(self) -> None:
         cell = self.plan["cells"][self.name]
-        self.update = {side: str(ROOT / base) for side, base in self.plan["updates"][cell["update"]].items()}
+        self.update = {side: os.path.relpath(ROOT / base) for side, base in self.plan["updates"][cell["update"]].items()}
         rows = self.plan["tasks"][cell["task"]]
         splits = {part: SplitSettings(**rows[part]) for part in ("train", "test")}
         self.data = DataSettings(
-            source=str(ROOT / rows["source"]),
+            source=os.path.relpath(ROOT / rows["source"]),
             **splits,
             transfer=TransferSettings(**rows["transfer"], answers="both"),
             end_answers=False,
