@@ -53,7 +53,9 @@ class Cell:
 
     def __post_init__(self) -> None:
         cell = self.plan["cells"][self.name]
-        self.update = {side: os.path.relpath(ROOT / base) for side, base in self.plan["updates"][cell["update"]].items()}
+        self.update = {
+            side: os.path.relpath(ROOT / base) for side, base in self.plan["updates"][cell["update"]].items()
+        }
         rows = self.plan["tasks"][cell["task"]]
         splits = {part: SplitSettings(**rows[part]) for part in ("train", "test")}
         self.data = DataSettings(
