@@ -163,6 +163,9 @@ def test_provenance_tells_the_truth(finished):
     assert len(hashes) == 3
     assert told["objective"] == {
         "mask": "student_wrong",
+        "transfer_mask": "mean",
+        "divergence": "kl",
+        "blend": "probabilities",
         "temperature": 2.0,
         "compatibility_weight": 1.0,
         "scale_by_temperature_squared": False,

@@ -385,6 +385,8 @@ def test_prompts_that_cannot_be_answered_are_refused(tmp_path):
     with pytest.raises(MuscleError, match="made for causal LMs"):
         trainer(tmp_path, classifier, old, train_dataset=builders.sequence_rows(),
                 transfer_dataset=TransferPrompts(prompts()))  # fmt: skip
+    with pytest.raises(MuscleError, match="pass the tokenizer as processing_class"):
+        trainer(tmp_path, transfer_dataset=TransferPrompts(prompts()))
 
 
 def test_packing_collators_are_refused(tmp_path):

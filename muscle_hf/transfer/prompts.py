@@ -85,10 +85,14 @@ class TransferPrompts:
         return self.answers == "student"
 
     def identity(self) -> str:
-        """A hash of the prompts and of how they are answered."""
+        """A hash of the prompts and of whose answers are taken."""
+        return hashlib.sha256(f"{self._questions()} {self.answers}".encode()).hexdigest()
+
+    def _questions(self) -> str:
+        """What a model is asked, whoever it is."""
         task = {key: value for key, value in vars(self.task).items() if not callable(value)}
         asked = [(item.id, item.prompt, item.choices) for item in self.items]
-        return hashlib.sha256(repr((asked, task, self.answers)).encode()).hexdigest()
+        return hashlib.sha256(repr((asked, task)).encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
         """For the provenance of what is trained on them."""
@@ -125,7 +129,7 @@ class TransferPrompts:
 
     def _ask(self, trainer: MuscleTrainer, who: Teacher | nn.Module, name: str) -> list[str]:
         state = PartialState()
-        key = hashlib.sha256(f"{self.identity()} {_weights_hash(trainer, name)}".encode()).hexdigest()[:16]
+        key = hashlib.sha256(f"{self._questions()} {_weights_hash(trainer, name)}".encode()).hexdigest()[:16]
         # The teachers' answers serve every run that shares the cache of their hidden states.
         shared = None if who is trainer.student else getattr(trainer.args, "teacher_cache", None)
         file = Path(shared or trainer.args.output_dir, FOLDER, f"{name}-{key}.jsonl")

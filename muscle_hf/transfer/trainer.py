@@ -42,6 +42,8 @@ class TransferMixin:
                     f"answers to transfer prompts are made for causal LMs; for a {self.kind.name} model pass rows as "
                     "transfer_dataset, whose labels say where something is trained"
                 )
+            if self.tokenizer is None:
+                raise MuscleError("transfer prompts are texts; pass the tokenizer as processing_class")
             if is_sharded(self.accelerator):
                 raise MuscleError(
                     "models that are sharded over processes (FSDP, ZeRO-3) are not asked for answers; have the "

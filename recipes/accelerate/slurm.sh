@@ -13,7 +13,8 @@ set -euo pipefail
 
 recipe="$1"
 shift
-head_node="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+nodes="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"
+head_node="${nodes%%$'\n'*}"
 export MASTER="$head_node" RECIPE="$recipe"
 # What torch's launcher leaves the processes to finish their step and save, instead of 30 seconds.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110
