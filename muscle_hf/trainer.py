@@ -14,7 +14,6 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
     BestRun,
@@ -33,6 +32,7 @@ from muscle_hf.losses.masks import MaskFunction
 from muscle_hf.losses.sums import FIGURES, mean_terms, sum_terms
 from muscle_hf.passes import make_passes
 from muscle_hf.provenance import Provenance
+from muscle_hf.refusals import refuse_unsupported
 from muscle_hf.teachers import ModelTeacher, Teacher, kind_of, make_student, make_teacher
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, keep_quantized_trainable, read_adapter
 from muscle_hf.teachers.cached import CachedTeacher, cached_teacher
@@ -97,7 +97,7 @@ class MuscleMixin(TransferMixin, HubMixin):
             set_seed(args.seed)
             model = self._cast(model)
         super().__init__(model, args, *positional, **trainer_arguments)
-        self._refuse_unsupported()
+        refuse_unsupported(self)
         self._introduce()
         # The loss is normalised here, by the tokens of the whole batch, whatever the model's own loss does.
         self.model_accepts_loss_kwargs = True
@@ -218,38 +218,7 @@ class MuscleMixin(TransferMixin, HubMixin):
         """v2's tokenizer: the processing class, or the collator's."""
         return self.processing_class or getattr(self.data_collator, "tokenizer", None)
 
-    # ---- Refusals, before anything is computed ----
-
-    def _refuse_unsupported(self) -> None:
-        if self.compute_loss_func is not None and self.objective.compatibility_weight == 1:
-            raise MuscleError(
-                "compute_loss_func replaces the cross-entropy, but with compatibility_weight=1 there is none; lower "
-                "compatibility_weight or drop compute_loss_func"
-            )
-        if self.compute_loss_func is not None and self.args.label_smoothing_factor:
-            raise MuscleError(
-                "compute_loss_func replaces the cross-entropy that label_smoothing_factor would smooth; use one of "
-                "them"
-            )
-        if self.args.n_gpu > 1:
-            raise MuscleError(
-                f"this process sees {self.args.n_gpu} GPUs and would replicate the model by nn.DataParallel, which "
-                "the teachers cannot follow. Start one process per GPU with `accelerate launch`, or choose one GPU "
-                "with CUDA_VISIBLE_DEVICES"
-            )
-        recomputes = any(
-            getattr(self.args, name, False) for name in ("activation_checkpointing", "gradient_checkpointing")
-        )
-        if recomputes and is_deepspeed_zero3_enabled():
-            raise MuscleError(
-                "with recomputed activations ZeRO-3 trains another adapter than one process does, for a reason that "
-                "is not known; use FSDP2 or ZeRO-2, or set gradient_checkpointing=False"
-            )
-        if max(self.get_sp_size(), self.get_cp_size()) > 1:
-            raise MuscleError(
-                "sequence and context parallelism split the sequences that teachers and student are compared on; "
-                "use data parallelism (DDP, FSDP, ZeRO)"
-            )
+    # ---- Data ----
 
     def _check_train_dataset(self) -> bool:
         if isinstance(self.train_dataset, IterableDataset) or not hasattr(self.train_dataset, "__getitem__"):

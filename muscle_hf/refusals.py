@@ -1,0 +1,47 @@
+"""Settings that cannot be trained with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from muscle_hf.errors import MuscleError
+
+if TYPE_CHECKING:
+    from muscle_hf.trainer import MuscleTrainer
+
+
+def refuse_unsupported(trainer: MuscleTrainer) -> None:
+    """Refuse what would train something else than the objective, before anything is computed.
+
+    Raises:
+        MuscleError: What does not go together, and what to do.
+    """
+    args = trainer.args
+    if trainer.compute_loss_func is not None and trainer.objective.compatibility_weight == 1:
+        raise MuscleError(
+            "compute_loss_func replaces the cross-entropy, but with compatibility_weight=1 there is none; lower "
+            "compatibility_weight or drop compute_loss_func"
+        )
+    if trainer.compute_loss_func is not None and args.label_smoothing_factor:
+        raise MuscleError(
+            "compute_loss_func replaces the cross-entropy that label_smoothing_factor would smooth; use one of them"
+        )
+    if args.n_gpu > 1:
+        raise MuscleError(
+            f"this process sees {args.n_gpu} GPUs and would replicate the model by nn.DataParallel, which "
+            "the teachers cannot follow. Start one process per GPU with `accelerate launch`, or choose one GPU "
+            "with CUDA_VISIBLE_DEVICES"
+        )
+    recomputes = any(getattr(args, name, False) for name in ("activation_checkpointing", "gradient_checkpointing"))
+    if recomputes and is_deepspeed_zero3_enabled():
+        raise MuscleError(
+            "with recomputed activations ZeRO-3 trains another adapter than one process does, for a reason that "
+            "is not known; use FSDP2 or ZeRO-2, or set gradient_checkpointing=False"
+        )
+    if max(trainer.get_sp_size(), trainer.get_cp_size()) > 1:
+        raise MuscleError(
+            "sequence and context parallelism split the sequences that teachers and student are compared on; "
+            "use data parallelism (DDP, FSDP, ZeRO)"
+        )
