@@ -143,12 +143,16 @@ def _task_section(document: Document, task: TaskResult) -> str:
     return f"{title}\n\n{_table([_plain(cell) for cell in header], rows)}"
 
 
+def _details(summary: str, content: str) -> str:
+    return f"<details><summary>{summary}</summary>\n\n{content}\n\n</details>"
+
+
 def _slices_section(task: TaskResult, limit: int) -> str:
     rows = [[_plain(slice_), _plain(label), *rest] for slice_, label, *rest in w.slice_rows(task, limit)]
     if not rows:
         return ""
     summary = f"{_plain(w.slices_title(task, limit))}; p corrected for their number"
-    return f"<details><summary>{summary}</summary>\n\n{_table(w.SLICE_HEADER, rows)}\n\n</details>"
+    return _details(summary, _table(w.SLICE_HEADER, rows))
 
 
 def _flips_section(document: Document, task: TaskResult, worst: int) -> str:
@@ -157,7 +161,7 @@ def _flips_section(document: Document, task: TaskResult, worst: int) -> str:
         return ""
     summary = f"{_plain(task.name)}: the {len(flips)} worst of {w.count(task.flips_total)} flips"
     items = "\n".join(_flip(document, flip) for flip in flips)
-    return f"<details><summary>{summary}</summary>\n\n{items}\n\n</details>"
+    return _details(summary, items)
 
 
 def _inheritance_section(task: TaskResult) -> list[str]:
@@ -173,7 +177,7 @@ def _inherited_slices(task: TaskResult, limit: int) -> str:
     if not rows:
         return ""
     summary = f"{_plain(task.name)}: slices in which errors of old come back"
-    return f"<details><summary>{summary}</summary>\n\n{_table(inheritance.slice_header(task), rows)}\n\n</details>"
+    return _details(summary, _table(inheritance.slice_header(task), rows))
 
 
 def _inherited_items(document: Document, task: TaskResult, limit: int) -> str:
@@ -183,7 +187,7 @@ def _inherited_items(document: Document, task: TaskResult, limit: int) -> str:
     of_all = f"{len(flips)} of {w.count(inheritance.total(task))}"
     summary = f"{_plain(task.name)}: errors of old that come back ({of_all} items)"
     listing = "\n".join(_flip(document, flip) for flip in flips)
-    return f"<details><summary>{summary}</summary>\n\n{listing}\n\n</details>"
+    return _details(summary, listing)
 
 
 def _flip(document: Document, flip: Flip) -> str:
