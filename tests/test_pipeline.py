@@ -13,9 +13,10 @@ from hub_server import TOKEN, card_errors, front_matter
 from muscle_hf import demo
 from muscle_hf.cli.main import main
 from muscle_hf.demo.run import demo_settings, demo_splits
+from muscle_hf.errors import MuscleError
 from muscle_hf.pipeline.config import TransferSettings
 from muscle_hf.pipeline.data import Splits
-from muscle_hf.pipeline.run import load_result_predictions, run_task
+from muscle_hf.pipeline.run import Run, load_result_predictions, run_task
 from muscle_hf.pipeline.table import cells, columns, to_markdown
 
 pytestmark = pytest.mark.slow
@@ -219,3 +220,30 @@ def test_transfer_rows_of_a_run(tmp_path):
     fewer = Splits(whole.train[:8], [], whole.test[:8], transfer=whole.train[8:19])
     run_task(settings, demo.TASKS["routing"], fewer, said.append)
     assert "Compatibility adapter" in said and any("Task adapter on v1: done" in line for line in said)
+
+
+def test_a_checker_of_one_s_own(tmp_path):
+    """It is asked; a changed one trains anew; a wrong name is said before anything is done."""
+    file = tmp_path / "mine.py"
+    file.write_text("asked = []\n\ndef right(item, answer):\n    asked.append(answer)\n    return True\n")
+    settings = demo_settings("refund", 0, tmp_path / "run")
+    settings.training |= {"max_steps": 1, "per_device_train_batch_size": 2, "transfer_mask": "mean"}
+    settings.max_new_tokens = 2
+    settings.data.transfer = TransferSettings("train", answers="old", checker=f"{file}:right")
+    whole = demo_splits("refund", 0)
+    splits = Splits(whole.train[:2], [], whole.test[:2], transfer=whole.train[2:5])
+    made = Run(settings, demo.TASKS["refund"], splits, lambda text: None)
+    made.adapter("muscle")
+    assert len(made.transfer.checker.__globals__["asked"]) >= 3
+    saved = json.loads((tmp_path / "run" / "muscle" / "muscle_provenance.json").read_text())
+    assert saved["data"]["transfer"]["checker"] == "right"
+    said: list[str] = []
+    Run(settings, demo.TASKS["refund"], splits, said.append).adapter("muscle")
+    assert "Compatibility adapter" not in said
+    file.write_text(file.read_text().replace("True", "False"))
+    Run(settings, demo.TASKS["refund"], splits, said.append).adapter("muscle")
+    assert "Compatibility adapter" in said
+    for name, what in ((f"{file}:wrong", "has no 'wrong'"), (f"{file}:asked", "is no function"), ("x:y", "no Python")):
+        settings.data.transfer = TransferSettings("train", checker=name)
+        with pytest.raises(MuscleError, match=what):
+            Run(settings, demo.TASKS["refund"], splits)

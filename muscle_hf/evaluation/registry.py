@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.builtin import TASKS
@@ -120,14 +121,25 @@ def _with_prompt(item: Item, prompt: str) -> Item:
 
 
 def _from_python(text: str) -> Task:
+    task = python_variable(text)
+    if not isinstance(task, Task):
+        raise MuscleError(f"{text} is no Task but {task!r}")
+    return task
+
+
+def python_variable(text: str) -> Any:
+    """What ``file.py:variable`` names; the file is run.
+
+    Raises:
+        MuscleError: No such file, or no such variable in it.
+    """
     file, _, variable = text.rpartition(":")
     path = Path(file)
-    if not path.is_file():
-        raise MuscleError(f"there is no Python file {path}")
+    if path.suffix != ".py" or not path.is_file():
+        raise MuscleError(f"there is no Python file {file!r}; {text!r} should be file.py:variable")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    task = getattr(module, variable, None)
-    if not isinstance(task, Task):
-        raise MuscleError(f"{path} has no Task named {variable!r}")
-    return task
+    if not hasattr(module, variable):
+        raise MuscleError(f"{path} has no {variable!r}")
+    return getattr(module, variable)

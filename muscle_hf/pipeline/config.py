@@ -59,6 +59,7 @@ class TransferSettings:
         limit: How many rows; all that follow by default.
         source: Where they are, if not where the training rows are.
         answers: Whose answers are trained at: ``old``, ``new``, ``both``, ``student``, or ``choices`` (of a task).
+        checker: ``file.py:function`` that tells right answers, see :class:`muscle_hf.TransferPrompts`.
     """
 
     split: str
@@ -66,6 +67,7 @@ class TransferSettings:
     limit: int | None = None
     source: str | None = None
     answers: str = "both"
+    checker: str | None = None
 
     def __post_init__(self) -> None:
         one_of("data.transfer.answers", self.answers, ("old", "new", "both", "student", "choices"))

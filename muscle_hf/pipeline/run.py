@@ -16,7 +16,7 @@ from transformers.utils import logging
 from muscle_hf.checkpoints import staged
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.predictions import Prediction, read_predictions, write_predictions
-from muscle_hf.evaluation.registry import load_task
+from muscle_hf.evaluation.registry import load_task, python_variable
 from muscle_hf.evaluation.tasks import Task
 from muscle_hf.pipeline import steps
 from muscle_hf.pipeline.card import card_words, complete_run_card
@@ -24,7 +24,7 @@ from muscle_hf.pipeline.config import ModelSettings, RunSettings
 from muscle_hf.pipeline.data import Splits, TrainingData, check_rows, load_splits
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, Result
 from muscle_hf.trainer import MuscleTrainer
-from muscle_hf.transfer.prompts import TransferPrompts
+from muscle_hf.transfer.prompts import Checker, TransferPrompts
 
 logger = logging.get_logger(__name__)
 
@@ -89,6 +89,7 @@ class Run:
         self._finished: set[str] = set()
         self._say = say if self._process.is_main_process else lambda text: None
         self._how = steps.loading(settings)
+        self._checker = None if settings.data.transfer is None else _load_checker(settings.data.transfer.checker)
         self.data = self._tokenized(settings.new)
         defaults = {"report_to": "none", "logging_strategy": "epoch", "disable_tqdm": False, "save_strategy": "no"}
         defaults["eval_strategy"] = "epoch" if self.data.validates else "no"
@@ -202,6 +203,9 @@ class Run:
         self.adapter(NEW)
         training = steps.unpublished(self.training, self.settings.config_class)
         transfer = () if self.transfer is None else (self.transfer.identity(), self.transfer.end_answers)
+        if self._checker is not None:
+            file = self.settings.data.transfer.checker.rpartition(":")[0]
+            transfer += (hashlib.sha256(Path(file).read_bytes()).hexdigest(),)
         key = self._key(self._task_key(OLD), self._task_key(NEW), training, *transfer)
         return self._once(COMPAT, "Compatibility adapter", key, work)
 
@@ -226,6 +230,7 @@ class Run:
             self.splits.transfer,
             self.settings.data.transfer.answers,
             self.task,
+            checker=self._checker,
             end_answers=self.settings.data.end_answers,
             batch_size=self.settings.eval_batch_size,
         )
@@ -315,6 +320,15 @@ class Run:
 def load_result_predictions(folder: Path) -> Mapping[str, list[Prediction]]:
     """The predictions of a finished run, by model."""
     return {file.stem: read_predictions(file) for file in sorted((folder / PREDICTIONS).glob("*.jsonl"))}
+
+
+def _load_checker(name: str | None) -> Checker | None:
+    if name is None:
+        return None
+    checker = python_variable(name)
+    if not callable(checker):
+        raise MuscleError(f"data.transfer.checker: {name} is no function but {checker!r}")
+    return checker
 
 
 def _rules(task: Task) -> dict[str, Any]:

@@ -85,8 +85,9 @@ class TransferPrompts:
         return self.answers == "student"
 
     def identity(self) -> str:
-        """A hash of the prompts and of whose answers are taken."""
-        return hashlib.sha256(f"{self._questions()} {self.answers}".encode()).hexdigest()
+        """A hash of the prompts, of whose answers are taken, and of the checker's name."""
+        checked = "" if self.checker is None else f" {_checker_name(self.checker)}"
+        return hashlib.sha256(f"{self._questions()} {self.answers}{checked}".encode()).hexdigest()
 
     def _questions(self) -> str:
         """What a model is asked, whoever it is."""
@@ -102,6 +103,7 @@ class TransferPrompts:
             "rows": rows,
             "rows_hashed": rows,
             "answers": self.answers,
+            **({} if self.checker is None else {"checker": _checker_name(self.checker)}),
             "sha256": self.identity(),
         }
 
@@ -188,6 +190,10 @@ def forget_student_answers(output_dir: str | os.PathLike) -> None:
     """Remove the student's answers of an earlier run."""
     for file in Path(output_dir, FOLDER).glob("student-*.jsonl"):
         file.unlink()
+
+
+def _checker_name(checker: Checker) -> str:
+    return getattr(checker, "__qualname__", type(checker).__qualname__)
 
 
 def _as_item(index: int, prompt: str | Item) -> Item:
