@@ -404,6 +404,36 @@ def test_the_path_is_what_the_points_answer():
         walk(dial, TASK, ITEMS, old[1:], [0.5], progress=False)
 
 
+def test_a_walk_that_was_stopped_goes_on(tmp_path):
+    old_model, tokenizer = builders.with_lora(builders.llama(1), 10), builders.tokenizer(WORDS)
+    old = evaluate_task(old_model, tokenizer, TASK, ITEMS, progress=False)
+    told: list[str] = []
+
+    def say(line: str) -> None:
+        told.append(line.partition(" (")[0])
+        if len(told) == 2:
+            raise KeyboardInterrupt
+
+    def go(model, items=ITEMS):
+        dial = Dial(model, tokenizer, new="new", compat="compat")
+        return walk(dial, TASK, items, old, [0.5], progress=False, say=say, keep=tmp_path)
+
+    with pytest.raises(KeyboardInterrupt):
+        go(two_adapters(builders.llama(2)))
+    went_on = go(two_adapters(builders.llama(2)))
+    assert told == ["t = 0", "t = 0.5", "t = 0.5", "t = 1"]
+    alone = walk(Dial(two_adapters(builders.llama(2)), tokenizer, new="new", compat="compat"), TASK, ITEMS, old, [0.5],
+                 progress=False)  # fmt: skip
+    assert went_on.to_dict() == alone.to_dict() and went_on.predictions == alone.predictions
+    every = ["t = 0", "t = 0.5", "t = 1"]
+    for model, items in ((two_adapters(builders.llama(3)), ITEMS), (two_adapters(builders.llama(2)), ITEMS[1:]),
+                         (two_adapters(builders.llama(2), {"lora_alpha": 7}), ITEMS)):  # fmt: skip
+        told[:] = ["", "", ""]
+        go(model, items)
+        # v2's own adapter is the same where only the other one is scaled differently.
+        assert told[3:] == (every if items is not ITEMS or model.peft_config["compat"].lora_alpha != 7 else every[1:])
+
+
 def test_csv_and_json_hold_every_figure():
     measured = path(point(0, 0.8, 0.1), point(1, 0.8, 0.05))
     rows = list(csv.DictReader(io.StringIO(measured.to_csv())))

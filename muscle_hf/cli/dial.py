@@ -20,6 +20,8 @@ _EPILOG = """\
 exit code: 0 a point was chosen and saved; 1 no point qualifies, and none is saved; 2 bad use or bad input.
 Choose on validation rows: the chosen point's figures on them are too good. Measure it again on rows that took no part.
 """
+# The answers until all are there: a command that was stopped goes on from them.
+_ASKED = ".asked"
 _PARTS = ("adapter", "predictions", "path.json", "path.csv", "path.html")
 
 
@@ -115,11 +117,13 @@ def run(args: argparse.Namespace) -> int:
         epsilon=args.epsilon,
         level=args.level,
         progress=not args.quiet,
+        keep=args.output / _ASKED,
     )
     rule = "choose" if args.choose is not None else args.rule
     chosen = path.point(args.choose) if args.choose is not None else choose(path, rule, max_loss=args.max_loss)
     choice = {"rule": rule, "max_loss": args.max_loss, "split": args.split}
     _write(args.output, path, chosen, choice, old)
+    shutil.rmtree(args.output / _ASKED)
     console.print(report.table(path, chosen))
     console.print(Text(report.verdict(path, chosen, rule, args.max_loss)))
     console.print(Text(report.caution(args.split), style="yellow"))

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from muscle_hf.provenance import PROVENANCE_FILE, file_sha256, public_name, read
 from muscle_hf.teachers.adapters import adapter_parameters, add_adapter, frozen_view, read_adapter
 from muscle_hf.teachers.checks import check_recorded_base
 from muscle_hf.teachers.loading import FETCH_KEYS, AdapterFolder, find_adapter
-from muscle_hf.teachers.weights import content_hash
+from muscle_hf.teachers.weights import base_weights, content_hash
 
 logger = logging.get_logger(__name__)
 
@@ -177,6 +178,11 @@ class Dial:
         for parameter in adapter_parameters(self.model, POINT_ADAPTER).values():
             parameter.requires_grad = False
         return POINT_ADAPTER
+
+    @cached_property
+    def base_hash(self) -> str:
+        """Of the base's weights, as they are in memory."""
+        return content_hash(base_weights(self.model, self.names[0]).items())
 
     def remove(self) -> None:
         """Take the points between the ends out of the model again; the two adapters stay."""

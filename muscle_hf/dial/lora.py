@@ -8,6 +8,7 @@ one above those of the other, ``B`` their columns side by side, each times its w
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import os
 import re
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.hub.serving import CHANGES_BASE
+from muscle_hf.teachers.weights import content_hash
 
 _KEY = re.compile(r"(?P<module>.+)\.(?P<part>lora_[AB]\.weight|lora_embedding_[AB]|lora_B\.bias)")
 _PREFIX = "base_model.model."
@@ -102,6 +104,12 @@ class LoraAdapter:
     def rank(self) -> int:
         """The largest rank of a layer."""
         return max((layer.a.shape[0] for layer in self._layers().values()), default=self.config.r)
+
+    @property
+    def content_hash(self) -> str:
+        """Of the tensors and of how each layer is scaled."""
+        scalings = sorted((name, layer.scaling) for name, layer in self._layers().items())
+        return f"{content_hash(self.weights.items())} {hashlib.sha256(repr(scalings).encode()).hexdigest()}"
 
     def delta(self, module: str) -> Tensor:
         """What the adapter adds to a layer's weight: ``scaling * B @ A``, in float64.

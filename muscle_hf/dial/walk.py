@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from muscle_hf.compare import AnalysisOptions, compare, source_of
 from muscle_hf.compare.comparison import check_options
-from muscle_hf.dial.dial import Dial
+from muscle_hf.dial.dial import Dial, identity_of
 from muscle_hf.dial.path import DEFAULT_POINTS, DialPath, check_points, label
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.engine import evaluate_task
-from muscle_hf.evaluation.predictions import Prediction, predictions_of
+from muscle_hf.evaluation.predictions import Prediction, predictions_of, read_predictions, write_predictions
 from muscle_hf.evaluation.tasks import Item, Task
 
 
@@ -31,6 +34,7 @@ def walk(
     level: float = 0.95,
     progress: bool = True,
     say: Callable[[str], None] | None = None,
+    keep: str | os.PathLike | None = None,
 ) -> DialPath:
     """Evaluate points between v2's adapter and the compatibility adapter against the old model's answers.
 
@@ -48,6 +52,8 @@ def walk(
         level: Of the intervals.
         progress: Show a progress bar for each point.
         say: Told each point before it is asked.
+        keep: Folder for the answers of each point as soon as they are there. A walk that was stopped goes on from
+            them, where weights, items and rules are the same.
 
     Returns:
         Accuracy and flips at each point, with the predictions.
@@ -65,12 +71,18 @@ def walk(
     before = predictions_of(items, old, task.name, "old")
     answers: dict[float, list[Prediction]] = {}
     for t in chosen:
+        file = None if keep is None else Path(keep, f"{label(t)}-{_question(dial, t, task, items, chat)}.jsonl")
+        if file is not None and file.is_file():
+            answers[t] = predictions_of(items, read_predictions(file), task.name, label(t))
+            continue
         if say is not None:
             say(f"t = {t:g} (rank {dial.rank(t)})")
         with dial.at(t) as model:
             answers[t] = evaluate_task(
                 model, tokenizer, task, items, batch_size=batch_size, chat=chat, progress=progress
             )
+        if file is not None:
+            write_predictions(file, answers[t])
     others = [t for t in chosen if t]
     document = compare(
         source_of(before, "old"),
@@ -79,3 +91,10 @@ def walk(
         analysis=options,
     )
     return DialPath.of(document, {t: dial.rank(t) for t in chosen}, answers)
+
+
+def _question(dial: Dial, t: float, task: Task, items: Sequence[Item], chat: bool) -> str:
+    """A hash of what is asked of whom."""
+    adapter = dial.point(t).content_hash if dial.rank(t) else ""
+    asked = (dial.base_hash, adapter, identity_of(items), task.rules(), chat)
+    return hashlib.sha256(repr(asked).encode()).hexdigest()[:16]

@@ -109,6 +109,10 @@ class Task:
         """Whether answers are right or wrong, rather than more or less similar to the references."""
         return self.kind != "generation" or (self.metric == "exact_match" and self.similarity is None)
 
+    def rules(self) -> dict[str, Any]:
+        """How answers are made and scored, without functions, whose text differs from process to process."""
+        return {key: value for key, value in vars(self).items() if not callable(value)}
+
 
 # Task kind -> the metrics it may have; empty: exact_match or any similarity.
 METRICS: dict[str, tuple[str, ...]] = {

@@ -262,7 +262,7 @@ class Run:
         trained = Path(side.adapter, DONE_FILE)
         adapter = json.loads(trained.read_text())["key"] if trained.is_file() else _fingerprint(side)
         how = (settings.dtype, settings.quantization, settings.attention, settings.eval_batch_size)
-        key = _fingerprint(adapter, _rules(self.task), self.splits.test, how)
+        key = _fingerprint(adapter, self.task.rules(), self.splits.test, how)
         file = self.folder / PREDICTIONS / f"{name}.jsonl"
         note = file.with_suffix(".key")
         if file.is_file() and note.is_file() and note.read_text() == key:
@@ -329,11 +329,6 @@ def _load_checker(name: str | None) -> Checker | None:
     if not callable(checker):
         raise MuscleError(f"data.transfer.checker: {name} is no function but {checker!r}")
     return checker
-
-
-def _rules(task: Task) -> dict[str, Any]:
-    """How a task's answers are made and scored, without functions, whose text differs from process to process."""
-    return {key: value for key, value in vars(task).items() if not callable(value)}
 
 
 def _remove_checkpoints(folder: Path) -> None:

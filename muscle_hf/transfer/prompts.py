@@ -91,9 +91,8 @@ class TransferPrompts:
 
     def _questions(self) -> str:
         """What a model is asked, whoever it is."""
-        task = {key: value for key, value in vars(self.task).items() if not callable(value)}
         asked = [(item.id, item.prompt, item.choices) for item in self.items]
-        return hashlib.sha256(repr((asked, task)).encode()).hexdigest()
+        return hashlib.sha256(repr((asked, self.task.rules())).encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
         """For the provenance of what is trained on them."""
