@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from transformers.integrations import is_deepspeed_zero3_enabled
-
 from muscle_hf.errors import MuscleError
 
 if TYPE_CHECKING:
@@ -33,12 +31,6 @@ def refuse_unsupported(trainer: MuscleTrainer) -> None:
             f"this process sees {args.n_gpu} GPUs and would replicate the model by nn.DataParallel, which "
             "the teachers cannot follow. Start one process per GPU with `accelerate launch`, or choose one GPU "
             "with CUDA_VISIBLE_DEVICES"
-        )
-    recomputes = any(getattr(args, name, False) for name in ("activation_checkpointing", "gradient_checkpointing"))
-    if recomputes and is_deepspeed_zero3_enabled():
-        raise MuscleError(
-            "with recomputed activations ZeRO-3 trains another adapter than one process does, for a reason that "
-            "is not known; use FSDP2 or ZeRO-2, or set gradient_checkpointing=False"
         )
     if max(trainer.get_sp_size(), trainer.get_cp_size()) > 1:
         raise MuscleError(

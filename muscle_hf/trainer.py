@@ -14,6 +14,7 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
     BestRun,
@@ -111,7 +112,8 @@ class MuscleMixin(TransferMixin, HubMixin):
         self._train_sums: Tensor | None = None
         self._eval_sums: Tensor | None = None
         self._best_loaded_at = 0
-        self.provenance = Provenance.of(self) if self.args.should_save else None
+        # Weights that ZeRO-3 has split are hashed by all processes together.
+        self.provenance = Provenance.of(self) if self.args.should_save or is_deepspeed_zero3_enabled() else None
         self._passes = make_passes(self)
         self.start_card()
         # Last of all: until here the teacher's weights were compared and hashed, which needs them whole.

@@ -1,7 +1,8 @@
-"""Two processes give the losses, gradients and adapter of one, whole (DDP, ZeRO-2) or sharded (FSDP2, ZeRO-3), and
-can go on.
+"""Two processes give the losses, gradients and adapter of one, whole (DDP, ZeRO-2) or sharded (FSDP2, ZeRO-3), with
+activations kept or recomputed, and can go on.
 
-Real runs over gloo on the CPU, in the environment that the accelerate configurations of the recipes make.
+Real runs over gloo on the CPU, in the environment that the accelerate configurations of the recipes make. As in most
+scripts the models are loaded after the training arguments are made: ZeRO-3 then splits them while they are read.
 """
 
 from __future__ import annotations
@@ -21,20 +22,33 @@ import torch
 import yaml
 from accelerate import DistributedType, PartialState
 from builders import with_lora
+from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from muscle_hf.bundled import bundled
-from muscle_hf.teachers import ModelTeacher
+from muscle_hf.provenance import read_provenance
+from muscle_hf.teachers import AdapterTeacher, ModelTeacher
 
 CONFIGS = bundled("recipes") / "accelerate"
 DEEPSPEED = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
 FIGURES = ("loss", "kl_old", "kl_new", "ce", "share_old", "token_accuracy")
 
 
-def models():
-    """A student, and an old model with a base of its own."""
-    return with_lora(builders.llama(2, num_hidden_layers=2), 20), with_lora(builders.llama(1, num_hidden_layers=2), 10)
+def save_models(folder: Path) -> None:
+    """Two bases that differ in their weights alone; a task adapter on each, and one for v1 on v2's base; and rows."""
+    for name, seed in (("old", 1), ("new", 2)):
+        builders.llama(seed, num_hidden_layers=2).save_pretrained(folder / name)
+    for name, base, seed in (("old_adapter", "old", 10), ("new_adapter", "new", 20), ("on_new_base", "new", 10)):
+        model = AutoModelForCausalLM.from_pretrained(folder / base)
+        with_lora(model, seed).save_pretrained(folder / name)
+    rows = builders.half_right(builders.rows(16, seed=3, low=3, high=20), load_student(folder))
+    (folder / "rows.json").write_text(json.dumps(rows))
+
+
+def load_student(folder: Path) -> PeftModel:
+    base = AutoModelForCausalLM.from_pretrained(folder / "new")
+    return PeftModel.from_pretrained(base, folder / "new_adapter", is_trainable=True)
 
 
 def full(tensor):
@@ -42,18 +56,40 @@ def full(tensor):
 
 
 class Gradients(TrainerCallback):
-    """Keeps the gradients of the first step; DeepSpeed, which steps within the backward pass, leaves none."""
+    """Keeps the gradients of the first step; of DeepSpeed, which steps within the backward pass, by a hook there."""
 
     def __init__(self):
         self.kept = {}
 
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if DEEPSPEED:
+            engine = self.trainer.deepspeed
+            step = engine.step
+
+            def kept_before(*given, **named):
+                if not self.kept and engine.is_gradient_accumulation_boundary():
+                    self._keep(engine.module, deepspeed_gradient)
+                return step(*given, **named)
+
+            engine.step = kept_before
+
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         if not self.kept and not DEEPSPEED:
-            named = [(name, p.grad) for name, p in model.named_parameters() if p.requires_grad]
-            self.kept = {name.removeprefix("module."): full(gradient).clone() for name, gradient in named}
+            self._keep(model, lambda parameter: full(parameter.grad))
+
+    def _keep(self, model, gradient_of):
+        named = [(name, gradient_of(p)) for name, p in model.named_parameters() if p.requires_grad]
+        self.kept = {name.removeprefix("module."): gradient.clone() for name, gradient in named}
 
 
-def make(folder, batch, **settings):
+def deepspeed_gradient(parameter):
+    from deepspeed.utils import safe_get_full_grad
+
+    return safe_get_full_grad(parameter)
+
+
+def make(folder, models, batch, *, shared=False, **settings):
+    """A trainer with v1 on a base of its own, or on v2's."""
     defaults = {
         "max_steps": 4, "per_device_train_batch_size": batch, "per_device_eval_batch_size": batch,
         "gradient_accumulation_steps": 2,
@@ -64,15 +100,21 @@ def make(folder, batch, **settings):
     if DEEPSPEED:
         # accelerate leaves DeepSpeed out where it is told that there is the CPU alone, and finds that out by itself.
         defaults["use_cpu"] = False
+    rows = json.loads((models / "rows.json").read_text())
     args = builders.config(folder, **{**defaults, **settings})
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         # accelerate looks for FSDP where the devices are GPUs; the engine itself works on the CPU as well.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    model, old = models()
-    rows = builders.half_right(builders.rows(16, seed=3, low=3, high=20), models()[0])
     gradients = Gradients()
     options = {"train_dataset": rows, "eval_dataset": rows[:6], "callbacks": [gradients]}
-    return builders.trainer(folder, model, old, args=args, **options), gradients
+    old = str(models / ("on_new_base" if shared else "old_adapter"))
+    gradients.trainer = trainer = builders.trainer(folder, load_student(models), old, args=args, **options)
+    assert isinstance(trainer.teachers["old"], AdapterTeacher if shared else ModelTeacher)
+    return trainer, gradients
+
+
+# Of a run that is neither evaluated nor saved.
+BARE = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "max_steps": 2}
 
 
 def losses(trainer):
@@ -92,10 +134,11 @@ def is_sharded(model):
     return any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in model.parameters())
 
 
-def worker(folder: Path) -> None:
-    """What each process does: train with evaluation and checkpoints, save, and go on from the second checkpoint."""
-    trainer, gradients = make(folder / "run", 2, ddp_backend="gloo")
-    assert isinstance(trainer.teachers["old"], ModelTeacher)
+def worker(folder: Path, models: Path) -> None:
+    """What each process does: train with evaluation and checkpoints, save, and go on from the second checkpoint; then
+    train with recomputed activations, with v1 on a base of its own and on v2's.
+    """
+    trainer, gradients = make(folder / "run", models, 2, ddp_backend="gloo")
     rank = trainer.args.process_index
     sharded = {"old": is_sharded(trainer.teachers["old"].model)}
     trainer.train()
@@ -103,12 +146,18 @@ def worker(folder: Path) -> None:
     trainer.save_model(str(folder / "best"))
     result = {"losses": losses(trainer), "best": trainer.state.best_global_step, "sharded": sharded}
     result["gradient_norms"] = gradient_norms(trainer)
-    if rank == 0:
-        torch.save(gradients.kept, folder / "gradients.pt")
-    again, _ = make(folder / "run", 2, ddp_backend="gloo", load_best_model_at_end=False)
+    kept = {"run": gradients.kept}
+    again, _ = make(folder / "run", models, 2, ddp_backend="gloo", load_best_model_at_end=False)
     again.train(resume_from_checkpoint=str(folder / "run" / "checkpoint-2"))
     again.save_model(str(folder / "resumed"))
     result["resumed"] = losses(again)[-2:]
+    for shared in (False, True):
+        recomputing = {**BARE, "ddp_backend": "gloo", "activation_checkpointing": True}
+        trainer, gradients = make(folder / "recomputed", models, 2, shared=shared, **recomputing)
+        trainer.train()
+        result[f"recomputed {shared}"], kept[f"recomputed {shared}"] = losses(trainer), gradients.kept
+    if rank == 0:
+        torch.save(kept, folder / "gradients.pt")
     (folder / f"result-{rank}.json").write_text(json.dumps(result))
 
 
@@ -144,18 +193,33 @@ def launched(script: list[str], variables: dict[str, str]) -> str:
     return done.stdout
 
 
-def in_two_processes(config: Path, folder: Path) -> list[dict]:
-    launched([__file__, str(folder)], environment_of(config, 2))
+def in_two_processes(config: Path, folder: Path, models: Path) -> list[dict]:
+    launched([__file__, str(folder), str(models)], environment_of(config, 2))
     return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    save_models(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(models, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
-    trainer, gradients = make(folder / "run", 4)
+    trainer, gradients = make(folder / "run", models, 4)
     trainer.train()
     trainer.save_model(str(folder / "best"))
     return folder, trainer, gradients.kept
+
+
+@pytest.fixture(scope="module")
+def on_one_base(models, tmp_path_factory):
+    """One process, v1 on v2's base, nothing recomputed."""
+    trainer, gradients = make(tmp_path_factory.mktemp("shared"), models, 4, shared=True, **BARE)
+    trainer.train()
+    return losses(trainer), gradients.kept
 
 
 zero = pytest.mark.skipif(
@@ -164,34 +228,49 @@ zero = pytest.mark.skipif(
 )
 
 
+def assert_figures(got, expected):
+    assert len(got) == len(expected)
+    for one, other in zip(got, expected, strict=True):
+        assert one == pytest.approx(other, rel=1e-4, nan_ok=True)
+
+
+def assert_gradients(got, expected):
+    assert got.keys() == expected.keys()
+    scale = max(float(gradient.abs().max()) for gradient in expected.values())
+    for key, gradient in got.items():
+        assert torch.allclose(gradient, expected[key], atol=1e-5 * scale, rtol=1e-4), key
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["ddp", "fsdp2", pytest.param("zero2", marks=zero), pytest.param("zero3", marks=zero)]
 )
-def test_two_processes_do_what_one_does(name, alone, tmp_path):
+def test_two_processes_do_what_one_does(name, models, alone, on_one_base, tmp_path):
     folder, trainer, gradients = alone
-    expected, best, sharded = losses(trainer), trainer.state.best_global_step, name in ("fsdp2", "zero3")
-    results = in_two_processes(CONFIGS / f"{name}.yaml", tmp_path)
+    expected, sharded = losses(trainer), name in ("fsdp2", "zero3")
+    results = in_two_processes(CONFIGS / f"{name}.yaml", tmp_path, models)
     for result in results:
-        assert len(result["losses"]) == len(expected)
-        for got, entry in zip(result["losses"], expected, strict=True):
-            assert got == pytest.approx(entry, rel=1e-4, nan_ok=True)
-        assert result["best"] == best
-        for got, entry in zip(result["resumed"], expected[-2:], strict=True):
-            assert got == pytest.approx(entry, rel=1e-4, nan_ok=True)
+        assert_figures(result["losses"], expected)
+        assert_figures(result["resumed"], expected[-2:])
+        assert result["best"] == trainer.state.best_global_step
         assert result["sharded"] == {"old": sharded, "student": sharded}
         assert result["gradient_norms"] == pytest.approx(gradient_norms(trainer), rel=1e-4)
+        assert_figures(result["recomputed False"], [entry for entry in expected if "loss" in entry][:2])
+        assert_figures(result["recomputed True"], on_one_base[0])
     kept = torch.load(tmp_path / "gradients.pt")
-    assert kept.keys() == (gradients.keys() if name in ("ddp", "fsdp2") else set())
-    scale = max(float(gradient.abs().max()) for gradient in gradients.values())
-    for key, gradient in kept.items():
-        assert torch.allclose(gradient, gradients[key], atol=1e-5 * scale, rtol=1e-4), key
+    assert_gradients(kept["run"], gradients)
+    assert_gradients(kept["recomputed False"], gradients)
+    assert_gradients(kept["recomputed True"], on_one_base[1])
     reference = load_file(folder / "best" / "adapter_model.safetensors")
     last = load_file(folder / "run" / "checkpoint-4" / "adapter_model.safetensors")
     for got, wanted in (("best", reference), ("resumed", last), ("run/checkpoint-4", last)):
         adapter = load_file(tmp_path / got / "adapter_model.safetensors")
         assert adapter.keys() == wanted.keys(), got
         assert all(torch.allclose(adapter[key], wanted[key], atol=1e-4) for key in adapter), got
+    ours, theirs = (read_provenance(place / "best") for place in (tmp_path, folder))
+    for role in ("old", "new"):
+        for part in ("base", "adapter"):
+            assert ours[role][part]["sha256"] == theirs[role][part]["sha256"], (role, part)
 
 
 # ---- The configurations ----
@@ -247,4 +326,4 @@ print(DeepSpeedZeroConfig(**made).model_dump_json())
 
 
 if __name__ == "__main__":
-    worker(Path(sys.argv[1]))
+    worker(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -110,7 +110,7 @@ def _from_hub(source: Source, split: str) -> Rows:
     except (OSError, ValueError) as error:  # no network, no such data set, configuration or split
         raise MuscleError(
             f"split {name!r} of the data set {source.path} cannot be loaded from the Hub: {error}. Rows in files are "
-            "read without it: name a file or folder (--data)"
+            "read without it: name a file or folder (--data, or data.source in the settings of a run)"
         ) from error
     return [dict(row) for row in loaded]
 

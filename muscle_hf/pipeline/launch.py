@@ -169,8 +169,6 @@ class Processes:
             number = min(number, _FEW) if on_cpu and args.smoke else number
         else:
             number = 1 if on_cpu else max(1, _gpus())
-        if config is not None and not on_cpu:
-            _refuse_recomputing(read_yaml(config), settings)
         if number < 1:
             raise MuscleError(f"--num-processes is {number}; it must be at least 1")
         return cls(config, number, on_cpu)
@@ -239,17 +237,6 @@ class Processes:
         if here > max(1, gpus):
             number = f"--num-processes {gpus}" if gpus else "--smoke, or --use_cpu true for two processes on the CPU"
             raise MuscleError(f"{here} processes need a GPU each, and there are {gpus} here; give {number}")
-
-
-def _refuse_recomputing(content: dict[str, Any], settings: RunSettings) -> None:
-    from muscle_hf.pipeline.plan import recomputes
-
-    zero3 = content.get("deepspeed_config", {}).get("zero_stage") == 3
-    if zero3 and settings.compatibility and recomputes(settings.training, settings):
-        raise MuscleError(
-            "with recomputed activations ZeRO-3 trains another compatibility adapter than one process does "
-            "(recipes/README.md); use --accelerate-config fsdp2, or give --gradient_checkpointing false"
-        )
 
 
 def _gpus() -> int:

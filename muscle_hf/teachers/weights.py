@@ -1,7 +1,12 @@
-"""What a model's weights are, independent of wrappers and file layout: the same content has the same hash."""
+"""What a model's weights are, independent of wrappers, file layout and sharding: the same content has the same hash.
+
+Under ZeRO-3 ``from_pretrained`` leaves a model whose weights are split over the processes. They are put together again
+one at a time, for which all processes have to call what reads weights here.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,7 +37,8 @@ def base_weights(model: nn.Module, adapter: str | None = None) -> dict[str, Tens
             at random each time its base is loaded, and then plays no part.
 
     Returns:
-        Name -> tensor, as the plain model's ``state_dict`` gives them (a quantized base: packed data and statistics).
+        Name -> tensor, as the plain model's ``state_dict`` gives them (a quantized base: packed data and statistics);
+        what ZeRO-3 has split is read by :func:`whole`.
     """
     base = base_of(model)
     left_out: list[str] = []
@@ -46,11 +52,32 @@ def base_weights(model: nn.Module, adapter: str | None = None) -> dict[str, Tens
     tied = set(getattr(base, "all_tied_weights_keys", None) or ())
     elsewhere = tuple(left_out)
     weights = {}
-    for name, tensor in base.state_dict().items():
+    # A detached tensor would have lost what ZeRO-3 knows of it.
+    for name, tensor in base.state_dict(keep_vars=True).items():
         plain = name.replace(".token_adapter", "").replace(".base_layer", "").replace(".original_module", "")
         if isinstance(tensor, Tensor) and not name.startswith(elsewhere) and plain not in tied:
-            weights[plain] = tensor
+            weights[plain] = tensor if _is_split(tensor) else tensor.detach()
     return weights
+
+
+def _is_split(tensor: Tensor) -> bool:
+    return hasattr(tensor, "ds_id")
+
+
+def _shape_of(tensor: Tensor) -> torch.Size:
+    return tensor.ds_shape if _is_split(tensor) else tensor.shape
+
+
+@contextlib.contextmanager
+def whole(tensor: Tensor) -> Iterator[Tensor]:
+    """Within the block a tensor is whole, also one that ZeRO-3 has split; then all processes have to call this."""
+    if not _is_split(tensor):
+        yield tensor
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([tensor]):
+        yield tensor.detach()
 
 
 def same_weights(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
@@ -59,10 +86,11 @@ def same_weights(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool
         return False
     for name, tensor in one.items():
         match = other[name]
-        if tensor.shape != match.shape or tensor.dtype != match.dtype:
+        if _shape_of(tensor) != _shape_of(match) or tensor.dtype != match.dtype:
             return False
-        if not torch.equal(tensor, match.to(tensor.device)):
-            return False
+        with whole(tensor) as mine, whole(match) as theirs:
+            if not torch.equal(mine, theirs.to(mine.device)):
+                return False
     return True
 
 
@@ -80,8 +108,11 @@ def same_as_files(weights: Mapping[str, Tensor], folder: Path, prefix: str = "")
         if known is None:
             continue
         match = weights[known]
-        if match.shape != tensor.shape or not torch.equal(match, tensor.to(match)):
+        if _shape_of(match) != tensor.shape:
             return False
+        with whole(match) as mine:
+            if not torch.equal(mine, tensor.to(mine)):
+                return False
         unseen.remove(known)
     return bool(weights) and not unseen
 
@@ -184,9 +215,10 @@ def _hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
     for name, tensor in tensors:
         if tensor.is_meta:
             raise MuscleError(f"the weight {name!r} is on the meta device: load the model's weights first")
-        plain = tensor.detach().to("cpu").contiguous()
-        digest.update(json.dumps([name, str(plain.dtype).removeprefix("torch."), list(plain.shape)]).encode())
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+        with whole(tensor) as together:
+            plain = together.detach().to("cpu").contiguous()
+            digest.update(json.dumps([name, str(plain.dtype).removeprefix("torch."), list(plain.shape)]).encode())
+            digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
