@@ -73,7 +73,7 @@ def table(teacher: Tensor, student: Tensor, temperature: float, sizes: list[int]
     for k in sizes:
         form = TopTokens(k, temperature, teacher.size(-1))
         kept = form.of(teacher)
-        values, own = Divergence("kl", temperature).with_slope(form.logits(kept, student), student)
+        values, own = Divergence("kl", temperature).with_slope(form.logits(kept, student), student.clone())
         covered = kept[:, :k].exp().sum(-1).mean()
         missing = full - values
         error = (own - slope).norm() / slope.norm()

@@ -21,7 +21,7 @@ from muscle_hf.losses.objective import Objective, TokenTerms
 # its caches), and nothing beside a model. Two buffers of this size live at once, on accelerators about eight.
 _CHUNK_BYTES = {"cpu": 16 * 2**20}
 _CHUNK_BYTES_ELSEWHERE = 512 * 2**20
-_LEAST_ROWS = 256
+_LEAST_ROWS = 512
 # Behind the matrix product a CPU works on blocks that stay in its cache.
 _BLOCK_BYTES = 4 * 2**20
 
@@ -37,7 +37,7 @@ class Stream:
     Args:
         hidden: Last hidden states, (N, d), floating point.
         head: Makes logits (n, V) of n of them, float32 or float64; differentiable in them, its own weights frozen.
-            The logits are overwritten here: its own backward must not need them.
+            The logits are overwritten here, also a teacher's: its own backward must not need them.
     """
 
     hidden: Tensor
@@ -254,7 +254,7 @@ def _terms_of_chunk(work: _Work, rows: slice, student: Tensor, wanted: bool) -> 
 
     def of_teacher(name: str, chosen: Tensor | None) -> Tensor:
         if name in read:
-            return read[name] if chosen is None else read[name][chosen]
+            return read[name] if chosen is None else read[name].index_select(0, chosen)
         if chosen is None:
             return _teacher_logits(work, name, rows, student, None)
         return _teacher_logits(work, name, chosen + rows.start, student, chosen)
@@ -338,7 +338,8 @@ def _terms_of_block(chunk: _Chunk, block: slice, wanted: bool) -> tuple[Tensor, 
     slope = torch.zeros_like(own) if wanted else None
     for group in chunk.groups:
         which, teacher = group.within(block)
-        values, difference = divergence.with_slope(teacher, own[which], wanted)
+        student = own.clone() if isinstance(which, slice) else own.index_select(0, which)
+        values, difference = divergence.with_slope(teacher, student, wanted)
         for name in group.teachers:
             kl[name][which] = values
         if wanted:
@@ -372,7 +373,7 @@ def _teacher_logits(work: _Work, name: str, which: slice | Tensor, student: Tens
         return teacher.logits(which, student, chosen).to(student)
     # The same hidden state behind the same head gives the same logits: to the bit, whatever the rows beside it.
     same = (teacher.hidden[which] == work.student.hidden[which]).all(dim=-1)
-    own = student if chosen is None else student[chosen]
+    own = student if chosen is None else student.index_select(0, chosen)
     equal = int(same.sum())
     if equal == len(same):
         return own.clone()

@@ -60,13 +60,28 @@ def _differences(teacher: Tensor, student: Tensor, top: int) -> tuple[Tensor, Te
 
 @Fused
 def kl_and_slope(teacher: Tensor, student: Tensor, temperature: float, wanted: bool) -> tuple[Tensor, Tensor | None]:
-    """:func:`kl_divergence`, and T times its derivative by the student's logits (if wanted)."""
+    """:func:`kl_divergence`, and T times its derivative by the student's logits (if wanted), in their memory.
+
+    Both logits are overwritten. One exponential for each, and few passes over little memory: on a CPU both count.
+    """
     width = min(teacher.size(-1), student.size(-1))
-    teacher_log = torch.log_softmax(teacher[:, :width] / temperature, dim=-1)
-    student_log = torch.log_softmax(student[:, :width] / temperature, dim=-1)
-    probability = teacher_log.exp()
-    values = (probability * teacher_log.sub_(student_log)).sum(dim=-1)
-    return values, student_log.exp_().sub_(probability) if wanted else None
+    teacher, student = teacher[:, :width], student[:, :width]
+    difference = teacher - student
+    highest_teacher, sum_teacher = _exponentiate(teacher, temperature)
+    highest_student, sum_student = _exponentiate(student, temperature)
+    ratio = sum_student / sum_teacher
+    mean = difference.mul_(teacher).sum(dim=-1, keepdim=True) / sum_teacher
+    values = (mean - (highest_teacher - highest_student)) / temperature + ratio.log()
+    if not wanted:
+        return values.squeeze(-1), None
+    # Nothing is left of two equal rows: their ratio is 1.
+    return values.squeeze(-1), student.addcmul_(teacher, ratio, value=-1).div_(sum_student)
+
+
+def _exponentiate(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Put exp((z - max z) / T) in the place of logits (n, V), and return max z and the sum of these, (n, 1) each."""
+    highest = logits.amax(dim=-1, keepdim=True)
+    return highest, logits.sub_(highest).div_(temperature).exp_().sum(dim=-1, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -100,7 +115,10 @@ class Divergence:
         return 1 / self.temperature if self.name == "kl" else 1.0
 
     def with_slope(self, teacher: Tensor, student: Tensor, wanted: bool = True) -> tuple[Tensor, Tensor | None]:
-        """The values (n,), and their derivative by the student's logits (n, V) up to :attr:`slope_factor`."""
+        """The values (n,), and their derivative by the student's logits (n, V) up to :attr:`slope_factor`.
+
+        The memory of both logits may be overwritten, and serve the derivative.
+        """
         values, slope = (self._kl if self.name == "kl" else self._logit_difference)(teacher, student, wanted)
         missing = 0 if slope is None else student.size(-1) - slope.size(-1)
         # Ids that only the student has were not compared.
