@@ -1,7 +1,9 @@
-"""The study's plan means something: known settings, rows that are apart."""
+"""The study's plan means something: known settings, rows that are apart; and its scripts run."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,10 @@ from muscle_hf import MuscleConfig
 from muscle_hf.evaluation import load_items, load_task
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*unstable without the auxiliary cross-entropy")
-PLAN = yaml.safe_load((Path(__file__).parents[1] / "benchmarks" / "study" / "plan.yaml").read_text())
+ROOT = Path(__file__).parents[1]
+STUDY = ROOT / "benchmarks" / "study"
+PLAN = yaml.safe_load((STUDY / "plan.yaml").read_text())
+TUNED = yaml.safe_load((STUDY / "tuned.yaml").read_text())
 
 
 @pytest.mark.parametrize("name", PLAN["methods"])
@@ -20,25 +25,66 @@ def test_methods_are_settings(name, tmp_path):
     assert method.pop("kind") in ("ce", "muscle") and method.pop("rows") in ("labelled", "transfer", "pseudo")
     assert method.pop("says") and method.pop("steps", "transfer") == "transfer"
     MuscleConfig(str(tmp_path), use_cpu=True, **{**PLAN["training"], **method.pop("training", {})})
-    assert method.pop("epochs", 1) > 0 and not method
+    assert TUNED[method.pop("settings_of", name)] in PLAN["tuning"]["trials"] and not method
 
 
 def test_cells_name_what_there_is():
     for cell in PLAN["cells"].values():
-        assert cell["update"] in PLAN["updates"] and cell["task"] in PLAN["tasks"]
+        update = PLAN["updates"][cell["update"]]
+        assert cell["task"] in PLAN["tasks"] and set(update.values()) <= set(PLAN["versions"])
+        assert set(cell.get("methods", [])) <= set(PLAN["methods"])
+    assert set(PLAN["tuning"]["cells"]) <= set(PLAN["cells"]) and set(PLAN["tuning"]["seeds"]) <= set(PLAN["seeds"])
 
 
-@pytest.mark.parametrize("name", PLAN["tasks"])
+@pytest.mark.parametrize("name", [name for name, rows in PLAN["tasks"].items() if rows["source"] != "demo"])
 def test_no_row_is_in_two_parts(name, shared_dir):
-    rows, task = PLAN["tasks"][name], load_task(name)
-    parts = {}
-    for part in ("train", "transfer", "test"):
+    rows, seen = PLAN["tasks"][name], {}
+    for part in ("train", "validation", "transfer", "test"):
+        where = rows[part]
         items = load_items(
-            task, str(shared_dir / "data" / Path(rows["source"]).name), rows[part]["split"],
-            start=rows[part].get("start", 0), limit=rows[part].get("limit"),
+            load_task(rows["task"]), str(shared_dir / "data" / Path(rows["source"]).name), where["split"],
+            start=where["start"], limit=where["limit"],
         )  # fmt: skip
-        parts[part] = {item.id for item in items}
-        assert len(parts[part]) == (rows[part].get("limit") or len(items))
-    assert not parts["train"] & parts["transfer"]
-    if rows["test"]["split"] == rows["train"]["split"]:
-        assert not parts["test"] & (parts["train"] | parts["transfer"])
+        assert len(items) == where["limit"]
+        known = seen.setdefault(where["split"], set())
+        assert not known & {item.id for item in items}
+        known |= {item.id for item in items}
+
+
+@pytest.mark.slow
+def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
+    """Tuning chooses, methods are trained once, the report has their figures."""
+    plan = {**PLAN, "seeds": [0], "bases": {}, "cells": {"demo-routing": PLAN["cells"]["demo-routing"]}}
+    plan["tasks"] = {"routing": {"task": "routing", "source": "demo", "train": 32, "validation": 16, "transfer": 32,
+                                 "test": 24}}  # fmt: skip
+    plan["methods"] = {name: PLAN["methods"][name] for name in ("ce", "ce_pseudo", "muscle", "transfer_mean")}
+    plan["cells"]["demo-routing"] = {"update": "demo", "task": "routing"}
+    plan["task_training"] = {"learning_rate": 1e-3, "epochs": 1}
+    plan["tuning"] = {"cells": ["demo-routing"], "seeds": [0], "trials": [{"learning_rate": 1e-3, "epochs": 1}]}
+    study = tmp_path / "benchmarks" / "study"
+    study.mkdir(parents=True)
+    (tmp_path / "benchmarks" / "results").mkdir()
+    for file in STUDY.glob("*.py"):
+        (study / file.name).write_text(file.read_text())
+    (study / "plan.yaml").write_text(yaml.safe_dump(plan))
+
+    def script(name):
+        done = subprocess.run(
+            [sys.executable, str(study / name), "--runs", "runs"], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    script("tune.py")
+    chosen = yaml.safe_load((study / "tuned.yaml").read_text())
+    assert list(chosen) == list(plan["methods"]) and all(
+        trial == plan["tuning"]["trials"][0] for trial in chosen.values()
+    )
+    adapter = tmp_path / "runs/routing/seed0/demo/muscle/learning_rate=0.001-epochs=1/muscle/adapter_model.safetensors"
+    before = adapter.stat().st_mtime_ns
+    assert "ce_pseudo" in script("run.py")
+    assert adapter.stat().st_mtime_ns == before
+    table = script("report.py")
+    for name in plan["methods"]:
+        assert f"(`{name}`) | 1 |" in table
+    assert (tmp_path / "benchmarks/results/study-demo-routing.svg").read_text().startswith("<svg")

@@ -13,19 +13,10 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from answers import V1, Answers, probabilities, read_versions
+from study import ROOT, Cell, load_plan
 
-from muscle_hf.evaluation import read_predictions
-from muscle_hf.metrics import flip_metrics
-
-RESULT = Path(__file__).parents[1] / "results" / "study_gate.md"
-
-
-def probabilities(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Of each choice of each item, (items, choices), and the right ones, (items,)."""
-    rows = read_predictions(file)
-    values = np.array([row.log_likelihoods for row in rows])
-    odds = np.exp(values - values.max(axis=1, keepdims=True))
-    return odds / odds.sum(axis=1, keepdims=True), np.array([row.target for row in rows])
+RESULT = ROOT / "benchmarks" / "results" / "study_gate.md"
 
 
 def gated(old: np.ndarray, new: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -67,14 +58,21 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/study"), help="folder of the runs")
     parser.add_argument("--cell", default="level-trec")
     args = parser.parse_args()
+    plan = load_plan()
     found: dict[str, list[tuple[float, float]]] = {}
-    folders = sorted(file.parent for file in (args.runs / args.cell).glob("seed*/predictions/new.jsonl"))
-    for folder in folders:
-        (old, right), (new, _) = (probabilities(folder / f"{side}.jsonl") for side in ("old", "new"))
-        for name, chosen in rules(old, new, right).items():
-            metrics = flip_metrics(old.argmax(axis=1), chosen, right)
+    seeds = 0
+    for seed in plan["seeds"]:
+        versions = read_versions(Cell(args.cell, seed, plan, args.runs))
+        if versions is None:
+            continue
+        seeds += 1
+        answers = Answers()
+        answers.add(V1, versions[0])
+        for name, chosen in rules(*map(probabilities, versions), answers.right).items():
+            answers.choose(name, chosen)
+            metrics = answers.figures(name)
             found.setdefault(name, []).append((metrics["acc_new"], metrics["nfr"]))
-    lines = [f"| {args.cell}, {len(folders)} seeds | accuracy | NFR |", "|---|---|---|"]
+    lines = [f"| {args.cell}, {seeds} seeds | accuracy | NFR |", "|---|---|---|"]
     for name, figures in found.items():
         accuracy, nfr = 100 * np.mean(figures, axis=0)
         lines.append(f"| {name} | {accuracy:.2f} | {nfr:.2f} |")

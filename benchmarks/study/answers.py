@@ -1,0 +1,93 @@
+"""What the models of a cell answered to its test items, as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from study import Cell
+
+from muscle_hf.evaluation import Prediction, read_predictions
+from muscle_hf.metrics import flip_metrics, flip_metrics_from_correct, smooth_flip_metrics
+
+V1, V2, BOTH = "v1", "v2", "both at inference"
+FIGURES = ("acc_new", "nfr", "relative_nfr", "nfr_mc", "pfr")
+
+
+@dataclass
+class Answers:
+    """The answers of one seed of a cell.
+
+    Args:
+        quality: Of each answer of each model, (items,) float64: 1 for right, 0 for wrong, or the similarity.
+        choice: What each model chose, (items,) int64; none where answers are generated.
+        right: The right choices, (items,) int64, or none.
+        scored: Whether the quality is a similarity.
+    """
+
+    quality: dict[str, np.ndarray] = field(default_factory=dict)
+    choice: dict[str, np.ndarray] = field(default_factory=dict)
+    right: np.ndarray | None = None
+    scored: bool = False
+
+    def add(self, name: str, rows: Sequence[Prediction]) -> None:
+        """The answers of a model."""
+        self.scored = rows[0].correct is None
+        self.quality[name] = np.array([row.score if self.scored else row.correct for row in rows], dtype=float)
+        if rows[0].log_likelihoods is not None:
+            self.choice[name] = np.array([row.prediction for row in rows])
+            self.right = np.array([row.target for row in rows])
+
+    def choose(self, name: str, choice: np.ndarray) -> None:
+        """The answers of a rule that chooses, (items,) int64."""
+        self.choice[name] = choice
+        self.quality[name] = (choice == self.right).astype(float)
+
+    def worse(self, name: str) -> np.ndarray:
+        """Which items a model answers worse than v1 (for right and wrong: negative flips), (items,) bool."""
+        return self.quality[name] < self.quality[V1]
+
+    def figures(self, name: str) -> dict[str, float]:
+        """Accuracy (or mean similarity), NFR and so on of a model, as fractions; what is not defined is missing."""
+        if self.choice:
+            return flip_metrics(self.choice[V1], self.choice[name], self.right)
+        if not self.scored:
+            return flip_metrics_from_correct(self.quality[V1] > 0, self.quality[name] > 0)
+        smooth = smooth_flip_metrics(self.quality[V1], self.quality[name])
+        means = {"acc_old": float(self.quality[V1].mean()), "acc_new": float(self.quality[name].mean())}
+        return {**means, "nfr": smooth["nfr_smooth"], "pfr": smooth["pfr_smooth"]}
+
+
+def probabilities(rows: Sequence[Prediction]) -> np.ndarray:
+    """Of each choice of each item, from the likelihoods, (items, choices) float64."""
+    values = np.array([row.log_likelihoods for row in rows])
+    odds = np.exp(values - values.max(axis=1, keepdims=True))
+    return odds / odds.sum(axis=1, keepdims=True)
+
+
+def read_versions(cell: Cell) -> tuple[list[Prediction], list[Prediction]] | None:
+    """The test answers of v1 and v2; None where they are not there yet."""
+    files = [cell.answers_file(cell.version_folder(side), "test") for side in ("old", "new")]
+    if not all(file.is_file() for file in files):
+        return None
+    old, new = (read_predictions(file) for file in files)
+    return old, new
+
+
+def read_answers(cell: Cell) -> Answers | None:
+    """The answers of all finished models of a cell; None before v1 and v2 are."""
+    versions = read_versions(cell)
+    if versions is None:
+        return None
+    found = Answers()
+    for name, rows in zip((V1, V2), versions, strict=True):
+        found.add(name, rows)
+    if found.choice:
+        found.choose(BOTH, sum(probabilities(rows) for rows in versions).argmax(axis=1))
+    for name, method in cell.plan["methods"].items():
+        file = cell.answers_file(cell.method_folder(name), "test") if method["chosen"] else Path()
+        if file.is_file():
+            found.add(name, read_predictions(file))
+    return found

@@ -1,0 +1,215 @@
+"""One cell of the study: a task and an update, with one seed; every model of it is trained and asked once.
+
+Models that cells share are trained once: v1, v2 and what is trained on with plain cross-entropy belong to a task, a
+version and a seed, methods with teachers to an update too. The folders tell: `TASK/seedN/VERSION/...` and
+`TASK/seedN/UPDATE/...` in the folder of the runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from muscle_hf.demo import TASKS as DEMO_TASKS
+from muscle_hf.demo import base as demo_base
+from muscle_hf.demo import rows as demo_rows
+from muscle_hf.evaluation import Prediction, Task, load_task
+from muscle_hf.pipeline.config import (
+    DataSettings,
+    LoraSettings,
+    ModelSettings,
+    RunSettings,
+    SplitSettings,
+    TransferSettings,
+)
+from muscle_hf.pipeline.data import Splits, load_splits
+from muscle_hf.pipeline.run import DONE_FILE, Run
+from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW
+
+ROOT = Path(__file__).parents[2]
+PLAN = Path(__file__).with_name("plan.yaml")
+TUNED = Path(__file__).with_name("tuned.yaml")
+PARTS = ("validation", "test", "transfer")
+
+
+def load_plan() -> dict[str, Any]:
+    """The plan; each method has the settings of its tuning in `chosen`, once there are any."""
+    plan = yaml.safe_load(PLAN.read_text())
+    tuned = yaml.safe_load(TUNED.read_text()) if TUNED.is_file() else {}
+    for name, method in plan["methods"].items():
+        method["chosen"] = tuned.get(method.get("settings_of", name))
+    return plan
+
+
+def trial_name(trial: dict[str, float]) -> str:
+    """Of the folder of a method that is trained with the settings of a trial."""
+    return f"learning_rate={trial['learning_rate']:g}-epochs={trial['epochs']:g}"
+
+
+@lru_cache(maxsize=2)
+def load_task_rows(plan_rows: str, seed: int) -> tuple[Task, DataSettings, Splits]:
+    """A task of the plan, as YAML, with its rows; those of the embedded world are of the seed."""
+    rows = yaml.safe_load(plan_rows)
+    if rows["source"] == "demo":
+        task = DEMO_TASKS[rows["task"]]
+        train = demo_rows(rows["task"], "train", seed=seed, count=rows["train"] + rows["transfer"])
+        parts = {
+            "train": train[: rows["train"]],
+            "transfer": train[rows["train"] :],
+            "validation": demo_rows(rows["task"], "validation", seed=seed, count=rows["validation"]),
+            "test": demo_rows(rows["task"], "test", seed=seed, count=rows["test"]),
+        }
+        items = {
+            part: [dataclasses.replace(task.to_item(row, i), id=f"{part}-{i}") for i, row in enumerate(found)]
+            for part, found in parts.items()
+        }
+        data = DataSettings(transfer=TransferSettings("train", answers="both"), end_answers=True)
+        return task, data, Splits(**items)
+    task = load_task(rows["task"])
+    data = DataSettings(
+        source=os.path.relpath(ROOT / rows["source"]),
+        **{part: SplitSettings(**rows[part]) for part in ("train", "validation", "test")},
+        transfer=TransferSettings(**rows["transfer"], answers="both"),
+        # These bases have never seen their EOS.
+        end_answers=False,
+    )
+    return task, data, load_splits(task, data)
+
+
+@dataclass
+class Cell:
+    """One update, task and seed of the plan.
+
+    Args:
+        name: Of the cell.
+        seed: Of everything: task adapters, order, fresh weights, rows of the embedded world.
+        plan: Of :func:`load_plan`.
+        runs: Folder of all runs.
+    """
+
+    name: str
+    seed: int
+    plan: dict[str, Any]
+    runs: Path
+
+    def __post_init__(self) -> None:
+        cell = self.plan["cells"][self.name]
+        self.update, self.task_name = cell["update"], cell["task"]
+        self.versions: dict[str, str] = self.plan["updates"][self.update]
+        self.folder = self.runs / self.task_name / f"seed{self.seed}"
+
+    # ---- Where things are; nothing is loaded ----
+
+    def version_folder(self, side: str) -> Path:
+        """Of a task adapter: ``old`` or ``new``."""
+        return self.folder / self.versions[side] / NEW
+
+    def method_folder(self, name: str, trial: dict[str, float] | None = None) -> Path:
+        """Of a method's adapter."""
+        method = self.plan["methods"][name]
+        plain = method["kind"] == "ce"
+        owner = self.versions["new"] if plain else self.update
+        trial = trial or method["chosen"]
+        return self.folder / owner / name / trial_name(trial) / (CONTROL if plain else COMPAT)
+
+    @staticmethod
+    def answers_file(adapter: Path, part: str) -> Path:
+        """The predictions of an adapter on a part of the rows."""
+        return adapter.parent / f"{adapter.name}-{part}" / "predictions" / f"{NEW}.jsonl"
+
+    @staticmethod
+    def trained(adapter: Path) -> bool:
+        """Whether an adapter was begun or finished."""
+        return (adapter / DONE_FILE).is_file()
+
+    # ---- Doing them ----
+
+    @cached_property
+    def rows(self) -> tuple[Task, DataSettings, Splits]:
+        """The task, where its rows are, and the rows."""
+        return load_task_rows(yaml.safe_dump(self.plan["tasks"][self.task_name]), self.seed)
+
+    def base(self, side: str) -> str:
+        """The base model of a side."""
+        base = self.plan["versions"][self.versions[side]]["base"]
+        if base.startswith("demo:"):
+            return str(demo_base(base.removeprefix("demo:")))
+        if base.startswith("made:"):
+            return os.path.relpath(self.runs / "bases" / base.removeprefix("made:"))
+        return os.path.relpath(ROOT / base)
+
+    def _run(self, folder: Path, old: ModelSettings, new: ModelSettings, splits: Splits, **training: Any) -> Run:
+        task, data, _ = self.rows
+        settings = RunSettings(
+            old=old,
+            new=new,
+            output_dir=str(folder),
+            task=task.name,
+            data=data,
+            lora=LoraSettings(**self.plan["lora"]),
+            training={**self.plan["training"], "seed": self.seed, **training},
+            eval_batch_size=256,
+        )
+        return Run(settings, task, splits)
+
+    def _labelled(self, count: int | None = None) -> Splits:
+        splits = self.rows[2]
+        return dataclasses.replace(splits, train=splits.train[:count], transfer=())
+
+    def version(self, side: str) -> ModelSettings:
+        """v1 (``old``) or v2 (``new``) with its task adapter, which is trained if it is missing."""
+        adapter, base = self.version_folder(side), ModelSettings(self.base(side))
+        rows = self._labelled(self.plan["versions"][self.versions[side]].get("labelled"))
+        run = self._run(adapter.parent, base, base, rows, **_arguments(self.plan["task_training"]))
+        run.adapter(NEW)
+        return dataclasses.replace(base, adapter=str(adapter))
+
+    def method(self, name: str, trial: dict[str, float] | None = None) -> ModelSettings:
+        """v2 with the adapter of a method, which is trained if it is missing.
+
+        Args:
+            name: Of the method.
+            trial: Learning rate and epochs; those that tuning chose by default.
+        """
+        method, splits = self.plan["methods"][name], self.rows[2]
+        adapter, arguments = self.method_folder(name, trial), _arguments(trial or method["chosen"])
+        old, new = self.version("old"), self.version("new")
+        if method.get("steps") == "transfer":
+            arguments["num_train_epochs"] *= 1 + len(splits.transfer) / len(splits.train)
+        rows = self._labelled()
+        if method["rows"] == "transfer":
+            rows = splits
+        elif method["rows"] == "pseudo":
+            rows = dataclasses.replace(rows, train=[*splits.train, *self._pseudo_labelled(new)])
+        if method["kind"] == "ce":
+            run = self._run(adapter.parent, new, new, rows, **arguments)
+        else:
+            arguments |= {"teacher_cache": str(self.folder / "cache"), **method.get("training", {})}
+            run = self._run(adapter.parent, old, new, rows, **arguments)
+        run.adapter(adapter.name)
+        return dataclasses.replace(new, adapter=str(adapter))
+
+    def answers(self, model: ModelSettings, part: str) -> list[Prediction]:
+        """A model's answers to the rows of a part, asked once."""
+        splits = dataclasses.replace(self._labelled(), test=getattr(self.rows[2], part))
+        folder = self.answers_file(Path(model.adapter), part).parents[1]
+        return self._run(folder, model, model, splits).answers(NEW)
+
+    def _pseudo_labelled(self, new: ModelSettings) -> Sequence:
+        """The transfer prompts with v2's answers in place of the right ones."""
+        items = self.rows[2].transfer
+        answers = {prediction.id: prediction.prediction for prediction in self.answers(new, "transfer")}
+        if items[0].choices:
+            return [dataclasses.replace(item, answers=(answers[item.id],)) for item in items]
+        return [dataclasses.replace(item, references=(f" {answers[item.id].strip()}",)) for item in items]
+
+
+def _arguments(trial: dict[str, float]) -> dict[str, float]:
+    return {"learning_rate": trial["learning_rate"], "num_train_epochs": trial["epochs"]}
