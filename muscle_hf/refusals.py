@@ -4,10 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from torch import nn
+from transformers.integrations import is_fsdp_enabled
+
 from muscle_hf.errors import MuscleError
+from muscle_hf.teachers.checks import is_quantized
 
 if TYPE_CHECKING:
     from muscle_hf.trainer import MuscleTrainer
+
+
+def refuse_missing_weights(model: nn.Module) -> None:
+    """Refuse a model whose weights are in the first process alone: bases are compared and adapters copied in each.
+
+    Raises:
+        MuscleError: FSDP is to hand out the weights later.
+    """
+    if is_fsdp_enabled() and not is_quantized(model):
+        raise MuscleError(
+            "with fsdp_cpu_ram_efficient_loading only the first process reads the weights, but each of them compares "
+            "v1's base with v2's; set fsdp_cpu_ram_efficient_loading: false (as recipes/accelerate/fsdp2.yaml does)"
+        )
 
 
 def refuse_unsupported(trainer: MuscleTrainer) -> None:

@@ -33,7 +33,7 @@ from muscle_hf.losses.masks import MaskFunction
 from muscle_hf.losses.sums import FIGURES, mean_terms, sum_terms
 from muscle_hf.passes import make_passes
 from muscle_hf.provenance import Provenance
-from muscle_hf.refusals import refuse_unsupported
+from muscle_hf.refusals import refuse_missing_weights, refuse_unsupported
 from muscle_hf.teachers import ModelTeacher, Teacher, kind_of, make_student, make_teacher
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, keep_quantized_trainable, read_adapter
 from muscle_hf.teachers.cached import CachedTeacher, cached_teacher
@@ -126,6 +126,7 @@ class MuscleMixin(TransferMixin, HubMixin):
 
     def _cast(self, model: nn.Module) -> PeftModel:
         """Make ``model`` the student and find its teachers."""
+        refuse_missing_weights(model)
         keep_quantized_trainable(model)
         self.student, new = make_student(model, self._peft_config, check_base=self._check_base)
         self.kind = kind_of(self.student)

@@ -14,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import builders
@@ -27,6 +28,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from muscle_hf.bundled import bundled
+from muscle_hf.errors import MuscleError
 from muscle_hf.provenance import read_provenance
 from muscle_hf.teachers import AdapterTeacher, ModelTeacher
 
@@ -188,7 +190,7 @@ def launched(script: list[str], variables: dict[str, str]) -> str:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, **variables, "OMP_NUM_THREADS": "1", "PATH": path}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=420)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
     return done.stdout
 
@@ -222,9 +224,10 @@ def on_one_base(models, tmp_path_factory):
     return losses(trainer), gradients.kept
 
 
+PYTHON_H = Path(sysconfig.get_paths()["include"], "Python.h")
 zero = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None or shutil.which("g++") is None,
-    reason='needs DeepSpeed (pip install "muscle-hf[deepspeed]") and g++, to build its own CPU code',
+    importlib.util.find_spec("deepspeed") is None or shutil.which("g++") is None or not PYTHON_H.is_file(),
+    reason='needs DeepSpeed (pip install "muscle-hf[deepspeed]"), and g++ and Python.h, to build its own CPU code',
 )
 
 
@@ -325,5 +328,19 @@ print(DeepSpeedZeroConfig(**made).model_dump_json())
 """
 
 
+@pytest.mark.slow
+def test_weights_that_only_the_first_process_has_are_refused(models, tmp_path):
+    variables = {**environment_of(CONFIGS / "fsdp2.yaml", 2), "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+    said = launched([__file__, str(tmp_path), str(models), "refused"], variables)
+    assert said.count("set fsdp_cpu_ram_efficient_loading: false") == 2
+
+
+def refused(folder: Path, models: Path) -> None:
+    try:
+        make(folder, models, 2, ddp_backend="gloo")
+    except MuscleError as error:
+        print(error, flush=True)
+
+
 if __name__ == "__main__":
-    worker(Path(sys.argv[1]), Path(sys.argv[2]))
+    (refused if "refused" in sys.argv else worker)(Path(sys.argv[1]), Path(sys.argv[2]))
