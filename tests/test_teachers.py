@@ -135,6 +135,39 @@ def test_mixed_modes_of_the_modules_are_restored():
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [3, 5]}, {"merged": True}],
+)
+def test_a_frozen_view_is_what_peft_makes_by_switching(settings):
+    merged = "merged" in settings
+    model = with_lora(builders.llama(2), 20, **({} if merged else settings))
+    copy_adapter(model, "default", model, "teacher")
+    with torch.no_grad():
+        for parameter in adapter_parameters(model, "teacher").values():
+            parameter.add_(0.1)
+    model.set_adapter("default")
+    batch = builders.collate(builders.rows())
+    for adapter in ("teacher", None):
+        if merged:
+            model.merge_adapter()
+        with frozen_view(model, adapter):
+            found = builders.logits_without_trainer(model, batch)
+            assert model.active_adapter == (adapter or "default")
+            assert model.base_model.active_adapter == (adapter or "default")
+        if merged:
+            model.unmerge_adapter()
+        if adapter is None:
+            with model.disable_adapter():
+                expected = builders.logits_without_trainer(model, batch)
+        else:
+            model.set_adapter(adapter)
+            expected = builders.logits_without_trainer(model, batch)
+            model.set_adapter("default")
+        assert torch.allclose(found, expected, atol=1e-5) if merged else torch.equal(found, expected)
+        assert not torch.equal(found, builders.logits_without_trainer(model, batch))
+
+
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}])
 def test_a_copied_adapter_gives_bit_equal_logits(settings):
     model = with_lora(builders.llama(2), 20, **settings)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, set_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, PeftType, set_peft_model_state_dict
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file
 from torch import nn
@@ -142,14 +142,68 @@ def frozen_view(model: PeftModel, adapter: str | None) -> Iterator[None]:
     On exit, also by an exception, the active adapter, each module's train/eval mode and each parameter's
     ``requires_grad`` are as before. The random state is not touched.
     """
-    active = model.active_adapter
-    training = [module for module in model.modules() if module.training]
-    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    modules = list(model.modules())
+    training = [module for module in modules if module.training]
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         try:
             for module in training:
                 module.training = False
+            layers = [module for module in modules if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+            stack.enter_context(_switched(model, adapter, layers))
+            yield
+        finally:
+            stack.close()
+            for module in training:
+                module.training = True
+
+
+@contextlib.contextmanager
+def _switched(model: PeftModel, adapter: str | None, layers: list[nn.Module]) -> Iterator[None]:
+    lora = all(config.peft_type is PeftType.LORA for config in model.peft_config.values())
+    if not lora or any(getattr(layer, "merged", False) for layer in layers):
+        with _switched_by_peft(model, adapter):
+            yield
+        return
+    if adapter is not None and adapter not in model.peft_config:
+        raise MuscleError(f"the model has no adapter {adapter!r}; it has {', '.join(model.peft_config)}")
+    # PEFT walks the model several times to switch, and turns over what `requires_grad` says of every adapter: in a
+    # large model that takes as long as starting a forward pass on a GPU.
+    owners = (model, model.base_model)
+    before = [(layer, layer._active_adapter, layer._disable_adapters) for layer in layers]
+    active, disabled = [owner.active_adapter for owner in owners], model._adapters_disabled
+    try:
+        if adapter is None:
+            model._adapters_disabled = True
+        for owner in owners if adapter is not None else ():
+            owner.active_adapter = adapter
+        for layer in layers:
+            if adapter is None:
+                layer._disable_adapters = True
+            else:
+                layer._active_adapter = [adapter] if _holds(layer, adapter) else []
+        yield
+    finally:
+        model._adapters_disabled = disabled
+        for owner, was_active in zip(owners, active, strict=True):
+            owner.active_adapter = was_active
+        for layer, was_active, was_disabled in before:
+            layer._active_adapter, layer._disable_adapters = was_active, was_disabled
+
+
+def _holds(layer: nn.Module, adapter: str) -> bool:
+    if isinstance(layer, AuxiliaryTrainingWrapper):
+        return adapter in layer._adapters
+    return any(adapter in getattr(layer, name) for name in layer.adapter_layer_names)
+
+
+@contextlib.contextmanager
+def _switched_by_peft(model: PeftModel, adapter: str | None) -> Iterator[None]:
+    """The same for adapters of any kind."""
+    active = model.active_adapter
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with contextlib.ExitStack() as stack:
+        try:
             if adapter is None:
                 stack.enter_context(model.disable_adapter())
             else:
@@ -159,8 +213,6 @@ def frozen_view(model: PeftModel, adapter: str | None) -> Iterator[None]:
             stack.close()
             if adapter is not None:
                 model.set_adapter(active)
-            for module in training:
-                module.training = True
             for parameter, flag in trainable:
                 parameter.requires_grad = flag
 
