@@ -174,8 +174,13 @@ def main() -> None:
             ),
             "",
             "Floor: the student there and back and one teacher are three products; the naive way makes four (two "
-            "teachers). Liger's makes four for its one teacher, since it always makes the head's gradient too; it ran "
-            "uncompiled, and its Triton kernel not at all, which needs a GPU.",
+            "teachers). "
+            + (
+                "Liger's makes four for its one teacher, since it always makes the head's gradient too; it ran "
+                "uncompiled, and its Triton kernel not at all, which needs a GPU."
+                if "liger" in best
+                else "Liger's could not be imported."
+            ),
             "",
             "To reach was 0.6 of the naive time. The three products alone take "
             f"{best['products'] / best['naive']:.2f} of it here; the softmaxes, the KL, its slope and the logged "

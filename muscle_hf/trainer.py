@@ -127,6 +127,7 @@ class MuscleMixin(TransferMixin, HubMixin):
     def _cast(self, model: nn.Module) -> PeftModel:
         """Make ``model`` the student and find its teachers."""
         refuse_missing_weights(model)
+        self._operations_per_token: int | None = None
         keep_quantized_trainable(model)
         self.student, new = make_student(model, self._peft_config, check_base=self._check_base)
         self.kind = kind_of(self.student)
@@ -339,6 +340,15 @@ class MuscleMixin(TransferMixin, HubMixin):
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         self._note(sums, training=model.training)
         return (loss, outputs) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Trainer's, which walks through the model for each batch to count its parameters; here once."""
+        tokens = inputs.get(getattr(self.model, "main_input_name", "input_ids"))
+        if not isinstance(tokens, Tensor) or not tokens.numel():
+            return super().floating_point_ops(inputs)
+        if self._operations_per_token is None:
+            self._operations_per_token = super().floating_point_ops(inputs) // tokens.numel()
+        return self._operations_per_token * tokens.numel()
 
     # ---- Logged figures ----
 

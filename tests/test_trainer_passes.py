@@ -8,6 +8,7 @@ import builders
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import Trainer
 
 from muscle_hf import MuscleError
 from muscle_hf.losses import MASKS
@@ -292,3 +293,12 @@ def test_where_the_cache_is_stays_private(old_on_disk, tmp_path):
     trainer.save_model()
     for file in (tmp_path / "out").glob("*.*"):
         assert b"secret-place" not in file.read_bytes(), file
+
+
+def test_operations_are_counted_as_trainer_counts_them(tmp_path):
+    student, old = models()
+    trainer = builders.trainer(tmp_path, student, old)
+    for rows in (builders.rows()[:1], builders.rows()):
+        batch = builders.collate(rows)
+        assert trainer.floating_point_ops(batch) == Trainer.floating_point_ops(trainer, batch) > 0
+    assert trainer.floating_point_ops({}) == 0
