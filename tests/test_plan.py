@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
 from transformers import AutoConfig
 
 from muscle_hf import demo
 from muscle_hf.cli.main import main
+from muscle_hf.losses import chunked
 from muscle_hf.pipeline import plan
 from muscle_hf.pipeline.config import (
     DataSettings,
@@ -127,6 +129,31 @@ def test_memory_follows_what_costs_memory(small):
     assert memory(larger) > whole
     recomputed = dataclasses.replace(small, training={**SETTINGS, "activation_checkpointing": True})
     assert memory(recomputed) < whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "name", "how"),
+    [("Llama", "muscle", {"recomputes": True}), ("GPT-NeoX", "new", {}), ("Llama", "muscle", {"dtype": "bfloat16"})],
+)
+def test_memory_is_what_a_step_holds(family, name, how, monkeypatch):
+    """By the benchmark's measure, on models of another shape than its own."""
+    folder = Path(__file__).parents[1] / "benchmarks"
+    monkeypatch.syspath_prepend(str(folder))
+    import memory_estimate
+
+    monkeypatch.setattr(chunked, "_BLOCK_BYTES", 2**40)
+    monkeypatch.setattr(memory_estimate, "VOCABULARY", 2048)
+    config = memory_estimate.FAMILIES[family]
+    for key, value in {
+        "vocab_size": 2048,
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 3,
+    }.items():
+        monkeypatch.setattr(config, key, value)
+    case = memory_estimate.Case(family, name, **how)
+    assert memory_estimate.estimated(case) == pytest.approx(memory_estimate.measured(case), rel=0.15)
 
 
 @pytest.mark.parametrize(

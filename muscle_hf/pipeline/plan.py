@@ -24,11 +24,15 @@ GIB = 2**30
 # Dense bf16 of a present data-centre GPU (989 at the most), and the share of it that training of this kind reaches.
 FLOPS = 989e12
 UTILIZATION = 0.35
-# Bytes that a layer keeps for its backward pass, for each token and activation byte: multiples of d and of the MLP's
-# width, with fused attention.
-_KEPT_WIDTH, _KEPT_MLP = 14, 5
+# Numbers that a layer keeps of each token for its backward pass, with fused attention, measured by
+# benchmarks/memory_estimate.py: multiples of d, by its norms (RMSNorm computes in float32) ...
+_KEPT_WIDTH = {"layer_norm": 10, "rms_norm": 8, "rms_norm_half": 14}
+# ... and of the MLP's width, without and with a gate.
+_KEPT_MLP = {False: 2, True: 4}
+# Logits, in float32, that are held at the peak: of a chunk, of all tokens, and of plain cross-entropy.
+_CHUNK_LOGITS, _WHOLE_LOGITS, _PLAIN_LOGITS = 5.5, 11, 3
 # CUDA context, workspaces of the libraries and what fragmentation leaves.
-_OVERHEAD = 1.5 * GIB
+OVERHEAD = 1.5 * GIB
 _WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "nf4": 0.53, "int8": 1.05}
 
 
@@ -45,6 +49,9 @@ class ModelSize:
         mlp: Width inside the MLP.
         layers: Of the body.
         vocabulary: Of the output layer.
+        ranks: Of the adapter, added up over its layers.
+        gated: Whether the MLP has a gate.
+        rms_norm: Whether its norms are RMSNorm.
     """
 
     name: str
@@ -55,6 +62,9 @@ class ModelSize:
     mlp: int
     layers: int
     vocabulary: int
+    ranks: int
+    gated: bool
+    rms_norm: bool
 
     def weight_bytes(self, dtype: str, quantization: str | None) -> float:
         """Bytes of the base's weights in memory."""
@@ -62,6 +72,12 @@ class ModelSize:
         if quantization is None:
             return self.parameters * plain
         return self.linear * _WEIGHT_BYTES[quantization] + (self.parameters - self.linear) * plain
+
+    def kept_numbers(self, half: bool) -> int:
+        """What a layer keeps of each token for its backward pass, in numbers; ``half``: 16-bit activations."""
+        norm = "rms_norm_half" if half and self.rms_norm else "rms_norm" if self.rms_norm else "layer_norm"
+        own = _KEPT_WIDTH[norm] * self.width + _KEPT_MLP[self.gated] * self.mlp
+        return own + self.ranks // self.layers
 
 
 @dataclass(frozen=True)
@@ -133,6 +149,9 @@ def size_of_config(name: str, config: PreTrainedConfig, lora: LoraSettings) -> M
         mlp=mlp,
         layers=text.num_hidden_layers,
         vocabulary=text.vocab_size,
+        ranks=lora.r * len(chosen),
+        gated=sum(m.out_features == mlp for m in layers.values()) >= 2 * text.num_hidden_layers,
+        rms_norm=any("RMSNorm" in type(m).__name__ for m in model.modules()),
     )
 
 
@@ -180,18 +199,25 @@ def memory_of(
         held, trained = held / spread.processes + whole, trained / spread.processes
     tokens = training.get("per_device_train_batch_size", 8) * length
     width = 2 if training.get("bf16") or training.get("fp16") else _WEIGHT_BYTES[dtype]
-    layer = tokens * width * (_KEPT_WIDTH * size.width + _KEPT_MLP * size.mlp)
-    recomputed = recomputes(training, settings)
-    kept = size.layers * tokens * width * size.width + layer if recomputed else size.layers * layer
-    whole_logits = 4 * tokens * size.vocabulary
-    if name == COMPAT and not spread.shards_weights:
-        logits = 3 * 4 * size.vocabulary * min(tokens, chunk_rows(size.vocabulary, "cuda"))
-    elif name == COMPAT:
-        logits = 5 * whole_logits
-    else:
-        # TRL's loss is in tiles; transformers' holds logits, their float32 copy and its gradient.
-        logits = GIB / 2 if settings.trainer == "trl" else 3 * whole_logits
-    return held + trained + kept + logits + _OVERHEAD
+    layer = tokens * width * size.kept_numbers(half=width == 2)
+    logits = _logits_bytes(name, size.vocabulary, tokens, training, settings, spread)
+    if recomputes(training, settings):
+        # One layer is recomputed at a time, when the logits are gone.
+        return held + trained + size.layers * tokens * width * size.width + max(layer, logits) + OVERHEAD
+    return held + trained + size.layers * layer + logits + OVERHEAD
+
+
+def _logits_bytes(
+    name: str, vocabulary: int, tokens: int, training: Mapping[str, Any], settings: RunSettings, spread: Spread
+) -> float:
+    whole = 4 * tokens * vocabulary
+    if name != COMPAT:
+        # TRL's loss is in tiles.
+        return GIB / 2 if settings.trainer == "trl" else _PLAIN_LOGITS * whole
+    chunk = training.get("loss_chunk_size")
+    if spread.shards_weights or chunk == 0:
+        return _WHOLE_LOGITS * whole
+    return _CHUNK_LOGITS * 4 * vocabulary * min(tokens, chunk or chunk_rows(vocabulary, "cuda"))
 
 
 def recomputes(training: Mapping[str, Any], settings: RunSettings) -> bool:
