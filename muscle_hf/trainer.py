@@ -98,6 +98,9 @@ class MuscleMixin(TransferMixin, HubMixin):
             set_seed(args.seed)
             model = self._cast(model)
         super().__init__(model, args, *positional, **trainer_arguments)
+        if self.model_init is None:
+            # A base that turned out to be v2's would stay in memory beside it.
+            self._models = {}
         refuse_unsupported(self)
         self._introduce()
         # The loss is normalised here, by the tokens of the whole batch, whatever the model's own loss does.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import builders
 import numpy as np
 import pytest
@@ -196,6 +199,16 @@ def test_old_model_in_every_form_shares_a_base_where_it_can(form, folders, tmp_p
     trainer = builders.trainer(tmp_path, loaded(folders, "new"), make(folders))
     assert isinstance(trainer.teachers["old"], AdapterTeacher if shared else ModelTeacher)
     check_against(folders, trainer, old_logits, batch)
+
+
+def test_a_second_copy_of_a_shared_base_is_let_go(folders, tmp_path):
+    old = loaded(folders, "old")
+    gone = weakref.ref(old)
+    trainer = builders.trainer(tmp_path, loaded(folders, "new"), old)
+    assert isinstance(trainer.teachers["old"], AdapterTeacher)
+    del old
+    gc.collect()
+    assert gone() is None
 
 
 def test_the_plain_base_itself_may_be_the_old_model(folders, tmp_path):
