@@ -49,21 +49,36 @@ def naive_loss(student: Tensor, old: Tensor, new: Tensor, labels: Tensor, temper
     return (wrong * parts[0] + (1 - wrong) * parts[1]).sum()
 
 
+def logits_of(states: Tensor, head: Tensor) -> Tensor:
+    """Logits in float32 at least, as every way works on them."""
+    logits = states @ head.T
+    return logits if logits.dtype.itemsize >= 4 else logits.float()
+
+
 class Case:
     """Random heads, hidden states and labels, and the ways to the gradient."""
 
-    def __init__(self, width: int, tokens: int, vocabulary: int = VOCABULARY, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        width: int,
+        tokens: int,
+        vocabulary: int = VOCABULARY,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ):
         torch.manual_seed(0)
-        self.old_head, self.new_head = (torch.randn(vocabulary, width, dtype=dtype).div_(width**0.5) for _ in range(2))
-        self.hidden = [torch.randn(tokens, width, dtype=dtype) for _ in range(3)]
-        self.labels = torch.randint(0, vocabulary, (tokens,))
+        where = {"dtype": dtype, "device": device}
+        self.old_head, self.new_head = (torch.randn(vocabulary, width, **where).div_(width**0.5) for _ in range(2))
+        self.hidden = [torch.randn(tokens, width, **where) for _ in range(3)]
+        self.labels = torch.randint(0, vocabulary, (tokens,), device=device)
         for start in range(0, tokens, 256):
             right = (self.hidden[0][start : start + 256] @ self.new_head.T).argmax(dim=-1)
             self.labels[start : start + 256 : 2] = right[::2]
 
     def naive(self) -> Tensor:
         own = self.hidden[0].clone().requires_grad_()
-        student, old, new = own @ self.new_head.T, self.hidden[1] @ self.old_head.T, self.hidden[2] @ self.new_head.T
+        student, new = (logits_of(states, self.new_head) for states in (own, self.hidden[2]))
+        old = logits_of(self.hidden[1], self.old_head)
         naive_loss(student, old, new, self.labels).backward()
         return own.grad
 
@@ -71,20 +86,20 @@ class Case:
         own = self.hidden[0].clone().requires_grad_()
 
         def head(states: Tensor) -> Tensor:
-            return states @ self.new_head.T
+            return logits_of(states, self.new_head)
 
-        old = Stream(self.hidden[1], lambda states: states @ self.old_head.T)
-        rows = torch.zeros(len(own), dtype=torch.int64)
-        size = chunk_rows(len(self.new_head))
+        old = Stream(self.hidden[1], lambda states: logits_of(states, self.old_head))
+        rows = torch.zeros(len(own), dtype=torch.int64, device=own.device)
+        size = chunk_rows(len(self.new_head), own.device)
         streams = Stream(own, head), old, Stream(self.hidden[2], head)
         chunked_terms(Objective(), *streams, self.labels, rows, chunk_size=size).loss.sum().backward()
         return own.grad
 
-    def liger(self) -> Tensor:
+    def liger(self, compiled: bool = False) -> Tensor:
         from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
         own = self.hidden[0].clone().requires_grad_()
-        loss = LigerFusedLinearJSDLoss(0.0, 1.0, temperature=2.0, compiled=False, chunk_size=256)
+        loss = LigerFusedLinearJSDLoss(0.0, 1.0, temperature=2.0, compiled=compiled, chunk_size=256)
         loss(own, self.new_head, self.hidden[1], self.old_head, self.labels).backward()
         return own.grad
 
