@@ -277,7 +277,7 @@ def test_the_documented_examples_run(tmp_path, monkeypatch, model_folder):
     assert len(read_predictions("answers.jsonl")) == 1
     Path("mine.py").write_text(code.partition("rows =")[0])
     assert load_task("mine.py:colours").name == "colours"
-    with pytest.raises(MuscleError, match="mine.py:Item is no Task"):
+    with pytest.raises(MuscleError, match="Item is no Task"):
         load_task("mine.py:Item")
 
 
