@@ -15,14 +15,14 @@ import argparse
 import contextlib
 import gc
 import importlib.util
-import io
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from loss_cost import Case
 from reporting import publish, where
-from step_models import FLOORS, SFT, TO_REACH, WARM_UP, Shape, StepTimes, World
+from step_models import FLOORS, SFT, TO_REACH, Shape, World, best_steps
 from torch import Tensor
 
 LLAMA_1B = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
@@ -66,8 +66,9 @@ class Device:
         return torch.cuda.memory_allocated() if self.cuda else 0
 
     @contextlib.contextmanager
-    def peak(self, found: dict[str, float], name: str, over: int) -> Iterator[None]:
-        """Notes the largest number of bytes within the block, beyond ``over``, in GiB."""
+    def peak(self, found: dict[str, float], name: str, beside: int = 0) -> Iterator[None]:
+        """Notes the most that the block allocates, in GiB, but for ``beside`` bytes."""
+        over = self.allocated() + beside
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
         yield
@@ -108,9 +109,9 @@ def loss_alone(device: Device, shapes: list[str], rounds: int) -> list[str]:
         }
         if importlib.util.find_spec("liger_kernel"):
             ways["Liger fused linear JSD, one teacher"] = lambda case=case: case.liger(compiled=device.cuda)
-        seconds, memory, over = {}, {}, device.allocated()
+        seconds, memory = {}, {}
         for way, compute in ways.items():
-            with device.peak(memory, way, over):
+            with device.peak(memory, way):
                 seconds[way] = device.timed(compute, rounds)
         first = next(iter(seconds.values()))
         lines += [
@@ -134,19 +135,10 @@ def whole_steps(device: Device, shapes: list[str], rounds: int) -> list[str]:
         world = World(SHAPES[name], device=device.name)
         ways = world.ways()
         bases = sum(p.numel() * p.element_size() for n, p in world.new.named_parameters() if "lora_" not in n)
-        seconds: dict[str, float] = {}
         memory: dict[str, float] = {}
-        for _ in range(rounds):
-            for way, make in ways.items():
-                times = StepTimes(device.clock)
-                # The student's base is a copy beside those of the teachers.
-                with device.peak(memory, way, device.allocated() + bases), contextlib.redirect_stdout(io.StringIO()):
-                    trainer = make()
-                    trainer.add_callback(times)
-                    trainer.train()
-                del trainer
-                shortest = min(times.seconds[WARM_UP:])
-                seconds[way] = min(seconds.get(way, shortest), shortest)
+        # The student's base is a copy beside those of the teachers.
+        watch = partial(device.peak, memory, beside=bases)
+        seconds = best_steps(ways, rounds, device.clock, watch)
         lines += [
             f"| {name} | {way} | {spent / seconds[SFT]:.2f} | {FLOORS[way]:.2f} | {TO_REACH.get(way, '')} | "
             f"{memory[way]:.1f} | {memory[way] / memory[SFT] if memory[SFT] else float('nan'):.2f} |"

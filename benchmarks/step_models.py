@@ -235,17 +235,28 @@ def without_cache(trainer: MuscleTrainer, role: str) -> MuscleTrainer:
 
 
 def best_steps(
-    ways: dict[str, Callable[[], Trainer]], rounds: int, clock: Callable[[], float] = time.process_time
+    ways: dict[str, Callable[[], Trainer]],
+    rounds: int,
+    clock: Callable[[], float] = time.process_time,
+    watch: Callable[[str], contextlib.AbstractContextManager] = contextlib.nullcontext,
 ) -> dict[str, float]:
-    """Seconds of the shortest step of each way, which take turns."""
+    """Seconds of the shortest step of each way, which take turns.
+
+    Args:
+        ways: Make the trainers, by name.
+        rounds: Turns.
+        clock: See :class:`StepTimes`.
+        watch: Makes a context, by the way's name, around each training.
+    """
     best: dict[str, float] = {}
     for _ in range(rounds):
         for name, make in ways.items():
             times = StepTimes(clock)
-            with contextlib.redirect_stdout(io.StringIO()):
+            with watch(name), contextlib.redirect_stdout(io.StringIO()):
                 trainer = make()
                 trainer.add_callback(times)
                 trainer.train()
+            del trainer  # not to be in memory beside the next one
             seconds = min(times.seconds[WARM_UP:])
             best[name] = min(best.get(name, seconds), seconds)
             print(f"{name}: {seconds:.2f} s", flush=True)

@@ -196,7 +196,7 @@ def main() -> None:
             + f"\n\n![Accuracy against negative flips]({file})\n"
         )
     chosen = {name: method["chosen"] for name, method in plan["methods"].items() if method["chosen"]}
-    settings = "; ".join(f"`{name}` {trial_name(trial).replace('-', ', ', 1)}" for name, trial in chosen.items())
+    settings = "; ".join(f"`{name}` {trial_name(trial, ', ')}" for name, trial in chosen.items())
     text = (
         "# The study\n\n`python benchmarks/study/tune.py && python benchmarks/study/run.py && "
         f"python benchmarks/study/report.py`, CPU ({platform.machine()}), one thread; the plan is "

@@ -12,7 +12,6 @@ import argparse
 import time
 from pathlib import Path
 
-from bases import make_bases
 from study import Cell, load_plan
 
 from muscle_hf.pipeline.steps import hush
@@ -27,7 +26,6 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=plan["methods"], help="default: those of each cell")
     args = parser.parse_args()
     hush()
-    make_bases(plan, args.runs)
     for seed in args.seeds:
         for name in args.cells:
             cell = Cell(name, seed, plan, args.runs)

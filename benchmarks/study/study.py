@@ -11,11 +11,12 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
+from bases import made_base
 
 from muscle_hf.demo import TASKS as DEMO_TASKS
 from muscle_hf.demo import base as demo_base
@@ -30,13 +31,12 @@ from muscle_hf.pipeline.config import (
     TransferSettings,
 )
 from muscle_hf.pipeline.data import Splits, load_splits
-from muscle_hf.pipeline.run import DONE_FILE, Run
+from muscle_hf.pipeline.run import Run
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW
 
 ROOT = Path(__file__).parents[2]
 PLAN = Path(__file__).with_name("plan.yaml")
 TUNED = Path(__file__).with_name("tuned.yaml")
-PARTS = ("validation", "test", "transfer")
 
 
 def load_plan() -> dict[str, Any]:
@@ -48,15 +48,13 @@ def load_plan() -> dict[str, Any]:
     return plan
 
 
-def trial_name(trial: dict[str, float]) -> str:
-    """Of the folder of a method that is trained with the settings of a trial."""
-    return f"learning_rate={trial['learning_rate']:g}-epochs={trial['epochs']:g}"
+def trial_name(trial: dict[str, float], between: str = "-") -> str:
+    """What a trial is called: the folder of a method that is trained with its settings."""
+    return f"learning_rate={trial['learning_rate']:g}{between}epochs={trial['epochs']:g}"
 
 
-@lru_cache(maxsize=2)
-def load_task_rows(plan_rows: str, seed: int) -> tuple[Task, DataSettings, Splits]:
-    """A task of the plan, as YAML, with its rows; those of the embedded world are of the seed."""
-    rows = yaml.safe_load(plan_rows)
+def load_task_rows(rows: dict[str, Any], seed: int) -> tuple[Task, DataSettings, Splits]:
+    """A task of the plan with its rows; those of the embedded world are of the seed."""
     if rows["source"] == "demo":
         task = DEMO_TASKS[rows["task"]]
         train = demo_rows(rows["task"], "train", seed=seed, count=rows["train"] + rows["transfer"])
@@ -104,6 +102,7 @@ class Cell:
         self.update, self.task_name = cell["update"], cell["task"]
         self.versions: dict[str, str] = self.plan["updates"][self.update]
         self.folder = self.runs / self.task_name / f"seed{self.seed}"
+        self._models: dict[str, ModelSettings] = {}
 
     # ---- Where things are; nothing is loaded ----
 
@@ -124,25 +123,21 @@ class Cell:
         """The predictions of an adapter on a part of the rows."""
         return adapter.parent / f"{adapter.name}-{part}" / "predictions" / f"{NEW}.jsonl"
 
-    @staticmethod
-    def trained(adapter: Path) -> bool:
-        """Whether an adapter was begun or finished."""
-        return (adapter / DONE_FILE).is_file()
-
     # ---- Doing them ----
 
     @cached_property
     def rows(self) -> tuple[Task, DataSettings, Splits]:
         """The task, where its rows are, and the rows."""
-        return load_task_rows(yaml.safe_dump(self.plan["tasks"][self.task_name]), self.seed)
+        return load_task_rows(self.plan["tasks"][self.task_name], self.seed)
 
     def base(self, side: str) -> str:
-        """The base model of a side."""
+        """The base model of a side; one of the study's own is trained if it is missing."""
         base = self.plan["versions"][self.versions[side]]["base"]
         if base.startswith("demo:"):
             return str(demo_base(base.removeprefix("demo:")))
         if base.startswith("made:"):
-            return os.path.relpath(self.runs / "bases" / base.removeprefix("made:"))
+            name = base.removeprefix("made:")
+            return os.path.relpath(made_base(self.runs / "bases" / name, ROOT, **self.plan["bases"][name]))
         return os.path.relpath(ROOT / base)
 
     def _run(self, folder: Path, old: ModelSettings, new: ModelSettings, splits: Splits, **training: Any) -> Run:
@@ -165,11 +160,14 @@ class Cell:
 
     def version(self, side: str) -> ModelSettings:
         """v1 (``old``) or v2 (``new``) with its task adapter, which is trained if it is missing."""
+        if side in self._models:
+            return self._models[side]
         adapter, base = self.version_folder(side), ModelSettings(self.base(side))
         rows = self._labelled(self.plan["versions"][self.versions[side]].get("labelled"))
         run = self._run(adapter.parent, base, base, rows, **_arguments(self.plan["task_training"]))
         run.adapter(NEW)
-        return dataclasses.replace(base, adapter=str(adapter))
+        self._models[side] = dataclasses.replace(base, adapter=str(adapter))
+        return self._models[side]
 
     def method(self, name: str, trial: dict[str, float] | None = None) -> ModelSettings:
         """v2 with the adapter of a method, which is trained if it is missing.
@@ -198,7 +196,8 @@ class Cell:
 
     def answers(self, model: ModelSettings, part: str) -> list[Prediction]:
         """A model's answers to the rows of a part, asked once."""
-        splits = dataclasses.replace(self._labelled(), test=getattr(self.rows[2], part))
+        # Nothing is trained: one row spares tokenizing the others.
+        splits = dataclasses.replace(self._labelled(1), test=getattr(self.rows[2], part))
         folder = self.answers_file(Path(model.adapter), part).parents[1]
         return self._run(folder, model, model, splits).answers(NEW)
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from bases import make_bases
 from study import ROOT, TUNED, Cell, load_plan, trial_name
 
 from muscle_hf.metrics import flip_metrics
@@ -53,7 +52,6 @@ def main() -> None:
     )
     args = parser.parse_args()
     hush()
-    make_bases(plan, args.runs)
     tuning = plan["tuning"]
     cells = [Cell(name, seed, plan, args.runs) for name in tuning["cells"] for seed in tuning["seeds"]]
     trials, v2 = tuning["trials"], measured(cells)
@@ -75,7 +73,7 @@ def main() -> None:
         + yaml.safe_dump(chosen, sort_keys=False)
     )
     rows = len(cells[0].rows[2].validation)
-    head = ["method", *(trial_name(trial).replace("-", ", ") for trial in trials)]
+    head = ["method", *(trial_name(trial, ", ") for trial in trials)]
     RESULT.write_text(
         f"# Tuning of the study's methods\n\n`python benchmarks/study/tune.py`, CPU ({platform.machine()}), one "
         f"thread; cells {', '.join(tuning['cells'])}, seeds {', '.join(map(str, tuning['seeds']))}.\n\n"

@@ -70,8 +70,9 @@ def walk(
     check_options(options)
     before = predictions_of(items, old, task.name, "old")
     answers: dict[float, list[Prediction]] = {}
+    asked = None if keep is None else (dial.base_hash, identity_of(items), task.rules(), chat)
     for t in chosen:
-        file = None if keep is None else Path(keep, f"{label(t)}-{_question(dial, t, task, items, chat)}.jsonl")
+        file = None if keep is None else Path(keep, f"{label(t)}-{_question(dial, t, asked)}.jsonl")
         if file is not None and file.is_file():
             answers[t] = predictions_of(items, read_predictions(file), task.name, label(t))
             continue
@@ -93,8 +94,7 @@ def walk(
     return DialPath.of(document, {t: dial.rank(t) for t in chosen}, answers)
 
 
-def _question(dial: Dial, t: float, task: Task, items: Sequence[Item], chat: bool) -> str:
+def _question(dial: Dial, t: float, asked: tuple) -> str:
     """A hash of what is asked of whom."""
     adapter = dial.point(t).content_hash if dial.rank(t) else ""
-    asked = (dial.base_hash, adapter, identity_of(items), task.rules(), chat)
-    return hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((adapter, *asked)).encode()).hexdigest()[:16]

@@ -201,7 +201,7 @@ def memory_of(
     width = 2 if training.get("bf16") or training.get("fp16") else _WEIGHT_BYTES[dtype]
     layer = tokens * width * size.kept_numbers(half=width == 2)
     logits = _logits_bytes(name, size.vocabulary, tokens, training, settings, spread)
-    if recomputes(training, settings):
+    if _recomputes(training, settings):
         # One layer is recomputed at a time, when the logits are gone.
         return held + trained + size.layers * tokens * width * size.width + max(layer, logits) + OVERHEAD
     return held + trained + size.layers * layer + logits + OVERHEAD
@@ -220,8 +220,7 @@ def _logits_bytes(
     return _CHUNK_LOGITS * 4 * vocabulary * min(tokens, chunk or chunk_rows(vocabulary, "cuda"))
 
 
-def recomputes(training: Mapping[str, Any], settings: RunSettings) -> bool:
-    """Whether a training recomputes activations in its backward pass."""
+def _recomputes(training: Mapping[str, Any], settings: RunSettings) -> bool:
     by_default = settings.trainer == "trl"
     return bool(training.get("activation_checkpointing") or training.get("gradient_checkpointing", by_default))
 
@@ -233,7 +232,7 @@ def flops_of(name: str, old: ModelSize, new: ModelSize, tokens: float, settings:
     """
     training = {**settings.training, **(settings.task_training if name in (OLD, NEW) else {})}
     size = old if name == OLD else new
-    passes = 2 + (1 if recomputes(training, settings) else 0)
+    passes = 2 + (1 if _recomputes(training, settings) else 0)
     weights = passes * size.parameters + 3 * size.lora
     if name == COMPAT:
         weights += new.parameters + old.parameters

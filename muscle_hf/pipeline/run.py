@@ -202,7 +202,8 @@ class Run:
         self.adapter(OLD)
         self.adapter(NEW)
         training = steps.unpublished(self.training, self.settings.config_class)
-        transfer = () if self.transfer is None else (self.transfer.identity(), self.transfer.end_answers)
+        prompts = self.transfer
+        transfer = () if prompts is None else (prompts.identity(), prompts.end_answers)
         if self._checker is not None:
             file = self.settings.data.transfer.checker.rpartition(":")[0]
             transfer += (hashlib.sha256(Path(file).read_bytes()).hexdigest(),)
