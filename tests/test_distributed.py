@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -190,14 +191,38 @@ def launched(script: list[str], variables: dict[str, str]) -> str:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, **variables, "OMP_NUM_THREADS": "1", "PATH": path}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
-    return done.stdout
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as started:
+        try:
+            out, err = started.communicate(timeout=600)
+        except subprocess.TimeoutExpired:
+            # With its workers, which would go on and hold what the next test needs.
+            os.killpg(started.pid, signal.SIGKILL)
+            out, err = started.communicate()
+            raise AssertionError(f"no end after 600 s: {out[-4000:]}{err[-8000:]}") from None
+    assert started.returncode == 0, out[-4000:] + err[-8000:]
+    return out
 
 
-def in_two_processes(config: Path, folder: Path, models: Path) -> list[dict]:
-    launched([__file__, str(folder), str(models)], environment_of(config, 2))
+def in_two_processes(config: Path, folder: Path, models: Path, extensions: Path) -> list[dict]:
+    """What both processes of a training say.
+
+    Args:
+        config: Of accelerate.
+        folder: For what they write.
+        models: Of :func:`save_models`.
+        extensions: Where DeepSpeed's own code is built. A place of this run: a build that was killed leaves a lock
+            behind, and whoever comes next in the same place waits for it for ever.
+    """
+    variables = environment_of(config, 2) | {"TORCH_EXTENSIONS_DIR": str(extensions)}
+    launched([__file__, str(folder), str(models)], variables)
     return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def extensions(tmp_path_factory):
+    return tmp_path_factory.mktemp("extensions")
 
 
 @pytest.fixture(scope="module")
@@ -248,10 +273,10 @@ def assert_gradients(got, expected):
 @pytest.mark.parametrize(
     "name", ["ddp", "fsdp2", pytest.param("zero2", marks=zero), pytest.param("zero3", marks=zero)]
 )
-def test_two_processes_do_what_one_does(name, models, alone, on_one_base, tmp_path):
+def test_two_processes_do_what_one_does(name, models, alone, on_one_base, extensions, tmp_path):
     folder, trainer, gradients = alone
     expected, sharded = losses(trainer), name in ("fsdp2", "zero3")
-    results = in_two_processes(CONFIGS / f"{name}.yaml", tmp_path, models)
+    results = in_two_processes(CONFIGS / f"{name}.yaml", tmp_path, models, extensions)
     for result in results:
         assert_figures(result["losses"], expected)
         assert_figures(result["resumed"], expected[-2:])
