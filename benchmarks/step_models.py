@@ -16,7 +16,8 @@ import transformers
 from datasets import Dataset
 from loss_cost import naive_loss
 from peft import LoraConfig, get_peft_model
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaModel, Trainer, TrainerCallback
 
 import muscle_hf
 from muscle_hf import MuscleConfig, MuscleTrainer
@@ -225,6 +226,43 @@ class World:
             train_dataset=self.rows,
             data_collator=PaddingCollator(),
         )
+
+
+class Pieces:
+    """Where the seconds of a step go: the bodies' forwards with and without a gradient, and the backward pass.
+
+    Hooks on every body there is; the heads, the loss and the optimizer are what remains of a step.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.process_time):
+        self.clock, self.seconds = clock, {"student": 0.0, "teachers": 0.0, "backward": 0.0}
+        self._start = 0.0
+
+    @contextlib.contextmanager
+    def watching(self, trainer: Trainer):
+        before = register_module_forward_pre_hook(self._enter)
+        after = register_module_forward_hook(self._leave)
+        backward = trainer.accelerator.backward
+
+        def timed_backward(*args, **kwargs):
+            start = self.clock()
+            backward(*args, **kwargs)
+            self.seconds["backward"] += self.clock() - start
+
+        trainer.accelerator.backward = timed_backward
+        try:
+            yield
+        finally:
+            before.remove()
+            after.remove()
+
+    def _enter(self, module, args):
+        if isinstance(module, LlamaModel):
+            self._start = self.clock()
+
+    def _leave(self, module, args, output):
+        if isinstance(module, LlamaModel):
+            self.seconds["student" if torch.is_grad_enabled() else "teachers"] += self.clock() - self._start
 
 
 def without_cache(trainer: MuscleTrainer, role: str) -> MuscleTrainer:

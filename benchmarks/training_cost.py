@@ -1,6 +1,6 @@
 """What a step of MUSCLE costs, against plain fine-tuning, the naive method, and one-teacher distillation.
 
-    python benchmarks/training_cost.py [--parts step answers run] [--threads 1] [--rounds 3]
+    python benchmarks/training_cost.py [--parts step pieces answers run] [--threads 1] [--rounds 3]
 
 Whole steps of the real trainers on a model whose body dominates (25M parameters, head a twelfth of that), and ten
 epochs with a cache that is empty at first. All variants of a part run in one process, in turns; ratios of processor
@@ -16,7 +16,7 @@ import io
 
 import torch
 from reporting import publish, timed, where
-from step_models import FLOORS, GKD, ONLINE, SFT, TO_REACH, Shape, World, base, best_steps
+from step_models import FLOORS, GKD, ONLINE, SFT, TO_REACH, Pieces, Shape, StepTimes, World, base, best_steps
 
 SMALL = Shape(
     {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 4},
@@ -75,6 +75,38 @@ def short_answers(rounds: int) -> list[str]:
     ]
 
 
+def pieces(rounds: int) -> list[str]:
+    """What the bodies' forwards and the backward pass take of a step's time."""
+    world, found = World(SMALL), {}
+    for _ in range(rounds):
+        for name, make in {SFT: world.sft, GKD: world.gkd, ONLINE: world.muscle}.items():
+            with contextlib.redirect_stdout(io.StringIO()):
+                trainer, times, parts = make(), StepTimes(), Pieces()
+                trainer.add_callback(times)
+                with parts.watching(trainer):
+                    trainer.train()
+            whole = sum(times.seconds)
+            if name not in found or whole < found[name]["whole"]:
+                found[name] = {**parts.seconds, "whole": whole, "rest": whole - sum(parts.seconds.values())}
+    unit = found[SFT]["whole"]
+    columns = ("student", "backward", "teachers", "rest", "whole")
+    return [
+        "## Where a step's time goes, as a multiple of SFT's whole step",
+        "",
+        "| way | student's body | backward | teachers' bodies | heads, loss, optimizer | together |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        *(
+            f"| {name} | {' | '.join(f'{seconds[column] / unit:.2f}' for column in columns)} |"
+            for name, seconds in found.items()
+        ),
+        "",
+        "All steps of a run, the first ones too. GKD's one teacher runs one body, MUSCLE's two run two: with both "
+        "online and every row following both, the second body is what it takes more, and what it saves elsewhere "
+        "would have to be as much.",
+        "",
+    ]
+
+
 def whole_run(rounds: int) -> list[str]:
     """Ten epochs from train() to its end; the cache is filled on the way."""
     world = World(SMALL)
@@ -95,7 +127,7 @@ def whole_run(rounds: int) -> list[str]:
     ]
 
 
-PARTS = {"step": steps, "answers": short_answers, "run": whole_run}
+PARTS = {"step": steps, "pieces": pieces, "answers": short_answers, "run": whole_run}
 
 
 def main() -> None:
