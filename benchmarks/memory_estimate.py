@@ -9,13 +9,13 @@ counts them. The loss works on whole chunks, as on a GPU. Random weights, seed 0
 
 from __future__ import annotations
 
-import gc
 import tempfile
 import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from allocated import SecondStep, alive
 from peft import LoraConfig, PeftModel, get_peft_model
 from reporting import publish, where
 from transformers import (
@@ -24,7 +24,6 @@ from transformers import (
     LlamaConfig,
     PreTrainedConfig,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
 )
 
@@ -85,38 +84,6 @@ CASES = [
 ]
 
 
-class SecondStep(TrainerCallback):
-    """Bytes of the tensors there are before the second step, and the most that it adds."""
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == 1:
-            gc.collect()
-            self.before = sum(alive().values())
-            self._profile = torch.profiler.profile(
-                activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-            ).__enter__()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 2:
-            self._profile.__exit__(None, None, None)
-            events = self._profile.profiler.kineto_results.events()
-            steps = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-            now = self.added = 0
-            for _, change in steps:
-                now += change
-                self.added = max(self.added, now)
-
-
-def alive() -> dict[int, int]:
-    """Bytes of each storage that a tensor holds."""
-    found = {}
-    for thing in gc.get_objects():
-        if type(thing) in (torch.Tensor, torch.nn.Parameter) and thing.device.type == "cpu":
-            storage = thing.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
-    return found
-
-
 def lora() -> LoraConfig:
     return LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
 
@@ -142,8 +109,7 @@ def measured(case: Case) -> int:
     watch = SecondStep()
     quiet = {"max_steps": 2, "report_to": "none", "use_cpu": True, "save_strategy": "no", "disable_tqdm": True}
     quiet["logging_strategy"] = "no"
-    gc.collect()  # the models of the case before
-    others = sum(alive().values())
+    others = alive()
     with tempfile.TemporaryDirectory() as folder:
         given = {"train_dataset": rows, "data_collator": PaddingCollator(), "callbacks": [watch]}
         if case.name == NEW:
@@ -151,7 +117,7 @@ def measured(case: Case) -> int:
         else:
             trainer = compatibility_trainer(case, MuscleConfig(folder, **case.training, **quiet), **given)
         trainer.train()
-    return watch.before - others + watch.added
+    return watch.peak - others
 
 
 def estimated(case: Case) -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from allocated import SecondStep, alive
 from datasets import Dataset
 from loss_cost import naive_loss
 from peft import LoraConfig, get_peft_model
@@ -270,6 +271,23 @@ def without_cache(trainer: MuscleTrainer, role: str) -> MuscleTrainer:
     trainer._passes.chunked.caches.pop(role)
     trainer._passes.chunked._rules.pop(role)
     return trainer
+
+
+def peaks(ways: dict[str, Callable[[], Trainer]]) -> dict[str, int]:
+    """Bytes that each way's second step holds at its peak, beyond all bases; on a CPU."""
+    found = {}
+    for name, make in ways.items():
+        with contextlib.redirect_stdout(io.StringIO()):
+            others, watch = alive(), SecondStep()
+            trainer = make()
+            bases = sum(p.nbytes for n, p in trainer.model.named_parameters() if "lora_" not in n)
+            trainer.args.max_steps = 2
+            trainer.add_callback(watch)
+            trainer.train()
+        found[name] = watch.peak - others - bases
+        del trainer
+        print(f"{name}: {found[name] / 2**20:.0f} MiB", flush=True)
+    return found
 
 
 def best_steps(

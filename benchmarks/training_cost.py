@@ -16,7 +16,7 @@ import io
 
 import torch
 from reporting import publish, timed, where
-from step_models import FLOORS, GKD, ONLINE, SFT, TO_REACH, Pieces, Shape, StepTimes, World, base, best_steps
+from step_models import FLOORS, GKD, ONLINE, SFT, TO_REACH, Pieces, Shape, StepTimes, World, base, best_steps, peaks
 
 SMALL = Shape(
     {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 4},
@@ -29,19 +29,24 @@ EPOCHS, ANSWER = 10, 2
 
 
 def steps(rounds: int) -> list[str]:
-    best = best_steps(World(SMALL).ways(), rounds)
+    ways = World(SMALL).ways()
+    best, memory = best_steps(ways, rounds), peaks(ways)
     body = sum(p.numel() for p in base(1, SMALL).model.layers.parameters())
     head = SMALL.vocabulary * SMALL.body["hidden_size"]
     size = f"body {body / 1e6:.1f}M, head {head / 1e6:.1f}M parameters, {SMALL.batch} x {SMALL.length} tokens"
     return [
         f"## A step: {size}, float32",
         "",
-        "| way | time / SFT's step | floor | to reach |",
-        "| --- | ---: | ---: | ---: |",
+        "| way | time / SFT's step | floor | to reach | peak memory over the bases, MiB | / SFT's |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
         *(
-            f"| {name} | {seconds / best[SFT]:.2f} | {FLOORS[name]:.2f} | {TO_REACH.get(name, '')} |"
+            f"| {name} | {seconds / best[SFT]:.2f} | {FLOORS[name]:.2f} | {TO_REACH.get(name, '')} | "
+            f"{memory[name] / 2**20:.0f} | {memory[name] / memory[SFT]:.2f} |"
             for name, seconds in best.items()
         ),
+        "",
+        "Memory is that of the tensors, as PyTorch's allocator counts them: what a GPU would hold but for its own "
+        "overhead. To reach with both cached: 1.05.",
         "",
         "Floor by arithmetic, from the frozen weights' products alone (a forward is 1, the gradient through it 1): "
         "SFT 2, two teachers' forwards 2 more, so 2.0 x for both online; 1.5 x with v1 cached; 1.0 x and half a "
