@@ -20,7 +20,7 @@ TESTED_ELSEWHERE = {
     "measuring.md": "test_compare_documents.py",
     "hub.md": "test_hub_documents.py",
     "drop-in.md": "test_drop_in.py",
-    "dial.md": "test_dial.py",
+    "dial.md": "test_dial_path.py",
 }
 
 
