@@ -43,6 +43,8 @@ class MuscleConfig(TrainingArguments):
         transfer_ratio: Rows of ``transfer_dataset`` for each labelled row in an epoch; all of them by default.
         divergence: From a teacher: ``kl``, or ``logit_difference`` on its likeliest tokens.
         blend: What tokens follow that follow both teachers: the mean of their ``probabilities`` or ``logits``.
+        calibrate_teachers: Before training, divide each teacher's logits by the temperature at which they fit the
+            labels of ``eval_dataset`` best, so that a model that is surer than it is right does not outvote the other.
         teacher_cache: A folder that keeps the teachers' hidden states, so that each row is seen by a teacher once;
             shared by epochs, runs and processes (docs/cache.md).
         teacher_cache_top_k: Keep so many of a teacher's likeliest tokens there, and the rest as one, in place of its
@@ -103,6 +105,12 @@ class MuscleConfig(TrainingArguments):
     blend: str = field(
         default="probabilities",
         metadata={"help": "What tokens follow that follow both teachers: the mean of their probabilities or logits."},
+    )
+    calibrate_teachers: bool = field(
+        default=False,
+        metadata={
+            "help": "Fit a temperature of each teacher on eval_dataset before training, so that none is too sure."
+        },
     )
     check_base: bool = field(
         default=True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
+NO_TEMPERATURES: Mapping[str, float] = {"old": 1.0, "new": 1.0}
 # Inputs with one entry per token, which end where the last trained token is predicted.
 _PER_TOKEN = LABEL_KEYS | {"input_ids", "attention_mask", "position_ids", "token_type_ids"}
 # Lengths are cut to multiples of this, which tensor cores like.
@@ -56,12 +57,20 @@ class PlainPass:
         student: The model that is trained.
         teachers: ``old`` and ``new``.
         kind: Of all three.
+        temperatures: What each teacher's logits are divided by; looked up at each pass.
     """
 
-    def __init__(self, student: nn.Module, teachers: Mapping[str, Teacher], kind: ModelKind):
+    def __init__(
+        self,
+        student: nn.Module,
+        teachers: Mapping[str, Teacher],
+        kind: ModelKind,
+        temperatures: Mapping[str, float] = NO_TEMPERATURES,
+    ):
         self.student = student
         self.teachers = teachers
         self.kind = kind
+        self.temperatures = temperatures
 
     def __call__(
         self, model: nn.Module, inputs: Mapping[str, Any], labels: Tensor, objective: Objective, where: str
@@ -80,14 +89,19 @@ class PlainPass:
         logits = aligned(logits_of(outputs), labels)[chosen]
         student = logits.to(torch.promote_types(logits.dtype, torch.float32))
         of_teachers = {}
-        for role, teacher in self.teachers.items():
-            of_teachers[role] = aligned(teacher.logits(inputs), labels)[chosen].to(student)
-            require_finite(role, of_teachers[role], rows, where)
+        for role in self.teachers:
+            (found,) = self.teacher_logits(role, inputs, labels)
+            require_finite(role, found, rows, where)
+            of_teachers[role] = found.to(student) / self.temperatures[role]
         sequences = self.sequences(inputs, labels)[chosen]
         terms = objective(
             student, of_teachers["old"], of_teachers["new"], labels[chosen], sequences, labelled_tokens(inputs, rows)
         )
         return Outcome(outputs, terms, rows)
+
+    def teacher_logits(self, role: str, inputs: Mapping[str, Any], labels: Tensor) -> Iterator[Tensor]:
+        """A teacher's own logits of the trained tokens, (n, V), a few tokens at a time; arguments as in a pass."""
+        yield aligned(self.teachers[role].logits(inputs), labels)[trained_rows(labels)[0]]
 
     def sequences(self, inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
         return sequences_of(labels, inputs.get("position_ids"), predicts_next=self.kind.shifts_labels)
@@ -130,6 +144,7 @@ class ChunkedPass(PlainPass):
         chunk_size: Tokens at a time; as many as fit into a few MiB by default.
         skip: Whether bodies may be skipped.
         caches: Of teachers whose hidden states are kept: what is there is read, what is missing is put.
+        temperatures: What each teacher's logits are divided by; looked up at each pass.
 
     Raises:
         MuscleError: A model's output layer cannot be called apart.
@@ -144,8 +159,9 @@ class ChunkedPass(PlainPass):
         chunk_size: int | None = None,
         skip: bool = True,
         caches: Mapping[str, HiddenStore] | None = None,
+        temperatures: Mapping[str, float] = NO_TEMPERATURES,
     ):
-        super().__init__(student, teachers, kind)
+        super().__init__(student, teachers, kind, temperatures)
         self.chunk_size = chunk_size
         self.head = Head(student, autocast)
         # Of teachers whose body may not be loaded, the head is there already.
@@ -196,7 +212,7 @@ class ChunkedPass(PlainPass):
 
         def add(role: str, needed: Tensor | None) -> None:
             hidden, form = self._hidden(role, batch, needed, kept.get(role)), self._form(role)
-            streams[role] = CompactStream(hidden, None, form) if form else Stream(hidden, self.heads[role])
+            streams[role] = CompactStream(hidden, None, form) if form else Stream(hidden, self._tempered(role))
 
         def inspect(role: str, logits: Tensor, which: Tensor) -> None:
             require_finite(role, logits, rows[which], where)
@@ -219,6 +235,19 @@ class ChunkedPass(PlainPass):
             inspect=inspect,
         )
         return Outcome(outputs, terms, rows)
+
+    def teacher_logits(self, role: str, inputs: Mapping[str, Any], labels: Tensor) -> Iterator[Tensor]:
+        parts = row_keys(inputs, labels, self._rules[role]) if role in self._rules else None
+        inputs, labels = self._trimmed(inputs, labels)
+        kept = None if parts is None else self._look_up(role, parts, labels)
+        hidden = self._hidden(role, _Batch(inputs, labels, *trained_rows(labels)), None, kept)
+        with torch.no_grad():
+            for part in hidden.split(self.chunk_size or chunk_rows(self.head.vocabulary, labels.device)):
+                yield self.heads[role](part)
+
+    def _tempered(self, role: str) -> Callable[[Tensor], Tensor]:
+        head, temperature = self.heads[role], self.temperatures[role]
+        return head if temperature == 1 else lambda hidden: head(hidden).div_(temperature)
 
     def _hidden(self, role: str, batch: _Batch, needed: Tensor | None, kept: _Kept | None) -> Tensor:
         """A teacher's hidden states of the trained tokens, (N, d), or what a compact cache keeps in their place; zeros
@@ -354,6 +383,11 @@ class Passes:
                 self.chunked = None
         return self.plain(model, inputs, labels, objective, where)
 
+    @property
+    def preferred(self) -> PlainPass:
+        """The chunked one, where it applies."""
+        return self.chunked or self.plain
+
     def flush(self) -> None:
         """Write to the disk what caches hold in memory."""
         if self.chunked is not None:
@@ -367,7 +401,7 @@ def make_passes(trainer: MuscleTrainer) -> Passes:
         MuscleError: Chunks do not apply, but ``loss_chunk_size`` or ``teacher_cache`` asks for them; or the cache does
             not fit.
     """
-    plain = PlainPass(trainer.student, trainer.teachers, trainer.kind)
+    plain = PlainPass(trainer.student, trainer.teachers, trainer.kind, trainer.teacher_temperatures)
     asked = {name: getattr(trainer.args, name, None) for name in ("loss_chunk_size", "teacher_cache")}
     size, folder = asked.values()
     wishes = [f"{name}={value!r}" for name, value in asked.items() if value]
@@ -382,6 +416,7 @@ def make_passes(trainer: MuscleTrainer) -> Passes:
             chunk_size=size,
             skip=getattr(trainer.args, "skip_unneeded_teachers", True),
             caches=open_caches(trainer, folder) if folder else None,
+            temperatures=trainer.teacher_temperatures,
         )
     except MuscleError as error:
         if wishes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,13 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.hub.trainer import HubMixin
 from muscle_hf.losses.masks import MaskFunction
 from muscle_hf.losses.sums import FIGURES, mean_terms, sum_terms
-from muscle_hf.passes import make_passes
+from muscle_hf.passes import NO_TEMPERATURES, make_passes
 from muscle_hf.provenance import Provenance
 from muscle_hf.refusals import refuse_missing_weights, refuse_unsupported
 from muscle_hf.teachers import ModelTeacher, Teacher, kind_of, make_student, make_teacher
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, keep_quantized_trainable, read_adapter
 from muscle_hf.teachers.cached import CachedTeacher, cached_teacher
+from muscle_hf.teachers.calibration import CalibrateTeachers
 from muscle_hf.teachers.checks import check_label_sets, check_tokenizers
 from muscle_hf.teachers.kinds import IGNORED, UNLABELLED
 from muscle_hf.teachers.placing import is_sharded, shard, to_device
@@ -57,6 +58,8 @@ class MuscleMixin(TransferMixin, HubMixin):
 
     Attributes:
         config_class: Made where no arguments are given.
+        teacher_temperatures: What each teacher's logits are divided by (``old``, ``new``): 1, or what
+            ``calibrate_teachers`` found at the start of :meth:`train`.
     """
 
     config_class: type[MuscleConfig] = MuscleConfig
@@ -117,6 +120,9 @@ class MuscleMixin(TransferMixin, HubMixin):
         self._best_loaded_at = 0
         # Weights that ZeRO-3 has split are hashed by all processes together.
         self.provenance = Provenance.of(self) if self.args.should_save or is_deepspeed_zero3_enabled() else None
+        self.teacher_temperatures = dict(NO_TEMPERATURES)
+        if getattr(self.args, "calibrate_teachers", False):
+            self.add_callback(CalibrateTeachers(self))
         self._passes = make_passes(self)
         self.start_card()
         # Last of all: until here the teacher's weights were compared and hashed, which needs them whole.
@@ -352,6 +358,19 @@ class MuscleMixin(TransferMixin, HubMixin):
         if self._operations_per_token is None:
             self._operations_per_token = super().floating_point_ops(inputs) // tokens.numel()
         return self._operations_per_token * tokens.numel()
+
+    def logits_of_teacher(self, role: str, inputs: Mapping[str, Any], labels: Tensor) -> Iterator[Tensor]:
+        """A teacher's own logits of the trained tokens of a batch, a few tokens at a time.
+
+        Args:
+            role: ``old`` or ``new``.
+            inputs: A batch on the device.
+            labels: From :meth:`trained_labels`.
+
+        Returns:
+            (n, V) each, floating point, no gradient.
+        """
+        return self._passes.preferred.teacher_logits(role, inputs, labels)
 
     # ---- Logged figures ----
 

@@ -1,0 +1,136 @@
+"""How sure a teacher may be: its temperature, fitted on held-out rows (Guo et al., 2017, "On Calibration of Modern
+Neural Networks", section 4.2).
+
+A task adapter that has memorised its rows is surer of its answers than it is right, and one model more so than the
+other. Where a token follows both teachers, or the surer of them, that alone decides whose answer counts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.teachers.kinds import trained_rows
+
+if TYPE_CHECKING:
+    from muscle_hf.trainer import MuscleTrainer
+
+logger = logging.get_logger(__name__)
+
+# 0.25 to 16, twelve steps to a doubling: between two of them the curve is as good as a parabola.
+LOG_TEMPERATURES = torch.linspace(-2, 4, 73, dtype=torch.float64) * torch.log(torch.tensor(2.0, dtype=torch.float64))
+
+
+def negative_log_likelihoods(logits: Tensor, labels: Tensor) -> Tensor:
+    """What each token's label costs at every temperature of the grid.
+
+    Args:
+        logits: (N, V), floating point.
+        labels: (N,), int64.
+
+    Returns:
+        (N, 73), float64, nats.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    columns = [functional.cross_entropy(logits / value, labels, reduction="none") for value in LOG_TEMPERATURES.exp()]
+    return torch.stack(columns, dim=-1).double()
+
+
+def fitted_temperature(costs: Tensor) -> float:
+    """The temperature at which labels cost least.
+
+    Args:
+        costs: (73,), summed :func:`negative_log_likelihoods`.
+
+    Returns:
+        The vertex of the parabola through the least cost and its neighbours; an end of the grid if it lies there.
+    """
+    least = int(costs.argmin())
+    if least in (0, len(costs) - 1):
+        return float(LOG_TEMPERATURES[least].exp())
+    before, here, after = costs[least - 1 : least + 2].tolist()
+    curve = before - 2 * here + after
+    shift = 0.5 * (before - after) / curve if curve > 0 else 0.0
+    step = float(LOG_TEMPERATURES[1] - LOG_TEMPERATURES[0])
+    return float((LOG_TEMPERATURES[least] + shift * step).exp())
+
+
+class CalibrateTeachers(TrainerCallback):
+    """Sets ``teacher_temperatures`` of a trainer when its training starts, and logs them.
+
+    Args:
+        trainer: Of which ``args.calibrate_teachers`` is set.
+
+    Raises:
+        MuscleError: There are no rows to fit on, or the cache keeps probabilities of another temperature.
+    """
+
+    def __init__(self, trainer: MuscleTrainer):
+        if not trainer.eval_dataset:
+            raise MuscleError(
+                "calibrate_teachers fits the teachers' temperatures on rows that neither task adapter was trained on; "
+                "pass them as eval_dataset"
+            )
+        if getattr(trainer.args, "teacher_cache_top_k", None):
+            raise MuscleError(
+                "a cache with teacher_cache_top_k keeps probabilities, which calibrate_teachers would have to change; "
+                "leave one of the two out"
+            )
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        found = calibrate(self._trainer)
+        self._trainer.teacher_temperatures.update(found)
+        self._trainer.log({f"{role}_teacher_temperature": value for role, value in found.items()})
+
+
+def calibrate(trainer: MuscleTrainer) -> dict[str, float]:
+    """The temperature of each teacher, from the labels of the trainer's ``eval_dataset``.
+
+    Args:
+        trainer: With ``eval_dataset``, or a dictionary of several; several processes share the rows.
+
+    Returns:
+        By role: what the teacher's logits are to be divided by.
+
+    Raises:
+        MuscleError: The rows have no trained token.
+    """
+    several = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else [None]
+    costs = torch.zeros(len(trainer.teachers), len(LOG_TEMPERATURES), dtype=torch.float64)
+    for name in several:
+        for batch in trainer.get_eval_dataloader(name):
+            of_rows = _costs_of_rows(trainer, trainer._prepare_inputs(batch))
+            # The gathering that drops rows repeated to fill the last batch.
+            costs += trainer.accelerator.gather_for_metrics(of_rows).sum(dim=0).cpu()
+    if not costs.any():
+        raise MuscleError("eval_dataset has no trained token, so calibrate_teachers has nothing to fit on")
+    found = {role: fitted_temperature(cost) for role, cost in zip(trainer.teachers, costs, strict=True)}
+    ends = LOG_TEMPERATURES[[0, -1]].exp().tolist()
+    for role in [role for role, value in found.items() if value in ends]:
+        logger.warning(
+            f"The best temperature of the {role} model on eval_dataset lies at an end of what was tried, "
+            f"{found[role]:g}; are these rows held out, and are their labels right?"
+        )
+    return found
+
+
+def _costs_of_rows(trainer: MuscleTrainer, inputs: dict[str, Any]) -> Tensor:
+    """(B, teachers, 73), float64: :func:`negative_log_likelihoods` of each row of a batch."""
+    labels = trainer.trained_labels(inputs)
+    chosen, rows = trained_rows(labels)
+    costs = torch.zeros(len(labels), len(trainer.teachers), len(LOG_TEMPERATURES), dtype=torch.float64)
+    for index, role in enumerate(trainer.teachers):
+        start, targets = 0, labels[chosen]
+        for logits in trainer.logits_of_teacher(role, inputs, labels):
+            here = slice(start, start + len(logits))
+            found = negative_log_likelihoods(logits, targets[here])
+            costs[:, index].index_add_(0, rows[here].cpu(), found.cpu())
+            start += len(logits)
+    return costs.to(labels.device)
