@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +13,6 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import (
-    PREFIX_CHECKPOINT_DIR,
     BestRun,
     EvalLoopOutput,
     TrainOutput,
@@ -24,7 +20,6 @@ from transformers.trainer_utils import (
 )
 from transformers.utils import logging
 
-from muscle_hf.checkpoints import is_whole, last_whole_checkpoint, staged, whole_or_nothing
 from muscle_hf.config import MuscleConfig, objective_of
 from muscle_hf.data import nothing_to_train_on, require_labels, require_trained_labels
 from muscle_hf.errors import MuscleError
@@ -34,8 +29,9 @@ from muscle_hf.losses.sums import FIGURES, mean_terms, sum_terms
 from muscle_hf.passes import NO_TEMPERATURES, make_passes
 from muscle_hf.provenance import Provenance
 from muscle_hf.refusals import refuse_missing_weights, refuse_unsupported
+from muscle_hf.saving import SavingMixin
 from muscle_hf.teachers import ModelTeacher, Teacher, kind_of, make_student, make_teacher
-from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, keep_quantized_trainable, read_adapter
+from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, keep_quantized_trainable
 from muscle_hf.teachers.cached import CachedTeacher, cached_teacher
 from muscle_hf.teachers.calibration import CalibrateTeachers
 from muscle_hf.teachers.checks import check_label_sets, check_tokenizers
@@ -46,11 +42,10 @@ from muscle_hf.transfer.trainer import TransferMixin
 
 logger = logging.get_logger(__name__)
 
-_TIMING = re.compile(r"runtime|per_second|total_flos|preparation_time|memory|mem_")
 _MASK_COLUMNS = {"completion": "completion_mask", "assistant": "assistant_masks"}
 
 
-class MuscleMixin(TransferMixin, HubMixin):
+class MuscleMixin(TransferMixin, SavingMixin, HubMixin):
     """The MUSCLE objective for ``transformers.Trainer`` and trainers derived from it.
 
     Comes before the trainer among the bases: ``class MuscleTrainer(MuscleMixin, Trainer)``, whose arguments are
@@ -117,7 +112,6 @@ class MuscleMixin(TransferMixin, HubMixin):
         self.mix_in_transfer_rows(transfer_dataset)
         self._train_sums: Tensor | None = None
         self._eval_sums: Tensor | None = None
-        self._best_loaded_at = 0
         # Weights that ZeRO-3 has split are hashed by all processes together.
         self.provenance = Provenance.of(self) if self.args.should_save or is_deepspeed_zero3_enabled() else None
         self.teacher_temperatures = dict(NO_TEMPERATURES)
@@ -420,74 +414,19 @@ class MuscleMixin(TransferMixin, HubMixin):
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         return output
 
-    # ---- Saving and resuming ----
-
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trainer's; resumes from whole checkpoints only, and only against the models they were trained against.
 
         Raises:
             MuscleError: There is no such checkpoint, it was cut off, or its teachers were others.
         """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
-            if resume_from_checkpoint is None:
-                raise MuscleError(f"there is no checkpoint to resume from in {self.args.output_dir}")
-        if resume_from_checkpoint:
-            resume_from_checkpoint = os.fspath(resume_from_checkpoint)
-            if not is_whole(Path(resume_from_checkpoint)):
-                raise MuscleError(
-                    f"{resume_from_checkpoint} is not a checkpoint that was written to its end; resume_from_checkpoint"
-                    "=True takes the last whole one"
-                )
-            if self.provenance is not None:
-                self.provenance.check_same_models(Path(resume_from_checkpoint))
+        resume_from_checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
         self._train_sums = None
         self.answer_transfer_prompts(resumes=bool(resume_from_checkpoint))
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self._passes.flush()
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        with whole_or_nothing(folder) if self.args.should_save else contextlib.nullcontext():
-            self.accelerator.wait_for_everyone()  # the others write their random states into the same folder
-            super()._save_checkpoint(model, trial)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Save the compatibility adapter alone, with the tokenizer and its provenance; no teachers, no pickles."""
-        if not self.args.should_save:
-            return
-        with staged(output_dir or self.args.output_dir) as folder:
-            self.student.save_pretrained(folder, selected_adapters=[STUDENT_ADAPTER], state_dict=state_dict)
-            # PEFT's card names a base by its place on this disk.
-            (folder / "README.md").unlink(missing_ok=True)
-            if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(folder)
-            self.provenance.save(folder, self)
-
-    def final_metrics(self) -> dict[str, float]:
-        """The last value of every figure that was logged for the present weights, but for those of time and speed."""
-        metrics: dict[str, float] = {}
-        for index, entry in enumerate(self.state.log_history):
-            overtaken = index < self._best_loaded_at and entry["step"] > (self.state.best_global_step or 0)
-            if not overtaken:
-                metrics.update({key: value for key, value in entry.items() if not _TIMING.search(key)})
-        return metrics
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            read_adapter(self.student, STUDENT_ADAPTER, Path(resume_from_checkpoint))
-
-    def _load_best_model(self) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_best_model()
-        else:
-            read_adapter(self.student, STUDENT_ADAPTER, Path(self.state.best_model_checkpoint))
-        # What was logged after the best step is not about the weights that are now in the model.
-        self._best_loaded_at = len(self.state.log_history)
 
 
 class MuscleTrainer(MuscleMixin, Trainer):

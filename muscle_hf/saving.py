@@ -1,0 +1,89 @@
+"""What MuscleTrainer saves, and what it goes on from."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from muscle_hf.checkpoints import is_whole, last_whole_checkpoint, staged, whole_or_nothing
+from muscle_hf.errors import MuscleError
+from muscle_hf.teachers.adapters import STUDENT_ADAPTER, read_adapter
+
+_TIMING = re.compile(r"runtime|per_second|total_flos|preparation_time|memory|mem_")
+
+
+class SavingMixin:
+    """The compatibility adapter alone, whole or not at all."""
+
+    _best_loaded_at = 0
+
+    def checkpoint_to_resume(self, wanted: str | bool | None) -> str | None:
+        """The folder of the checkpoint that training goes on from, if it does.
+
+        Args:
+            wanted: ``resume_from_checkpoint`` of :meth:`train`.
+
+        Raises:
+            MuscleError: There is no such checkpoint, it was cut off, or its teachers were others.
+        """
+        if wanted is True:
+            wanted = last_whole_checkpoint(self.args.output_dir)
+            if wanted is None:
+                raise MuscleError(f"there is no checkpoint to resume from in {self.args.output_dir}")
+        if not wanted:
+            return None
+        if not is_whole(Path(wanted)):
+            raise MuscleError(
+                f"{os.fspath(wanted)} is not a checkpoint that was written to its end; resume_from_checkpoint=True "
+                "takes the last whole one"
+            )
+        if self.provenance is not None:
+            self.provenance.check_same_models(Path(wanted))
+        return os.fspath(wanted)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        with whole_or_nothing(folder) if self.args.should_save else contextlib.nullcontext():
+            self.accelerator.wait_for_everyone()  # the others write their random states into the same folder
+            super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Save the compatibility adapter alone, with the tokenizer and its provenance; no teachers, no pickles."""
+        if not self.args.should_save:
+            return
+        with staged(output_dir or self.args.output_dir) as folder:
+            self.student.save_pretrained(folder, selected_adapters=[STUDENT_ADAPTER], state_dict=state_dict)
+            # PEFT's card names a base by its place on this disk.
+            (folder / "README.md").unlink(missing_ok=True)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(folder)
+            self.provenance.save(folder, self)
+
+    def final_metrics(self) -> dict[str, float]:
+        """The last value of every figure that was logged for the present weights, but for those of time and speed."""
+        metrics: dict[str, float] = {}
+        for index, entry in enumerate(self.state.log_history):
+            overtaken = index < self._best_loaded_at and entry["step"] > (self.state.best_global_step or 0)
+            if not overtaken:
+                metrics.update({key: value for key, value in entry.items() if not _TIMING.search(key)})
+        return metrics
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            read_adapter(self.student, STUDENT_ADAPTER, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            read_adapter(self.student, STUDENT_ADAPTER, Path(self.state.best_model_checkpoint))
+        # What was logged after the best step is not about the weights that are now in the model.
+        self._best_loaded_at = len(self.state.log_history)
