@@ -35,11 +35,13 @@ def negative_log_likelihoods(logits: Tensor, labels: Tensor) -> Tensor:
         labels: (N,), int64.
 
     Returns:
-        (N, 73), float64, nats.
+        (N, 73), float32 at least, nats.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    columns = [functional.cross_entropy(logits / value, labels, reduction="none") for value in LOG_TEMPERATURES.exp()]
-    return torch.stack(columns, dim=-1).double()
+    columns = [
+        functional.cross_entropy(logits / value, labels, reduction="none") for value in LOG_TEMPERATURES.exp().tolist()
+    ]
+    return torch.stack(columns, dim=-1)
 
 
 def fitted_temperature(costs: Tensor) -> float:
@@ -108,7 +110,7 @@ def calibrate(trainer: MuscleTrainer) -> dict[str, float]:
         for batch in trainer.get_eval_dataloader(name):
             of_rows = _costs_of_rows(trainer, trainer._prepare_inputs(batch))
             # The gathering that drops rows repeated to fill the last batch.
-            costs += trainer.accelerator.gather_for_metrics(of_rows).sum(dim=0).cpu()
+            costs += trainer.accelerator.gather_for_metrics(of_rows).cpu().double().sum(dim=0)
     if not costs.any():
         raise MuscleError("eval_dataset has no trained token, so calibrate_teachers has nothing to fit on")
     found = {role: fitted_temperature(cost) for role, cost in zip(trainer.teachers, costs, strict=True)}
@@ -122,15 +124,15 @@ def calibrate(trainer: MuscleTrainer) -> dict[str, float]:
 
 
 def _costs_of_rows(trainer: MuscleTrainer, inputs: dict[str, Any]) -> Tensor:
-    """(B, teachers, 73), float64: :func:`negative_log_likelihoods` of each row of a batch."""
+    """(B, teachers, 73), float32: :func:`negative_log_likelihoods` of each row of a batch."""
     labels = trainer.trained_labels(inputs)
     chosen, rows = trained_rows(labels)
-    costs = torch.zeros(len(labels), len(trainer.teachers), len(LOG_TEMPERATURES), dtype=torch.float64)
+    costs = torch.zeros(len(labels), len(trainer.teachers), len(LOG_TEMPERATURES), device=labels.device)
     for index, role in enumerate(trainer.teachers):
         start, targets = 0, labels[chosen]
         for logits in trainer.logits_of_teacher(role, inputs, labels):
             here = slice(start, start + len(logits))
             found = negative_log_likelihoods(logits, targets[here])
-            costs[:, index].index_add_(0, rows[here].cpu(), found.cpu())
+            costs[:, index].index_add_(0, rows[here], found.float())
             start += len(logits)
-    return costs.to(labels.device)
+    return costs
