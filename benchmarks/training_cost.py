@@ -53,7 +53,7 @@ def steps(rounds: int) -> list[str]:
         "head's product with both. A step stays below its floor where what SFT does beside these products (attention, "
         "norms, adapters, the optimizer) has no counterpart in a teacher's forward. Here every row follows both "
         "teachers; where whole rows follow one, bodies are skipped and the step is shorter. With both teachers online "
-        "it cannot be below GKD's: two bodies run instead of one.",
+        "two bodies run instead of GKD's one.",
         "",
     ]
 
@@ -106,8 +106,8 @@ def pieces(rounds: int) -> list[str]:
         ),
         "",
         "All steps of a run, the first ones too. GKD's one teacher runs one body, MUSCLE's two run two: with both "
-        "online and every row following both, the second body is what it takes more, and what it saves elsewhere "
-        "would have to be as much.",
+        "online and every row following both, the second body is what MUSCLE takes more, and the heads and the loss in "
+        "chunks, whose backward is made with the value, are what it takes less.",
         "",
     ]
 
