@@ -106,8 +106,8 @@ def pieces(rounds: int) -> list[str]:
         ),
         "",
         "All steps of a run, the first ones too. GKD's one teacher runs one body, MUSCLE's two run two: with both "
-        "online and every row following both, the second body is what MUSCLE takes more, and the heads and the loss in "
-        "chunks, whose backward is made with the value, are what it takes less.",
+        "online and every row following both, the second body is what MUSCLE takes more, and the heads and the loss "
+        "in chunks, whose backward is made with the value, are what it takes less.",
         "",
     ]
 
