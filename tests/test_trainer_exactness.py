@@ -16,6 +16,7 @@ from builders import with_lora
 from transformers import TrainerCallback
 
 from muscle_hf.teachers import ModelTeacher
+from muscle_hf.teachers.calibration import calibrate
 
 
 class Gradients(TrainerCallback):
@@ -86,6 +87,7 @@ def test_two_processes_give_the_loss_and_gradients_of_one(whole, tmp_path):
         gradients = torch.load(tmp_path / f"gradients-{result['rank']}.pt")
         assert_same(whole, (result, gradients))
         assert result["evaluated"] == pytest.approx(evaluated(whole[2]), rel=1e-5)
+        assert 0.3 < result["evaluated"]["new"] < 15, "a temperature that can be told from another"
         assert result["predicted_rows"] == 7
     assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
     states = {"rng_state_0.pth", "rng_state_1.pth", "trainer_state.json", "optimizer.pt"}
@@ -94,8 +96,9 @@ def test_two_processes_give_the_loss_and_gradients_of_one(whole, tmp_path):
 
 def evaluated(trainer, rows=7, batch=3):
     trainer.args.per_device_eval_batch_size = batch
-    metrics = trainer.evaluate(half_right_rows()[:rows])
-    return {name: value for name, value in metrics.items() if builders.is_figure(name)}
+    trainer.eval_dataset = half_right_rows()[:rows]
+    metrics = {name: value for name, value in trainer.evaluate().items() if builders.is_figure(name)}
+    return {**metrics, **calibrate(trainer)}
 
 
 def launch(folder: Path, processes: int) -> list[dict]:
