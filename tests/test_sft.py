@@ -93,15 +93,19 @@ def trained_words(trainer, tokenizer):
 
 def test_the_same_losses_and_adapter_as_muscle_trainer(tmp_path, tokenizer):
     settings = {"mask": "always_old", "compatibility_weight": 0.6, "gradient_accumulation_steps": 2}
-    settings |= {"per_device_train_batch_size": 2, "lr_scheduler_type": "linear"}
-    ours = builders.trainer(tmp_path / "plain", *models(), train_dataset=tokenized(), **settings)
-    theirs = sft(tmp_path / "sft", tokenizer, tokenized(), **settings)
+    settings |= {"per_device_train_batch_size": 2, "lr_scheduler_type": "linear", "calibrate_teachers": True}
+    held_out = Dataset.from_list(tokenized())
+    ours = builders.trainer(
+        tmp_path / "plain", *models(), train_dataset=tokenized(), eval_dataset=held_out, **settings
+    )
+    theirs = sft(tmp_path / "sft", tokenizer, tokenized(), eval_dataset=held_out, **settings)
     histories = []
     for trainer in (ours, theirs):
         trainer.train()
         histories.append([{k: e[k] for k in ("loss", "kl_old", "ce", "token_accuracy", "grad_norm")} for e in
                           trainer.state.log_history if "loss" in e])  # fmt: skip
     assert histories[0] == [pytest.approx(entry, rel=1e-5) for entry in histories[1]]
+    assert ours.teacher_temperatures == theirs.teacher_temperatures != {"old": 1, "new": 1}
     one, other = (adapter_parameters(trainer.model, "default") for trainer in (ours, theirs))
     assert all(torch.allclose(one[name], other[name], atol=1e-7) for name in one)
 
