@@ -376,17 +376,25 @@ class Passes:
             try:
                 return self.chunked(model, inputs, labels, objective, where, skip)
             except HeadNotApart as error:
-                logger.warning(
-                    f"{error} does more behind its output layer than is known here, so whole logits are held "
-                    "(the result is the same; it takes more time and memory)."
-                )
-                self.chunked = None
+                self._give_up_chunks(error)
         return self.plain(model, inputs, labels, objective, where)
 
-    @property
-    def preferred(self) -> PlainPass:
-        """The chunked one, where it applies."""
-        return self.chunked or self.plain
+    def teacher_logits(self, role: str, inputs: Mapping[str, Any], labels: Tensor) -> Iterator[Tensor]:
+        """As :meth:`PlainPass.teacher_logits`."""
+        if self.chunked is not None:
+            try:
+                yield from self.chunked.teacher_logits(role, inputs, labels)
+                return
+            except HeadNotApart as error:  # before anything was yielded
+                self._give_up_chunks(error)
+        yield from self.plain.teacher_logits(role, inputs, labels)
+
+    def _give_up_chunks(self, error: HeadNotApart) -> None:
+        logger.warning(
+            f"{error} does more behind its output layer than is known here, so whole logits are held "
+            "(the result is the same; it takes more time and memory)."
+        )
+        self.chunked = None
 
     def flush(self) -> None:
         """Write to the disk what caches hold in memory."""

@@ -364,7 +364,7 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin):
         Returns:
             (n, V) each, floating point, no gradient.
         """
-        return self._passes.preferred.teacher_logits(role, inputs, labels)
+        return self._passes.teacher_logits(role, inputs, labels)
 
     # ---- Logged figures ----
 

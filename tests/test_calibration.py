@@ -153,3 +153,11 @@ def test_rows_that_were_trained_on_are_warned_of(tmp_path, caplog):
     trainer.train()
     assert trainer.teacher_temperatures["new"] == pytest.approx(0.25)
     assert "are these rows held out" in caplog.text
+
+
+def test_a_teacher_that_says_nan_is_named(tmp_path):
+    new, old = models()
+    old.get_base_model().model.layers[0].mlp.up_proj.weight.data.fill_(float("nan"))
+    trainer = builders.trainer(tmp_path, new, old, eval_dataset=builders.rows(seed=5), **SETTINGS)
+    with pytest.raises(MuscleError, match="the old model's logits are nan or infinite at the calibration"):
+        trainer.train()

@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.kinds import trained_rows
+from muscle_hf.teachers.teacher import require_finite
 
 if TYPE_CHECKING:
     from muscle_hf.trainer import MuscleTrainer
@@ -102,7 +103,7 @@ def calibrate(trainer: MuscleTrainer) -> dict[str, float]:
         By role: what the teacher's logits are to be divided by.
 
     Raises:
-        MuscleError: The rows have no trained token.
+        MuscleError: The rows have no trained token, or a teacher's logits are not finite there.
     """
     several = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else [None]
     costs = torch.zeros(len(trainer.teachers), len(LOG_TEMPERATURES), dtype=torch.float64)
@@ -132,6 +133,7 @@ def _costs_of_rows(trainer: MuscleTrainer, inputs: dict[str, Any]) -> Tensor:
         start, targets = 0, labels[chosen]
         for logits in trainer.logits_of_teacher(role, inputs, labels):
             here = slice(start, start + len(logits))
+            require_finite(role, logits, rows[here], "the calibration on eval_dataset")
             found = negative_log_likelihoods(logits, targets[here])
             costs[:, index].index_add_(0, rows[here], found.float())
             start += len(logits)
