@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from transformers import TrainingArguments
 
@@ -15,7 +15,12 @@ TrainedTokens = Literal["labels", "completion", "assistant"]
 
 
 # What each preset sets where nothing else was.
-PRESETS: dict[str, dict[str, str]] = {"paper": {}, "consensus": {"mask": "mean", "transfer_mask": "mean"}}
+_CONSENSUS = {"mask": "mean", "transfer_mask": "mean"}
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "consensus": _CONSENSUS,
+    "calibrated_consensus": {**_CONSENSUS, "calibrate_teachers": True},
+}
 
 
 # `repr=False` keeps TrainingArguments' own repr, which hides tokens; the one that `dataclass` writes shows them.
@@ -24,8 +29,9 @@ class MuscleConfig(TrainingArguments):
     """Settings of :class:`~muscle_hf.MuscleTrainer`; every argument of ``transformers.TrainingArguments``, and:
 
     Args:
-        preset: Settings by one name: ``paper`` (every default), or ``consensus``: follow the mean of both models, on
-            rows with and without labels (docs/study.md). What is set beside it counts.
+        preset: Settings by one name: ``paper`` (every default), ``consensus``: follow the mean of both models, on rows
+            with and without labels, or ``calibrated_consensus``: the same with ``calibrate_teachers``, which lowered
+            negative flips most across updates (docs/study.md). What is set beside it counts.
         temperature: T of equation (1), > 0.
         mask: Which tokens follow the old model: a name in ``muscle_hf.losses.MASKS`` or ``"package.module:function"``.
         compatibility_weight: lambda of equation (5), in (0, 1]; 1 leaves the cross-entropy out.

@@ -34,7 +34,9 @@ def test_a_preset_sets_what_nothing_else_does(tmp_path):
     again = MuscleConfig(**{**mine.to_dict(), "output_dir": str(tmp_path)})
     assert (again.mask, again.transfer_mask) == ("mean(0.65)", "mean")
     assert MuscleConfig(str(tmp_path), preset="paper").mask == MuscleConfig(str(tmp_path)).mask == "student_wrong"
-    with pytest.raises(MuscleError, match="choose one of paper, consensus"):
+    calibrated = MuscleConfig(str(tmp_path), preset="calibrated_consensus")
+    assert (calibrated.mask, calibrated.transfer_mask, calibrated.calibrate_teachers) == ("mean", "mean", True)
+    with pytest.raises(MuscleError, match="choose one of paper, consensus, calibrated_consensus"):
         MuscleConfig(str(tmp_path), preset="best")
 
 

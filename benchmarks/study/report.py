@@ -139,7 +139,16 @@ def picture(title: str, figures: Mapping[str, Mapping[str, float]], seeds: list[
 
 def summary(parts: Mapping[str, tuple[list[Answers], dict[str, dict]]], methods: Mapping[str, Any]) -> list[str]:
     """One line a cell: the figures of the methods that most cells have."""
-    shown = (CONTROL, "ce_pseudo", "muscle", "muscle_ce", "transfer_mean", "transfer_confident", BOTH)
+    shown = (
+        CONTROL,
+        "ce_pseudo",
+        "muscle",
+        "muscle_ce",
+        "transfer_mean",
+        "transfer_confident",
+        "transfer_calibrated",
+        BOTH,
+    )
     head = ["cell", "seeds", "v1", "v2", *(f"`{name}`" if name in methods else name for name in shown)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for cell, (seeds, figures) in parts.items():
