@@ -1,19 +1,21 @@
-"""Does a learned gate between both teachers pay? Both-at-inference rules on the study's test items, no training.
+"""Rules that ask both teachers at inference, on the study's test items; nothing is trained.
 
-    python benchmarks/study/gate.py [--runs runs/study] [--cell level-trec]
+    python benchmarks/study/gate.py [--runs runs/study] [--cells level-trec gap-trec rows-trec]
 
-The gate is a logistic regression that is fitted on half of the items and used on the other half, and vice versa: from
-both models' confidence and entropy it says which of them to believe where they differ. Writes
-benchmarks/results/study_gate.md.
+What is fitted is fitted on half of the items and used on the other half, and vice versa: the temperatures of the
+calibrated models, and the learned gate, a logistic regression that says from both models' confidence and entropy which
+of them to believe where they differ. Writes benchmarks/results/study_gate.md.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from answers import V1, Answers, probabilities, read_versions
+from scipy.optimize import minimize_scalar
 from study import ROOT, Cell, load_plan
 
 RESULT = ROOT / "benchmarks" / "results" / "study_gate.md"
@@ -40,12 +42,32 @@ def gated(old: np.ndarray, new: np.ndarray, right: np.ndarray) -> np.ndarray:
     return chosen
 
 
+def tempered(p: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Probabilities of choices, (items, choices), at the temperature that the other half's right ones fit best."""
+    found, half = np.empty_like(p), np.arange(len(right)) % 2
+    logs = np.log(p.clip(1e-30))
+
+    def at(temperature: float) -> np.ndarray:
+        powers = np.exp(logs / temperature)
+        return powers / powers.sum(axis=1, keepdims=True)
+
+    def cost(log_temperature: float, fold: int) -> float:
+        items = np.flatnonzero(half != fold)
+        return -np.log(at(np.exp(log_temperature))[items, right[items]].clip(1e-30)).mean()
+
+    for fold in (0, 1):
+        best = minimize_scalar(cost, args=(fold,), bounds=(-2, 3), method="bounded").x
+        found[half == fold] = at(np.exp(best))[half == fold]
+    return found
+
+
 def rules(old: np.ndarray, new: np.ndarray, right: np.ndarray) -> dict[str, np.ndarray]:
     """What each rule chooses."""
     of_old, of_new = old.argmax(axis=1), new.argmax(axis=1)
     return {
         "v2 alone": of_new,
         "mean of probabilities": (old + new).argmax(axis=1),
+        "mean of probabilities, calibrated": (tempered(old, right) + tempered(new, right)).argmax(axis=1),
         "0.65 v1 + 0.35 v2": (0.65 * old + 0.35 * new).argmax(axis=1),
         "mean of logits": (np.log(old.clip(1e-30)) + np.log(new.clip(1e-30))).argmax(axis=1),
         "the more confident": np.where(old.max(axis=1) > new.max(axis=1), of_old, of_new),
@@ -53,35 +75,44 @@ def rules(old: np.ndarray, new: np.ndarray, right: np.ndarray) -> dict[str, np.n
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=Path("runs/study"), help="folder of the runs")
-    parser.add_argument("--cell", default="level-trec")
-    args = parser.parse_args()
-    plan = load_plan()
+def table(cell: str, plan: dict[str, Any], runs: Path) -> list[str]:
+    """The figures of the rules on a cell, and how sure both models are."""
     found: dict[str, list[tuple[float, float]]] = {}
-    seeds = 0
+    sure: list[list[float]] = []
     for seed in plan["seeds"]:
-        versions = read_versions(Cell(args.cell, seed, plan, args.runs))
+        versions = read_versions(Cell(cell, seed, plan, runs))
         if versions is None:
             continue
-        seeds += 1
         answers = Answers()
         answers.add(V1, versions[0])
-        for name, chosen in rules(*map(probabilities, versions), answers.right).items():
+        of_both = [probabilities(version) for version in versions]
+        sure.append([x for p in of_both for x in (p.max(axis=1).mean(), (p.argmax(axis=1) == answers.right).mean())])
+        for name, chosen in rules(*of_both, answers.right).items():
             answers.choose(name, chosen)
             metrics = answers.figures(name)
             found.setdefault(name, []).append((metrics["acc_new"], metrics["nfr"]))
-    lines = [f"| {args.cell}, {seeds} seeds | accuracy | NFR |", "|---|---|---|"]
+    lines = [f"## {cell}", "", f"| {len(sure)} seeds | accuracy | NFR |", "|---|---|---|"]
     for name, figures in found.items():
         accuracy, nfr = 100 * np.mean(figures, axis=0)
         lines.append(f"| {name} | {accuracy:.2f} | {nfr:.2f} |")
-    command = (
-        f"python benchmarks/study/run.py --cells {args.cell} && python benchmarks/study/gate.py --cell {args.cell}"
-    )
-    text = f"# Rules that ask both models\n\n`{command}`; percent, means over seeds.\n\n" + "\n".join(lines) + "\n"
-    RESULT.write_text(text)
-    print(text)
+    of_old, old_right, of_new, new_right = 100 * np.mean(sure, axis=0)
+    says = f"v1 gives its choice {of_old:.0f} on average and is right in {old_right:.0f}"
+    return [*lines, "", f"{says}; v2 gives its own {of_new:.0f} and is right in {new_right:.0f}.", ""]
+
+
+def main() -> None:
+    plan = load_plan()
+    cells = ["level-trec", "gap-trec", "rows-trec"]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/study"), help="folder of the runs")
+    parser.add_argument("--cells", nargs="+", choices=plan["cells"], default=cells)
+    args = parser.parse_args()
+    names = " ".join(args.cells)
+    command = f"python benchmarks/study/run.py --cells {names} && python benchmarks/study/gate.py --cells {names}"
+    lines = ["# Rules that ask both models", "", f"`{command}`; percent, means over seeds.", ""]
+    lines += [line for cell in args.cells for line in table(cell, plan, args.runs)]
+    RESULT.write_text("\n".join(lines))
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":
