@@ -30,8 +30,8 @@ class MuscleConfig(TrainingArguments):
 
     Args:
         preset: Settings by one name: ``paper`` (every default), ``consensus``: follow the mean of both models, on rows
-            with and without labels, or ``calibrated_consensus``: the same with ``calibrate_teachers``, for a v1 that is
-            much weaker than v2 (docs/study.md). What is set beside it counts.
+            with and without labels, or ``calibrated_consensus``: the same with ``calibrate_teachers``, for a v1 that
+            is much weaker than v2 (docs/study.md). What is set beside it counts.
         temperature: T of equation (1), > 0.
         mask: Which tokens follow the old model: a name in ``muscle_hf.losses.MASKS`` or ``"package.module:function"``.
         compatibility_weight: lambda of equation (5), in (0, 1]; 1 leaves the cross-entropy out.
