@@ -92,7 +92,7 @@ class PlainPass:
         for role in self.teachers:
             (found,) = self.teacher_logits(role, inputs, labels)
             require_finite(role, found, rows, where)
-            of_teachers[role] = found.to(student) / self.temperatures[role]
+            of_teachers[role] = self._tempered(role, found.to(student))
         sequences = self.sequences(inputs, labels)[chosen]
         terms = objective(
             student, of_teachers["old"], of_teachers["new"], labels[chosen], sequences, labelled_tokens(inputs, rows)
@@ -102,6 +102,10 @@ class PlainPass:
     def teacher_logits(self, role: str, inputs: Mapping[str, Any], labels: Tensor) -> Iterator[Tensor]:
         """A teacher's own logits of the trained tokens, (n, V), a few tokens at a time; arguments as in a pass."""
         yield aligned(self.teachers[role].logits(inputs), labels)[trained_rows(labels)[0]]
+
+    def _tempered(self, role: str, logits: Tensor) -> Tensor:
+        temperature = self.temperatures[role]
+        return logits if temperature == 1 else logits / temperature
 
     def sequences(self, inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
         return sequences_of(labels, inputs.get("position_ids"), predicts_next=self.kind.shifts_labels)
@@ -212,7 +216,7 @@ class ChunkedPass(PlainPass):
 
         def add(role: str, needed: Tensor | None) -> None:
             hidden, form = self._hidden(role, batch, needed, kept.get(role)), self._form(role)
-            streams[role] = CompactStream(hidden, None, form) if form else Stream(hidden, self._tempered(role))
+            streams[role] = CompactStream(hidden, None, form) if form else Stream(hidden, self._tempered_head(role))
 
         def inspect(role: str, logits: Tensor, which: Tensor) -> None:
             require_finite(role, logits, rows[which], where)
@@ -245,9 +249,10 @@ class ChunkedPass(PlainPass):
             for part in hidden.split(self.chunk_size or chunk_rows(self.head.vocabulary, labels.device)):
                 yield self.heads[role](part)
 
-    def _tempered(self, role: str) -> Callable[[Tensor], Tensor]:
-        head, temperature = self.heads[role], self.temperatures[role]
-        return head if temperature == 1 else lambda hidden: head(hidden).div_(temperature)
+    def _tempered_head(self, role: str) -> Callable[[Tensor], Tensor]:
+        # The head itself where nothing is changed: what has the student's head may have its logits.
+        head = self.heads[role]
+        return head if self.temperatures[role] == 1 else lambda hidden: self._tempered(role, head(hidden))
 
     def _hidden(self, role: str, batch: _Batch, needed: Tensor | None, kept: _Kept | None) -> Tensor:
         """A teacher's hidden states of the trained tokens, (N, d), or what a compact cache keeps in their place; zeros
