@@ -22,7 +22,7 @@ from functools import partial
 import torch
 from loss_cost import Case
 from reporting import publish, where
-from step_models import FLOORS, SFT, TO_REACH, Shape, World, best_steps
+from step_models import FLOORS, SFT, TO_REACH, Shape, World, base_bytes, best_steps
 from torch import Tensor
 
 LLAMA_1B = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
@@ -134,10 +134,9 @@ def whole_steps(device: Device, shapes: list[str], rounds: int) -> list[str]:
     for name in shapes:
         world = World(SHAPES[name], device=device.name)
         ways = world.ways()
-        bases = sum(p.numel() * p.element_size() for n, p in world.new.named_parameters() if "lora_" not in n)
         memory: dict[str, float] = {}
         # The student's base is a copy beside those of the teachers.
-        watch = partial(device.peak, memory, beside=bases)
+        watch = partial(device.peak, memory, beside=base_bytes(world.new))
         seconds = best_steps(ways, rounds, device.clock, watch)
         lines += [
             f"| {name} | {way} | {spent / seconds[SFT]:.2f} | {FLOORS[way]:.2f} | {TO_REACH.get(way, '')} | "

@@ -108,6 +108,11 @@ def base(seed: int, shape: Shape, device: str = "cpu", dtype: torch.dtype = torc
         return LlamaForCausalLM._from_config(config, dtype=dtype)
 
 
+def base_bytes(model: torch.nn.Module) -> int:
+    """What the weights of a base take, without its adapters'."""
+    return sum(p.nbytes for name, p in model.named_parameters() if "lora_" not in name)
+
+
 def adapted(model: LlamaForCausalLM, seed: int):
     torch.manual_seed(seed)
     return get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", init_lora_weights=False))
@@ -280,7 +285,7 @@ def peaks(ways: dict[str, Callable[[], Trainer]]) -> dict[str, int]:
         with contextlib.redirect_stdout(io.StringIO()):
             others, watch = alive(), SecondStep()
             trainer = make()
-            bases = sum(p.nbytes for n, p in trainer.model.named_parameters() if "lora_" not in n)
+            bases = base_bytes(trainer.model)
             trainer.args.max_steps = 2
             trainer.add_callback(watch)
             trainer.train()

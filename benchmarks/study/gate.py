@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from answers import V1, Answers, probabilities, read_versions
-from scipy.optimize import minimize_scalar
 from study import ROOT, Cell, load_plan
+
+from muscle_hf.teachers.calibration import fitted_temperature, negative_log_likelihoods
 
 RESULT = ROOT / "benchmarks" / "results" / "study_gate.md"
 
@@ -45,19 +47,11 @@ def gated(old: np.ndarray, new: np.ndarray, right: np.ndarray) -> np.ndarray:
 def tempered(p: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Probabilities of choices, (items, choices), at the temperature that the other half's right ones fit best."""
     found, half = np.empty_like(p), np.arange(len(right)) % 2
-    logs = np.log(p.clip(1e-30))
-
-    def at(temperature: float) -> np.ndarray:
-        powers = np.exp(logs / temperature)
-        return powers / powers.sum(axis=1, keepdims=True)
-
-    def cost(log_temperature: float, fold: int) -> float:
-        items = np.flatnonzero(half != fold)
-        return -np.log(at(np.exp(log_temperature))[items, right[items]].clip(1e-30)).mean()
-
+    logs = torch.from_numpy(np.log(p.clip(1e-30)))
     for fold in (0, 1):
-        best = minimize_scalar(cost, args=(fold,), bounds=(-2, 3), method="bounded").x
-        found[half == fold] = at(np.exp(best))[half == fold]
+        known = half != fold
+        costs = negative_log_likelihoods(logs[known], torch.from_numpy(right[known]))
+        found[~known] = torch.softmax(logs[~known] / fitted_temperature(costs.sum(dim=0)), dim=-1)
     return found
 
 
