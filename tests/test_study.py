@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +13,6 @@ import pytest
 import yaml
 
 from muscle_hf import MuscleConfig
-from muscle_hf.evaluation import load_items, load_task
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*unstable without the auxiliary cross-entropy")
 ROOT = Path(__file__).parents[1]
@@ -23,7 +25,7 @@ TUNED = yaml.safe_load((STUDY / "tuned.yaml").read_text())
 def test_methods_are_settings(name, tmp_path):
     method = dict(PLAN["methods"][name])
     assert method.pop("kind") in ("ce", "muscle") and method.pop("rows") in ("labelled", "transfer", "pseudo")
-    assert method.pop("says") and method.pop("steps", "transfer") == "transfer"
+    assert method.pop("says") and method.pop("steps", "transfer") == "transfer" and method.pop("transfer", 1) > 0
     MuscleConfig(str(tmp_path), use_cpu=True, **{**PLAN["training"], **method.pop("training", {})})
     assert TUNED[method.pop("settings_of", name)] in PLAN["tuning"]["trials"] and not method
 
@@ -37,18 +39,21 @@ def test_cells_name_what_there_is():
 
 
 @pytest.mark.parametrize("name", [name for name, rows in PLAN["tasks"].items() if rows["source"] != "demo"])
-def test_no_row_is_in_two_parts(name, shared_dir):
+def test_no_row_is_in_two_parts(name, shared_dir, monkeypatch):
+    monkeypatch.syspath_prepend(str(STUDY))
+    from study import load_task_rows
+
     rows, seen = PLAN["tasks"][name], {}
+    rows = {**rows, "source": str(shared_dir / "data" / Path(rows["source"]).name)}
+    _, _, splits = load_task_rows(rows, seed=0)
     for part in ("train", "validation", "transfer", "test"):
-        where = rows[part]
-        items = load_items(
-            load_task(rows["task"]), str(shared_dir / "data" / Path(rows["source"]).name), where["split"],
-            start=where["start"], limit=where["limit"],
-        )  # fmt: skip
-        assert len(items) == where["limit"]
-        known = seen.setdefault(where["split"], set())
+        items = getattr(splits, part)
+        assert len(items) == rows[part]["limit"]
+        known = seen.setdefault(rows[part]["split"], set())
         assert not known & {item.id for item in items}
         known |= {item.id for item in items}
+        longest = max(len(item.prompt) + len(choice) for item in items for choice in item.choices)
+        assert longest <= rows.get("longest", longest)
 
 
 @pytest.mark.slow
@@ -68,22 +73,28 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
         (study / file.name).write_text(file.read_text())
     (study / "plan.yaml").write_text(yaml.safe_dump(plan))
 
-    def script(name):
+    def script(name, *words):
         done = subprocess.run(
-            [sys.executable, str(study / name), "--runs", "runs"], cwd=tmp_path, capture_output=True, text=True
+            [sys.executable, str(study / name), *words], cwd=tmp_path, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
 
-    script("tune.py")
+    runs = ("--runs", "runs")
+    script("tune.py", *runs)
     chosen = yaml.safe_load((study / "tuned.yaml").read_text())
     assert list(chosen) == list(plan["methods"]) and all(
         trial == plan["tuning"]["trials"][0] for trial in chosen.values()
     )
     adapter = tmp_path / "runs/routing/seed0/demo/muscle/learning_rate=0.001-epochs=1/muscle/adapter_model.safetensors"
     before = adapter.stat().st_mtime_ns
-    assert "ce_pseudo" in script("run.py")
+    assert "ce_pseudo" in script("run.py", *runs)
     assert adapter.stat().st_mtime_ns == before
+    record = json.loads((study / "records" / "demo-routing-seed0.json").read_text())
+    assert record["models"]["muscle"]["adapter_sha256"] == hashlib.sha256(adapter.read_bytes()).hexdigest()
+    # What was recorded suffices, and goes on: a model that is no longer in the plan stays.
+    shutil.rmtree(tmp_path / "runs" / "routing" / "seed0" / "demo" / "muscle")
+    assert "ce_pseudo" in script("run.py", *runs, "--methods", "ce_pseudo")
     table = script("report.py")
     for name in plan["methods"]:
         assert f"(`{name}`) | 1 |" in table

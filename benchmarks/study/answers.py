@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from study import Cell
@@ -25,12 +24,14 @@ class Answers:
         choice: What each model chose, (items,) int64; none where answers are generated.
         right: The right choices, (items,) int64, or none.
         scored: Whether the quality is a similarity.
+        items: Hash of what was asked.
     """
 
     quality: dict[str, np.ndarray] = field(default_factory=dict)
     choice: dict[str, np.ndarray] = field(default_factory=dict)
     right: np.ndarray | None = None
     scored: bool = False
+    items: str = ""
 
     def add(self, name: str, rows: Sequence[Prediction]) -> None:
         """The answers of a model."""
@@ -67,6 +68,11 @@ def probabilities(rows: Sequence[Prediction]) -> np.ndarray:
     return odds / odds.sum(axis=1, keepdims=True)
 
 
+def both_at_inference(versions: Sequence[Sequence[Prediction]]) -> np.ndarray:
+    """What the mean of the models' probabilities chooses, (items,) int64."""
+    return sum(probabilities(rows) for rows in versions).argmax(axis=1)
+
+
 def read_versions(cell: Cell) -> tuple[list[Prediction], list[Prediction]] | None:
     """The test answers of v1 and v2; None where they are not there yet."""
     files = [cell.answers_file(cell.version_folder(side), "test") for side in ("old", "new")]
@@ -74,20 +80,3 @@ def read_versions(cell: Cell) -> tuple[list[Prediction], list[Prediction]] | Non
         return None
     old, new = (read_predictions(file) for file in files)
     return old, new
-
-
-def read_answers(cell: Cell) -> Answers | None:
-    """The answers of all finished models of a cell; None before v1 and v2 are."""
-    versions = read_versions(cell)
-    if versions is None:
-        return None
-    found = Answers()
-    for name, rows in zip((V1, V2), versions, strict=True):
-        found.add(name, rows)
-    if found.choice:
-        found.choose(BOTH, sum(probabilities(rows) for rows in versions).argmax(axis=1))
-    for name, method in cell.plan["methods"].items():
-        file = cell.answers_file(cell.method_folder(name), "test") if method["chosen"] else Path()
-        if file.is_file():
-            found.add(name, read_predictions(file))
-    return found

@@ -1,6 +1,6 @@
-"""Tables and pictures of the study, from whatever runs are finished: writes benchmarks/results/study.md and *.svg.
+"""Tables and pictures of the study, from the records of what is finished: benchmarks/results/study.md and *.svg.
 
-    python benchmarks/study/report.py [--runs runs/study]
+    python benchmarks/study/report.py
 
 Figures are means over seeds. Changes are paired over seeds and items: intervals from a bootstrap that resamples items
 (with all their seeds), p-values from a sign test that flips whole items, corrected by Holm over the methods of a cell.
@@ -13,13 +13,13 @@ import math
 import platform
 from collections.abc import Mapping
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from answers import BOTH, FIGURES, V1, V2, Answers, read_answers
-from study import ROOT, Cell, load_plan, trial_name
+from answers import BOTH, FIGURES, V1, V2, Answers
+from records import read_record
+from study import ROOT, load_plan, trial_name
 
 from muscle_hf.metrics import Estimate, bootstrap, cluster_sign_test, holm
 from muscle_hf.report import charts, wording
@@ -41,7 +41,8 @@ def change(seeds: list[Answers], name: str, reference: str, figure: str) -> tupl
             seed.worse(model).astype(float) if figure == "nfr" else seed.quality[model] for model in (name, reference)
         )
         values.append(mine - theirs)
-        items.append(np.arange(len(mine)))
+        # The embedded world's items are others in each seed.
+        items.append([f"{seed.items} {index}" for index in range(len(mine))])
     values, items = np.concatenate(values), np.concatenate(items)
     estimate = bootstrap(lambda total, count: total / count, values, np.ones(len(values)), clusters=items)
     return estimate, cluster_sign_test(values, items)
@@ -181,13 +182,11 @@ def published() -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=Path("runs/study"), help="folder of the runs")
-    args = parser.parse_args()
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     plan = load_plan()
     parts, texts = {}, []
     for name in plan["cells"]:
-        read = {seed: read_answers(Cell(name, seed, plan, args.runs)) for seed in plan["seeds"]}
+        read = {seed: read_record(name, seed) for seed in plan["seeds"]}
         # A seed counts from the control on, which every method is compared with.
         read = {seed: found for seed, found in read.items() if found is not None and CONTROL in found.quality}
         if not read:

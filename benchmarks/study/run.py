@@ -3,7 +3,7 @@
     python benchmarks/study/run.py [--runs runs/study] [--cells level-trec ...] [--seeds 0 1 ...] [--methods ce ...]
 
 The plan is benchmarks/study/plan.yaml; learning rates and epochs of the methods are those that `tune.py` chose
-(benchmarks/study/tuned.yaml). `report.py` reads what this leaves.
+(benchmarks/study/tuned.yaml). What the models answered is recorded in benchmarks/study/records, for `report.py`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import time
 from pathlib import Path
 
+from records import write_record
 from study import Cell, load_plan
 
 from muscle_hf.pipeline.steps import hush
@@ -34,6 +35,7 @@ def main() -> None:
             for method in args.methods or plan["cells"][name].get("methods", list(plan["methods"])):
                 start = time.perf_counter()
                 cell.answers(cell.method(method), "test")
+                write_record(cell)
                 print(f"{name} seed {seed} {method}: {time.perf_counter() - start:.0f} s", flush=True)
 
 

@@ -8,6 +8,7 @@ version and a seed, methods with teachers to an update too. The folders tell: `T
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,16 +22,16 @@ from bases import made_base
 from muscle_hf.demo import TASKS as DEMO_TASKS
 from muscle_hf.demo import base as demo_base
 from muscle_hf.demo import rows as demo_rows
-from muscle_hf.evaluation import Prediction, Task, load_task
+from muscle_hf.evaluation import Item, Prediction, Task, load_items, load_task
+from muscle_hf.evaluation.yaml_task import task_from_dict
 from muscle_hf.pipeline.config import (
     DataSettings,
     LoraSettings,
     ModelSettings,
     RunSettings,
-    SplitSettings,
     TransferSettings,
 )
-from muscle_hf.pipeline.data import Splits, load_splits
+from muscle_hf.pipeline.data import Splits
 from muscle_hf.pipeline.run import Run
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW
 
@@ -70,15 +71,21 @@ def load_task_rows(rows: dict[str, Any], seed: int) -> tuple[Task, DataSettings,
         }
         data = DataSettings(transfer=TransferSettings("train", answers="both"), end_answers=True)
         return task, data, Splits(**items)
-    task = load_task(rows["task"])
-    data = DataSettings(
-        source=os.path.relpath(ROOT / rows["source"]),
-        **{part: SplitSettings(**rows[part]) for part in ("train", "validation", "test")},
-        transfer=TransferSettings(**rows["transfer"], answers="both"),
-        # These bases have never seen their EOS.
-        end_answers=False,
-    )
-    return task, data, load_splits(task, data)
+    described = rows["task"]
+    task = load_task(described) if isinstance(described, str) else task_from_dict(described)
+    splits = {name: rows[name]["split"] for name in ("train", "validation", "test", "transfer")}
+    longest, read = rows.get("longest", math.inf), {}
+    for split in set(splits.values()):
+        items = load_items(task, str(ROOT / rows["source"]), split)
+        read[split] = [item for item in items if len(item.prompt) + max(map(len, item.choices)) <= longest]
+
+    def part(name: str) -> list[Item]:
+        start = rows[name]["start"]
+        return read[splits[name]][start : start + rows[name]["limit"]]
+
+    # These bases have never seen their EOS.
+    data = DataSettings(transfer=TransferSettings(splits["transfer"], answers="both"), end_answers=False)
+    return task, data, Splits(**{name: part(name) for name in splits})
 
 
 @dataclass
@@ -151,6 +158,7 @@ class Cell:
             lora=LoraSettings(**self.plan["lora"]),
             training={**self.plan["training"], "seed": self.seed, **training},
             eval_batch_size=256,
+            attention=self.plan["attention"],
         )
         return Run(settings, task, splits)
 
@@ -183,7 +191,7 @@ class Cell:
             arguments["num_train_epochs"] *= 1 + len(splits.transfer) / len(splits.train)
         rows = self._labelled()
         if method["rows"] == "transfer":
-            rows = splits
+            rows = dataclasses.replace(splits, transfer=splits.transfer[: method.get("transfer")])
         elif method["rows"] == "pseudo":
             rows = dataclasses.replace(rows, train=[*splits.train, *self._pseudo_labelled(new)])
         if method["kind"] == "ce":

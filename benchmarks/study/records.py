@@ -1,0 +1,144 @@
+"""What of the study is kept in the repository: what every model of a seed answered to the test items, and what it was
+made of and with. The report reads nothing else, so that it can be made anew, or gone on with, without the runs.
+
+A record is one JSON file for each seed of a cell, in benchmarks/study/records:
+
+- ``items``: how many test items there are, a hash of what was asked, and the right choices, one digit an item;
+- ``models``: of each model its answers (choices or 1 for right, one digit an item, or similarities), the SHA-256 of
+  its adapter's file, and how it was trained;
+- ``bases`` and ``packages``: as the provenance file of a compatibility adapter has them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from answers import BOTH, V1, V2, Answers, both_at_inference
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from study import Cell
+
+from muscle_hf.evaluation import Prediction, read_predictions
+from muscle_hf.provenance import PROVENANCE_FILE
+
+RECORDS = Path(__file__).with_name("records")
+
+
+def record_file(cell: str, seed: int) -> Path:
+    """The record of a seed of a cell."""
+    return RECORDS / f"{cell}-seed{seed}.json"
+
+
+def write_record(cell: Cell) -> Path | None:
+    """Record the finished models of a cell; none before v1 and v2 are.
+
+    Models that an earlier record has are kept, if its task adapters gave the same answers as today's: methods are
+    compared only with the two that they started from.
+    """
+    folders = {V1: cell.version_folder("old"), V2: cell.version_folder("new")}
+    folders |= {name: cell.method_folder(name) for name, method in cell.plan["methods"].items() if method["chosen"]}
+    predictions = {
+        name: read_predictions(file) for name, folder in folders.items() if (file := _answers(folder)).is_file()
+    }
+    if not {V1, V2} <= predictions.keys():
+        return None
+    items = _items(predictions[V1])
+    models = {
+        name: {
+            "answers": _encoded(rows),
+            "adapter_sha256": _file_hash(folders[name]),
+            "training": _training(cell, name),
+        }
+        for name, rows in predictions.items()
+    }
+    if items["right"] is not None:
+        both = both_at_inference([predictions[V1], predictions[V2]])
+        models[BOTH] = {"answers": _digits(both)}
+    record = {"cell": cell.name, "seed": cell.seed, "items": items, **_made_of(folders), "models": models}
+    file = record_file(cell.name, cell.seed)
+    if file.is_file():
+        before = json.loads(file.read_text())
+        same = before["items"] == items and all(
+            before["models"][name]["answers"] == models[name]["answers"] for name in (V1, V2)
+        )
+        if same:
+            record = {**before, **record, "models": before["models"] | models}
+    RECORDS.mkdir(exist_ok=True)
+    file.write_text(json.dumps(record, indent=1) + "\n")
+    return file
+
+
+def read_record(cell: str, seed: int) -> Answers | None:
+    """The answers of all models of a seed of a cell; None where there is no record."""
+    file = record_file(cell, seed)
+    if not file.is_file():
+        return None
+    record = json.loads(file.read_text())
+    right = record["items"]["right"]
+    found = Answers(items=record["items"]["sha256"], right=None if right is None else _numbers(right))
+    for name, model in record["models"].items():
+        answers = model["answers"]
+        if right is not None:
+            found.choose(name, _numbers(answers))
+        else:
+            found.scored = not isinstance(answers, str)
+            found.quality[name] = np.array(answers if found.scored else _numbers(answers), dtype=float)
+    return found
+
+
+def _answers(adapter: Path) -> Path:
+    return Cell.answers_file(adapter, "test")
+
+
+def _items(rows: Sequence[Prediction]) -> dict[str, Any]:
+    asked = hashlib.sha256("".join(row.hash for row in rows).encode()).hexdigest()
+    chosen = rows[0].log_likelihoods is not None
+    return {"count": len(rows), "sha256": asked, "right": _digits([row.target for row in rows]) if chosen else None}
+
+
+def _encoded(rows: Sequence[Prediction]) -> str | list[float]:
+    if rows[0].log_likelihoods is not None:
+        return _digits([row.prediction for row in rows])
+    if rows[0].correct is not None:
+        return _digits([row.correct for row in rows])
+    return [round(row.score, 4) for row in rows]
+
+
+def _digits(numbers: Sequence[int]) -> str:
+    digits = [str(int(number)) for number in numbers]
+    if any(len(digit) > 1 for digit in digits):
+        raise ValueError("more than ten choices do not fit into one digit")
+    return "".join(digits)
+
+
+def _numbers(digits: str) -> np.ndarray:
+    return np.array([int(digit) for digit in digits])
+
+
+def _file_hash(adapter: Path) -> str:
+    return hashlib.sha256((adapter / SAFETENSORS_WEIGHTS_NAME).read_bytes()).hexdigest()
+
+
+def _training(cell: Cell, name: str) -> dict[str, Any]:
+    if name in (V1, V2):
+        version = cell.plan["versions"][cell.versions["old" if name == V1 else "new"]]
+        return {**cell.plan["task_training"], **({"labelled": version["labelled"]} if "labelled" in version else {})}
+    method = cell.plan["methods"][name]
+    return {key: method[key] for key in ("rows", "steps", "transfer") if key in method} | {
+        **method["chosen"],
+        **method.get("training", {}),
+    }
+
+
+def _made_of(folders: dict[str, Path]) -> dict[str, Any]:
+    """Bases and packages, from the provenance of the first compatibility adapter that is there."""
+    for folder in folders.values():
+        if (folder / PROVENANCE_FILE).is_file():
+            found = json.loads((folder / PROVENANCE_FILE).read_text())
+            bases = {side: found[side]["base"]["sha256"] for side in ("old", "new")}
+            return {"bases": bases, "packages": found["packages"]}
+    return {}
