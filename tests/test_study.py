@@ -26,7 +26,8 @@ def test_methods_are_settings(name, tmp_path):
     method = dict(PLAN["methods"][name])
     assert method.pop("kind") in ("ce", "muscle") and method.pop("rows") in ("labelled", "transfer", "pseudo")
     assert method.pop("says") and method.pop("steps", "transfer") == "transfer" and method.pop("transfer", 1) > 0
-    MuscleConfig(str(tmp_path), use_cpu=True, **{**PLAN["training"], **method.pop("training", {})})
+    training = {key: value for key, value in method.pop("training", {}).items() if value != "chosen"}
+    MuscleConfig(str(tmp_path), use_cpu=True, **{**PLAN["training"], **training})
     assert TUNED[method.pop("settings_of", name)] in PLAN["tuning"]["trials"] and not method
 
 
@@ -62,9 +63,11 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
     plan = {**PLAN, "seeds": [0], "bases": {}, "cells": {"demo-routing": PLAN["cells"]["demo-routing"]}}
     plan["tasks"] = {"routing": {"task": "routing", "source": "demo", "train": 32, "validation": 16, "transfer": 32,
                                  "test": 24}}  # fmt: skip
-    plan["methods"] = {name: PLAN["methods"][name] for name in ("ce", "ce_pseudo", "muscle", "transfer_mean")}
+    names = ("ce", "ce_pseudo", "muscle", "transfer_chosen")
+    plan["methods"] = {name: {**PLAN["methods"][name]} for name in names}
     plan["cells"]["demo-routing"] = {"update": "demo", "task": "routing"}
     plan["task_training"] = {"learning_rate": 1e-3, "epochs": 1}
+    del plan["methods"]["transfer_chosen"]["settings_of"]
     plan["tuning"] = {"cells": ["demo-routing"], "seeds": [0], "trials": [{"learning_rate": 1e-3, "epochs": 1}]}
     study = tmp_path / "benchmarks" / "study"
     study.mkdir(parents=True)

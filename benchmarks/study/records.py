@@ -128,10 +128,9 @@ def _training(cell: Cell, name: str) -> dict[str, Any]:
         version = cell.plan["versions"][cell.versions["old" if name == V1 else "new"]]
         return {**cell.plan["task_training"], **({"labelled": version["labelled"]} if "labelled" in version else {})}
     method = cell.plan["methods"][name]
-    return {key: method[key] for key in ("rows", "steps", "transfer") if key in method} | {
-        **method["chosen"],
-        **method.get("training", {}),
-    }
+    known = {key: method[key] for key in ("rows", "steps", "transfer") if key in method} | method["chosen"]
+    provenance = cell.method_folder(name) / PROVENANCE_FILE
+    return known | (json.loads(provenance.read_text())["objective"] if provenance.is_file() else {})
 
 
 def _made_of(folders: dict[str, Path]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from bases import made_base
 
+from muscle_hf.compare import measure_targets
 from muscle_hf.demo import TASKS as DEMO_TASKS
 from muscle_hf.demo import base as demo_base
 from muscle_hf.demo import rows as demo_rows
@@ -38,6 +39,8 @@ from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW
 ROOT = Path(__file__).parents[2]
 PLAN = Path(__file__).with_name("plan.yaml")
 TUNED = Path(__file__).with_name("tuned.yaml")
+# A mask in the plan: what is best on the cell's own validation rows.
+CHOSEN = "chosen"
 
 
 def load_plan() -> dict[str, Any]:
@@ -198,6 +201,8 @@ class Cell:
             run = self._run(adapter.parent, new, new, rows, **arguments)
         else:
             arguments |= {"teacher_cache": str(self.folder / "cache"), **method.get("training", {})}
+            chosen = [key for key, value in arguments.items() if value == CHOSEN]
+            arguments |= dict.fromkeys(chosen, self.chosen_target if chosen else None)
             run = self._run(adapter.parent, old, new, rows, **arguments)
         run.adapter(adapter.name)
         return dataclasses.replace(new, adapter=str(adapter))
@@ -208,6 +213,16 @@ class Cell:
         splits = dataclasses.replace(self._labelled(1), test=getattr(self.rows[2], part))
         folder = self.answers_file(Path(model.adapter), part).parents[1]
         return self._run(folder, model, model, splits).answers(NEW)
+
+    @cached_property
+    def chosen_target(self) -> str:
+        """The mask that ``muscle-hf targets`` chooses on the validation rows."""
+        files = []
+        for side in ("old", "new"):
+            model = self.version(side)
+            self.answers(model, "validation")
+            files.append(str(self.answers_file(Path(model.adapter), "validation")))
+        return measure_targets(*files)[0].chosen.mask
 
     def _pseudo_labelled(self, new: ModelSettings) -> Sequence:
         """The transfer prompts with v2's answers in place of the right ones."""

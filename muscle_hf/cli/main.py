@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "reproduce": ("measure a row of the paper against its published figures", "muscle_hf.cli.reproduce"),
     "compare": ("what an update breaks and mends, from the predictions of both models", "muscle_hf.cli.compare"),
     "noise": ("how many answers flip when the same model is run again", "muscle_hf.cli.noise"),
+    "targets": ("what rows without labels had best follow, tried on held-out rows", "muscle_hf.cli.targets"),
     "evaluate": ("run a model on a task and keep its predictions", "muscle_hf.cli.evaluate"),
     "harness": ("run tasks of lm-evaluation-harness on old, new and compat", "muscle_hf.cli.harness"),
     "dial": ("choose a point between v2's adapter and the compatibility adapter", "muscle_hf.cli.dial"),

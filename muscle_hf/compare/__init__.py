@@ -7,7 +7,8 @@
     document.to_json()
 
 :func:`compare` reads and joins logs of lm-evaluation-harness, lighteval, our own prediction files or plain files and
-returns a :class:`~muscle_hf.compare.document.Document`; :func:`measure_noise` compares runs of one model.
+returns a :class:`~muscle_hf.compare.document.Document`; :func:`measure_noise` compares runs of one model;
+:func:`measure_targets` tries what a compatibility adapter could follow on rows without labels.
 """
 
 from muscle_hf.compare.analyse import AnalysisOptions
@@ -16,6 +17,7 @@ from muscle_hf.compare.document import Document
 from muscle_hf.compare.gate import Budget, read_baseline, read_budget
 from muscle_hf.compare.noise import measure_noise
 from muscle_hf.compare.sources import ReadOptions, Source, read_source, source_of
+from muscle_hf.compare.targets import measure_targets
 
 __all__ = [
     "AnalysisOptions",
@@ -25,6 +27,7 @@ __all__ = [
     "Source",
     "compare",
     "measure_noise",
+    "measure_targets",
     "read_baseline",
     "read_budget",
     "read_source",

@@ -43,19 +43,24 @@ def cut_at(text: str, stop: Sequence[str]) -> str:
     return text[: min(found)] if found else text
 
 
-def choose(task: Task, item: Item, log_likelihoods: Sequence[float]) -> int:
-    """Index of the chosen choice; the first one among equals, as ``argmax`` does.
+def choice_scores(metric: str, choices: Sequence[str], log_likelihoods: Sequence[float]) -> np.ndarray:
+    """What the choices of an item are compared by, (choices,) float64.
 
     ``acc_norm`` divides by the number of characters, ``acc_bytes`` by that of UTF-8 bytes; neither counts the
-    space between prompt and choice (the rule of lm-evaluation-harness).
+    space between prompt and choice (the rule of lm-evaluation-harness). Every other metric takes the log-likelihoods.
     """
     scores = np.asarray(log_likelihoods, dtype=np.float64)
-    texts = [choice.removeprefix(" ") for choice in item.choices]
-    if task.metric == "acc_norm":
-        scores = scores / [max(1, len(text)) for text in texts]
-    elif task.metric == "acc_bytes":
-        scores = scores / [max(1, len(text.encode())) for text in texts]
-    return int(scores.argmax())
+    texts = [choice.removeprefix(" ") for choice in choices]
+    if metric == "acc_norm":
+        return scores / [max(1, len(text)) for text in texts]
+    if metric == "acc_bytes":
+        return scores / [max(1, len(text.encode())) for text in texts]
+    return scores
+
+
+def choose(task: Task, item: Item, log_likelihoods: Sequence[float]) -> int:
+    """Index of the chosen choice by :func:`choice_scores`; the first one among equals, as ``argmax`` does."""
+    return int(choice_scores(task.metric, item.choices, log_likelihoods).argmax())
 
 
 def chosen_prediction(task: Task, item: Item, log_likelihoods: Sequence[float]) -> Prediction:

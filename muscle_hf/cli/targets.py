@@ -1,0 +1,56 @@
+"""``muscle-hf targets``: what rows without labels had best follow, from the predictions of both models."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from muscle_hf.cli.compare import add_reading_arguments, check_outputs, reading_options, write_text
+
+_EPILOG = """\
+Ask both models on rows with labels that neither task adapter was trained on (muscle-hf evaluate), and give their
+predictions here. Figures are of the rule itself, which asks both models; a student comes close to it, not up to it.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EPILOG
+    parser.add_argument("old", metavar="OLD", help="predictions of the old model, with log-likelihoods of choices")
+    parser.add_argument("new", metavar="NEW", help="predictions of the new model on the same rows")
+    add_reading_arguments(parser)
+    parser.add_argument(
+        "--shares", type=float, nargs="+", metavar="S", help="shares of the old model to try (0.3 to 0.8)"
+    )
+    parser.add_argument("--level", type=float, default=0.95, help="confidence level (0.95)")
+    parser.add_argument("--json", metavar="FILE", help="all figures as JSON (- for the screen)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tries the targets, prints them and says which one to train with."""
+    from muscle_hf.compare import AnalysisOptions
+    from muscle_hf.compare.comparison import check_options
+    from muscle_hf.compare.targets import SHARES, measure_targets
+
+    check_outputs(args.json)
+    check_options(AnalysisOptions(level=args.level))
+    found = measure_targets(
+        args.old,
+        args.new,
+        shares=args.shares or SHARES,
+        level=args.level,
+        read=reading_options(args),
+        allow_partial=args.allow_partial,
+    )
+    if args.json:
+        write_text(args.json, json.dumps([targets.to_dict() for targets in found], indent=1) + "\n")
+    if args.json != "-":
+        from rich.console import Console
+
+        from muscle_hf.report import terminal
+
+        console = Console()
+        for targets in found:
+            terminal.print_targets(targets, console)
+    return 0
