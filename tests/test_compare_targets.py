@@ -20,12 +20,13 @@ LOGS = Path(__file__).parent / "data" / "lm_eval"
 
 
 def likely(items: int, accuracy: float, sure: float, seed: int):
-    """Predictions of a model whose confidence in its choice is about ``sure``, other choices equally likely."""
+    """Predictions of a model whose confidence in its choice is about ``sure``, and more where it is right; other
+    choices are equally likely."""
     rng = np.random.default_rng(seed)
     rows = []
     for row in choice_predictions(items, accuracy, seed):
         p = np.full(4, 0.0)
-        top = min(0.99, max(0.3, rng.normal(sure, 0.1)))
+        top = min(0.99, max(0.3, rng.normal(sure + (0.1 if row.correct else -0.1), 0.1)))
         p[:] = (1 - top) / 3
         p[row.prediction] = top
         rows.append(dataclasses.replace(row, log_likelihoods=np.log(p).tolist()))
