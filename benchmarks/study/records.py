@@ -36,8 +36,8 @@ def record_file(cell: str, seed: int) -> Path:
 def write_record(cell: Cell) -> Path | None:
     """Record the finished models of a cell; none before v1 and v2 are.
 
-    Models that an earlier record has are kept, if its task adapters gave the same answers as today's: methods are
-    compared only with the two that they started from.
+    Models that an earlier record has are kept, if its task adapters gave the same answers as today's, since methods
+    are compared only with the two that they started from, and if they have the settings that tuning chose.
     """
     folders = {V1: cell.version_folder("old"), V2: cell.version_folder("new")}
     folders |= {name: cell.method_folder(name) for name, method in cell.plan["methods"].items() if method["chosen"]}
@@ -66,7 +66,8 @@ def write_record(cell: Cell) -> Path | None:
             before["models"][name]["answers"] == models[name]["answers"] for name in (V1, V2)
         )
         if same:
-            record = {**before, **record, "models": before["models"] | models}
+            kept = {name: model for name, model in before["models"].items() if _is_as_tuned(cell, name, model)}
+            record = {**before, **record, "models": kept | models}
     RECORDS.mkdir(exist_ok=True)
     file.write_text(json.dumps(record, indent=1) + "\n")
     return file
@@ -131,6 +132,11 @@ def _training(cell: Cell, name: str) -> dict[str, Any]:
     known = {key: method[key] for key in ("rows", "steps", "transfer") if key in method} | method["chosen"]
     provenance = cell.method_folder(name) / PROVENANCE_FILE
     return known | (json.loads(provenance.read_text())["objective"] if provenance.is_file() else {})
+
+
+def _is_as_tuned(cell: Cell, name: str, model: dict[str, Any]) -> bool:
+    chosen = cell.plan["methods"].get(name, {}).get("chosen")
+    return chosen is not None and chosen.items() <= model["training"].items()
 
 
 def _made_of(folders: dict[str, Path]) -> dict[str, Any]:

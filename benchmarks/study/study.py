@@ -138,7 +138,9 @@ class Cell:
     @cached_property
     def rows(self) -> tuple[Task, DataSettings, Splits]:
         """The task, where its rows are, and the rows."""
-        return load_task_rows(self.plan["tasks"][self.task_name], self.seed)
+        task, data, splits = load_task_rows(self.plan["tasks"][self.task_name], self.seed)
+        few = self.plan["cells"][self.name].get("transfer")
+        return task, data, dataclasses.replace(splits, transfer=splits.transfer[:few])
 
     def base(self, side: str) -> str:
         """The base model of a side; one of the study's own is trained if it is missing."""
