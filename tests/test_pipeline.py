@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -12,8 +13,10 @@ from hub_server import TOKEN, card_errors, front_matter
 
 from muscle_hf import demo
 from muscle_hf.cli.main import main
+from muscle_hf.compare import measure_targets
 from muscle_hf.demo.run import demo_settings, demo_splits
 from muscle_hf.errors import MuscleError
+from muscle_hf.evaluation import read_predictions
 from muscle_hf.pipeline.config import TransferSettings
 from muscle_hf.pipeline.data import Splits
 from muscle_hf.pipeline.run import Run, load_result_predictions, run_task
@@ -220,6 +223,45 @@ def test_transfer_rows_of_a_run(tmp_path):
     fewer = Splits(whole.train[:8], [], whole.test[:8], transfer=whole.train[8:19])
     run_task(settings, demo.TASKS["routing"], fewer, said.append)
     assert "Compatibility adapter" in said and any("Task adapter on v1: done" in line for line in said)
+
+
+def test_the_target_is_chosen_on_validation_rows(tmp_path):
+    settings = demo_settings("routing", 0, tmp_path / "run")
+    settings.training |= {"max_steps": 2, "per_device_train_batch_size": 4}
+    settings.data.transfer = TransferSettings("train", answers="old", target="chosen")
+    whole = demo_splits("routing", 0)
+    splits = Splits(whole.train[:8], whole.train[20:60], whole.test[:8], transfer=whole.train[8:14])
+    said: list[str] = []
+    made = Run(settings, demo.TASKS["routing"], splits, said.append)
+    made.adapter("muscle")
+    found = json.loads((tmp_path / "run" / "targets.json").read_text())
+    assert found["items"] == 40 and found["chosen"] in found["targets"]
+    saved = json.loads((tmp_path / "run" / "muscle" / "muscle_provenance.json").read_text())["objective"]
+    assert saved["mask"] == saved["transfer_mask"] == found["chosen"]["mask"]
+    # From the answers to these rows, which nobody was trained on or is tested with.
+    files = [tmp_path / "run" / "validation_predictions" / f"{side}.jsonl" for side in ("old", "new")]
+    assert measure_targets(*map(str, files))[0].to_dict() == found
+    assert {row.id for row in read_predictions(files[0])} == {item.id for item in splits.validation}
+    assert any(f"Target: {saved['mask']} (" in line for line in said)
+    again: list[str] = []
+    Run(settings, demo.TASKS["routing"], splits, again.append).adapter("muscle")
+    assert "Compatibility adapter" not in again and not any("validation items" in line for line in again)
+
+
+def test_a_target_that_cannot_be_chosen_is_refused_first(tmp_path):
+    settings = demo_settings("refund", 0, tmp_path / "run")
+    settings.data.transfer = TransferSettings("train", target="chosen")
+    whole = demo_splits("refund", 0)
+    rows = whole.train[:2], whole.train[2:4], whole.test[:2], whole.train[4:6]
+    with pytest.raises(MuscleError, match="is for tasks with choices"):
+        Run(settings, demo.TASKS["refund"], Splits(*rows))
+    with pytest.raises(MuscleError, match="needs validation rows"):
+        Run(settings, demo.TASKS["routing"], Splits(rows[0], [], *rows[2:]))
+    with pytest.raises(MuscleError, match=r"decides what training\.transfer_mask says"):
+        dataclasses.replace(settings, training={"transfer_mask": "mean"})
+    with pytest.raises(MuscleError, match=r"data\.transfer\.target"):
+        TransferSettings("train", target="best")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_checker_of_one_s_own(tmp_path):

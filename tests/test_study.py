@@ -26,8 +26,8 @@ def test_methods_are_settings(name, tmp_path):
     method = dict(PLAN["methods"][name])
     assert method.pop("kind") in ("ce", "muscle") and method.pop("rows") in ("labelled", "transfer", "pseudo")
     assert method.pop("says") and method.pop("steps", "transfer") == "transfer" and method.pop("transfer", 1) > 0
-    training = {key: value for key, value in method.pop("training", {}).items() if value != "chosen"}
-    MuscleConfig(str(tmp_path), use_cpu=True, **{**PLAN["training"], **training})
+    MuscleConfig(str(tmp_path), use_cpu=True, **{**PLAN["training"], **method.pop("training", {})})
+    assert method.pop("target", "chosen") == "chosen"
     assert TUNED[method.pop("settings_of", name)] in PLAN["tuning"]["trials"] and not method
 
 

@@ -19,7 +19,6 @@ from typing import Any
 import yaml
 from bases import made_base
 
-from muscle_hf.compare import measure_targets
 from muscle_hf.demo import TASKS as DEMO_TASKS
 from muscle_hf.demo import base as demo_base
 from muscle_hf.demo import rows as demo_rows
@@ -39,8 +38,6 @@ from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW
 ROOT = Path(__file__).parents[2]
 PLAN = Path(__file__).with_name("plan.yaml")
 TUNED = Path(__file__).with_name("tuned.yaml")
-# A mask in the plan: what is best on the cell's own validation rows.
-CHOSEN = "chosen"
 
 
 def load_plan() -> dict[str, Any]:
@@ -152,8 +149,17 @@ class Cell:
             return os.path.relpath(made_base(self.runs / "bases" / name, ROOT, **self.plan["bases"][name]))
         return os.path.relpath(ROOT / base)
 
-    def _run(self, folder: Path, old: ModelSettings, new: ModelSettings, splits: Splits, **training: Any) -> Run:
+    def _run(
+        self,
+        folder: Path,
+        old: ModelSettings,
+        new: ModelSettings,
+        splits: Splits,
+        target: str | None = None,
+        **training: Any,
+    ) -> Run:
         task, data, _ = self.rows
+        data = dataclasses.replace(data, transfer=dataclasses.replace(data.transfer, target=target))
         settings = RunSettings(
             old=old,
             new=new,
@@ -203,9 +209,7 @@ class Cell:
             run = self._run(adapter.parent, new, new, rows, **arguments)
         else:
             arguments |= {"teacher_cache": str(self.folder / "cache"), **method.get("training", {})}
-            chosen = [key for key, value in arguments.items() if value == CHOSEN]
-            arguments |= dict.fromkeys(chosen, self.chosen_target if chosen else None)
-            run = self._run(adapter.parent, old, new, rows, **arguments)
+            run = self._run(adapter.parent, old, new, rows, method.get("target"), **arguments)
         run.adapter(adapter.name)
         return dataclasses.replace(new, adapter=str(adapter))
 
@@ -215,16 +219,6 @@ class Cell:
         splits = dataclasses.replace(self._labelled(1), test=getattr(self.rows[2], part))
         folder = self.answers_file(Path(model.adapter), part).parents[1]
         return self._run(folder, model, model, splits).answers(NEW)
-
-    @cached_property
-    def chosen_target(self) -> str:
-        """The mask that ``muscle-hf targets`` chooses on the validation rows."""
-        files = []
-        for side in ("old", "new"):
-            model = self.version(side)
-            self.answers(model, "validation")
-            files.append(str(self.answers_file(Path(model.adapter), "validation")))
-        return measure_targets(*files)[0].chosen.mask
 
     def _pseudo_labelled(self, new: ModelSettings) -> Sequence:
         """The transfer prompts with v2's answers in place of the right ones."""

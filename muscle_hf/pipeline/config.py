@@ -60,6 +60,8 @@ class TransferSettings:
         source: Where they are, if not where the training rows are.
         answers: Whose answers are trained at: ``old``, ``new``, ``both``, ``student``, or ``choices`` (of a task).
         checker: ``file.py:function`` that tells right answers, see :class:`muscle_hf.TransferPrompts`.
+        target: ``chosen``: ``mask`` and ``transfer_mask`` are what :func:`muscle_hf.compare.measure_targets` chooses
+            from both versions' answers to the validation rows (a task with choices).
     """
 
     split: str
@@ -68,9 +70,11 @@ class TransferSettings:
     source: str | None = None
     answers: str = "both"
     checker: str | None = None
+    target: str | None = None
 
     def __post_init__(self) -> None:
         one_of("data.transfer.answers", self.answers, ("old", "new", "both", "student", "choices"))
+        one_of("data.transfer.target", self.target, (None, "chosen"))
 
 
 @dataclass
@@ -260,6 +264,11 @@ class RunSettings:
             raise MuscleError("missing: task (it may be left out only with data.format: trl and a data.source)")
         if self.data.transfer is not None and (self.data.format != "task" or self.data.streaming):
             raise MuscleError("data.transfer needs data.format: task, and rows that are not streamed")
+        given = [name for name in ("mask", "transfer_mask") if name in self.training]
+        if self.data.transfer is not None and self.data.transfer.target and given:
+            raise MuscleError(
+                f"data.transfer.target: chosen decides what training.{given[0]} says; leave one of the two out"
+            )
         if self.data.streaming and (self.trainer != "trl" or self.training.get("max_steps", -1) < 1):
             raise MuscleError(
                 "data.streaming needs trainer: trl, and training.max_steps, since a stream has no length"

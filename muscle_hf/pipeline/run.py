@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from muscle_hf.checkpoints import staged
+from muscle_hf.compare import measure_targets, source_of
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.predictions import Prediction, read_predictions, write_predictions
 from muscle_hf.evaluation.registry import load_task, python_variable
-from muscle_hf.evaluation.tasks import Task
+from muscle_hf.evaluation.tasks import Item, Task
 from muscle_hf.pipeline import steps
 from muscle_hf.pipeline.card import card_words, complete_run_card
 from muscle_hf.pipeline.config import ModelSettings, RunSettings
@@ -30,7 +32,9 @@ logger = logging.get_logger(__name__)
 
 DONE_FILE = "muscle_step.json"
 RESULT_FILE = "result.json"
+TARGETS_FILE = "targets.json"
 PREDICTIONS = "predictions"
+VALIDATION_PREDICTIONS = "validation_predictions"
 VERSIONS = {OLD: "v1", NEW: "v2"}
 
 
@@ -90,6 +94,7 @@ class Run:
         self._say = say if self._process.is_main_process else lambda text: None
         self._how = steps.loading(settings)
         self._checker = None if settings.data.transfer is None else _load_checker(settings.data.transfer.checker)
+        self._check_target()
         self.data = self._tokenized(settings.new)
         defaults = {"report_to": "none", "logging_strategy": "epoch", "disable_tqdm": False, "save_strategy": "no"}
         defaults["eval_strategy"] = "epoch" if self.data.validates else "no"
@@ -201,7 +206,7 @@ class Run:
 
         self.adapter(OLD)
         self.adapter(NEW)
-        training = steps.unpublished(self.training, self.settings.config_class)
+        training = steps.unpublished(self.training | self.target, self.settings.config_class)
         prompts = self.transfer
         transfer = () if prompts is None else (prompts.identity(), prompts.end_answers)
         if self._checker is not None:
@@ -218,7 +223,8 @@ class Run:
             changed: Training arguments in place of the settings'.
         """
         old, new = self.side(OLD), self.side(NEW)
-        arguments = steps.training_arguments(self.settings.config_class, {**self.training, **changed}, folder)
+        training = {**self.training, **self.target, **changed}
+        arguments = steps.training_arguments(self.settings.config_class, training, folder)
         model = steps.load_task_adapter(new, self._how, trainable=True)
         return steps.compatibility_trainer(model, old, self.data, arguments, how=self._how, transfer=self.transfer)
 
@@ -235,6 +241,42 @@ class Run:
             end_answers=self.settings.data.end_answers,
             batch_size=self.settings.eval_batch_size,
         )
+
+    # ---- What transfer rows follow ----
+
+    def _check_target(self) -> None:
+        if not self._chooses_target:
+            return
+        if self.task is None or self.task.kind != "choice":
+            raise MuscleError("data.transfer.target: chosen is for tasks with choices; set training.transfer_mask")
+        if not self.splits.validation:
+            raise MuscleError(
+                "data.transfer.target: chosen needs validation rows, which both versions are asked about"
+            )
+
+    @property
+    def _chooses_target(self) -> bool:
+        transfer = self.settings.data.transfer
+        return transfer is not None and transfer.target == "chosen" and bool(self.splits.transfer)
+
+    @cached_property
+    def target(self) -> dict[str, str]:
+        """``mask`` and ``transfer_mask``, where ``data.transfer.target`` has them chosen; else nothing.
+
+        The figures of all targets are written to ``targets.json``.
+        """
+        if not self._chooses_target:
+            return {}
+        rows, folder = self.splits.validation, self.folder / VALIDATION_PREDICTIONS
+        sources = [source_of(self._answered(name, rows, folder / f"{name}.jsonl"), name) for name in (OLD, NEW)]
+        (found,) = measure_targets(*sources)
+        mask = found.chosen.mask
+        rates = f"{100 * found.chosen.accuracy.value:.1f} % right, {100 * found.chosen.nfr.value:.1f} % negative flips"
+        self._say(f"Target: {mask} ({rates} on {found.items} validation rows, if both versions were asked)")
+        if self._process.is_main_process:
+            with staged(self.folder) as stage:
+                (stage / TARGETS_FILE).write_text(json.dumps(found.to_dict(), indent=2) + "\n")
+        return {"mask": mask, "transfer_mask": mask}
 
     # ---- Evaluation ----
 
@@ -258,20 +300,23 @@ class Run:
 
     def answers(self, name: str) -> list[Prediction]:
         """What a model of the run answers to the test items; asked once."""
+        return self._answered(name, self.splits.test, self.folder / PREDICTIONS / f"{name}.jsonl")
+
+    def _answered(self, name: str, items: Sequence[Item], file: Path) -> list[Prediction]:
         settings = self.settings
         side = self.side(name)
         trained = Path(side.adapter, DONE_FILE)
         adapter = json.loads(trained.read_text())["key"] if trained.is_file() else _fingerprint(side)
         how = (settings.dtype, settings.quantization, settings.attention, settings.eval_batch_size)
-        key = _fingerprint(adapter, self.task.rules(), self.splits.test, how)
-        file = self.folder / PREDICTIONS / f"{name}.jsonl"
+        key = _fingerprint(adapter, self.task.rules(), items, how)
         note = file.with_suffix(".key")
         if file.is_file() and note.is_file() and note.read_text() == key:
             return read_predictions(file)
-        self._say(f"{len(self.splits.test)} test items: {VERSIONS.get(name, name)}")
+        kind = "test" if items is self.splits.test else "validation"
+        self._say(f"{len(items)} {kind} items: {VERSIONS.get(name, name)}")
         steps.free_memory()
         how = {"how": self._how, "batch_size": settings.eval_batch_size}
-        answers = steps.answer(side, side.adapter, self.task, self.splits.test, **how)
+        answers = steps.answer(side, side.adapter, self.task, items, **how)
         if self._process.is_main_process:
             note.unlink(missing_ok=True)
             write_predictions(file, answers)
