@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from study import Cell
@@ -25,6 +26,7 @@ class Answers:
         right: The right choices, (items,) int64, or none.
         scored: Whether the quality is a similarity.
         items: Hash of what was asked.
+        training: How each model was trained.
     """
 
     quality: dict[str, np.ndarray] = field(default_factory=dict)
@@ -32,6 +34,7 @@ class Answers:
     right: np.ndarray | None = None
     scored: bool = False
     items: str = ""
+    training: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, name: str, rows: Sequence[Prediction]) -> None:
         """The answers of a model."""

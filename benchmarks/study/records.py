@@ -83,6 +83,7 @@ def read_record(cell: str, seed: int) -> Answers | None:
     found = Answers(items=record["items"]["sha256"], right=None if right is None else _numbers(right))
     for name, model in record["models"].items():
         answers = model["answers"]
+        found.training[name] = model.get("training", {})
         if right is not None:
             found.choose(name, _numbers(answers))
         else:

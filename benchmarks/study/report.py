@@ -147,8 +147,7 @@ def summary(parts: Mapping[str, tuple[list[Answers], dict[str, dict]]], methods:
         "muscle",
         "muscle_ce",
         "transfer_mean",
-        "transfer_confident",
-        "transfer_calibrated",
+        "transfer_chosen",
         BOTH,
     )
     head = ["cell", "seeds", "v1", "v2", *(f"`{name}`" if name in methods else name for name in shown)]
@@ -181,6 +180,41 @@ def published() -> list[str]:
     return lines
 
 
+# Methods that Table 7 has too, and the recipes that hold its figures.
+TABLE_7 = {
+    "muscle": "llama_1_to_2_7b/piqa",
+    "muscle_ce": "masks/student_wrong_ce",
+    "old_right": "masks/old_right",
+    "always_old": "masks/always_old",
+    "old_likelier_ce": "masks/old_likelier_ce",
+    "old_likelier_sequence_ce": "masks/old_likelier_sequence_ce",
+}
+
+
+def table_7(parts: Mapping[str, tuple[list[Answers], dict[str, dict]]], methods: Mapping[str, Any]) -> list[str]:
+    """The masks of the paper's ablation beside its percentages: a column for each cell that has them all."""
+    cells = [cell for cell, (_, figures) in parts.items() if figures.keys() >= TABLE_7.keys()]
+    head = ["mask", "paper (PIQA, Llama 1 to 2)", *(f"{cell}, against v2 / against CE" for cell in cells)]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for name, recipe in TABLE_7.items():
+        row = yaml.safe_load((ROOT / "recipes" / "paper" / f"{recipe}.yaml").read_text())["published"]
+        texts = []
+        for cell in cells:
+            seeds, figures = parts[cell]
+            bases = (means(with_model(seeds, name), reference)["nfr"] for reference in (V2, CONTROL))
+            texts.append(" / ".join(f"{100 * (figures[name]['nfr'] / base - 1):+.1f} %" for base in bases))
+        paper = f"{row['nfr_change_percent']:+.1f} %"
+        lines.append("| " + " | ".join([methods[name]["says"], paper, *texts]) + " |")
+    return lines if cells else []
+
+
+def chosen_targets(read: Mapping[int, Answers]) -> str:
+    """What the seeds of a cell chose to follow on their validation rows."""
+    masks = [f"{answers.training['transfer_chosen']['transfer_mask']} (seed {seed})"
+             for seed, answers in read.items() if "transfer_chosen" in answers.training]  # fmt: skip
+    return f" Targets chosen: {', '.join(masks)}." if masks else ""
+
+
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     plan = load_plan()
@@ -200,11 +234,11 @@ def main() -> None:
         items = len(seeds[0].quality[V2])
         texts.append(
             f"## {name}\n\nSeeds {', '.join(map(str, read))}; {items} test items; "
-            f"{'mean similarity' if seeds[0].scored else 'accuracy'} of v1 {100 * figures[V2]['acc_old']:.2f}.\n\n"
-            + "\n".join(lines)
-            + f"\n\n![Accuracy against negative flips]({file})\n"
+            f"{'mean similarity' if seeds[0].scored else 'accuracy'} of v1 {100 * figures[V2]['acc_old']:.2f}."
+            f"{chosen_targets(read)}\n\n" + "\n".join(lines) + f"\n\n![Accuracy against negative flips]({file})\n"
         )
-    chosen = {name: method["chosen"] for name, method in plan["methods"].items() if method["chosen"]}
+    done = {name for _, figures in parts.values() for name in figures}
+    chosen = {name: method["chosen"] for name, method in plan["methods"].items() if name in done}
     settings = "; ".join(f"`{name}` {trial_name(trial, ', ')}" for name, trial in chosen.items())
     text = (
         "# The study\n\n`python benchmarks/study/tune.py && python benchmarks/study/run.py && "
@@ -217,7 +251,12 @@ def main() -> None:
         "Accuracy (or mean similarity) / NFR, and NFR against v2's on the same seeds.\n\n"
         + "\n".join(summary(parts, plan["methods"]))
         + "\n\nThe paper's changes of NFR against v2, with CE where it used it (Tables 4 to 6; no control was trained "
-        "there):\n\n" + "\n".join(published()) + f"\n\nSettings: {settings}.\n\n" + "\n".join(texts)
+        "there):\n\n"
+        + "\n".join(published())
+        + "\n\nThe masks of its Table 7 (changes of NFR):\n\n"
+        + "\n".join(table_7(parts, plan["methods"]))
+        + f"\n\nSettings: {settings}.\n\n"
+        + "\n".join(texts)
     )
     (RESULTS / "study.md").write_text(text)
     print(text)
