@@ -11,6 +11,8 @@ import argparse
 import platform
 from pathlib import Path
 
+from reporting import put_between
+
 from muscle_hf.demo import TASKS as TASKS_OF_WORLD
 from muscle_hf.demo.run import demo_settings, demo_splits, run_demo
 from muscle_hf.pipeline import steps
@@ -97,9 +99,7 @@ def main() -> None:
     )
     parts = [f"## {task}\n\n{text}" for task, text in tables.items()]
     (ROOT / "benchmarks" / "results" / "demo.md").write_text(head + "\n".join(parts))
-    readme = ROOT / "README.md"
-    before, _, after = readme.read_text().split(MARK)
-    readme.write_text(f"{before}{MARK}\n\n{tables['routing']}\n{MARK}{after}")
+    put_between(ROOT / "README.md", MARK, tables["routing"])
     print("; ".join(seconds))
 
 

@@ -24,6 +24,18 @@ def publish(name: str, lines: Iterable[str]) -> None:
     (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
 
 
+def put_between(document: Path, mark: str, text: str) -> None:
+    """Write what a benchmark found into a document, between two lines that are its mark.
+
+    Args:
+        document: Has the mark twice.
+        mark: A Markdown comment.
+        text: What stands between afterwards.
+    """
+    before, _, after = document.read_text(encoding="utf-8").split(mark)
+    document.write_text(f"{before}{mark}\n\n{text.strip()}\n\n{mark}{after}", encoding="utf-8")
+
+
 def where() -> str:
     """The machine and the packages: ``CPU (x86_64), torch 2.13.0, transformers 5.23.0``."""
     import torch

@@ -72,6 +72,9 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
     study = tmp_path / "benchmarks" / "study"
     study.mkdir(parents=True)
     (tmp_path / "benchmarks" / "results").mkdir()
+    (tmp_path / "docs").mkdir()
+    for file in ("benchmarks/reporting.py", "docs/study.md"):
+        (tmp_path / file).write_text((ROOT / file).read_text())
     for file in STUDY.glob("*.py"):
         (study / file.name).write_text(file.read_text())
     (study / "plan.yaml").write_text(yaml.safe_dump(plan))
@@ -101,4 +104,5 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
     table = script("report.py")
     for name in plan["methods"]:
         assert f"(`{name}`) | 1 |" in table
+    assert "| [demo-routing](" in (tmp_path / "docs" / "study.md").read_text()
     assert (tmp_path / "benchmarks/results/study-demo-routing.svg").read_text().startswith("<svg")

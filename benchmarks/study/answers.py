@@ -10,10 +10,10 @@ import numpy as np
 from study import Cell
 
 from muscle_hf.evaluation import Prediction, read_predictions
-from muscle_hf.metrics import flip_metrics, flip_metrics_from_correct, smooth_flip_metrics
+from muscle_hf.metrics import flip_metrics, flip_metrics_from_correct, inherited_errors, smooth_flip_metrics
 
 V1, V2, BOTH = "v1", "v2", "both at inference"
-FIGURES = ("acc_new", "nfr", "relative_nfr", "nfr_mc", "pfr")
+FIGURES = ("acc_new", "nfr", "relative_nfr", "nfr_mc", "pfr", "return_rate", "inheritance_rate")
 
 
 @dataclass
@@ -53,10 +53,17 @@ class Answers:
         """Which items a model answers worse than v1 (for right and wrong: negative flips), (items,) bool."""
         return self.quality[name] < self.quality[V1]
 
+    def inherited(self, name: str) -> dict[str, float]:
+        """How many of the errors of v1 that v2 had shed a model makes again, of tasks with choices."""
+        answers = {"old_predictions": self.choice[V1], "compat_predictions": self.choice[name]}
+        sides = (self.quality[side] > 0 for side in (V1, V2, name))
+        return inherited_errors(*sides, **answers).to_dict()
+
     def figures(self, name: str) -> dict[str, float]:
         """Accuracy (or mean similarity), NFR and so on of a model, as fractions; what is not defined is missing."""
         if self.choice:
-            return flip_metrics(self.choice[V1], self.choice[name], self.right)
+            flips = flip_metrics(self.choice[V1], self.choice[name], self.right)
+            return flips | self.inherited(name)
         if not self.scored:
             return flip_metrics_from_correct(self.quality[V1] > 0, self.quality[name] > 0)
         smooth = smooth_flip_metrics(self.quality[V1], self.quality[name])

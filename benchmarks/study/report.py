@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import platform
+import sys
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any
@@ -24,8 +25,25 @@ from study import ROOT, load_plan, trial_name
 from muscle_hf.metrics import Estimate, bootstrap, cluster_sign_test, holm
 from muscle_hf.report import charts, wording
 
+sys.path.insert(0, str(ROOT / "benchmarks"))  # what all benchmarks share
+from reporting import put_between
+
 RESULTS = ROOT / "benchmarks" / "results"
 CONTROL = "ce"
+MARK = "<!-- tables: written by benchmarks/study/report.py -->"
+WORDS = """Accuracy (or mean similarity) / NFR in percent, means over seeds; in brackets NFR against v2's:
+
+{}
+
+Against the control, plain CE: change of NFR in points (in percent) / of accuracy in points; \\* p < 0.05 after Holm's
+correction over the row:
+
+{}
+
+The masks of the paper's Table 7, changes of NFR:
+
+{}
+"""
 
 
 def with_model(seeds: list[Answers], name: str) -> list[Answers]:
@@ -68,8 +86,8 @@ def cell_table(seeds: list[Answers], methods: Mapping[str, Mapping[str, Any]]) -
             (CONTROL, "acc_new", others),
         )
     }
-    head = ["", "seeds", "accuracy", "NFR", "relative NFR", "NFR_mc", "PFR", "NFR against v2", "NFR against CE",
-            "accuracy against CE"]  # fmt: skip
+    head = ["", "seeds", "accuracy", "NFR", "relative NFR", "NFR_mc", "PFR", "returned", "inherited",
+            "NFR against v2", "NFR against CE", "accuracy against CE"]  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name in names:
         row = figures[name]
@@ -165,6 +183,34 @@ def summary(parts: Mapping[str, tuple[list[Answers], dict[str, dict]]], methods:
     return lines
 
 
+def against_control(
+    parts: Mapping[str, tuple[list[Answers], dict[str, dict]]], methods: Mapping[str, Any]
+) -> list[str]:
+    """One line a cell: each method's change of NFR and accuracy against the control, marked where it is not chance."""
+    shown = ("ce_pseudo", "muscle", "muscle_ce", "transfer_mean", "transfer_chosen")
+    head = ["cell", *(methods[name]["says"] for name in shown)]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for cell, (seeds, figures) in parts.items():
+        names = [name for name in shown if name in figures]
+        found = {figure: {n: change(seeds, n, CONTROL, figure) for n in names} for figure in ("nfr", "acc_new")}
+        marks = {
+            figure: dict(zip(names, holm([p for _, p in of.values()]), strict=True)) for figure, of in found.items()
+        }
+        row = [cell]
+        for name in shown:
+            if name not in names:
+                row.append("")
+                continue
+            base = means(with_model(seeds, name), CONTROL)["nfr"]
+            flips, accuracy = (
+                f"{100 * of[name][0].value:+.2f}{'*' * bool(marks[figure][name] < 0.05)}"
+                for figure, of in found.items()
+            )
+            row.append(f"{flips} ({100 * found['nfr'][name][0].value / base:+.0f} %) / {accuracy}")
+        lines.append("| " + " | ".join(row) + " |")
+    return lines
+
+
 def published() -> list[str]:
     """The paper's own changes of NFR, from the recipes of its rows: a line an update, a column a task."""
     changes: dict[str, dict[str, float]] = {}
@@ -247,7 +293,8 @@ def main() -> None:
         "Figures in percent, means over the seeds that a method has; changes in percentage points with the 95 % "
         "interval of a bootstrap over items, relative to the other's NFR in brackets, and the p-value of a sign test "
         "over items, corrected by Holm over the methods of the cell. Whiskers in the pictures are the range of the "
-        "seeds; they show the methods that have all seeds.\n\n## All cells\n\n"
+        "seeds; they show the methods that have all seeds. Returned: of v1's errors that v2 had shed, the share "
+        "that the model makes again; inherited: with v1's own wrong answer.\n\n## All cells\n\n"
         "Accuracy (or mean similarity) / NFR, and NFR against v2's on the same seeds.\n\n"
         + "\n".join(summary(parts, plan["methods"]))
         + "\n\nThe paper's changes of NFR against v2, with CE where it used it (Tables 4 to 6; no control was trained "
@@ -259,6 +306,13 @@ def main() -> None:
         + "\n".join(texts)
     )
     (RESULTS / "study.md").write_text(text)
+    tables = (
+        summary(parts, plan["methods"]),
+        against_control(parts, plan["methods"]),
+        table_7(parts, plan["methods"]),
+    )
+    words = WORDS.format(*("\n".join(table) for table in tables))
+    put_between(ROOT / "docs" / "study.md", MARK, words.replace("](#", "](../benchmarks/results/study.md#"))
     print(text)
 
 
