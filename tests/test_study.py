@@ -73,7 +73,7 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
     study.mkdir(parents=True)
     (tmp_path / "benchmarks" / "results").mkdir()
     (tmp_path / "docs").mkdir()
-    for file in ("benchmarks/reporting.py", "docs/study.md"):
+    for file in ("benchmarks/reporting.py", "docs/study.md", "docs/dial.md"):
         (tmp_path / file).write_text((ROOT / file).read_text())
     for file in STUDY.glob("*.py"):
         (study / file.name).write_text(file.read_text())
@@ -98,6 +98,8 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
     assert adapter.stat().st_mtime_ns == before
     record = json.loads((study / "records" / "demo-routing-seed0.json").read_text())
     assert record["models"]["muscle"]["adapter_sha256"] == hashlib.sha256(adapter.read_bytes()).hexdigest()
+    assert "| demo-routing, `muscle` | " in script("dial.py", *runs, "--cells", "demo-routing", "--methods", "muscle")
+    assert "learned gate" in script("gate.py", *runs, "--cells", "demo-routing")
     # What was recorded suffices, and goes on: a model that is no longer in the plan stays.
     shutil.rmtree(tmp_path / "runs" / "routing" / "seed0" / "demo" / "muscle")
     assert "ce_pseudo" in script("run.py", *runs, "--methods", "ce_pseudo")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from study import Cell
 
+from muscle_hf.compare.targets import probabilities_of
 from muscle_hf.evaluation import Prediction, read_predictions
 from muscle_hf.metrics import flip_metrics, flip_metrics_from_correct, inherited_errors, smooth_flip_metrics
 
@@ -73,9 +74,7 @@ class Answers:
 
 def probabilities(rows: Sequence[Prediction]) -> np.ndarray:
     """Of each choice of each item, from the likelihoods, (items, choices) float64."""
-    values = np.array([row.log_likelihoods for row in rows])
-    odds = np.exp(values - values.max(axis=1, keepdims=True))
-    return odds / odds.sum(axis=1, keepdims=True)
+    return probabilities_of([row.log_likelihoods for row in rows])
 
 
 def both_at_inference(versions: Sequence[Sequence[Prediction]]) -> np.ndarray:

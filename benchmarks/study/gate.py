@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from answers import V1, Answers, probabilities, read_versions
+from answers import V1, V2, Answers, probabilities, read_versions
 from study import ROOT, Cell, load_plan
 
+from muscle_hf.compare.targets import target_choices
 from muscle_hf.teachers.calibration import fitted_temperature, negative_log_likelihoods
 
+SHARES = (0.5, 0.55, 0.6, 0.65)
 RESULT = ROOT / "benchmarks" / "results" / "study_gate.md"
 
 
@@ -57,16 +59,13 @@ def tempered(p: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def rules(old: np.ndarray, new: np.ndarray, right: np.ndarray) -> dict[str, np.ndarray]:
     """What each rule chooses."""
-    of_old, of_new = old.argmax(axis=1), new.argmax(axis=1)
-    return {
-        "v2 alone": of_new,
-        "mean of probabilities": (old + new).argmax(axis=1),
-        "mean of probabilities, calibrated": (tempered(old, right) + tempered(new, right)).argmax(axis=1),
-        "0.65 v1 + 0.35 v2": (0.65 * old + 0.35 * new).argmax(axis=1),
+    asked = target_choices(old, new, SHARES)
+    asked |= {
+        "mean, calibrated": (tempered(old, right) + tempered(new, right)).argmax(axis=1),
         "mean of logits": (np.log(old.clip(1e-30)) + np.log(new.clip(1e-30))).argmax(axis=1),
-        "the more confident": np.where(old.max(axis=1) > new.max(axis=1), of_old, of_new),
         "learned gate": gated(old, new, right),
     }
+    return asked
 
 
 def table(cell: str, plan: dict[str, Any], runs: Path) -> list[str]:
@@ -78,7 +77,8 @@ def table(cell: str, plan: dict[str, Any], runs: Path) -> list[str]:
         if versions is None:
             continue
         answers = Answers()
-        answers.add(V1, versions[0])
+        for name, rows in zip((V1, V2), versions, strict=True):
+            answers.add(name, rows)
         of_both = [probabilities(version) for version in versions]
         sure.append([x for p in of_both for x in (p.max(axis=1).mean(), (p.argmax(axis=1) == answers.right).mean())])
         for name, chosen in rules(*of_both, answers.right).items():

@@ -240,6 +240,8 @@ TABLE_7 = {
 def table_7(parts: Mapping[str, tuple[list[Answers], dict[str, dict]]], methods: Mapping[str, Any]) -> list[str]:
     """The masks of the paper's ablation beside its percentages: a column for each cell that has them all."""
     cells = [cell for cell, (_, figures) in parts.items() if figures.keys() >= TABLE_7.keys()]
+    if not cells:
+        return []
     head = ["mask", "paper (PIQA, Llama 1 to 2)", *(f"{cell}, against v2 / against CE" for cell in cells)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name, recipe in TABLE_7.items():
@@ -251,7 +253,7 @@ def table_7(parts: Mapping[str, tuple[list[Answers], dict[str, dict]]], methods:
             texts.append(" / ".join(f"{100 * (figures[name]['nfr'] / base - 1):+.1f} %" for base in bases))
         paper = f"{row['nfr_change_percent']:+.1f} %"
         lines.append("| " + " | ".join([methods[name]["says"], paper, *texts]) + " |")
-    return lines if cells else []
+    return lines
 
 
 def chosen_targets(read: Mapping[int, Answers]) -> str:
