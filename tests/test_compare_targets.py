@@ -15,6 +15,7 @@ from muscle_hf.cli.main import main
 from muscle_hf.compare import ReadOptions, measure_targets
 from muscle_hf.compare.targets import choose_target, probabilities_of, target_choices
 from muscle_hf.errors import MuscleError
+from muscle_hf.report import targets
 
 LOGS = Path(__file__).parent / "data" / "lm_eval"
 
@@ -134,6 +135,15 @@ def test_what_cannot_be_mixed_is_refused():
         measure_targets(*sources(old, new[:20]))
 
 
+def test_names_from_data_are_only_text(tmp_path):
+    """A task's name reaches the page and the terminal escaped."""
+    rows = [
+        [dataclasses.replace(row, task="<img src=x onerror=alert(1)>") for row in likely(50, 0.7, 0.6, seed)]
+        for seed in (1, 2)
+    ]
+    assert "<img" not in targets.page(measure_targets(*sources(*rows)))
+
+
 def test_the_command(tmp_path, capsys):
     files = [
         write(tmp_path / f"{name}.jsonl", likely(300, accuracy, 0.6, seed))
@@ -145,6 +155,10 @@ def test_the_command(tmp_path, capsys):
     assert main(["targets", *files, "--json", "-"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data[0]["chosen"] in data[0]["targets"] and data[0]["items"] == 300
+    page = tmp_path / "targets.html"
+    assert main(["targets", *files, "--html", str(page)]) == 0
+    shown = page.read_text(encoding="utf-8")
+    assert data[0]["chosen"]["mask"] in shown and "<svg" in shown and "<script>" not in shown
     assert main(["targets", *files, "--shares", "2"]) == 2
     assert "between 0 and 1" in capsys.readouterr().err
     assert main(["targets", *files, "--level", "7"]) == 2

@@ -9,7 +9,7 @@ from muscle_hf.cli.compare import add_reading_arguments, check_outputs, reading_
 
 _EPILOG = """\
 Ask both models on rows with labels that neither task adapter was trained on (muscle-hf evaluate), and give their
-predictions here. Figures are of the rule itself, which asks both models; a student comes close to it, not up to it.
+predictions here.
 """
 
 
@@ -25,15 +25,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--level", type=float, default=0.95, help="confidence level (0.95)")
     parser.add_argument("--json", metavar="FILE", help="all figures as JSON (- for the screen)")
+    parser.add_argument("--html", metavar="FILE", help="a page with the picture")
 
 
 def run(args: argparse.Namespace) -> int:
     """Tries the targets, prints them and says which one to train with."""
+    from rich.console import Console
+    from rich.text import Text
+
     from muscle_hf.compare import AnalysisOptions
     from muscle_hf.compare.comparison import check_options
     from muscle_hf.compare.targets import SHARES, measure_targets
+    from muscle_hf.report import targets as report
 
-    check_outputs(args.json)
+    check_outputs(args.json, args.html)
     check_options(AnalysisOptions(level=args.level))
     found = measure_targets(
         args.old,
@@ -43,14 +48,17 @@ def run(args: argparse.Namespace) -> int:
         read=reading_options(args),
         allow_partial=args.allow_partial,
     )
-    if args.json:
-        write_text(args.json, json.dumps([targets.to_dict() for targets in found], indent=1) + "\n")
-    if args.json != "-":
-        from rich.console import Console
-
-        from muscle_hf.report import terminal
-
+    texts = [
+        (args.json, lambda: json.dumps([targets.to_dict() for targets in found], indent=1) + "\n"),
+        (args.html, lambda: report.page(found)),
+    ]
+    # All are rendered before the first is written: an error leaves no half of a result behind.
+    for path, text in [(path, render()) for path, render in texts if path]:
+        write_text(path, text)
+    if "-" not in (args.json, args.html):
         console = Console()
         for targets in found:
-            terminal.print_targets(targets, console)
+            console.print(report.terminal_table(targets))
+            console.print(Text(report.why(targets), "bold"))
+            console.print(Text(report.advice(targets)))
     return 0

@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from muscle_hf.compare.document import Document, Flip, Gate, NoiseFloor, TaskResult, Update
-from muscle_hf.compare.targets import Targets
 from muscle_hf.report import inheritance
 from muscle_hf.report import wording as w
 from muscle_hf.report.text import one_line
@@ -211,28 +210,6 @@ def noise_table(noise: Sequence[NoiseFloor]) -> Table:
             w.percent(floor.answers_changed),
         )
     return table
-
-
-def print_targets(targets: Targets, console: Console) -> None:
-    """What each target would do on the held-out rows, and the one to train with."""
-    table = _table(
-        f"{targets.task}: {w.count(targets.items)} items, old {w.with_interval(targets.accuracy_old)}",
-        ["target", "accuracy", "NFR", "accuracy against new", "NFR against new"],
-        f"[low, high]: {w.level_name(targets.accuracy_old)} intervals. A student comes close to its target.",
-    )
-    for target in targets.targets:
-        chosen = target is targets.chosen
-        table.add_row(
-            _data(target.mask + " *" * chosen, GOOD if chosen else ""),
-            w.percent(target.accuracy.value),
-            w.percent(target.nfr.value),
-            w.with_interval(target.change_of_accuracy, w.points),
-            w.with_interval(target.change_of_nfr, w.points),
-        )
-    console.print(table)
-    mask = targets.chosen.mask
-    console.print(_data(f"* fewest negative flips among those about as accurate as the best: {mask}", "bold"))
-    console.print(_data(w.target_advice(mask)))
 
 
 def _print_gate(gate: Gate, console: Console) -> None:

@@ -84,15 +84,6 @@ def name(label: str) -> str:
     return one_line(label, 40)
 
 
-def target_advice(mask: str) -> str:
-    """What to do with a target that ``muscle-hf targets`` chose."""
-    if mask == "always_new":
-        return "No mixture is worth its negative flips here: the old model adds nothing on these rows."
-    if mask == "always_old":
-        return "The old model alone is as good on these rows: is this update worth shipping?"
-    return f"Train with mask: {mask} and transfer_mask: {mask} (MuscleConfig, or training: in a recipe)."
-
-
 def count(number: int) -> str:
     """``12345`` -> ``12,345``."""
     return f"{number:,}"

@@ -1,0 +1,141 @@
+"""What rows without labels could follow: a table for the terminal and a page with its pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from muscle_hf.metrics import Estimate
+from muscle_hf.report import charts
+from muscle_hf.report import wording as w
+from muscle_hf.report.html import assemble
+from muscle_hf.report.markup import Markup, join, tag
+from muscle_hf.report.parts import figure, table
+from muscle_hf.report.text import one_line
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from muscle_hf.compare.targets import Target, Targets
+
+COLUMNS = ("target", "accuracy", "NFR", "accuracy against new", "NFR against new")
+CAUTION = (
+    "Figures are of the rule itself, which asks both models; a student comes close to it, not up to it. The target "
+    "was chosen on these rows: measure the trained adapter on rows that took no part."
+)
+_NAMES = {"always_new": "new", "always_old": "old", "more_confident_sequence": "surer"}
+
+
+def cells(targets: Targets) -> list[list[str]]:
+    """The rows of the table, one a target."""
+    return [
+        [
+            target.mask,
+            w.percent(target.accuracy.value),
+            w.percent(target.nfr.value),
+            *("" if target.mask == "always_new" else w.with_interval(change, w.points) for change in _changes(target)),
+        ]
+        for target in targets.targets
+    ]
+
+
+def _changes(target: Target) -> tuple[Estimate, Estimate]:
+    return target.change_of_accuracy, target.change_of_nfr
+
+
+def advice(targets: Targets) -> str:
+    """What to do with the target that was chosen."""
+    mask = targets.chosen.mask
+    if mask == "always_new":
+        return "No mixture is worth it here: the old model adds nothing on these rows."
+    if mask == "always_old":
+        return "The old model alone is as good on these rows: is this update worth shipping?"
+    return f"Train with mask: {mask} and transfer_mask: {mask} (MuscleConfig, or training: in a recipe)."
+
+
+def why(targets: Targets) -> str:
+    """By which rule the target was chosen."""
+    return f"{targets.chosen.mask}: the fewest negative flips among the targets about as accurate as the best"
+
+
+def terminal_table(targets: Targets) -> Table:
+    """The targets of a task for a terminal, the chosen one in bold."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(
+        title=Text(_title(targets), "bold"),
+        title_justify="left",
+        caption=Text(f"[low, high]: {w.level_name(targets.accuracy_old)} intervals, on the same rows. {CAUTION}"),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    for index, heading in enumerate(COLUMNS):
+        made.add_column(heading, justify="right" if index else "left", overflow="fold", no_wrap=index == 0)
+    for target, row in zip(targets.targets, cells(targets), strict=True):
+        made.add_row(*map(Text, row), style="bold" if target is targets.chosen else None)
+    return made
+
+
+def _title(targets: Targets) -> str:
+    level = w.percent(targets.accuracy_old.value)
+    return f"{one_line(targets.task, 80)}: {w.count(targets.items)} rows, old model {level} right"
+
+
+def page(found: Sequence[Targets]) -> str:
+    """All tasks as one HTML file in the style of the reports; no script.
+
+    Args:
+        found: What was measured.
+
+    Returns:
+        The page. Write it as UTF-8.
+    """
+    title = "What to follow on rows without labels"
+    head = tag(
+        "header",
+        tag("p", "Both models asked, before anything is trained", class_="eyebrow"),
+        tag("h1", title),
+        tag("p", tag("span", "!", class_="sign", aria_hidden="true"), CAUTION, class_="warning"),
+    )
+    return assemble(title, join(head, [_section(targets) for targets in found]))
+
+
+def _section(targets: Targets) -> Markup:
+    trains = targets.chosen.mask not in ("always_new", "always_old")
+    banner = tag(
+        "div",
+        tag("span", "✓" if trains else "?", class_="sign", aria_hidden="true"),
+        tag("div", tag("strong", why(targets)), tag("p", advice(targets))),
+        class_=f"banner {'pass' if trains else 'unsure'}",
+    )
+    label = f"Accuracy against negative flips on {one_line(targets.task, 60)}"
+    picture = figure(
+        label,
+        charts.trade_off(
+            label,
+            [_point(target, target is targets.chosen) for target in targets.targets],
+            ("old", replace(targets.accuracy_old, low=math.nan, high=math.nan)),
+            ("negative flips", "accuracy"),
+            (w.percent, w.percent),
+            None,
+        ),
+        "Numbers are shares of the old model in the mean of both models' probabilities; surer: whichever model is "
+        "more confident. Up and to the left is better. The chosen target stands out.",
+    )
+    return tag(
+        "section",
+        tag("h2", _title(targets)),
+        banner,
+        tag("div", picture, class_="grid"),
+        table(COLUMNS, cells(targets), f"Every target on {one_line(targets.task, 60)}"),
+    )
+
+
+def _point(target: Target, leads: bool) -> charts.Point:
+    name = _NAMES.get(target.mask, target.mask.removeprefix("mean(").removesuffix(")"))
+    flips, accuracy = (Estimate(rate.value, math.nan, math.nan) for rate in (target.nfr, target.accuracy))
+    return charts.Point(name, flips, accuracy, leads)
