@@ -263,9 +263,8 @@ def chosen_targets(read: Mapping[int, Answers]) -> str:
     return f" Targets chosen: {', '.join(masks)}." if masks else ""
 
 
-def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    plan = load_plan()
+def write_report(plan: Mapping[str, Any]) -> None:
+    """Write what the records of the plan's cells say into the results and the documents."""
     parts, texts = {}, []
     for name in plan["cells"]:
         read = {seed: read_record(name, seed) for seed in plan["seeds"]}
@@ -316,6 +315,11 @@ def main() -> None:
     words = WORDS.format(*("\n".join(table) for table in tables))
     put_between(ROOT / "docs" / "study.md", MARK, words.replace("](#", "](../benchmarks/results/study.md#"))
     print(text)
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    write_report(load_plan())
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Train every method of the study and ask it; what is done is not repeated.
+"""The whole study: train every method, ask it, write tables and pictures; what is done is not repeated.
 
     python benchmarks/study/run.py [--runs runs/study] [--cells level-trec ...] [--seeds 0 1 ...] [--methods ce ...]
 
 The plan is benchmarks/study/plan.yaml; learning rates and epochs of the methods are those that `tune.py` chose
-(benchmarks/study/tuned.yaml). What the models answered is recorded in benchmarks/study/records, for `report.py`.
+(benchmarks/study/tuned.yaml). What the models answered is recorded in benchmarks/study/records; `report.py`, which
+this calls at its end, reads nothing else.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 from records import write_record
+from report import write_report
 from study import Cell, load_plan
 
 from muscle_hf.pipeline.steps import hush
@@ -25,6 +27,7 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", choices=plan["cells"], default=list(plan["cells"]))
     parser.add_argument("--seeds", nargs="+", type=int, default=plan["seeds"])
     parser.add_argument("--methods", nargs="+", choices=plan["methods"], help="default: those of each cell")
+    parser.add_argument("--no-report", action="store_true", help="write no tables, where several of these run at once")
     args = parser.parse_args()
     hush()
     for seed in args.seeds:
@@ -37,6 +40,8 @@ def main() -> None:
                 cell.answers(cell.method(method), "test")
                 write_record(cell)
                 print(f"{name} seed {seed} {method}: {time.perf_counter() - start:.0f} s", flush=True)
+    if not args.no_report:
+        write_report(plan)
 
 
 if __name__ == "__main__":
