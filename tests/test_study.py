@@ -102,7 +102,8 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
     assert "learned gate" in script("gate.py", *runs, "--cells", "demo-routing")
     # What was recorded suffices, and goes on: a model that is no longer in the plan stays.
     shutil.rmtree(tmp_path / "runs" / "routing" / "seed0" / "demo" / "muscle")
-    assert "ce_pseudo" in script("run.py", *runs, "--methods", "ce_pseudo", "--no-report")
+    assert "seed 0 ce" not in script("run.py", *runs, "--no-report")
+    assert "ce_pseudo" in script("run.py", *runs, "--methods", "ce_pseudo", "--again", "--no-report")
     table = script("report.py")
     for name in plan["methods"]:
         assert f"(`{name}`) | 1 |" in table

@@ -33,20 +33,35 @@ def record_file(cell: str, seed: int) -> Path:
     return RECORDS / f"{cell}-seed{seed}.json"
 
 
-def write_record(cell: Cell) -> Path | None:
-    """Record the finished models of a cell; none before v1 and v2 are.
+def missing_methods(cell: Cell, names: Sequence[str]) -> list[str]:
+    """The methods that a cell's record lacks, or has with other settings than tuning chose."""
+    file = record_file(cell.name, cell.seed)
+    models = json.loads(file.read_text())["models"] if file.is_file() else {}
+    return [name for name in names if name not in models or not _is_as_tuned(cell, name, models[name])]
 
-    Models that an earlier record has are kept, if its task adapters gave the same answers as today's, since methods
-    are compared only with the two that they started from, and if they have the settings that tuning chose.
-    """
+
+def goes_on(cell: Cell) -> bool:
+    """Whether today's v1 and v2 are those of the cell's record, if there is one: methods are compared only with the
+    two that they started from, and on another processor the same seed gives others."""
+    file = record_file(cell.name, cell.seed)
+    if not file.is_file():
+        return True
+    before = json.loads(file.read_text())
+    sides = {V1: "old", V2: "new"}
+    rows = {name: read_predictions(_answers(cell.version_folder(side))) for name, side in sides.items()}
+    return before["items"] == _items(rows[V1]) and all(
+        before["models"][name]["answers"] == _encoded(rows[name]) for name in sides
+    )
+
+
+def write_record(cell: Cell) -> Path:
+    """Record the finished models of a cell beside those that its record has with the settings that tuning chose; a
+    record of other task adapters is replaced."""
     folders = {V1: cell.version_folder("old"), V2: cell.version_folder("new")}
     folders |= {name: cell.method_folder(name) for name, method in cell.plan["methods"].items() if method["chosen"]}
     predictions = {
         name: read_predictions(file) for name, folder in folders.items() if (file := _answers(folder)).is_file()
     }
-    if not {V1, V2} <= predictions.keys():
-        return None
-    items = _items(predictions[V1])
     models = {
         name: {
             "answers": _encoded(rows),
@@ -55,19 +70,14 @@ def write_record(cell: Cell) -> Path | None:
         }
         for name, rows in predictions.items()
     }
+    items = _items(predictions[V1])
     if items["right"] is not None:
-        both = both_at_inference([predictions[V1], predictions[V2]])
-        models[BOTH] = {"answers": _digits(both)}
-    record = {"cell": cell.name, "seed": cell.seed, "items": items, **_made_of(folders), "models": models}
+        models[BOTH] = {"answers": _digits(both_at_inference([predictions[V1], predictions[V2]]))}
     file = record_file(cell.name, cell.seed)
-    if file.is_file():
-        before = json.loads(file.read_text())
-        same = before["items"] == items and all(
-            before["models"][name]["answers"] == models[name]["answers"] for name in (V1, V2)
-        )
-        if same:
-            kept = {name: model for name, model in before["models"].items() if _is_as_tuned(cell, name, model)}
-            record = {**before, **record, "models": kept | models}
+    if file.is_file() and goes_on(cell):
+        before = json.loads(file.read_text())["models"]
+        models = {name: model for name, model in before.items() if _is_as_tuned(cell, name, model)} | models
+    record = {"cell": cell.name, "seed": cell.seed, "items": items, **_made_of(folders), "models": models}
     RECORDS.mkdir(exist_ok=True)
     file.write_text(json.dumps(record, indent=1) + "\n")
     return file

@@ -13,7 +13,7 @@ import argparse
 import time
 from pathlib import Path
 
-from records import write_record
+from records import goes_on, missing_methods, write_record
 from report import write_report
 from study import Cell, load_plan
 
@@ -27,15 +27,23 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", choices=plan["cells"], default=list(plan["cells"]))
     parser.add_argument("--seeds", nargs="+", type=int, default=plan["seeds"])
     parser.add_argument("--methods", nargs="+", choices=plan["methods"], help="default: those of each cell")
+    parser.add_argument("--again", action="store_true", help="also train what is recorded, where its run is missing")
     parser.add_argument("--no-report", action="store_true", help="write no tables, where several of these run at once")
     args = parser.parse_args()
     hush()
     for seed in args.seeds:
         for name in args.cells:
             cell = Cell(name, seed, plan, args.runs)
+            methods = args.methods or plan["cells"][name].get("methods", list(plan["methods"]))
+            wanted = methods if args.again else missing_methods(cell, methods)
+            if not wanted:
+                continue
             for side in ("old", "new"):
                 cell.answers(cell.version(side), "test")
-            for method in args.methods or plan["cells"][name].get("methods", list(plan["methods"])):
+            if not args.again and not goes_on(cell):
+                print(f"{name} seed {seed}: recorded with other task adapters; --again trains all of its methods anew")
+                continue
+            for method in wanted:
                 start = time.perf_counter()
                 cell.answers(cell.method(method), "test")
                 write_record(cell)
