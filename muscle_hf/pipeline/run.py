@@ -273,6 +273,8 @@ class Run:
         mask = found.chosen.mask
         rates = f"{100 * found.chosen.accuracy.value:.1f} % right, {100 * found.chosen.nfr.value:.1f} % negative flips"
         self._say(f"Target: {mask} ({rates} on {found.items} validation rows, if both versions were asked)")
+        if mask == "always_new":
+            self._say("No share of v1 is worth it on these rows: what is trained stays as v2 is (see targets.json)")
         if self._process.is_main_process:
             with staged(self.folder) as stage:
                 (stage / TARGETS_FILE).write_text(json.dumps(found.to_dict(), indent=2) + "\n")
