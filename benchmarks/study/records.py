@@ -141,8 +141,12 @@ def _training(cell: Cell, name: str) -> dict[str, Any]:
         return {**cell.plan["task_training"], **({"labelled": version["labelled"]} if "labelled" in version else {})}
     method = cell.plan["methods"][name]
     known = {key: method[key] for key in ("rows", "steps", "transfer") if key in method} | method["chosen"]
-    provenance = cell.method_folder(name) / PROVENANCE_FILE
-    return known | (json.loads(provenance.read_text())["objective"] if provenance.is_file() else {})
+    file = cell.method_folder(name) / PROVENANCE_FILE
+    if not file.is_file():
+        return known
+    provenance = json.loads(file.read_text())
+    fitted = {key: value for key, value in provenance["metrics"].items() if key.endswith("teacher_temperature")}
+    return known | provenance["objective"] | fitted
 
 
 def _is_as_tuned(cell: Cell, name: str, model: dict[str, Any]) -> bool:

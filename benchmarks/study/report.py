@@ -36,7 +36,7 @@ WORDS = """Accuracy (or mean similarity) / NFR in percent, means over seeds; in 
 {}
 
 Against the control, plain CE: change of NFR in points (in percent) / of accuracy in points; \\* p < 0.05 after Holm's
-correction over the row:
+correction over the row; each on the seeds that have the method:
 
 {}
 
@@ -164,8 +164,10 @@ def summary(parts: Mapping[str, tuple[list[Answers], dict[str, dict]]], methods:
         "ce_pseudo",
         "muscle",
         "muscle_ce",
+        "always_old",
         "transfer_mean",
         "transfer_chosen",
+        "transfer_calibrated",
         BOTH,
     )
     head = ["cell", "seeds", "v1", "v2", *(f"`{name}`" if name in methods else name for name in shown)]
@@ -187,7 +189,15 @@ def against_control(
     parts: Mapping[str, tuple[list[Answers], dict[str, dict]]], methods: Mapping[str, Any]
 ) -> list[str]:
     """One line a cell: each method's change of NFR and accuracy against the control, marked where it is not chance."""
-    shown = ("ce_pseudo", "muscle", "muscle_ce", "transfer_mean", "transfer_chosen")
+    shown = (
+        "ce_pseudo",
+        "muscle",
+        "muscle_ce",
+        "always_old",
+        "transfer_mean",
+        "transfer_chosen",
+        "transfer_calibrated",
+    )
     head = ["cell", *(methods[name]["says"] for name in shown)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for cell, (seeds, figures) in parts.items():
