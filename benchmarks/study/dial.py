@@ -57,9 +57,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/study"), help="folder of the runs")
     parser.add_argument(
-        "--cells", nargs="+", choices=plan["cells"], default=["level-trec", "level-sst2", "level-ag_news"]
+        "--cells", nargs="+", choices=plan["cells"], default=["level-trec", "demo-routing", "level-ag_news"]
     )
-    parser.add_argument("--methods", nargs="+", choices=plan["methods"], default=["muscle_ce", "transfer_chosen"])
+    parser.add_argument("--methods", nargs="+", choices=plan["methods"], default=["muscle_ce", "transfer_mean"])
     parser.add_argument("--seeds", nargs="+", type=int, default=plan["seeds"])
     args = parser.parse_args()
     hush()

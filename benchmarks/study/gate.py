@@ -96,7 +96,7 @@ def table(cell: str, plan: dict[str, Any], runs: Path) -> list[str]:
 
 def main() -> None:
     plan = load_plan()
-    cells = ["level-trec", "gap-trec", "rows-trec"]
+    cells = ["level-trec", "gap-trec", "rows-trec", "demo-routing", "level-sst2", "level-ag_news"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/study"), help="folder of the runs")
     parser.add_argument("--cells", nargs="+", choices=plan["cells"], default=cells)
