@@ -97,8 +97,9 @@ def read_record(cell: str, seed: int) -> Answers | None:
         if right is not None:
             found.choose(name, _numbers(answers))
         else:
-            found.scored = not isinstance(answers, str)
-            found.quality[name] = np.array(answers if found.scored else _numbers(answers), dtype=float)
+            found.scored = " " in answers
+            values = [float(score) for score in answers.split()] if found.scored else _numbers(answers)
+            found.quality[name] = np.array(values, dtype=float)
     return found
 
 
@@ -112,12 +113,12 @@ def _items(rows: Sequence[Prediction]) -> dict[str, Any]:
     return {"count": len(rows), "sha256": asked, "right": _digits([row.target for row in rows]) if chosen else None}
 
 
-def _encoded(rows: Sequence[Prediction]) -> str | list[float]:
+def _encoded(rows: Sequence[Prediction]) -> str:
     if rows[0].log_likelihoods is not None:
         return _digits([row.prediction for row in rows])
     if rows[0].correct is not None:
         return _digits([row.correct for row in rows])
-    return [round(row.score, 4) for row in rows]
+    return " ".join(f"{row.score:.4f}" for row in rows)
 
 
 def _digits(numbers: Sequence[int]) -> str:

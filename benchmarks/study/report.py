@@ -30,6 +30,8 @@ from reporting import put_between
 
 RESULTS = ROOT / "benchmarks" / "results"
 CONTROL = "ce"
+# Methods that most cells have, in the tables over all cells.
+SHOWN = ("ce_pseudo", "muscle", "muscle_ce", "always_old", "transfer_mean", "transfer_chosen", "transfer_calibrated")
 MARK = "<!-- tables: written by benchmarks/study/report.py -->"
 WORDS = """Accuracy (or mean similarity) / NFR in percent, means over seeds; in brackets NFR against v2's:
 
@@ -72,6 +74,11 @@ def means(seeds: list[Answers], name: str) -> dict[str, float]:
     return {key: float(np.mean([one.get(key, math.nan) for one in found])) for key in ("acc_old", *FIGURES)}
 
 
+def table_head(head: list[str]) -> list[str]:
+    """The first two lines of a Markdown table."""
+    return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+
+
 def cell_table(seeds: list[Answers], methods: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], dict[str, dict]]:
     """The Markdown table of a cell, and the figures of its picture."""
     names = [name for name in (V2, BOTH, *methods) if with_model(seeds, name)]
@@ -88,7 +95,7 @@ def cell_table(seeds: list[Answers], methods: Mapping[str, Mapping[str, Any]]) -
     }
     head = ["", "seeds", "accuracy", "NFR", "relative NFR", "NFR_mc", "PFR", "returned", "inherited",
             "NFR against v2", "NFR against CE", "accuracy against CE"]  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = table_head(head)
     for name in names:
         row = figures[name]
         cells = [_says(name, methods), str(len(with_model(seeds, name))), *(_figure(key, row[key]) for key in FIGURES)]
@@ -159,19 +166,9 @@ def picture(title: str, figures: Mapping[str, Mapping[str, float]], seeds: list[
 
 def summary(parts: Mapping[str, tuple[list[Answers], dict[str, dict]]], methods: Mapping[str, Any]) -> list[str]:
     """One line a cell: the figures of the methods that most cells have."""
-    shown = (
-        CONTROL,
-        "ce_pseudo",
-        "muscle",
-        "muscle_ce",
-        "always_old",
-        "transfer_mean",
-        "transfer_chosen",
-        "transfer_calibrated",
-        BOTH,
-    )
+    shown = (CONTROL, *SHOWN, BOTH)
     head = ["cell", "seeds", "v1", "v2", *(f"`{name}`" if name in methods else name for name in shown)]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = table_head(head)
     for cell, (seeds, figures) in parts.items():
         row = [f"[{cell}](#{cell})", str(len(seeds)), f"{100 * figures[V2]['acc_old']:.2f}"]
         for name in (V2, *shown):
@@ -189,25 +186,16 @@ def against_control(
     parts: Mapping[str, tuple[list[Answers], dict[str, dict]]], methods: Mapping[str, Any]
 ) -> list[str]:
     """One line a cell: each method's change of NFR and accuracy against the control, marked where it is not chance."""
-    shown = (
-        "ce_pseudo",
-        "muscle",
-        "muscle_ce",
-        "always_old",
-        "transfer_mean",
-        "transfer_chosen",
-        "transfer_calibrated",
-    )
-    head = ["cell", *(methods[name]["says"] for name in shown)]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    head = ["cell", *(methods[name]["says"] for name in SHOWN)]
+    lines = table_head(head)
     for cell, (seeds, figures) in parts.items():
-        names = [name for name in shown if name in figures]
+        names = [name for name in SHOWN if name in figures]
         found = {figure: {n: change(seeds, n, CONTROL, figure) for n in names} for figure in ("nfr", "acc_new")}
         marks = {
             figure: dict(zip(names, holm([p for _, p in of.values()]), strict=True)) for figure, of in found.items()
         }
         row = [cell]
-        for name in shown:
+        for name in SHOWN:
             if name not in names:
                 row.append("")
                 continue
@@ -253,7 +241,7 @@ def table_7(parts: Mapping[str, tuple[list[Answers], dict[str, dict]]], methods:
     if not cells:
         return []
     head = ["mask", "paper (PIQA, Llama 1 to 2)", *(f"{cell}, against v2 / against CE" for cell in cells)]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = table_head(head)
     for name, recipe in TABLE_7.items():
         row = yaml.safe_load((ROOT / "recipes" / "paper" / f"{recipe}.yaml").read_text())["published"]
         texts = []
