@@ -33,7 +33,9 @@ CONTROL = "ce"
 # Methods that most cells have, in the tables over all cells.
 SHOWN = ("ce_pseudo", "muscle", "muscle_ce", "always_old", "transfer_mean", "transfer_chosen", "transfer_calibrated")
 MARK = "<!-- tables: written by benchmarks/study/report.py -->"
-WORDS = """Accuracy (or mean similarity) / NFR in percent, means over seeds; in brackets NFR against v2's:
+WORDS = """{}.
+
+Accuracy (or mean similarity) / NFR in percent, means over seeds; in brackets NFR against v2's:
 
 {}
 
@@ -182,11 +184,9 @@ def summary(parts: Mapping[str, tuple[list[Answers], dict[str, dict]]], methods:
     return lines
 
 
-def against_control(
-    parts: Mapping[str, tuple[list[Answers], dict[str, dict]]], methods: Mapping[str, Any]
-) -> list[str]:
+def against_control(parts: Mapping[str, tuple[list[Answers], dict[str, dict]]]) -> list[str]:
     """One line a cell: each method's change of NFR and accuracy against the control, marked where it is not chance."""
-    head = ["cell", *(methods[name]["says"] for name in SHOWN)]
+    head = ["cell", *(f"`{name}`" for name in SHOWN)]
     lines = table_head(head)
     for cell, (seeds, figures) in parts.items():
         names = [name for name in SHOWN if name in figures]
@@ -307,10 +307,12 @@ def write_report(plan: Mapping[str, Any]) -> None:
     (RESULTS / "study.md").write_text(text)
     tables = (
         summary(parts, plan["methods"]),
-        against_control(parts, plan["methods"]),
+        against_control(parts),
         table_7(parts, plan["methods"]),
     )
-    words = WORDS.format(*("\n".join(table) for table in tables))
+    known = [name for name in (CONTROL, *SHOWN) if name in plan["methods"]]
+    legend = "; ".join(f"`{name}`: {plan['methods'][name]['says']}" for name in known)
+    words = WORDS.format(legend, *("\n".join(table) for table in tables))
     put_between(ROOT / "docs" / "study.md", MARK, words.replace("](#", "](../benchmarks/results/study.md#"))
     print(text)
 
