@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.teachers.adapters import adapter_parameters, frozen_view
+from muscle_hf.teachers.adapters import adapter_parameters, frozen_view, keep_quantized_trainable
 from muscle_hf.teachers.kinds import UNLABELLED
 from muscle_hf.teachers.weights import base_of, base_weights
 
@@ -114,6 +114,8 @@ class ModelTeacher(Teacher):
         autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ):
         super().__init__(role)
+        # Layers that repacked themselves would round, and hash to another model than the one that was given.
+        keep_quantized_trainable(model)
         self._model = model.eval().requires_grad_(False)
         self.autocast = autocast
 
