@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 from pathlib import Path
 
@@ -142,6 +143,19 @@ def test_names_from_data_are_only_text(tmp_path):
         for seed in (1, 2)
     ]
     assert "<img" not in targets.page(measure_targets(*sources(*rows)))
+
+
+def test_what_was_left_out_is_said(tmp_path, capsys):
+    files = [
+        write(tmp_path / f"{name}.jsonl", likely(60, 0.7, 0.6, seed)[:rows])
+        for name, seed, rows in (("old", 1, 60), ("new", 2, 50))
+    ]
+    page = tmp_path / "targets.html"
+    assert main(["targets", *files, "--allow-partial", "--html", str(page)]) == 0
+    (warning,) = measure_targets(*files, allow_partial=True)[0].warnings
+    assert "10" in warning
+    assert warning in " ".join(capsys.readouterr().out.split())
+    assert warning in html.unescape(page.read_text(encoding="utf-8"))
 
 
 def test_the_command(tmp_path, capsys):

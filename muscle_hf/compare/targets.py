@@ -8,7 +8,7 @@ is what a student would answer that had learned it perfectly.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,7 @@ class Targets:
         targets: In the order of the old model's say.
         chosen: Of the targets no less accurate than the best one by more than a standard error of their difference,
             the one with the fewest negative flips.
+        warnings: Sentences a reader must see, of the whole reading (rows left out, prompts not verified, ...).
     """
 
     task: str
@@ -69,6 +70,7 @@ class Targets:
     nfr_new: Estimate
     targets: list[Target]
     chosen: Target
+    warnings: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready data; nan and infinities are null."""
@@ -107,8 +109,8 @@ def measure_targets(
         name: read_source(side, read or ReadOptions()) if isinstance(side, str) else side
         for name, side in (("old", old), ("new", new))
     }
-    joined, _ = join(sides, allow_partial=allow_partial)
-    return [_measure(task, shares, level) for task in joined]
+    joined, warnings = join(sides, allow_partial=allow_partial)
+    return [replace(_measure(task, shares, level), warnings=warnings) for task in joined]
 
 
 def target_choices(old: Floats, new: Floats, shares: Sequence[float] = SHARES) -> dict[str, NDArray[np.int64]]:

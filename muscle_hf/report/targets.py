@@ -60,6 +60,11 @@ def why(targets: Targets) -> str:
     return f"{targets.chosen.mask}: the fewest negative flips among the targets about as accurate as the best"
 
 
+def warnings(found: Sequence[Targets]) -> list[str]:
+    """What a reader of all tasks must see, each sentence once."""
+    return list(dict.fromkeys(text for targets in found for text in targets.warnings))
+
+
 def terminal_table(targets: Targets) -> Table:
     """The targets of a task for a terminal, the chosen one in bold."""
     from rich import box
@@ -99,7 +104,10 @@ def page(found: Sequence[Targets]) -> str:
         "header",
         tag("p", "Both models asked, before anything is trained", class_="eyebrow"),
         tag("h1", title),
-        tag("p", tag("span", "!", class_="sign", aria_hidden="true"), CAUTION, class_="warning"),
+        [
+            tag("p", tag("span", "!", class_="sign", aria_hidden="true"), text, class_="warning")
+            for text in (CAUTION, *warnings(found))
+        ],
     )
     return assemble(title, join(head, [_section(targets) for targets in found]))
 
