@@ -162,6 +162,8 @@ def worker(folder: Path, models: Path) -> None:
     if rank == 0:
         torch.save(kept, folder / "gradients.pt")
     (folder / f"result-{rank}.json").write_text(json.dumps(result))
+    # A process that only exits may break what the other still has open to it, which then aborts.
+    trainer.accelerator.end_training()
 
 
 def environment_of(config: Path, processes: int) -> dict[str, str]:

@@ -399,4 +399,4 @@ def test_packing_collators_are_refused(tmp_path):
 
 
 if __name__ == "__main__":
-    run_with_prompts(Path(sys.argv[1]), 2)
+    run_with_prompts(Path(sys.argv[1]), 2).accelerator.end_training()

@@ -56,8 +56,19 @@ def script(work: Callable[[], None]) -> None:
         code = interruptible(work)
     except MuscleError as error:
         sys.exit(f"error: {error}")
+    if code == 0:
+        _leave_group()
     # Anything else than 0 torch's launcher takes for a crash; it reports the signal itself.
     sys.exit(0 if "TORCHELASTIC_RUN_ID" in os.environ else code)
+
+
+def _leave_group() -> None:
+    """End the process group: a process that only exits may break what the others still have open to it, and they then
+    abort after all is saved."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def interruptible(work: Callable[[], None]) -> int:
