@@ -135,9 +135,11 @@ class Cell:
     @cached_property
     def rows(self) -> tuple[Task, DataSettings, Splits]:
         """The task, where its rows are, and the rows."""
-        task, data, splits = load_task_rows(self.plan["tasks"][self.task_name], self.seed)
-        few = self.plan["cells"][self.name].get("transfer")
-        return task, data, dataclasses.replace(splits, transfer=splits.transfer[:few])
+        return load_task_rows(self.plan["tasks"][self.task_name], self.seed)
+
+    def _transfer(self, method: dict[str, Any]) -> Sequence[Item]:
+        """The prompts without labels of a method: so many as it says, else as the cell says, else all."""
+        return self.rows[2].transfer[: method.get("transfer", self.plan["cells"][self.name].get("transfer"))]
 
     def base(self, side: str) -> str:
         """The base model of a side; one of the study's own is trained if it is missing."""
@@ -198,13 +200,14 @@ class Cell:
         method, splits = self.plan["methods"][name], self.rows[2]
         adapter, arguments = self.method_folder(name, trial), _arguments(trial or method["chosen"])
         old, new = self.version("old"), self.version("new")
+        transfer = self._transfer(method)
         if method.get("steps") == "transfer":
-            arguments["num_train_epochs"] *= 1 + len(splits.transfer) / len(splits.train)
+            arguments["num_train_epochs"] *= 1 + len(transfer) / len(splits.train)
         rows = self._labelled()
         if method["rows"] == "transfer":
-            rows = dataclasses.replace(splits, transfer=splits.transfer[: method.get("transfer")])
+            rows = dataclasses.replace(splits, transfer=transfer)
         elif method["rows"] == "pseudo":
-            rows = dataclasses.replace(rows, train=[*splits.train, *self._pseudo_labelled(new)])
+            rows = dataclasses.replace(rows, train=[*splits.train, *self._pseudo_labelled(new, transfer)])
         if method["kind"] == "ce":
             run = self._run(adapter.parent, new, new, rows, **arguments)
         else:
@@ -216,13 +219,13 @@ class Cell:
     def answers(self, model: ModelSettings, part: str) -> list[Prediction]:
         """A model's answers to the rows of a part, asked once."""
         # Nothing is trained: one row spares tokenizing the others.
-        splits = dataclasses.replace(self._labelled(1), test=getattr(self.rows[2], part))
+        asked = self._transfer({}) if part == "transfer" else getattr(self.rows[2], part)
+        splits = dataclasses.replace(self._labelled(1), test=asked)
         folder = self.answers_file(Path(model.adapter), part).parents[1]
         return self._run(folder, model, model, splits).answers(NEW)
 
-    def _pseudo_labelled(self, new: ModelSettings) -> Sequence:
-        """The transfer prompts with v2's answers in place of the right ones."""
-        items = self.rows[2].transfer
+    def _pseudo_labelled(self, new: ModelSettings, items: Sequence[Item]) -> Sequence[Item]:
+        """Prompts with v2's answers in place of the right ones."""
         answers = {prediction.id: prediction.prediction for prediction in self.answers(new, "transfer")}
         if items[0].choices:
             return [dataclasses.replace(item, answers=(answers[item.id],)) for item in items]
