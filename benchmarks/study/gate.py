@@ -1,6 +1,6 @@
 """Rules that ask both teachers at inference, on the study's test items; nothing is trained.
 
-    python benchmarks/study/gate.py [--runs runs/study] [--cells level-trec gap-trec rows-trec]
+    python benchmarks/study/gate.py [--runs runs/study] [--cells level-trec ...]
 
 What is fitted is fitted on half of the items and used on the other half, and vice versa: the temperatures of the
 calibrated models, and the learned gate, a logistic regression that says from both models' confidence and entropy which

@@ -35,7 +35,8 @@ SHOWN = ("ce_pseudo", "muscle", "muscle_ce", "always_old", "transfer_mean", "tra
 MARK = "<!-- tables: written by benchmarks/study/report.py -->"
 WORDS = """{}.
 
-Accuracy (or mean similarity) / NFR in percent, means over seeds; in brackets NFR against v2's:
+Accuracy (or mean similarity) / NFR in percent, means over the seeds that have the method; in
+brackets NFR against v2's on these:
 
 {}
 
@@ -179,7 +180,9 @@ def summary(parts: Mapping[str, tuple[list[Answers], dict[str, dict]]], methods:
                 continue
             here = means(with_model(seeds, name), V2)["nfr"]
             share = f" ({100 * (figures[name]['nfr'] / here - 1):+.0f} %)" if name != V2 and here else ""
-            row.append(f"{100 * figures[name]['acc_new']:.2f} / {100 * figures[name]['nfr']:.2f}{share}")
+            counted = len(with_model(seeds, name))
+            fewer = f", {counted} seed{'s' * (counted > 1)}" if counted < len(seeds) else ""
+            row.append(f"{100 * figures[name]['acc_new']:.2f} / {100 * figures[name]['nfr']:.2f}{share}{fewer}")
         lines.append("| " + " | ".join(row) + " |")
     return lines
 
