@@ -162,7 +162,7 @@ def worker(folder: Path, models: Path) -> None:
     if rank == 0:
         torch.save(kept, folder / "gradients.pt")
     (folder / f"result-{rank}.json").write_text(json.dumps(result))
-    # A process that only exits may break what the other still has open to it, which then aborts.
+    # Under DeepSpeed a process that exits in its group may abort in its last moment.
     trainer.accelerator.end_training()
 
 

@@ -63,8 +63,8 @@ def script(work: Callable[[], None]) -> None:
 
 
 def _leave_group() -> None:
-    """End the process group: a process that only exits may break what the others still have open to it, and they then
-    abort after all is saved."""
+    """End the process group: threads of it that still run while Python ends abort one process in six under DeepSpeed,
+    after all is saved."""
     from torch import distributed
 
     if distributed.is_available() and distributed.is_initialized():
