@@ -31,7 +31,7 @@ from reporting import put_between
 RESULTS = ROOT / "benchmarks" / "results"
 CONTROL = "ce"
 # Methods that most cells have, in the tables over all cells.
-SHOWN = ("ce_pseudo", "muscle", "muscle_ce", "focal_ce", "transfer_mean", "transfer_chosen", "transfer_calibrated")
+SHOWN = ("ce_long", "ce_pseudo", "muscle", "muscle_ce", "focal_ce", "transfer_mean", "transfer_calibrated")
 MARK = "<!-- tables: written by benchmarks/study/report.py -->"
 WORDS = """{}.
 
