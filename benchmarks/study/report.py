@@ -12,7 +12,7 @@ import argparse
 import math
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -32,6 +32,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 CONTROL = "ce"
 # Methods that most cells have, in the tables over all cells.
 SHOWN = ("ce_long", "ce_pseudo", "muscle", "muscle_ce", "focal_ce", "transfer_mean", "transfer_calibrated")
+# Plain cross-entropy with as many steps as the methods with transfer rows, and what it is held against.
+LONG_CONTROL, AGAINST_LONG = "ce_long", ("muscle_ce", "focal_ce", "transfer_mean", "transfer_calibrated")
 MARK = "<!-- tables: written by benchmarks/study/report.py -->"
 WORDS = """{}.
 
@@ -45,21 +47,25 @@ correction over the row; each on the seeds that have the method:
 
 {}
 
+The same against plain CE with as many steps as with transfer rows (`ce_long`), on the seeds that have both:
+
+{}
+
 The masks of the paper's Table 7, changes of NFR:
 
 {}
 """
 
 
-def with_model(seeds: list[Answers], name: str) -> list[Answers]:
-    """The seeds that have a model."""
-    return [seed for seed in seeds if name in seed.quality]
+def with_model(seeds: list[Answers], *names: str) -> list[Answers]:
+    """The seeds that have all of some models."""
+    return [seed for seed in seeds if seed.quality.keys() >= set(names)]
 
 
 def change(seeds: list[Answers], name: str, reference: str, figure: str) -> tuple[Estimate, float]:
     """A model's figure minus a reference's, ``nfr`` or ``acc_new``, and the p-value of no change."""
     values, items = [], []
-    for seed in with_model(seeds, name):
+    for seed in with_model(seeds, name, reference):
         mine, theirs = (
             seed.worse(model).astype(float) if figure == "nfr" else seed.quality[model] for model in (name, reference)
         )
@@ -187,22 +193,25 @@ def summary(parts: Mapping[str, tuple[list[Answers], dict[str, dict]]], methods:
     return lines
 
 
-def against_control(parts: Mapping[str, tuple[list[Answers], dict[str, dict]]]) -> list[str]:
-    """One line a cell: each method's change of NFR and accuracy against the control, marked where it is not chance."""
-    head = ["cell", *(f"`{name}`" for name in SHOWN)]
-    lines = table_head(head)
-    for cell, (seeds, figures) in parts.items():
-        names = [name for name in SHOWN if name in figures]
-        found = {figure: {n: change(seeds, n, CONTROL, figure) for n in names} for figure in ("nfr", "acc_new")}
+def against(
+    parts: Mapping[str, tuple[list[Answers], dict[str, dict]]], reference: str, names: Sequence[str]
+) -> list[str]:
+    """One line a cell: each method's change of NFR and accuracy against a control, marked where it is not chance."""
+    lines = table_head(["cell", *(f"`{name}`" for name in names)])
+    for cell, (seeds, _) in parts.items():
+        here = [name for name in names if with_model(seeds, name, reference)]
+        if not here:
+            continue
+        found = {figure: {n: change(seeds, n, reference, figure) for n in here} for figure in ("nfr", "acc_new")}
         marks = {
-            figure: dict(zip(names, holm([p for _, p in of.values()]), strict=True)) for figure, of in found.items()
+            figure: dict(zip(here, holm([p for _, p in of.values()]), strict=True)) for figure, of in found.items()
         }
         row = [cell]
-        for name in SHOWN:
-            if name not in names:
+        for name in names:
+            if name not in here:
                 row.append("")
                 continue
-            base = means(with_model(seeds, name), CONTROL)["nfr"]
+            base = means(with_model(seeds, name, reference), reference)["nfr"]
             flips, accuracy = (
                 f"{100 * of[name][0].value:+.2f}{'*' * bool(marks[figure][name] < 0.05)}"
                 for figure, of in found.items()
@@ -310,7 +319,8 @@ def write_report(plan: Mapping[str, Any]) -> None:
     (RESULTS / "study.md").write_text(text)
     tables = (
         summary(parts, plan["methods"]),
-        against_control(parts),
+        against(parts, CONTROL, SHOWN),
+        against(parts, LONG_CONTROL, AGAINST_LONG),
         table_7(parts, plan["methods"]),
     )
     known = [name for name in (CONTROL, *SHOWN) if name in plan["methods"]]
