@@ -143,11 +143,13 @@ def _p(value: float) -> str:
 
 
 def picture(title: str, figures: Mapping[str, Mapping[str, float]], seeds: list[Answers]) -> str:
-    """Accuracy against NFR of the models of a cell that have all its seeds, as an SVG that stands alone."""
+    """Accuracy against NFR of v2, the controls and the methods of the tables over all cells, as far as they have all
+    seeds of the cell, as an SVG that stands alone; all methods would hide each other."""
     points = []
-    for name, row in figures.items():
-        if len(with_model(seeds, name)) < len(seeds):
+    for name in (V2, CONTROL, *SHOWN, BOTH):
+        if name not in figures or len(with_model(seeds, name)) < len(seeds):
             continue
+        row = figures[name]
         better = [
             other for other in figures.values() if other["nfr"] < row["nfr"] and other["acc_new"] > row["acc_new"]
         ]
@@ -304,8 +306,9 @@ def write_report(plan: Mapping[str, Any]) -> None:
         "Figures in percent, means over the seeds that a method has; changes in percentage points with the 95 % "
         "interval of a bootstrap over items, relative to the other's NFR in brackets, and the p-value of a sign test "
         "over items, corrected by Holm over the methods of the cell. Whiskers in the pictures are the range of the "
-        "seeds; they show the methods that have all seeds. Returned: of v1's errors that v2 had shed, the share "
-        "that the model makes again; inherited: with v1's own wrong answer.\n\n## All cells\n\n"
+        "seeds; they show the methods of the table over all cells that have all seeds of the cell. Returned: of v1's "
+        "errors that v2 had shed, the share that the model makes again; inherited: with v1's own wrong "
+        "answer.\n\n## All cells\n\n"
         "Accuracy (or mean similarity) / NFR, and NFR against v2's on the same seeds.\n\n"
         + "\n".join(summary(parts, plan["methods"]))
         + "\n\nThe paper's changes of NFR against v2, with CE where it used it (Tables 4 to 6; no control was trained "
