@@ -299,6 +299,7 @@ def write_report(plan: Mapping[str, Any]) -> None:
     done = {name for _, figures in parts.values() for name in figures}
     chosen = {name: method["chosen"] for name, method in plan["methods"].items() if name in done}
     settings = "; ".join(f"`{name}` {trial_name(trial, ', ')}" for name, trial in chosen.items())
+    over_cells, ablation = ("\n".join(make(parts, plan["methods"])) for make in (summary, table_7))
     text = (
         "# The study\n\n`python benchmarks/study/tune.py && python benchmarks/study/run.py && "
         f"python benchmarks/study/report.py`, CPU ({platform.machine()}), one thread; the plan is "
@@ -310,25 +311,20 @@ def write_report(plan: Mapping[str, Any]) -> None:
         "errors that v2 had shed, the share that the model makes again; inherited: with v1's own wrong "
         "answer.\n\n## All cells\n\n"
         "Accuracy (or mean similarity) / NFR, and NFR against v2's on the same seeds.\n\n"
-        + "\n".join(summary(parts, plan["methods"]))
+        + over_cells
         + "\n\nThe paper's changes of NFR against v2, with CE where it used it (Tables 4 to 6; no control was trained "
         "there):\n\n"
         + "\n".join(published())
         + "\n\nThe masks of its Table 7 (changes of NFR):\n\n"
-        + "\n".join(table_7(parts, plan["methods"]))
+        + ablation
         + f"\n\nSettings: {settings}.\n\n"
         + "\n".join(texts)
     )
     (RESULTS / "study.md").write_text(text)
-    tables = (
-        summary(parts, plan["methods"]),
-        against(parts, CONTROL, SHOWN),
-        against(parts, LONG_CONTROL, AGAINST_LONG),
-        table_7(parts, plan["methods"]),
-    )
+    controls = (against(parts, CONTROL, SHOWN), against(parts, LONG_CONTROL, AGAINST_LONG))
     known = [name for name in (CONTROL, *SHOWN) if name in plan["methods"]]
     legend = "; ".join(f"`{name}`: {plan['methods'][name]['says']}" for name in known)
-    words = WORDS.format(legend, *("\n".join(table) for table in tables))
+    words = WORDS.format(legend, over_cells, *map("\n".join, controls), ablation)
     put_between(ROOT / "docs" / "study.md", MARK, words.replace("](#", "](../benchmarks/results/study.md#"))
     print(text)
 

@@ -216,17 +216,16 @@ class Cell:
         run.adapter(adapter.name)
         return dataclasses.replace(new, adapter=str(adapter))
 
-    def answers(self, model: ModelSettings, part: str) -> list[Prediction]:
-        """A model's answers to the rows of a part, asked once."""
+    def answers(self, model: ModelSettings, part: str, items: Sequence[Item] | None = None) -> list[Prediction]:
+        """A model's answers to the rows of a part, or to those of it that are given, asked once."""
         # Nothing is trained: one row spares tokenizing the others.
-        asked = self._transfer({}) if part == "transfer" else getattr(self.rows[2], part)
-        splits = dataclasses.replace(self._labelled(1), test=asked)
+        splits = dataclasses.replace(self._labelled(1), test=getattr(self.rows[2], part) if items is None else items)
         folder = self.answers_file(Path(model.adapter), part).parents[1]
         return self._run(folder, model, model, splits).answers(NEW)
 
     def _pseudo_labelled(self, new: ModelSettings, items: Sequence[Item]) -> Sequence[Item]:
         """Prompts with v2's answers in place of the right ones."""
-        answers = {prediction.id: prediction.prediction for prediction in self.answers(new, "transfer")}
+        answers = {prediction.id: prediction.prediction for prediction in self.answers(new, "transfer", items)}
         if items[0].choices:
             return [dataclasses.replace(item, answers=(answers[item.id],)) for item in items]
         return [dataclasses.replace(item, references=(f" {answers[item.id].strip()}",)) for item in items]

@@ -37,8 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from muscle_hf.compare.comparison import check_options
     from muscle_hf.compare.targets import SHARES, measure_targets
     from muscle_hf.report import targets as report
-    from muscle_hf.report.terminal import UNSURE
-    from muscle_hf.report.text import one_line
+    from muscle_hf.report.terminal import print_warnings
 
     check_outputs(args.json, args.html)
     check_options(AnalysisOptions(level=args.level))
@@ -63,6 +62,5 @@ def run(args: argparse.Namespace) -> int:
             console.print(report.terminal_table(targets))
             console.print(Text(report.why(targets), "bold"))
             console.print(Text(report.advice(targets)))
-        for warning in report.warnings(found):
-            console.print(Text(f"! {one_line(warning)}", style=UNSURE))
+        print_warnings(report.warnings(found), console)
     return 0

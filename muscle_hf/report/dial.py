@@ -11,7 +11,7 @@ from muscle_hf.report import charts
 from muscle_hf.report import wording as w
 from muscle_hf.report.html import assemble
 from muscle_hf.report.markup import Markup, join, tag
-from muscle_hf.report.parts import figure
+from muscle_hf.report.parts import figure, warning
 from muscle_hf.report.scales import Scale, fit
 from muscle_hf.report.text import one_line
 
@@ -165,7 +165,7 @@ def page(path: DialPath, chosen: DialPoint | None, rule: str, max_loss: float = 
             tag("div", tag("strong", _headline(chosen)), tag("p", verdict(path, chosen, rule, max_loss))),
             class_=f"banner {'unsure' if chosen is None else 'pass'}",
         ),
-        tag("p", tag("span", "!", class_="sign", aria_hidden="true"), caution(split), class_="warning"),
+        warning(caution(split)),
     )
     nfr_title, quality_title = f"Change of {nfr} along the path", f"Change of {quality} along the path"
     pictures = [

@@ -17,6 +17,11 @@ def figure(heading: Child, picture: Child, caption: Child, level: int = 4) -> Ma
     return tag("figure", tag(f"h{level}", heading, class_="title"), picture, tag("figcaption", caption))
 
 
+def warning(text: Child) -> Markup:
+    """A sentence that a reader must see."""
+    return tag("p", tag("span", "!", class_="sign", aria_hidden="true"), text, class_="warning")
+
+
 def folded(figures: list[Markup], shown: int, what: str) -> Markup:
     """Figures in a grid; those beyond ``shown`` are folded away."""
     rest = figures[shown:]

@@ -6,7 +6,7 @@ from muscle_hf.compare.document import Document, Gate, TaskResult, Update
 from muscle_hf.report import charts, flows, inheritance
 from muscle_hf.report import wording as w
 from muscle_hf.report.markup import Markup, join, tag
-from muscle_hf.report.parts import GATE_CSS, figure, table, task_checks
+from muscle_hf.report.parts import GATE_CSS, figure, table, task_checks, warning
 from muscle_hf.report.slices import slices
 from muscle_hf.report.text import one_line
 
@@ -35,10 +35,7 @@ def header(document: Document) -> Markup:
         tag("h1", title(document)),
         tag("p", f"{w.count(items)} items in {count} task{'' if count == 1 else 's'}", class_="lede"),
         None if document.gate is None else _banner(document.gate),
-        [
-            tag("p", tag("span", "!", class_="sign", aria_hidden="true"), text, class_="warning")
-            for text in document.warnings
-        ],
+        [warning(text) for text in document.warnings],
         _contents(document),
     )
 

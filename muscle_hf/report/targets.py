@@ -12,7 +12,7 @@ from muscle_hf.report import charts
 from muscle_hf.report import wording as w
 from muscle_hf.report.html import assemble
 from muscle_hf.report.markup import Markup, join, tag
-from muscle_hf.report.parts import figure, table
+from muscle_hf.report.parts import figure, table, warning
 from muscle_hf.report.text import one_line
 
 if TYPE_CHECKING:
@@ -104,10 +104,7 @@ def page(found: Sequence[Targets]) -> str:
         "header",
         tag("p", "Both models asked, before anything is trained", class_="eyebrow"),
         tag("h1", title),
-        [
-            tag("p", tag("span", "!", class_="sign", aria_hidden="true"), text, class_="warning")
-            for text in (CAUTION, *warnings(found))
-        ],
+        [warning(text) for text in (CAUTION, *warnings(found))],
     )
     return assemble(title, join(head, [_section(targets) for targets in found]))
 

@@ -33,8 +33,7 @@ def render(document: Document, console: Console | None = None, *, worst: int = 5
     terminal control sequences nor rich's own markup in it have any effect.
     """
     console = console or Console()
-    for warning in document.warnings:
-        console.print(Text(f"! {one_line(warning)}", style=UNSURE))
+    print_warnings(document.warnings, console)
     for task in document.tasks:
         console.print(_task_table(document, task))
         if any(update.slices for update in task.updates):
@@ -47,6 +46,12 @@ def render(document: Document, console: Console | None = None, *, worst: int = 5
         console.print(noise_table(document.noise))
     if document.gate is not None:
         _print_gate(document.gate, console)
+
+
+def print_warnings(warnings: Iterable[str], console: Console) -> None:
+    """Sentences that a reader must see, one a line."""
+    for warning in warnings:
+        console.print(Text(f"! {one_line(warning)}", style=UNSURE))
 
 
 def _data(text: str, style: str = "", limit: int | None = None) -> Text:
