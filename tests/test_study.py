@@ -27,6 +27,7 @@ def test_methods_are_settings(name, tmp_path):
     assert method.pop("kind") in ("ce", "muscle") and method.pop("rows") in ("labelled", "transfer", "pseudo")
     assert method.pop("says") and method.pop("steps", "transfer") == "transfer"
     assert method.get("transfer") is None or method["transfer"] > 0
+    assert method.pop("from", "ce") in PLAN["methods"]
     method.pop("transfer", None)
     MuscleConfig(str(tmp_path), use_cpu=True, **{**PLAN["training"], **method.pop("training", {})})
     assert method.pop("target", "chosen") == "chosen"

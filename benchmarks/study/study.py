@@ -200,6 +200,7 @@ class Cell:
         method, splits = self.plan["methods"][name], self.rows[2]
         adapter, arguments = self.method_folder(name, trial), _arguments(trial or method["chosen"])
         old, new = self.version("old"), self.version("new")
+        start = self.method(method["from"]) if "from" in method else new
         transfer = self._transfer(method)
         if method.get("steps") == "transfer":
             arguments["num_train_epochs"] *= 1 + len(transfer) / len(splits.train)
@@ -209,10 +210,10 @@ class Cell:
         elif method["rows"] == "pseudo":
             rows = dataclasses.replace(rows, train=[*splits.train, *self._pseudo_labelled(new, transfer)])
         if method["kind"] == "ce":
-            run = self._run(adapter.parent, new, new, rows, **arguments)
+            run = self._run(adapter.parent, start, start, rows, **arguments)
         else:
             arguments |= {"teacher_cache": str(self.folder / "cache"), **method.get("training", {})}
-            run = self._run(adapter.parent, old, new, rows, method.get("target"), **arguments)
+            run = self._run(adapter.parent, old, start, rows, method.get("target"), **arguments)
         run.adapter(adapter.name)
         return dataclasses.replace(new, adapter=str(adapter))
 
