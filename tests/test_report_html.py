@@ -6,7 +6,7 @@ import dataclasses
 import json
 import random
 import re
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from report_documents import HOSTILE, full_document, hostile_document, large_doc
 from muscle_hf.compare import document as d
 from muscle_hf.compare.example import example_document
 from muscle_hf.metrics import Estimate
-from muscle_hf.report import html, wording
+from muscle_hf.report import charts, html, wording
 
 PAGE = 25
 
@@ -438,3 +438,28 @@ def test_twenty_thousand_flips_stay_fluid(show):
 def test_hostile_sample_is_as_hostile_as_it_says():
     for attack in ("</script>", "onerror=", "\u202e", "\x1b", "\x00", "\u2028", "\ud800", "<!--"):
         assert attack in HOSTILE
+
+
+def drawn_trade_off(places: list[tuple[float, float]]) -> str:
+    points = [
+        charts.Point(f"model{i}", Estimate(x, x, x), Estimate(y, y, y), leads=True) for i, (x, y) in enumerate(places)
+    ]
+    old = ("v1", Estimate(0.4, 0.4, 0.4))
+    return str(charts.trade_off("title", points, old, ("flips", "accuracy"), (wording.percent,) * 2, None))
+
+
+def test_labels_of_crowded_points_do_not_hide_each_other_and_say_whose_they_are():
+    count = 6
+    drawn = drawn_trade_off([(0.1 + 0.001 * i, 0.5) for i in range(count)])
+    labels = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" class="name halo leads"( text-anchor="end")?', drawn)
+    assert len(labels) == count
+    width = 7.5 * len("model0")
+    boxes = [(float(x) - width * bool(end), float(y)) for x, y, end in labels]
+    for (x, y), (other_x, other_y) in combinations(boxes, 2):
+        assert abs(x - other_x) >= width or abs(y - other_y) >= 13
+    # Four names fit around a point; the others need a line to it.
+    assert drawn.count('class="leader"') >= count - 4
+
+
+def test_a_label_beside_its_point_needs_no_line():
+    assert "leader" not in drawn_trade_off([(0.1, 0.1), (0.5, 0.5), (0.9, 0.9)])

@@ -6,6 +6,7 @@ everywhere: vermilion for what got worse, blue for what got better, greys for wh
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -214,10 +215,12 @@ def trade_off(
 
 def _candidates(points: Sequence[Point], x_scale: Scale, y_scale: Scale) -> list[Markup]:
     whiskers: list[Markup] = []
+    leaders: list[Markup] = []
     dots: list[Markup] = []
     points = [p for p in points if math.isfinite(p.flips.value) and math.isfinite(p.quality.value)]
     places = [(x_scale(p.flips.value), y_scale(p.quality.value)) for p in points]
     taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in places]
+    frame = (x_scale.start, y_scale.end, x_scale.end, y_scale.start)
     for index, (point, (x, y)) in enumerate(zip(points, places, strict=True)):
         x_low, x_high = _ends(point.flips, x_scale)
         y_low, y_high = _ends(point.quality, y_scale)
@@ -225,27 +228,51 @@ def _candidates(points: Sequence[Point], x_scale: Scale, y_scale: Scale) -> list
         whiskers += [line(x_low, y, x_high, y, f"whisker {css}"), line(x, y_low, x, y_high, f"whisker {css}")]
         dots.append(_shape(index, x, y, css))
         name = one_line(point.label, 16)
-        label_x, label_y, anchor = _free_place(x, y, 7.5 * len(name), taken, x_scale)
-        dots.append(text(label_x, label_y, name, f"name halo {css}", anchor))
-    return whiskers + dots
+        at, anchor, plain = _free_place(index, places, 7.5 * len(name), taken, frame)
+        if not plain:
+            leaders.append(line(x, y, at[0], at[1] - 4, "leader"))
+        dots.append(text(*at, name, f"name halo {css}", anchor))
+    return whiskers + leaders + dots
 
 
 _Box = tuple[float, float, float, float]
 
 
-def _free_place(x: float, y: float, width: float, taken: list[_Box], x_scale: Scale) -> tuple[float, float, str]:
-    """Where a point's label hides neither another label nor another point, if there is such a place near."""
-    first = 1 if x < x_scale.start + 0.62 * (x_scale.end - x_scale.start) else -1
-    places = [(side, offset) for offset in (-8, 18, -24, 34, -40, 50) for side in (first, -first)]
+def _free_place(
+    index: int, points: Sequence[tuple[float, float]], width: float, taken: list[_Box], frame: _Box
+) -> tuple[tuple[float, float], str, bool]:
+    """Where a point's label hides neither another label nor another point, nearest to its own point if there is such
+    a place; and whether one sees without a line which point it names."""
+    x, y = points[index]
+    first = 1 if x < frame[0] + 0.62 * (frame[2] - frame[0]) else -1
+    beside = [(side * 9, offset) for offset in (-8, 18) for side in (first, -first)]
+    away = itertools.product(
+        (first * 9, -first * 9, first * 36, -first * 36), (*range(-120, -8, 16), *range(34, 140, 16))
+    )
+    places = [*beside, *sorted(away, key=lambda place: math.hypot(*place))]
     boxes = []
-    for side, offset in places:
-        start = x + 9 if side > 0 else x - 9 - width
+    for reach, offset in places:
+        start = x + reach if reach > 0 else x + reach - width
         boxes.append((start, y + offset - 11, start + width, y + offset + 3))
-    inside = [box[0] > x_scale.start - 50 and box[2] < x_scale.end + 12 for box in boxes]
-    chosen = next((at for at, box in enumerate(boxes) if inside[at] and not any(_meet(box, b) for b in taken)), 0)
+
+    def plain(at: int) -> bool:
+        return min(range(len(points)), key=lambda other: _distance(boxes[at], points[other])) == index
+
+    def free(at: int) -> bool:
+        left, top, right, bottom = boxes[at]
+        inside = left > frame[0] - 50 and right < frame[2] + 12 and top > frame[1] and bottom < frame[3]
+        return inside and not any(_meet(boxes[at], box) for box in taken)
+
+    order = [at for at in range(len(places)) if free(at)] or [0]
+    chosen = next(filter(plain, order), order[0])
     taken.append(boxes[chosen])
-    side, offset = places[chosen]
-    return x + 9 * side, y + offset, "start" if side > 0 else "end"
+    reach, offset = places[chosen]
+    return (x + reach, y + offset), "start" if reach > 0 else "end", plain(chosen) and chosen < len(beside)
+
+
+def _distance(box: _Box, point: tuple[float, float]) -> float:
+    x, y = point
+    return math.hypot(max(box[0] - x, x - box[2], 0.0), max(box[1] - y, y - box[3], 0.0))
 
 
 def _meet(a: _Box, b: _Box) -> bool:
