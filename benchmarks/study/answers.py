@@ -17,7 +17,7 @@ V1, V2, BOTH = "v1", "v2", "both at inference"
 FIGURES = ("acc_new", "nfr", "relative_nfr", "nfr_mc", "pfr", "return_rate", "inheritance_rate")
 
 
-@dataclass
+@dataclass(eq=False)
 class Answers:
     """The answers of one seed of a cell.
 

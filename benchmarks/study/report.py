@@ -13,6 +13,7 @@ import math
 import platform
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -57,12 +58,16 @@ The masks of the paper's Table 7, changes of NFR:
 """
 
 
-def with_model(seeds: list[Answers], *names: str) -> list[Answers]:
+Seeds = tuple[Answers, ...]
+
+
+def with_model(seeds: Seeds, *names: str) -> Seeds:
     """The seeds that have all of some models."""
-    return [seed for seed in seeds if seed.quality.keys() >= set(names)]
+    return tuple(seed for seed in seeds if seed.quality.keys() >= set(names))
 
 
-def change(seeds: list[Answers], name: str, reference: str, figure: str) -> tuple[Estimate, float]:
+@cache
+def change(seeds: Seeds, name: str, reference: str, figure: str) -> tuple[Estimate, float]:
     """A model's figure minus a reference's, ``nfr`` or ``acc_new``, and the p-value of no change."""
     values, items = [], []
     for seed in with_model(seeds, name, reference):
@@ -77,7 +82,7 @@ def change(seeds: list[Answers], name: str, reference: str, figure: str) -> tupl
     return estimate, cluster_sign_test(values, items)
 
 
-def means(seeds: list[Answers], name: str) -> dict[str, float]:
+def means(seeds: Seeds, name: str) -> dict[str, float]:
     """The figures of a model, each the mean over the seeds that have it."""
     found = [seed.figures(name) for seed in with_model(seeds, name)]
     return {key: float(np.mean([one.get(key, math.nan) for one in found])) for key in ("acc_old", *FIGURES)}
@@ -88,7 +93,7 @@ def table_head(head: list[str]) -> list[str]:
     return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
 
 
-def cell_table(seeds: list[Answers], methods: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], dict[str, dict]]:
+def cell_table(seeds: Seeds, methods: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], dict[str, dict]]:
     """The Markdown table of a cell, and the figures of its picture."""
     names = [name for name in (V2, BOTH, *methods) if with_model(seeds, name)]
     figures = {name: means(seeds, name) for name in names}
@@ -113,7 +118,7 @@ def cell_table(seeds: list[Answers], methods: Mapping[str, Mapping[str, Any]]) -
     return lines, figures
 
 
-def _tested(seeds: list[Answers], names: list[str], reference: str, figure: str) -> dict[str, str]:
+def _tested(seeds: Seeds, names: list[str], reference: str, figure: str) -> dict[str, str]:
     """The change of each model against a reference as text, with the p-values of all corrected together."""
     found = {name: change(seeds, name, reference, figure) for name in names}
     corrected = holm([p for _, p in found.values()]) if found else []
@@ -142,7 +147,7 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def picture(title: str, figures: Mapping[str, Mapping[str, float]], seeds: list[Answers]) -> str:
+def picture(title: str, figures: Mapping[str, Mapping[str, float]], seeds: Seeds) -> str:
     """Accuracy against NFR of v2, the controls and the methods of the tables over all cells, as far as they have all
     seeds of the cell, as an SVG that stands alone; all methods would hide each other."""
     points = []
@@ -175,7 +180,7 @@ def picture(title: str, figures: Mapping[str, Mapping[str, float]], seeds: list[
     return f"{head}<style>{style}</style>{drawn[start:]}\n"
 
 
-def summary(parts: Mapping[str, tuple[list[Answers], dict[str, dict]]], methods: Mapping[str, Any]) -> list[str]:
+def summary(parts: Mapping[str, tuple[Seeds, dict[str, dict]]], methods: Mapping[str, Any]) -> list[str]:
     """One line a cell: the figures of the methods that most cells have."""
     shown = (CONTROL, *SHOWN, BOTH)
     head = ["cell", "seeds", "v1", "v2", *(f"`{name}`" if name in methods else name for name in shown)]
@@ -195,9 +200,7 @@ def summary(parts: Mapping[str, tuple[list[Answers], dict[str, dict]]], methods:
     return lines
 
 
-def against(
-    parts: Mapping[str, tuple[list[Answers], dict[str, dict]]], reference: str, names: Sequence[str]
-) -> list[str]:
+def against(parts: Mapping[str, tuple[Seeds, dict[str, dict]]], reference: str, names: Sequence[str]) -> list[str]:
     """One line a cell: each method's change of NFR and accuracy against a control, marked where it is not chance."""
     lines = table_head(["cell", *(f"`{name}`" for name in names)])
     for cell, (seeds, _) in parts.items():
@@ -249,7 +252,7 @@ TABLE_7 = {
 }
 
 
-def table_7(parts: Mapping[str, tuple[list[Answers], dict[str, dict]]], methods: Mapping[str, Any]) -> list[str]:
+def table_7(parts: Mapping[str, tuple[Seeds, dict[str, dict]]], methods: Mapping[str, Any]) -> list[str]:
     """The masks of the paper's ablation beside its percentages: a column for each cell that has them all."""
     cells = [cell for cell, (_, figures) in parts.items() if figures.keys() >= TABLE_7.keys()]
     if not cells:
@@ -284,7 +287,7 @@ def write_report(plan: Mapping[str, Any]) -> None:
         read = {seed: found for seed, found in read.items() if found is not None and CONTROL in found.quality}
         if not read:
             continue
-        seeds = list(read.values())
+        seeds = tuple(read.values())
         lines, figures = cell_table(seeds, plan["methods"])
         parts[name] = (seeds, figures)
         file = f"study-{name}.svg"
