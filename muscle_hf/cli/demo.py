@@ -22,12 +22,14 @@ def run(args: argparse.Namespace) -> int:
     from muscle_hf.demo.run import run_demo
     from muscle_hf.pipeline import table
     from muscle_hf.pipeline.steps import hush
+    from muscle_hf.report.terminal import print_warnings
 
     hush()
     console = Console(highlight=False, soft_wrap=True)
     for task in TASK_NAMES if args.task == "all" else (args.task,):
         folder, result, seconds = run_demo(task, args.seed, args.output, console.print)
         console.print(table.to_rich(result))
+        print_warnings(result.warnings, console)
         files = " ".join(str(folder / "predictions" / f"{name}.jsonl") for name in ("old", "new", "muscle"))
         console.print(
             f"{seconds:.0f} s. The compatibility adapter is in {folder / 'muscle'}: an ordinary LoRA on v2.\n"

@@ -62,11 +62,13 @@ def _here(settings: RunSettings) -> None:
 
     from muscle_hf.pipeline import table
     from muscle_hf.pipeline.run import run as run_settings
+    from muscle_hf.report.terminal import print_warnings
 
     console = Console(highlight=False, soft_wrap=True)
     result = run_settings(settings, console.print)
     if result is not None:
         console.print(table.to_rich(result))
+        print_warnings(result.warnings, console)
     adapter = f": the compatibility adapter in {settings.output_dir}/muscle" if settings.compatibility else ""
     console.print(f"Everything is in {settings.output_dir}{adapter}.")
 

@@ -95,6 +95,7 @@ class Run:
         self._how = steps.loading(settings)
         self._checker = None if settings.data.transfer is None else _load_checker(settings.data.transfer.checker)
         self._check_target()
+        self._check_folders()
         self.data = self._tokenized(settings.new)
         defaults = {"report_to": "none", "logging_strategy": "epoch", "disable_tqdm": False, "save_strategy": "no"}
         defaults["eval_strategy"] = "epoch" if self.data.validates else "no"
@@ -121,6 +122,17 @@ class Run:
         return [OLD, NEW, *([CONTROL] if self.settings.control else []), COMPAT]
 
     # ---- Adapters ----
+
+    def _check_folders(self) -> None:
+        named = {side.adapter for side in (self.settings.old, self.settings.new) if side.adapter}
+        for name in (CONTROL, COMPAT):
+            if name in self.models and any(
+                Path(adapter).resolve() == (self.folder / name).resolve() for adapter in named
+            ):
+                raise MuscleError(
+                    f"{self.folder / name} is a task adapter of this run, which would train its own {name} adapter "
+                    "there; give it another output_dir"
+                )
 
     def _tokenized(self, side: ModelSettings) -> TrainingData:
         tokenizer, training = steps.load_tokenizer(side), self.settings.training

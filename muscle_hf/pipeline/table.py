@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from muscle_hf.metrics import Estimate, flip_metrics, nfr_change, smooth_flip_metrics
+from muscle_hf.metrics import (
+    Estimate,
+    bootstrap,
+    flip_metrics,
+    nfr_change,
+    paired_difference,
+    smooth_flip_metrics,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,6 +44,7 @@ class Row:
         nfr_mc: With flips among wrong answers; nan where there are no choices.
         pfr: Positive flips (for similarities: share of items that got better).
         change: NFR minus v2's, with its 95 % interval (paired bootstrap over items); None for v1 and v2.
+        quality_change: Quality minus v2's, with its 95 % interval; None for v1 and v2.
     """
 
     model: str
@@ -45,6 +53,7 @@ class Row:
     nfr_mc: float = math.nan
     pfr: float = math.nan
     change: Estimate | None = None
+    quality_change: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,18 @@ class Result:
         """
         return {row.model: row for row in self.rows}[model]
 
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of the table must know, as sentences."""
+        control = next((row for row in self.rows if row.model == CONTROL), None)
+        if control is None or not control.quality_change.low > 0:
+            return []
+        return [
+            "v2's adapter has not converged: trained on with plain cross-entropy, as the control, it gets better by "
+            f"{interval_text(control.quality_change)} points. Compatibility would hold it where it is: start from the "
+            "control's adapter, as new.adapter of a run with an output_dir of its own"
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; nan becomes null."""
         return _without_nan(asdict(self))
@@ -102,6 +123,7 @@ def _compare_right_and_wrong(predictions: Mapping[str, Sequence[Prediction]]) ->
                 nfr_mc=flip_metrics(*answers, targets)["nfr_mc"] if choices else math.nan,
                 pfr=float((~old & new).mean()),
                 change=None if model == NEW else nfr_change(old, correct(NEW), new),
+                quality_change=None if model == NEW else paired_difference(correct(NEW), new),
             )
         )
     return rows
@@ -116,9 +138,14 @@ def _compare_scores(predictions: Mapping[str, Sequence[Prediction]]) -> list[Row
     for model in (name for name in TITLES if name in predictions and name != OLD):
         new = scores(model)
         metrics = smooth_flip_metrics(old, new)
-        # An item that got worse is a negative flip of "not worse than v1", which v1 itself never is.
-        change = None if model == NEW else nfr_change(old >= old, scores(NEW) >= old, new >= old)
-        rows.append(Row(model, float(new.mean()), nfr=metrics["nfr_smooth"], pfr=metrics["pfr_smooth"], change=change))
+        changes = {}
+        if model != NEW:
+            # An item that got worse is a negative flip of "not worse than v1", which v1 itself never is.
+            changes["change"] = nfr_change(old >= old, scores(NEW) >= old, new >= old)
+            changes["quality_change"] = bootstrap(
+                lambda total, items: total / items, new - scores(NEW), np.ones(len(new))
+            )
+        rows.append(Row(model, float(new.mean()), nfr=metrics["nfr_smooth"], pfr=metrics["pfr_smooth"], **changes))
     return rows
 
 
