@@ -189,8 +189,11 @@ def to_rich(result: Result) -> Table:
     from rich.table import Table
 
     table = Table(title=f"{result.task}: {result.items} test items, percent", box=box.SIMPLE_HEAD)
-    for index, heading in enumerate(columns(result.metric)):
+    *headings, change = columns(result.metric)
+    for index, heading in enumerate(headings):
         table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
+    # The widest, which narrow terminals break at its blanks rather than cut off.
+    table.add_column(change, justify="right")
     for row, texts in zip(result.rows, cells(result), strict=True):
         table.add_row(*texts, style="bold" if row.model == COMPAT else None)
     return table
