@@ -204,11 +204,16 @@ def summary(parts: Mapping[str, tuple[Seeds, dict[str, dict]]], methods: Mapping
                 continue
             here = means(with_model(seeds, name), V2)["nfr"]
             share = f" ({100 * (figures[name]['nfr'] / here - 1):+.0f} %)" if name != V2 and here else ""
-            counted = len(with_model(seeds, name))
-            fewer = f", {counted} seed{'s' * (counted > 1)}" if counted < len(seeds) else ""
+            fewer = _fewer(seeds, name)
             row.append(f"{100 * figures[name]['acc_new']:.2f} / {100 * figures[name]['nfr']:.2f}{share}{fewer}")
         lines.append("| " + " | ".join(row) + " |")
     return lines
+
+
+def _fewer(seeds: Seeds, name: str) -> str:
+    """How many seeds have a model, if not all."""
+    counted = len(with_model(seeds, name))
+    return f", {counted} seed{'s' * (counted > 1)}" if counted < len(seeds) else ""
 
 
 def against(parts: Mapping[str, tuple[Seeds, dict[str, dict]]], reference: str, names: Sequence[str]) -> list[str]:
@@ -276,7 +281,8 @@ def table_7(parts: Mapping[str, tuple[Seeds, dict[str, dict]]], methods: Mapping
         for cell in cells:
             seeds, figures = parts[cell]
             bases = (means(with_model(seeds, name), reference)["nfr"] for reference in (V2, CONTROL))
-            texts.append(" / ".join(f"{100 * (figures[name]['nfr'] / base - 1):+.1f} %" for base in bases))
+            changes = " / ".join(f"{100 * (figures[name]['nfr'] / base - 1):+.1f} %" for base in bases)
+            texts.append(changes + _fewer(seeds, name))
         paper = f"{row['nfr_change_percent']:+.1f} %"
         lines.append("| " + " | ".join([methods[name]["says"], paper, *texts]) + " |")
     return lines
