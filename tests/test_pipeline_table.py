@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from muscle_hf import demo
 from muscle_hf.demo.run import demo_settings, demo_splits
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation import Prediction
 from muscle_hf.pipeline.run import Run
-from muscle_hf.pipeline.table import Result
+from muscle_hf.pipeline.table import Result, interval_text, to_rich
 
 ITEMS = 100
 
@@ -67,3 +69,10 @@ def test_a_run_does_not_train_over_its_own_task_adapter(side, name, tmp_path):
     settings = dataclasses.replace(settings, **{side: named})
     with pytest.raises(MuscleError, match=rf"{name} is a task adapter of this run.*another output_dir"):
         Run(settings, demo.TASKS["routing"], demo_splits("routing", 0))
+
+
+def test_a_narrow_terminal_cuts_nothing_off():
+    table, out = to_rich(result_of(False, old=50, new=80, control=20, muscle=5)), io.StringIO()
+    Console(file=out, width=80).print(table)
+    assert "…" not in out.getvalue()
+    assert interval_text(result_of(False, old=50, new=80, muscle=5).row("muscle").change).split()[-1] in out.getvalue()
