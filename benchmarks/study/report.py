@@ -34,8 +34,9 @@ CONTROL = "ce"
 # Methods that most cells have, in the tables over all cells.
 SHOWN = ("ce_long", "ce_pseudo", "muscle", "muscle_ce", "focal_ce", "transfer_mean", "transfer_mean_ce",
          "transfer_calibrated", "long_transfer_mean")  # fmt: skip
-# Of these, what the pictures leave out, whose points would hide each other.
-NOT_DRAWN = ("ce_pseudo", "transfer_mean_ce")
+# In the pictures, where more would hide each other.
+DRAWN = ("ce", "ce_long", "muscle", "muscle_ce", "focal_ce", "transfer_mean", "transfer_calibrated",
+         "long_transfer_mean", "long_transfer_calibrated")  # fmt: skip
 # Plain cross-entropy with as many steps as the methods with transfer rows, and what it is held against; and the same
 # of the methods that begin with the former.
 LONG_CONTROL = "ce_long"
@@ -159,11 +160,11 @@ def _p(value: float) -> str:
 
 
 def picture(title: str, figures: Mapping[str, Mapping[str, float]], seeds: Seeds) -> str:
-    """Accuracy against NFR of v2, the controls and the methods of the tables over all cells, as far as they have all
-    seeds of the cell, as an SVG that stands alone; all methods would hide each other."""
+    """Accuracy against NFR of v2, the controls and the main methods, as far as they have all seeds of the cell, as an
+    SVG that stands alone."""
     points = []
-    for name in (V2, CONTROL, *SHOWN, BOTH):
-        if name in NOT_DRAWN or name not in figures or len(with_model(seeds, name)) < len(seeds):
+    for name in (V2, *DRAWN, BOTH):
+        if name not in figures or len(with_model(seeds, name)) < len(seeds):
             continue
         row = figures[name]
         better = [
@@ -327,7 +328,7 @@ def write_report(plan: Mapping[str, Any]) -> None:
         "Figures in percent, means over the seeds that a method has; changes in percentage points with the 95 % "
         "interval of a bootstrap over items, relative to the other's NFR in brackets, and the p-value of a sign test "
         "over items, corrected by Holm over the methods of the cell. Whiskers in the pictures are the range of the "
-        "seeds; they show the methods of the table over all cells that have all seeds of the cell. Returned: of v1's "
+        "seeds; they show the main methods, where they have all seeds of the cell. Returned: of v1's "
         "errors that v2 had shed, the share that the model makes again; inherited: with v1's own wrong "
         "answer.\n\n## All cells\n\n"
         "Accuracy (or mean similarity) / NFR, and NFR against v2's on the same seeds.\n\n"
