@@ -37,12 +37,13 @@ SHOWN = ("ce_long", "ce_pseudo", "muscle", "muscle_ce", "focal_ce", "transfer_me
 # In the pictures, where more would hide each other.
 DRAWN = ("ce", "ce_long", "muscle", "muscle_ce", "focal_ce", "transfer_mean", "transfer_calibrated",
          "long_transfer_mean", "long_transfer_calibrated")  # fmt: skip
-# Plain cross-entropy with as many steps as the methods with transfer rows, and what it is held against; and the same
-# of the methods that begin with the former.
-LONG_CONTROL = "ce_long"
-AGAINST_LONG = ("muscle_ce", "focal_ce", "transfer_mean", "transfer_mean_ce", "transfer_calibrated")
-LONGER_CONTROL = "ce_longer"
-AGAINST_LONGER = ("transfer_mean", "long_transfer_mean", "long_transfer_calibrated")
+# What is held against each control: the plain one, the one with as many steps as the methods with transfer rows, and
+# the one with as many as those that begin with the former.
+AGAINST = {
+    CONTROL: SHOWN,
+    "ce_long": ("muscle_ce", "focal_ce", "transfer_mean", "transfer_mean_ce", "transfer_calibrated"),
+    "ce_longer": ("transfer_mean", "long_transfer_mean", "long_transfer_calibrated"),
+}
 MARK = "<!-- tables: written by benchmarks/study/report.py -->"
 WORDS = """{}.
 
@@ -342,15 +343,8 @@ def write_report(plan: Mapping[str, Any]) -> None:
         + "\n".join(texts)
     )
     (RESULTS / "study.md").write_text(text)
-    controls = [
-        against(parts, reference, names)
-        for reference, names in (
-            (CONTROL, SHOWN),
-            (LONG_CONTROL, AGAINST_LONG),
-            (LONGER_CONTROL, AGAINST_LONGER),
-        )
-    ]
-    shown = (CONTROL, *SHOWN, LONGER_CONTROL, *AGAINST_LONGER)
+    controls = [against(parts, reference, names) for reference, names in AGAINST.items()]
+    shown = [name for reference, names in AGAINST.items() for name in (reference, *names)]
     known = [name for name in dict.fromkeys(shown) if name in plan["methods"]]
     legend = "; ".join(f"`{name}`: {plan['methods'][name]['says']}" for name in known)
     words = WORDS.format(legend, over_cells, *map("\n".join, controls), ablation)

@@ -124,11 +124,10 @@ class Run:
     # ---- Adapters ----
 
     def _check_folders(self) -> None:
-        named = {side.adapter for side in (self.settings.old, self.settings.new) if side.adapter}
+        sides = (self.settings.old, self.settings.new)
+        named = {Path(side.adapter).resolve() for side in sides if side.adapter}
         for name in (CONTROL, COMPAT):
-            if name in self.models and any(
-                Path(adapter).resolve() == (self.folder / name).resolve() for adapter in named
-            ):
+            if name in self.models and (self.folder / name).resolve() in named:
                 raise MuscleError(
                     f"{self.folder / name} is a task adapter of this run, which would train its own {name} adapter "
                     "there; give it another output_dir"
