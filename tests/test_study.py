@@ -35,10 +35,12 @@ def test_methods_are_settings(name, tmp_path):
 
 
 def test_cells_name_what_there_is():
+    grouped = [name for group in PLAN["groups"].values() for name in group]
+    assert sorted(grouped) == sorted(PLAN["methods"])
     for cell in PLAN["cells"].values():
         update = PLAN["updates"][cell["update"]]
         assert cell["task"] in PLAN["tasks"] and set(update.values()) <= set(PLAN["versions"])
-        assert set(cell.get("methods", [])) <= set(PLAN["methods"])
+        assert set(cell["groups"]) <= set(PLAN["groups"])
     assert set(PLAN["tuning"]["cells"]) <= set(PLAN["cells"]) and set(PLAN["tuning"]["seeds"]) <= set(PLAN["seeds"])
 
 
@@ -63,12 +65,17 @@ def test_no_row_is_in_two_parts(name, shared_dir, monkeypatch):
 @pytest.mark.slow
 def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
     """Tuning chooses, methods are trained once, the report has their figures."""
-    plan = {**PLAN, "seeds": [0], "bases": {}, "cells": {"demo-routing": PLAN["cells"]["demo-routing"]}}
+    plan = {
+        **PLAN,
+        "seeds": [0],
+        "bases": {},
+        "cells": {"demo-routing": {"update": "demo", "task": "routing", "groups": ["every"]}},
+    }
     plan["tasks"] = {"routing": {"task": "routing", "source": "demo", "train": 32, "validation": 16, "transfer": 32,
                                  "test": 24}}  # fmt: skip
     names = ("ce", "ce_pseudo", "muscle", "transfer_chosen")
     plan["methods"] = {name: {**PLAN["methods"][name]} for name in names}
-    plan["cells"]["demo-routing"] = {"update": "demo", "task": "routing"}
+    plan["groups"] = {"every": list(names)}
     plan["task_training"] = {"learning_rate": 1e-3, "epochs": 1}
     del plan["methods"]["transfer_chosen"]["settings_of"]
     plan["tuning"] = {"cells": ["demo-routing"], "seeds": [0], "trials": [{"learning_rate": 1e-3, "epochs": 1}]}

@@ -34,7 +34,7 @@ def main() -> None:
     for seed in args.seeds:
         for name in args.cells:
             cell = Cell(name, seed, plan, args.runs)
-            methods = args.methods or plan["cells"][name].get("methods", list(plan["methods"]))
+            methods = args.methods or plan["cells"][name]["methods"]
             wanted = methods if args.again else missing_methods(cell, methods)
             if not wanted:
                 continue
