@@ -10,9 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from muscle_hf import MuscleConfig
+from muscle_hf.demo import base as demo_base
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*unstable without the auxiliary cross-entropy")
 ROOT = Path(__file__).parents[1]
@@ -119,3 +122,32 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
         assert f"(`{name}`) | 1 |" in table
     assert "| [demo-routing](" in (tmp_path / "docs" / "study.md").read_text()
     assert (tmp_path / "benchmarks/results/study-demo-routing.svg").read_text().startswith("<svg")
+
+
+def test_two_models_generate_by_the_mean_of_their_probabilities(monkeypatch):
+    """Greedy, in a batch of unequal prompts and with each model's own cache: as computed without one."""
+    monkeypatch.syspath_prepend(str(STUDY))
+    from together import average
+
+    models = [AutoModelForCausalLM.from_pretrained(demo_base(version)).eval() for version in ("v1", "v2")]
+    tokenizer = AutoTokenizer.from_pretrained(demo_base("v2"), padding_side="left")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    prompts = ["The order was", "Please", "We write about the invoice of May"]
+    expected = []
+    for prompt in prompts:
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        start = ids.shape[1]
+        with torch.no_grad():
+            for _ in range(8):
+                mean = sum(model(ids).logits[:, -1].softmax(-1) for model in models)
+                ids = torch.cat([ids, mean.argmax(-1, keepdim=True)], dim=1)
+        expected.append(ids[0, start:].tolist())
+    batch = tokenizer(prompts, return_tensors="pt", padding=True)
+
+    def answers():
+        found = models[1].generate(**batch, max_new_tokens=8, do_sample=False, eos_token_id=None)
+        return found[:, batch.input_ids.shape[1] :].tolist()
+
+    assert answers() != expected
+    average(models[1], models[0])
+    assert answers() == answers() == expected

@@ -73,6 +73,8 @@ def write_record(cell: Cell) -> Path:
     items = _items(predictions[V1])
     if items["right"] is not None:
         models[BOTH] = {"answers": _digits(both_at_inference([predictions[V1], predictions[V2]]))}
+    elif (together := _answers(cell.both_folder)).is_file():
+        models[BOTH] = {"answers": _encoded(read_predictions(together))}
     file = record_file(cell.name, cell.seed)
     if file.is_file() and goes_on(cell):
         before = json.loads(file.read_text())["models"]

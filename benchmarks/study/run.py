@@ -16,6 +16,7 @@ from pathlib import Path
 from records import goes_on, missing_methods, write_record
 from report import write_report
 from study import Cell, load_plan
+from together import answers_together
 
 from muscle_hf.pipeline.steps import hush
 
@@ -38,8 +39,9 @@ def main() -> None:
             wanted = methods if args.again else missing_methods(cell, methods)
             if not wanted:
                 continue
-            for side in ("old", "new"):
-                cell.answers(cell.version(side), "test")
+            sides = [cell.answers(cell.version(side), "test") for side in ("old", "new")]
+            if sides[0][0].log_likelihoods is None:
+                answers_together(cell)
             if not args.again and not goes_on(cell):
                 print(f"{name} seed {seed}: recorded with other task adapters; --again trains all of its methods anew")
                 continue

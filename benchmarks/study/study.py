@@ -127,6 +127,11 @@ class Cell:
         trial = trial or method["chosen"]
         return self.folder / owner / name / trial_name(trial) / (CONTROL if plain else COMPAT)
 
+    @property
+    def both_folder(self) -> Path:
+        """Of what v1 and v2 answer together; there is no adapter in it."""
+        return self.folder / self.update / "both"
+
     @staticmethod
     def answers_file(adapter: Path, part: str) -> Path:
         """The predictions of an adapter on a part of the rows."""
