@@ -65,9 +65,16 @@ def test_a_whole_recipe_in_two_processes(tmp_path, capfd):
     assert "nothing is sharded: 2 processes" in printed.err
     assert printed.out.count("| MUSCLE |") == 1, "the first process alone speaks"
     assert printed.out.count("Compatibility adapter") == 1
+    together = load_result_predictions(tmp_path / "smoke")
+    shutil.rmtree(tmp_path / "smoke" / "predictions")
+    assert main(["train", *words]) == 0
+    assert "Compatibility adapter: done before" in capfd.readouterr().out
+    alone = load_result_predictions(tmp_path / "smoke")
     for name in ("old", "new", "muscle"):
-        ids = [p.id for p in load_result_predictions(tmp_path / "smoke")[name]]
-        assert ids == ["8", "9", "10", "11"], "both processes' answers, in order"
+        assert [p.id for p in together[name]] == ["8", "9", "10", "11"], "both processes' answers, in order"
+        for of_two, of_one in zip(together[name], alone[name], strict=True):
+            assert of_two.prediction == of_one.prediction
+            assert of_two.log_likelihoods == pytest.approx(of_one.log_likelihoods)
         assert (tmp_path / "smoke" / name / "adapter_model.safetensors").is_file()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object, parse_flag_from_env
+from accelerate.utils import parse_flag_from_env
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import Tensor
 from transformers import (
@@ -269,17 +269,10 @@ def answer(
     batch_size: int | None,
 ) -> list[Prediction]:
     """What a base with an adapter answers to the items of a task; several processes share the items."""
-    state = PartialState()
     model = load_task_adapter(dataclasses.replace(side, adapter=str(adapter)), how, trainable=False)
     if not is_quantized(model):
-        model.to(state.device)
-    mine = items[state.process_index :: state.num_processes]
-    tokenizer = load_tokenizer(side)
-    found = evaluate_task(model.eval(), tokenizer, task, mine, batch_size=batch_size) if mine else []
-    if state.num_processes == 1:
-        return found
-    by_id = {prediction.id: prediction for prediction in gather_object(found)}
-    return [by_id[item.id] for item in items]
+        model.to(PartialState().device)
+    return evaluate_task(model.eval(), load_tokenizer(side), task, items, batch_size=batch_size)
 
 
 # ---- Settings ----
