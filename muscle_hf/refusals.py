@@ -34,7 +34,7 @@ def refuse_unsupported(trainer: MuscleTrainer) -> None:
         MuscleError: What does not go together, and what to do.
     """
     args = trainer.args
-    if trainer.compute_loss_func is not None and trainer.objective.compatibility_weight == 1:
+    if trainer.compute_loss_func is not None and trainer.muscle_objective.compatibility_weight == 1:
         raise MuscleError(
             "compute_loss_func replaces the cross-entropy, but with compatibility_weight=1 there is none; lower "
             "compatibility_weight or drop compute_loss_func"

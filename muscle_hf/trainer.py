@@ -53,6 +53,7 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin):
 
     Attributes:
         config_class: Made where no arguments are given.
+        muscle_objective: What is trained; ``objective`` is Trainer's, the figure of a hyper-parameter search.
         teacher_temperatures: What each teacher's logits are divided by (``old``, ``new``): 1, or what
             ``calibrate_teachers`` found at the start of :meth:`train`.
     """
@@ -82,7 +83,7 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin):
         args = self.config_class("tmp_trainer") if args is None else args
         own = isinstance(args, MuscleConfig)
         self._mask = mask
-        self.objective = objective_of(args, mask)
+        self.muscle_objective = objective_of(args, mask)
         self.trained_tokens = args.trained_tokens if own else "labels"
         self._check_base = args.check_base if own else True
         self._models = {"old": (old_model, old_model_kwargs), "new": (new_model, new_model_kwargs)}
@@ -174,17 +175,18 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin):
         return load() if cached is None else cached
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        model = self._cast(super().call_model_init(trial))
-        for teacher in self.teachers.values():
-            self._place(teacher)
-        if hasattr(self, "_passes"):
-            self._passes = make_passes(self)
-        return model
+        return self._cast(super().call_model_init(trial))
 
     def _hp_search_setup(self, trial: Any) -> None:
         super()._hp_search_setup(trial)
-        # The trial's values are in the arguments now.
-        self.objective = objective_of(self.args, self._mask)
+        if self.model_init is None:
+            return
+        # The models are new, and a trial's values are in the arguments now: what was made of either is made again.
+        self.muscle_objective = objective_of(self.args, self._mask)
+        refuse_unsupported(self)
+        for teacher in self.teachers.values():
+            self._place(teacher)
+        self._passes = make_passes(self)
 
     def hyperparameter_search(
         self,
@@ -325,7 +327,7 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin):
         where = f"step {self.state.global_step + 1}"
         # Before the first step the KL to v2 is exactly 0, which rounding in batches of other shapes would hide.
         skip = self.state.global_step > 0
-        outcome = self._passes.over(model, inputs, labels, self.objective, where, whole=whole, skip=skip)
+        outcome = self._passes.over(model, inputs, labels, self.muscle_objective, where, whole=whole, skip=skip)
         outputs, terms = outcome.outputs, outcome.terms
         sums = sum_terms(terms, outcome.rows, labels.size(0))
         # Trainer divides by the accumulation steps what was not divided by the tokens of all of them.
@@ -335,7 +337,7 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin):
         loss = terms.loss.sum() / items
         if self.compute_loss_func is not None:
             # A loss function of the user's own takes the place of the cross-entropy.
-            weight = self.objective.compatibility_weight
+            weight = self.muscle_objective.compatibility_weight
             cross_entropy = self.compute_loss_func(outputs, inputs["labels"], num_items_in_batch=num_items_in_batch)
             loss = weight * terms.compatibility.sum() / items + (1 - weight) * cross_entropy
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:

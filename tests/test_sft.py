@@ -305,7 +305,7 @@ def test_settings_hide_tokens_and_parse_from_a_command_line(tmp_path):
 def test_trls_own_settings_get_the_methods_defaults(tmp_path, tokenizer):
     args = SFTConfig(str(tmp_path), max_steps=1, use_cpu=True, bf16=False, report_to="none", disable_tqdm=True)
     trainer = sft(tmp_path, tokenizer, prompts(), args=args)
-    assert trainer.objective.temperature == 2.0
+    assert trainer.muscle_objective.temperature == 2.0
     trainer.train()
 
 

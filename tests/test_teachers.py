@@ -101,7 +101,7 @@ def test_student_is_as_it_was_whenever_compute_loss_returns_or_raises(trainer, t
     def broken(student, old, new, labels):
         raise Broken
 
-    trainer.objective = type(trainer.objective)(mask=resolve_mask(broken))
+    trainer.muscle_objective = type(trainer.muscle_objective)(mask=resolve_mask(broken))
     with pytest.raises(Broken):
         trainer.compute_loss(trainer.model, batch)
     assert state_of(trainer.model) == before

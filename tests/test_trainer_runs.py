@@ -17,7 +17,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from muscle_hf import MuscleConfig, MuscleTrainer
+from muscle_hf import MuscleConfig, MuscleError, MuscleTrainer
 from muscle_hf.losses import MASKS
 
 FIGURES = ("loss", "kl_old", "kl_new", "ce", "share_old", "token_accuracy")
@@ -167,7 +167,16 @@ def test_early_stopping_on_a_figure_of_the_objective(tmp_path):
     assert trainer.state.global_step == 3
 
 
-def test_hyper_parameter_search_over_the_methods_own_settings(tmp_path):
+@pytest.mark.parametrize(
+    "evaluations",
+    [
+        {"eval_strategy": "steps", "eval_steps": 2},
+        {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1},
+        {"eval_strategy": "no"},
+    ],
+    ids=["once", "twice, with checkpoints", "after training"],
+)
+def test_hyper_parameter_search_over_the_methods_own_settings(evaluations, tmp_path):
     pytest.importorskip("optuna")
     model = {"kinds": 0}
 
@@ -177,25 +186,61 @@ def test_hyper_parameter_search_over_the_methods_own_settings(tmp_path):
 
     seen = []
     trainer = builders.trainer(
-        tmp_path,
-        model_init=model_init,
-        train_dataset=rows(),
-        eval_dataset=rows(),
-        eval_strategy="steps",
-        eval_steps=2,
+        tmp_path, model_init=model_init, train_dataset=rows(), eval_dataset=rows(), **evaluations
     )
     trainer.add_callback(Seen(trainer, seen))
-    best = trainer.hyperparameter_search(
-        hp_space=lambda trial: {"temperature": trial.suggest_categorical("temperature", [1.0, 4.0])},
-        n_trials=2,
-        backend="optuna",
-        sampler=grid("temperature", [1.0, 4.0]),
-    )
-    assert sorted(temperature for temperature, _ in seen) == [1.0, 4.0], "each trial trained with its own setting"
+    best = search(trainer, "temperature", [1.0, 4.0])
+    times = 2 if evaluations.get("eval_steps") == 1 else 1
+    assert sorted(temperature for temperature, _ in seen) == [1.0] * times + [4.0] * times, "each with its own setting"
     losses = dict(seen)
     assert losses[1.0] != losses[4.0]
     assert best.objective == pytest.approx(min(losses.values())), "the loss is minimised, not the sum of the figures"
     assert model["kinds"] == 3
+
+
+def test_hyper_parameter_search_with_a_compact_cache(tmp_path):
+    pytest.importorskip("optuna")
+
+    def searched(folder, **settings):
+        seen = []
+        trainer = builders.trainer(
+            folder, model_init=lambda: with_lora(builders.llama(2), 20), train_dataset=rows(), eval_dataset=rows(),
+            eval_strategy="steps", eval_steps=1, **settings,
+        )  # fmt: skip
+        trainer.add_callback(Seen(trainer, seen))
+        search(trainer, "temperature", [1.0, 4.0])
+        return dict(seen)
+
+    # All of the vocabulary is kept, so only rows kept at another temperature could change the loss.
+    whole = searched(tmp_path / "whole")
+    kept = searched(tmp_path / "kept", teacher_cache=str(tmp_path / "cache"), teacher_cache_top_k=builders.VOCABULARY)
+    assert kept == pytest.approx(whole, rel=1e-4)
+
+
+def test_a_trial_that_does_not_fit_the_cache_is_refused(tmp_path):
+    pytest.importorskip("optuna")
+    trainer = builders.trainer(
+        tmp_path, model_init=lambda: with_lora(builders.llama(2), 20), train_dataset=rows(), eval_dataset=rows(),
+        teacher_cache=str(tmp_path / "cache"), teacher_cache_top_k=8,
+    )  # fmt: skip
+    with pytest.raises(MuscleError, match="not for masks that read a teacher's logits"):
+        search(trainer, "mask", ["old_right"])
+
+
+def test_model_init_with_an_old_base_that_has_no_padding_token(tmp_path):
+    trainer = builders.trainer(
+        tmp_path, old_model=with_lora(builders.llama(1, pad_token_id=None), 10), train_dataset=rows(),
+        model_init=lambda: with_lora(builders.llama(2, pad_token_id=None), 20), processing_class=builders.tokenizer(),
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.teachers["old"].model.get_base_model().config.pad_token_id == builders.tokenizer().pad_token_id
+
+
+def search(trainer, name, values):
+    return trainer.hyperparameter_search(
+        hp_space=lambda trial: {name: trial.suggest_categorical(name, values)}, n_trials=len(values), backend="optuna",
+        sampler=grid(name, values),
+    )  # fmt: skip
 
 
 def grid(name, values):
@@ -211,7 +256,7 @@ class Seen(TrainerCallback):
         self.trainer, self.seen = trainer, seen
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        self.seen.append((self.trainer.objective.temperature, metrics["eval_loss"]))
+        self.seen.append((self.trainer.muscle_objective.temperature, metrics["eval_loss"]))
 
 
 # ---- Arguments ----
@@ -289,7 +334,7 @@ def test_mask_in_the_config_by_name_and_in_the_call_by_function_are_the_same(tmp
     for trainer in (by_name, by_function):
         trainer.train()
     assert by_name.state.log_history[0]["loss"] == by_function.state.log_history[0]["loss"]
-    assert by_function.objective.mask.name == "old_right"
+    assert by_function.muscle_objective.mask.name == "old_right"
 
 
 # ---- Data ----

@@ -63,7 +63,7 @@ def open_cache(trainer: MuscleTrainer, role: str, folder: str | os.PathLike) -> 
     Raises:
         MuscleError: The objective needs more than the compact form keeps, or k is out of range.
     """
-    k, objective, form = getattr(trainer.args, "teacher_cache_top_k", None), trainer.objective, None
+    k, objective, form = getattr(trainer.args, "teacher_cache_top_k", None), trainer.muscle_objective, None
     if k is not None:
         if objective.reads - {"student"} or objective.divergence != "kl" or objective.blend == "logits":
             raise MuscleError(
