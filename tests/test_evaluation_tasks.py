@@ -175,6 +175,14 @@ CHOICE = {"name": "c", "kind": "choice", "prompt": "{q.text}?", "choices": "opti
         ({"answer_labels": ["A", "B"]}, {"right": "B"}, (1,)),
         ({"answer_labels": "keys"}, {"right": 7, "keys": [7, 8]}, (0,)),
         ({"choices": ["{a}", "{options.1}"]}, {"right": "no", "a": "x"}, (1,)),
+        # choices that are numbers
+        ({}, {"options": ["1", "no", "24"], "right": 1}, (1,)),
+        ({}, {"options": ["8", "no", "9", 0], "right": [0, "9"]}, (0, 2)),
+        ({}, {"options": ["8", "no", "2"], "right": "2"}, (2,)),
+        ({}, {"options": ["8", "no", "2"], "right": "8"}, (0,)),
+        ({"answer_labels": [0, 1, 2]}, {"options": ["2", "no", "0"], "right": "2"}, (2,)),
+        ({"answer_labels": "options"}, {"options": ["2", "no", "0"], "right": "2"}, (0,)),
+        ({"choices": ["2", " no"], "answer_labels": ["{a}", "no"]}, {"right": "2", "a": "2"}, (0,)),
     ],
 )
 def test_yaml_answers(changes, row, expected):
@@ -226,6 +234,7 @@ def test_bad_yaml(changes, message):
     [
         ({"right": 2}, "out of range"),
         ({"right": "maybe"}, "neither a number nor one of"),
+        ({"options": ["0", "1", "3", "2"], "right": "2"}, "text of choice 3 and the index of choice 2; say which"),
         ({"rihgt": 1}, "did you mean rihgt"),
     ],
 )

@@ -110,22 +110,47 @@ def _answers(content: Mapping[str, Any], row: Mapping[str, Any], texts: list[str
     """Indices of the right choices: the column holds numbers, labels, or the texts of choices, one or a list."""
     value = look_up(row, content["answer"])
     labels = content.get("answer_labels", content.get("labels"))
-    labels = look_up(row, labels) if isinstance(labels, str) else labels
-    names = [str(label) for label in (labels if labels is not None else texts)]
-    answers = []
-    for one in value if isinstance(value, list) else [value]:
-        if str(one) in names:
-            answers.append(names.index(str(one)))
-        elif labels is None or content["kind"] == "classification":
-            try:
-                answers.append(int(one))
-            except (TypeError, ValueError) as error:
-                raise MuscleError(f"the answer {one!r} is neither a number nor one of {names}") from error
-        else:
-            raise MuscleError(f"the answer {one!r} is not one of the labels {names}")
+    if isinstance(labels, list):
+        labels = [str(label) for label in labels]
+    names = texts if labels is None else _texts(labels)(row)
+    ones = value if isinstance(value, list) else [value]
+    if labels is None:
+        answers = tuple(_index_or_text(one, names) for one in ones)
+    else:
+        answers = tuple(_label(one, names, or_number=content["kind"] == "classification") for one in ones)
     if not all(0 <= answer < (len(names) or answer + 1) for answer in answers):
         raise MuscleError(f"the answer {value!r} is out of range for {len(names)} choices; numbers count from 0")
-    return tuple(answers)
+    return answers
+
+
+def _label(answer: Any, labels: list[str], *, or_number: bool) -> int:
+    if str(answer) in labels:
+        return labels.index(str(answer))
+    if or_number:
+        return _number(answer, labels)
+    raise MuscleError(f"the answer {answer!r} is not one of the labels {labels}")
+
+
+def _index_or_text(answer: Any, texts: list[str]) -> int:
+    """A number is an index, whatever the choices say; a string is the text of a choice, else the index it spells."""
+    is_index = isinstance(answer, int) and not isinstance(answer, bool)
+    if is_index or str(answer) not in texts:
+        return _number(answer, texts)
+    place = texts.index(str(answer))
+    # In a CSV file an index is a string too, so that which of the two is meant cannot be told.
+    if str(answer).isdecimal() and place != int(answer) < len(texts):
+        raise MuscleError(
+            f"the answer {answer!r} is the text of choice {place} and the index of choice {int(answer)}; say which: "
+            "answer_labels: [0, 1, ...] for indices, answer_labels with what choices has for texts"
+        )
+    return place
+
+
+def _number(answer: Any, names: list[str]) -> int:
+    try:
+        return int(answer)
+    except (TypeError, ValueError) as error:
+        raise MuscleError(f"the answer {answer!r} is neither a number nor one of {names}") from error
 
 
 def _texts(field: str | list[str]) -> Callable[[Mapping[str, Any]], list[str]]:
