@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -253,6 +254,21 @@ def test_a_generation_task_has_a_metric_of_its_own():
     assert name(politeness) == "politeness" and name(lambda prediction, references: 1.0) == "similarity"
     with pytest.raises(MuscleError, match="needs metric='exact_match' or a similarity"):
         Task("mails", "generation", lambda row, i: None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metric": "rogue1"}, "task 'g': unknown similarity 'rogue1'; known: exact_match"),
+        ({"extract": "gsm"}, "task 'g': unknown answer extraction 'gsm'; known: gsm8k"),
+        ({"metric": "bertscore"}, "says no encoder; write the task in Python"),
+        ({"metric": "chrf"}, r"needs sacrebleu; install it with"),
+    ],
+)
+def test_how_generated_answers_are_scored_is_checked_when_the_task_is_made(monkeypatch, changes, message):
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    with pytest.raises(MuscleError, match=message):
+        task_from_dict({"name": "g", "kind": "generation", "prompt": "{q}", "reference": "a", **changes})
 
 
 def test_a_data_set_that_the_hub_does_not_give(monkeypatch, tmp_path):

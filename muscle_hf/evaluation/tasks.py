@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from muscle_hf.errors import MuscleError
+from muscle_hf.errors import MissingDependencyError, MuscleError
 
 TaskKind = Literal["choice", "generation", "classification"]
 
@@ -65,6 +65,7 @@ class Task:
         to_item: Turns row ``i`` of a split into an :class:`Item`.
         metric: ``acc``, ``acc_norm`` (log-likelihood per character) or ``acc_bytes`` (per UTF-8 byte) for choices,
             ``acc`` for classification, ``exact_match`` or the name of a similarity (``rouge1``, ...) for generation.
+            A name that is not known, or whose package is missing, is refused when the task is made.
         max_new_tokens: Generation: the most tokens an answer may have.
         stop: Generation: the answer ends before the first of these strings.
         no_repeat_ngram_size: Generation: 0 for none (the paper uses 2 on SAMSum).
@@ -99,9 +100,30 @@ class Task:
             raise MuscleError(
                 f"task {self.name!r}: a {self.kind} task is scored by {' or '.join(known)}, not {self.metric!r}"
             )
+        if self.kind == "generation":
+            self._check_scoring()
         if self.max_new_tokens < 1 or self.no_repeat_ngram_size < 0:
             raise MuscleError(
                 f"task {self.name!r}: max_new_tokens must be at least 1, no_repeat_ngram_size at least 0"
+            )
+
+    def _check_scoring(self) -> None:
+        """Answers are scored after all are generated, often after a training: too late for a mistyped name."""
+        from muscle_hf.metrics.similarity import check_similarity, get_extractor
+
+        try:
+            if self.extract is not None:
+                get_extractor(self.extract)
+            if self.similarity is None:
+                check_similarity(self.metric)
+        except MissingDependencyError:
+            raise
+        except MuscleError as error:
+            raise MuscleError(f"task {self.name!r}: {error}") from error
+        if self.similarity is None and self.metric == "bertscore":
+            raise MuscleError(
+                f"task {self.name!r}: the name bertscore says no encoder; write the task in Python, with "
+                'metric="bertscore" and similarity=BertScore(model="folder or Hub id") of muscle_hf.metrics.bertscore'
             )
 
     @property

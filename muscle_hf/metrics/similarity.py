@@ -7,6 +7,7 @@ Every similarity is a callable ``(prediction, references) -> float``, higher is 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import re
 import string
 from collections.abc import Callable, Sequence
@@ -89,7 +90,7 @@ def exact_match(
 
     if extract is None:
         return float(any(normalise(prediction) == normalise(reference) for reference in references))
-    find = _extractor(extract)
+    find = get_extractor(extract)
     answer = find(prediction)
     if answer is None:
         return 0.0
@@ -100,7 +101,12 @@ def exact_match(
 _DROP_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def _extractor(extract: str | Extractor) -> Extractor:
+def get_extractor(extract: str | Extractor) -> Extractor:
+    """What finds the answer in a text, by name, or the given function itself.
+
+    Raises:
+        MuscleError: Unknown name.
+    """
     if callable(extract):
         return extract
     if extract not in EXTRACTORS:
@@ -121,10 +127,8 @@ def _rouge(kind: str, *, use_stemmer: bool = False) -> Similarity:
 
 
 def _sacrebleu(kind: str, **options: Any) -> Similarity:
-    try:
-        from sacrebleu.metrics import BLEU, CHRF
-    except ImportError as error:
-        raise MissingDependencyError("sacrebleu", "eval", f"the similarity {kind!r}") from error
+    from sacrebleu.metrics import BLEU, CHRF
+
     metric = BLEU(effective_order=True, **options) if kind == "bleu" else CHRF(**options)
 
     def score(prediction: str, references: Sequence[str]) -> float:
@@ -170,9 +174,21 @@ def get_similarity(similarity: str | Similarity, **options: Any) -> Similarity:
         if options:
             raise MuscleError(f"options {sorted(options)} cannot be passed on to a callable; bind them beforehand")
         return similarity
-    if similarity not in SIMILARITIES:
-        raise MuscleError(f"unknown similarity {similarity!r}; known: {', '.join(SIMILARITIES)}, or pass a callable")
+    check_similarity(similarity)
     return SIMILARITIES[similarity](**options)
+
+
+def check_similarity(name: str) -> None:
+    """Refuse what :func:`get_similarity` would refuse about a name, without building anything.
+
+    Raises:
+        MuscleError: Unknown name.
+        MissingDependencyError: The package behind it is not installed.
+    """
+    if name not in SIMILARITIES:
+        raise MuscleError(f"unknown similarity {name!r}; known: {', '.join(SIMILARITIES)}, or pass a callable")
+    if name in ("bleu", "chrf") and importlib.util.find_spec("sacrebleu") is None:
+        raise MissingDependencyError("sacrebleu", "eval", f"the similarity {name!r}")
 
 
 def score_texts(
