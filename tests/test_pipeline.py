@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from hub_server import TOKEN, card_errors, front_matter
+from safetensors.torch import load_file, save_file
 
 from muscle_hf import demo
 from muscle_hf.cli.main import main
@@ -168,6 +170,41 @@ def test_what_is_done_is_not_repeated_and_what_changed_is(finished):
     assert after["muscle"] > before["muscle"]
     provenance = json.loads((folder / "muscle" / "muscle_provenance.json").read_text())
     assert provenance["objective"]["mask"] == "old_right"
+
+
+def test_a_model_that_is_left_out_is_on_no_card(finished, tmp_path):
+    """The control's answers of an earlier run, to other items, are still there."""
+    folder, settings, splits, _, _ = finished
+    shutil.copytree(folder, tmp_path / "run")
+    fewer = dataclasses.replace(splits, test=splits.test[:20])
+    settings = dataclasses.replace(settings, output_dir=str(tmp_path / "run"), control=False)
+    run_task(settings, demo.TASKS["routing"], fewer, lambda text: None)
+    assert (tmp_path / "run" / "predictions" / "control.jsonl").is_file()
+    assert load_result_predictions(tmp_path / "run").keys() == {"old", "new", "muscle"}
+    assert "plain training for as long" not in (tmp_path / "run" / "muscle" / "README.md").read_text()
+
+
+def test_a_task_adapter_with_other_weights_is_another(finished, tmp_path):
+    """A run over named adapters, one of which is trained again in its place."""
+    folder, settings, splits, _, _ = finished
+    adapters = {name: shutil.copytree(folder / name, tmp_path / name) for name in ("old", "new")}
+    sides = {name: dataclasses.replace(getattr(settings, name), adapter=str(adapters[name])) for name in adapters}
+    settings = dataclasses.replace(settings, output_dir=str(tmp_path / "run"), control=False, **sides)
+    said: list[str] = []
+
+    def run():
+        said.clear()
+        run_task(settings, demo.TASKS["routing"], splits, said.append)
+
+    run()
+    assert "Compatibility adapter" in said
+    run()
+    assert [line.partition(":")[0] for line in said] == ["Compatibility adapter"] and "done before" in said[0]
+    weights = load_file(adapters["new"] / "adapter_model.safetensors")
+    changed = {name: weight * 1.01 for name, weight in weights.items()}
+    save_file(changed, adapters["new"] / "adapter_model.safetensors")
+    run()
+    assert "Compatibility adapter" in said and not any("v1" in line for line in said)
 
 
 def test_train_command_on_a_task_and_data_of_ones_own(tmp_path, monkeypatch, capsys):

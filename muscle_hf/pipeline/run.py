@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
@@ -25,6 +26,7 @@ from muscle_hf.pipeline.card import card_words, complete_run_card
 from muscle_hf.pipeline.config import ModelSettings, RunSettings
 from muscle_hf.pipeline.data import Splits, TrainingData, check_rows, load_splits
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, Result
+from muscle_hf.provenance import file_sha256
 from muscle_hf.trainer import MuscleTrainer
 from muscle_hf.transfer.prompts import Checker, TransferPrompts
 
@@ -192,7 +194,7 @@ class Run:
 
     def _task_key(self, name: str) -> str:
         side = self.settings.old if name == OLD else self.settings.new
-        return _fingerprint(side) if side.adapter else self._key(side, self._plain_training())
+        return _weights_key(side) if side.adapter else self._key(side, self._plain_training())
 
     def _plain_training(self, *, task: bool = True) -> dict[str, Any]:
         """Training arguments of task adapters, or of the control, which trains as the compatibility adapter does."""
@@ -318,10 +320,8 @@ class Run:
     def _answered(self, name: str, items: Sequence[Item], file: Path) -> list[Prediction]:
         settings = self.settings
         side = self.side(name)
-        trained = Path(side.adapter, DONE_FILE)
-        adapter = json.loads(trained.read_text())["key"] if trained.is_file() else _fingerprint(side)
         how = (settings.dtype, settings.quantization, settings.attention, settings.eval_batch_size)
-        key = _fingerprint(adapter, self.task.rules(), items, how)
+        key = _fingerprint(_weights_key(side), self.task.rules(), items, how)
         note = file.with_suffix(".key")
         if file.is_file() and note.is_file() and note.read_text() == key:
             return read_predictions(file)
@@ -377,8 +377,9 @@ class Run:
 
 
 def load_result_predictions(folder: Path) -> Mapping[str, list[Prediction]]:
-    """The predictions of a finished run, by model."""
-    return {file.stem: read_predictions(file) for file in sorted((folder / PREDICTIONS).glob("*.jsonl"))}
+    """The predictions of a finished run, by model; of models that its last settings left out nothing is read."""
+    rows = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))["result"]["rows"]
+    return {row["model"]: read_predictions(folder / PREDICTIONS / f"{row['model']}.jsonl") for row in rows}
 
 
 def _load_checker(name: str | None) -> Checker | None:
@@ -394,6 +395,13 @@ def _remove_checkpoints(folder: Path) -> None:
     # Of other settings or data: going on from them would mix the two.
     for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         shutil.rmtree(checkpoint)
+
+
+def _weights_key(side: ModelSettings) -> str:
+    """Changes with a side's base and the content of its adapter; of one on the Hub with its name and revision."""
+    file = Path(side.adapter, SAFETENSORS_WEIGHTS_NAME)
+    adapter = file_sha256(file) if file.is_file() else (side.adapter, side.adapter_revision)
+    return _fingerprint(side.base, side.revision, adapter)
 
 
 def _fingerprint(*parts: Any) -> str:

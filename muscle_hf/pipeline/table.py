@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from muscle_hf.evaluation.tasks import METRICS
 from muscle_hf.metrics import (
     Estimate,
     bootstrap,
@@ -109,7 +110,7 @@ def _compare_right_and_wrong(predictions: Mapping[str, Sequence[Prediction]]) ->
         return np.array([prediction.correct for prediction in predictions[model]], dtype=bool)
 
     old = correct(OLD)
-    choices = predictions[OLD][0].metric in ("acc", "acc_norm")
+    choices = predictions[OLD][0].metric in METRICS["choice"]
     targets = [prediction.target for prediction in predictions[OLD]]
     rows = [Row(OLD, float(old.mean()))]
     for model in (name for name in TITLES if name in predictions and name != OLD):
@@ -157,14 +158,19 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-_QUALITY = {"acc": "Accuracy", "acc_norm": "Accuracy (norm.)", "exact_match": "Exact match"}
+_QUALITY = {
+    "acc": "Accuracy",
+    "acc_norm": "Accuracy (norm.)",
+    "acc_bytes": "Accuracy (by bytes)",
+    "exact_match": "Exact match",
+}
 
 
 def columns(metric: str) -> list[str]:
     """The headings of the table for a metric."""
     flips = metric in _QUALITY
     worse, better = ("NFR", "PFR") if flips else ("NFR~", "PFR~")
-    mc = ["NFR_mc"] if metric in ("acc", "acc_norm") else []
+    mc = ["NFR_mc"] if metric in METRICS["choice"] else []
     return ["Model", _QUALITY.get(metric, metric.upper()), worse, *mc, better, f"Change of {worse} (95 %)"]
 
 
@@ -175,7 +181,7 @@ def cells(result: Result) -> list[list[str]]:
             TITLES[row.model],
             _percent(row.quality),
             _percent(row.nfr),
-            *([_percent(row.nfr_mc)] if result.metric in ("acc", "acc_norm") else []),
+            *([_percent(row.nfr_mc)] if result.metric in METRICS["choice"] else []),
             _percent(row.pfr),
             "" if row.change is None else interval_text(row.change),
         ]
