@@ -96,7 +96,10 @@ def test_every_adapter_of_a_run_trains_on_such_rows(kind, tmp_path):
     training = {"chat_template_path": str(template), "assistant_only_loss": True} if kind == "messages" else {}
     source = written(tmp_path, ROWS[kind])
     said = []
-    assert run(settings(tmp_path, source, training=training), said.append) is None, "no task, no table"
+    card = {"title": "Rows of our own", "license": "mit"}
+    assert run(settings(tmp_path, source, training=training, card=card), said.append) is None, "no task, no table"
+    text = (tmp_path / "run" / "muscle" / "README.md").read_text()
+    assert "# Rows of our own" in text and "license: mit" in text
     for name in ("old", "new", "control", "muscle"):
         files = {path.name for path in (tmp_path / "run" / name).iterdir()}
         assert "adapter_model.safetensors" in files

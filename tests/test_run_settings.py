@@ -46,6 +46,11 @@ def test_every_setting_can_be_overridden(file):
     assert settings.control is False
 
 
+@pytest.mark.parametrize("text", ["[new] router", "Router: keeps: all", "50 % fewer: {", "a 'quote"])
+def test_a_title_need_not_be_yaml(file, text):
+    assert load_settings(file, ["--card.title", text]).card["title"] == text
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import traceback
 from collections.abc import Sequence
 
 # name -> (help, module). A module is imported only when its command is called, so that --help stays fast.
@@ -27,6 +28,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "push-metric": ("publish a metric as a Space for evaluate.load", "muscle_hf.cli.push_metric"),
 }
 
+# As EX_SOFTWARE of sysexits.h.
+CRASHED = 70
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -35,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; ``sys.argv[1:]`` by default.
 
     Returns:
-        The process exit code: 0 done, 1 the command's own "no", 2 bad use.
+        The process exit code: 0 done, 1 the command's own "no", 2 bad use or a file that cannot be read or written,
+        70 an error that nobody foresaw; commands have more of their own.
     """
     from muscle_hf import __version__
     from muscle_hf.errors import MuscleError
@@ -59,9 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.overrides = more
     try:
         return module.run(args)
-    except MuscleError as error:
+    except (MuscleError, OSError) as error:
         print(f"muscle-hf {args.command}: error: {error}", file=sys.stderr)
         return 2
+    except Exception:
+        # Python itself ends with 1, which says that a gate failed.
+        traceback.print_exc()
+        return CRASHED
 
 
 if __name__ == "__main__":

@@ -55,7 +55,8 @@ def script(work: Callable[[], None]) -> None:
     try:
         code = interruptible(work)
     except MuscleError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     if code == 0:
         _leave_group()
     # Anything else than 0 torch's launcher takes for a crash; it reports the signal itself.

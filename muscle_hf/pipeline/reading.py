@@ -129,7 +129,10 @@ def parse_overrides(words: Sequence[str]) -> list[tuple[str, Any]]:
 
 
 def _value(text: str) -> Any:
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text  # words with a colon or a bracket
     if isinstance(value, str):
         try:
             return float(value)  # YAML 1.1 takes 1e-4 for text

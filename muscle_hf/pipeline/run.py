@@ -21,6 +21,7 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.predictions import Prediction, read_predictions, write_predictions
 from muscle_hf.evaluation.registry import load_task, python_variable
 from muscle_hf.evaluation.tasks import Item, Task
+from muscle_hf.hub.completing import complete_card
 from muscle_hf.pipeline import steps
 from muscle_hf.pipeline.card import card_words, complete_run_card
 from muscle_hf.pipeline.config import ModelSettings, RunSettings
@@ -112,6 +113,8 @@ class Run:
             if self.task is not None:
                 words = card_words(self.settings, self.task)
                 complete_run_card(self.folder / COMPAT, words, load_result_predictions(self.folder))
+            elif self.settings.card:
+                complete_card(self.folder / COMPAT, self.settings.card)
             arguments = steps.training_arguments(self.settings.config_class, self.training, self.folder / COMPAT)
             steps.publish_compatibility(self.folder / COMPAT, arguments)
         return result
