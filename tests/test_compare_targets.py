@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compare_files import choice_predictions, score_predictions, sources, write
+from compare_files import choice_predictions, score_predictions, sources, write, write_lines
 
 from muscle_hf import MuscleConfig
 from muscle_hf.cli.main import main
@@ -118,6 +118,43 @@ def test_normalized_accuracy_compares_normalized_likelihoods():
 def test_logs_of_the_harness(task):
     (found,) = measure_targets(str(LOGS / "old"), str(LOGS / "new"), read=ReadOptions(tasks=[task]))
     assert found.items == 40 and found.targets[0].change_of_accuracy.value == 0
+
+
+def harness_log(folder: Path, targets: list[str], choices: str = "ABC") -> str:
+    """A log in which the second choice is chosen everywhere."""
+    folder.mkdir()
+    rows = [
+        {
+            "doc_id": i,
+            "doc": {"q": i},
+            "target": target,
+            "doc_hash": f"{i:064x}",
+            "target_hash": f"{i:064x}",
+            "arguments": {f"gen_args_{k}": {"arg_0": f"q{i}", "arg_1": f" {text}"} for k, text in enumerate(choices)},
+            "resps": [],
+            "filtered_resps": [[str(-5.0 + 4 * (k == 1)), "False"] for k in range(len(choices))],
+            "filter": "none",
+            "metrics": ["acc"],
+            "prompt_hash": f"{i:064x}",
+            "acc": float(target in ("B", "1")),
+        }
+        for i, target in enumerate(targets)
+    ]
+    write_lines(folder / "samples_labels_2024-01-01T00-00-00.000000.jsonl", rows)
+    return str(folder)
+
+
+def test_a_log_whose_target_is_the_text_of_a_choice(tmp_path):
+    log = harness_log(tmp_path / "old", ["B", "A", "1", "2"])
+    (found,) = measure_targets(log, log)
+    assert found.accuracy_old.value == 0.5 and {target.accuracy.value for target in found.targets} == {0.5}
+    # choices that are numbers: digits are an index
+    log = harness_log(tmp_path / "numbers", ["1", "0"], choices="213")
+    (found,) = measure_targets(log, log)
+    assert {target.accuracy.value for target in found.targets} == {0.5}
+    unknown = harness_log(tmp_path / "unknown", ["B", "E"])
+    with pytest.raises(MuscleError, match=r"item '1': which choice is right cannot be told from the target 'E'"):
+        measure_targets(unknown, unknown)
 
 
 def test_what_cannot_be_mixed_is_refused():

@@ -102,9 +102,7 @@ class LmEvalFormat:
         if len(likelihoods) < 2:
             return None, False
         arguments = list((row.get("arguments") or {}).values())
-        choices = len(likelihoods)
-        if "acc_mutual_info" in row["metrics"] and choices % 2 == 0:
-            choices //= 2  # the second half are the unconditional likelihoods
+        choices = _number_of_choices(row, likelihoods)
         scores = likelihoods[:choices]
         if self._chosen_metric(row) in ("acc_norm", "acc_bytes") and len(arguments) >= choices:
             # The harness divides by the length of the choice without the delimiter before it.
@@ -119,11 +117,12 @@ class LmEvalFormat:
         """The texts of a row."""
         arguments = list((row.get("arguments") or {}).values())
         answer, choice = self._answer(row)
-        choices = [str(argument.get("arg_1", "")).strip() for argument in arguments] if choice else []
+        likelihoods = _log_likelihoods(row["filtered_resps"]) if choice else []
+        number = _number_of_choices(row, likelihoods) if choice else 0
+        choices = [str(argument.get("arg_1", "")).strip() for argument in arguments[:number]]
         target = str(row.get("target", ""))
-        indices = _indices(target) if choice else []
+        indices = _indices(target, choices) if choice else []
         prompt = arguments[0].get("arg_0") if arguments else None
-        likelihoods = _log_likelihoods(row["filtered_resps"]) if choice else None
         doc = row["doc"] if isinstance(row["doc"], dict) else {}
         return Detail(
             prompt=prompt if isinstance(prompt, str) else None if prompt is None else json.dumps(prompt),
@@ -131,7 +130,7 @@ class LmEvalFormat:
             answer=choices[answer] if choice and answer < len(choices) else None if answer is None else str(answer),
             choices=choices,
             target_indices=indices,
-            log_likelihoods=likelihoods or [],
+            log_likelihoods=likelihoods[:number],
             columns={key: entry for key, entry in doc.items() if isinstance(entry, (str, int, float, bool))},
         )
 
@@ -149,7 +148,19 @@ def _log_likelihoods(responses: Any) -> list[float] | None:
 _FLAGS = ("True", "False", True, False)
 
 
-def _indices(target: str) -> list[int]:
+def _number_of_choices(row: Mapping[str, Any], likelihoods: list[float]) -> int:
+    halved = "acc_mutual_info" in row["metrics"] and len(likelihoods) % 2 == 0
+    return len(likelihoods) // 2 if halved else len(likelihoods)  # the second half are the unconditional ones
+
+
+def _indices(target: str, choices: list[str]) -> list[int]:
+    """The right choices: the log has the target as text, an index or a list of them, or what a choice says.
+
+    Digits are an index, as in the harness, even where choices are numbers.
+    """
+    text = target.strip()
+    if text in choices and not text.isdigit():
+        return [choices.index(text)]
     try:
         value = ast.literal_eval(target)
     except (ValueError, SyntaxError):

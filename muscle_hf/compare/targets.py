@@ -102,7 +102,8 @@ def measure_targets(
         One for each task.
 
     Raises:
-        MuscleError: A share is out of range, the predictions do not belong together, or they have no log-likelihoods.
+        MuscleError: A share is out of range, the predictions do not belong together, or they have no log-likelihoods
+            or do not say which choice is right.
     """
     _check_shares(shares)
     sides = {
@@ -216,5 +217,11 @@ def _read_likelihoods(joined: Joined) -> tuple[NDArray[np.bool_], list[Floats]]:
     ]
     right = np.zeros(probabilities[0].shape, dtype=bool)
     for place, row in enumerate(details["old"]):
-        right[place, row.target_indices] = True
+        known = [index for index in row.target_indices if index < len(row.log_likelihoods)]
+        if not known:
+            raise MuscleError(
+                f"task {joined.task!r}, item {joined.ids[place]!r}: which choice is right cannot be told from the "
+                f"target {row.target!r}; give it as an index from 0 or as the text of a choice"
+            )
+        right[place, known] = True
     return right, probabilities
