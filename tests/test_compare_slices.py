@@ -50,6 +50,23 @@ def test_numbers_are_cut_into_quarters_and_none_means_no_slices():
     assert compare(*sources(old, new), analysis=AnalysisOptions(slices=())).tasks[0].updates[0].slices == []
 
 
+def test_numbers_of_a_csv_file_are_numbers(tmp_path):
+    """As pandas writes it: an index without a name, and nothing where a number is missing."""
+    paths = []
+    for name, predictions in zip(("old", "new"), sliced(), strict=True):
+        rows = [
+            f"{i},{p.id},{p.correct},{'' if i == 0 else p.columns['length']},{p.columns['tone']}\n"
+            for i, p in enumerate(predictions)
+        ]
+        path = tmp_path / f"{name}.csv"
+        path.write_text("".join([",id,correct,length,tone\n", *rows]), encoding="utf-8")
+        paths.append(str(path))
+    update = compare(*paths, analysis=AnalysisOptions(slices=["length", "tone"])).tasks[0].updates[0]
+    quarters = [entry for entry in update.slices if entry.column == "length"]
+    assert len(quarters) == 4 and sum(entry.items for entry in quarters) == 399
+    assert {entry.value for entry in update.slices if entry.column == "tone"} == {"calm", "angry"}
+
+
 def test_slices_of_scores():
     old, new = score_predictions(200, 0.5, 1), score_predictions(200, 0.5, 1)
     new = [dataclasses.replace(p, score=p.score / 2) if i % 2 else p for i, p in enumerate(new)]

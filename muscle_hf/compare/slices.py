@@ -58,14 +58,21 @@ def _column(joined: Joined, name: str) -> tuple[NDArray[np.int32], list[Any]]:
 
 
 def _labelled(name: str, codes: NDArray[np.int32], values: list[Any]) -> tuple[NDArray[np.int32], list[str]]:
-    numbers = all(
-        value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)) for value in values
-    )
-    if numbers and len(values) > _MAX_NUMBERS:
-        return _quarters(codes, np.array(values, dtype=np.float64))  # None becomes nan
+    if len(values) > _MAX_NUMBERS and (numbers := _numbers(values)) is not None:
+        return _quarters(codes, numbers)
     if len(values) > _MAX_SLICES:
         raise MuscleError(f"the column {name!r} has {len(values)} different values, too many for slices of items")
     return codes, [str(value) for value in values]
+
+
+def _numbers(values: list[Any]) -> NDArray[np.float64] | None:
+    """The values as numbers, nan for missing ones, if all are; in CSV files numbers are strings."""
+    if any(isinstance(value, bool) for value in values):
+        return None
+    try:
+        return np.array([math.nan if value in (None, "") else float(value) for value in values])
+    except (TypeError, ValueError):
+        return None
 
 
 def _quarters(codes: NDArray[np.int32], values: NDArray[np.float64]) -> tuple[NDArray[np.int32], list[str]]:

@@ -361,16 +361,21 @@ class _ParquetRows:
         return self.table.slice(number, 1).to_pylist()[0]
 
 
+# What the fields beyond the header go by: no text, as a column may have any name ("" is that of pandas' index).
+_MORE = object()
+
+
 def _csv_rows(file: Path) -> list[Mapping[str, Any]]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with file.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",", restkey="", strict=True)
+        delimiter = "\t" if file.suffix == ".tsv" else ","
+        reader = csv.DictReader(lines, delimiter=delimiter, restkey=_MORE, strict=True)  # type: ignore[type-var]
         rows = []
         try:
             for row in reader:
-                if "" in row or None in row.values():
+                if _MORE in row or None in row.values():
                     raise MuscleError(
-                        f"{file}, line {reader.line_num}: {'more' if '' in row else 'fewer'} fields than the "
+                        f"{file}, line {reader.line_num}: {'more' if _MORE in row else 'fewer'} fields than the "
                         f"{len(reader.fieldnames or [])} of the header; is a quote or the end of the file missing?"
                     )
                 rows.append(row)
