@@ -6,7 +6,7 @@ import pytest
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.tasks import Item, Task
-from muscle_hf.pipeline.config import DataSettings, SplitSettings, load_settings
+from muscle_hf.pipeline.config import DataSettings, SplitSettings, TransferSettings, load_settings
 
 MINIMAL = """
 task: sst2
@@ -105,3 +105,51 @@ def test_splits_hold_out_a_share_and_never_mix_test_with_training(tmp_path):
     data.test = SplitSettings("test", 49)
     with pytest.raises(MuscleError, match="1 test rows are training rows"):
         load_splits(task, data)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "shared"),
+    [
+        # A file is its only split, whatever the splits are called.
+        ("rows.csv", {}, "20 test rows are training rows"),
+        ("rows.csv", {"train": SplitSettings("train", 0, 15), "test": SplitSettings("test", 10)}, "5 test rows"),
+        ("rows.csv", {"train": SplitSettings("train", 0, 10), "test": SplitSettings("test", 10)}, None),
+        # The task's test split is the validation file, where there is no other.
+        (".", {"train": SplitSettings("validation")}, "20 test rows are training rows"),
+        (".", {"validation": SplitSettings("validation")}, "20 test rows are validation rows"),
+        (".", {"validation": SplitSettings("validation", 0, 5), "test": SplitSettings("test", 5)}, None),
+        (".", {"transfer": TransferSettings("validation")}, "20 test rows are transfer rows"),
+        (".", {"test_source": "train.csv"}, "20 test rows are training rows"),
+        (".", {}, None),
+    ],
+)
+def test_no_test_row_is_trained_on_or_selected_by(name, settings, shared, tmp_path):
+    from muscle_hf.evaluation import load_task
+    from muscle_hf.pipeline.data import load_splits
+
+    rows = "sentence,label\n" + "".join(f"row {i},{i % 2}\n" for i in range(20))
+    for file in ("rows.csv", "train.csv", "validation.csv"):
+        (tmp_path / file).write_text(rows)
+    settings = dict(settings)
+    if "test_source" in settings:
+        settings["test_source"] = str(tmp_path / settings["test_source"])
+    data = DataSettings(str(tmp_path / name), **settings)
+    if shared is None:
+        assert load_splits(load_task("sst2"), data).test
+    else:
+        with pytest.raises(MuscleError, match=shared):
+            load_splits(load_task("sst2"), data)
+
+
+@pytest.mark.parametrize(("share", "held_out"), [(0.2, 20), (0.25, 25), (0.3, 30), (0.4, 40), (0.6, 60), (0.9, 90)])
+def test_the_share_that_is_held_out_is_the_share_that_was_asked_for(share, held_out, tmp_path):
+    from muscle_hf.evaluation import load_task
+    from muscle_hf.pipeline.data import load_splits
+
+    rows = "sentence,label\n" + "".join(f"row {i},{i % 2}\n" for i in range(100))
+    for file in ("train.csv", "validation.csv"):
+        (tmp_path / file).write_text(rows)
+    splits = load_splits(load_task("sst2"), DataSettings(str(tmp_path), validation_share=share))
+    ids = [[int(item.id) for item in part] for part in (splits.train, splits.validation)]
+    assert len(ids[1]) == held_out and sorted(ids[0] + ids[1]) == list(range(100))
+    assert max(b - a for a, b in zip(ids[1], ids[1][1:], strict=False)) <= round(1 / share + 0.5), "evenly spaced"

@@ -10,7 +10,7 @@ from typing import Any
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.builtin import TASKS
-from muscle_hf.evaluation.rows import Rows, read_rows
+from muscle_hf.evaluation.rows import Rows, find_rows, read_rows
 from muscle_hf.evaluation.tasks import Item, Source, Task
 
 
@@ -60,11 +60,28 @@ def load_rows(
         MuscleError: The task names no data set, or there is no such data.
     """
     loaded = load_task(task)
-    if source is None:
-        if loaded.source is None:
-            raise MuscleError(f"task {loaded.name!r} names no data set; say where its rows are")
-        source = loaded.source
-    return read_rows(source, split, splits=loaded.source.splits if loaded.source else None)
+    splits = loaded.source.splits if loaded.source else None
+    return read_rows(_source_of(loaded, source), split, splits=splits)
+
+
+def place_of_rows(
+    task: str | os.PathLike[str] | Task, source: str | os.PathLike[str] | Source | None = None, split: str = "test"
+) -> tuple[str | None, ...]:
+    """Where :func:`load_rows` finds a split, which may be where it finds another: a file, or a split on the Hub."""
+    loaded = load_task(task)
+    splits = loaded.source.splits if loaded.source else None
+    place = find_rows(_source_of(loaded, source), split, splits=splits)
+    if isinstance(place, Source):
+        return place.path, place.name, place.revision, place.splits.get(split, split)
+    return (str(place.resolve()),)
+
+
+def _source_of(task: Task, source: str | os.PathLike[str] | Source | None) -> str | os.PathLike[str] | Source:
+    if source is not None:
+        return source
+    if task.source is None:
+        raise MuscleError(f"task {task.name!r} names no data set; say where its rows are")
+    return task.source
 
 
 def load_items(
@@ -87,7 +104,8 @@ def load_items(
         num_fewshot: Solved items of the training split that each prompt begins with (the first ones of the split).
 
     Raises:
-        MuscleError: No such data, a row that lacks what the task needs (which one is said), or nothing left.
+        MuscleError: No such data, a row that lacks what the task needs (which one is said), nothing left, or examples
+            that are among the items.
     """
     loaded = load_task(task)
     rows = load_rows(loaded, source, split)
@@ -97,6 +115,12 @@ def load_items(
     items = [to_item(loaded, rows[index], index) for index in range(start, stop)]
     if not num_fewshot:
         return items
+    if start < num_fewshot and place_of_rows(loaded, source, "train") == place_of_rows(loaded, source, split):
+        raise MuscleError(
+            f"the examples before each prompt are the first {num_fewshot} training items, which here are among those "
+            f"of {split!r}: items would be shown their own answers. Take later ones (start: {num_fewshot}), or name a "
+            "folder that has a training file too"
+        )
     examples = [to_item(loaded, row, i) for i, row in enumerate(load_rows(loaded, source, "train")[:num_fewshot])]
     shots = "".join(f"{example.prompt}{example.target}\n\n" for example in examples)
     return [_with_prompt(item, shots + item.prompt) for item in items]

@@ -76,8 +76,12 @@ def read_file(path: Path) -> Rows:
 
 
 def _is_hub_id(text: str) -> bool:
-    # A path that does not exist is a mistyped path, not the name of a dataset to look up.
-    return not text.startswith((".", "/", "~")) and text.count("/") <= 1 and not Path(text).suffix and "\\" not in text
+    # A path that does not exist is a mistyped path, not the name of a dataset to look up; but names of datasets may
+    # have a dot (owner/data-2.5).
+    if text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text:
+        return False
+    suffix = Path(text).suffix.removeprefix(".").lower()
+    return not suffix or ("/" in text and suffix not in (*_READERS, "gz"))
 
 
 def _file_of(folder: Path, split: str, instead: Mapping[str, str]) -> Path:

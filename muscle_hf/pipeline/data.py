@@ -6,13 +6,14 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from muscle_hf.data import PaddingCollator, encode_items
 from muscle_hf.errors import MissingDependencyError, MuscleError
-from muscle_hf.evaluation.registry import load_items, to_item
+from muscle_hf.evaluation.registry import load_items, place_of_rows, to_item
 from muscle_hf.evaluation.rows import find_rows, read_rows
 from muscle_hf.evaluation.tasks import Item, Source, Task
 from muscle_hf.pipeline.config import DataSettings, RunSettings, SplitSettings
@@ -47,14 +48,14 @@ def load_splits(task: Task | None, data: DataSettings) -> Splits:
     """The rows that the settings choose; what is held out for validation are evenly spaced training rows.
 
     Raises:
-        MuscleError: There are no such rows, test rows would be trained on, or columns are missing.
+        MuscleError: There are no such rows, test rows would be trained on or selected by, or columns are missing.
     """
     source = _source(data, task)
     test: Sequence[Item] = []
     if task is not None:
         place = source if data.test_source is None and data.format == "task" else data.test_source
         test = load_items(task, place, data.test.split, start=data.test.start, limit=data.test.limit)
-        _refuse_overlap(data, test)
+        _refuse_overlap(data, task, source, place, len(test))
     if data.format == "task" and not data.streaming:
 
         def items(split: SplitSettings) -> list[Item]:
@@ -86,33 +87,42 @@ def _source(data: DataSettings, task: Task | None) -> str | Source | None:
     return Source(data.source, data.name, data.revision, splits)
 
 
-def _refuse_overlap(data: DataSettings, test: Sequence[Item]) -> None:
-    for name, part in (("train", data.train), ("transfer", data.transfer)):
-        elsewhere = part is None or data.test_source is not None or data.format != "task"
-        if elsewhere or part.split != data.test.split or getattr(part, "source", None) is not None:
+def _refuse_overlap(
+    data: DataSettings, task: Task, source: str | Source | None, test_source: str | Source | None, tested: int
+) -> None:
+    """Test rows are for the table alone: none is trained on, or selected by."""
+    there = place_of_rows(task, test_source, data.test.split)
+    parts = {"train": data.train, "validation": data.validation, "transfer": data.transfer}
+    for name, part in parts.items():
+        if part is None or place_of_rows(task, getattr(part, "source", None) or source, part.split) != there:
             continue
         stop = math.inf if part.limit is None else part.start + part.limit
-        first, last = data.test.start, data.test.start + len(test)
-        shared = int(max(0, min(stop, last) - max(part.start, first)))
+        shared = int(max(0, min(stop, data.test.start + tested) - max(part.start, data.test.start)))
         if shared:
+            rows = "training" if name == "train" else name
             raise MuscleError(
-                f"{shared} test rows are {'training' if part is data.train else 'transfer'} rows: data.{name} and "
-                f"data.test take the same rows of {data.test.split!r}; set their start and limit apart"
+                f"{shared} test rows are {rows} rows: data.{name} and data.test take the same rows of "
+                f"{there[0]}; set their start and limit apart"
             )
 
 
 def _hold_out(train: Any, share: float) -> tuple[Any, Any]:
-    every = max(2, round(1 / share))
-    if isinstance(train, list):
-        return [item for index, item in enumerate(train) if index % every != every - 1], train[every - 1 :: every]
+    held = Fraction(share).limit_denominator(1000)
+
+    def is_held(index: int) -> bool:
+        return int((index + 1) * held) > int(index * held)
+
+    if hasattr(train, "filter") and not hasattr(train, "select"):
+        return (
+            train.filter(lambda row, index: not is_held(index), with_indices=True),
+            train.filter(lambda row, index: is_held(index), with_indices=True),
+        )
+    parts = [[index for index in range(len(train)) if is_held(index) is held_out] for held_out in (False, True)]
     if hasattr(train, "select"):
-        count = len(train)
-        kept = [index for index in range(count) if index % every != every - 1]
-        return train.select(kept), train.select(range(every - 1, count, every))
-    return (
-        train.filter(lambda row, index: index % every != every - 1, with_indices=True),
-        train.filter(lambda row, index: index % every == every - 1, with_indices=True),
-    )
+        kept, held_out = (train.select(part) for part in parts)
+    else:
+        kept, held_out = ([train[index] for index in part] for part in parts)
+    return kept, held_out
 
 
 # ---- Rows as TRL takes them ----
