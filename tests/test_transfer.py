@@ -150,24 +150,54 @@ def test_a_ratio_goes_on_through_the_transfer_rows_from_epoch_to_epoch(ratio, co
     assert len(mixed) == 4 + count
     seen = []
     for epoch in range(3):
-        mixed.set_epoch(epoch)
+        mixed.start_epoch(epoch)
         seen += [mixed[4 + i]["a"] for i in range(count)]
     counts = [seen.count(10 + i) for i in range(6)]
     assert max(counts) - min(counts) <= 1, "some rows were taken more often than others"
 
 
 def test_the_loader_moves_through_the_transfer_rows(tmp_path):
-    made = trainer(
-        tmp_path, train_dataset=builders.rows(4), transfer_dataset=transfer_rows(4), transfer_ratio=0.5,
-        max_steps=-1, num_train_epochs=2,
-    )  # fmt: skip
-    seen = []
-    collate = made.data_collator.collate
-    made.data_collator = MarkingCollator(lambda rows: seen.extend(tuple(row["input_ids"]) for row in rows) or
-                                         collate(rows))  # fmt: skip
+    made = with_a_ratio(tmp_path)
+    seen = transfer_rows_in(made)
     made.train()
-    taken = [seen.count(tuple(row["input_ids"])) for row in transfer_rows(4)]
-    assert taken == [1, 1, 1, 1]
+    assert sorted(seen) == [0, 1, 2, 3]
+
+
+def test_a_run_that_goes_on_in_mid_epoch_takes_the_rows_of_that_epoch(tmp_path):
+    whole = with_a_ratio(tmp_path, save_strategy="steps", save_steps=1)
+    whole.train()
+    resumed = with_a_ratio(tmp_path)
+    seen = transfer_rows_in(resumed)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))  # of 3 steps an epoch
+    assert seen
+    expected = builders.weights_of(whole.model)
+    assert all(torch.equal(weight, expected[key]) for key, weight in builders.weights_of(resumed.model).items())
+
+
+def test_workers_that_would_keep_the_first_epochs_rows_are_refused(tmp_path):
+    with pytest.raises(MuscleError, match="dataloader_persistent_workers"):
+        with_a_ratio(tmp_path, dataloader_num_workers=1, dataloader_persistent_workers=True)
+
+
+def with_a_ratio(folder, batch=2, **settings):
+    """Two epochs of four labelled rows and two of the four transfer rows each."""
+    return trainer(
+        folder, train_dataset=builders.rows(4), transfer_dataset=transfer_rows(4), transfer_ratio=0.5, max_steps=-1,
+        num_train_epochs=2, per_device_train_batch_size=batch, **settings,
+    )  # fmt: skip
+
+
+def transfer_rows_in(made):
+    """Fills with the numbers of the transfer rows that are trained on."""
+    numbers = {tuple(row["input_ids"]): number for number, row in enumerate(transfer_rows(4))}
+    seen, collate = [], made.data_collator.collate
+
+    def noting(rows):
+        seen.extend(numbers[ids] for row in rows if (ids := tuple(row["input_ids"])) in numbers)
+        return collate(rows)
+
+    made.data_collator = MarkingCollator(noting)
+    return seen
 
 
 def test_datasets_and_unused_columns(tmp_path):
@@ -326,6 +356,21 @@ def test_two_processes_answer_and_train_as_one(tmp_path):
     assert all(torch.allclose(one[key], two[key], atol=1e-4) for key in one)
 
 
+@pytest.mark.slow
+def test_two_processes_take_the_transfer_rows_that_one_takes(tmp_path):
+    run_with_a_ratio(tmp_path / "one", 2)
+    launched([__file__, str(tmp_path / "two"), "ratio"], {"ACCELERATE_USE_CPU": "true"})
+    one, two = (load_file(tmp_path / name / "saved" / "adapter_model.safetensors") for name in ("one", "two"))
+    assert all(torch.allclose(one[key], two[key], atol=1e-4) for key in one)
+
+
+def run_with_a_ratio(folder, batch):
+    made = with_a_ratio(folder, batch, train_sampling_strategy="sequential", learning_rate=0.05)
+    made.train()
+    made.save_model(str(folder / "saved"))
+    return made
+
+
 @pytest.mark.parametrize("completion_only", [True, False])
 def test_trls_trainer_mixes_them_too(completion_only, tmp_path):
     sft = pytest.importorskip("muscle_hf.sft", reason="TRL needs the extra muscle-hf[trl]")
@@ -399,4 +444,5 @@ def test_packing_collators_are_refused(tmp_path):
 
 
 if __name__ == "__main__":
-    run_with_prompts(Path(sys.argv[1]), 2).accelerator.end_training()
+    run, batch = (run_with_a_ratio, 1) if "ratio" in sys.argv else (run_with_prompts, 2)
+    run(Path(sys.argv[1]), batch).accelerator.end_training()

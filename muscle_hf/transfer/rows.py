@@ -56,9 +56,13 @@ class MixedRows(Dataset):
             return max(1, round(self.ratio * len(self.labelled)))
         return len(self.transfer) if self._count is None else self._count
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader before each epoch."""
-        self.epoch = int(epoch)
+    def start_epoch(self, epoch: int) -> None:
+        """Take the transfer rows of an epoch, counted from 0; called before its data loader starts.
+
+        Not ``set_epoch``, by which loaders tell a dataset the epoch: those of one process do, those of several and
+        those that go on in mid-epoch do not, and an evaluation's count epochs of their own.
+        """
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.labelled) + self.transfer_count

@@ -36,6 +36,11 @@ class TransferMixin:
             raise MuscleError("transfer_dataset needs a train_dataset with a length: it is mixed with its rows")
         if self.compute_loss_func is not None:
             raise MuscleError("compute_loss_func looks at labels, which the rows of transfer_dataset do not have")
+        if self.args.dataloader_persistent_workers:
+            raise MuscleError(
+                "with dataloader_persistent_workers=True the workers keep the rows of the first epoch, but those of "
+                "transfer_dataset change from epoch to epoch; leave it out (dataloader_num_workers may stay)"
+            )
         if isinstance(self._transfer, TransferPrompts):
             if not self.kind.shifts_labels:
                 raise MuscleError(
@@ -51,8 +56,6 @@ class TransferMixin:
                 )
             # The rows themselves are made when training starts.
             transfer = range(len(self._transfer.items))
-            if self._transfer.renewed:
-                self.add_callback(RenewAnswers(self))
         else:
             self._set_signature_columns_if_needed()
             check_columns(self.train_dataset, self._transfer, self._signature_columns)
@@ -60,6 +63,7 @@ class TransferMixin:
         self.train_dataset = MixedRows(self.train_dataset, transfer, ratio, self.args.data_seed or self.args.seed)
         self.data_collator = MarkingCollator(self.data_collator)
         self._signature_columns = None
+        self.add_callback(TransferEpochs(self))
 
     def answer_transfer_prompts(self, epoch: int = 0, *, resumes: bool = False) -> None:
         """Have the models answer the transfer prompts, if there are any, for an epoch; kept answers are taken again.
@@ -88,11 +92,14 @@ class TransferMixin:
         return found
 
 
-class RenewAnswers(TrainerCallback):
-    """Lets the student answer the transfer prompts anew before each epoch."""
+class TransferEpochs(TrainerCallback):
+    """Takes the transfer rows of each epoch; where the student answers prompts, it answers them anew before it."""
 
     def __init__(self, trainer: MuscleTrainer):
         self._trainer = trainer
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._trainer.answer_transfer_prompts(int((state.epoch or 0) + 1e-6), resumes=True)
+        epoch = int((state.epoch or 0) + 1e-6)
+        self._trainer.train_dataset.start_epoch(epoch)
+        if getattr(self._trainer._transfer, "renewed", False):
+            self._trainer.answer_transfer_prompts(epoch, resumes=True)
