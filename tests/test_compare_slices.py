@@ -97,6 +97,28 @@ def test_clusters_make_everything_less_certain():
     assert together.p_value > apart.p_value
 
 
+@pytest.mark.parametrize("flipped", [0, 20, 100])
+def test_clusters_make_the_flips_of_a_slice_less_certain(flipped):
+    """Whole sources fail, none and all of a slice among them."""
+    old = choice_predictions(200, 1.0, 1)
+    old = [dataclasses.replace(p, columns=p.columns | {"half": "ab"[i // 100]}) for i, p in enumerate(old)]
+    new = [dataclasses.replace(p, prediction=(p.target + 1) % 4, correct=False) for p in old[:flipped]] + old[flipped:]
+    first, again = (
+        {
+            entry.value: entry.nfr
+            for entry in compare(*sources(old, new), analysis=AnalysisOptions(slices=["half"], cluster=cluster))
+            .tasks[0]
+            .updates[0]
+            .slices
+        }
+        for cluster in (None, "source")
+    )
+    for half in "ab":
+        narrow, wide = first[half], again[half]
+        assert (wide.value, wide.count, wide.total) == (narrow.value, narrow.count, narrow.total)
+        assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
+
+
 def test_a_slice_that_gets_better_is_never_before_one_that_gets_worse():
     old, new = choice_predictions(400, 0.6, 1), choice_predictions(400, 0.65, 2)
     changes = [entry.change.value for entry in compare(*sources(old, new)).tasks[0].updates[0].slices]

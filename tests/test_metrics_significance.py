@@ -166,6 +166,14 @@ def test_nfr_change_of_equal_models_is_not_certain():
     assert change.value == 0 and change.low < 0 < change.high
 
 
+def test_nfr_change_of_equal_models_knows_the_clusters():
+    """400 items from 10 sources that say nothing of their spread are worth 10."""
+    right = [True] * 400
+    change = nfr_change(right, right, right, clusters=[i // 40 for i in range(400)])
+    ten = nfr_change(right[:10], right[:10], right[:10])
+    assert change.value == 0 and (change.low, change.high) == pytest.approx((ten.low, ten.high))
+
+
 @pytest.mark.parametrize("rate", [0.02, 0.1])
 def test_intervals_cover_the_truth_about_as_often_as_they_say(rate):
     """Simulation with known rates: at least 90 % of the 95 % intervals hold the truth."""

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from muscle_hf.compare.analyse import COUNT_NAMES, AnalysisOptions, outcomes, verdict
+from muscle_hf.compare.analyse import COUNT_NAMES, AnalysisOptions, outcomes, share, verdict
 from muscle_hf.compare.document import Slice
 from muscle_hf.compare.join import Joined
 from muscle_hf.errors import MuscleError
-from muscle_hf.metrics.intervals import bootstrap, effective_items, paired_difference_counts, wilson_interval
+from muscle_hf.metrics.intervals import bootstrap, effective_items, paired_difference_counts
 from muscle_hf.metrics.significance import cluster_sign_test, holm, mcnemar_counts
 
 # A column that nobody asked for is a category if it has this many values, each on this many items on average.
@@ -90,15 +90,17 @@ def find_slices(joined: Joined, label: str, options: AnalysisOptions) -> list[Sl
     slice comes first if its regression is large even when luck is taken off, not if it is merely small and unlucky.
     """
     codes = outcomes(joined, label, options.epsilon)
+    kinds = len(COUNT_NAMES[joined.kind])
+    regressed = codes == kinds - 1
     found: list[Slice] = []
     for column, (places, names) in slice_columns(joined, options.slices).items():
-        kinds = len(COUNT_NAMES[joined.kind])
         known = places >= 0
         joint = places[known].astype(np.int64) * kinds + codes[known]
         table = np.bincount(joint, minlength=len(names) * kinds).reshape(len(names), kinds)
         for value, counts in enumerate(table):
             if counts.sum():
-                found.append(_slice(joined, label, options, column, names[value], counts.tolist(), places == value))
+                chosen = places == value
+                found.append(_slice(joined, label, options, column, names[value], counts.tolist(), chosen, regressed))
     adjusted = holm([entry.p_value for entry in found]).tolist() if found else []
     result = [_corrected(entry, p, options.level) for entry, p in zip(found, adjusted, strict=True)]
     return sorted(result, key=lambda entry: (entry.change.value >= 0, entry.change.high))
@@ -112,9 +114,11 @@ def _slice(
     value: str,
     counts: list[int],
     chosen: NDArray[np.bool_],
+    regressed: NDArray[np.bool_],
 ) -> Slice:
     items, level = sum(counts), options.level
-    clusters = None if options.cluster is None else joined.columns[options.cluster][0][chosen]
+    sources = None if options.cluster is None else joined.columns[options.cluster][0]
+    clusters = None if sources is None else sources[chosen]
     change_of_items = joined.values[label][chosen] - joined.values[joined.labels[0]][chosen]
     if joined.kind == "correct":
         _, won, _, lost = counts
@@ -122,7 +126,6 @@ def _slice(
         change = paired_difference_counts(lost, won, items, level=level, effective_total=effective)
         p_value = mcnemar_counts(lost, won).p_value
     else:
-        lost = counts[2]
         change = bootstrap(
             lambda total, n: total / n,
             change_of_items,
@@ -139,7 +142,7 @@ def _slice(
         value=value,
         items=items,
         counts=dict(zip(COUNT_NAMES[joined.kind], counts, strict=True)),
-        nfr=wilson_interval(lost, items, level=level),
+        nfr=share(regressed, chosen, clusters=sources, level=level),
         change=change,
         p_value=p_value,
         p_adjusted=p_value,

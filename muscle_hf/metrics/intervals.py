@@ -248,7 +248,8 @@ def nfr_change(
     change = (old & ~compat).astype(np.int8) - (old & ~new)
     if not change.any():
         # Resampling no change gives no change, however few the items; this interval knows how many there are.
-        return paired_difference_counts(0, 0, len(change), level=level, side=side)
+        effective = None if clusters is None else effective_items(change, clusters)
+        return paired_difference_counts(0, 0, len(change), level=level, side=side, effective_total=effective)
     if clusters is not None:
         columns, weights = (change, np.ones(len(old))), None
     else:
