@@ -36,3 +36,12 @@ def test_a_recipe_script_ends_with_2_for_bad_settings(capsys):
         script(work)
     assert ended.value.code == 2
     assert "error: there is no recipe 'nosuch'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("output", "said"), [("file/out.jsonl", "File exists"), (".", "name a file in it")])
+def test_predictions_that_could_not_be_kept_are_not_made(output, said, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "rows.csv").write_text("sentence,label\nfine,1\n")
+    words = ["nosuch/model", "--task", "sst2", "--data", str(tmp_path / "rows.csv"), "--overwrite"]
+    assert main(["evaluate", *words, "--output", str(tmp_path / output)]) == 2
+    assert said in capsys.readouterr().err

@@ -96,11 +96,14 @@ def loading_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, write the predictions, and print the summary."""
+    from muscle_hf.cli.compare import check_outputs
     from muscle_hf.evaluation.predictions import write_predictions
 
     if args.output.exists() and not args.overwrite:
         raise MuscleError(f"{args.output} exists; choose another --output, or pass --overwrite")
     task, items = asked(args)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    check_outputs(str(args.output))
     predictions, main_process = (_ask_server if args.server else _ask_model)(args, task, items)
     if main_process:
         write_predictions(args.output, predictions)
