@@ -98,7 +98,7 @@ def main() -> None:
         "interval of a paired bootstrap over the items.\n\n"
     )
     parts = [f"## {task}\n\n{text}" for task, text in tables.items()]
-    (ROOT / "benchmarks" / "results" / "demo.md").write_text(head + "\n".join(parts))
+    (ROOT / "benchmarks" / "results" / "demo.md").write_text(head + "\n".join(parts), encoding="utf-8")
     put_between(ROOT / "README.md", MARK, tables["routing"])
     print("; ".join(seconds))
 

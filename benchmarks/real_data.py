@@ -47,7 +47,7 @@ def main() -> None:
         "changes are against plain v2, in percentage points, with the 95 % interval of a paired bootstrap over the "
         "items.\n\n" + "\n".join(parts)
     )
-    (ROOT / "benchmarks" / "results" / "real_data.md").write_text(text)
+    (ROOT / "benchmarks" / "results" / "real_data.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -114,8 +114,8 @@ def main() -> None:
     lines += [cells for name, file in recipes().items() if (cells := row(name, file, lengths)) is not None]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     file = ROOT / "recipes" / "README.md"
-    before, _, after = file.read_text().split(MARK)
-    file.write_text(f"{before}{MARK}\n\n{table}\n\n{MARK}{after}")
+    before, _, after = file.read_text(encoding="utf-8").split(MARK)
+    file.write_text(f"{before}{MARK}\n\n{table}\n\n{MARK}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def staged(folder: str | os.PathLike) -> Iterator[Path]:
 def is_whole(checkpoint: Path) -> bool:
     """Whether a checkpoint was written to its end: the trainer's state is its last file."""
     try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return True

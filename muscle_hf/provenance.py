@@ -121,7 +121,7 @@ class Provenance:
             self._last_saved = dataclasses.replace(current, created=now.isoformat(timespec="seconds"))
         current = self._last_saved
         content = json.dumps(current.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-        (folder / PROVENANCE_FILE).write_text(content + "\n")
+        (folder / PROVENANCE_FILE).write_text(content + "\n", encoding="utf-8")
 
     def check_same_models(self, checkpoint: Path) -> None:
         """Refuse to resume against other teachers than those the checkpoint was trained against.
@@ -132,7 +132,7 @@ class Provenance:
         file = checkpoint / PROVENANCE_FILE
         if not file.is_file():
             return
-        saved = json.loads(file.read_text())
+        saved = json.loads(file.read_text(encoding="utf-8"))
         for role, ours in (("old", self.old), ("new", self.new)):
             for part in ("base", "adapter"):
                 theirs, mine = ((description[part] or {}).get("sha256") for description in (saved[role], ours))
@@ -152,7 +152,7 @@ def read_provenance(folder: str | os.PathLike) -> dict[str, Any]:
     file = Path(folder, PROVENANCE_FILE)
     if not file.is_file():
         raise MuscleError(f"{folder} has no {PROVENANCE_FILE}: it was not saved by MuscleTrainer")
-    content = json.loads(file.read_text())
+    content = json.loads(file.read_text(encoding="utf-8"))
     if content.get("format") != FORMAT:
         raise MuscleError(f"{file} has format {content.get('format')}; this version reads format {FORMAT}: upgrade")
     return content

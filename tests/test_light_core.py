@@ -31,8 +31,8 @@ sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Blocker
 """
 
 
-def run(code: str, *arguments: str) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+def run(code: str, *arguments: str, **variables: str) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent), **variables}
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, timeout=240
     )
@@ -84,6 +84,26 @@ print("loaded:", [name for name in sys.argv[2:] if name in sys.modules])
     )
     assert "loaded: []" in run(code, str(tmp_path), *OPTIONAL)
     assert (tmp_path / "adapter_model.safetensors").is_file()
+
+
+def test_names_are_saved_as_utf_8_whatever_the_locale(tmp_path):
+    code = """
+import locale, pathlib, sys, builders
+from muscle_hf.provenance import read_provenance
+names = {2: "other", 0: "Gr\\xf6\\xdfe", 1: "\\u6295\\u8bc9"}
+labels = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+v1, v2 = (builders.with_lora(builders.bert_sequences(seed, **labels), 10 * seed) for seed in (1, 2))
+folder = pathlib.Path(sys.argv[1])
+trainer = builders.trainer(folder, v2, v1, train_dataset=builders.sequence_rows(), max_steps=1)
+trainer.train()
+trainer.save_model()
+print(locale.getpreferredencoding(False), read_provenance(folder)["labels"] == [names[index] for index in range(3)])
+"""
+    # a locale of the kind that Windows and bare containers have
+    printed = run(code, str(tmp_path), LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    encoding, same = printed.split()[-2:]
+    assert encoding != "UTF-8" and same == "True"
+    assert "投诉" in (tmp_path / "muscle_provenance.json").read_text(encoding="utf-8")
 
 
 def test_sft_trainer_says_what_to_install():

@@ -78,7 +78,7 @@ def main() -> None:
         "validation rows of the same seed (0: nothing is better than v2).\n\n" + "\n".join(lines) + "\n"
     )
     (RESULTS / "dial.md").write_text(
-        f"# The dial on the study's adapters\n\n`{words}`, {where()}, one thread.\n\n{text}"
+        f"# The dial on the study's adapters\n\n`{words}`, {where()}, one thread.\n\n{text}", encoding="utf-8"
     )
     put_between(ROOT / "docs" / "dial.md", MARK, text)
 

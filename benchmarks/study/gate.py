@@ -105,7 +105,7 @@ def main() -> None:
     command = f"python benchmarks/study/run.py --cells {names} && python benchmarks/study/gate.py --cells {names}"
     lines = ["# Rules that ask both models", "", f"`{command}`; percent, means over seeds.", ""]
     lines += [line for cell in args.cells for line in table(cell, plan, args.runs)]
-    RESULT.write_text("\n".join(lines))
+    RESULT.write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
 
 

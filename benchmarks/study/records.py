@@ -36,7 +36,7 @@ def record_file(cell: str, seed: int) -> Path:
 def missing_methods(cell: Cell, names: Sequence[str]) -> list[str]:
     """The methods that a cell's record lacks, or has with other settings than tuning chose."""
     file = record_file(cell.name, cell.seed)
-    models = json.loads(file.read_text())["models"] if file.is_file() else {}
+    models = json.loads(file.read_text(encoding="utf-8"))["models"] if file.is_file() else {}
     return [name for name in names if name not in models or not _is_as_tuned(cell, name, models[name])]
 
 
@@ -46,7 +46,7 @@ def goes_on(cell: Cell) -> bool:
     file = record_file(cell.name, cell.seed)
     if not file.is_file():
         return True
-    before = json.loads(file.read_text())
+    before = json.loads(file.read_text(encoding="utf-8"))
     sides = {V1: "old", V2: "new"}
     rows = {name: read_predictions(_answers(cell.version_folder(side))) for name, side in sides.items()}
     return before["items"] == _items(rows[V1]) and all(
@@ -77,11 +77,11 @@ def write_record(cell: Cell) -> Path:
         models[BOTH] = {"answers": _encoded(read_predictions(together))}
     file = record_file(cell.name, cell.seed)
     if file.is_file() and goes_on(cell):
-        before = json.loads(file.read_text())["models"]
+        before = json.loads(file.read_text(encoding="utf-8"))["models"]
         models = {name: model for name, model in before.items() if _is_as_tuned(cell, name, model)} | models
     record = {"cell": cell.name, "seed": cell.seed, "items": items, **_made_of(folders), "models": models}
     RECORDS.mkdir(exist_ok=True)
-    file.write_text(json.dumps(record, indent=1) + "\n")
+    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return file
 
 
@@ -90,7 +90,7 @@ def read_record(cell: str, seed: int) -> Answers | None:
     file = record_file(cell, seed)
     if not file.is_file():
         return None
-    record = json.loads(file.read_text())
+    record = json.loads(file.read_text(encoding="utf-8"))
     right = record["items"]["right"]
     found = Answers(items=record["items"]["sha256"], right=None if right is None else _numbers(right))
     for name, model in record["models"].items():
@@ -147,7 +147,7 @@ def _training(cell: Cell, name: str) -> dict[str, Any]:
     file = cell.method_folder(name) / PROVENANCE_FILE
     if not file.is_file():
         return known
-    provenance = json.loads(file.read_text())
+    provenance = json.loads(file.read_text(encoding="utf-8"))
     fitted = {key: value for key, value in provenance["metrics"].items() if key.endswith("teacher_temperature")}
     return known | provenance["objective"] | fitted
 
@@ -161,7 +161,7 @@ def _made_of(folders: dict[str, Path]) -> dict[str, Any]:
     """Bases and packages, from the provenance of the first compatibility adapter that is there."""
     for folder in folders.values():
         if (folder / PROVENANCE_FILE).is_file():
-            found = json.loads((folder / PROVENANCE_FILE).read_text())
+            found = json.loads((folder / PROVENANCE_FILE).read_text(encoding="utf-8"))
             bases = {side: found[side]["base"]["sha256"] for side in ("old", "new")}
             return {"bases": bases, "packages": found["packages"]}
     return {}

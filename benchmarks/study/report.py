@@ -192,7 +192,7 @@ def picture(title: str, figures: Mapping[str, Mapping[str, float]], seeds: Seeds
     old = Estimate(figures[V2]["acc_old"], math.nan, math.nan)
     axes = ("negative flips", "mean similarity" if seeds[0].scored else "accuracy")
     drawn = str(charts.trade_off(title, points, (V1, old), axes, (wording.percent,) * 2, None))
-    style = resources.files("muscle_hf.report").joinpath("assets/report.css").read_text()
+    style = resources.files("muscle_hf.report").joinpath("assets/report.css").read_text(encoding="utf-8")
     start = drawn.index(">") + 1
     head = drawn[:start].replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
     return f"{head}<style>{style}</style>{drawn[start:]}\n"
@@ -250,7 +250,7 @@ def published() -> list[str]:
     """The paper's own changes of NFR, from the recipes of its rows: a line an update, a column a task."""
     changes: dict[str, dict[str, float]] = {}
     for file in sorted((ROOT / "recipes" / "paper").glob("*_to_*/*.yaml")):
-        row = yaml.safe_load(file.read_text()).get("published", {})
+        row = yaml.safe_load(file.read_text(encoding="utf-8")).get("published", {})
         if row.get("nfr_change_percent") is not None:
             changes.setdefault(file.parent.name, {})[file.stem] = row["nfr_change_percent"]
     tasks = sorted({task for row in changes.values() for task in row})
@@ -276,7 +276,7 @@ def table_7(parts: Mapping[str, tuple[Seeds, dict[str, dict]]], methods: Mapping
     """The masks of the paper's ablation below its percentages: a line for each cell that has them all."""
     lines = table_head(["", *(methods[name]["says"] for name in TABLE_7)])
     recipes = (ROOT / "recipes" / "paper" / f"{recipe}.yaml" for recipe in TABLE_7.values())
-    paper = (yaml.safe_load(file.read_text())["published"]["nfr_change_percent"] for file in recipes)
+    paper = (yaml.safe_load(file.read_text(encoding="utf-8"))["published"]["nfr_change_percent"] for file in recipes)
     lines.append(f"| paper (PIQA, Llama 1 to 2), against v2 | {' | '.join(f'{share:+.0f} %' for share in paper)} |")
     for cell, (seeds, figures) in parts.items():
         if not figures.keys() >= TABLE_7.keys():
@@ -321,7 +321,7 @@ def write_report(plan: Mapping[str, Any]) -> None:
         parts[name] = (seeds, figures)
         file = f"study-{name}.svg"
         title = f"{name}, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
-        (RESULTS / file).write_text(picture(title, figures, seeds))
+        (RESULTS / file).write_text(picture(title, figures, seeds), encoding="utf-8")
         items = len(seeds[0].quality[V2])
         texts.append(
             f"## {name}\n\nSeeds {', '.join(map(str, read))}; {items} test items; "
@@ -350,7 +350,7 @@ def write_report(plan: Mapping[str, Any]) -> None:
         + "\n\nThe masks of its Table 7, changes of NFR against v2 / against plain CE (\\* p < 0.05 after "
         "Holm):\n\n" + ablation + f"\n\nSettings: {settings}.\n\n" + "\n".join(texts)
     )
-    (RESULTS / "study.md").write_text(text)
+    (RESULTS / "study.md").write_text(text, encoding="utf-8")
     controls = [against(parts, reference, names) for reference, names in AGAINST.items()]
     shown = [name for reference, names in AGAINST.items() for name in (reference, *names)]
     known = [name for name in dict.fromkeys(shown) if name in plan["methods"]]

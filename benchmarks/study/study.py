@@ -42,8 +42,8 @@ TUNED = Path(__file__).with_name("tuned.yaml")
 
 def load_plan() -> dict[str, Any]:
     """The plan; methods have the settings of their tuning in `chosen`, once there are any, cells their `methods`."""
-    plan = yaml.safe_load(PLAN.read_text())
-    tuned = yaml.safe_load(TUNED.read_text()) if TUNED.is_file() else {}
+    plan = yaml.safe_load(PLAN.read_text(encoding="utf-8"))
+    tuned = yaml.safe_load(TUNED.read_text(encoding="utf-8")) if TUNED.is_file() else {}
     for name, method in plan["methods"].items():
         method["chosen"] = tuned.get(method.get("settings_of", name))
     for cell in plan["cells"].values():

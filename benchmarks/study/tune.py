@@ -70,7 +70,8 @@ def main() -> None:
         return
     TUNED.write_text(
         "# Written by benchmarks/study/tune.py: what it chose for each method.\n"
-        + yaml.safe_dump(chosen, sort_keys=False)
+        + yaml.safe_dump(chosen, sort_keys=False),
+        encoding="utf-8",
     )
     rows = len(cells[0].rows[2].validation)
     head = ["method", *(trial_name(trial, ", ") for trial in trials)]
@@ -81,7 +82,8 @@ def main() -> None:
         f"among; v2's task adapter has {100 * v2['acc_new']:.2f} / {100 * v2['nfr']:.2f}. Bold: least NFR among the "
         "trials with no less accuracy than v2, or the most accurate where there is none.\n\n"
         + "\n".join(["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *lines])
-        + "\n"
+        + "\n",
+        encoding="utf-8",
     )
 
 

@@ -16,7 +16,7 @@ def run(args: argparse.Namespace) -> int:
 
     known = recipes()
     if args.name in known:
-        print(f"# {known[args.name]}\n{known[args.name].read_text()}", end="")
+        print(f"# {known[args.name]}\n{known[args.name].read_text(encoding='utf-8')}", end="")
         return 0
     chosen = {name: file for name, file in known.items() if name.startswith(args.name or "")}
     if not chosen:

@@ -29,7 +29,7 @@ def _read_yaml(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in including:
         raise MuscleError(f"{path} includes itself")
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise MuscleError(f"{path} cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:

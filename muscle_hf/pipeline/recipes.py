@@ -33,12 +33,12 @@ def recipes() -> dict[str, Path]:
 
 
 def _own_keys(file: Path) -> list[str]:
-    return [line.split(":")[0] for line in file.read_text().splitlines() if line[:1].isalpha()]
+    return [line.split(":")[0] for line in file.read_text(encoding="utf-8").splitlines() if line[:1].isalpha()]
 
 
 def title_of(file: Path) -> str:
     """What the first sentence of a recipe says that it is."""
-    lines = file.read_text().splitlines()
+    lines = file.read_text(encoding="utf-8").splitlines()
     words = []
     for line in lines:
         if not line.startswith("# ") or line.startswith("#  "):
@@ -169,6 +169,6 @@ def write_reproduction(folder: Path, lines: Sequence[Comparison], table: str) ->
 
     with staged(folder) as stage:
         content = {line.figure: {"published": line.published, "measured": line.measured} for line in lines}
-        (stage / f"{REPRODUCTION_FILE}.json").write_text(json.dumps(content, indent=2) + "\n")
-        (stage / f"{REPRODUCTION_FILE}.md").write_text(table)
+        (stage / f"{REPRODUCTION_FILE}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        (stage / f"{REPRODUCTION_FILE}.md").write_text(table, encoding="utf-8")
     return folder / f"{REPRODUCTION_FILE}.md"

@@ -293,7 +293,7 @@ class Run:
             self._say("No share of v1 is worth it on these rows: what is trained stays as v2 is (see targets.json)")
         if self._process.is_main_process:
             with staged(self.folder) as stage:
-                (stage / TARGETS_FILE).write_text(json.dumps(found.to_dict(), indent=2) + "\n")
+                (stage / TARGETS_FILE).write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
         return {"mask": mask, "transfer_mask": mask}
 
     # ---- Evaluation ----
@@ -313,7 +313,7 @@ class Run:
         if self._process.is_main_process:
             with staged(self.folder) as stage:
                 content = {"settings": self.settings.to_dict(), "result": result.to_dict()}
-                (stage / RESULT_FILE).write_text(json.dumps(content, indent=2) + "\n")
+                (stage / RESULT_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return result
 
     def answers(self, name: str) -> list[Prediction]:
@@ -326,7 +326,7 @@ class Run:
         how = (settings.dtype, settings.quantization, settings.attention, settings.eval_batch_size)
         key = _fingerprint(_weights_key(side), self.task.rules(), items, how)
         note = file.with_suffix(".key")
-        if file.is_file() and note.is_file() and note.read_text() == key:
+        if file.is_file() and note.is_file() and note.read_text(encoding="utf-8") == key:
             return read_predictions(file)
         kind = "test" if items is self.splits.test else "validation"
         self._say(f"{len(items)} {kind} items: {VERSIONS.get(name, name)}")
@@ -336,7 +336,7 @@ class Run:
         if self._process.is_main_process:
             note.unlink(missing_ok=True)
             write_predictions(file, answers)
-            note.write_text(key)
+            note.write_text(key, encoding="utf-8")
         self._process.wait_for_everyone()
         return answers
 
@@ -355,7 +355,7 @@ class Run:
             return folder
         steps.free_memory()
         note = folder / DONE_FILE
-        before = json.loads(note.read_text()) if note.is_file() else {}
+        before = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
         self._process.wait_for_everyone()  # before the note is written anew
         same = before.get("key") == key
         if same and before.get("done"):
@@ -368,12 +368,12 @@ class Run:
                 if not same:
                     _remove_checkpoints(folder)
                 folder.mkdir(parents=True, exist_ok=True)
-                note.write_text(json.dumps({"key": key, "done": False}) + "\n")
+                note.write_text(json.dumps({"key": key, "done": False}) + "\n", encoding="utf-8")
             self._process.wait_for_everyone()
             work(folder)
             self._process.wait_for_everyone()
             if self._process.is_main_process:
-                note.write_text(json.dumps({"key": key, "done": True}) + "\n")
+                note.write_text(json.dumps({"key": key, "done": True}) + "\n", encoding="utf-8")
             self._process.wait_for_everyone()
         self._finished.add(name)
         return folder

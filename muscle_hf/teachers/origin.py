@@ -74,5 +74,5 @@ def _cached_commit(base: nn.Module, name: str) -> str | None:
         return None
     commits = [snapshot.name for snapshot in candidates[0]]
     main = repository / "refs" / constants.DEFAULT_REVISION
-    present = main.read_text().strip() if main.is_file() else None
+    present = main.read_text(encoding="utf-8").strip() if main.is_file() else None
     return present if present in commits else commits[-1]

@@ -235,7 +235,7 @@ class RowStore:
         if not file.is_file():
             return
         try:
-            manifest = json.loads(file.read_text())
+            manifest = json.loads(file.read_text(encoding="utf-8"))
             identity = manifest["identity"]
             columns = {name: _column(text) for name, text in manifest["columns"].items()}
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -259,7 +259,7 @@ class RowStore:
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
         unfinished = self.folder / f".manifest-{uuid.uuid4().hex}{UNFINISHED}"
-        unfinished.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        unfinished.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(unfinished, self.folder / MANIFEST)
 
     def _remove_abandoned(self) -> None:
