@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,6 +14,7 @@ import pytest
 from compare_files import choice_predictions, write
 
 from muscle_hf.cli.main import main
+from muscle_hf.evaluation import read_predictions
 
 LOGS = Path(__file__).parent / "data" / "lm_eval"
 
@@ -97,6 +101,9 @@ def test_budget_baseline_and_noise(files, tmp_path, capsys):
         (["--json", "one.txt", "--html", "./one.txt"], "two outputs would go to"),
         (["--budget", "nothing.yaml"], "no budget file"),
         (["--noise", "nothing.json"], "muscle-hf noise RUN RUN"),
+        (["--noise", "."], "there is no noise file ."),
+        (["--baseline", "nothing.json"], "there is no baseline file nothing.json"),
+        (["--baseline", "."], "there is no baseline file .; name the file that an earlier --json wrote"),
         (["--slices", "tome"], "did you mean 'tone'"),
         (["--labels", "a,b,c"], "2 models need 2 different labels"),
         (["--task", "roads"], "no task 'roads'; it has ways"),
@@ -108,6 +115,22 @@ def test_bad_use_is_two_and_writes_nothing(files, options, message, tmp_path, ca
     captured = capsys.readouterr()
     assert message in captured.err and captured.out == ""
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("options", [[], ["--markdown", "-"], ["--json", "-"]])
+def test_a_console_that_is_not_utf_8(options, files, tmp_path):
+    """It fails no gate: the table has what the console lacks spelled out, and what is piped on is UTF-8."""
+    old, new = (
+        write(tmp_path / f"{name}.jsonl", [dataclasses.replace(p, prompt="Größe 类?") for p in read_predictions(file)])
+        for name, file in (("old", files[0]), ("new", files[1]))
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "muscle_hf.cli.main", "compare", old, new, *options, "--max-nfr", "0.2"],
+        env={**os.environ, "PYTHONIOENCODING": "cp1252"},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode("utf-8" if options else "cp1252").count("类" if options else "NFR")
 
 
 @pytest.mark.parametrize("place", ["no/such/folder/x.json", "."])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import tempfile
@@ -188,8 +189,10 @@ def _asked(args: argparse.Namespace) -> list[tuple[str, Callable[[Document], str
 
 
 def write_text(path: str, text: str) -> None:
-    """Writes a file whole or not at all; ``-`` is the screen."""
+    """Writes a file whole or not at all; ``-`` is the screen. UTF-8 both."""
     if path == "-":
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
         sys.stdout.write(text)
         return
     target = Path(path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from muscle_hf.cli.compare import write_text
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
@@ -27,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
         for row in rows:
             for task in row["tasks"]:
                 task["nfr_new"] = None if task["nfr_new"] != task["nfr_new"] else task["nfr_new"]
-        print(json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False))
+        write_text("-", json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         return 0
     if not found:
         print("no compatibility adapters found")

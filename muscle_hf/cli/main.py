@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import sys
 import traceback
 from collections.abc import Sequence
@@ -45,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from muscle_hf import __version__
     from muscle_hf.errors import MuscleError
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A console that lacks a sign (a minus, a letter of the data) shows its number, rather than ending the command.
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog="muscle-hf",

@@ -158,8 +158,8 @@ def read_baseline(path: str) -> dict[str, dict[str, Estimate]]:
         if any(rate.high is None for table in rates.values() for rate in table.values()):
             raise ValueError("it compares no items")
         return rates
-    except FileNotFoundError:
-        raise MuscleError(f"there is no baseline file {path}") from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise MuscleError(f"there is no baseline file {path}; name the file that an earlier --json wrote") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MuscleError(
             f"{path} is not a comparison as --json writes it ({error.__class__.__name__}: {error})"

@@ -79,7 +79,7 @@ def read_noise(path: str) -> list[NoiseFloor]:
     try:
         entries = json.loads(Path(path).read_text(encoding="utf-8"))["noise"]
         return [_parse(entry) for entry in entries]
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise MuscleError(
             f"there is no noise file {path}; write one with muscle-hf noise RUN RUN --json FILE"
         ) from None
