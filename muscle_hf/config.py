@@ -14,12 +14,13 @@ from muscle_hf.losses.masks import MaskFunction
 TrainedTokens = Literal["labels", "completion", "assistant"]
 
 
-# What each preset sets where nothing else was.
-_CONSENSUS = {"mask": "mean", "transfer_mask": "mean"}
+# What each preset sets where nothing else was. The fields themselves are None until then: a value that is given counts
+# also where it is the one that a run without presets has.
+_PAPER = {"mask": "student_wrong", "transfer_mask": "mean", "calibrate_teachers": False}
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "consensus": _CONSENSUS,
-    "calibrated_consensus": {**_CONSENSUS, "calibrate_teachers": True},
+    "paper": _PAPER,
+    "consensus": {**_PAPER, "mask": "mean"},
+    "calibrated_consensus": {**_PAPER, "mask": "mean", "calibrate_teachers": True},
 }
 
 
@@ -31,9 +32,11 @@ class MuscleConfig(TrainingArguments):
     Args:
         preset: Settings by one name: ``paper`` (every default), ``consensus``: follow the mean of both models, on rows
             with and without labels, or ``calibrated_consensus``: the same with ``calibrate_teachers``, for a v1 that
-            is much weaker than v2 (docs/study.md). What is set beside it counts.
+            is much weaker than v2 (docs/study.md). What is set beside it counts, a value that ``paper`` has as well
+            (``dataclasses.replace`` sets every field of its copy).
         temperature: T of equation (1), > 0.
-        mask: Which tokens follow the old model: a name in ``muscle_hf.losses.MASKS`` or ``"package.module:function"``.
+        mask: Which tokens follow the old model: a name in ``muscle_hf.losses.MASKS`` or ``"package.module:function"``;
+            by default the preset's, ``student_wrong`` without one.
         compatibility_weight: lambda of equation (5), in (0, 1]; 1 leaves the cross-entropy out.
         scale_by_temperature_squared: Multiply the compatibility loss by T^2, as other distillation losses do.
         trained_tokens: ``labels``: every token whose label is not -100 (the paper trains on context and answer);
@@ -45,12 +48,13 @@ class MuscleConfig(TrainingArguments):
         skip_unneeded_teachers: Run a teacher's body only on rows with a token that follows it, where that pays.
         transfer_mask: What rows of ``transfer_dataset`` follow, which have no labels: ``mean`` of both teachers'
             probabilities (``mean(0.65)``: 0.65 of v1's), ``more_confident``, ``more_confident_sequence``,
-            ``always_old``, ``always_new``, or a function of your own.
+            ``always_old``, ``always_new``, or a function of your own; by default ``mean``.
         transfer_ratio: Rows of ``transfer_dataset`` for each labelled row in an epoch; all of them by default.
         divergence: From a teacher: ``kl``, or ``logit_difference`` on its likeliest tokens.
         blend: What tokens follow that follow both teachers: the mean of their ``probabilities`` or ``logits``.
         calibrate_teachers: Before training, divide each teacher's logits by the temperature at which they fit the
             labels of ``eval_dataset`` best, so that a model that is surer than it is right does not outvote the other.
+            By default the preset's, off without one.
         teacher_cache: A folder that keeps the teachers' hidden states, so that each row is seen by a teacher once;
             shared by epochs, runs and processes (docs/cache.md).
         teacher_cache_top_k: Keep so many of a teacher's likeliest tokens there, and the rest as one, in place of its
@@ -68,12 +72,13 @@ class MuscleConfig(TrainingArguments):
     temperature: float = field(
         default=2.0, metadata={"help": "Temperature T of the distillation, equation (1) of the paper; > 0."}
     )
-    mask: str = field(
-        default="student_wrong",
+    mask: str | None = field(
+        default=None,
         metadata={
             "help": "Which tokens follow the old model: student_wrong (the method), old_right, always_old, "
             "old_likelier (LL_L), old_likelier_sequence (LL_S), or a function of your own as "
-            "'package.module:function'; all names and their equations are in docs/objective.md."
+            "'package.module:function'; all names and their equations are in docs/objective.md. By default the "
+            "preset's: student_wrong without one."
         },
     )
     compatibility_weight: float = field(
@@ -93,11 +98,11 @@ class MuscleConfig(TrainingArguments):
             "paper), 'completion' (of these, where completion_mask is 1), 'assistant' (where assistant_masks is 1)."
         },
     )
-    transfer_mask: str = field(
-        default="mean",
+    transfer_mask: str | None = field(
+        default=None,
         metadata={
             "help": "What rows without labels follow: mean, mean(0.65) (v1's share), more_confident, "
-            "more_confident_sequence, always_old, always_new, or 'package.module:function'."
+            "more_confident_sequence, always_old, always_new, or 'package.module:function'; by default mean."
         },
     )
     transfer_ratio: float | None = field(
@@ -112,10 +117,14 @@ class MuscleConfig(TrainingArguments):
         default="probabilities",
         metadata={"help": "What tokens follow that follow both teachers: the mean of their probabilities or logits."},
     )
-    calibrate_teachers: bool = field(
-        default=False,
+    calibrate_teachers: bool | None = field(
+        default=None,
         metadata={
-            "help": "Fit a temperature of each teacher on eval_dataset before training, so that none is too sure."
+            "help": "Fit a temperature of each teacher on eval_dataset before training, so that none is too sure. By "
+            "default the preset's: off without one.",
+            # HfArgumentParser lets a flag stand alone only where its default is a boolean.
+            "nargs": "?",
+            "const": True,
         },
     )
     check_base: bool = field(
@@ -149,7 +158,7 @@ class MuscleConfig(TrainingArguments):
         if self.preset not in PRESETS:
             raise MuscleError(f"preset is {self.preset!r}; choose one of {', '.join(PRESETS)}")
         for name, value in PRESETS[self.preset].items():
-            if getattr(self, name) == type(self).__dataclass_fields__[name].default:
+            if getattr(self, name) is None:
                 setattr(self, name, value)
         if self.trained_tokens not in get_args(TrainedTokens):
             raise MuscleError(

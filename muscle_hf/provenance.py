@@ -239,14 +239,18 @@ def describe_objective(objective: Objective, trained_tokens: str) -> dict[str, A
 
 def changed_settings(args: TrainingArguments) -> dict[str, Any]:
     """The training arguments that were set to something else than their defaults; no tokens, no local paths."""
+    from muscle_hf.config import PRESETS
+
     changed = {}
+    without_preset, preset = PRESETS["paper"], PRESETS.get(getattr(args, "preset", None), {})
     for name, value in args.to_dict().items():
         # The defaults are read off the class: constructing a second set of arguments would reset the accelerator.
         setting = type(args).__dataclass_fields__[name]
         default = setting.default_factory() if callable(setting.default_factory) else setting.default
-        default = getattr(default, "value", default)
+        default = without_preset.get(name, getattr(default, "value", default))
         private = name in _PRIVATE_SETTINGS or name.endswith("_token")
-        if not private and value != default and (value or default is not None):
+        differs = value != default or value != preset.get(name, value)
+        if not private and differs and (value or default is not None):
             changed[name] = value
     return changed
 

@@ -40,6 +40,33 @@ def test_a_preset_sets_what_nothing_else_does(tmp_path):
         MuscleConfig(str(tmp_path), preset="best")
 
 
+def test_a_value_beside_a_preset_counts_also_where_it_is_the_default(tmp_path):
+    given = {"mask": "student_wrong", "calibrate_teachers": False}
+    line = f"--output_dir {tmp_path} --preset calibrated_consensus --mask student_wrong --calibrate_teachers False"
+    parser = HfArgumentParser(MuscleConfig)
+    made = MuscleConfig(str(tmp_path), preset="calibrated_consensus", **given)
+    (again,) = parser.parse_dict(json.loads(made.to_json_string()), allow_extra_keys=True)
+    (spoken,) = parser.parse_args_into_dataclasses(line.split())
+    for config in (made, again, spoken, dataclasses.replace(made, temperature=3.0)):
+        assert {name: getattr(config, name) for name in given} == given
+        assert config.transfer_mask == "mean"
+    (preset,) = parser.parse_args_into_dataclasses(line.split("--mask")[0].split())
+    assert (preset.mask, preset.calibrate_teachers) == ("mean", True)
+
+
+def test_calibration_is_a_flag_on_the_command_line(tmp_path):
+    (config,) = HfArgumentParser(MuscleConfig).parse_args_into_dataclasses(
+        ["--calibrate_teachers", "--output_dir", str(tmp_path)]
+    )
+    assert config.calibrate_teachers is True
+
+
+def test_help_says_what_holds_without_a_preset():
+    text = " ".join(HfArgumentParser(MuscleConfig).format_help().split())
+    for default in ("student_wrong without one", "by default mean", "off without one"):
+        assert default in text
+
+
 @pytest.mark.parametrize("name", OWN)
 def test_every_field_has_a_help_text_and_a_word_in_the_docstring(name):
     assert len(OWN[name].metadata["help"]) > 20

@@ -173,6 +173,7 @@ def test_provenance_tells_the_truth(finished):
     }
     assert told["training"]["max_steps"] == 4
     assert told["training"]["learning_rate"] == 1e-2
+    assert not {"preset", "mask", "transfer_mask", "calibrate_teachers"} & told["training"].keys(), "defaults"
     assert told["data"]["train"]["rows"] == 16
     assert told["packages"]["torch"] == torch.__version__
     last = next(entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry)
@@ -180,6 +181,15 @@ def test_provenance_tells_the_truth(finished):
     text = (root / "run" / "muscle_provenance.json").read_text()
     assert str(root) not in text, "no places on this machine"
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_provenance_tells_what_was_set_beside_a_preset(finished, tmp_path):
+    root, _ = finished
+    preset = run(tmp_path, root, preset="consensus").provenance.training
+    assert (preset["preset"], preset["mask"]) == ("consensus", "mean")
+    assert "transfer_mask" not in preset and "calibrate_teachers" not in preset
+    beside = run(tmp_path, root, preset="calibrated_consensus", calibrate_teachers=False).provenance.training
+    assert (beside["preset"], beside["calibrate_teachers"]) == ("calibrated_consensus", False)
 
 
 def test_provenance_of_the_same_content_is_the_same(finished, tmp_path):
