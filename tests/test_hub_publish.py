@@ -87,6 +87,24 @@ def test_what_an_earlier_upload_left_is_removed_and_foreign_files_stay(bases: Hu
     assert "NOTICE.txt" in published(bases)
 
 
+@pytest.mark.parametrize("weights", ["model.safetensors", "unet/diffusion_pytorch_model.safetensors", "model-q4.gguf"])
+def test_a_repository_with_a_whole_model_is_refused(bases: HubServer, adapter: Path, weights: str):
+    theirs = {"README.md": b"# Ours, merged", weights: b"w", "tokenizer.model": b"t", "merges.txt": b"m"}
+    repo = bases.add(REPO, theirs)
+    with pytest.raises(MuscleError, match=r"tester/compat holds a model already \(.*repository of its own"):
+        publish(adapter, REPO)
+    assert published(bases) == theirs and len(repo.commits) == 1
+
+
+def test_files_of_an_adapter_from_elsewhere_are_not_removed(bases: HubServer, adapter: Path):
+    """As Trainer and peft publish one: its files may be replaced, but none goes for want of a counterpart."""
+    theirs = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"w", "merges.txt": b"m", "report.html": b"r"}
+    bases.add(REPO, {**theirs, "training_args.bin": b"pickle"})
+    assert publish(adapter, REPO).removed == []
+    assert set(published(bases)) == EXPECTED | {"merges.txt", "report.html", "training_args.bin"}
+    assert set(publish(adapter, REPO).removed) == {"merges.txt", "report.html"}
+
+
 def test_a_branch_is_made_and_a_private_repository_is_private(bases: HubServer, adapter: Path):
     publish(adapter, REPO, revision="candidate", private=True)
     assert set(published(bases, "candidate")) == EXPECTED

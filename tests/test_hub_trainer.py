@@ -119,6 +119,12 @@ def test_a_bad_token_is_told_before_anything_is_computed(bases: HubServer, tmp_p
         make_trainer(tmp_path / "run", push_to_hub=True, hub_token="hf_wrong")
 
 
+def test_a_repository_with_a_whole_model_is_told_before_anything_is_computed(bases: HubServer, tmp_path: Path):
+    bases.add(REPO, {"config.json": b"{}", "model.safetensors": b"w"})
+    with pytest.raises(MuscleError, match="holds a model already"):
+        make_trainer(tmp_path / "run", push_to_hub=True, hub_token=TOKEN)
+
+
 def test_training_outlives_failing_uploads(bases: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     trainer = make_trainer(tmp_path / "run", push_to_hub=True, hub_token=TOKEN, hub_strategy="every_save")
     bases.fail("POST", "/commit/main", 500, times=50)

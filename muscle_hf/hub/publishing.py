@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,13 +16,19 @@ from huggingface_hub.utils import get_token
 import muscle_hf
 from muscle_hf.errors import MuscleError
 from muscle_hf.hub.errors import hub_errors
-from muscle_hf.hub.files import Parcel, is_card, is_published, pack, valid_repo_id
+from muscle_hf.hub.files import WEIGHTS_FILE, Parcel, is_card, is_published, pack, valid_repo_id
 from muscle_hf.hub.state import CardState, provenance_in
+from muscle_hf.provenance import PROVENANCE_FILE
 
 _AFTERWARDS = (
     "Nothing local was changed, and the repository has all of an upload or none of it: mend that and run the same "
     "again."
 )
+
+
+_WEIGHTS = (".safetensors", ".bin", ".gguf", ".h5", ".msgpack", ".onnx")
+# What peft and Trainer put into an adapter's repository.
+_OF_ADAPTERS = (WEIGHTS_FILE, "adapter_model.bin", "training_args.bin")
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Published:
         commit: The commit that now holds the adapter (the one that was there, if nothing changed).
         uploaded: Files that were new or changed.
         unchanged: Files that were there already.
-        removed: Files of an earlier upload that this adapter does not have.
+        removed: Files of an earlier upload (one with provenance) that this adapter does not have.
         left_out: Files of the folder that are never published.
         notes: What the publisher should know.
     """
@@ -106,7 +113,8 @@ def publish(
         keep_card: Publish README.md as it is, rather than rendering it.
 
     Raises:
-        MuscleError: The folder is not fit to be published; says why. Nothing was sent.
+        MuscleError: The folder is not fit to be published, or the repository holds a model of another kind; says why.
+            Nothing was sent.
         HubError: The upload failed; says why. It can be repeated.
     """
     folder = Path(folder)
@@ -138,11 +146,15 @@ def _commit(
     head = _head(api, repo_id, revision)
     prefix = f"{path_in_repo}/" if path_in_repo else ""
     there = _remote_files(api, repo_id, head, path_in_repo)
+    ours = prefix + PROVENANCE_FILE in there
+    if not ours:
+        _refuse_model(repo_id, there)
     wanted = {prefix + name: content for name, content in parcel.contents.items()}
     unchanged = [name for name, content in wanted.items() if name in there and _same(there[name], content)]
     uploaded = [name for name in wanted if name not in unchanged]
     # What an earlier upload left and this adapter lacks (a report, say) would be taken for part of it.
-    removed = [name for name in there if name not in wanted and is_published(name.removeprefix(prefix))]
+    left = [name for name in there if name not in wanted and is_published(name.removeprefix(prefix))]
+    removed = left if ours else []
     outcome = (uploaded, unchanged, removed, parcel.left_out, parcel.notes)
     if not uploaded and not removed:
         commit = CommitInfo(
@@ -158,6 +170,31 @@ def _commit(
         repo_id, operations, commit_message=commit_message, revision=revision, parent_commit=head
     )
     return Published(repo_id, commit, *outcome)
+
+
+def check_repository(repo_id: str, *, token: str | bool | None = None, revision: str | None = None) -> None:
+    """Refuse what :func:`publish` would refuse about the repository, before anything is computed for it.
+
+    Raises:
+        MuscleError: It holds a model that no upload of ours can replace.
+        HubError: The Hub refuses or cannot be reached.
+    """
+    with hub_errors(f"looking into {repo_id}", _AFTERWARDS, token):
+        api = hub_api(token)
+        there = _remote_files(api, repo_id, _head(api, repo_id, revision), "")
+        if PROVENANCE_FILE not in there:
+            _refuse_model(repo_id, there)
+
+
+def _refuse_model(repo_id: str, there: Iterable[str]) -> None:
+    """A whole model is somebody's work of another kind; an adapter without provenance may become one with it."""
+    weights = [name for name in there if name.endswith(_WEIGHTS) and name.rpartition("/")[2] not in _OF_ADAPTERS]
+    if weights:
+        shown = ", ".join(sorted(weights)[:3]) + (", ..." if len(weights) > 3 else "")
+        raise MuscleError(
+            f"{repo_id} holds a model already ({shown}) and no {PROVENANCE_FILE}, so it was not published from here, "
+            "and an adapter on top would spoil it. Nothing was uploaded: give the adapter a repository of its own"
+        )
 
 
 def _head(api: HfApi, repo_id: str, revision: str | None) -> str:
