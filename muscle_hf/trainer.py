@@ -35,7 +35,7 @@ from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, kee
 from muscle_hf.teachers.cached import CachedTeacher, cached_teacher
 from muscle_hf.teachers.calibration import CalibrateTeachers
 from muscle_hf.teachers.checks import check_label_sets, check_tokenizers
-from muscle_hf.teachers.kinds import IGNORED, UNLABELLED
+from muscle_hf.teachers.kinds import IGNORED, TRAINED_COUNT, UNLABELLED
 from muscle_hf.teachers.placing import is_sharded, shard, to_device
 from muscle_hf.teachers.weights import base_of
 from muscle_hf.transfer.trainer import TransferMixin
@@ -232,11 +232,14 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin):
     def _check_train_dataset(self) -> bool:
         if isinstance(self.train_dataset, IterableDataset) or not hasattr(self.train_dataset, "__getitem__"):
             return False  # a stream is checked at its first step: looking ahead could use it up
-        dataset, collate = self.rows_and_collator(self.train_dataset, "training")
+        self._require_trained(self.train_dataset, "training set")
+        return True
+
+    def _require_trained(self, rows: Any, name: str) -> None:
+        dataset, collate = self.rows_and_collator(rows, "training")
         with torch.random.fork_rng(devices=[]):
             batches = DataLoader(dataset, batch_size=self.args.train_batch_size, collate_fn=collate)
-            require_trained_labels(batches, self.trained_labels, "training set")
-        return True
+            require_trained_labels(batches, self.trained_labels, name)
 
     def rows_and_collator(self, dataset: Any, description: str) -> tuple[Any, Callable]:
         """A dataset and the collator for its rows, without the columns that nobody reads, as Trainer's loaders do."""
@@ -249,7 +252,7 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin):
         if self.trained_tokens in _MASK_COLUMNS and _MASK_COLUMNS[self.trained_tokens] not in self._signature_columns:
             self._signature_columns.append(_MASK_COLUMNS[self.trained_tokens])
         if UNLABELLED not in self._signature_columns:
-            self._signature_columns.append(UNLABELLED)
+            self._signature_columns += [UNLABELLED, TRAINED_COUNT]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Trainer's, after making sure that nothing but the compatibility adapter is in it.
@@ -276,7 +279,8 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin):
     # ---- The objective ----
 
     def trained_labels(self, batch: Mapping[str, Any]) -> Tensor:
-        """The labels that are trained on, aligned with the logits: -100 where nothing is trained.
+        """The labels that are trained on, aligned with the logits: -100 where nothing is trained; 0 elsewhere in
+        transfer rows.
 
         Args:
             batch: As the collator makes it.
@@ -298,6 +302,10 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin):
                 )
             kept = batch[column] if shifted is None else nn.functional.pad(batch[column][:, 1:], (0, 1))
             labels = labels.masked_fill(kept == 0, IGNORED)
+        if batch.get(UNLABELLED) is not None:
+            # What marks a trained place in a transfer row need be neither a token nor a class.
+            marks = batch[UNLABELLED].bool().view(-1, *[1] * (labels.dim() - 1))
+            labels = labels.masked_fill(marks & (labels != IGNORED), 0)
         return labels if shifted is not None else self.kind.trained_labels(labels)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | int | None:

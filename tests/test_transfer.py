@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_distributed import launched
+from transformers import DataCollatorForLanguageModeling
 
 from muscle_hf import MuscleError, TransferPrompts
 from muscle_hf.evaluation import Item, Task
-from muscle_hf.losses import kl_divergence
+from muscle_hf.losses import kl_divergence, resolve_mask
 from muscle_hf.teachers.adapters import frozen_view
 from muscle_hf.transfer.rows import MarkingCollator, MixedRows
 
@@ -128,6 +129,32 @@ def test_a_classifier_needs_no_labels_on_transfer_rows(tmp_path):
     expected = kl_divergence(teacher_logits(made, batch)["old"], student, 2.0).item()
     assert made.compute_loss(made.model, batch).item() == pytest.approx(expected, rel=1e-5)
     assert math.isfinite(made.train().training_loss)
+
+
+@pytest.mark.parametrize("label", [-1, -100, 7])
+def test_a_label_of_a_classifiers_transfer_row_does_not_matter(label, tmp_path):
+    def trained(**changes):
+        rows = [{**row, **changes} for row in builders.without(builders.sequence_rows(6, seed=4), "labels")]
+        made = trainer(
+            tmp_path, builders.with_lora(builders.bert_sequences(2), 20, task_type="SEQ_CLS"),
+            builders.with_lora(builders.bert_sequences(1), 10, task_type="SEQ_CLS"),
+            train_dataset=builders.sequence_rows(), transfer_dataset=rows, compatibility_weight=0.5,
+        )  # fmt: skip
+        return made.train().training_loss
+
+    assert trained(labels=label) == trained()
+
+
+@pytest.mark.parametrize("chunk", [0, None])
+@pytest.mark.parametrize("mask", ["student_wrong", "label_likelihood"])
+def test_any_label_but_the_ignored_one_marks_a_trained_token(mask, chunk, tmp_path):
+    def trained(**marks):
+        rows = [{**row, "labels": [i if i == -100 else marks.get("mark", i) for i in row["labels"]]}
+                for row in transfer_rows()]  # fmt: skip
+        made = trainer(tmp_path, transfer_dataset=rows, mask=resolve_mask(mask), loss_chunk_size=chunk)
+        return made.train().training_loss
+
+    assert trained(mark=-1) == trained(mark=10_000) == trained()
 
 
 # ---- Mixing ----
@@ -405,6 +432,8 @@ def test_trls_trainer_mixes_them_too(completion_only, tmp_path):
         ({"transfer_dataset": []}, "transfer_dataset is empty"),
         ({"transfer_dataset": [{"input_ids": [3, 4]}]}, "have no column 'labels'"),
         ({"transfer_dataset": [{"labels": [3, 4]}]}, "lack input_ids"),
+        ({"transfer_dataset": [{**row, "labels": [-100] * len(row["labels"])} for row in transfer_rows()]},
+         "every label of the transfer rows"),
         ({"transfer_dataset": transfer_rows(), "transfer_ratio": 0.0}, "it must be > 0"),
         ({"transfer_dataset": transfer_rows(), "transfer_mask": "student_wrong"}, "looks at the labels"),
         ({"transfer_dataset": transfer_rows(), "compute_loss_func": lambda *a, **k: 0, "compatibility_weight": 0.5},
@@ -438,9 +467,24 @@ def test_packing_collators_are_refused(tmp_path):
     def packed(rows):
         return builders.collate([functools.reduce(lambda a, b: {k: a[k] + b[k] for k in a}, rows)])
 
-    made = trainer(tmp_path, transfer_dataset=transfer_rows(), data_collator=packed)
     with pytest.raises(MuscleError, match="packs several rows into one"):
-        made.train()
+        trainer(tmp_path, transfer_dataset=transfer_rows(), data_collator=packed)
+
+
+def test_collators_that_make_labels_of_prompts_are_refused(tmp_path):
+    tokenizer = builders.tokenizer()
+    settings = {
+        "train_dataset": [{"input_ids": row["input_ids"]} for row in builders.rows()],
+        "processing_class": tokenizer, "data_collator": DataCollatorForLanguageModeling(tokenizer, mlm=False),
+    }  # fmt: skip
+    with pytest.raises(MuscleError, match=r"DataCollatorForLanguageModeling.* makes labels itself.* not on the"):
+        trainer(tmp_path, transfer_dataset=transfer_rows(), **settings)
+    asked = trainer(tmp_path, transfer_dataset=TransferPrompts(prompts(), "old", max_new_tokens=3), **settings)
+    with pytest.raises(MuscleError, match="makes labels itself"):
+        asked.train()
+    # Labels that name every token are what such a collator makes.
+    whole = [{**row, "labels": row["input_ids"]} for row in transfer_rows()]
+    assert math.isfinite(trainer(tmp_path, transfer_dataset=whole, **settings).train().training_loss)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from muscle_hf.teachers.weights import base_of
 IGNORED = -100
 # The column that is true for rows whose labels only say where something is trained, not what is right there.
 UNLABELLED = "unlabelled"
+# In such a row: how many of its own labels say that something is trained.
+TRAINED_COUNT = "unlabelled_count"
 
 
 @dataclass(frozen=True)

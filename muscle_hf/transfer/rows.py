@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.teachers.kinds import IGNORED, UNLABELLED
+from muscle_hf.teachers.kinds import IGNORED, TRAINED_COUNT, UNLABELLED
 
 # Names of the label column that Trainer's collators know; Trainer itself renames the others to the first.
 _LABELS = ("labels", "label", "label_ids")
@@ -22,7 +22,8 @@ class MixedRows(Dataset):
 
     Args:
         labelled: Rows with right answers.
-        transfer: Rows without; their labels only say where something is trained.
+        transfer: Rows without; their labels only say where something is trained, by any value but -100 (for a
+            classifier any value does).
         ratio: Transfer rows for each labelled row in an epoch; all of them by default. Of more rows than that, each
             epoch takes the next.
         seed: Of the order in which they are taken.
@@ -34,7 +35,9 @@ class MixedRows(Dataset):
         self.seed = seed
         self.epoch = 0
         # One batch holds both, so both have the same columns.
-        self._columns = tuple(labelled[0])
+        first = labelled[0]
+        self._columns = tuple(first)
+        self._classes = {name for name in _LABELS if name in first and not _is_sequence(first[name])}
         self._count: int | None = None
         self.replace_transfer(transfer)
 
@@ -75,16 +78,14 @@ class MixedRows(Dataset):
         if index < len(self.labelled):
             return {**self.labelled[index], UNLABELLED: False}
         place = self.epoch * self.transfer_count + index - len(self.labelled)
-        row = dict(self.transfer[self._order[place % len(self._order)]])
-        row = {
-            name: row.get(name, self._filler(name, row)) for name in self._columns if name in row or name in _FILLED
-        }
-        return {**row, UNLABELLED: True}
-
-    @staticmethod
-    def _filler(name: str, row: Mapping[str, Any]) -> Any:
-        # A classifier has one place to predict at, so any label says where it is.
-        return [1] * len(row["input_ids"]) if name == "attention_mask" else 0
+        given = dict(self.transfer[self._order[place % len(self._order)]])
+        # A classifier has one place to predict at, whatever a row says is right there.
+        row = given | dict.fromkeys(self._classes, 0)
+        if "attention_mask" in self._columns and "attention_mask" not in row:
+            row["attention_mask"] = [1] * len(row["input_ids"])
+        row = {name: row[name] for name in self._columns if name in row} | {UNLABELLED: True}
+        labels = next((given[name] for name in _LABELS if name in given), None)
+        return row | {TRAINED_COUNT: int((torch.as_tensor(labels) != IGNORED).sum())} if _is_sequence(labels) else row
 
 
 class MarkingCollator:
@@ -106,10 +107,11 @@ class MarkingCollator:
         """Collate rows; the mark ``unlabelled``, (B,) boolean, is there if a row has one.
 
         Raises:
-            MuscleError: The collator flattens rows into one.
+            MuscleError: The collator flattens rows into one, or makes labels where a transfer row has none.
         """
         marks = [bool(row.get(UNLABELLED, False)) for row in rows]
-        batch = self.collate([{key: value for key, value in row.items() if key != UNLABELLED} for row in rows])
+        own = (UNLABELLED, TRAINED_COUNT)
+        batch = self.collate([{key: value for key, value in row.items() if key not in own} for row in rows])
         if not any(UNLABELLED in row for row in rows):
             return batch
         if len(batch["input_ids"] if "input_ids" in batch else next(iter(batch.values()))) != len(rows):
@@ -117,7 +119,25 @@ class MarkingCollator:
                 "the data collator packs several rows into one, so transfer rows cannot be told from labelled ones; "
                 "use a collator that pads (length grouping saves most of the padding)"
             )
+        self._require_own_labels(batch.get("labels"), rows)
         return {**batch, UNLABELLED: torch.tensor(marks)}
+
+    def _require_own_labels(self, labels: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+        if not isinstance(labels, torch.Tensor) or labels.dim() != 2:
+            return
+        for found, row in zip((labels != IGNORED).sum(dim=1).tolist(), rows, strict=True):
+            if found > row.get(TRAINED_COUNT, found):
+                name = getattr(self.collate, "__name__", type(self.collate).__name__)
+                raise MuscleError(
+                    f"the data collator ({name}) makes labels itself: it would train on {found} tokens of a transfer "
+                    f"row, not on the {row[TRAINED_COUNT]} that the row's own labels name, such as the answer. Use a "
+                    "collator that keeps the rows' labels, such as DataCollatorForSeq2Seq, and training rows that "
+                    "have them (for MuscleSFTTrainer: prompts and completions)"
+                )
+
+
+def _is_sequence(value: Any) -> bool:
+    return hasattr(value, "__len__") and getattr(value, "ndim", 1) > 0
 
 
 def check_columns(labelled: Any, transfer: Any, read: Sequence[str]) -> None:
@@ -135,7 +155,7 @@ def check_columns(labelled: Any, transfer: Any, read: Sequence[str]) -> None:
         raise MuscleError("transfer_dataset is empty")
     first, row = labelled[0], transfer[0]
     missing = (first.keys() & set(read)) - row.keys() - set(_FILLED)
-    sequence = next((name for name in _LABELS if isinstance(first.get(name), (list, tuple, torch.Tensor))), None)
+    sequence = next((name for name in _LABELS if _is_sequence(first.get(name))), None)
     if sequence is not None and sequence not in row:
         raise MuscleError(
             f"the transfer rows have no column {sequence!r}, which says by any id but {IGNORED} where something is "

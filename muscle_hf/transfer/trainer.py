@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sized
 from typing import TYPE_CHECKING, Any
 
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, Subset
 from transformers import TrainerCallback
 
 from muscle_hf.errors import MuscleError
@@ -64,6 +64,12 @@ class TransferMixin:
         self.data_collator = MarkingCollator(self.data_collator)
         self._signature_columns = None
         self.add_callback(TransferEpochs(self))
+        if not isinstance(self._transfer, TransferPrompts):
+            self._check_transfer_rows()
+
+    def _check_transfer_rows(self) -> None:
+        labelled = len(self.train_dataset.labelled)
+        self._require_trained(Subset(self.train_dataset, range(labelled, len(self.train_dataset))), "transfer rows")
 
     def answer_transfer_prompts(self, epoch: int = 0, *, resumes: bool = False) -> None:
         """Have the models answer the transfer prompts, if there are any, for an epoch; kept answers are taken again.
@@ -82,6 +88,7 @@ class TransferMixin:
         # A student's answers may be empty, but epochs are as long as they were planned.
         count = len(self._transfer.items) if self._transfer.renewed else None
         self.train_dataset.replace_transfer(rows, count)
+        self._check_transfer_rows()
 
     def datasets(self) -> dict[str, Any]:
         """What is trained and evaluated on: ``train`` and ``eval``, and with transfer rows ``transfer``."""
