@@ -290,16 +290,16 @@ def test_no_arguments_at_all_as_in_trainer(tmp_path, monkeypatch):
     assert isinstance(trainer.args, MuscleConfig)
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_own_loss_function_takes_the_place_of_the_cross_entropy(accumulation, tmp_path):
+# A likelihood mask: its warning that there is no cross-entropy would be wrong here. And one that weights the label.
+@pytest.mark.parametrize(("mask", "accumulation"), [("old_likelier", 1), ("old_likelier", 2), ("dissonance", 1)])
+def test_own_loss_function_takes_the_place_of_the_cross_entropy(mask, accumulation, tmp_path):
     def cross_entropy(outputs, labels, num_items_in_batch=None):
         logits, targets = outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
         total = torch.nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
         return total / num_items_in_batch
 
-    # A likelihood mask: its warning that there is no cross-entropy would be wrong here.
     settings = {
-        "mask": MASKS["old_likelier"],
+        "mask": MASKS[mask],
         "compatibility_weight": 0.6,
         "max_steps": 1,
         "gradient_accumulation_steps": accumulation,

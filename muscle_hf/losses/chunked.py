@@ -363,6 +363,7 @@ def _terms_of_block(chunk: _Chunk, block: slice, wanted: bool) -> tuple[Tensor, 
     loss = objective.compatibility_weight * compatibility
     if counts:
         loss = loss + share * cross_entropy
+    compatibility = compatibility + torch.where(weight[:, 2] > 0, weight[:, 2] * cross_entropy, 0)
     of_teachers = (compatibility, weight[:, 0], weight[:, 1], kl["old"], kl["new"])
     return loss, *of_teachers, known, cross_entropy * known, correct
 

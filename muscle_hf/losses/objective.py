@@ -24,7 +24,8 @@ class TokenTerms:
 
     Args:
         loss: The token's part of L (equation 5), with gradient; its sum over tokens divided by n is the loss.
-        compatibility: Its part of L_comp alone (equation 1), with gradient.
+        compatibility: Its part of L_comp alone (equation 1, and what the mask gives the label within it), with
+            gradient.
         weight_old: m_i, or w_i for a mixture; no gradient.
         weight_new: What the token follows the new model with: 1 - weight_old, unless the mask says otherwise.
         kl_old: a_1 where the token follows the old model at all, else 0; no gradient. Of another divergence than KL,
@@ -169,7 +170,7 @@ class Objective:
         """
         frozen = student.detach()
         weight = self.weights(frozen, old, new, labels, sequence_ids, labelled)
-        follows_old, follows_new, _ = weight.unbind(-1)
+        follows_old, follows_new, of_label = weight.unbind(-1)
         divergence = Divergence(self.divergence, self.temperature)
         both = (follows_old > 0) & (follows_new > 0) & (self.blend == "logits")
         kl_old = _on_rows((follows_old > 0) & ~both, old, student, divergence)
@@ -187,9 +188,10 @@ class Objective:
             student if counts else frozen, labels, reduction="none", label_smoothing=self.label_smoothing
         )
         known = torch.ones_like(follows_old) if labelled is None else labelled.to(student.dtype)
+        with_labels = bool((of_label > 0).any())
         return TokenTerms(
             loss=lam * compatibility + share * cross_entropy if counts else compatibility,
-            compatibility=compatibility,
+            compatibility=compatibility + of_label * cross_entropy if with_labels else compatibility,
             weight_old=follows_old,
             weight_new=follows_new,
             kl_old=kl_old.detach(),
