@@ -90,7 +90,7 @@ class PlainPass:
         student = logits.to(torch.promote_types(logits.dtype, torch.float32))
         of_teachers = {}
         for role in self.teachers:
-            (found,) = self.teacher_logits(role, inputs, labels)
+            found = torch.cat(list(self.teacher_logits(role, inputs, labels)))
             require_finite(role, found, rows, where)
             of_teachers[role] = self._tempered(role, found.to(student))
         sequences = self.sequences(inputs, labels)[chosen]
@@ -240,6 +240,21 @@ class ChunkedPass(PlainPass):
         )
         return Outcome(outputs, terms, rows)
 
+    @property
+    def gives_whole_logits(self) -> bool:
+        """Whether :meth:`whole` spares a teacher's body: hidden states are kept, which give its logits."""
+        return bool(self.caches) and all(store.form is None for store in self.caches.values())
+
+    def whole(
+        self, model: nn.Module, inputs: Mapping[str, Any], labels: Tensor, objective: Objective, where: str
+    ) -> Outcome:
+        """A :class:`PlainPass` with the teachers' logits from their caches.
+
+        Raises:
+            HeadNotApart: As in a chunked pass.
+        """
+        return super().__call__(model, inputs, labels, objective, where)
+
     def teacher_logits(self, role: str, inputs: Mapping[str, Any], labels: Tensor) -> Iterator[Tensor]:
         parts = row_keys(inputs, labels, self._rules[role]) if role in self._rules else None
         inputs, labels = self._trimmed(inputs, labels)
@@ -377,8 +392,10 @@ class Passes:
         skip: bool,
     ) -> Outcome:
         """A pass over a batch, with whole logits if these are asked for; arguments as :class:`ChunkedPass` takes."""
-        if self.chunked is not None and not whole:
+        if self.chunked is not None and (not whole or self.chunked.gives_whole_logits):
             try:
+                if whole:
+                    return self.chunked.whole(model, inputs, labels, objective, where)
                 return self.chunked(model, inputs, labels, objective, where, skip)
             except HeadNotApart as error:
                 self._give_up_chunks(error)

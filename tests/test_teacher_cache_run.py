@@ -16,6 +16,7 @@ from muscle_hf.cli.main import main
 from muscle_hf.pipeline.caching import cache_teachers
 from muscle_hf.pipeline.config import load_settings
 from muscle_hf.pipeline.run import make_run
+from muscle_hf.teachers import AdapterTeacher, ModelTeacher
 from muscle_hf.teachers.cache import HiddenStore, KeyRules, row_keys, teacher_fingerprint
 from muscle_hf.teachers.kinds import CAUSAL_LM, IGNORED, aligned
 
@@ -112,6 +113,37 @@ def test_a_trainers_teachers_are_cached_as_the_trainer_sees_them(tmp_path, apart
         head = teacher.model.get_output_embeddings()
         logits = aligned(teacher.logits(batch), labels)[labels != IGNORED]
         torch.testing.assert_close(head(kept), logits)
+
+
+def test_evaluations_that_get_logits_read_the_cache_too(tmp_path, monkeypatch):
+    base = builders.llama(1)
+    base.save_pretrained(tmp_path / "base")
+    adapter = builders.with_lora(base, 10)
+    adapter.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    adapter.save_pretrained(tmp_path / "old")
+    asked = []
+
+    def trained(name, **settings):
+        asked.clear()
+        trainer = builders.trainer(
+            tmp_path / name, old_model=str(tmp_path / "old"), train_dataset=builders.rows(),
+            eval_dataset=builders.rows(4, 5), eval_strategy="steps", eval_steps=1, **settings,
+        )  # fmt: skip
+        trainer.train()
+        return [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+
+    for kind in (AdapterTeacher, ModelTeacher):
+        own = kind.logits
+        monkeypatch.setattr(kind, "logits", lambda self, x, own=own: asked.append(self.role) or own(self, x))
+    cache = {"teacher_cache": str(tmp_path / "cache"), "skip_unneeded_teachers": False}
+    trained("filling", **cache)
+    assert asked
+    seen = []
+    found = trained("cached", **cache, compute_metrics=lambda given: seen.append(given.predictions.shape) or {})
+    assert seen == [(4, 10, builders.VOCABULARY)] * 2 and not asked, "a teacher's body has run"
+    for entry, expected in zip(found, trained("plain", compute_metrics=lambda given: {}), strict=True):
+        for name in ("eval_loss", "eval_kl_old", "eval_kl_new", "eval_share_old"):
+            assert entry[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6)
 
 
 def test_a_cached_old_model_on_the_students_base_stays_there(tmp_path):

@@ -24,7 +24,7 @@ logger = logging.get_logger(__name__)
 
 
 class CachedTeacher(Teacher):
-    """A frozen task model whose body is loaded at the first row that the cache lacks, if there is one.
+    """A frozen task model whose body is loaded when something is asked that the cache does not hold, if ever.
 
     Args:
         role: ``old`` or ``new``.
@@ -49,8 +49,9 @@ class CachedTeacher(Teacher):
         """The whole teacher; loaded at the first call."""
         if self._loaded is None:
             logger.warning(
-                f"The teacher cache lacks rows of the {self.role} model, so its body is loaded. `muscle-hf cache` "
-                "computes all rows ahead of training."
+                f"The body of the {self.role} model is loaded, which takes its memory. It is needed for rows that the "
+                "teacher cache lacks (`muscle-hf cache` computes all rows ahead of training), for answers to prompts "
+                "and tasks, and, beside a cache with teacher_cache_top_k, for compute_metrics."
             )
             self._loaded = self._load()
             # One layer, so that what listens at the head hears the whole model's forward as well.
