@@ -466,4 +466,11 @@ def _why_whole_logits(trainer: MuscleTrainer) -> str | None:
         return "a compiled model does not show its hidden states"
     if is_sharded(trainer.accelerator):
         return "the output layer is sharded over the processes (FSDP, ZeRO-3)"
+    if any(_is_split(model) for model in (trainer.student, *(teacher.model for teacher in trainer.teachers.values()))):
+        return "a model is split over several GPUs (device_map), so its output layer is not where the labels are"
     return None
+
+
+def _is_split(model: nn.Module) -> bool:
+    places = getattr(base_of(model), "hf_device_map", None) or {}
+    return len({place for place in map(str, places.values()) if place not in ("cpu", "disk")}) > 1

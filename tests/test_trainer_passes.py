@@ -302,3 +302,15 @@ def test_operations_are_counted_as_trainer_counts_them(tmp_path):
         batch = builders.collate(rows)
         assert trainer.floating_point_ops(batch) == Trainer.floating_point_ops(trainer, batch) > 0
     assert trainer.floating_point_ops({}) == 0
+
+
+@pytest.mark.parametrize("whose", [0, 1])
+def test_a_model_split_over_several_devices_gets_whole_logits(whose, tmp_path):
+    split = models()
+    split[whose].get_base_model().hf_device_map = {"model": 0, "lm_head": 1}
+    with pytest.raises(MuscleError, match="loss_chunk_size=3 cannot be used: a model is split over several GPUs"):
+        builders.trainer(tmp_path, *split, loss_chunk_size=3)
+    assert builders.trainer(tmp_path, *split)._passes.chunked is None
+    beside = models()
+    beside[whose].get_base_model().hf_device_map = {"model": "cuda:0", "lm_head": "cpu"}
+    assert builders.trainer(tmp_path, *beside)._passes.chunked is not None
