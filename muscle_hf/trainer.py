@@ -35,7 +35,7 @@ from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, kee
 from muscle_hf.teachers.cached import CachedTeacher, cached_teacher
 from muscle_hf.teachers.calibration import CalibrateTeachers
 from muscle_hf.teachers.checks import check_label_sets, check_tokenizers
-from muscle_hf.teachers.kinds import IGNORED, TRAINED_COUNT, UNLABELLED
+from muscle_hf.teachers.kinds import IGNORED, TRAINED_COUNT, UNLABELLED, sequences_of, trained_rows
 from muscle_hf.teachers.placing import is_sharded, shard, to_device
 from muscle_hf.teachers.weights import base_of
 from muscle_hf.transfer.trainer import TransferMixin
@@ -337,7 +337,8 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin):
         skip = self.state.global_step > 0
         outcome = self._passes.over(model, inputs, labels, self.muscle_objective, where, whole=whole, skip=skip)
         outputs, terms = outcome.outputs, outcome.terms
-        sums = sum_terms(terms, outcome.rows, labels.size(0))
+        rows, count = (outcome.rows, len(labels)) if model.training else self.data_rows(inputs, labels)
+        sums = sum_terms(terms, rows, count)
         # Trainer divides by the accumulation steps what was not divided by the tokens of all of them.
         self.loss_is_scaled_for_ga = num_items_in_batch is not None
         items = sums[:, 0].sum() if num_items_in_batch is None else num_items_in_batch
@@ -377,6 +378,30 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin):
         return self._passes.teacher_logits(role, inputs, labels)
 
     # ---- Logged figures ----
+
+    def data_rows(self, inputs: Mapping[str, Any], labels: Tensor) -> tuple[Tensor, int]:
+        """The row of the data that each trained token of an evaluation's batch is of.
+
+        Several processes fill the last batch with rows that were there before. Gathering drops these by their place,
+        so sequences that a collator has put into one row have to be rows again.
+
+        Args:
+            inputs: A batch on the device, from a data loader that is being read.
+            labels: From :meth:`trained_labels`.
+
+        Returns:
+            (N,), int64, counted from 0, and how many rows the batch has, the same in every process.
+        """
+        chosen, rows = trained_rows(labels)
+        positions, processes = inputs.get("position_ids"), self.accelerator.num_processes
+        loader = self.accelerator.gradient_state.active_dataloader
+        if processes == 1 or loader is None or positions is None or len(labels) != 1:
+            return rows, len(labels)
+        count = max(1, loader.total_batch_size // processes)
+        sequences = sequences_of(labels, positions, predicts_next=self.kind.shifts_labels)
+        # Rows that hold several sequences themselves cannot be told apart any more.
+        apart = sequences.numel() > 0 and int(sequences.max()) + 1 == count
+        return sequences[chosen] if apart else rows, count
 
     def _note(self, sums: Tensor, training: bool) -> None:
         if training:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
+
 import builders
 import pytest
 import torch
+from test_distributed import launched
 from transformers import DataCollatorWithFlattening
 
 WAYS = {
@@ -58,3 +63,37 @@ def test_one_cache_serves_every_kind_of_batch(filled_by, read_by, rows, tmp_path
         teacher.logits = lambda inputs: pytest.fail("a teacher ran")
     second.train()
     assert figures(second)["eval_kl_old"] > 0
+
+
+# ---- Two processes ----
+
+
+def evaluated(folder, batch):
+    """Figures and temperatures of five rows, of which the last batch of two processes holds some twice."""
+    made = builders.rows(5, 3)
+    for seed in (1, 2):  # each model right somewhere, so that a temperature fits
+        made = builders.half_right(made, builders.with_lora(builders.llama(seed), 10 * seed))
+    rows, found = builders.without(made, "completion_mask"), {}
+    for way in ("padded", "packed"):
+        done = trainer(
+            folder / way, way, rows, per_device_eval_batch_size=batch, calibrate_teachers=True, learning_rate=0.0
+        )
+        done.train()
+        found[way] = {**figures(done), **done.teacher_temperatures}
+    return done, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [2, 4])
+def test_figures_do_not_depend_on_the_number_of_processes(batch, tmp_path):
+    _, expected = evaluated(tmp_path / "one", 8)
+    launched([__file__, str(tmp_path), str(batch)], {"ACCELERATE_USE_CPU": "true"})
+    for way, found in json.loads((tmp_path / "found.json").read_text()).items():
+        assert found == pytest.approx(expected[way], rel=1e-5, nan_ok=True), way
+
+
+if __name__ == "__main__":
+    last, all_figures = evaluated(Path(sys.argv[1], "two"), int(sys.argv[2]))
+    if last.accelerator.is_main_process:
+        Path(sys.argv[1], "found.json").write_text(json.dumps(all_figures), encoding="utf-8")
+    last.accelerator.end_training()

@@ -125,16 +125,17 @@ def calibrate(trainer: MuscleTrainer) -> dict[str, float]:
 
 
 def _costs_of_rows(trainer: MuscleTrainer, inputs: dict[str, Any]) -> Tensor:
-    """(B, teachers, 73), float32: :func:`negative_log_likelihoods` of each row of a batch."""
+    """(rows, teachers, 73), float32: :func:`negative_log_likelihoods` of each row of the data in a batch."""
     labels = trainer.trained_labels(inputs)
     chosen, rows = trained_rows(labels)
-    costs = torch.zeros(len(labels), len(trainer.teachers), len(LOG_TEMPERATURES), device=labels.device)
+    of_data, count = trainer.data_rows(inputs, labels)
+    costs = torch.zeros(count, len(trainer.teachers), len(LOG_TEMPERATURES), device=labels.device)
     for index, role in enumerate(trainer.teachers):
         start, targets = 0, labels[chosen]
         for logits in trainer.logits_of_teacher(role, inputs, labels):
             here = slice(start, start + len(logits))
             require_finite(role, logits, rows[here], "the calibration on eval_dataset")
             found = negative_log_likelihoods(logits, targets[here])
-            costs[:, index].index_add_(0, rows[here], found.float())
+            costs[:, index].index_add_(0, of_data[here], found.float())
             start += len(logits)
     return costs
