@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import fields
 
+import builders
 import pytest
 import reference
 import torch
@@ -15,6 +17,7 @@ from muscle_hf.losses import MASK_NAMES, MASKS, Objective, TokenTerms, resolve_m
 from muscle_hf.losses.chunked import Stream, chunk_rows, chunked_terms, chunked_weights
 from muscle_hf.losses.divergence import DIVERGENCES
 from muscle_hf.losses.objective import BLENDS
+from muscle_hf.teachers.body import Head
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*unstable without the auxiliary cross-entropy")
 
@@ -256,3 +259,24 @@ def test_half_precision_is_as_near_as_the_plain_way(dtype):
         errors[way] = ((hidden.grad.double() / 512 - exact).norm() / exact.norm()).item()
     assert errors["plain"] > 0
     assert errors["chunked"] < 1.5 * errors["plain"]
+
+
+def test_small_gradients_survive_a_head_that_autocast_runs_in_float16():
+    """As with fp16=True: weights and hidden states in float32, the output layer in float16, a scaled loss."""
+    model = builders.llama(1, vocab_size=131_072)
+    torch.manual_seed(0)
+    hidden = 2 * torch.randn(16, 16)
+    teacher = hidden + 0.01 * torch.randn(16, 16)
+    labels, sequences = torch.randint(131_072, (16,)), torch.arange(16)
+    gradients = []
+    for autocast in (contextlib.nullcontext, lambda: torch.autocast("cpu", torch.float16)):
+        head, student = Head(model, autocast), hidden.clone().requires_grad_()
+        other = Stream(teacher, head)
+        terms = chunked_terms(
+            Objective(mask=MASKS["always_new"]), Stream(student, head), other, other, labels, sequences, chunk_size=8
+        )
+        (terms.loss.mean() * 2.0**16).backward()
+        gradients.append(student.grad)
+    exact, found = gradients
+    # The logits' own rounding to float16 makes 0.05 of it.
+    assert ((found - exact).norm() / exact.norm()).item() < 0.07

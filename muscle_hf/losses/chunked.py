@@ -37,7 +37,8 @@ class Stream:
     Args:
         hidden: Last hidden states, (N, d), floating point.
         head: Makes logits (n, V) of n of them, float32 or float64; differentiable in them, its own weights frozen.
-            The logits are overwritten here, also a teacher's: its own backward must not need them.
+            The logits are overwritten here, also a teacher's: its own backward must not need them. One that
+            computes in another dtype than that of ``hidden`` (autocast) says so in its attribute ``dtype``.
     """
 
     hidden: Tensor
@@ -199,13 +200,14 @@ class _ChunkedTerms(torch.autograd.Function):
     def forward(ctx, hidden: Tensor, work: _Work) -> tuple[Tensor, ...]:
         wanted = ctx.needs_input_grad[0]
         gradient = torch.zeros_like(hidden, dtype=_nothing(hidden).dtype) if wanted else None
-        # What float16 would round to zero is not lost; a token's slopes are at most 1 each.
-        scale = 2.0**10 if hidden.dtype is torch.float16 else 1.0
         parts = []
         for rows in _chunks(work.labels, work.sequence_ids, work.chunk_size):
             own = hidden[rows].detach().requires_grad_(wanted)
             with torch.set_grad_enabled(wanted):
                 logits = work.student.head(own)
+            # What float16 would round to zero is not lost; a token's slopes are at most 1 each.
+            dtypes = hidden.dtype, getattr(work.student.head, "dtype", None)
+            scale = 2.0**10 if torch.float16 in dtypes else 1.0
             # From here on the logits' memory holds the gradient.
             buffer = logits.detach()
             terms = _terms_of_chunk(work, rows, buffer, wanted)

@@ -36,6 +36,7 @@ class Head:
     Attributes:
         module: The output layer.
         autocast: As given; may be set anew.
+        dtype: In which the layer computed last, so that small gradients can be kept from float16; None before.
 
     Raises:
         MuscleError: The model has no output layer that can be called apart, or an adapter changes it.
@@ -54,6 +55,7 @@ class Head:
             raise MuscleError("an adapter changes the output layer")
         self.module = module
         self.autocast = autocast
+        self.dtype: torch.dtype | None = None
         self._base = base
         self._confirmed = False
 
@@ -67,7 +69,9 @@ class Head:
             (..., V), float32 (float64 for a model in float64).
         """
         with self.autocast():
-            logits = self._finished(self.module(hidden))
+            logits = self.module(hidden)
+            self.dtype = logits.dtype
+            logits = self._finished(logits)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     @property
