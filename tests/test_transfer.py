@@ -339,7 +339,7 @@ def test_right_answers_are_preferred(tmp_path):
     right = {str(i): found["new"][i] for i in differs}
 
     def checker(item, answer):
-        return answer.strip() == right.get(item.id)
+        return answer == right.get(item.id)
 
     made = trainer(tmp_path, transfer_dataset=TransferPrompts(prompts(), "old", checker=checker, **settings),
                    processing_class=builders.tokenizer())  # fmt: skip
@@ -454,6 +454,9 @@ def test_prompts_that_cannot_be_answered_are_refused(tmp_path):
     ):
         with pytest.raises(MuscleError, match=message):
             TransferPrompts(*arguments)
+    for answers, task, asked in (("student", None, prompts()), ("choices", choice_task(), items())):
+        with pytest.raises(MuscleError, match="a checker chooses among the teachers' answers"):
+            TransferPrompts(asked, answers, task, checker=lambda item, answer: True)
     classifier = builders.with_lora(builders.bert_sequences(2), 20, task_type="SEQ_CLS")
     old = builders.with_lora(builders.bert_sequences(1), 10, task_type="SEQ_CLS")
     with pytest.raises(MuscleError, match="made for causal LMs"):

@@ -46,13 +46,14 @@ class TransferPrompts:
             model being trained, anew before each epoch: on-policy), or ``choices``: every choice of an item.
         task: How items are answered; greedy text of up to ``max_new_tokens`` for prompts that are texts.
         max_new_tokens: Where no task says it.
-        checker: ``(item, answer) -> bool``: whether an answer is right. Where the answer of one teacher is wrong and
-            that of the other right, the right one is taken.
+        checker: ``(item, answer) -> bool``: whether an answer, a text without blanks around it, is right. Where the
+            answer of one teacher is wrong and that of the other right, the right one is taken.
         end_answers: Train on an EOS after each answer.
         batch_size: Of the answering; chosen automatically by default.
 
     Raises:
-        MuscleError: No prompts, an unknown source of answers, or choices where there are none.
+        MuscleError: No prompts, an unknown source of answers, choices where there are none, or a checker of answers
+            that are not the teachers'.
     """
 
     prompts: Sequence[str | Item]
@@ -69,6 +70,11 @@ class TransferPrompts:
             raise MuscleError("there are no transfer prompts")
         if self.answers not in ANSWERS:
             raise MuscleError(f"transfer answers are {self.answers!r}; choose one of {', '.join(ANSWERS)}")
+        if self.checker is not None and self.answers in ("student", "choices"):
+            raise MuscleError(
+                f"a checker chooses among the teachers' answers, but answers={self.answers!r} takes none of them; "
+                "leave it out, or take old, new or both"
+            )
         self.items = [_as_item(index, prompt) for index, prompt in enumerate(self.prompts)]
         if self.task is None:
             if any(item.choices for item in self.items):
@@ -122,7 +128,7 @@ class TransferPrompts:
         for index, item in enumerate(self.items):
             texts = list(dict.fromkeys(by_role[role][index] for role in roles))
             if self.checker is not None:
-                right = [text for text in texts if self.checker(item, text)]
+                right = [text for text in texts if self.checker(item, text.strip())]
                 kept = texts if self.answers == "both" else [by_role[self.answers][index]]
                 texts = right or kept
             found += [(item.prompt, text) for text in (texts if self.answers == "both" else texts[:1])]
