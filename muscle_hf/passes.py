@@ -145,7 +145,7 @@ class ChunkedPass(PlainPass):
         teachers: ``old`` and ``new``.
         kind: Of all three.
         autocast: Makes the context in which the models' forwards run.
-        chunk_size: Tokens at a time; as many as fit into a few MiB by default.
+        chunk_size: Tokens at a time; by default what :func:`~muscle_hf.losses.chunked.chunk_rows` says.
         skip: Whether bodies may be skipped.
         caches: Of teachers whose hidden states are kept: what is there is read, what is missing is put.
         temperatures: What each teacher's logits are divided by; looked up at each pass.
