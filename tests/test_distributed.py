@@ -162,8 +162,7 @@ def worker(folder: Path, models: Path) -> None:
     if rank == 0:
         torch.save(kept, folder / "gradients.pt")
     (folder / f"result-{rank}.json").write_text(json.dumps(result))
-    # Under DeepSpeed a process that exits in its group may abort in its last moment.
-    trainer.accelerator.end_training()
+    end(trainer)
 
 
 def environment_of(config: Path, processes: int) -> dict[str, str]:
@@ -205,6 +204,15 @@ def launched(script: list[str], variables: dict[str, str]) -> str:
             raise AssertionError(f"no end after 600 s: {out[-4000:]}{err[-8000:]}") from None
     assert started.returncode == 0, out[-4000:] + err[-8000:]
     return out
+
+
+def end(trainer) -> None:
+    """Ends a launched script whose work is done."""
+    # Under DeepSpeed a process that exits in its group may abort in its last moment.
+    trainer.accelerator.end_training()
+    sys.stdout.flush()
+    # While Python takes itself down, torch now and then destroys a thread that still runs, and aborts.
+    os._exit(0)
 
 
 def in_two_processes(config: Path, folder: Path, models: Path, extensions: Path) -> list[dict]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import builders
 import pytest
 import torch
-from test_distributed import launched
+from test_distributed import end, launched
 from transformers import DataCollatorWithFlattening
 
 WAYS = {
@@ -96,4 +96,4 @@ if __name__ == "__main__":
     last, all_figures = evaluated(Path(sys.argv[1], "two"), int(sys.argv[2]))
     if last.accelerator.is_main_process:
         Path(sys.argv[1], "found.json").write_text(json.dumps(all_figures), encoding="utf-8")
-    last.accelerator.end_training()
+    end(last)

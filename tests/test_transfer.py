@@ -13,7 +13,7 @@ import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_distributed import launched
+from test_distributed import end, launched
 from transformers import DataCollatorForLanguageModeling
 
 from muscle_hf import MuscleError, TransferPrompts
@@ -492,4 +492,4 @@ def test_collators_that_make_labels_of_prompts_are_refused(tmp_path):
 
 if __name__ == "__main__":
     run, batch = (run_with_a_ratio, 1) if "ratio" in sys.argv else (run_with_prompts, 2)
-    run(Path(sys.argv[1]), batch).accelerator.end_training()
+    end(run(Path(sys.argv[1]), batch))

@@ -61,7 +61,8 @@ The same against plain CE with as many steps as with transfer rows (`ce_long`), 
 
 {}
 
-And against plain CE that goes on after `ce_long` for as many steps again (`ce_longer`), at least as many as `long_transfer_mean` has:
+And against plain CE that goes on after `ce_long` for as many steps again (`ce_longer`), at least as
+many as `long_transfer_mean` has:
 
 {}
 
