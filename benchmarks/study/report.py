@@ -275,13 +275,14 @@ TABLE_7 = {
 
 def table_7(parts: Mapping[str, tuple[Seeds, dict[str, dict]]], methods: Mapping[str, Any]) -> list[str]:
     """The masks of the paper's ablation below its percentages: a line for each cell that has them all."""
+    having = {cell: seeds for cell, (seeds, figures) in parts.items() if figures.keys() >= TABLE_7.keys()}
+    if not having:
+        return []
     lines = table_head(["", *(methods[name]["says"] for name in TABLE_7)])
     recipes = (ROOT / "recipes" / "paper" / f"{recipe}.yaml" for recipe in TABLE_7.values())
     paper = (yaml.safe_load(file.read_text(encoding="utf-8"))["published"]["nfr_change_percent"] for file in recipes)
     lines.append(f"| paper (PIQA, Llama 1 to 2), against v2 | {' | '.join(f'{share:+.0f} %' for share in paper)} |")
-    for cell, (seeds, figures) in parts.items():
-        if not figures.keys() >= TABLE_7.keys():
-            continue
+    for cell, seeds in having.items():
         texts = [_marked(seeds, tuple(TABLE_7), reference) for reference in (V2, CONTROL)]
         row = (" / ".join(text[name] for text in texts) + _fewer(seeds, name) for name in TABLE_7)
         lines.append("| " + " | ".join([cell, *row]) + " |")
