@@ -148,6 +148,32 @@ def test_a_run_publishes_the_compatibility_adapter_alone(bases, tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
 
 
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"hub_model_id": "tester/merged", "hub_token": TOKEN}, "holds a model already"),
+        ({"hub_model_id": "tester/desk", "hub_token": "hf_wrong"}, "does not accept the token"),
+        ({"hub_model_id": "tester/desk/routing", "hub_token": TOKEN}, "no name of a repository"),
+    ],
+)
+def test_what_cannot_be_published_is_said_before_anything_is_trained(bases, tmp_path, setting, says):
+    settings = demo_settings("routing", 0, tmp_path / "run")
+    settings.training |= {"push_to_hub": True, **setting}
+    bases.add("tester/merged", {"model.safetensors": b"w"})
+    whole, said = demo_splits("routing", 0), []
+    with pytest.raises(MuscleError, match=says):
+        run_task(settings, demo.TASKS["routing"], Splits(whole.train[:2], [], whole.test[:4]), said.append)
+    assert said == [] and not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_repository_is_called_like_the_run_by_default(bases, tmp_path):
+    settings = demo_settings("routing", 0, tmp_path / "desk-routing")
+    settings.training |= {"push_to_hub": True, "hub_token": TOKEN, "max_steps": 1}
+    whole = demo_splits("routing", 0)
+    run_task(settings, demo.TASKS["routing"], Splits(whole.train[:2], [], whole.test[:4]), lambda line: None)
+    assert "README.md" in bases.repo("tester/desk-routing").files()
+
+
 def test_control_takes_as_many_steps(finished):
     folder = finished[0]
     steps = json.loads((folder / "muscle" / "muscle_provenance.json").read_text())["metrics"]["step"]

@@ -84,6 +84,24 @@ def create_repository(repo_id: str, *, token: str | bool | None = None, private:
         return hub_api(token).create_repo(repo_id, private=private, exist_ok=True).repo_id
 
 
+def prepare_repository(
+    repo_id: str, *, token: str | bool | None = None, private: bool | None = None, revision: str | None = None
+) -> str:
+    """:func:`create_repository`, and refuse what :func:`publish` would refuse about it: before anything is computed.
+
+    Raises:
+        MuscleError: As of :func:`create_repository`; or it holds a model that no upload of ours can replace.
+        HubError: The Hub refuses or cannot be reached.
+    """
+    repo_id = create_repository(repo_id, token=token, private=private)
+    with hub_errors(f"looking into {repo_id}", _AFTERWARDS, token):
+        api = hub_api(token)
+        there = _remote_files(api, repo_id, _head(api, repo_id, revision), "")
+        if PROVENANCE_FILE not in there:
+            _refuse_model(repo_id, there)
+    return repo_id
+
+
 def publish(
     folder: str | os.PathLike,
     repo_id: str,
@@ -170,20 +188,6 @@ def _commit(
         repo_id, operations, commit_message=commit_message, revision=revision, parent_commit=head
     )
     return Published(repo_id, commit, *outcome)
-
-
-def check_repository(repo_id: str, *, token: str | bool | None = None, revision: str | None = None) -> None:
-    """Refuse what :func:`publish` would refuse about the repository, before anything is computed for it.
-
-    Raises:
-        MuscleError: It holds a model that no upload of ours can replace.
-        HubError: The Hub refuses or cannot be reached.
-    """
-    with hub_errors(f"looking into {repo_id}", _AFTERWARDS, token):
-        api = hub_api(token)
-        there = _remote_files(api, repo_id, _head(api, repo_id, revision), "")
-        if PROVENANCE_FILE not in there:
-            _refuse_model(repo_id, there)
 
 
 def _refuse_model(repo_id: str, there: Iterable[str]) -> None:

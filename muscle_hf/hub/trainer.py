@@ -17,7 +17,7 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.hub.callback import MuscleCardCallback, license_in, measured_emissions
 from muscle_hf.hub.card import write_card
 from muscle_hf.hub.files import is_published
-from muscle_hf.hub.publishing import check_repository, create_repository, hub_api, publish
+from muscle_hf.hub.publishing import hub_api, prepare_repository, publish
 from muscle_hf.hub.state import CardState
 from muscle_hf.provenance import PROVENANCE_FILE
 from muscle_hf.teachers.loading import local_model_folder
@@ -65,8 +65,7 @@ class HubMixin:
         name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
         private = private if private is not None else self.args.hub_private_repo
         token = token or self.args.hub_token
-        self.hub_model_id = create_repository(name, token=token, private=private)
-        check_repository(self.hub_model_id, token=token, revision=self.args.hub_revision)
+        self.hub_model_id = prepare_repository(name, token=token, private=private, revision=self.args.hub_revision)
         self.push_in_progress = None
         # One queue for all uploads of this trainer: each commit builds on the one before.
         self._push_queue = hub_api(token)

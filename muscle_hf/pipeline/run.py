@@ -103,19 +103,24 @@ class Run:
         defaults = {"report_to": "none", "logging_strategy": "epoch", "disable_tqdm": False, "save_strategy": "no"}
         defaults["eval_strategy"] = "epoch" if self.data.validates else "no"
         self.training = {**defaults, **settings.training}
+        # Trainer's default is the folder of the adapter, which has the same name in every run.
+        self.training["hub_model_id"] = self.training.get("hub_model_id") or self.folder.absolute().name
 
     def whole(self) -> Result | None:
         """All steps."""
+        arguments = steps.training_arguments(self.settings.config_class, self.training, self.folder / COMPAT)
+        publishes = self._process.is_main_process and self.settings.compatibility
+        if publishes:
+            steps.prepare_publishing(arguments)
         for name in self.models:
             self.adapter(name)
         result = None if self.task is None else self.evaluate()
-        if self._process.is_main_process and self.settings.compatibility:
+        if publishes:
             if self.task is not None:
                 words = card_words(self.settings, self.task)
                 complete_run_card(self.folder / COMPAT, words, load_result_predictions(self.folder))
             elif self.settings.card:
                 complete_card(self.folder / COMPAT, self.settings.card)
-            arguments = steps.training_arguments(self.settings.config_class, self.training, self.folder / COMPAT)
             steps.publish_compatibility(self.folder / COMPAT, arguments)
         return result
 

@@ -32,7 +32,7 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.engine import evaluate_task
 from muscle_hf.evaluation.predictions import Prediction
 from muscle_hf.evaluation.tasks import Item, Task
-from muscle_hf.hub.publishing import publish
+from muscle_hf.hub.publishing import prepare_repository, publish
 from muscle_hf.pipeline.config import LoraSettings, ModelSettings, RunSettings
 from muscle_hf.pipeline.data import TrainingData, is_trl
 from muscle_hf.pipeline.interrupt import StopOnInterrupt
@@ -287,16 +287,29 @@ def unpublished(settings: Mapping[str, Any], cls: type[TrainingArguments] = Trai
     }
 
 
+def prepare_publishing(arguments: TrainingArguments) -> None:
+    """See to the repository, if the training arguments say ``push_to_hub``: what it refuses is known before training.
+
+    Raises:
+        MuscleError: Nobody is logged in, the name is none, or the repository holds a model of another kind.
+        HubError: The Hub refuses or cannot be reached.
+    """
+    if arguments.push_to_hub:
+        prepare_repository(arguments.hub_model_id, **_repository(arguments))
+
+
 def publish_compatibility(folder: Path, arguments: TrainingArguments) -> None:
     """Publish the compatibility adapter with its finished card, if the training arguments say ``push_to_hub``."""
     if arguments.push_to_hub:
-        publish(
-            folder,
-            arguments.hub_model_id or folder.absolute().name,
-            token=arguments.hub_token,
-            private=arguments.hub_private_repo,
-            revision=arguments.hub_revision,
-        )
+        publish(folder, arguments.hub_model_id, **_repository(arguments))
+
+
+def _repository(arguments: TrainingArguments) -> dict[str, Any]:
+    return {
+        "token": arguments.hub_token,
+        "private": arguments.hub_private_repo,
+        "revision": arguments.hub_revision,
+    }
 
 
 def training_arguments(cls: type[TrainingArguments], settings: Mapping[str, Any], folder: Path) -> TrainingArguments:
