@@ -13,30 +13,22 @@ import math
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib import resources
 from typing import Any
 
-import numpy as np
 import yaml
-from answers import BOTH, FIGURES, V1, V2, Answers
+from answers import BOTH, FIGURES, V2, Answers
+from compared import CONTROL, Seeds, changes, means, with_model
+from pictures import PAIRS, overview, picture
 from records import read_record
 from study import ROOT, load_plan, trial_name
-
-from muscle_hf.metrics import Estimate, bootstrap, cluster_sign_test, holm
-from muscle_hf.report import charts, wording
 
 sys.path.insert(0, str(ROOT / "benchmarks"))  # what all benchmarks share
 from reporting import put_between
 
 RESULTS = ROOT / "benchmarks" / "results"
-CONTROL = "ce"
 # Methods that most cells have, in the tables over all cells.
 SHOWN = ("ce_long", "ce_pseudo", "muscle", "muscle_ce", "focal_ce", "transfer_mean", "transfer_mean_ce",
          "transfer_calibrated", "long_transfer_mean")  # fmt: skip
-# In the pictures, where more would hide each other.
-DRAWN = ("ce", "ce_long", "muscle", "muscle_ce", "focal_ce", "transfer_mean", "transfer_calibrated",
-         "long_transfer_mean", "long_transfer_calibrated")  # fmt: skip
 # What is held against each control: the plain one, the one with as many steps as the methods with transfer rows, and
 # the one with as many as those that begin with the former.
 AGAINST = {
@@ -44,11 +36,17 @@ AGAINST = {
     "ce_long": ("muscle_ce", "focal_ce", "transfer_mean", "transfer_mean_ce", "transfer_calibrated"),
     "ce_longer": ("transfer_mean", "long_transfer_mean", "long_transfer_calibrated"),
 }
+PICTURES = (
+    "Changes in points, with the 95 % interval of a bootstrap over items; in colour what is not chance (p < 0.05 "
+    "after Holm's correction over the cells), blue for the better."
+)
 MARK = "<!-- tables: written by benchmarks/study/report.py -->"
 WORDS = """{}.
 
 Accuracy (or mean similarity) / NFR in percent, means over the seeds that have the method; in
 brackets NFR against v2's on these:
+
+{}
 
 {}
 
@@ -70,43 +68,6 @@ The masks of the paper's Table 7, changes of NFR against v2 / against plain CE; 
 
 {}
 """
-
-
-Seeds = tuple[Answers, ...]
-
-
-def with_model(seeds: Seeds, *names: str) -> Seeds:
-    """The seeds that have all of some models."""
-    return tuple(seed for seed in seeds if seed.quality.keys() >= set(names))
-
-
-@cache
-def change(seeds: Seeds, name: str, reference: str, figure: str) -> tuple[Estimate, float]:
-    """A model's figure minus a reference's, ``nfr`` or ``acc_new``, and the p-value of no change."""
-    values, items = [], []
-    for seed in with_model(seeds, name, reference):
-        mine, theirs = (
-            seed.worse(model).astype(float) if figure == "nfr" else seed.quality[model] for model in (name, reference)
-        )
-        values.append(mine - theirs)
-        # The embedded world's items are others in each seed.
-        items.append([f"{seed.items} {index}" for index in range(len(mine))])
-    values, items = np.concatenate(values), np.concatenate(items)
-    estimate = bootstrap(lambda total, count: total / count, values, np.ones(len(values)), clusters=items)
-    return estimate, cluster_sign_test(values, items)
-
-
-def changes(seeds: Seeds, names: Sequence[str], reference: str, figure: str) -> dict[str, tuple[Estimate, float]]:
-    """Of several models, with p-values that are corrected together."""
-    found = {name: change(seeds, name, reference, figure) for name in names}
-    corrected = holm([p for _, p in found.values()]) if found else []
-    return {name: (estimate, p) for (name, (estimate, _)), p in zip(found.items(), corrected, strict=True)}
-
-
-def means(seeds: Seeds, name: str) -> dict[str, float]:
-    """The figures of a model, each the mean over the seeds that have it."""
-    found = [seed.figures(name) for seed in with_model(seeds, name)]
-    return {key: float(np.mean([one.get(key, math.nan) for one in found])) for key in ("acc_old", *FIGURES)}
 
 
 def table_head(head: list[str]) -> list[str]:
@@ -164,39 +125,6 @@ def _figure(key: str, value: float) -> str:
 
 def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def picture(title: str, figures: Mapping[str, Mapping[str, float]], seeds: Seeds) -> str:
-    """Accuracy against NFR of v2, the controls and the main methods, as far as they have all seeds of the cell, as an
-    SVG that stands alone."""
-    points = []
-    for name in (V2, *DRAWN, BOTH):
-        if name not in figures or len(with_model(seeds, name)) < len(seeds):
-            continue
-        row = figures[name]
-        better = [
-            other for other in figures.values() if other["nfr"] < row["nfr"] and other["acc_new"] > row["acc_new"]
-        ]
-        each = [seed.figures(name) for seed in with_model(seeds, name)]
-        flips, accuracy = (
-            Estimate(
-                row[figure],
-                min(one[figure] for one in each),
-                max(one[figure] for one in each),
-                math.nan,
-                "range of seeds",
-            )
-            for figure in ("nfr", "acc_new")
-        )
-        label = "both" if name == BOTH else name.replace("transfer_", "")
-        points.append(charts.Point(label, flips, accuracy, not better))
-    old = Estimate(figures[V2]["acc_old"], math.nan, math.nan)
-    axes = ("negative flips", "mean similarity" if seeds[0].scored else "accuracy")
-    drawn = str(charts.trade_off(title, points, (V1, old), axes, (wording.percent,) * 2, None))
-    style = resources.files("muscle_hf.report").joinpath("assets/report.css").read_text(encoding="utf-8")
-    start = drawn.index(">") + 1
-    head = drawn[:start].replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
-    return f"{head}<style>{style}</style>{drawn[start:]}\n"
 
 
 def summary(parts: Mapping[str, tuple[Seeds, dict[str, dict]]], methods: Mapping[str, Any]) -> list[str]:
@@ -302,6 +230,23 @@ def _star(p: float) -> str:
     return r"\*" if p < 0.05 else ""
 
 
+def over_cells_pictures(parts: Mapping[str, Seeds], methods: Mapping[str, Any]) -> str:
+    """Writes the pictures over all cells; the Markdown that shows them, a line for each pair of method and control."""
+    drawn = overview(parts)
+    lines = table_head(["", "change of NFR", "change of accuracy"]) if drawn else []
+    for name, reference in PAIRS:
+        shown = []
+        for figure in ("nfr", "acc_new"):
+            if f"{name}-{figure}" in drawn:
+                file = f"study_{name}-{figure}.svg"
+                (RESULTS / file).write_text(drawn[f"{name}-{figure}"], encoding="utf-8")
+                shown.append(f"![Change of {figure} over the cells]({file})")
+        if shown:
+            says = f"{methods[name]['says']}, against {methods[reference]['says']}"
+            lines.append("| " + " | ".join([says, *shown]) + " |")
+    return "\n".join(lines)
+
+
 def chosen_targets(read: Mapping[int, Answers]) -> str:
     """What the seeds of a cell chose to follow on their validation rows."""
     masks = [f"{answers.training['transfer_chosen']['transfer_mask']} (seed {seed})"
@@ -333,6 +278,7 @@ def write_report(plan: Mapping[str, Any]) -> None:
     done = {name for _, figures in parts.values() for name in figures}
     chosen = {name: method["chosen"] for name, method in plan["methods"].items() if name in done}
     settings = "; ".join(f"`{name}` {trial_name(trial, ', ')}" for name, trial in chosen.items())
+    pictures = over_cells_pictures({name: seeds for name, (seeds, _) in parts.items()}, plan["methods"])
     over_cells, ablation = ("\n".join(make(parts, plan["methods"])) for make in (summary, table_7))
     text = (
         "# The study\n\n`python benchmarks/study/tune.py && python benchmarks/study/run.py && "
@@ -346,6 +292,7 @@ def write_report(plan: Mapping[str, Any]) -> None:
         "answer.\n\n## All cells\n\n"
         "Accuracy (or mean similarity) / NFR, and NFR against v2's on the same seeds.\n\n"
         + over_cells
+        + f"\n\n{PICTURES}\n\n{pictures}"
         + "\n\nThe paper's changes of NFR against v2, with CE where it used it (Tables 4 to 6; no control was trained "
         "there):\n\n"
         + "\n".join(published())
@@ -357,8 +304,12 @@ def write_report(plan: Mapping[str, Any]) -> None:
     shown = [name for reference, names in AGAINST.items() for name in (reference, *names)]
     known = [name for name in dict.fromkeys(shown) if name in plan["methods"]]
     legend = "; ".join(f"`{name}`: {plan['methods'][name]['says']}" for name in known)
-    words = WORDS.format(legend, over_cells, *map("\n".join, controls), ablation)
-    put_between(ROOT / "docs" / "study.md", MARK, words.replace("](#", "](../benchmarks/results/study.md#"))
+    shown_pictures = f"{PICTURES}\n\n{pictures}"
+    words = WORDS.format(legend, over_cells, shown_pictures, *map("\n".join, controls), ablation)
+    words = words.replace("](#", "](../benchmarks/results/study.md#").replace(
+        "](study_", "](../benchmarks/results/study_"
+    )
+    put_between(ROOT / "docs" / "study.md", MARK, words)
     print(text)
 
 

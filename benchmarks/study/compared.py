@@ -1,0 +1,55 @@
+"""How models of a cell compare: means over seeds, and changes that are paired over seeds and items.
+
+Intervals are those of a bootstrap that resamples items (with all their seeds), p-values of a sign test that flips
+whole items.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from answers import FIGURES, Answers
+
+from muscle_hf.metrics import Estimate, bootstrap, cluster_sign_test, holm
+
+# Of all cells: plain cross-entropy on v2's adapter.
+CONTROL = "ce"
+
+Seeds = tuple[Answers, ...]
+
+
+def with_model(seeds: Seeds, *names: str) -> Seeds:
+    """The seeds that have all of some models."""
+    return tuple(seed for seed in seeds if seed.quality.keys() >= set(names))
+
+
+@cache
+def change(seeds: Seeds, name: str, reference: str, figure: str) -> tuple[Estimate, float]:
+    """A model's figure minus a reference's, ``nfr`` or ``acc_new``, and the p-value of no change."""
+    values, items = [], []
+    for seed in with_model(seeds, name, reference):
+        mine, theirs = (
+            seed.worse(model).astype(float) if figure == "nfr" else seed.quality[model] for model in (name, reference)
+        )
+        values.append(mine - theirs)
+        # The embedded world's items are others in each seed.
+        items.append([f"{seed.items} {index}" for index in range(len(mine))])
+    values, items = np.concatenate(values), np.concatenate(items)
+    estimate = bootstrap(lambda total, count: total / count, values, np.ones(len(values)), clusters=items)
+    return estimate, cluster_sign_test(values, items)
+
+
+def changes(seeds: Seeds, names: Sequence[str], reference: str, figure: str) -> dict[str, tuple[Estimate, float]]:
+    """Of several models, with p-values that are corrected together."""
+    found = {name: change(seeds, name, reference, figure) for name in names}
+    corrected = holm([p for _, p in found.values()]) if found else []
+    return {name: (estimate, p) for (name, (estimate, _)), p in zip(found.items(), corrected, strict=True)}
+
+
+def means(seeds: Seeds, name: str) -> dict[str, float]:
+    """The figures of a model, each the mean over the seeds that have it."""
+    found = [seed.figures(name) for seed in with_model(seeds, name)]
+    return {key: float(np.mean([one.get(key, math.nan) for one in found])) for key in ("acc_old", *FIGURES)}

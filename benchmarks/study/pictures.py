@@ -1,0 +1,79 @@
+"""The study's pictures, as SVG files that stand alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from importlib import resources
+
+from answers import BOTH, V1, V2
+from compared import CONTROL, Seeds, change, with_model
+
+from muscle_hf.metrics import Estimate, holm
+from muscle_hf.report import charts, wording
+from muscle_hf.report.markup import Markup
+
+# In a cell's picture, where more would hide each other.
+DRAWN = ("ce", "ce_long", "muscle", "muscle_ce", "focal_ce", "transfer_mean", "transfer_calibrated",
+         "long_transfer_mean", "long_transfer_calibrated")  # fmt: skip
+# Over all cells: methods, each against its control.
+PAIRS = (("muscle", CONTROL), ("long_transfer_mean", "ce_longer"))
+
+
+def picture(title: str, figures: Mapping[str, Mapping[str, float]], seeds: Seeds) -> str:
+    """Accuracy against NFR of v2, the controls and the main methods, as far as they have all seeds of the cell, as an
+    SVG that stands alone."""
+    points = []
+    for name in (V2, *DRAWN, BOTH):
+        if name not in figures or len(with_model(seeds, name)) < len(seeds):
+            continue
+        row = figures[name]
+        better = [
+            other for other in figures.values() if other["nfr"] < row["nfr"] and other["acc_new"] > row["acc_new"]
+        ]
+        each = [seed.figures(name) for seed in with_model(seeds, name)]
+        flips, accuracy = (
+            Estimate(
+                row[figure],
+                min(one[figure] for one in each),
+                max(one[figure] for one in each),
+                math.nan,
+                "range of seeds",
+            )
+            for figure in ("nfr", "acc_new")
+        )
+        label = "both" if name == BOTH else name.replace("transfer_", "")
+        points.append(charts.Point(label, flips, accuracy, not better))
+    old = Estimate(figures[V2]["acc_old"], math.nan, math.nan)
+    axes = ("negative flips", "mean similarity" if seeds[0].scored else "accuracy")
+    return _alone(charts.trade_off(title, points, (V1, old), axes, (wording.percent,) * 2, None))
+
+
+def overview(parts: Mapping[str, Seeds]) -> dict[str, str]:
+    """The changes of each of `PAIRS` over all cells that have both, as SVGs by the end of their files' names.
+
+    Coloured is what is not chance, after Holm's correction over the cells.
+    """
+    drawn = {}
+    for name, reference in PAIRS:
+        having = {cell: seeds for cell, seeds in parts.items() if with_model(seeds, name, reference)}
+        for figure, words, good in (("nfr", "negative flips", -1), ("acc_new", "accuracy", 1)):
+            found = {cell: change(seeds, name, reference, figure) for cell, seeds in having.items()}
+            corrected = holm([p for _, p in found.values()]) if found else []
+            rows = []
+            for (cell, (estimate, _)), p in zip(found.items(), corrected, strict=True):
+                css = "better" if estimate.value * good > 0 else "worse"
+                rows.append(charts.Row(cell, estimate, css if p < 0.05 else "plain"))
+            if rows:
+                label = f"Change of {words}, {name} against {reference}"
+                drawn[f"{name}-{figure}"] = _alone(charts.whiskers(label, rows, wording.points, marks=[charts.Mark("", 0.0, "zero")]))
+    return drawn
+
+
+def _alone(drawn: Markup) -> str:
+    """With the reports' style sheet and the namespace that files need."""
+    style = resources.files("muscle_hf.report").joinpath("assets/report.css").read_text(encoding="utf-8")
+    text = str(drawn)
+    start = text.index(">") + 1
+    head = text[:start].replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+    return f"{head}<style>{style}</style>{text[start:]}\n"
