@@ -66,7 +66,8 @@ def overview(parts: Mapping[str, Seeds]) -> dict[str, str]:
                 rows.append(charts.Row(cell, estimate, css if p < 0.05 else "plain"))
             if rows:
                 label = f"Change of {words}, {name} against {reference}"
-                drawn[f"{name}-{figure}"] = _alone(charts.whiskers(label, rows, wording.points, marks=[charts.Mark("", 0.0, "zero")]))
+                zero = charts.Mark("", 0.0, "zero")
+                drawn[f"{name}-{figure}"] = _alone(charts.whiskers(label, rows, wording.points, marks=[zero]))
     return drawn
 
 
