@@ -80,7 +80,7 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
     plan["methods"] = {name: {**PLAN["methods"][name]} for name in names}
     plan["groups"] = {"every": list(names)}
     plan["task_training"] = {"learning_rate": 1e-3, "epochs": 1}
-    del plan["methods"]["transfer_chosen"]["settings_of"]
+    plan["methods"]["transfer_chosen"].pop("settings_of", None)
     plan["tuning"] = {"cells": ["demo-routing"], "seeds": [0], "trials": [{"learning_rate": 1e-3, "epochs": 1}]}
     study = tmp_path / "benchmarks" / "study"
     study.mkdir(parents=True)
@@ -120,8 +120,12 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
     table = script("report.py")
     for name in plan["methods"]:
         assert f"(`{name}`) | 1 |" in table
-    assert "| [demo-routing](" in (tmp_path / "docs" / "study.md").read_text()
+    text = (tmp_path / "docs" / "study.md").read_text()
+    assert "| [demo-routing](" in text
     assert (tmp_path / "benchmarks/results/study-demo-routing.svg").read_text().startswith("<svg")
+    over_cells = {f"study_muscle-{figure}.svg" for figure in ("nfr", "acc_new")}
+    assert {file.name for file in tmp_path.glob("benchmarks/results/study_*.svg")} == over_cells
+    assert all(f"](../benchmarks/results/{file})" in text for file in over_cells)
 
 
 def test_two_models_generate_by_the_mean_of_their_probabilities(monkeypatch):
