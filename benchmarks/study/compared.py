@@ -42,6 +42,13 @@ def change(seeds: Seeds, name: str, reference: str, figure: str) -> tuple[Estima
     return estimate, cluster_sign_test(values, items)
 
 
+def agreeing(seeds: Seeds, name: str, reference: str) -> tuple[int, int]:
+    """In how many seeds NFR changes to the same side as in their mean, and how many have both models."""
+    having = with_model(seeds, name, reference)
+    found = [float(np.mean(seed.worse(name)) - np.mean(seed.worse(reference))) for seed in having]
+    return sum(one * sum(found) > 0 for one in found), len(found)
+
+
 def changes(seeds: Seeds, names: Sequence[str], reference: str, figure: str) -> dict[str, tuple[Estimate, float]]:
     """Of several models, with p-values that are corrected together."""
     found = {name: change(seeds, name, reference, figure) for name in names}

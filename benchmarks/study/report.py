@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 from answers import BOTH, FIGURES, V2, Answers
-from compared import CONTROL, Seeds, changes, means, with_model
+from compared import CONTROL, Seeds, agreeing, changes, means, with_model
 from pictures import PAIRS, overview, picture
 from records import read_record
 from study import ROOT, load_plan, trial_name
@@ -51,7 +51,8 @@ brackets NFR against v2's on these:
 {}
 
 Against the control, plain CE: change of NFR in points (in percent) / of accuracy in points; \\* p < 0.05 after Holm's
-correction over the row; each on the seeds that have the method:
+correction over the row; each on the seeds that have the method. Where NFR does not change to the same side in all of
+them, it says in how many it does:
 
 {}
 
@@ -167,8 +168,10 @@ def against(parts: Mapping[str, tuple[Seeds, dict[str, dict]]], reference: str, 
                 continue
             base = means(with_model(seeds, name, reference), reference)["nfr"]
             (flips, p), (accuracy, p_accuracy) = (of[name] for of in found)
+            same, counted = agreeing(seeds, name, reference)
             row.append(
-                f"{100 * flips.value:+.2f}{_star(p)} ({100 * flips.value / base:+.0f} %) / "
+                f"{100 * flips.value:+.2f}{_star(p)} ({100 * flips.value / base:+.0f} %"
+                f"{f', {same} of {counted} seeds' if same < counted else ''}) / "
                 f"{100 * accuracy.value:+.2f}{_star(p_accuracy)}"
             )
         lines.append("| " + " | ".join(row) + " |")
