@@ -12,6 +12,7 @@ from functools import cache
 
 import numpy as np
 from answers import FIGURES, Answers
+from scipy.stats import ttest_1samp
 
 from muscle_hf.metrics import Estimate, bootstrap, cluster_sign_test, holm
 
@@ -42,11 +43,25 @@ def change(seeds: Seeds, name: str, reference: str, figure: str) -> tuple[Estima
     return estimate, cluster_sign_test(values, items)
 
 
+def by_seed(seeds: Seeds, name: str, reference: str, figure: str) -> np.ndarray:
+    """A model's figure minus a reference's, ``nfr`` or ``acc_new``, of each seed that has both."""
+    having = [seed.figures for seed in with_model(seeds, name, reference)]
+    return np.array([figures(name)[figure] - figures(reference)[figure] for figures in having])
+
+
 def agreeing(seeds: Seeds, name: str, reference: str) -> tuple[int, int]:
     """In how many seeds NFR changes to the same side as in their mean, and how many have both models."""
-    having = with_model(seeds, name, reference)
-    found = [float(np.mean(seed.worse(name)) - np.mean(seed.worse(reference))) for seed in having]
-    return sum(one * sum(found) > 0 for one in found), len(found)
+    found = by_seed(seeds, name, reference, "nfr")
+    return int(np.sum(found * found.sum() > 0)), len(found)
+
+
+def over_seeds(seeds: Seeds, name: str, reference: str, figure: str) -> tuple[float, float, float]:
+    """Mean and standard deviation over seeds of a change, and the p-value of a paired t-test over them: what it would
+    be with other seeds, where a bootstrap over items says what it would be with other items."""
+    found = by_seed(seeds, name, reference, figure)
+    if len(found) < 2 or not found.std():
+        return float(found.mean()), 0.0, math.nan
+    return float(found.mean()), float(found.std(ddof=1)), float(ttest_1samp(found, 0).pvalue)
 
 
 def changes(seeds: Seeds, names: Sequence[str], reference: str, figure: str) -> dict[str, tuple[Estimate, float]]:

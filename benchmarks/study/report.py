@@ -17,10 +17,12 @@ from typing import Any
 
 import yaml
 from answers import BOTH, FIGURES, V2, Answers
-from compared import CONTROL, Seeds, agreeing, changes, means, with_model
+from compared import CONTROL, Seeds, agreeing, change, changes, means, over_seeds, with_model
 from pictures import PAIRS, overview, picture
 from records import read_record
 from study import ROOT, load_plan, trial_name
+
+from muscle_hf.metrics import holm
 
 sys.path.insert(0, str(ROOT / "benchmarks"))  # what all benchmarks share
 from reporting import put_between
@@ -125,6 +127,8 @@ def _figure(key: str, value: float) -> str:
 
 
 def _p(value: float) -> str:
+    if math.isnan(value):
+        return "unknown"
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
@@ -233,6 +237,26 @@ def _star(p: float) -> str:
     return r"\*" if p < 0.05 else ""
 
 
+def both_tests(parts: Mapping[str, Seeds]) -> list[str]:
+    """The changes of the pictures over all cells, tested over items and over seeds."""
+    lines = table_head(["", "cell", "seeds", "change of NFR", "over items", "over seeds",
+                        "change of accuracy", "over items", "over seeds"])  # fmt: skip
+    for name, reference in PAIRS:
+        having = {cell: seeds for cell, seeds in parts.items() if with_model(seeds, name, reference)}
+        if not having:
+            continue
+        columns = []
+        for figure in ("nfr", "acc_new"):
+            found = [over_seeds(seeds, name, reference, figure) for seeds in having.values()]
+            columns.append([f"{100 * mean:+.2f}, sd {100 * deviation:.2f}" for mean, deviation, _ in found])
+            of_items = [change(seeds, name, reference, figure)[1] for seeds in having.values()]
+            columns += [[f"p {_p(p)}" for p in holm(tested)] for tested in (of_items, [p for *_, p in found])]
+        for cell, *row in zip(having, *columns, strict=True):
+            counted = len(with_model(having[cell], name, reference))
+            lines.append("| " + " | ".join([f"`{name}` against `{reference}`", cell, str(counted), *row]) + " |")
+    return lines
+
+
 def over_cells_pictures(parts: Mapping[str, Seeds], methods: Mapping[str, Any]) -> str:
     """Writes the pictures over all cells; the Markdown that shows them, a line for each pair of method and control."""
     drawn = overview(parts)
@@ -295,7 +319,9 @@ def write_report(plan: Mapping[str, Any]) -> None:
         "answer.\n\n## All cells\n\n"
         "Accuracy (or mean similarity) / NFR, and NFR against v2's on the same seeds.\n\n"
         + over_cells
-        + f"\n\n{PICTURES}\n\n{pictures}"
+        + f"\n\n{PICTURES}\n\n{pictures}\n\nThe same, and their standard deviation over seeds; p-values of the sign "
+        "test over items and of a paired t-test over seeds, each corrected by Holm over the cells:\n\n"
+        + "\n".join(both_tests({name: seeds for name, (seeds, _) in parts.items()}))
         + "\n\nThe paper's changes of NFR against v2, with CE where it used it (Tables 4 to 6; no control was trained "
         "there):\n\n"
         + "\n".join(published())
