@@ -80,7 +80,6 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
     plan["methods"] = {name: {**PLAN["methods"][name]} for name in names}
     plan["groups"] = {"every": list(names)}
     plan["task_training"] = {"learning_rate": 1e-3, "epochs": 1}
-    plan["methods"]["transfer_chosen"].pop("settings_of", None)
     plan["tuning"] = {"cells": ["demo-routing"], "seeds": [0], "trials": [{"learning_rate": 1e-3, "epochs": 1}]}
     study = tmp_path / "benchmarks" / "study"
     study.mkdir(parents=True)

@@ -7,7 +7,7 @@ whole items.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -27,26 +27,31 @@ def with_model(seeds: Seeds, *names: str) -> Seeds:
     return tuple(seed for seed in seeds if seed.quality.keys() >= set(names))
 
 
-@cache
-def change(seeds: Seeds, name: str, reference: str, figure: str) -> tuple[Estimate, float]:
-    """A model's figure minus a reference's, ``nfr`` or ``acc_new``, and the p-value of no change."""
-    values, items = [], []
+def differences(seeds: Seeds, name: str, reference: str, figure: str) -> dict[Answers, np.ndarray]:
+    """A model's figure minus a reference's, ``nfr`` or ``acc_new``, of each item of each seed that has both."""
+    found = {}
     for seed in with_model(seeds, name, reference):
         mine, theirs = (
             seed.worse(model).astype(float) if figure == "nfr" else seed.quality[model] for model in (name, reference)
         )
-        values.append(mine - theirs)
-        # The embedded world's items are others in each seed.
-        items.append([f"{seed.items} {index}" for index in range(len(mine))])
-    values, items = np.concatenate(values), np.concatenate(items)
+        found[seed] = mine - theirs
+    return found
+
+
+@cache
+def change(seeds: Seeds, name: str, reference: str, figure: str) -> tuple[Estimate, float]:
+    """The mean of :func:`differences`, and the p-value of no change over items."""
+    found = differences(seeds, name, reference, figure)
+    values = np.concatenate(list(found.values()))
+    # The embedded world's items are others in each seed.
+    items = np.concatenate([[f"{seed.items} {index}" for index in range(len(of))] for seed, of in found.items()])
     estimate = bootstrap(lambda total, count: total / count, values, np.ones(len(values)), clusters=items)
     return estimate, cluster_sign_test(values, items)
 
 
 def by_seed(seeds: Seeds, name: str, reference: str, figure: str) -> np.ndarray:
-    """A model's figure minus a reference's, ``nfr`` or ``acc_new``, of each seed that has both."""
-    having = [seed.figures for seed in with_model(seeds, name, reference)]
-    return np.array([figures(name)[figure] - figures(reference)[figure] for figures in having])
+    """The mean of :func:`differences` of each seed that has both models."""
+    return np.array([of.mean() for of in differences(seeds, name, reference, figure).values()])
 
 
 def agreeing(seeds: Seeds, name: str, reference: str) -> tuple[int, int]:
@@ -55,20 +60,31 @@ def agreeing(seeds: Seeds, name: str, reference: str) -> tuple[int, int]:
     return int(np.sum(found * found.sum() > 0)), len(found)
 
 
-def over_seeds(seeds: Seeds, name: str, reference: str, figure: str) -> tuple[float, float, float]:
-    """Mean and standard deviation over seeds of a change, and the p-value of a paired t-test over them: what it would
-    be with other seeds, where a bootstrap over items says what it would be with other items."""
+def over_seeds(seeds: Seeds, name: str, reference: str, figure: str) -> tuple[float, float]:
+    """Standard deviation over seeds of a change, and the p-value of a paired t-test over them: what it would be with
+    other seeds, where a bootstrap over items says what it would be with other items."""
     found = by_seed(seeds, name, reference, figure)
     if len(found) < 2 or not found.std():
-        return float(found.mean()), 0.0, math.nan
-    return float(found.mean()), float(found.std(ddof=1)), float(ttest_1samp(found, 0).pvalue)
+        return 0.0, math.nan
+    return float(found.std(ddof=1)), float(ttest_1samp(found, 0).pvalue)
 
 
 def changes(seeds: Seeds, names: Sequence[str], reference: str, figure: str) -> dict[str, tuple[Estimate, float]]:
     """Of several models, with p-values that are corrected together."""
-    found = {name: change(seeds, name, reference, figure) for name in names}
+    return _corrected({name: change(seeds, name, reference, figure) for name in names})
+
+
+def over_cells(
+    cells: Mapping[str, Seeds], name: str, reference: str, figure: str
+) -> dict[str, tuple[Estimate, float]]:
+    """Of a model in each cell that has it and the reference, with p-values that are corrected together."""
+    having = {cell: seeds for cell, seeds in cells.items() if with_model(seeds, name, reference)}
+    return _corrected({cell: change(seeds, name, reference, figure) for cell, seeds in having.items()})
+
+
+def _corrected(found: Mapping[str, tuple[Estimate, float]]) -> dict[str, tuple[Estimate, float]]:
     corrected = holm([p for _, p in found.values()]) if found else []
-    return {name: (estimate, p) for (name, (estimate, _)), p in zip(found.items(), corrected, strict=True)}
+    return {key: (estimate, p) for (key, (estimate, _)), p in zip(found.items(), corrected, strict=True)}
 
 
 def means(seeds: Seeds, name: str) -> dict[str, float]:

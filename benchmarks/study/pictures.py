@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from importlib import resources
 
 from answers import BOTH, V1, V2
-from compared import CONTROL, Seeds, change, with_model
+from compared import CONTROL, Seeds, over_cells, with_model
 
-from muscle_hf.metrics import Estimate, holm
+from muscle_hf.metrics import Estimate
 from muscle_hf.report import charts, wording
 from muscle_hf.report.markup import Markup
 
@@ -49,25 +49,21 @@ def picture(title: str, figures: Mapping[str, Mapping[str, float]], seeds: Seeds
     return _alone(charts.trade_off(title, points, (V1, old), axes, (wording.percent,) * 2, None))
 
 
-def overview(parts: Mapping[str, Seeds]) -> dict[str, str]:
-    """The changes of each of `PAIRS` over all cells that have both, as SVGs by the end of their files' names.
+def overview(cells: Mapping[str, Seeds], name: str, reference: str) -> dict[str, str]:
+    """A method's changes of NFR and of accuracy against a control over the cells that have both: an SVG a figure.
 
     Coloured is what is not chance, after Holm's correction over the cells.
     """
     drawn = {}
-    for name, reference in PAIRS:
-        having = {cell: seeds for cell, seeds in parts.items() if with_model(seeds, name, reference)}
-        for figure, words, good in (("nfr", "negative flips", -1), ("acc_new", "accuracy", 1)):
-            found = {cell: change(seeds, name, reference, figure) for cell, seeds in having.items()}
-            corrected = holm([p for _, p in found.values()]) if found else []
-            rows = []
-            for (cell, (estimate, _)), p in zip(found.items(), corrected, strict=True):
-                css = "better" if estimate.value * good > 0 else "worse"
-                rows.append(charts.Row(cell, estimate, css if p < 0.05 else "plain"))
-            if rows:
-                label = f"Change of {words}, {name} against {reference}"
-                zero = charts.Mark("", 0.0, "zero")
-                drawn[f"{name}-{figure}"] = _alone(charts.whiskers(label, rows, wording.points, marks=[zero]))
+    for figure, words, good in (("nfr", "negative flips", -1), ("acc_new", "accuracy", 1)):
+        rows = []
+        for cell, (estimate, p) in over_cells(cells, name, reference, figure).items():
+            css = "better" if estimate.value * good > 0 else "worse"
+            rows.append(charts.Row(cell, estimate, css if p < 0.05 else "plain"))
+        if rows:
+            label = f"Change of {words}, {name} against {reference}"
+            zero = charts.Mark("", 0.0, "zero")
+            drawn[figure] = _alone(charts.whiskers(label, rows, wording.points, marks=[zero]))
     return drawn
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 from answers import BOTH, FIGURES, V2, Answers
-from compared import CONTROL, Seeds, agreeing, change, changes, means, over_seeds, with_model
+from compared import CONTROL, Seeds, agreeing, changes, means, over_cells, over_seeds, with_model
 from pictures import PAIRS, overview, picture
 from records import read_record
 from study import ROOT, load_plan, trial_name
@@ -237,41 +237,44 @@ def _star(p: float) -> str:
     return r"\*" if p < 0.05 else ""
 
 
-def both_tests(parts: Mapping[str, Seeds]) -> list[str]:
+def both_tests(cells: Mapping[str, Seeds]) -> list[str]:
     """The changes of the pictures over all cells, tested over items and over seeds."""
     lines = table_head(["", "cell", "seeds", "change of NFR", "over items", "over seeds",
                         "change of accuracy", "over items", "over seeds"])  # fmt: skip
     for name, reference in PAIRS:
-        having = {cell: seeds for cell, seeds in parts.items() if with_model(seeds, name, reference)}
-        if not having:
-            continue
         columns = []
         for figure in ("nfr", "acc_new"):
-            found = [over_seeds(seeds, name, reference, figure) for seeds in having.values()]
-            columns.append([f"{100 * mean:+.2f}, sd {100 * deviation:.2f}" for mean, deviation, _ in found])
-            of_items = [change(seeds, name, reference, figure)[1] for seeds in having.values()]
-            columns += [[f"p {_p(p)}" for p in holm(tested)] for tested in (of_items, [p for *_, p in found])]
-        for cell, *row in zip(having, *columns, strict=True):
-            counted = len(with_model(having[cell], name, reference))
+            of_items = over_cells(cells, name, reference, figure)
+            of_seeds = [over_seeds(cells[cell], name, reference, figure) for cell in of_items]
+            columns.append(
+                [
+                    f"{100 * estimate.value:+.2f}, sd {100 * deviation:.2f}"
+                    for (estimate, _), (deviation, _) in zip(of_items.values(), of_seeds, strict=True)
+                ]
+            )
+            corrected = holm([p for _, p in of_seeds]) if of_seeds else []
+            columns += [[f"p {_p(p)}" for p in tested] for tested in ((p for _, p in of_items.values()), corrected)]
+        for cell, *row in zip(of_items, *columns, strict=True):
+            counted = len(with_model(cells[cell], name, reference))
             lines.append("| " + " | ".join([f"`{name}` against `{reference}`", cell, str(counted), *row]) + " |")
     return lines
 
 
-def over_cells_pictures(parts: Mapping[str, Seeds], methods: Mapping[str, Any]) -> str:
+def pictures_over_cells(cells: Mapping[str, Seeds], methods: Mapping[str, Any]) -> str:
     """Writes the pictures over all cells; the Markdown that shows them, a line for each pair of method and control."""
-    drawn = overview(parts)
-    lines = table_head(["", "change of NFR", "change of accuracy"]) if drawn else []
+    lines = []
     for name, reference in PAIRS:
         shown = []
-        for figure in ("nfr", "acc_new"):
-            if f"{name}-{figure}" in drawn:
-                file = f"study_{name}-{figure}.svg"
-                (RESULTS / file).write_text(drawn[f"{name}-{figure}"], encoding="utf-8")
-                shown.append(f"![Change of {figure} over the cells]({file})")
+        for figure, drawn in overview(cells, name, reference).items():
+            file = f"study_{name}-{figure}.svg"
+            (RESULTS / file).write_text(drawn, encoding="utf-8")
+            shown.append(f"![Change of {figure} over the cells]({file})")
         if shown:
             says = f"{methods[name]['says']}, against {methods[reference]['says']}"
             lines.append("| " + " | ".join([says, *shown]) + " |")
-    return "\n".join(lines)
+    if not lines:
+        return ""
+    return "\n".join([PICTURES, "", *table_head(["", "change of NFR", "change of accuracy"]), *lines])
 
 
 def chosen_targets(read: Mapping[int, Answers]) -> str:
@@ -305,8 +308,9 @@ def write_report(plan: Mapping[str, Any]) -> None:
     done = {name for _, figures in parts.values() for name in figures}
     chosen = {name: method["chosen"] for name, method in plan["methods"].items() if name in done}
     settings = "; ".join(f"`{name}` {trial_name(trial, ', ')}" for name, trial in chosen.items())
-    pictures = over_cells_pictures({name: seeds for name, (seeds, _) in parts.items()}, plan["methods"])
-    over_cells, ablation = ("\n".join(make(parts, plan["methods"])) for make in (summary, table_7))
+    cells = {name: seeds for name, (seeds, _) in parts.items()}
+    pictures = pictures_over_cells(cells, plan["methods"])
+    summed_up, ablation = ("\n".join(make(parts, plan["methods"])) for make in (summary, table_7))
     text = (
         "# The study\n\n`python benchmarks/study/tune.py && python benchmarks/study/run.py && "
         f"python benchmarks/study/report.py`, CPU ({platform.machine()}), one thread; the plan is "
@@ -318,10 +322,10 @@ def write_report(plan: Mapping[str, Any]) -> None:
         "errors that v2 had shed, the share that the model makes again; inherited: with v1's own wrong "
         "answer.\n\n## All cells\n\n"
         "Accuracy (or mean similarity) / NFR, and NFR against v2's on the same seeds.\n\n"
-        + over_cells
-        + f"\n\n{PICTURES}\n\n{pictures}\n\nThe same, and their standard deviation over seeds; p-values of the sign "
+        + summed_up
+        + f"\n\n{pictures}\n\nThe same, and their standard deviation over seeds; p-values of the sign "
         "test over items and of a paired t-test over seeds, each corrected by Holm over the cells:\n\n"
-        + "\n".join(both_tests({name: seeds for name, (seeds, _) in parts.items()}))
+        + "\n".join(both_tests(cells))
         + "\n\nThe paper's changes of NFR against v2, with CE where it used it (Tables 4 to 6; no control was trained "
         "there):\n\n"
         + "\n".join(published())
@@ -333,8 +337,7 @@ def write_report(plan: Mapping[str, Any]) -> None:
     shown = [name for reference, names in AGAINST.items() for name in (reference, *names)]
     known = [name for name in dict.fromkeys(shown) if name in plan["methods"]]
     legend = "; ".join(f"`{name}`: {plan['methods'][name]['says']}" for name in known)
-    shown_pictures = f"{PICTURES}\n\n{pictures}"
-    words = WORDS.format(legend, over_cells, shown_pictures, *map("\n".join, controls), ablation)
+    words = WORDS.format(legend, summed_up, pictures, *map("\n".join, controls), ablation)
     words = words.replace("](#", "](../benchmarks/results/study.md#").replace(
         "](study_", "](../benchmarks/results/study_"
     )

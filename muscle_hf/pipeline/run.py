@@ -108,14 +108,14 @@ class Run:
 
     def whole(self) -> Result | None:
         """All steps."""
-        arguments = steps.training_arguments(self.settings.config_class, self.training, self.folder / COMPAT)
-        publishes = self._process.is_main_process and self.settings.compatibility
-        if publishes:
+        finishes = self._process.is_main_process and self.settings.compatibility
+        if finishes:
+            arguments = steps.training_arguments(self.settings.config_class, self.training, self.folder / COMPAT)
             steps.prepare_publishing(arguments)
         for name in self.models:
             self.adapter(name)
         result = None if self.task is None else self.evaluate()
-        if publishes:
+        if finishes:
             if self.task is not None:
                 words = card_words(self.settings, self.task)
                 complete_run_card(self.folder / COMPAT, words, load_result_predictions(self.folder))
