@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hub_server import TOKEN, card_errors, front_matter
 from safetensors.torch import load_file, save_file
@@ -208,6 +209,20 @@ def test_a_model_that_is_left_out_is_on_no_card(finished, tmp_path):
     assert (tmp_path / "run" / "predictions" / "control.jsonl").is_file()
     assert load_result_predictions(tmp_path / "run").keys() == {"old", "new", "muscle"}
     assert "plain training for as long" not in (tmp_path / "run" / "muscle" / "README.md").read_text()
+
+
+def test_the_student_has_its_dropout_and_task_adapters_do_not_change(finished, tmp_path):
+    folder, settings, splits, _, _ = finished
+    shutil.copytree(folder, tmp_path / "run")
+    settings = dataclasses.replace(settings, output_dir=str(tmp_path / "run"), student_dropout=0.5, control=True)
+    said: list[str] = []
+    run_task(settings, demo.TASKS["routing"], splits, said.append)
+    done = [line.partition(":")[0] for line in said if "done before" in line]
+    assert done == ["Task adapter on v1", "Task adapter on v2"]
+    for name, dropout in {"old": 0.0, "new": 0.0, "control": 0.5, "muscle": 0.5}.items():
+        assert json.loads((tmp_path / "run" / name / "adapter_config.json").read_text())["lora_dropout"] == dropout
+        before, after = (load_file(at / name / "adapter_model.safetensors") for at in (folder, tmp_path / "run"))
+        assert all(torch.equal(before[key], after[key]) for key in before) == (dropout == 0)
 
 
 def test_a_task_adapter_with_other_weights_is_another(finished, tmp_path):

@@ -165,6 +165,7 @@ class Cell:
         new: ModelSettings,
         splits: Splits,
         target: str | None = None,
+        dropout: float | None = None,
         **training: Any,
     ) -> Run:
         task, data, _ = self.rows
@@ -177,6 +178,7 @@ class Cell:
             data=data,
             lora=LoraSettings(**self.plan["lora"]),
             training={**self.plan["training"], "seed": self.seed, **training},
+            student_dropout=dropout,
             eval_batch_size=256,
             attention=self.plan["attention"],
         )
@@ -217,10 +219,10 @@ class Cell:
         elif method["rows"] == "pseudo":
             rows = dataclasses.replace(rows, train=[*splits.train, *self._pseudo_labelled(new, transfer)])
         if method["kind"] == "ce":
-            run = self._run(adapter.parent, start, start, rows, **arguments)
+            run = self._run(adapter.parent, start, start, rows, dropout=method.get("dropout"), **arguments)
         else:
             arguments |= {"teacher_cache": str(self.folder / "cache"), **method.get("training", {})}
-            run = self._run(adapter.parent, old, start, rows, method.get("target"), **arguments)
+            run = self._run(adapter.parent, old, start, rows, method.get("target"), method.get("dropout"), **arguments)
         run.adapter(adapter.name)
         return dataclasses.replace(new, adapter=str(adapter))
 

@@ -182,6 +182,8 @@ class RunSettings:
         training: Any field of :class:`muscle_hf.MuscleConfig`, with ``trainer: trl`` of
             :class:`muscle_hf.MuscleSFTConfig`; task adapters and the control get the ones they know.
         task_training: What differs from ``training`` for the task adapters.
+        student_dropout: Of v2's adapter while it is trained on, to the compatibility adapter or the control, in
+            [0, 1); its own by default.
         compatibility: Train the compatibility adapter; without it the update itself is measured.
         control: Beside the compatibility adapter, also train v2's adapter on with plain cross-entropy for as many
             steps, to compare with.
@@ -203,6 +205,7 @@ class RunSettings:
     trainer: str = "transformers"
     training: dict[str, Any] = field(default_factory=dict)
     task_training: dict[str, Any] = field(default_factory=dict)
+    student_dropout: float | None = None
     compatibility: bool = True
     control: bool = True
     max_new_tokens: int | None = None
@@ -217,6 +220,9 @@ class RunSettings:
         one_of("trainer", self.trainer, ("transformers", "trl"))
         one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         one_of("quantization", self.quantization, (None, "nf4", "int8"))
+        for name, dropout in (("lora.dropout", self.lora.dropout), ("student_dropout", self.student_dropout)):
+            if dropout is not None and not 0 <= dropout < 1:
+                raise MuscleError(f"{name} is {dropout}; it must be in [0, 1)")
         self._check_training()
         self._check_data()
         self._check_card()

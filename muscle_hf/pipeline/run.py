@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
@@ -209,17 +210,26 @@ class Run:
         more = self.settings.task_training if task else {}
         return steps.unpublished({**self.training, **more}, self.settings.plain_class)
 
+    def _student(self) -> PeftModel:
+        """v2 with its task adapter, to be trained on."""
+        dropout = self.settings.student_dropout
+        return steps.load_task_adapter(self.side(NEW), self._how, trainable=True, dropout=dropout)
+
+    def _student_key(self, *ingredients: Any) -> str:
+        dropout = self.settings.student_dropout
+        return self._key(*ingredients, *(() if dropout is None else (dropout,)))
+
     def _control(self) -> Path:
         training = self._plain_training(task=False)
 
         def work(folder: Path) -> None:
             arguments = steps.training_arguments(self.settings.plain_class, training, folder)
-            model = steps.load_task_adapter(self.side(NEW), self._how, trainable=True)
+            model = self._student()
             steps.train_plainly(model, self.data, arguments, name="control")
 
         self.adapter(NEW)
         what = "Control: v2's adapter, trained on with plain cross-entropy"
-        return self._once(CONTROL, what, self._key(self._task_key(NEW), training), work)
+        return self._once(CONTROL, what, self._student_key(self._task_key(NEW), training), work)
 
     def _compatibility(self) -> Path:
         def work(folder: Path) -> None:
@@ -233,7 +243,7 @@ class Run:
         if self._checker is not None:
             file = self.settings.data.transfer.checker.rpartition(":")[0]
             transfer += (hashlib.sha256(Path(file).read_bytes()).hexdigest(),)
-        key = self._key(self._task_key(OLD), self._task_key(NEW), training, *transfer)
+        key = self._student_key(self._task_key(OLD), self._task_key(NEW), training, *transfer)
         return self._once(COMPAT, "Compatibility adapter", key, work)
 
     def compatibility_trainer(self, folder: Path, **changed: Any) -> MuscleTrainer:
@@ -243,10 +253,10 @@ class Run:
             folder: Its ``output_dir``.
             changed: Training arguments in place of the settings'.
         """
-        old, new = self.side(OLD), self.side(NEW)
+        old = self.side(OLD)
         training = {**self.training, **self.target, **changed}
         arguments = steps.training_arguments(self.settings.config_class, training, folder)
-        model = steps.load_task_adapter(new, self._how, trainable=True)
+        model = self._student()
         return steps.compatibility_trainer(model, old, self.data, arguments, how=self._how, transfer=self.transfer)
 
     @property

@@ -131,8 +131,10 @@ def task_adapter_model(side: ModelSettings, lora: LoraSettings, how: Mapping[str
     return get_peft_model(base, config)
 
 
-def load_task_adapter(side: ModelSettings, how: Mapping[str, Any], *, trainable: bool) -> PeftModel:
-    """A side's base with its adapter on it."""
+def load_task_adapter(
+    side: ModelSettings, how: Mapping[str, Any], *, trainable: bool, dropout: float | None = None
+) -> PeftModel:
+    """A side's base with its adapter on it; ``dropout`` is that of an adapter that is trained on."""
     return load_task_model(
         side.adapter,
         CAUSAL_LM,
@@ -140,6 +142,7 @@ def load_task_adapter(side: ModelSettings, how: Mapping[str, Any], *, trainable:
         base_revision=side.revision,
         revision=side.adapter_revision,
         trainable=trainable,
+        dropout=dropout,
         **how,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,7 @@ def load_task_model(
     base_model: str | os.PathLike | None = None,
     base_revision: str | None = None,
     trainable: bool = False,
+    dropout: float | None = None,
     **arguments: Any,
 ) -> nn.Module:
     """Load a task model: an adapter on its recorded base, or a merged or fully fine-tuned model.
@@ -182,22 +184,25 @@ def load_task_model(
         base_model: Overrides the base that an adapter records, if that has moved.
         base_revision: The revision of ``base_model``; otherwise the adapter's record counts.
         trainable: Whether an adapter is loaded for training.
+        dropout: Of a LoRA that is trained on, in [0, 1); its own by default.
         arguments: ``revision`` (of ``name``), fetching arguments (``token``, ...) and further arguments of
             ``from_pretrained`` of the base or model (``dtype``, ``quantization_config``, ``device_map``, ...).
 
     Raises:
-        MuscleError: It cannot be found or loaded.
+        MuscleError: It cannot be found or loaded, or a dropout is given to what is no LoRA.
     """
     revision = arguments.pop("revision", None)
     fetch = {key: arguments.pop(key) for key in FETCH_KEYS if key in arguments}
     adapter = find_adapter(name, revision, fetch)
     if adapter is None:
+        if dropout is not None:
+            raise MuscleError(f"{name} is a whole model: it has no LoRA, whose dropout could be {dropout}")
         return load_model(name, kind, {"revision": revision or "main", **fetch, **arguments})
     moved = None if base_model is None else os.fspath(base_model)
     adapter = replace(adapter, moved_base=moved, moved_base_revision=base_revision)
     fetch.pop("subfolder", None)
     base = load_adapter_base(adapter, kind, {**fetch, **arguments})
-    return put_adapter(adapter, base, trainable)
+    return put_adapter(adapter, base, trainable, dropout)
 
 
 def load_adapter_base(
@@ -224,14 +229,24 @@ def load_adapter_base(
     return load_model(adapter.base, kind, arguments)
 
 
-def put_adapter(adapter: AdapterFolder, base: nn.Module, trainable: bool = False) -> PeftModel:
-    """Put an adapter on a base that is loaded.
+def put_adapter(
+    adapter: AdapterFolder, base: nn.Module, trainable: bool = False, dropout: float | None = None
+) -> PeftModel:
+    """Put an adapter on a base that is loaded; arguments as of :func:`load_task_model`.
 
     Raises:
-        MuscleError: It was trained for another base.
+        MuscleError: It was trained for another base, or a dropout is given to what is no LoRA.
     """
+    changed = {}
+    if dropout is not None:
+        if not hasattr(adapter.config, "lora_dropout"):
+            raise MuscleError(
+                f"the adapter {adapter.name} is no LoRA but {adapter.config.peft_type}: it has no dropout"
+            )
+        changed["config"] = copy(adapter.config)
+        changed["config"].lora_dropout = dropout
     try:
-        model = PeftModel.from_pretrained(base, str(adapter.folder), is_trainable=trainable)
+        model = PeftModel.from_pretrained(base, str(adapter.folder), is_trainable=trainable, **changed)
     except RuntimeError as error:
         raise MuscleError(f"the adapter {adapter.name} was trained for another base: {error}") from error
     # Once more, strictly: PEFT only warns of weights that are missing or have no place.
