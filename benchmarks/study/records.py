@@ -143,7 +143,8 @@ def _training(cell: Cell, name: str) -> dict[str, Any]:
         version = cell.plan["versions"][cell.versions["old" if name == V1 else "new"]]
         return {**cell.plan["task_training"], **({"labelled": version["labelled"]} if "labelled" in version else {})}
     method = cell.plan["methods"][name]
-    known = {key: method[key] for key in ("rows", "steps", "transfer", "from") if key in method} | method["chosen"]
+    told = ("rows", "steps", "transfer", "from", "dropout")
+    known = {key: method[key] for key in told if key in method} | method["chosen"]
     file = cell.method_folder(name) / PROVENANCE_FILE
     if not file.is_file():
         return known
