@@ -37,6 +37,8 @@ AGAINST = {
     CONTROL: SHOWN,
     "ce_long": ("muscle_ce", "focal_ce", "transfer_mean", "transfer_mean_ce", "transfer_calibrated"),
     "ce_longer": ("transfer_mean", "long_transfer_mean", "long_transfer_calibrated"),
+    "ce_long_dropout": ("transfer_mean_all", "transfer_mean_dropout"),
+    "ce_longer_dropout": ("transfer_mean_dropout", "long_transfer_mean_dropout"),
 }
 PICTURES = (
     "Changes in points, with the 95 % interval of a bootstrap over items; in colour what is not chance (p < 0.05 "
@@ -64,6 +66,15 @@ The same against plain CE with as many steps as with transfer rows (`ce_long`), 
 
 And against plain CE that goes on after `ce_long` for as many steps again (`ce_longer`), at least as
 many as `long_transfer_mean` has:
+
+{}
+
+With dropout, and all transfer rows there are, against plain CE with the same dropout and as many steps as with all of
+these rows (`ce_long_dropout`):
+
+{}
+
+The same against twice as many steps (`ce_longer_dropout`), as many as `long_transfer_mean_dropout` has:
 
 {}
 
