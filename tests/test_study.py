@@ -32,6 +32,7 @@ def test_methods_are_settings(name, tmp_path):
     assert method.get("transfer") is None or method["transfer"] > 0
     assert method.pop("from", "ce") in PLAN["methods"]
     method.pop("transfer", None)
+    assert 0 < method.pop("dropout", 0.5) < 1
     MuscleConfig(str(tmp_path), use_cpu=True, **{**PLAN["training"], **method.pop("training", {})})
     assert method.pop("target", "chosen") == "chosen"
     assert TUNED[method.pop("settings_of", name)] in PLAN["tuning"]["trials"] and not method
@@ -78,6 +79,7 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
                                  "test": 24}}  # fmt: skip
     names = ("ce", "ce_pseudo", "muscle", "transfer_chosen")
     plan["methods"] = {name: {**PLAN["methods"][name]} for name in names}
+    plan["methods"]["muscle"]["dropout"] = 0.1
     plan["groups"] = {"every": list(names)}
     plan["task_training"] = {"learning_rate": 1e-3, "epochs": 1}
     plan["tuning"] = {"cells": ["demo-routing"], "seeds": [0], "trials": [{"learning_rate": 1e-3, "epochs": 1}]}
@@ -110,6 +112,8 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
     assert adapter.stat().st_mtime_ns == before
     record = json.loads((study / "records" / "demo-routing-seed0.json").read_text())
     assert record["models"]["muscle"]["adapter_sha256"] == hashlib.sha256(adapter.read_bytes()).hexdigest()
+    assert record["models"]["muscle"]["training"]["dropout"] == 0.1
+    assert json.loads(adapter.with_name("adapter_config.json").read_text())["lora_dropout"] == 0.1
     assert "| demo-routing, `muscle` | " in script("dial.py", *runs, "--cells", "demo-routing", "--methods", "muscle")
     assert "learned gate" in script("gate.py", *runs, "--cells", "demo-routing")
     # What was recorded suffices, and goes on: a model that is no longer in the plan stays.

@@ -15,7 +15,8 @@ from muscle_hf.report.markup import Markup
 
 # In a cell's picture, where more would hide each other.
 DRAWN = ("ce", "ce_long", "muscle", "muscle_ce", "focal_ce", "transfer_mean", "transfer_calibrated",
-         "long_transfer_mean", "long_transfer_calibrated")  # fmt: skip
+         "long_transfer_mean", "long_transfer_calibrated",
+         "ce_longer_dropout", "long_transfer_mean_dropout")  # fmt: skip
 # Over all cells: methods, each against its control.
 PAIRS = (("muscle", CONTROL), ("long_transfer_mean", "ce_longer"))
 
@@ -42,7 +43,7 @@ def picture(title: str, figures: Mapping[str, Mapping[str, float]], seeds: Seeds
             )
             for figure in ("nfr", "acc_new")
         )
-        label = "both" if name == BOTH else name.replace("transfer_", "")
+        label = "both" if name == BOTH else name.replace("transfer_", "").replace("dropout", "drop")
         points.append(charts.Point(label, flips, accuracy, not better))
     old = Estimate(figures[V2]["acc_old"], math.nan, math.nan)
     axes = ("negative flips", "mean similarity" if seeds[0].scored else "accuracy")
