@@ -31,14 +31,32 @@ RESULTS = ROOT / "benchmarks" / "results"
 # Methods that most cells have, in the tables over all cells.
 SHOWN = ("ce_long", "ce_pseudo", "muscle", "muscle_ce", "focal_ce", "transfer_mean", "transfer_mean_ce",
          "transfer_calibrated", "long_transfer_mean")  # fmt: skip
-# What is held against each control: the plain one, the one with as many steps as the methods with transfer rows, and
-# the one with as many as those that begin with the former.
+# What is held against each control, and the words above its table.
 AGAINST = {
-    CONTROL: SHOWN,
-    "ce_long": ("muscle_ce", "focal_ce", "transfer_mean", "transfer_mean_ce", "transfer_calibrated"),
-    "ce_longer": ("transfer_mean", "long_transfer_mean", "long_transfer_calibrated"),
-    "ce_long_dropout": ("transfer_mean_all", "transfer_mean_dropout"),
-    "ce_longer_dropout": ("transfer_mean_dropout", "long_transfer_mean_dropout"),
+    CONTROL: (
+        SHOWN,
+        "Against the control, plain CE: change of NFR in points (in percent) / of accuracy in points; \\* p < 0.05 "
+        "after Holm's\ncorrection over the row; each on the seeds that have the method. Where NFR does not change to "
+        "the same side in all of\nthem, it says in how many it does:",
+    ),
+    "ce_long": (
+        ("muscle_ce", "focal_ce", "transfer_mean", "transfer_mean_ce", "transfer_calibrated"),
+        "The same against plain CE with as many steps as with transfer rows (`ce_long`), on the seeds that have both:",
+    ),
+    "ce_longer": (
+        ("transfer_mean", "long_transfer_mean", "long_transfer_calibrated"),
+        "And against plain CE that goes on after `ce_long` for as many steps again (`ce_longer`), at least as\nmany "
+        "as `long_transfer_mean` has:",
+    ),
+    "ce_long_dropout": (
+        ("transfer_mean_all", "transfer_mean_dropout"),
+        "With dropout, and all transfer rows there are, against plain CE with the same dropout and as many steps as "
+        "with all of\nthese rows (`ce_long_dropout`):",
+    ),
+    "ce_longer_dropout": (
+        ("transfer_mean_dropout", "long_transfer_mean_dropout"),
+        "The same against twice as many steps (`ce_longer_dropout`), as many as `long_transfer_mean_dropout` has:",
+    ),
 }
 PICTURES = (
     "Changes in points, with the 95 % interval of a bootstrap over items; in colour what is not chance (p < 0.05 "
@@ -53,28 +71,6 @@ brackets NFR against v2's on these:
 {}
 
 {}
-
-Against the control, plain CE: change of NFR in points (in percent) / of accuracy in points; \\* p < 0.05 after Holm's
-correction over the row; each on the seeds that have the method. Where NFR does not change to the same side in all of
-them, it says in how many it does:
-
-{}
-
-The same against plain CE with as many steps as with transfer rows (`ce_long`), on the seeds that have both:
-
-{}
-
-And against plain CE that goes on after `ce_long` for as many steps again (`ce_longer`), at least as
-many as `long_transfer_mean` has:
-
-{}
-
-With dropout, and all transfer rows there are, against plain CE with the same dropout and as many steps as with all of
-these rows (`ce_long_dropout`):
-
-{}
-
-The same against twice as many steps (`ce_longer_dropout`), as many as `long_transfer_mean_dropout` has:
 
 {}
 
@@ -344,11 +340,13 @@ def write_report(plan: Mapping[str, Any]) -> None:
         "Holm):\n\n" + ablation + f"\n\nSettings: {settings}.\n\n" + "\n".join(texts)
     )
     (RESULTS / "study.md").write_text(text, encoding="utf-8")
-    controls = [against(parts, reference, names) for reference, names in AGAINST.items()]
-    shown = [name for reference, names in AGAINST.items() for name in (reference, *names)]
+    controls = [
+        "\n".join([above, "", *against(parts, reference, names)]) for reference, (names, above) in AGAINST.items()
+    ]
+    shown = [name for reference, (names, _) in AGAINST.items() for name in (reference, *names)]
     known = [name for name in dict.fromkeys(shown) if name in plan["methods"]]
     legend = "; ".join(f"`{name}`: {plan['methods'][name]['says']}" for name in known)
-    words = WORDS.format(legend, summed_up, pictures, *map("\n".join, controls), ablation)
+    words = WORDS.format(legend, summed_up, pictures, "\n\n".join(controls), ablation)
     words = words.replace("](#", "](../benchmarks/results/study.md#").replace(
         "](study_", "](../benchmarks/results/study_"
     )

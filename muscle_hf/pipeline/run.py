@@ -216,6 +216,7 @@ class Run:
         return steps.load_task_adapter(self.side(NEW), self._how, trainable=True, dropout=dropout)
 
     def _student_key(self, *ingredients: Any) -> str:
+        # Where it is not set, adapters that were trained before the setting existed stay done.
         dropout = self.settings.student_dropout
         return self._key(*ingredients, *(() if dropout is None else (dropout,)))
 
