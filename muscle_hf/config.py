@@ -12,6 +12,7 @@ from muscle_hf.losses import Objective, resolve_mask
 from muscle_hf.losses.masks import MaskFunction
 
 TrainedTokens = Literal["labels", "completion", "assistant"]
+StartFrom = Literal["new", "old"]
 
 
 # What each preset sets where nothing else was. The fields themselves are None until then: a value that is given counts
@@ -56,6 +57,9 @@ class MuscleConfig(TrainingArguments):
         calibrate_teachers: Before training, divide each teacher's logits by the temperature at which they fit the
             labels of ``eval_dataset`` best, so that a model that is surer than it is right does not outvote the other.
             By default the preset's, off without one.
+        start_from: Whose task adapter the compatibility adapter starts from: ``new``, as in the paper, or ``old``:
+            v1's weights on v2's base, which takes bases of one size and adapters of one configuration. The teachers
+            stay the two task models (docs/study.md).
         teacher_cache: A folder that keeps the teachers' hidden states, so that each row is seen by a teacher once;
             shared by epochs, runs and processes (docs/cache.md).
         teacher_cache_top_k: Keep so many of a teacher's likeliest tokens there, and the rest as one, in place of its
@@ -144,6 +148,13 @@ class MuscleConfig(TrainingArguments):
         default=True,
         metadata={"help": "Run a teacher's body only on rows with a token that follows it, where that saves time."},
     )
+    start_from: StartFrom = field(
+        default="new",
+        metadata={
+            "help": "Whose task adapter the student starts from: new (the paper) or old (v1's weights on v2's base, "
+            "where both bases have one size)."
+        },
+    )
     teacher_cache: str | None = field(
         default=None,
         metadata={"help": "Folder that keeps the teachers' hidden states, so that a teacher sees each row once."},
@@ -166,6 +177,8 @@ class MuscleConfig(TrainingArguments):
             raise MuscleError(
                 f"trained_tokens is {self.trained_tokens!r}; choose one of {', '.join(get_args(TrainedTokens))}"
             )
+        if self.start_from not in get_args(StartFrom):
+            raise MuscleError(f"start_from is {self.start_from!r}; choose one of {', '.join(get_args(StartFrom))}")
         for name in ("mask", "transfer_mask"):
             if not isinstance(value := getattr(self, name), str):
                 raise MuscleError(

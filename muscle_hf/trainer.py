@@ -37,6 +37,7 @@ from muscle_hf.teachers.calibration import CalibrateTeachers
 from muscle_hf.teachers.checks import check_label_sets, check_tokenizers
 from muscle_hf.teachers.kinds import IGNORED, TRAINED_COUNT, UNLABELLED, sequences_of, trained_rows
 from muscle_hf.teachers.placing import is_sharded, shard, to_device
+from muscle_hf.teachers.start import start_from_teacher
 from muscle_hf.teachers.weights import base_of
 from muscle_hf.transfer.trainer import TransferMixin
 
@@ -86,6 +87,7 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin):
         self.muscle_objective = objective_of(args, mask)
         self.trained_tokens = args.trained_tokens if own else "labels"
         self._check_base = args.check_base if own else True
+        self._start_from = args.start_from if own else "new"
         self._models = {"old": (old_model, old_model_kwargs), "new": (new_model, new_model_kwargs)}
         self._peft_config = peft_config
         self.teachers: dict[str, Teacher] = {}
@@ -148,16 +150,18 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin):
         for teacher in self.teachers.values():
             keep_quantized_trainable(teacher.model)
             check_label_sets(self.kind, teacher.model, self.student)
+        if self._start_from == "old":
+            if self._peft_config is not None:
+                raise MuscleError(
+                    "start_from is 'old', but v2's task training is merged into model: v1's adapter would come on top "
+                    "of it. Pass v2's task model as a PeftModel, or leave start_from at 'new'"
+                )
+            start_from_teacher(self.student, self.teachers["old"])
         return self.student
 
     def _teacher(self, role: str, source: Any, arguments: Mapping[str, Any] | None) -> Teacher:
         def load() -> Teacher:
             return make_teacher(role, source, self.student, self.kind, arguments, check_base=self._check_base)
-
-        def load_and_place() -> Teacher:
-            teacher = load()
-            self._place(teacher)
-            return teacher
 
         cached = None
         if self._cache and isinstance(source, (str, os.PathLike)):
@@ -170,7 +174,8 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin):
                 folder=self._cache,
                 tokenizer=self._rows_tokenizer,
                 precision=os.environ.get("ACCELERATE_MIXED_PRECISION"),
-                load=load_and_place,
+                load=load,
+                place=self._place,
             )
         return load() if cached is None else cached
 

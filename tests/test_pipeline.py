@@ -13,6 +13,7 @@ import torch
 import yaml
 from hub_server import TOKEN, card_errors, front_matter
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from muscle_hf import demo
 from muscle_hf.cli.main import main
@@ -23,6 +24,7 @@ from muscle_hf.evaluation import read_predictions
 from muscle_hf.pipeline.config import TransferSettings
 from muscle_hf.pipeline.data import Splits
 from muscle_hf.pipeline.run import Run, load_result_predictions, run_task
+from muscle_hf.pipeline.steps import load_tokenizer
 from muscle_hf.pipeline.table import cells, columns, to_markdown
 
 pytestmark = pytest.mark.slow
@@ -223,6 +225,50 @@ def test_the_student_has_its_dropout_and_task_adapters_do_not_change(finished, t
         assert json.loads((tmp_path / "run" / name / "adapter_config.json").read_text())["lora_dropout"] == dropout
         before, after = (load_file(at / name / "adapter_model.safetensors") for at in (folder, tmp_path / "run"))
         assert all(torch.equal(before[key], after[key]) for key in before) == (dropout == 0)
+
+
+def test_control_and_compatibility_adapter_start_from_v1s_adapter_where_they_are_told_to(finished, tmp_path):
+    """A learning rate of nearly nothing leaves them where they start."""
+    folder, settings, splits, _, _ = finished
+    shutil.copytree(folder, tmp_path / "run")
+    training = {**settings.training, "start_from": "old", "learning_rate": 1e-9}
+    task_training = {"learning_rate": settings.training["learning_rate"]}
+    settings = dataclasses.replace(
+        settings, output_dir=str(tmp_path / "run"), training=training, task_training=task_training, control=True
+    )
+    said: list[str] = []
+    run_task(settings, demo.TASKS["routing"], splits, said.append)
+    done = [line.partition(":")[0] for line in said if "done before" in line]
+    assert done == ["Task adapter on v1", "Task adapter on v2"]
+    assert "Control: v1's adapter on v2, trained on with plain cross-entropy" in said
+    start = load_file(tmp_path / "run" / "old" / "adapter_model.safetensors")
+    for name in ("control", "muscle"):
+        weights = load_file(tmp_path / "run" / name / "adapter_model.safetensors")
+        assert all(torch.allclose(weights[key], start[key], atol=1e-6) for key in start)
+        config = json.loads((tmp_path / "run" / name / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == settings.new.base
+    assert "start_from" in (tmp_path / "run" / "muscle" / "muscle_provenance.json").read_text()
+    said.clear()
+    run_task(settings, demo.TASKS["routing"], splits, said.append)
+    assert sum("done before" in line for line in said) == 4
+
+
+def test_a_start_from_v1_on_a_base_of_another_size_is_refused_before_anything_is_trained(finished, tmp_path):
+    _, settings, splits, _, _ = finished
+    wide = AutoConfig.from_pretrained(settings.new.base)
+    wide.intermediate_size *= 2
+    AutoModelForCausalLM.from_config(wide).save_pretrained(tmp_path / "wide")
+    load_tokenizer(settings.new).save_pretrained(tmp_path / "wide")
+    settings = dataclasses.replace(
+        settings,
+        output_dir=str(tmp_path / "run"),
+        new=dataclasses.replace(settings.new, base=str(tmp_path / "wide")),
+        training={**settings.training, "start_from": "old"},
+    )
+    refusal = r"start_from is 'old', but .* layers have other shapes in the bases of v1 and v2"
+    with pytest.raises(MuscleError, match=refusal):
+        run_task(settings, demo.TASKS["routing"], splits)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_task_adapter_with_other_weights_is_another(finished, tmp_path):

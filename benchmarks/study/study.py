@@ -123,7 +123,7 @@ class Cell:
         """Of a method's adapter."""
         method = self.plan["methods"][name]
         plain = method["kind"] == "ce"
-        owner = self.versions["new"] if plain else self.update
+        owner = self.versions["new"] if plain and "start_from" not in method else self.update
         trial = trial or method["chosen"]
         return self.folder / owner / name / trial_name(trial) / (CONTROL if plain else COMPAT)
 
@@ -211,6 +211,8 @@ class Cell:
         old, new = self.version("old"), self.version("new")
         start = self.method(method["from"]) if "from" in method else new
         transfer = self._transfer(method)
+        if "start_from" in method:
+            arguments["start_from"] = method["start_from"]
         if method.get("steps") == "transfer":
             arguments["num_train_epochs"] *= 1 + len(transfer) / len(splits.train)
         rows = self._labelled()
@@ -219,7 +221,8 @@ class Cell:
         elif method["rows"] == "pseudo":
             rows = dataclasses.replace(rows, train=[*splits.train, *self._pseudo_labelled(new, transfer)])
         if method["kind"] == "ce":
-            run = self._run(adapter.parent, start, start, rows, dropout=method.get("dropout"), **arguments)
+            other = old if "start_from" in method else start
+            run = self._run(adapter.parent, other, start, rows, dropout=method.get("dropout"), **arguments)
         else:
             arguments |= {"teacher_cache": str(self.folder / "cache"), **method.get("training", {})}
             run = self._run(adapter.parent, old, start, rows, method.get("target"), method.get("dropout"), **arguments)

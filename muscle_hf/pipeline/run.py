@@ -100,6 +100,8 @@ class Run:
         self._checker = None if settings.data.transfer is None else _load_checker(settings.data.transfer.checker)
         self._check_target()
         self._check_folders()
+        if self._starts_from_old:
+            steps.check_start(settings.old, settings.new)
         self.data = self._tokenized(settings.new)
         defaults = {"report_to": "none", "logging_strategy": "epoch", "disable_tqdm": False, "save_strategy": "no"}
         defaults["eval_strategy"] = "epoch" if self.data.validates else "no"
@@ -210,6 +212,10 @@ class Run:
         more = self.settings.task_training if task else {}
         return steps.unpublished({**self.training, **more}, self.settings.plain_class)
 
+    @property
+    def _starts_from_old(self) -> bool:
+        return self.settings.training.get("start_from", "new") == "old"
+
     def _student(self) -> PeftModel:
         """v2 with its task adapter, to be trained on."""
         dropout = self.settings.student_dropout
@@ -226,11 +232,19 @@ class Run:
         def work(folder: Path) -> None:
             arguments = steps.training_arguments(self.settings.plain_class, training, folder)
             model = self._student()
+            if self._starts_from_old:
+                steps.start_from_old(model, self.side(OLD), self._how)
             steps.train_plainly(model, self.data, arguments, name="control")
 
         self.adapter(NEW)
-        what = "Control: v2's adapter, trained on with plain cross-entropy"
-        return self._once(CONTROL, what, self._student_key(self._task_key(NEW), training), work)
+        start = "v2's adapter"
+        key = [self._task_key(NEW), training]
+        if self._starts_from_old:
+            self.adapter(OLD)
+            start = "v1's adapter on v2"
+            key.append(self._task_key(OLD))
+        what = f"Control: {start}, trained on with plain cross-entropy"
+        return self._once(CONTROL, what, self._student_key(*key), work)
 
     def _compatibility(self) -> Path:
         def work(folder: Path) -> None:

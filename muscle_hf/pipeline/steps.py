@@ -16,6 +16,7 @@ from accelerate.utils import parse_flag_from_env
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedTokenizerBase,
@@ -40,6 +41,7 @@ from muscle_hf.teachers.checks import is_quantized
 from muscle_hf.teachers.kinds import CAUSAL_LM
 from muscle_hf.teachers.loading import load_model, load_task_model
 from muscle_hf.teachers.origin import origin_of
+from muscle_hf.teachers.start import check_bases, start_from
 from muscle_hf.trainer import MuscleTrainer
 from muscle_hf.transfer.prompts import TransferPrompts
 
@@ -145,6 +147,25 @@ def load_task_adapter(
         dropout=dropout,
         **how,
     )
+
+
+def start_from_old(model: PeftModel, old: ModelSettings, how: Mapping[str, Any]) -> None:
+    """Give v2's adapter the weights of v1's; v1's base is in memory while it does.
+
+    Raises:
+        MuscleError: The adapters differ in layers, shapes or scaling.
+    """
+    start_from(model, load_task_adapter(old, how, trainable=False))
+
+
+def check_start(old: ModelSettings, new: ModelSettings) -> None:
+    """Whether v1's adapter can be put on v2's base, from their configurations.
+
+    Raises:
+        MuscleError: Their layers differ.
+    """
+    configs = [AutoConfig.from_pretrained(side.base, revision=side.revision or "main") for side in (old, new)]
+    check_bases(*configs)
 
 
 # ---- Training ----

@@ -31,13 +31,21 @@ class CachedTeacher(Teacher):
         head: Its output head; the rest of its model has no weights.
         fingerprint: Whose rows are in the cache.
         load: Loads the whole teacher.
+        place: Puts it where it is to compute.
     """
 
-    def __init__(self, role: str, head: Head, fingerprint: Fingerprint, load: Callable[[], Teacher]):
+    def __init__(
+        self,
+        role: str,
+        head: Head,
+        fingerprint: Fingerprint,
+        load: Callable[[], Teacher],
+        place: Callable[[Teacher], None],
+    ):
         super().__init__(role)
         self.head = head
         self.fingerprint = fingerprint
-        self._load = load
+        self._load, self._place = load, place
         self._loaded: Teacher | None = None
 
     @property
@@ -54,12 +62,17 @@ class CachedTeacher(Teacher):
                 "and tasks, and, beside a cache with teacher_cache_top_k, for compute_metrics."
             )
             self._loaded = self._load()
+            self._place(self._loaded)
             # One layer, so that what listens at the head hears the whole model's forward as well.
             base_of(self._loaded.model).set_output_embeddings(self.head.module)
         return self._loaded
 
     def logits(self, inputs: Mapping[str, Any]) -> Tensor:
         return self.loaded().logits(inputs)
+
+    def whole(self) -> Teacher:
+        """The whole teacher, to look at its weights: not placed and not kept where it was not loaded before."""
+        return self._load() if self._loaded is None else self._loaded
 
     def adapter_weights(self) -> dict[str, Tensor]:
         return self.loaded().adapter_weights()
@@ -84,6 +97,7 @@ def cached_teacher(
     tokenizer: Any,
     precision: str | None,
     load: Callable[[], Teacher],
+    place: Callable[[Teacher], None],
 ) -> CachedTeacher | None:
     """A teacher on the hidden states that a cache holds of it.
 
@@ -97,6 +111,7 @@ def cached_teacher(
         tokenizer: Of the rows.
         precision: Accelerate's ``mixed_precision``.
         load: Loads the whole teacher.
+        place: Puts it where it is to compute.
 
     Returns:
         None where the cache holds nothing of this teacher, or where it takes the loaded model to know that.
@@ -123,6 +138,6 @@ def cached_teacher(
     except MuscleError as error:
         logger.info(f"The {role} model is loaded as a whole: {error}")
         return None
-    teacher = CachedTeacher(role, head, fingerprint, load)
+    teacher = CachedTeacher(role, head, fingerprint, load, place)
     teacher.source, teacher.revision = os.fspath(source), revision
     return teacher

@@ -1,0 +1,110 @@
+"""Where the student starts from: v2's task adapter, or v1's on v2's base.
+
+Two adapters that are trained on the same rows from different draws disagree on many answers, also on one and the same
+base; starting from v1's keeps what the draw decided (docs/study.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters
+from muscle_hf.teachers.cached import CachedTeacher
+from muscle_hf.teachers.checks import only_active_adapter
+from muscle_hf.teachers.teacher import AdapterTeacher, ModelTeacher, Teacher
+
+# What a LoRA's matrices are multiplied with, beyond their shapes.
+_SCALING = ("lora_alpha", "alpha_pattern", "use_rslora", "use_dora")
+_INSTEAD = "Train both adapters with one configuration on bases of one size, or leave start_from at 'new'"
+
+
+def start_from_teacher(student: PeftModel, teacher: Teacher) -> None:
+    """Give the student the weights of v1's adapter; dropout and the like stay as they are.
+
+    Args:
+        student: Its adapter ``default`` is that of v2, or a copy.
+        teacher: v1.
+
+    Raises:
+        MuscleError: v1 has no adapter, or one that does not fit; the student is as it was.
+    """
+    if isinstance(teacher, CachedTeacher):
+        teacher = teacher.whole()
+    if not isinstance(teacher, (AdapterTeacher, ModelTeacher)) or teacher.adapter is None:
+        raise MuscleError(f"start_from is 'old', but old_model has no adapter that v2's base could get. {_INSTEAD}")
+    start_from(student, teacher.model, teacher.adapter, STUDENT_ADAPTER)
+
+
+def start_from(model: PeftModel, old: PeftModel, old_adapter: str | None = None, adapter: str | None = None) -> None:
+    """Give an adapter the weights of another model's, whichever base that was trained on.
+
+    Args:
+        model: Has the adapter that is overwritten.
+        old: Has the adapter that is copied.
+        old_adapter: Its name; the active one by default.
+        adapter: The name of the one that is overwritten; the active one by default.
+
+    Raises:
+        MuscleError: The two are not of one kind, or differ in layers, shapes or scaling; nothing is changed.
+    """
+    old_adapter = old_adapter or only_active_adapter(old, "old_model")
+    adapter = adapter or only_active_adapter(model, "model")
+    theirs, own = old.peft_config[old_adapter], model.peft_config[adapter]
+    if theirs.peft_type != own.peft_type:
+        raise MuscleError(
+            f"start_from is 'old', but v1's adapter is of type {theirs.peft_type.value}, v2's of type "
+            f"{own.peft_type.value}. {_INSTEAD}"
+        )
+    weights, parameters = adapter_parameters(old, old_adapter), adapter_parameters(model, adapter)
+    _compare({key: w.shape for key, w in weights.items()}, {key: p.shape for key, p in parameters.items()}, "adapters")
+    for key in _SCALING:
+        if getattr(theirs, key, None) != getattr(own, key, None):
+            raise MuscleError(
+                f"start_from is 'old', but v1's adapter has {key}={getattr(theirs, key, None)}, v2's "
+                f"{key}={getattr(own, key, None)}, with which the same weights say something else. {_INSTEAD}"
+            )
+    with torch.no_grad():
+        for key, parameter in parameters.items():
+            parameter.copy_(weights[key])
+
+
+def check_bases(old: PreTrainedConfig, new: PreTrainedConfig) -> None:
+    """Whether an adapter on one causal language model can be put on another; no weights are made or read.
+
+    Args:
+        old: Configuration of v1's base.
+        new: Of v2's.
+
+    Raises:
+        MuscleError: Their linear layers differ in name or shape.
+    """
+    shapes = []
+    for config in (old, new):
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        head = model.get_output_embeddings()
+        layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear))
+        shapes.append({name: layer.weight.shape for name, layer in layers if layer is not head})
+    _compare(*shapes, "bases")
+
+
+def _compare(old: Mapping[str, torch.Size], new: Mapping[str, torch.Size], what: str) -> None:
+    only = sorted(old.keys() ^ new.keys())
+    if only:
+        raise MuscleError(
+            f"start_from is 'old', but {len(only)} layers are in one of the {what} of v1 and v2 alone ({only[0]}, "
+            f"...). {_INSTEAD}"
+        )
+    differ = [key for key in new if old[key] != new[key]]
+    if differ:
+        shapes = " and ".join(str(list(of[differ[0]])) for of in (old, new))
+        raise MuscleError(
+            f"start_from is 'old', but {len(differ)} of {len(new)} layers have other shapes in the {what} of v1 and "
+            f"v2 ({differ[0]}: {shapes}). {_INSTEAD}"
+        )
