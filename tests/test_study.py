@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -80,7 +82,8 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
                                  "test": 24}}  # fmt: skip
     names = ("ce", "ce_pseudo", "muscle", "transfer_chosen")
     plan["methods"] = {name: {**PLAN["methods"][name]} for name in names}
-    plan["methods"]["muscle"]["dropout"] = 0.1
+    plan["methods"]["muscle"] |= {"dropout": 0.1, "start_from": "old"}
+    plan["methods"]["ce_pseudo"]["start_from"] = "old"
     plan["groups"] = {"every": list(names)}
     plan["task_training"] = {"learning_rate": 1e-3, "epochs": 1}
     plan["tuning"] = {"cells": ["demo-routing"], "seeds": [0], "trials": [{"learning_rate": 1e-3, "epochs": 1}]}
@@ -114,6 +117,10 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
     record = json.loads((study / "records" / "demo-routing-seed0.json").read_text())
     assert record["models"]["muscle"]["adapter_sha256"] == hashlib.sha256(adapter.read_bytes()).hexdigest()
     assert record["models"]["muscle"]["training"]["dropout"] == 0.1
+    assert json.loads(adapter.with_name("muscle_provenance.json").read_text())["training"]["start_from"] == "old"
+    for name in ("muscle", "ce_pseudo"):
+        assert record["models"][name]["training"]["start_from"] == "old"
+    assert len(list((tmp_path / "runs/routing/seed0/demo/ce_pseudo").glob("*/control/*.safetensors"))) == 1
     assert json.loads(adapter.with_name("adapter_config.json").read_text())["lora_dropout"] == 0.1
     assert "| demo-routing, `muscle` | " in script("dial.py", *runs, "--cells", "demo-routing", "--methods", "muscle")
     assert "learned gate" in script("gate.py", *runs, "--cells", "demo-routing")
@@ -130,6 +137,26 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
     over_cells = {f"study_muscle-{figure}.svg" for figure in ("nfr", "acc_new")}
     assert {file.name for file in tmp_path.glob("benchmarks/results/study_*.svg")} == over_cells
     assert all(f"](../benchmarks/results/{file})" in text for file in over_cells)
+
+
+def test_flips_between_two_seeds_are_counted_over_all_pairs_with_the_same_items(monkeypatch):
+    monkeypatch.syspath_prepend(str(STUDY))
+    from answers import Answers
+    from compared import flips_between
+
+    def seed(items, v1, model):
+        return Answers({"v1": np.array(v1, float), "model": np.array(model, float)}, items=items)
+
+    seeds = (
+        seed("a", [1, 1, 0, 0], [0, 1, 0, 1]),
+        seed("a", [0, 1, 1, 1], [1, 1, 1, 0]),
+        seed("b", [1, 1, 1, 1], [0, 0, 0, 0]),
+    )
+    assert flips_between(seeds[:2], "v1", same=True) == 0
+    assert flips_between(seeds[:2], "v1", same=False) == (1 / 4 + 2 / 4) / 2
+    assert flips_between(seeds, "model", same=True) == (1 / 4 + 1 / 4 + 1) / 3
+    assert flips_between(seeds, "model", same=False) == (0 / 4 + 1 / 4) / 2
+    assert math.isnan(flips_between(seeds[1:], "model", same=False))
 
 
 def test_two_models_generate_by_the_mean_of_their_probabilities(monkeypatch):

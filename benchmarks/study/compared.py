@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 
 import numpy as np
-from answers import FIGURES, Answers
+from answers import FIGURES, V1, Answers
 from scipy.stats import ttest_1samp
 
 from muscle_hf.metrics import Estimate, bootstrap, cluster_sign_test, holm
@@ -85,6 +85,19 @@ def over_cells(
 def _corrected(found: Mapping[str, tuple[Estimate, float]]) -> dict[str, tuple[Estimate, float]]:
     corrected = holm([p for _, p in found.values()]) if found else []
     return {key: (estimate, p) for (key, (estimate, _)), p in zip(found.items(), corrected, strict=True)}
+
+
+def flips_between(seeds: Seeds, name: str, *, same: bool) -> float:
+    """How often a model is wrong where v1 is right, as the mean over pairs of v1 and model that are of the same seed,
+    or of two seeds; nan where no two seeds have the same items."""
+    pairs = [
+        (one, other)
+        for one in seeds
+        for other in with_model(seeds, name)
+        if (one is other) is same and one.items == other.items
+    ]
+    found = [np.mean(other.quality[name] < one.quality[V1]) for one, other in pairs]
+    return float(np.mean(found)) if found else math.nan
 
 
 def means(seeds: Seeds, name: str) -> dict[str, float]:

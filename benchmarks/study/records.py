@@ -143,7 +143,7 @@ def _training(cell: Cell, name: str) -> dict[str, Any]:
         version = cell.plan["versions"][cell.versions["old" if name == V1 else "new"]]
         return {**cell.plan["task_training"], **({"labelled": version["labelled"]} if "labelled" in version else {})}
     method = cell.plan["methods"][name]
-    told = ("rows", "steps", "transfer", "from", "dropout")
+    told = ("rows", "steps", "transfer", "from", "start_from", "dropout")
     known = {key: method[key] for key in told if key in method} | method["chosen"]
     file = cell.method_folder(name) / PROVENANCE_FILE
     if not file.is_file():

@@ -185,8 +185,8 @@ class RunSettings:
         student_dropout: Of v2's adapter while it is trained on, to the compatibility adapter or the control, in
             [0, 1); its own by default.
         compatibility: Train the compatibility adapter; without it the update itself is measured.
-        control: Beside the compatibility adapter, also train v2's adapter on with plain cross-entropy for as many
-            steps, to compare with.
+        control: Beside the compatibility adapter, also train v2's adapter (v1's on v2's base with
+            ``training.start_from: old``) on with plain cross-entropy for as many steps, to compare with.
         max_new_tokens: Of an answer to a test item that is generated; the task's by default.
         eval_batch_size: Sequences per forward pass in the final evaluation; chosen automatically by default.
         dtype: Weights of the bases: ``auto`` (as saved), ``float32``, ``bfloat16``, ``float16``.

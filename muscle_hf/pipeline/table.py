@@ -95,9 +95,9 @@ class Result:
         if control is None or not control.quality_change.low > 0:
             return []
         return [
-            "v2's adapter has not converged: trained on with plain cross-entropy, as the control, it gets better by "
-            f"{interval_text(control.quality_change)} points. Compatibility would hold it where it is: start from the "
-            "control's adapter, as new.adapter of a run with an output_dir of its own"
+            "v2's adapter has not converged: plain cross-entropy alone, the control, is better by "
+            f"{interval_text(control.quality_change)} points. Compatibility follows v2 as it is: give the control's "
+            "adapter as new.adapter to a run with an output_dir of its own"
         ]
 
     def to_dict(self) -> dict[str, Any]:
