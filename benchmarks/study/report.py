@@ -63,13 +63,10 @@ AGAINST = {
         ("transfer_mean_dropout", "long_transfer_mean_dropout"),
         "The same against twice as many steps (`ce_longer_dropout`), as many as `long_transfer_mean_dropout` has:",
     ),
-    "ce_long_from_old": (
-        ("transfer_mean", "transfer_mean_from_old"),
-        "Against plain CE that starts from v1's adapter on v2's base, too (`ce_long_from_old`):",
-    ),
     "ce_long_dropout_from_old": (
         ("transfer_mean_dropout", "transfer_mean_dropout_from_old"),
-        "The same with dropout, and all transfer rows there are (`ce_long_dropout_from_old`):",
+        "And against plain CE that starts from v1's adapter on v2's base, with dropout and as many steps "
+        "(`ce_long_dropout_from_old`):",
     ),
 }
 PICTURES = (

@@ -29,9 +29,9 @@ Parts = Mapping[str, tuple[Seeds, dict[str, dict]]]
 
 # Methods that most cells have, in the tables over all cells.
 SHOWN = ("ce_long", "ce_pseudo", "muscle", "muscle_ce", "focal_ce", "transfer_mean", "transfer_mean_ce",
-         "transfer_calibrated", "long_transfer_mean", "transfer_mean_from_old")  # fmt: skip
+         "transfer_calibrated", "long_transfer_mean")  # fmt: skip
 # What the goals of the study are held against.
-FOR_GOALS = ("transfer_mean", "transfer_mean_from_old", "transfer_mean_dropout", "long_transfer_mean_dropout",
+FOR_GOALS = ("transfer_mean", "transfer_mean_dropout", "long_transfer_mean_dropout",
              "transfer_mean_dropout_from_old")  # fmt: skip
 
 
