@@ -266,6 +266,16 @@ def test_the_card_without_a_comparison_says_so(adapter: Path):
     assert "model-index" not in text
 
 
+def test_the_card_says_where_the_student_started(adapter: Path):
+    assert "started from the old model" not in render_card(adapter).text
+    provenance = json.loads((adapter / "muscle_provenance.json").read_text())
+    provenance["training"]["start_from"] = "old"
+    (adapter / "muscle_provenance.json").write_text(json.dumps(provenance))
+    text = render_card(adapter).text
+    assert "started from the old model's adapter, put on the new base" in " ".join(text.split())
+    assert "| `start_from` | `old` |" in text
+
+
 def test_flips_logged_in_training_are_shown_where_there_is_no_comparison(adapter: Path):
     provenance = json.loads((adapter / "muscle_provenance.json").read_text())
     logged = {"eval_acc": 0.7, "eval_acc_old": 0.6, "eval_acc_new": 0.65, "eval_nfr": 0.05, "eval_nfr_new": 0.1}

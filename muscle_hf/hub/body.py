@@ -148,6 +148,7 @@ def card_context(card: Card, picture_names: list[str], curves_file: str) -> dict
         "dial": _dial(provenance.get("dial")),
         "objective": [(_words(name), code(value)) for name, value in provenance["objective"].items()],
         "other_mask": provenance["objective"].get("mask") != "student_wrong",
+        "from_old": provenance["training"].get("start_from") == "old",
         "data": list(_data_rows(card)),
         "settings": list(_setting_rows(card)),
         "curves": Markdown(curves_file) if curves_file in picture_names else None,
