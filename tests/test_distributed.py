@@ -116,8 +116,11 @@ def make(folder, models, batch, *, shared=False, **settings):
     return trainer, gradients
 
 
-# Of a run that is neither evaluated nor saved.
-BARE = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "max_steps": 2}
+# Of a run that is neither evaluated nor saved. Nothing is clipped: DeepSpeed's gradients are kept before it clips them.
+BARE = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "max_steps": 2,
+        "max_grad_norm": 1e6}  # fmt: skip
+# v1 on a base of its own, on v2's, and with a student that starts from its adapter.
+VARIANTS = {"own base": {}, "one base": {"shared": True}, "from old": {"start_from": "old"}}
 
 
 def losses(trainer):
@@ -139,7 +142,7 @@ def is_sharded(model):
 
 def worker(folder: Path, models: Path) -> None:
     """What each process does: train with evaluation and checkpoints, save, and go on from the second checkpoint; then
-    train with recomputed activations, with v1 on a base of its own and on v2's.
+    train with recomputed activations, as each of VARIANTS.
     """
     trainer, gradients = make(folder / "run", models, 2, ddp_backend="gloo")
     rank = trainer.args.process_index
@@ -154,11 +157,11 @@ def worker(folder: Path, models: Path) -> None:
     again.train(resume_from_checkpoint=str(folder / "run" / "checkpoint-2"))
     again.save_model(str(folder / "resumed"))
     result["resumed"] = losses(again)[-2:]
-    for shared in (False, True):
+    for variant, settings in VARIANTS.items():
         recomputing = {**BARE, "ddp_backend": "gloo", "activation_checkpointing": True}
-        trainer, gradients = make(folder / "recomputed", models, 2, shared=shared, **recomputing)
+        trainer, gradients = make(folder / "recomputed", models, 2, **settings, **recomputing)
         trainer.train()
-        result[f"recomputed {shared}"], kept[f"recomputed {shared}"] = losses(trainer), gradients.kept
+        result[variant], kept[variant] = losses(trainer), gradients.kept
     if rank == 0:
         torch.save(kept, folder / "gradients.pt")
     (folder / f"result-{rank}.json").write_text(json.dumps(result))
@@ -252,11 +255,14 @@ def alone(models, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def on_one_base(models, tmp_path_factory):
-    """One process, v1 on v2's base, nothing recomputed."""
-    trainer, gradients = make(tmp_path_factory.mktemp("shared"), models, 4, shared=True, **BARE)
-    trainer.train()
-    return losses(trainer), gradients.kept
+def variants(models, tmp_path_factory):
+    """Of each of VARIANTS the losses and gradients in one process, with nothing recomputed."""
+    found = {}
+    for variant, settings in VARIANTS.items():
+        trainer, gradients = make(tmp_path_factory.mktemp("variant"), models, 4, **settings, **BARE)
+        trainer.train()
+        found[variant] = losses(trainer), gradients.kept
+    return found
 
 
 PYTHON_H = Path(sysconfig.get_paths()["include"], "Python.h")
@@ -283,7 +289,7 @@ def assert_gradients(got, expected):
 @pytest.mark.parametrize(
     "name", ["ddp", "fsdp2", pytest.param("zero2", marks=zero), pytest.param("zero3", marks=zero)]
 )
-def test_two_processes_do_what_one_does(name, models, alone, on_one_base, extensions, tmp_path):
+def test_two_processes_do_what_one_does(name, models, alone, variants, extensions, tmp_path):
     folder, trainer, gradients = alone
     expected, sharded = losses(trainer), name in ("fsdp2", "zero3")
     results = in_two_processes(CONFIGS / f"{name}.yaml", tmp_path, models, extensions)
@@ -293,12 +299,12 @@ def test_two_processes_do_what_one_does(name, models, alone, on_one_base, extens
         assert result["best"] == trainer.state.best_global_step
         assert result["sharded"] == {"old": sharded, "student": sharded}
         assert result["gradient_norms"] == pytest.approx(gradient_norms(trainer), rel=1e-4)
-        assert_figures(result["recomputed False"], [entry for entry in expected if "loss" in entry][:2])
-        assert_figures(result["recomputed True"], on_one_base[0])
+        for variant, (figures, _) in variants.items():
+            assert_figures(result[variant], figures)
     kept = torch.load(tmp_path / "gradients.pt")
     assert_gradients(kept["run"], gradients)
-    assert_gradients(kept["recomputed False"], gradients)
-    assert_gradients(kept["recomputed True"], on_one_base[1])
+    for variant, (_, those) in variants.items():
+        assert_gradients(kept[variant], those)
     reference = load_file(folder / "best" / "adapter_model.safetensors")
     last = load_file(folder / "run" / "checkpoint-4" / "adapter_model.safetensors")
     for got, wanted in (("best", reference), ("resumed", last), ("run/checkpoint-4", last)):
