@@ -116,7 +116,7 @@ def make(folder, models, batch, *, shared=False, **settings):
     return trainer, gradients
 
 
-# Of a run that is neither evaluated nor saved. Nothing is clipped: DeepSpeed's gradients are kept before it clips them.
+# Of a run that is neither evaluated nor saved. Nothing is clipped: DeepSpeed's gradients are kept before it would.
 BARE = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "max_steps": 2,
         "max_grad_norm": 1e6}  # fmt: skip
 # v1 on a base of its own, on v2's, and with a student that starts from its adapter.

@@ -16,7 +16,8 @@ from muscle_hf.report.markup import Markup
 # In a cell's picture, where more would hide each other.
 DRAWN = ("ce", "ce_long", "muscle", "muscle_ce", "focal_ce", "transfer_mean", "transfer_calibrated",
          "long_transfer_mean", "long_transfer_calibrated",
-         "ce_longer_dropout", "long_transfer_mean_dropout")  # fmt: skip
+         "ce_longer_dropout", "long_transfer_mean_dropout", "ce_long_dropout_from_old",
+         "transfer_mean_dropout_from_old")  # fmt: skip
 # Over all cells: methods, each against its control.
 PAIRS = (("muscle", CONTROL), ("long_transfer_mean", "ce_longer"))
 
