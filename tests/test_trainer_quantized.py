@@ -109,6 +109,20 @@ def test_old_model_by_path(adapter, given, folders, tmp_path):
     check_training(trainer)
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_student_on_a_quantized_base_starts_from_v1s_adapter(scheme, folders, tmp_path):
+    old = task_model(folders, scheme, "v1-task", "v1")
+    start = snapshot(adapter_parameters(old, "default"))
+    trainer = builders.trainer(
+        tmp_path, task_model(folders, scheme), old, train_dataset=rows(folders), start_from="old", learning_rate=0.02
+    )
+    student = adapter_parameters(trainer.model, "default")
+    assert all(torch.equal(student[name], start[name]) for name in start)
+    assert trainer.evaluate(rows(folders))["eval_kl_new"] > 0
+    trainer.train()
+    assert all(not torch.equal(student[name], start[name]) for name in start)
+
+
 def test_old_model_may_be_loaded_unquantized(folders, tmp_path):
     trainer = builders.trainer(
         tmp_path, task_model(folders, "NF4"), folders / "v1-task", old_model_kwargs={"quantization_config": None}
