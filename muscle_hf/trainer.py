@@ -28,7 +28,7 @@ from muscle_hf.losses.masks import MaskFunction
 from muscle_hf.losses.sums import FIGURES, mean_terms, sum_terms
 from muscle_hf.passes import NO_TEMPERATURES, make_passes
 from muscle_hf.provenance import Provenance
-from muscle_hf.refusals import refuse_missing_weights, refuse_unsupported
+from muscle_hf.refusals import refuse_missing_weights, refuse_start, refuse_unsupported
 from muscle_hf.saving import SavingMixin
 from muscle_hf.teachers import ModelTeacher, Teacher, kind_of, make_student, make_teacher
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, keep_quantized_trainable
@@ -136,6 +136,7 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin):
         self._operations_per_token: int | None = None
         keep_quantized_trainable(model)
         self.student, new = make_student(model, self._peft_config, check_base=self._check_base)
+        refuse_start(self._start_from, self._peft_config)
         self.kind = kind_of(self.student)
         old_model, old_arguments = self._models["old"]
         new_model, new_arguments = self._models["new"]
@@ -151,11 +152,6 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin):
             keep_quantized_trainable(teacher.model)
             check_label_sets(self.kind, teacher.model, self.student)
         if self._start_from == "old":
-            if self._peft_config is not None:
-                raise MuscleError(
-                    "start_from is 'old', but v2's task training is merged into model: v1's adapter would come on top "
-                    "of it. Pass v2's task model as a PeftModel, or leave start_from at 'new'"
-                )
             start_from_teacher(self.student, self.teachers["old"])
         return self.student
 

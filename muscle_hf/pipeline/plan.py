@@ -129,13 +129,10 @@ class StepPlan:
 
 def size_of_config(name: str, config: PreTrainedConfig, lora: LoraSettings) -> ModelSize:
     """Count a model from its configuration; no weights are made or read."""
-    import torch
-    from transformers import AutoModelForCausalLM
+    from muscle_hf.teachers.blueprint import blueprint, linear_layers
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    head = model.get_output_embeddings()
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
+    model = blueprint(config)
+    layers = linear_layers(model)
     named = [lora.target_modules] if isinstance(lora.target_modules, str) else lora.target_modules
     chosen = [m for name, m in layers.items() if "all-linear" in named or name.split(".")[-1] in named]
     text = config.get_text_config()

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 
 import torch
 from peft import PeftModel
-from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters
+from muscle_hf.teachers.blueprint import blueprint, linear_layers
 from muscle_hf.teachers.cached import CachedTeacher
 from muscle_hf.teachers.checks import only_active_adapter
 from muscle_hf.teachers.teacher import AdapterTeacher, ModelTeacher, Teacher
@@ -84,14 +84,8 @@ def check_bases(old: PreTrainedConfig, new: PreTrainedConfig) -> None:
     Raises:
         MuscleError: Their linear layers differ in name or shape.
     """
-    shapes = []
-    for config in (old, new):
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        head = model.get_output_embeddings()
-        layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear))
-        shapes.append({name: layer.weight.shape for name, layer in layers if layer is not head})
-    _compare(*shapes, "bases")
+    layers = (linear_layers(blueprint(config)) for config in (old, new))
+    _compare(*({name: layer.weight.shape for name, layer in of.items()} for of in layers), "bases")
 
 
 def _compare(old: Mapping[str, torch.Size], new: Mapping[str, torch.Size], what: str) -> None:
