@@ -153,14 +153,11 @@ def goals(parts: Parts) -> list[str]:
             continue
         flips = [_marked(seeds, here, reference) for reference in (V2, CONTROL)]
         accuracy = changes(seeds, here, CONTROL, "acc_new")
-        row = [cell]
-        for name in FOR_GOALS:
-            if name not in here:
-                row.append("")
-                continue
-            estimate, p = accuracy[name]
-            row.append(" / ".join([*(of[name] for of in flips), f"{100 * estimate.value:+.2f}{_star(p)}"]))
-        lines.append("| " + " | ".join(row) + " |")
+        texts = {
+            name: " / ".join([*(of[name] for of in flips), f"{100 * estimate.value:+.2f}{_star(p)}"])
+            for name, (estimate, p) in accuracy.items()
+        }
+        lines.append("| " + " | ".join([cell, *(texts.get(name, "") for name in FOR_GOALS)]) + " |")
     return lines
 
 
