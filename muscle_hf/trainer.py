@@ -12,12 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.trainer_utils import (
-    BestRun,
-    EvalLoopOutput,
-    TrainOutput,
-    default_compute_objective,
-)
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import logging
 
 from muscle_hf.config import MuscleConfig, objective_of
@@ -25,11 +20,12 @@ from muscle_hf.data import nothing_to_train_on, require_labels, require_trained_
 from muscle_hf.errors import MuscleError
 from muscle_hf.hub.trainer import HubMixin
 from muscle_hf.losses.masks import MaskFunction
-from muscle_hf.losses.sums import FIGURES, mean_terms, sum_terms
+from muscle_hf.losses.sums import mean_terms, sum_terms
 from muscle_hf.passes import NO_TEMPERATURES, make_passes
 from muscle_hf.provenance import Provenance
 from muscle_hf.refusals import refuse_missing_weights, refuse_start, refuse_unsupported
 from muscle_hf.saving import SavingMixin
+from muscle_hf.search import SearchMixin
 from muscle_hf.teachers import ModelTeacher, Teacher, kind_of, make_student, make_teacher
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, keep_quantized_trainable
 from muscle_hf.teachers.cached import CachedTeacher, cached_teacher
@@ -46,7 +42,7 @@ logger = logging.get_logger(__name__)
 _MASK_COLUMNS = {"completion": "completion_mask", "assistant": "assistant_masks"}
 
 
-class MuscleMixin(TransferMixin, SavingMixin, HubMixin):
+class MuscleMixin(TransferMixin, SavingMixin, HubMixin, SearchMixin):
     """The MUSCLE objective for ``transformers.Trainer`` and trainers derived from it.
 
     Comes before the trainer among the bases: ``class MuscleTrainer(MuscleMixin, Trainer)``, whose arguments are
@@ -174,30 +170,6 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin):
                 place=self._place,
             )
         return load() if cached is None else cached
-
-    def call_model_init(self, trial: Any = None) -> nn.Module:
-        return self._cast(super().call_model_init(trial))
-
-    def _hp_search_setup(self, trial: Any) -> None:
-        super()._hp_search_setup(trial)
-        if self.model_init is None:
-            return
-        # The models are new, and a trial's values are in the arguments now: what was made of either is made again.
-        self.muscle_objective = objective_of(self.args, self._mask)
-        refuse_unsupported(self)
-        for teacher in self.teachers.values():
-            self._place(teacher)
-        self._passes = make_passes(self)
-
-    def hyperparameter_search(
-        self,
-        hp_space: Callable[[Any], dict[str, float]] | None = None,
-        compute_objective: Callable[[dict[str, float]], float] | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> BestRun | list[BestRun]:
-        """As Trainer's: minimises the loss unless ``compute_metrics`` or ``compute_objective`` says otherwise."""
-        return super().hyperparameter_search(hp_space, compute_objective or _search_objective, *args, **kwargs)
 
     def _place(self, teacher: Teacher) -> None:
         """Put a teacher with a base of its own on the student's device and in its precision."""
@@ -493,8 +465,3 @@ class MuscleTrainer(MuscleMixin, Trainer):
     Raises:
         MuscleError: Something does not fit, before anything is trained; the message says what to do.
     """
-
-
-def _search_objective(metrics: dict[str, float]) -> float:
-    # Trainer's default adds up whatever is there beside the loss: the user's metrics, but not the objective's parts.
-    return default_compute_objective({k: v for k, v in metrics.items() if k.removeprefix("eval_") not in FIGURES})

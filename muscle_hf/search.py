@@ -1,0 +1,47 @@
+"""Hyper-parameter searches of a trainer: each trial has models, teachers and an objective of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from transformers.trainer_utils import BestRun, default_compute_objective
+
+from muscle_hf.config import objective_of
+from muscle_hf.losses.sums import FIGURES
+from muscle_hf.passes import make_passes
+from muscle_hf.refusals import refuse_unsupported
+
+
+class SearchMixin:
+    """What ``MuscleMixin`` does anew in each trial of ``hyperparameter_search``."""
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        return self._cast(super().call_model_init(trial))
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        super()._hp_search_setup(trial)
+        if self.model_init is None:
+            return
+        # The models are new, and a trial's values are in the arguments now: what was made of either is made again.
+        self.muscle_objective = objective_of(self.args, self._mask)
+        refuse_unsupported(self)
+        for teacher in self.teachers.values():
+            self._place(teacher)
+        self._passes = make_passes(self)
+
+    def hyperparameter_search(
+        self,
+        hp_space: Callable[[Any], dict[str, float]] | None = None,
+        compute_objective: Callable[[dict[str, float]], float] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> BestRun | list[BestRun]:
+        """As Trainer's: minimises the loss unless ``compute_metrics`` or ``compute_objective`` says otherwise."""
+        return super().hyperparameter_search(hp_space, compute_objective or _search_objective, *args, **kwargs)
+
+
+def _search_objective(metrics: dict[str, float]) -> float:
+    # Trainer's default adds up whatever is there beside the loss: the user's metrics, but not the objective's parts.
+    return default_compute_objective({k: v for k, v in metrics.items() if k.removeprefix("eval_") not in FIGURES})
