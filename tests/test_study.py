@@ -38,17 +38,19 @@ def test_methods_are_settings(name, tmp_path):
     assert method.pop("start_from", "old") == "old"
     MuscleConfig(str(tmp_path), use_cpu=True, **{**PLAN["training"], **method.pop("training", {})})
     assert method.pop("target", "chosen") == "chosen"
-    assert TUNED[method.pop("settings_of", name)] in PLAN["tuning"]["trials"] and not method
+    assert TUNED[PLAN["tuning"]["cell"]][method.pop("settings_of", name)] in PLAN["tuning"]["trials"] and not method
 
 
 def test_cells_name_what_there_is():
     grouped = [name for group in PLAN["groups"].values() for name in group]
-    assert sorted(grouped) == sorted(PLAN["methods"])
+    assert set(grouped) == set(PLAN["methods"])
     for cell in PLAN["cells"].values():
         update = PLAN["updates"][cell["update"]]
         assert cell["task"] in PLAN["tasks"] and set(update.values()) <= set(PLAN["versions"])
         assert set(cell["groups"]) <= set(PLAN["groups"])
-    assert set(PLAN["tuning"]["cells"]) <= set(PLAN["cells"]) and set(PLAN["tuning"]["seeds"]) <= set(PLAN["seeds"])
+    tuned_on = {cell["tuned_on"] for cell in PLAN["cells"].values() if "tuned_on" in cell}
+    assert tuned_on | {PLAN["tuning"]["cell"]} == set(TUNED) <= set(PLAN["cells"])
+    assert set(PLAN["tuning"]["seeds"]) <= set(PLAN["seeds"])
 
 
 @pytest.mark.parametrize("name", [name for name, rows in PLAN["tasks"].items() if rows["source"] != "demo"])
@@ -86,7 +88,7 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
     plan["methods"]["ce_pseudo"]["start_from"] = "old"
     plan["groups"] = {"every": list(names)}
     plan["task_training"] = {"learning_rate": 1e-3, "epochs": 1}
-    plan["tuning"] = {"cells": ["demo-routing"], "seeds": [0], "trials": [{"learning_rate": 1e-3, "epochs": 1}]}
+    plan["tuning"] = {"cell": "demo-routing", "seeds": [0], "trials": [{"learning_rate": 1e-3, "epochs": 1}]}
     study = tmp_path / "benchmarks" / "study"
     study.mkdir(parents=True)
     (tmp_path / "benchmarks" / "results").mkdir()
@@ -106,7 +108,7 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
 
     runs = ("--runs", "runs")
     script("tune.py", *runs)
-    chosen = yaml.safe_load((study / "tuned.yaml").read_text())
+    chosen = yaml.safe_load((study / "tuned.yaml").read_text())["demo-routing"]
     assert list(chosen) == list(plan["methods"]) and all(
         trial == plan["tuning"]["trials"][0] for trial in chosen.values()
     )

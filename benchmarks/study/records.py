@@ -58,7 +58,7 @@ def write_record(cell: Cell) -> Path:
     """Record the finished models of a cell beside those that its record has with the settings that tuning chose; a
     record of other task adapters is replaced."""
     folders = {V1: cell.version_folder("old"), V2: cell.version_folder("new")}
-    folders |= {name: cell.method_folder(name) for name, method in cell.plan["methods"].items() if method["chosen"]}
+    folders |= {name: cell.method_folder(name) for name in cell.chosen}
     predictions = {
         name: read_predictions(file) for name, folder in folders.items() if (file := _answers(folder)).is_file()
     }
@@ -144,7 +144,7 @@ def _training(cell: Cell, name: str) -> dict[str, Any]:
         return {**cell.plan["task_training"], **({"labelled": version["labelled"]} if "labelled" in version else {})}
     method = cell.plan["methods"][name]
     told = ("rows", "steps", "transfer", "from", "start_from", "dropout")
-    known = {key: method[key] for key in told if key in method} | method["chosen"]
+    known = {key: method[key] for key in told if key in method} | cell.chosen[name]
     file = cell.method_folder(name) / PROVENANCE_FILE
     if not file.is_file():
         return known
@@ -154,7 +154,7 @@ def _training(cell: Cell, name: str) -> dict[str, Any]:
 
 
 def _is_as_tuned(cell: Cell, name: str, model: dict[str, Any]) -> bool:
-    chosen = cell.plan["methods"].get(name, {}).get("chosen")
+    chosen = cell.chosen.get(name)
     return chosen is not None and chosen.items() <= model["training"].items()
 
 

@@ -22,6 +22,7 @@ from study import ROOT, load_plan, trial_name
 from tables import (
     FOR_GOALS,
     SHOWN,
+    Parts,
     against,
     both_tests,
     cell_table,
@@ -125,6 +126,16 @@ def chosen_targets(read: Mapping[int, Answers]) -> str:
     return f" Targets chosen: {', '.join(masks)}." if masks else ""
 
 
+def settings(plan: Mapping[str, Any], parts: Parts) -> str:
+    """What tuning chose for the methods that are recorded, a line for each cell that methods were tuned on."""
+    chosen: dict[str, dict[str, str]] = {}
+    for cell, (_, figures) in parts.items():
+        tuned = chosen.setdefault(plan["cells"][cell].get("tuned_on", plan["tuning"]["cell"]), {})
+        found = plan["cells"][cell]["chosen"]
+        tuned |= {name: f"`{name}` {trial_name(trial, ', ')}" for name, trial in found.items() if name in figures}
+    return "\n\n".join(f"Settings tuned on {cell}: {'; '.join(tuned.values())}." for cell, tuned in chosen.items())
+
+
 def write_report(plan: Mapping[str, Any]) -> None:
     """Write what the records of the plan's cells say into the results and the documents."""
     parts, texts = {}, []
@@ -146,9 +157,6 @@ def write_report(plan: Mapping[str, Any]) -> None:
             f"{'mean similarity' if seeds[0].scored else 'accuracy'} of v1 {100 * figures[V2]['acc_old']:.2f}."
             f"{chosen_targets(read)}\n\n" + "\n".join(lines) + f"\n\n![Accuracy against negative flips]({file})\n"
         )
-    done = {name for _, figures in parts.values() for name in figures}
-    chosen = {name: method["chosen"] for name, method in plan["methods"].items() if name in done}
-    settings = "; ".join(f"`{name}` {trial_name(trial, ', ')}" for name, trial in chosen.items())
     cells = {name: seeds for name, (seeds, _) in parts.items()}
     pictures = pictures_over_cells(cells, plan["methods"])
     summed_up, ablation = ("\n".join(make(parts, plan["methods"])) for make in (summary, table_7))
@@ -171,7 +179,7 @@ def write_report(plan: Mapping[str, Any]) -> None:
         "there):\n\n"
         + "\n".join(published())
         + "\n\nThe masks of its Table 7, changes of NFR against v2 / against plain CE (\\* p < 0.05 after "
-        "Holm):\n\n" + ablation + f"\n\nSettings: {settings}.\n\n" + "\n".join(texts)
+        "Holm):\n\n" + ablation + f"\n\n{settings(plan, parts)}\n\n" + "\n".join(texts)
     )
     (RESULTS / "study.md").write_text(text, encoding="utf-8")
     controls = [

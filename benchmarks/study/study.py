@@ -41,13 +41,14 @@ TUNED = Path(__file__).with_name("tuned.yaml")
 
 
 def load_plan() -> dict[str, Any]:
-    """The plan; methods have the settings of their tuning in `chosen`, once there are any, cells their `methods`."""
+    """The plan; cells have their `methods`, and in `chosen` the settings that tuning gave each, once there are any."""
     plan = yaml.safe_load(PLAN.read_text(encoding="utf-8"))
     tuned = yaml.safe_load(TUNED.read_text(encoding="utf-8")) if TUNED.is_file() else {}
-    for name, method in plan["methods"].items():
-        method["chosen"] = tuned.get(method.get("settings_of", name))
     for cell in plan["cells"].values():
         cell["methods"] = [name for group in cell["groups"] for name in plan["groups"][group]]
+        found = tuned.get(cell.get("tuned_on", plan["tuning"]["cell"]), {})
+        named = {name: found.get(method.get("settings_of", name)) for name, method in plan["methods"].items()}
+        cell["chosen"] = {name: settings for name, settings in named.items() if settings is not None}
     return plan
 
 
@@ -110,6 +111,7 @@ class Cell:
         cell = self.plan["cells"][self.name]
         self.update, self.task_name = cell["update"], cell["task"]
         self.versions: dict[str, str] = self.plan["updates"][self.update]
+        self.chosen: dict[str, dict[str, float]] = cell["chosen"]
         self.folder = self.runs / self.task_name / f"seed{self.seed}"
         self._models: dict[str, ModelSettings] = {}
 
@@ -124,7 +126,7 @@ class Cell:
         method = self.plan["methods"][name]
         plain = method["kind"] == "ce"
         owner = self.versions["new"] if plain and "start_from" not in method else self.update
-        trial = trial or method["chosen"]
+        trial = trial or self.chosen[name]
         return self.folder / owner / name / trial_name(trial) / (CONTROL if plain else COMPAT)
 
     @property
@@ -207,7 +209,7 @@ class Cell:
             trial: Learning rate and epochs; those that tuning chose by default.
         """
         method, splits = self.plan["methods"][name], self.rows[2]
-        adapter, arguments = self.method_folder(name, trial), _arguments(trial or method["chosen"])
+        adapter, arguments = self.method_folder(name, trial), _arguments(trial or self.chosen[name])
         old, new = self.version("old"), self.version("new")
         start = self.method(method["from"]) if "from" in method else new
         transfer = self._transfer(method)
