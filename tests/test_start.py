@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 
 from muscle_hf import MuscleError
-from muscle_hf.pipeline.config import ModelSettings
+from muscle_hf.pipeline.config import LoraSettings, ModelSettings
 from muscle_hf.pipeline.steps import check_start
 from muscle_hf.teachers import AdapterTeacher, ModelTeacher
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters
@@ -150,9 +150,20 @@ def test_bases_of_two_sizes_are_told_from_their_configurations(tmp_path):
         "wider": {"intermediate_size": 48},
     }.items():
         builders.llama(0, **shape).save_pretrained(tmp_path / name)
-    sides = {name: ModelSettings(str(tmp_path / name)) for name in ("v1", "v2", "deeper", "wider")}
-    check_start(sides["v1"], sides["v2"])
+    sides = {name: ModelSettings(str(tmp_path / name)) for name in ("v1", "v2", "deeper", "wider", "nowhere")}
+    lora = LoraSettings()
+    check_start(sides["v1"], sides["v2"], lora)
     with pytest.raises(MuscleError, match="7 layers are in one of the bases of v1 and v2 alone"):
-        check_start(sides["v1"], sides["deeper"])
+        check_start(sides["v1"], sides["deeper"], lora)
     with pytest.raises(MuscleError, match=r"3 of 7 layers have other shapes in the bases .*\[32, 16\] and \[48, 16\]"):
-        check_start(sides["v1"], sides["wider"])
+        check_start(sides["v1"], sides["wider"], lora)
+    # Only where the adapter is: as told, or as v1's adapter has it.
+    attention = ["q_proj", "v_proj"]
+    check_start(sides["v1"], sides["wider"], LoraSettings(target_modules=attention))
+    task_model(V1, 10, target_modules=attention).save_pretrained(tmp_path / "adapter")
+    trained = ModelSettings(str(tmp_path / "v1"), adapter=str(tmp_path / "adapter"))
+    check_start(trained, sides["wider"], lora)
+    with pytest.raises(MuscleError, match="1 of 1 layers have other shapes"):
+        check_start(sides["v1"], sides["wider"], LoraSettings(target_modules=r".*\.0\.mlp\.up_proj"))
+    with pytest.raises(MuscleError, match=r"the bases cannot be compared: .*nowhere"):
+        check_start(sides["v1"], sides["nowhere"], lora)

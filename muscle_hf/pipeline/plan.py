@@ -129,12 +129,11 @@ class StepPlan:
 
 def size_of_config(name: str, config: PreTrainedConfig, lora: LoraSettings) -> ModelSize:
     """Count a model from its configuration; no weights are made or read."""
-    from muscle_hf.teachers.blueprint import blueprint, linear_layers
+    from muscle_hf.teachers.blueprint import blueprint, linear_layers, target_layers
 
     model = blueprint(config)
     layers = linear_layers(model)
-    named = [lora.target_modules] if isinstance(lora.target_modules, str) else lora.target_modules
-    chosen = [m for name, m in layers.items() if "all-linear" in named or name.split(".")[-1] in named]
+    chosen = target_layers(model, lora.target_modules).values()
     text = config.get_text_config()
     mlp = max((max(m.in_features, m.out_features) for m in layers.values()), default=text.hidden_size)
     return ModelSize(

@@ -101,7 +101,7 @@ class Run:
         self._check_target()
         self._check_folders()
         if self._starts_from_old:
-            steps.check_start(settings.old, settings.new)
+            steps.check_start(settings.old, settings.new, settings.lora)
         self.data = self._tokenized(settings.new)
         defaults = {"report_to": "none", "logging_strategy": "epoch", "disable_tqdm": False, "save_strategy": "no"}
         defaults["eval_strategy"] = "epoch" if self.data.validates else "no"

@@ -39,7 +39,7 @@ from muscle_hf.pipeline.data import TrainingData, is_trl
 from muscle_hf.pipeline.interrupt import StopOnInterrupt
 from muscle_hf.teachers.checks import is_quantized
 from muscle_hf.teachers.kinds import CAUSAL_LM
-from muscle_hf.teachers.loading import load_model, load_task_model
+from muscle_hf.teachers.loading import find_adapter, load_model, load_task_model
 from muscle_hf.teachers.origin import origin_of
 from muscle_hf.teachers.start import check_bases, start_from
 from muscle_hf.trainer import MuscleTrainer
@@ -158,14 +158,27 @@ def start_from_old(model: PeftModel, old: ModelSettings, how: Mapping[str, Any])
     start_from(model, load_task_adapter(old, how, trainable=False))
 
 
-def check_start(old: ModelSettings, new: ModelSettings) -> None:
+def check_start(old: ModelSettings, new: ModelSettings, lora: LoraSettings) -> None:
     """Whether v1's adapter can be put on v2's base, from their configurations.
 
+    Args:
+        old: v1, with or without its adapter.
+        new: v2.
+        lora: Of the adapter that v1 gets where it has none yet.
+
     Raises:
-        MuscleError: Their layers differ.
+        MuscleError: The layers differ that the adapter is on, or there is no base or no adapter.
     """
-    configs = [AutoConfig.from_pretrained(side.base, revision=side.revision or "main") for side in (old, new)]
-    check_bases(*configs)
+    adapter = find_adapter(old.adapter, old.adapter_revision, {}) if old.adapter else None
+    target = getattr(adapter.config, "target_modules", None) if adapter else lora.target_modules
+    try:
+        configs = [
+            AutoConfig.from_pretrained(side.base, revision=side.revision or "main", trust_remote_code=False)
+            for side in (old, new)
+        ]
+    except (OSError, ValueError) as error:
+        raise MuscleError(f"start_from is 'old', but the bases cannot be compared: {error}") from error
+    check_bases(*configs, target or "all-linear")
 
 
 # ---- Training ----

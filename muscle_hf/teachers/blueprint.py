@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -17,3 +22,12 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """The linear layers of a model by name, without its output layer: those that PEFT means by ``all-linear``."""
     head = model.get_output_embeddings()
     return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+
+
+def target_layers(model: PreTrainedModel, target_modules: str | Sequence[str]) -> dict[str, nn.Linear]:
+    """The :func:`linear_layers` of a model that a LoRA with PEFT's ``target_modules`` is put on."""
+    layers = linear_layers(model)
+    if target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND:
+        return layers
+    config = LoraConfig(target_modules=target_modules)
+    return {name: layer for name, layer in layers.items() if check_target_module_exists(config, name)}

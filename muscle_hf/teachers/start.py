@@ -6,7 +6,7 @@ base; starting from v1's keeps what the draw decided (docs/study.md).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from peft import PeftModel
@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters
-from muscle_hf.teachers.blueprint import blueprint, linear_layers
+from muscle_hf.teachers.blueprint import blueprint, target_layers
 from muscle_hf.teachers.cached import CachedTeacher
 from muscle_hf.teachers.checks import only_active_adapter
 from muscle_hf.teachers.teacher import AdapterTeacher, ModelTeacher, Teacher
@@ -74,17 +74,18 @@ def start_from(model: PeftModel, old: PeftModel, old_adapter: str | None = None,
             parameter.copy_(weights[key])
 
 
-def check_bases(old: PreTrainedConfig, new: PreTrainedConfig) -> None:
+def check_bases(old: PreTrainedConfig, new: PreTrainedConfig, target_modules: str | Sequence[str]) -> None:
     """Whether an adapter on one causal language model can be put on another; no weights are made or read.
 
     Args:
         old: Configuration of v1's base.
         new: Of v2's.
+        target_modules: PEFT's name for the layers that the adapter is on.
 
     Raises:
-        MuscleError: Their linear layers differ in name or shape.
+        MuscleError: These layers differ in name or shape.
     """
-    layers = (linear_layers(blueprint(config)) for config in (old, new))
+    layers = (target_layers(blueprint(config), target_modules) for config in (old, new))
     _compare(*({name: layer.weight.shape for name, layer in of.items()} for of in layers), "bases")
 
 
