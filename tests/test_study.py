@@ -78,7 +78,10 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
         **PLAN,
         "seeds": [0],
         "bases": {},
-        "cells": {"demo-routing": {"update": "demo", "task": "routing", "groups": ["every"]}},
+        "cells": {
+            "demo-routing": {"update": "demo", "task": "routing", "groups": ["every"]},
+            "own-routing": {"update": "demo", "task": "routing", "groups": ["two"], "tuned_on": "own-routing"},
+        },
     }
     plan["tasks"] = {"routing": {"task": "routing", "source": "demo", "train": 32, "validation": 16, "transfer": 32,
                                  "test": 24}}  # fmt: skip
@@ -86,7 +89,7 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
     plan["methods"] = {name: {**PLAN["methods"][name]} for name in names}
     plan["methods"]["muscle"] |= {"dropout": 0.1, "start_from": "old"}
     plan["methods"]["ce_pseudo"]["start_from"] = "old"
-    plan["groups"] = {"every": list(names)}
+    plan["groups"] = {"every": list(names), "two": ["ce", "muscle"]}
     plan["task_training"] = {"learning_rate": 1e-3, "epochs": 1}
     plan["tuning"] = {"cell": "demo-routing", "seeds": [0], "trials": [{"learning_rate": 1e-3, "epochs": 1}]}
     study = tmp_path / "benchmarks" / "study"
@@ -108,15 +111,23 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
 
     runs = ("--runs", "runs")
     script("tune.py", *runs)
-    chosen = yaml.safe_load((study / "tuned.yaml").read_text())["demo-routing"]
-    assert list(chosen) == list(plan["methods"]) and all(
-        trial == plan["tuning"]["trials"][0] for trial in chosen.values()
-    )
+    chosen = yaml.safe_load((study / "tuned.yaml").read_text())
+    assert {cell: list(tuned) for cell, tuned in chosen.items()} == {
+        "demo-routing": list(plan["methods"]),
+        "own-routing": plan["groups"]["two"],
+    }
+    assert all(trial == plan["tuning"]["trials"][0] for tuned in chosen.values() for trial in tuned.values())
     adapter = tmp_path / "runs/routing/seed0/demo/muscle/learning_rate=0.001-epochs=1/muscle/adapter_model.safetensors"
     before = adapter.stat().st_mtime_ns
     assert "ce_pseudo" in script("run.py", *runs)
     assert adapter.stat().st_mtime_ns == before
-    record = json.loads((study / "records" / "demo-routing-seed0.json").read_text())
+    record, own = (
+        json.loads((study / "records" / f"{cell}-routing-seed0.json").read_text()) for cell in ("demo", "own")
+    )
+    assert {name: own["models"][name]["answers"] for name in chosen["own-routing"]} == {
+        name: record["models"][name]["answers"] for name in chosen["own-routing"]
+    }
+    assert "transfer_chosen" not in own["models"]
     assert record["models"]["muscle"]["adapter_sha256"] == hashlib.sha256(adapter.read_bytes()).hexdigest()
     assert record["models"]["muscle"]["training"]["dropout"] == 0.1
     assert json.loads(adapter.with_name("muscle_provenance.json").read_text())["training"]["start_from"] == "old"

@@ -36,6 +36,9 @@ def main() -> None:
         for name in args.cells:
             cell = Cell(name, seed, plan, args.runs)
             methods = args.methods or plan["cells"][name]["methods"]
+            if untuned := [method for method in methods if method not in cell.chosen]:
+                print(f"{name} seed {seed}: tuning chose no settings for {', '.join(untuned)}")
+                methods = [method for method in methods if method not in untuned]
             wanted = methods if args.again else missing_methods(cell, methods)
             if not wanted:
                 continue
