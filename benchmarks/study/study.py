@@ -125,9 +125,17 @@ class Cell:
         """Of a method's adapter."""
         method = self.plan["methods"][name]
         plain = method["kind"] == "ce"
-        owner = self.versions["new"] if plain and "start_from" not in method else self.update
-        trial = trial or self.chosen[name]
-        return self.folder / owner / name / trial_name(trial) / (CONTROL if plain else COMPAT)
+        owner = self.update if self._knows_old(name) else self.versions["new"]
+        settings = trial_name(trial or self.chosen[name])
+        if "from" in method:
+            settings += f"-after-{trial_name(self.chosen[method['from']])}"
+        return self.folder / owner / name / settings / (CONTROL if plain else COMPAT)
+
+    def _knows_old(self, name: str) -> bool:
+        """Whether v1 has a part in a method, by itself or in what it goes on from."""
+        method = self.plan["methods"][name]
+        before = method.get("from")
+        return method["kind"] != "ce" or "start_from" in method or (before is not None and self._knows_old(before))
 
     @property
     def both_folder(self) -> Path:

@@ -32,7 +32,7 @@ SHOWN = ("ce_long", "ce_pseudo", "muscle", "muscle_ce", "focal_ce", "transfer_me
          "transfer_calibrated", "long_transfer_mean")  # fmt: skip
 # What the goals of the study are held against.
 FOR_GOALS = ("transfer_mean", "transfer_mean_dropout", "long_transfer_mean_dropout",
-             "transfer_mean_dropout_from_old")  # fmt: skip
+             "transfer_mean_dropout_from_old", "long_transfer_mean_dropout_from_old")  # fmt: skip
 
 
 def table_head(head: list[str]) -> list[str]:
@@ -95,11 +95,13 @@ def _p(value: float) -> str:
 
 
 def summary(parts: Parts, methods: Mapping[str, Any]) -> list[str]:
-    """One line a cell: the figures of the methods that most cells have."""
+    """One line a cell that has methods which most cells have: their figures."""
     shown = (CONTROL, *SHOWN, BOTH)
     head = ["cell", "seeds", "v1", "v2", *(f"`{name}`" if name in methods else name for name in shown)]
     lines = table_head(head)
     for cell, (seeds, figures) in parts.items():
+        if figures.keys().isdisjoint(SHOWN):
+            continue
         row = [f"[{cell}](#{cell})", str(len(seeds)), f"{100 * figures[V2]['acc_old']:.2f}"]
         for name in (V2, *shown):
             if name not in figures:

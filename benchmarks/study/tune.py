@@ -48,11 +48,14 @@ def best(trials: list[dict[str, float]], figures: list[dict[str, float]], v2: di
 
 def tuned_methods(plan: dict[str, Any]) -> dict[str, list[str]]:
     """The cells that methods are tuned on, and which."""
-    found = {plan["tuning"]["cell"]: [name for name, method in plan["methods"].items() if "settings_of" not in method]}
+    found = {plan["tuning"]["cell"]: list(plan["methods"])}
     for cell in plan["cells"].values():
         if "tuned_on" in cell:
             found.setdefault(cell["tuned_on"], []).extend(cell["methods"])
-    return {cell: list(dict.fromkeys(names)) for cell, names in found.items()}
+    return {
+        cell: [name for name in dict.fromkeys(names) if "settings_of" not in plan["methods"][name]]
+        for cell, names in found.items()
+    }
 
 
 def main() -> None:
@@ -78,6 +81,8 @@ def main() -> None:
             figures = [measured(seeds, name, trial) for trial in trials]
             choice = best(trials, figures, v2)
             chosen[cell][name] = dict(choice)
+            for seed in seeds:
+                seed.chosen[name] = choice  # what goes on from it
             shown = (
                 f"{'**' * (trial == choice)}{100 * figure['acc_new']:.2f} / {100 * figure['nfr']:.2f}"
                 f"{'**' * (trial == choice)}"
