@@ -66,16 +66,21 @@ AGAINST = {
             "long_transfer_mean_dropout",
             "transfer_mean_dropout_from_old",
             "long_transfer_mean_dropout_from_old",
+            "long_transfer_old65_dropout_from_old",
         ),
         "The same against twice as many steps (`ce_longer_dropout`), as many as `long_transfer_mean_dropout` has:",
     ),
     "ce_long_dropout_from_old": (
-        ("transfer_mean_dropout", "transfer_mean_dropout_from_old"),
+        ("transfer_mean_dropout", "transfer_mean_dropout_from_old", "long_transfer_mean_dropout_from_old"),
         "And against plain CE that starts from v1's adapter on v2's base, with dropout and as many steps "
         "(`ce_long_dropout_from_old`):",
     ),
     "ce_longer_dropout_from_old": (
-        ("transfer_mean_dropout_from_old", "long_transfer_mean_dropout_from_old"),
+        (
+            "transfer_mean_dropout_from_old",
+            "long_transfer_mean_dropout_from_old",
+            "long_transfer_old65_dropout_from_old",
+        ),
         "The same against twice as many steps (`ce_longer_dropout_from_old`), as many as "
         "`long_transfer_mean_dropout_from_old` has:",
     ),

@@ -32,7 +32,8 @@ SHOWN = ("ce_long", "ce_pseudo", "muscle", "muscle_ce", "focal_ce", "transfer_me
          "transfer_calibrated", "long_transfer_mean")  # fmt: skip
 # What the goals of the study are held against.
 FOR_GOALS = ("transfer_mean", "transfer_mean_dropout", "long_transfer_mean_dropout",
-             "transfer_mean_dropout_from_old", "long_transfer_mean_dropout_from_old")  # fmt: skip
+             "transfer_mean_dropout_from_old", "long_transfer_mean_dropout_from_old",
+             "long_transfer_old65_dropout_from_old")  # fmt: skip
 
 
 def table_head(head: list[str]) -> list[str]:
