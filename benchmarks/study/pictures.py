@@ -17,7 +17,7 @@ from muscle_hf.report.markup import Markup
 DRAWN = ("ce", "ce_long", "muscle", "muscle_ce", "focal_ce", "transfer_mean", "transfer_calibrated",
          "long_transfer_mean", "long_transfer_calibrated",
          "ce_longer_dropout", "long_transfer_mean_dropout", "ce_long_dropout_from_old",
-         "transfer_mean_dropout_from_old")  # fmt: skip
+         "transfer_mean_dropout_from_old", "long_transfer_mean_dropout_from_old")  # fmt: skip
 # Over all cells: methods, each against its control.
 PAIRS = (("muscle", CONTROL), ("long_transfer_mean", "ce_longer"))
 
