@@ -44,7 +44,7 @@ def picture(title: str, figures: Mapping[str, Mapping[str, float]], seeds: Seeds
             )
             for figure in ("nfr", "acc_new")
         )
-        label = "both" if name == BOTH else name.replace("transfer_", "").replace("dropout_from_old", "from_v1")
+        label = "both" if name == BOTH else name.replace("transfer_", "").replace("_dropout_from_old", "@v1")
         label = label.replace("dropout", "drop")
         points.append(charts.Point(label, flips, accuracy, not better))
     old = Estimate(figures[V2]["acc_old"], math.nan, math.nan)
