@@ -145,7 +145,7 @@ def settings(plan: Mapping[str, Any], parts: Parts) -> str:
     """What tuning chose for the methods that are recorded, a line for each cell that methods were tuned on."""
     chosen: dict[str, dict[str, str]] = {}
     for cell, (_, figures) in parts.items():
-        tuned = chosen.setdefault(plan["cells"][cell].get("tuned_on", plan["tuning"]["cell"]), {})
+        tuned = chosen.setdefault(plan["cells"][cell]["tuned_on"], {})
         found = plan["cells"][cell]["chosen"]
         tuned |= {name: f"`{name}` {trial_name(trial, ', ')}" for name, trial in found.items() if name in figures}
     return "\n\n".join(f"Settings tuned on {cell}: {'; '.join(tuned.values())}." for cell, tuned in chosen.items())

@@ -41,12 +41,12 @@ TUNED = Path(__file__).with_name("tuned.yaml")
 
 
 def load_plan() -> dict[str, Any]:
-    """The plan; cells have their `methods`, and in `chosen` the settings that tuning gave each, once there are any."""
+    """The plan; cells have their `methods`, the cell these are `tuned_on`, and in `chosen` what tuning gave there."""
     plan = yaml.safe_load(PLAN.read_text(encoding="utf-8"))
     tuned = yaml.safe_load(TUNED.read_text(encoding="utf-8")) if TUNED.is_file() else {}
     for cell in plan["cells"].values():
         cell["methods"] = [name for group in cell["groups"] for name in plan["groups"][group]]
-        found = tuned.get(cell.get("tuned_on", plan["tuning"]["cell"]), {})
+        found = tuned.get(cell.setdefault("tuned_on", plan["tuning"]["cell"]), {})
         named = {name: found.get(method.get("settings_of", name)) for name, method in plan["methods"].items()}
         cell["chosen"] = {name: settings for name, settings in named.items() if settings is not None}
     return plan

@@ -50,8 +50,7 @@ def tuned_methods(plan: dict[str, Any]) -> dict[str, list[str]]:
     """The cells that methods are tuned on, and which."""
     found = {plan["tuning"]["cell"]: list(plan["methods"])}
     for cell in plan["cells"].values():
-        if "tuned_on" in cell:
-            found.setdefault(cell["tuned_on"], []).extend(cell["methods"])
+        found.setdefault(cell["tuned_on"], []).extend(cell["methods"])
     return {
         cell: [name for name in dict.fromkeys(names) if "settings_of" not in plan["methods"][name]]
         for cell, names in found.items()
