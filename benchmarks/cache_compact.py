@@ -40,10 +40,12 @@ def real_logits(shared: Path, text: str, tokens: int) -> tuple[Tensor, Tensor]:
     logits = []
     for name in ("stories260k", "stories800k"):
         folder = shared / "models" / name
-        ids = AutoTokenizer.from_pretrained(folder)(content, return_tensors="pt").input_ids[0, : tokens + 1]
+        ids = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)(content, return_tensors="pt").input_ids[
+            0, : tokens + 1
+        ]
         length = 256
         rows = ids[: length * (len(ids) // length)].view(-1, length)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
         with torch.no_grad():
             logits.append(model(rows).logits[:, :-1].flatten(0, 1).double())
     return logits[0], logits[1]

@@ -90,7 +90,7 @@ def lora() -> LoraConfig:
 
 def task_model(case: Case, seed: int) -> PeftModel:
     torch.manual_seed(seed)
-    base = AutoModelForCausalLM.from_config(case.config).to(getattr(torch, case.dtype))
+    base = AutoModelForCausalLM.from_config(case.config, trust_remote_code=False).to(getattr(torch, case.dtype))
     return get_peft_model(base, lora())
 
 

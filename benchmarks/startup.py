@@ -44,9 +44,8 @@ way, folder = sys.argv[1:3]
 if way != "Trainer":
     from muscle_hf import MuscleConfig, MuscleTrainer
 mark()
-model = PeftModel.from_pretrained(
-    AutoModelForCausalLM.from_pretrained(f"{folder}/base-new"), f"{folder}/new", is_trainable=True
-)
+base = AutoModelForCausalLM.from_pretrained(f"{folder}/base-new", trust_remote_code=False)
+model = PeftModel.from_pretrained(base, f"{folder}/new", is_trainable=True)
 mark()
 class Stop(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
@@ -108,7 +107,8 @@ def save_models(folder: Path, layers: int) -> None:
         if layers:
             base = LlamaForCausalLM(LlamaConfig(vocab_size=8192, tie_word_embeddings=False, **shape))
         else:
-            base = AutoModelForCausalLM.from_pretrained(DEMO_BASE.parent / ("v1" if side == "old" else "v2"))
+            name = DEMO_BASE.parent / ("v1" if side == "old" else "v2")
+            base = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False)
         base.save_pretrained(folder / f"base-{side}")
         base.config._name_or_path = str(folder / f"base-{side}")
         lora = LoraConfig(r=16, target_modules="all-linear", init_lora_weights=False)

@@ -152,7 +152,7 @@ class World:
         self.old, self.new = (adapted(base(seed, shape, device, dtype), 10 + seed).eval() for seed in (1, 2))
         self.rows = rows_half_right(self.new, shape, trained)
         self.folder = Path(tempfile.mkdtemp())
-        self.tokenizer = AutoTokenizer.from_pretrained(DEMO_BASE)
+        self.tokenizer = AutoTokenizer.from_pretrained(DEMO_BASE, trust_remote_code=False)
 
     def settings(self, **changed) -> dict:
         return {

@@ -26,7 +26,7 @@ def made_base(folder: Path, root: Path, like: str, text: str, steps: int, seed: 
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
     rows, length, like = 16, 256, str(root / like)
-    tokenizer = AutoTokenizer.from_pretrained(like)
+    tokenizer = AutoTokenizer.from_pretrained(like, trust_remote_code=False)
     with gzip.open(root / text, "rt", encoding="utf-8") as file:
         # About three characters a token; what is over is not used.
         ids = tokenizer(file.read(steps * rows * length * 5))["input_ids"]
@@ -34,7 +34,8 @@ def made_base(folder: Path, root: Path, like: str, text: str, steps: int, seed: 
         raise ValueError(f"{text} has too little text for {steps} steps")
     blocks = torch.tensor(ids[: steps * rows * length]).view(-1, length)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(like), dtype=torch.float32)
+    config = AutoConfig.from_pretrained(like, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     arguments = TrainingArguments(
         str(folder), max_steps=steps, per_device_train_batch_size=rows, learning_rate=learning_rate, seed=seed,
         lr_scheduler_type="cosine", warmup_steps=20, save_strategy="no", report_to="none", use_cpu=True,

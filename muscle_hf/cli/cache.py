@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from muscle_hf.user_code import add_no_code_argument
+
 # What the parser does not know are settings of the run.
 TAKES_OVERRIDES = True
 
@@ -13,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML with the settings of the run")
     parser.add_argument("--cache", metavar="DIR", help="folder of the cache (default: the run's teacher_cache)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="rows per forward pass (default: evaluation's)")
+    add_no_code_argument(parser)
     parser.epilog = (
         "Every setting of the file can be given on the command line too, as for `muscle-hf train`; task adapters that "
         "are missing are trained first. What is cached already is not computed again."

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.user_code import add_no_code_argument
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -47,6 +48,7 @@ def add_item_arguments(parser: argparse.ArgumentParser) -> None:
     items.add_argument("--metric", help="in place of the task's: acc_norm, acc_bytes, rouge2, rougeL, chrf, ...")
     items.add_argument("--max-new-tokens", type=int, help="in place of the task's")
     items.add_argument("--no-repeat-ngram-size", type=int, help="in place of the task's")
+    add_no_code_argument(items)
     items.add_argument("--chat", action="store_true", help="put prompts into the tokenizer's chat template")
 
 

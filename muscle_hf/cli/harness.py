@@ -7,6 +7,7 @@ from pathlib import Path
 
 from muscle_hf.cli.evaluate import DTYPES
 from muscle_hf.errors import MuscleError
+from muscle_hf.user_code import add_no_code_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", required=True, help="names of tasks, separated by commas")
     parser.add_argument("--output", required=True, type=Path, help="folder for the harness's logs, one per model")
     parser.add_argument("--include-path", help="folder with further task files")
+    add_no_code_argument(parser)
     parser.add_argument("--num-fewshot", type=int, help="examples before each prompt (default: the task's)")
     parser.add_argument("--limit", type=int, help="most items of each task")
     parser.add_argument(

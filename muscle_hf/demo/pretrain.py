@@ -192,7 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
         start = (
             new_model(tokenizer, SEED)
             if version == "v1"
-            else LlamaForCausalLM.from_pretrained(options.output / "v1", dtype=torch.float32)
+            else LlamaForCausalLM.from_pretrained(options.output / "v1", dtype=torch.float32, trust_remote_code=False)
         )
         model = pretrain(start, RECIPES[version], tokenizer)
         folder = options.output / version

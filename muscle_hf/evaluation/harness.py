@@ -19,6 +19,7 @@ from muscle_hf.evaluation.state import untouched
 from muscle_hf.evaluation.tasks import Task
 from muscle_hf.teachers.adapters import frozen_view
 from muscle_hf.teachers.loading import FETCH_KEYS, find_adapter
+from muscle_hf.user_code import about_to_run
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ def run_harness(
     except ImportError as error:
         raise MissingDependencyError("lm_eval", "harness", "running tasks of lm-evaluation-harness") from error
     folder = os.fspath(include_path) if include_path is not None else None
+    if folder is not None:
+        about_to_run(f"the Python functions that the task files in {Path(folder).resolve()} may name")
     names = {name for name in tasks if isinstance(name, str)}
     # Reading the thousands of tasks that come with the harness takes a while; own ones rarely need them.
     manager = TaskManager(include_path=folder, include_defaults=False)

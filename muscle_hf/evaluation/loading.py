@@ -68,7 +68,7 @@ def _kind(task: Task, base: str, fetch: dict[str, Any]) -> ModelKind:
     if task.kind == "classification":
         return SEQUENCE_CLASSIFICATION
     try:
-        config = AutoConfig.from_pretrained(base, **fetch)
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False, **fetch)
     except (OSError, ValueError) as error:
         raise MuscleError(
             f"the configuration of {base} cannot be loaded: {error}. If this is the base that an adapter records and "
@@ -82,8 +82,9 @@ def tokenizer_of(
 ) -> PreTrainedTokenizerBase:
     """The adapter's own tokenizer if it was saved with one, else the base's."""
     if adapter_folder is not None and (adapter_folder / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(adapter_folder)
+        return AutoTokenizer.from_pretrained(adapter_folder, trust_remote_code=False)
     try:
-        return AutoTokenizer.from_pretrained(base, revision=(None if adapter_folder else revision) or "main", **fetch)
+        revision = (None if adapter_folder else revision) or "main"
+        return AutoTokenizer.from_pretrained(base, revision=revision, trust_remote_code=False, **fetch)
     except (OSError, ValueError) as error:
         raise MuscleError(f"the tokenizer of {base} cannot be loaded: {error}") from error

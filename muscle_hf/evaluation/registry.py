@@ -12,6 +12,7 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.builtin import TASKS
 from muscle_hf.evaluation.rows import Rows, find_rows, read_rows
 from muscle_hf.evaluation.tasks import Item, Source, Task
+from muscle_hf.user_code import about_to_run
 
 
 def builtin_tasks() -> list[str]:
@@ -152,15 +153,16 @@ def _from_python(text: str) -> Task:
 
 
 def python_variable(text: str) -> Any:
-    """What ``file.py:variable`` names; the file is run.
+    """What ``file.py:variable`` names; the file is run, which is said before.
 
     Raises:
-        MuscleError: No such file, or no such variable in it.
+        MuscleError: No such file, no such variable in it, or ``--no-code`` was given.
     """
     file, _, variable = text.rpartition(":")
     path = Path(file)
     if path.suffix != ".py" or not path.is_file():
         raise MuscleError(f"there is no Python file {file!r}; {text!r} should be file.py:variable")
+    about_to_run(f"the Python file {path.resolve()}, for {variable!r}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -16,6 +16,7 @@ from torch import Tensor
 from muscle_hf.errors import MuscleError
 from muscle_hf.losses.divergence import label_log_likelihood
 from muscle_hf.losses.masks import Mask, MaskFunction
+from muscle_hf.user_code import about_to_run
 
 _STUDENT, _OLD, _NEW = (frozenset({name}) for name in ("student", "old", "new"))
 _BOTH = _OLD | _NEW
@@ -221,6 +222,7 @@ def resolve_mask(mask: str | MaskFunction | Mask) -> Mask:
             f"unknown mask {mask!r}; choose one of {', '.join(MASK_NAMES)}, or name a function of your own as "
             "'package.module:function'"
         )
+    about_to_run(f"the Python module {module}, for the mask {function!r}")
     try:
         return Mask(mask, getattr(importlib.import_module(module), function))
     except (ImportError, AttributeError) as error:

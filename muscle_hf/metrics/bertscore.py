@@ -37,8 +37,8 @@ class BertScore:
         self.layer, self.batch_size = layer, batch_size
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(model)
-            encoder = AutoModel.from_pretrained(model, use_safetensors=True)
+            self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+            encoder = AutoModel.from_pretrained(model, use_safetensors=True, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise MuscleError(f"BERTScore cannot load the encoder {model!r}: {error}") from error
         if self.tokenizer.pad_token is None:

@@ -17,6 +17,7 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.pipeline.config import RunSettings, load_settings
 from muscle_hf.pipeline.reading import read_yaml
 from muscle_hf.pipeline.recipes import accelerate_config, find_recipe
+from muscle_hf.user_code import add_no_code_argument
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -108,6 +109,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that name a run's settings."""
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML with the settings, or a recipe's name")
     add_smoke_argument(parser)
+    add_no_code_argument(parser)
 
 
 def add_smoke_argument(parser: argparse.ArgumentParser) -> None:

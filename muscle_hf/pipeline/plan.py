@@ -155,7 +155,8 @@ def size_of(side: ModelSettings, lora: LoraSettings) -> ModelSize:
     """:func:`size_of_config` of a side's base."""
     from transformers import AutoConfig
 
-    return size_of_config(side.base, AutoConfig.from_pretrained(side.base, revision=side.revision or "main"), lora)
+    config = AutoConfig.from_pretrained(side.base, revision=side.revision or "main", trust_remote_code=False)
+    return size_of_config(side.base, config, lora)
 
 
 # ---- The model of memory and time ----

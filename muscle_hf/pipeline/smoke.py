@@ -104,7 +104,7 @@ def tiny_model(folder: Path, seed: int) -> Path:
     Returns:
         ``folder``.
     """
-    tokenizer = AutoTokenizer.from_pretrained(demo.base("v2"))
+    tokenizer = AutoTokenizer.from_pretrained(demo.base("v2"), trust_remote_code=False)
     tokenizer.chat_template = _CHAT_TEMPLATE
     tokenizer.model_max_length = 4096
     config = LlamaConfig(

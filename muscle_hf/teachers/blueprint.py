@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 def blueprint(config: PreTrainedConfig) -> PreTrainedModel:
     """The model of a configuration, on the meta device."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:

@@ -257,7 +257,7 @@ def _is_base_of(student: PeftModel, folder: Path, adapter: PeftConfig) -> bool:
     base = base_of(student)
     if is_quantized(base) or not any(folder.glob("*.safetensors")):
         return False
-    config = type(base.config).from_pretrained(folder)
+    config = type(base.config).from_pretrained(folder, trust_remote_code=False)
     replaced = getattr(adapter, "modules_to_save", None) or ()
     used = {
         name: tensor

@@ -223,7 +223,7 @@ def load_adapter_base(
     arguments = {"revision": adapter.base_revision or "main", **arguments}
     if labels is not None and not {"num_labels", "id2label", "config"} & arguments.keys():
         fetch = {key: arguments[key] for key in ("revision", *FETCH_KEYS) if key in arguments}
-        architectures = AutoConfig.from_pretrained(adapter.base, **fetch).architectures or ()
+        architectures = AutoConfig.from_pretrained(adapter.base, trust_remote_code=False, **fetch).architectures or ()
         if not any(name.endswith(kind.class_suffixes) for name in architectures):
             arguments.update(id2label=labels.id2label, label2id=labels.label2id)
     return load_model(adapter.base, kind, arguments)
