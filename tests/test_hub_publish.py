@@ -12,7 +12,8 @@ from hub_world import NEW, OLD, files_in
 
 from muscle_hf import MuscleError
 from muscle_hf.cli.main import main
-from muscle_hf.hub import HubError, MismatchError, list_compatible, publish
+from muscle_hf.hub import HubError, MismatchError, fetch, list_compatible, publish
+from muscle_hf.hub.completing import export_card
 from muscle_hf.hub.files import is_published
 
 REPO = "tester/compat"
@@ -303,6 +304,54 @@ def test_an_unreadable_licence_page_of_a_base_does_not_stop_the_upload(bases: Hu
     del bases.repos["model", OLD]
     publish(adapter, REPO)
     assert b"old base: unknown; new base: apache-2.0" in published(bases)["README.md"]
+
+
+SECRET = b"root:x:0:0"
+
+
+def linked(adapter: Path, way: str, elsewhere: Path) -> None:
+    """Make a published name lead to a secret that is no part of the adapter."""
+    elsewhere.mkdir()
+    (elsewhere / "secret.jinja").write_bytes(SECRET)
+    (adapter / ".env").write_bytes(SECRET)
+    if way == "folder":
+        (adapter / "additional_chat_templates").symlink_to(elsewhere, target_is_directory=True)
+    elif way == "chain":
+        (elsewhere / "step").symlink_to("secret.jinja")
+        (adapter / "merges.txt").symlink_to(elsewhere / "step")
+    elif way == "card":
+        shutil.move(adapter / "muscle_card.json", elsewhere)
+        (adapter / "muscle_card.json").symlink_to(elsewhere / "muscle_card.json")
+    elif way == "weights":
+        shutil.move(adapter / "adapter_model.safetensors", elsewhere)
+        (adapter / "adapter_model.safetensors").symlink_to(elsewhere / "adapter_model.safetensors")
+    else:
+        (adapter / "merges.txt").symlink_to(".env" if way == "inside" else elsewhere / "secret.jinja")
+
+
+@pytest.mark.parametrize("way", ["outside", "inside", "chain", "folder", "card", "weights"])
+def test_no_link_is_published_or_copied(bases: HubServer, adapter: Path, tmp_path: Path, way: str):
+    linked(adapter, way, tmp_path / "elsewhere")
+    with pytest.raises(MuscleError, match="link"):
+        publish(adapter, REPO)
+    with pytest.raises(MuscleError, match="link"):
+        export_card(adapter, tmp_path / "exported")
+    assert main(["pull", str(adapter), "--adapter-only", "--to", str(tmp_path / "copy")]) == 2
+    assert ("model", REPO) not in bases.repos
+    assert not any(SECRET in raw for name in ("exported", "copy") for raw in files_in(tmp_path / name).values())
+
+
+def test_links_of_the_hubs_cache_are_its_own_files(bases: HubServer, adapter: Path, tmp_path: Path):
+    publish(adapter, REPO)
+    cached = fetch(REPO, cache_dir=tmp_path / "cache").folder
+    assert (cached / "adapter_model.safetensors").is_symlink()
+    publish(cached, "tester/again")
+    names = {"adapter_model.safetensors", "tokenizer.json"}
+    assert all(bases.repo("tester/again").files()[name] == published(bases)[name] for name in names)
+    (cached / "tokenizer.json").unlink()
+    (cached / "tokenizer.json").symlink_to(tmp_path / "adapter" / "tokenizer.json")
+    with pytest.raises(MuscleError, match="link"):
+        publish(cached, "tester/again")
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,15 @@ def test_a_repository_with_a_whole_model_is_told_before_anything_is_computed(bas
         make_trainer(tmp_path / "run", push_to_hub=True, hub_token=TOKEN)
 
 
+def test_a_link_in_a_checkpoint_fails_its_upload_and_not_the_training(bases: HubServer, adapter: Path, tmp_path: Path):
+    trainer = make_trainer(tmp_path / "run", push_to_hub=True, hub_token=TOKEN, hub_strategy="every_save")
+    (adapter / "checkpoint-4" / "merges.txt").symlink_to(__file__)
+    trainer._push_from_checkpoint(str(adapter / "checkpoint-4"))
+    (job,) = trainer.push_in_progress.jobs
+    assert isinstance(job.exception(), MuscleError)
+    assert "merges.txt" not in published(bases)
+
+
 def test_training_outlives_failing_uploads(bases: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     trainer = make_trainer(tmp_path / "run", push_to_hub=True, hub_token=TOKEN, hub_strategy="every_save")
     bases.fail("POST", "/commit/main", 500, times=50)

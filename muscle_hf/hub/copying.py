@@ -9,7 +9,7 @@ from pathlib import Path
 from muscle_hf.checkpoints import staged
 from muscle_hf.errors import MuscleError
 from muscle_hf.hub.fetching import Fetched
-from muscle_hf.hub.files import is_published
+from muscle_hf.hub.files import is_published, regular_files
 
 
 def copy_to(fetched: Fetched, folder: str | os.PathLike) -> Path:
@@ -20,7 +20,7 @@ def copy_to(fetched: Fetched, folder: str | os.PathLike) -> Path:
         folder: Is created; must be empty or hold the same adapter.
 
     Raises:
-        MuscleError: The folder holds something else, or cannot be written.
+        MuscleError: The folder holds something else or cannot be written, or a file of the adapter is a link.
     """
     folder = Path(folder)
     if folder.is_dir():
@@ -28,9 +28,7 @@ def copy_to(fetched: Fetched, folder: str | os.PathLike) -> Path:
         if foreign:
             raise MuscleError(f"{folder} holds other files ({', '.join(sorted(foreign)[:3])}); name an empty folder")
     with staged(folder) as stage:
-        for source in sorted(fetched.folder.rglob("*")):
-            name = source.relative_to(fetched.folder).as_posix()
-            if source.is_file() and is_published(name):
-                (stage / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, stage / name)
+        for name, source in regular_files(fetched.folder).items():
+            (stage / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, stage / name)
     return folder

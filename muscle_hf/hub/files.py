@@ -29,6 +29,7 @@ TOKENIZER_FILES = (
     *("additional_chat_templates/*.jinja", "preprocessor_config.json", "processor_config.json"),
 )
 CARD_FILES = (CARD_FILE, CARD_STATE_FILE, METRICS_FILE, REPORT_FILE, "card_*.svg")
+_PUBLISHED = (*ADAPTER_FILES, *TOKENIZER_FILES, *CARD_FILES)
 # Vocabularies hold any string at all: a path in one is a token.
 _FREE_TEXT = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json", "*.model")
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
@@ -57,9 +58,32 @@ def is_published(path: str) -> bool:
     """
     if not is_safe_path(path):
         return False
-    patterns = (*ADAPTER_FILES, *TOKENIZER_FILES, *CARD_FILES)
     # `*` also matches a slash there: only as many parts as the pattern has.
-    return any(fnmatch.fnmatchcase(path, pattern) and path.count("/") == pattern.count("/") for pattern in patterns)
+    return any(fnmatch.fnmatchcase(path, pattern) and path.count("/") == pattern.count("/") for pattern in _PUBLISHED)
+
+
+def regular_files(folder: Path) -> dict[str, Path]:
+    """The files of an adapter's folder that are published or copied, by their path in it.
+
+    Raises:
+        MuscleError: One is a link, or its folder is: what it shows may come from anywhere on this disk. The links of
+            the Hub's cache to its own blobs are taken.
+    """
+    home = folder.resolve()
+    blobs = home.parents[1] / "blobs" if home.parent.name == "snapshots" else None
+    found = {}
+    for path in sorted(path for pattern in _PUBLISHED for path in folder.glob(pattern)):
+        name = path.relative_to(folder).as_posix()
+        if not is_published(name) or not path.is_file():
+            continue
+        place = path.resolve()
+        if place != home / name and place.parent != blobs:
+            raise MuscleError(
+                f"{path} is a link to {place}: nothing was copied or uploaded, since only the files of the folder "
+                "itself are. Put a copy of the file there, or remove the link"
+            )
+        found[name] = path
+    return found
 
 
 def is_card(path: str) -> bool:
@@ -100,7 +124,8 @@ def pack(
             a path of this machine.
     """
     folder = Path(folder)
-    missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
+    contents = regular_files(folder)
+    missing = [name for name in ADAPTER_FILES if name not in contents]
     if missing:
         raise MuscleError(
             f"{folder} is not the folder of a saved compatibility adapter: it has no {', '.join(missing)}. Pass the "
@@ -108,13 +133,8 @@ def pack(
         )
     provenance = provenance_in(folder)
     check_weights(folder, provenance)
-    parcel = Parcel({})
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder).as_posix()
-        if is_published(name):
-            parcel.contents[name] = path
-        else:
-            parcel.left_out.append(name)
+    others = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    parcel = Parcel(dict(contents), sorted(name for name in others if name not in contents))
     if METRICS_FILE in parcel.contents and load_metrics(folder, provenance.get("adapter_sha256")) is None:
         del parcel.contents[METRICS_FILE]
         parcel.left_out.append(METRICS_FILE)

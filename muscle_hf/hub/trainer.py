@@ -16,7 +16,7 @@ from muscle_hf.checkpoints import SaveError
 from muscle_hf.errors import MuscleError
 from muscle_hf.hub.callback import MuscleCardCallback, license_in, measured_emissions
 from muscle_hf.hub.card import write_card
-from muscle_hf.hub.files import is_published
+from muscle_hf.hub.files import regular_files
 from muscle_hf.hub.publishing import hub_api, prepare_repository, publish
 from muscle_hf.hub.state import CardState
 from muscle_hf.provenance import PROVENANCE_FILE
@@ -207,12 +207,16 @@ class HubMixin:
     def _push_copy(self, checkpoint_folder: str, targets: list[str], message: str) -> Future:
         # Training goes on meanwhile, and may rotate this checkpoint away before it is uploaded.
         copy = tempfile.TemporaryDirectory(prefix="muscle-hf-push-")
-        for file in Path(checkpoint_folder).rglob("*"):
-            name = file.relative_to(checkpoint_folder).as_posix()
-            if file.is_file() and is_published(name):
-                target = Path(copy.name, name)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, target)
+        try:
+            files = regular_files(Path(checkpoint_folder))
+        except MuscleError as error:
+            refused: Future = Future()
+            refused.set_exception(error)
+            return refused
+        for name, file in files.items():
+            target = Path(copy.name, name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
         # Checkpoints hold what resuming needs; the card that goes out is rendered from this.
         self._save_card_state(copy.name)
         options = {"token": self.args.hub_token, "revision": self.args.hub_revision, "commit_message": message}
