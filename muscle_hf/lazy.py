@@ -1,8 +1,10 @@
-"""Public names that are imported at first use, so that importing a package, or ``--help``, loads no torch."""
+"""Public names and submodules that are imported at first use: importing a package, or ``--help``, loads no torch."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import pkgutil
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,8 +20,8 @@ def lazy_exports(package: str, homes: Mapping[str, str]) -> Exports:
         homes: Public name -> module that defines it, relative to the package.
 
     Returns:
-        The package's ``__getattr__``, ``__dir__`` and ``__all__``; names that are added to the last are listed by the
-        second.
+        The package's ``__getattr__`` (of its submodules too), ``__dir__`` and ``__all__``; names that are added to the
+        last are listed by the second.
 
     Examples:
         >>> __getattr__, __dir__, __all__ = lazy_exports("muscle_hf", {"MuscleConfig": "config"})
@@ -31,9 +33,15 @@ def lazy_exports(package: str, homes: Mapping[str, str]) -> Exports:
 
     def get(name: str) -> Any:
         if name not in homes:
+            if not name.startswith("_") and importlib.util.find_spec(f"{package}.{name}") is not None:
+                return importlib.import_module(f"{package}.{name}")
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
         setattr(sys.modules[package], name, value)
         return value
 
-    return get, lambda: sorted(names), names
+    def listed() -> list[str]:
+        submodules = (module.name for module in pkgutil.iter_modules(sys.modules[package].__path__))
+        return sorted({*names, *submodules})
+
+    return get, listed, names

@@ -21,9 +21,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import muscle_hf
-from muscle_hf.errors import MuscleError
+from muscle_hf.errors import MismatchError, MuscleError
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters
 from muscle_hf.teachers.checks import vocabulary_hash
+from muscle_hf.teachers.loading import is_commit
 from muscle_hf.teachers.origin import origin_of
 from muscle_hf.teachers.placing import is_sharded
 from muscle_hf.teachers.teacher import Teacher
@@ -156,6 +157,38 @@ def read_provenance(folder: str | os.PathLike) -> dict[str, Any]:
     if content.get("format") != FORMAT:
         raise MuscleError(f"{file} has format {content.get('format')}; this version reads format {FORMAT}: upgrade")
     return content
+
+
+def check_weights(folder: str | os.PathLike, provenance: Mapping[str, Any]) -> bool:
+    """Hold the weights in a folder against the hash in their provenance.
+
+    Returns:
+        Whether there is such a hash; without one nothing was checked.
+
+    Raises:
+        MismatchError: The weights are others than those recorded; names both hashes.
+    """
+    recorded = provenance.get("adapter_file_sha256")
+    if recorded is None:
+        return False
+    found = file_sha256(Path(folder, SAFETENSORS_WEIGHTS_NAME))
+    if found != recorded:
+        raise MismatchError(
+            f"{SAFETENSORS_WEIGHTS_NAME} is not the file that {PROVENANCE_FILE} describes: recorded SHA-256 "
+            f"{recorded}, found {found}. One of the two was replaced after training"
+        )
+    return True
+
+
+def unrecorded(provenance: Mapping[str, Any]) -> list[str]:
+    """What a provenance has no hash of, so that nobody can check it: of ``weights``, ``base`` and ``tokenizer``."""
+    base = provenance["new"]["base"]
+    known = {
+        "weights": provenance.get("adapter_file_sha256"),
+        "base": base["sha256"] or is_commit(base["revision"]),
+        "tokenizer": provenance.get("tokenizer"),
+    }
+    return [name for name, hashed in known.items() if not hashed]
 
 
 def file_sha256(file: str | os.PathLike) -> str:

@@ -40,7 +40,7 @@ def test_from_a_folder_to_the_hub_and_back(
     assert "uploaded" not in told and "unchanged: 10 files" in told
     assert main(["pull", REPO, "--to", str(tmp_path / "mine")]) == 0
     told = capsys.readouterr().out
-    assert bases.repo(REPO).branches["main"] in told and "base, architecture and tokenizer checked" in told
+    assert bases.repo(REPO).branches["main"] in told and "tokenizer checked" in told and "as recorded" in told
     expected = {name: raw for name, raw in bases.repo(REPO).files().items() if name != ".gitattributes"}
     assert files_in(tmp_path / "mine") == expected
     assert main(["list"]) == 0
@@ -166,3 +166,33 @@ def test_the_commands_help_is_light():
     start = time.monotonic()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert time.monotonic() - start < 20
+
+
+def test_a_dry_run_lists_what_a_push_uploads_and_asks_nobody(
+    bases: HubServer, adapter: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.delenv("HF_TOKEN")
+    before, asked = files_in(adapter), len(bases.requests)
+    assert main(["push", str(adapter), REPO, "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert len(bases.requests) == asked and files_in(adapter) == before
+    listed = {line.split()[2]: line for line in told.splitlines() if line.startswith("would upload:")}
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    main(["push", str(adapter), REPO])
+    assert set(listed) == {name for name in bases.repo(REPO).files() if name != ".gitattributes"}
+    assert f"({(adapter / 'adapter_model.safetensors').stat().st_size:,} bytes)" in listed["adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize("unknown", ["adapter_file_sha256", "tokenizer"])
+def test_pull_says_what_has_no_hash_and_never_calls_it_a_match(
+    bases: HubServer, adapter: Path, unknown: str, capsys: pytest.CaptureFixture
+):
+    file = adapter / "muscle_provenance.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), unknown: None}))
+    main(["push", str(adapter), REPO])
+    assert ("records no hash" in capsys.readouterr().out) == (unknown == "adapter_file_sha256")
+    with pytest.warns(UserWarning, match="no hash"):
+        assert main(["pull", REPO]) == 0
+    told = capsys.readouterr().out
+    assert ("as recorded" in told) == (unknown == "tokenizer")
+    assert ("tokenizer checked" in told) == (unknown != "tokenizer")

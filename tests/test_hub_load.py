@@ -16,7 +16,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from muscle_hf import MuscleError, load_compatible
+from muscle_hf.evaluation.loading import load_for_evaluation
+from muscle_hf.evaluation.tasks import Task
 from muscle_hf.hub import HubError, MismatchError, fetch, publish
+from muscle_hf.teachers.kinds import CAUSAL_LM
+from muscle_hf.teachers.loading import load_task_model
 
 REPO = "tester/compat"
 
@@ -333,3 +337,34 @@ def test_a_fetched_adapter_can_be_copied(pushed: HubServer, cache: Path, tmp_pat
     with pytest.raises(MuscleError, match=r"thesis.tex"):
         copy_to(fetched, target)
     shutil.rmtree(target)
+
+
+@pytest.mark.parametrize("where", ["folder", "hub"])
+def test_whatever_loads_an_adapter_holds_it_against_its_provenance(
+    pushed: HubServer, adapter: Path, where: str, monkeypatch: pytest.MonkeyPatch, cache: Path
+):
+    weights = load_file(adapter / "adapter_model.safetensors")
+    altered = {name: tensor + 1 for name, tensor in weights.items()}
+    save_file(altered, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    changed(pushed, "adapter_model.safetensors", (adapter / "adapter_model.safetensors").read_bytes())
+    name = str(adapter) if where == "folder" else REPO
+    task = Task("any", "generation", lambda row, index: row, metric="exact_match")
+    with pytest.raises(MismatchError):
+        load_for_evaluation(name, task, cache_dir=cache)
+    with pytest.raises(MismatchError):
+        load_task_model(name, CAUSAL_LM, cache_dir=cache)
+    if where == "folder":  # a plain adapter has no provenance, and nothing to be held against
+        (adapter / "muscle_provenance.json").unlink()
+        load_for_evaluation(name, task, cache_dir=cache)
+
+
+def test_a_branch_is_no_pin(pushed: HubServer, cache: Path, tmp_path: Path):
+    recorded = json.loads(pushed.repo(REPO).files()["muscle_provenance.json"])
+    recorded["new"]["base"]["revision"] = "main"
+    config = json.loads(pushed.repo(REPO).files()["adapter_config.json"])
+    config = json.dumps({**config, "revision": "main"}).encode()
+    changed(pushed, "muscle_provenance.json", json.dumps(recorded).encode(), **{"adapter_config.json": config})
+    load_compatible(REPO, cache_dir=cache)
+    pushed.add(NEW, files_in(save_base(tmp_path / "moved", 9)))
+    with pytest.raises(MismatchError):
+        load_compatible(REPO, cache_dir=cache)

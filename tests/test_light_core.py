@@ -46,6 +46,16 @@ def test_import_is_light():
     assert run(code).strip() == "[]"
 
 
+def test_submodules_are_imported_at_first_use():
+    code = """
+import sys, muscle_hf
+assert "muscle_hf.metrics" not in sys.modules and "metrics" in dir(muscle_hf)
+print(muscle_hf.metrics.__name__, muscle_hf.hub.text.plain("x"))
+print(hasattr(muscle_hf, "metric"), hasattr(muscle_hf.hub, "no"))
+"""
+    assert run(code).split() == ["muscle_hf.metrics", "x", "False", "False"]
+
+
 def test_public_names_resolve():
     import muscle_hf
 

@@ -24,6 +24,7 @@ def run(args: argparse.Namespace) -> int:
     from muscle_hf.hub import fetch, load_compatible
     from muscle_hf.hub.copying import copy_to
     from muscle_hf.hub.text import plain
+    from muscle_hf.provenance import unrecorded
 
     fetched = fetch(args.repo, revision=args.revision)
     if not args.adapter_only:
@@ -38,7 +39,12 @@ def run(args: argparse.Namespace) -> int:
     print(f"old base: {plain(old['name'])} ({plain(old['revision'] or 'local copy')})")
     print(f"new base: {plain(new['name'])} ({plain(new['revision'] or 'local copy')})")
     print(f"commit:   {fetched.commit or 'local folder'}")
-    rest = "compared; what does not fit is only warned of" if args.allow_mismatch else "checked"
-    print(f"weights:  as recorded{'' if args.adapter_only else f'; base, architecture and tokenizer {rest}'}")
+    missing = unrecorded(fetched.provenance)
+    print(f"weights:  {'not checked, no hash of them is recorded' if 'weights' in missing else 'as recorded'}")
+    if not args.adapter_only:
+        how = "compared; what does not fit is only warned of" if args.allow_mismatch else "checked"
+        print(f"          architecture {how}")
+        for part in ("base", "tokenizer"):
+            print(f"          {part} {'not checked, no hash of it is recorded' if part in missing else how}")
     print(folder)
     return 0

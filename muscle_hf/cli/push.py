@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the new base's id on the Hub, where it was trained on from a local copy; its present commit is pinned",
     )
     parser.add_argument("--keep-card", action="store_true", help="publish README.md as it is; do not render the card")
+    parser.add_argument("--dry-run", action="store_true", help="list what would be uploaded, and stop; asks nobody")
     parser.epilog = (
         "The token is taken from `hf auth login` or HF_TOKEN. Never uploaded: teachers, checkpoints, optimizer "
         "states, pickles, caches, tokens, paths of this machine."
@@ -27,9 +28,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Publish, and say what was sent and what others need."""
     from muscle_hf.hub import publish
+    from muscle_hf.hub.files import pack
     from muscle_hf.hub.state import provenance_in
     from muscle_hf.hub.text import plain
 
+    if args.dry_run:
+        parcel = pack(args.folder, args.repo, base_model=args.base_model, keep_card=args.keep_card)
+        for name, content in sorted(parcel.contents.items()):
+            size = len(content) if isinstance(content, bytes) else content.stat().st_size
+            print(f"would upload: {plain(name)} ({size:,} bytes)")
+        _say(parcel.left_out, parcel.notes)
+        return 0
     done = publish(
         args.folder,
         args.repo,
@@ -39,12 +48,11 @@ def run(args: argparse.Namespace) -> int:
         base_model=args.base_model,
         keep_card=args.keep_card,
     )
-    for what, names in (("uploaded", done.uploaded), ("removed", done.removed), ("not published", done.left_out)):
+    for what, names in (("uploaded", done.uploaded), ("removed", done.removed)):
         if names:
             print(f"{what}: {', '.join(plain(name) for name in _folded(names))}")
     print(f"unchanged: {len(done.unchanged)} files")
-    for note in done.notes:
-        print(f"note: {note}")
+    _say(done.left_out, done.notes)
     # A base that is no repository must be at hand where the adapter is loaded.
     local = args.base_model is None and not provenance_in(args.folder)["new"]["base"]["on_hub"]
     print(
@@ -53,6 +61,15 @@ def run(args: argparse.Namespace) -> int:
         f"muscle_hf.load_compatible({done.repo_id!r}{', base_model=FOLDER' if local else ''})"
     )
     return 0
+
+
+def _say(left_out: list[str], notes: list[str]) -> None:
+    from muscle_hf.hub.text import plain
+
+    if left_out:
+        print(f"not published: {', '.join(plain(name) for name in _folded(left_out))}")
+    for note in notes:
+        print(f"note: {note}")
 
 
 def _folded(names: list[str]) -> list[str]:

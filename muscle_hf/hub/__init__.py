@@ -18,7 +18,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "Fetched": "fetching",
         "HubError": "errors",
         "Listing": "search",
-        "MismatchError": "errors",
+        "MismatchError": "load",
         "MuscleCardCallback": "callback",
         "Published": "publishing",
         "complete_card": "completing",

@@ -24,10 +24,6 @@ class HubError(MuscleError):
     """Something between this machine and the Hub failed; nothing local was changed."""
 
 
-class MismatchError(MuscleError):
-    """An adapter and what it is put on, or its own record, do not belong together."""
-
-
 @contextlib.contextmanager
 def hub_errors(doing: str, afterwards: str, token: str | bool | None = None) -> Iterator[None]:
     """Turn the client's exceptions into one that says what failed and what to do.

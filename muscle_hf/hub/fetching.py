@@ -14,10 +14,10 @@ from transformers.utils import logging
 from muscle_hf.errors import MuscleError
 from muscle_hf.hub.body import ADAPTER_CONFIG
 from muscle_hf.hub.errors import hub_errors
-from muscle_hf.hub.files import ADAPTER_FILES, WEIGHTS_FILE, check_weights, is_published, is_safe_path, valid_repo_id
+from muscle_hf.hub.files import ADAPTER_FILES, WEIGHTS_FILE, is_published, is_safe_path, valid_repo_id
 from muscle_hf.hub.publishing import hub_api
 from muscle_hf.hub.state import provenance_in
-from muscle_hf.provenance import PROVENANCE_FILE
+from muscle_hf.provenance import PROVENANCE_FILE, check_weights
 
 logger = logging.get_logger(__name__)
 

@@ -16,9 +16,8 @@ from huggingface_hub.utils import get_token, validate_repo_id
 from muscle_hf.errors import MuscleError
 from muscle_hf.hub.body import ADAPTER_CONFIG, REPORT_FILE
 from muscle_hf.hub.card import CARD_FILE, is_ours, render_card
-from muscle_hf.hub.errors import MismatchError
 from muscle_hf.hub.state import CARD_STATE_FILE, METRICS_FILE, CardState, load_metrics, provenance_in
-from muscle_hf.provenance import PROVENANCE_FILE, file_sha256
+from muscle_hf.provenance import PROVENANCE_FILE, check_weights
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 # Everything that is published or fetched, and nothing else: no checkpoints, optimizer states, pickles, caches or code.
@@ -132,9 +131,11 @@ def pack(
             "output_dir of a MuscleTrainer (or one of its checkpoints)"
         )
     provenance = provenance_in(folder)
-    check_weights(folder, provenance)
+    checked = check_weights(folder, provenance)
     others = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     parcel = Parcel(dict(contents), sorted(name for name in others if name not in contents))
+    if not checked:
+        parcel.notes.append(f"{PROVENANCE_FILE} records no hash of {WEIGHTS_FILE}, which was not checked.")
     if METRICS_FILE in parcel.contents and load_metrics(folder, provenance.get("adapter_sha256")) is None:
         del parcel.contents[METRICS_FILE]
         parcel.left_out.append(METRICS_FILE)
@@ -145,23 +146,6 @@ def pack(
         parcel.notes.append(f"{REPORT_FILE} is published: it shows the texts of the compared items.")
     _refuse_secrets(parcel, folder, token)
     return parcel
-
-
-def check_weights(folder: Path, provenance: Mapping[str, Any]) -> None:
-    """The weights in a folder must be those that its provenance describes.
-
-    Raises:
-        MismatchError: They are not; names both hashes.
-    """
-    recorded = provenance.get("adapter_file_sha256")
-    if recorded is None:
-        return
-    found = file_sha256(Path(folder, WEIGHTS_FILE))
-    if found != recorded:
-        raise MismatchError(
-            f"{WEIGHTS_FILE} is not the file that {PROVENANCE_FILE} describes: recorded SHA-256 {recorded}, found "
-            f"{found}. One of the two was replaced after training"
-        )
 
 
 def _name_base(parcel: Parcel, provenance: dict[str, Any], base_model: str | None, base_revision: str | None) -> None:

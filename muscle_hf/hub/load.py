@@ -12,16 +12,16 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from muscle_hf.errors import MuscleError
+from muscle_hf.errors import MismatchError, MuscleError
 from muscle_hf.hub.body import ADAPTER_CONFIG
-from muscle_hf.hub.errors import MismatchError, hub_errors
+from muscle_hf.hub.errors import hub_errors
 from muscle_hf.hub.fetching import Fetched, fetch
 from muscle_hf.hub.files import TOKENIZER_FILES, valid_repo_id
-from muscle_hf.provenance import PROVENANCE_FILE, describe_tokenizer
+from muscle_hf.provenance import PROVENANCE_FILE, describe_tokenizer, unrecorded
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER
 from muscle_hf.teachers.checks import is_quantized
 from muscle_hf.teachers.kinds import KINDS, ModelKind
-from muscle_hf.teachers.loading import load_model, local_model_folder
+from muscle_hf.teachers.loading import is_commit, load_model, local_model_folder, read_adapter_config
 from muscle_hf.teachers.weights import base_of, base_weights, content_hash, folder_hash
 
 _AFTERWARDS = "Nothing was loaded; run the same again, or pass a local copy of the base as base_model=."
@@ -42,7 +42,7 @@ def load_compatible(
 
     Everything is pinned: the adapter's commit is resolved once, the base comes from the recorded commit. Only
     safetensors are read, and no code of a repository is run. Base, architecture, tokenizer and weights are checked
-    against the adapter's provenance.
+    against the adapter's provenance; what it has no hash of is warned of.
 
     Args:
         repo: Hub id, or a folder.
@@ -64,8 +64,7 @@ def load_compatible(
         HubError: The Hub cannot be reached, or refuses.
     """
     fetched = fetch(repo, revision=revision, token=token, cache_dir=cache_dir)
-    config = PeftConfig.from_pretrained(str(fetched.folder))
-    _refuse_imports(config, fetched)
+    config = read_adapter_config(fetched.folder, fetched.repo_id)
     kind = _kind_of(config, fetched)
     access = {"token": token, "cache_dir": cache_dir}
     source, source_revision = _base_source(fetched, base_model, base_revision)
@@ -77,7 +76,7 @@ def load_compatible(
     except RuntimeError as error:
         raise MismatchError(f"{fetched.repo_id} was trained for another base than {source}: {error}") from error
     tokenizer = _tokenizer(fetched, source, source_revision, access)
-    pinned = base_model is None and source_revision is not None
+    pinned = base_model is None and is_commit(source_revision)
     problems = [
         *_config_problems(fetched, config),
         *_base_problems(fetched, model, source, pinned),
@@ -88,15 +87,11 @@ def load_compatible(
             f"{fetched.repo_id} does not belong to what it was put on: {'; '.join(problems)}. Load the recorded base, "
             "or pass allow_mismatch=True (--allow-mismatch) if you know that it is the same"
         )
+    if missing := unrecorded(fetched.provenance):
+        problems.append(f"no hash is recorded of its {' and '.join(missing)}, so that was not checked")
     for problem in problems:
         warnings.warn(f"{fetched.repo_id}: {problem}", UserWarning, stacklevel=2)
     return model.eval(), tokenizer
-
-
-def _refuse_imports(config: PeftConfig, fetched: Fetched) -> None:
-    # PEFT imports the module that `megatron_core` names, whatever that is, as soon as `megatron_config` is set.
-    if getattr(config, "megatron_config", None):
-        raise MuscleError(f"{fetched.repo_id} asks for a module to be imported (megatron_config); it is not loaded")
 
 
 def _kind_of(config: PeftConfig, fetched: Fetched) -> ModelKind:
@@ -182,7 +177,7 @@ def _base_problems(fetched: Fetched, model: PeftModel, source: str, pinned: bool
     if type(base).__name__ != recorded["architecture"]:
         problems.append(f"architecture: recorded {recorded['architecture']}, found {type(base).__name__}")
     # A commit names its content; any other source is compared by it.
-    if not pinned and not problems:
+    if recorded["sha256"] is not None and not pinned and not problems:
         found = _content_hash(model, base, source, recorded)
         if found != recorded["sha256"]:
             problems.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -23,10 +24,13 @@ from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.adapters import read_adapter
 from muscle_hf.teachers.kinds import ModelKind
+
+logger = logging.get_logger(__name__)
 
 # Loading arguments that say where to fetch from, as opposed to how to build the model.
 FETCH_KEYS = ("token", "cache_dir", "local_files_only", "force_download", "subfolder")
@@ -82,7 +86,9 @@ def find_adapter(name: str | os.PathLike, revision: str | None, fetch: Mapping[s
         None if it is a model rather than an adapter.
 
     Raises:
-        MuscleError: Nothing there, neither adapter nor model, or an adapter without safetensors.
+        MuscleError: Nothing there, neither adapter nor model, an adapter without safetensors, or one that asks for
+            code to be imported.
+        MismatchError: Its weights are not those of the provenance beside them.
     """
     name = os.fspath(name)
     if os.path.isdir(name):
@@ -112,13 +118,40 @@ def find_adapter(name: str | os.PathLike, revision: str | None, fetch: Mapping[s
     commit = (
         None
         if os.path.isdir(name)
-        else next((part.name for part in (folder, *folder.parents) if _is_commit(part.name)), None)
+        else next((part.name for part in (folder, *folder.parents) if is_commit(part.name)), None)
     )
-    return AdapterFolder(folder, name, PeftConfig.from_pretrained(str(folder)), commit)
+    config = read_adapter_config(folder, name)
+    _check_provenance(name, folder, commit, fetch)
+    return AdapterFolder(folder, name, config, commit)
 
 
-def _is_commit(text: str) -> bool:
-    return re.fullmatch("[0-9a-f]{40}", text) is not None
+def read_adapter_config(folder: str | os.PathLike, name: str) -> PeftConfig:
+    """The PEFT configuration in an adapter's folder; ``name`` is what messages call it.
+
+    Raises:
+        MuscleError: It asks for code to be imported.
+    """
+    config = PeftConfig.from_pretrained(os.fspath(folder))
+    # PEFT imports the module that `megatron_core` names, whatever that is, as soon as `megatron_config` is set.
+    if getattr(config, "megatron_config", None):
+        raise MuscleError(f"{name} asks for a module to be imported (megatron_config); it is not loaded")
+    return config
+
+
+def _check_provenance(name: str, folder: Path, commit: str | None, fetch: Mapping[str, Any]) -> None:
+    """Refuse weights that are not those of the provenance beside them; an adapter of another tool has none."""
+    from muscle_hf.provenance import PROVENANCE_FILE, check_weights, read_provenance
+
+    if commit is not None:
+        with contextlib.suppress(EntryNotFoundError):
+            hf_hub_download(name, PROVENANCE_FILE, **{**fetch, "revision": commit})
+    if (folder / PROVENANCE_FILE).is_file() and not check_weights(folder, read_provenance(folder)):
+        logger.warning(f"{PROVENANCE_FILE} of {name} records no hash of its weights, which were not checked.")
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision on the Hub names one content for good, rather than a branch or tag that may move."""
+    return revision is not None and re.fullmatch("[0-9a-f]{40}", revision) is not None
 
 
 def _no_safetensors(name: str) -> str:
