@@ -27,6 +27,7 @@ from muscle_hf.evaluation.tasks import Item, Task
 from muscle_hf.metrics import flip_metrics, flip_metrics_from_correct, smooth_flip_metrics
 from muscle_hf.teachers.adapters import frozen_view
 from muscle_hf.teachers.cached import CachedTeacher
+from muscle_hf.teachers.checks import text_tokenizer
 from muscle_hf.teachers.teacher import AdapterTeacher, ModelTeacher, Teacher
 
 logger = logging.getLogger(__name__)
@@ -195,7 +196,7 @@ class FlipMetricsCallback(TrainerCallback):
     def _run(self, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> list[Prediction]:
         if tokenizer is None:
             raise MuscleError("flip metrics need the tokenizer; pass tokenizer=, or processing_class= to the trainer")
-        return evaluate_task(model, tokenizer, self.task, self.items, **self._settings)
+        return evaluate_task(model, text_tokenizer(tokenizer), self.task, self.items, **self._settings)
 
     def _computed(self, side: Side, tokenizer: PreTrainedTokenizerBase | None) -> list[Prediction]:
         if isinstance(side, CachedTeacher):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,7 +31,10 @@ logger = logging.get_logger(__name__)
 
 NO_TEMPERATURES: Mapping[str, float] = {"old": 1.0, "new": 1.0}
 # Inputs with one entry per token, which end where the last trained token is predicted.
-_PER_TOKEN = LABEL_KEYS | {"input_ids", "attention_mask", "position_ids", "token_type_ids"}
+_TOKEN_TYPES = frozenset({"token_type_ids", "mm_token_type_ids"})
+_PER_TOKEN = LABEL_KEYS | _TOKEN_TYPES | {"input_ids", "attention_mask", "position_ids"}
+# Inputs with one entry per row of the batch. Images and sound are none: a row may have several of them.
+_PER_ROW = _PER_TOKEN | {"inputs_embeds", "global_attention_mask", "decoder_input_ids", "decoder_attention_mask"}
 # Lengths are cut to multiples of this, which tensor cores like.
 _ALIGNMENT = 8
 
@@ -117,6 +121,11 @@ class _Batch:
     labels: Tensor
     chosen: Tensor
     rows: Tensor
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether some of the rows can be computed without the others."""
+        return all(_is_per_row(name, value) for name, value in self.inputs.items())
 
 
 @dataclass(frozen=True)
@@ -288,11 +297,11 @@ class ChunkedPass(PlainPass):
 
     def _computed(self, role: str, batch: _Batch, needed: Tensor | None) -> Tensor:
         inputs, labels, chosen, rows = batch.inputs, batch.labels, batch.chosen, batch.rows
-        if needed is None or bool(needed.all()):
-            return aligned(self._run(role, inputs), labels)[chosen]
-        if not bool(needed.any()):
+        if needed is not None and not bool(needed.any()):
             return chosen.new_zeros(len(rows), 1, dtype=torch.float32)
-        few = {key: value[needed] if _per_row(value, len(needed)) else value for key, value in inputs.items()}
+        if needed is None or not batch.has_rows or bool(needed.all()):
+            return aligned(self._run(role, inputs), labels)[chosen]
+        few = {name: _rows_of(value, needed) for name, value in inputs.items()}
         hidden = aligned(self._run(role, few), labels[needed])[chosen[needed]]
         here = needed.to(rows.device)[rows].nonzero().squeeze(-1)
         return hidden.new_zeros(len(rows), hidden.size(-1)).index_put_((here,), hidden)
@@ -300,6 +309,11 @@ class ChunkedPass(PlainPass):
     # ---- The cache ----
 
     def _look_up(self, role: str, parts: list[SequenceKey], labels: Tensor) -> _Kept:
+        if any(part.key is None for part in parts):
+            logger.warning_once(
+                "The teacher cache does not hold some rows, of which it is not known what all of their content is "
+                "(which images of the batch, say); teachers compute them at every step, unless batches are one row."
+            )
         hidden = self.caches[role].get([part.key for part in parts])
         missing = torch.zeros(len(labels), dtype=torch.bool)
         missing[[part.row for part, piece in zip(parts, hidden, strict=True) if piece is None]] = True
@@ -325,6 +339,8 @@ class ChunkedPass(PlainPass):
             if isinstance(value, Tensor) and value.dim() > 0 and key != UNLABELLED
         }
         plain = tensors.keys() <= _PER_TOKEN and all(value.dim() == 2 for value in tensors.values())
+        # Tokens of an image, or of a prefix, see those of their type that follow.
+        plain = plain and not any(bool(tensors[name].any()) for name in _TOKEN_TYPES & tensors.keys())
         if not self.kind.shifts_labels or not plain or "input_ids" not in inputs or not labels.numel():
             return inputs, labels
         positions = (labels != IGNORED).any(dim=0).nonzero()
@@ -337,7 +353,7 @@ class ChunkedPass(PlainPass):
 
     def _looks_first(self, objective: Objective, batch: _Batch, kept: Mapping[str, _Kept]) -> bool:
         """By the batch alone, so that a run that goes on from a checkpoint decides as it would have before."""
-        if not self._skip or not len(batch.rows):
+        if not self._skip or not len(batch.rows) or not batch.has_rows:
             return False
         # The more trained tokens a row has, the fewer rows follow one teacher with all of them.
         skipped = 1 / (1 + len(batch.rows) / len(batch.labels))
@@ -360,8 +376,16 @@ def _moved(kept: Tensor, device: torch.device) -> Tensor:
     return kept.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else kept.to(device)
 
 
-def _per_row(value: Any, count: int) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0 and value.size(0) == count
+def _is_per_row(name: str, value: Any) -> bool:
+    """Whether a batch of some of its rows has those rows of this input, or all of what has no rows."""
+    if isinstance(value, Tensor) and value.dim():
+        # Of three dimensions the rows come first in some models, second in others.
+        return name in _PER_ROW and (name != "position_ids" or value.dim() == 2)
+    return isinstance(value, (Tensor, NoneType, str, bool, int, float))
+
+
+def _rows_of(value: Any, needed: Tensor) -> Any:
+    return value[needed] if isinstance(value, Tensor) and value.dim() and value.size(0) != 1 else value
 
 
 def _parameters(module: nn.Module) -> int:

@@ -61,8 +61,8 @@ class SavingMixin:
             self.student.save_pretrained(folder, selected_adapters=[STUDENT_ADAPTER], state_dict=state_dict)
             # PEFT's card names a base by its place on this disk.
             (folder / "README.md").unlink(missing_ok=True)
-            if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(folder)
+            if (processing := self.processing_class or self.tokenizer) is not None:
+                processing.save_pretrained(folder)
             self.provenance.save(folder, self)
 
     def final_metrics(self) -> dict[str, float]:

@@ -30,7 +30,7 @@ from muscle_hf.teachers import ModelTeacher, Teacher, kind_of, make_student, mak
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, keep_quantized_trainable
 from muscle_hf.teachers.cached import CachedTeacher, cached_teacher
 from muscle_hf.teachers.calibration import CalibrateTeachers
-from muscle_hf.teachers.checks import check_label_sets, check_tokenizers
+from muscle_hf.teachers.checks import check_label_sets, check_tokenizers, text_tokenizer
 from muscle_hf.teachers.kinds import IGNORED, TRAINED_COUNT, UNLABELLED, sequences_of, trained_rows
 from muscle_hf.teachers.placing import is_sharded, shard, to_device
 from muscle_hf.teachers.start import start_from_teacher
@@ -88,8 +88,8 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin, SearchMixin):
         self._peft_config = peft_config
         self.teachers: dict[str, Teacher] = {}
         self._cache = getattr(args, "teacher_cache", None)
-        given = trainer_arguments.get("processing_class")
-        self._rows_tokenizer = given or getattr(trainer_arguments.get("data_collator"), "tokenizer", None)
+        rows = trainer_arguments.get("processing_class"), trainer_arguments.get("data_collator")
+        self._rows_tokenizer = text_tokenizer(*rows)
         if model is not None:
             # A fresh adapter is drawn from the run's seed, like everything after it.
             set_seed(args.seed)
@@ -106,7 +106,7 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin, SearchMixin):
             self._place(teacher)
         self._loss_alone = False
         if self.teachers["old"].model is not self.student:
-            check_tokenizers(self.tokenizer, old_processing_class, self.teachers["old"].model, self.student)
+            check_tokenizers(self.tokenizer, old_processing_class, self.teachers["old"], self.student)
         self._data_checked = self._check_train_dataset()
         self.mix_in_transfer_rows(transfer_dataset)
         self._train_sums: Tensor | None = None
@@ -179,8 +179,8 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin, SearchMixin):
             return
         if not is_sharded(self.accelerator):
             to_device(teacher.model, self.args.device)
-        config = base_of(teacher.model).config
-        if config.pad_token_id is None:
+        config = base_of(teacher.model).config.get_text_config()
+        if getattr(config, "pad_token_id", None) is None:
             # As Trainer does for the student; decoders with a classifier find the last token by it.
             config.pad_token_id = getattr(self.tokenizer, "pad_token_id", None)
         teacher.autocast = self.accelerator.autocast
@@ -197,8 +197,8 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin, SearchMixin):
 
     @property
     def tokenizer(self) -> Any:
-        """v2's tokenizer: the processing class, or the collator's."""
-        return self.processing_class or getattr(self.data_collator, "tokenizer", None)
+        """v2's tokenizer: the processing class, its part for text, or the collator's."""
+        return text_tokenizer(self.processing_class, self.data_collator)
 
     # ---- Data ----
 

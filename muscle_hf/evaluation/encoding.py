@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from muscle_hf.errors import MuscleError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
 def encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -115,9 +115,9 @@ def prefix_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
 
 
-def max_length(model_config: object, tokenizer: PreTrainedTokenizerBase, default: int = 2048) -> int:
+def max_length(model_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, default: int = 2048) -> int:
     """The longest sequence a model takes, in tokens: from its config, else its tokenizer, else ``default``."""
-    config = getattr(model_config, "text_config", None) or model_config
+    config = model_config.get_text_config()
     for name in ("n_positions", "max_position_embeddings", "n_ctx"):
         value = getattr(config, name, None)
         if value is not None:

@@ -47,15 +47,14 @@ class ModelFacts:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         embedding = base.get_input_embeddings().weight
         config = base.config
-        text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+        text_config = config.get_text_config()
         peft_config = getattr(model, "active_peft_config", None)
         virtual_tokens = bool(getattr(peft_config, "is_prompt_learning", False))
         arguments = frozenset(inspect.signature(base.forward).parameters)
         if virtual_tokens:
             arguments -= {"logits_to_keep", "position_ids"}
-        pad_id = next(
-            (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, text_config.pad_token_id) if i is not None), 0
-        )
+        own = getattr(text_config, "pad_token_id", None)
+        pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, own) if i is not None), 0)
         dtype = next((p.dtype for p in base.parameters() if p.dtype.is_floating_point), torch.float32)
         width = getattr(text_config, "hidden_size", 1024) * getattr(text_config, "num_hidden_layers", 12)
         return cls(

@@ -70,7 +70,8 @@ def load_compatible(
     source, source_revision = _base_source(fetched, base_model, base_revision)
     arguments = {**_recorded_arguments(fetched), **model_arguments, **access}
     with hub_errors(f"loading the base {source}", _AFTERWARDS, token):
-        base = load_model(source, kind, {"revision": source_revision or "main", **arguments})
+        where = {"revision": source_revision or "main"}
+        base = load_model(source, kind, {**where, **arguments}, adapter=fetched.folder)
     try:
         model = PeftModel.from_pretrained(base, str(fetched.folder), adapter_name=STUDENT_ADAPTER)
     except RuntimeError as error:

@@ -9,13 +9,16 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from muscle_hf.teachers.kinds import CAUSAL_LM
+from muscle_hf.teachers.loading import auto_class_of
 
 
 def blueprint(config: PreTrainedConfig) -> PreTrainedModel:
     """The model of a configuration, on the meta device."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return auto_class_of(config, CAUSAL_LM).from_config(config, trust_remote_code=False)
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:

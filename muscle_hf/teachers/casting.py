@@ -232,7 +232,7 @@ def _from_name(role: str, name: str, student: PeftModel, kind: ModelKind, argume
     fetch = {key: arguments.pop(key) for key in FETCH_KEYS if key in arguments}
     adapter = find_adapter(name, revision, fetch)
     if adapter is None:
-        model = load_model(name, kind, {"revision": revision or "main", **fetch, **arguments})
+        model = load_model(name, kind, {"revision": revision or "main", **fetch, **arguments}, whole=True)
         return _from_model(role, model, student, kind, None, check_base=False)
     fetch.pop("subfolder", None)
     teacher = _from_adapter(role, replace(adapter, **moved), student, kind, {**fetch, **arguments})

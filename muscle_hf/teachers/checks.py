@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging
 
@@ -18,7 +18,8 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.kinds import ModelKind
 from muscle_hf.teachers.loading import local_model_folder
 from muscle_hf.teachers.origin import origin_of
-from muscle_hf.teachers.weights import base_of, base_weights, folder_hash, same_as_files
+from muscle_hf.teachers.teacher import Teacher
+from muscle_hf.teachers.weights import base_of, base_weights, folder_hash, same_as_files, same_weights
 
 logger = logging.get_logger(__name__)
 
@@ -43,7 +44,14 @@ def same_config(one: PreTrainedConfig, other: PreTrainedConfig) -> bool:
 
 def computing_config(config: PreTrainedConfig) -> dict[str, Any]:
     """The entries of a configuration that change what a model computes."""
-    return {key: value for key, value in config.to_dict().items() if key not in _INERT_CONFIG}
+    own = {key: value for key, value in config.to_dict().items() if key not in _INERT_CONFIG}
+    return own | {name: computing_config(part) for name, part in parts_of(config).items()}
+
+
+def parts_of(config: PreTrainedConfig) -> dict[str, PreTrainedConfig]:
+    """The configurations of a model's parts (text, vision, ...) by name; none in a model that has but one part."""
+    found = {name: getattr(config, name, None) for name in config.sub_configs}
+    return {name: part for name, part in found.items() if isinstance(part, PreTrainedConfig)}
 
 
 def vocabulary_hash(tokenizer: Any) -> str:
@@ -81,12 +89,35 @@ def check_vocabularies(new_vocabulary: Mapping[str, int] | None, old_vocabulary:
     return True
 
 
-def find_vocabulary(model: nn.Module) -> dict[str, int] | None:
-    """The vocabulary of the tokenizer saved with a model or with its adapter's base; None if there is none on disk."""
+def text_tokenizer(processing: Any, collator: Any = None) -> Any:
+    """The tokenizer in what prepares rows: a tokenizer, a processor of texts with images or sound, or a collator.
+
+    Args:
+        processing: A tokenizer or a processor.
+        collator: Looked into where there is none.
+
+    Returns:
+        None if there is none.
+    """
+    found = processing or getattr(collator, "tokenizer", None) or getattr(collator, "processor", None)
+    return found if hasattr(found, "get_vocab") else getattr(found, "tokenizer", found)
+
+
+def find_vocabulary(model: nn.Module, adapter: str | None = None) -> dict[str, int] | None:
+    """The vocabulary of the tokenizer saved with a model, or else with its adapter.
+
+    Args:
+        model: Of the vocabulary.
+        adapter: What its adapter was loaded from, if that is known.
+
+    Returns:
+        None if there is none on disk.
+    """
     base = base_of(model)
     name = getattr(getattr(base, "config", None), "_name_or_path", None)
-    folder = local_model_folder(name, origin_of(base).revision)
-    if folder is None or not any(folder.glob("tokenizer*")):
+    folders = local_model_folder(name, origin_of(base).revision), local_model_folder(adapter)
+    folder = next((folder for folder in folders if folder and any(folder.glob("tokenizer*"))), None)
+    if folder is None:
         return None
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_vocab()
@@ -95,23 +126,27 @@ def find_vocabulary(model: nn.Module) -> dict[str, int] | None:
         return None
 
 
-def check_tokenizers(tokenizer: Any, old_tokenizer: Any, old: nn.Module, new: nn.Module) -> None:
+def check_tokenizers(tokenizer: Any, old_tokenizer: Any, teacher: Teacher, new: nn.Module) -> None:
     """v1 and v2 must number the same tokens the same way; where a tokenizer is unknown, sizes must agree.
 
     Args:
         tokenizer: v2's, or None to look beside the model.
         old_tokenizer: v1's, or None to look beside the model.
-        old: v1's model.
+        teacher: v1.
         new: v2's model.
 
     Raises:
         MuscleError: The vocabularies differ, or may differ and cannot be compared.
     """
+    old = teacher.model
     vocabularies = [
-        known.get_vocab() if hasattr(known, "get_vocab") else find_vocabulary(model)
-        for known, model in ((tokenizer, new), (old_tokenizer, old))
+        known.get_vocab() if hasattr(known, "get_vocab") else find_vocabulary(model, adapter)
+        for known, model, adapter in (
+            (text_tokenizer(tokenizer), new, None),
+            (text_tokenizer(old_tokenizer), old, teacher.source),
+        )
     ]
-    if check_vocabularies(*vocabularies):
+    if check_vocabularies(*vocabularies) or _same_embeddings(old, new):
         return
     sizes = [getattr(base_of(model).config.get_text_config(), "vocab_size", None) for model in (old, new)]
     if sizes[0] != sizes[1]:
@@ -119,10 +154,20 @@ def check_tokenizers(tokenizer: Any, old_tokenizer: Any, old: nn.Module, new: nn
             f"the old model has {sizes[0]} embeddings, the new one {sizes[1]}, and a tokenizer was not found to "
             "compare their tokens; pass processing_class= and old_processing_class="
         )
-    logger.warning(
-        "A tokenizer was not found, so only the sizes of the vocabularies were compared. Pass processing_class= and "
-        "old_processing_class= to compare the tokens."
+    names = " and ".join(origin_of(model).name or type(base_of(model)).__name__ for model in (old, new))
+    logger.warning_once(
+        f"A tokenizer was not found, so only the sizes of the vocabularies of {names} were compared. Pass "
+        "processing_class= and old_processing_class= to compare the tokens."
     )
+
+
+def _same_embeddings(old: nn.Module, new: nn.Module) -> bool:
+    """Whether both number the tokens in one way for certain: two copies of a base, or of one that was trained."""
+    found = [base_of(model).get_input_embeddings() for model in (old, new)]
+    weights = [getattr(getattr(layer, "base_layer", layer), "weight", None) for layer in found]
+    if any(not isinstance(weight, Tensor) or weight.is_meta for weight in weights):
+        return False
+    return same_weights(*({"embeddings": weight} for weight in weights))
 
 
 def check_label_sets(kind: ModelKind, old: nn.Module, new: nn.Module) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
@@ -22,6 +23,7 @@ from huggingface_hub.errors import (
 from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
@@ -34,6 +36,13 @@ logger = logging.get_logger(__name__)
 
 # Loading arguments that say where to fetch from, as opposed to how to build the model.
 FETCH_KEYS = ("token", "cache_dir", "local_files_only", "force_download", "subfolder")
+# Which classes the Auto classes of models that write text make.
+_MODELS = {
+    "AutoModelForCausalLM": transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
+    "AutoModelForSeq2SeqLM": transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    "AutoModelForImageTextToText": transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    "AutoModelForMultimodalLM": transformers.MODEL_FOR_MULTIMODAL_LM_MAPPING,
+}
 
 
 @dataclass(frozen=True)
@@ -175,12 +184,19 @@ def local_model_folder(name: str | None, revision: str | None = None) -> Path | 
         return None
 
 
-def load_model(name: str | os.PathLike, kind: ModelKind, arguments: Mapping[str, Any]) -> nn.Module:
-    """Load a plain model with the Auto class of a kind, from safetensors.
+def load_model(
+    name: str | os.PathLike,
+    kind: ModelKind,
+    arguments: Mapping[str, Any],
+    *,
+    adapter: Path | None = None,
+    whole: bool = False,
+) -> nn.Module:
+    """Load a plain model with an Auto class, from safetensors.
 
     Args:
         name: A folder or a Hub id.
-        kind: Decides the Auto class.
+        kind: Decides the Auto class, see :func:`auto_class_of`, which takes ``adapter`` and ``whole``.
         arguments: Of ``from_pretrained`` (revision, dtype, quantization_config, ...).
 
     Raises:
@@ -192,11 +208,53 @@ def load_model(name: str | os.PathLike, kind: ModelKind, arguments: Mapping[str,
             f"{', '.join(sorted(refused))} cannot be chosen here: only safetensors are read and no code of a "
             "repository is run; load the model yourself and pass it"
         )
-    auto = getattr(transformers, kind.auto_class)
+    name = os.fspath(name)
+    fetch = {key: arguments[key] for key in ("revision", *FETCH_KEYS) if key in arguments}
+    auto = None
     try:
-        return auto.from_pretrained(os.fspath(name), use_safetensors=True, trust_remote_code=False, **arguments)
+        config = arguments.get("config") or AutoConfig.from_pretrained(name, trust_remote_code=False, **fetch)
+        auto = auto_class_of(config, kind, adapter=adapter, whole=whole)
+        return auto.from_pretrained(name, use_safetensors=True, trust_remote_code=False, **arguments)
     except (OSError, ValueError) as error:
-        raise MuscleError(f"{name} cannot be loaded with {kind.auto_class}: {error}") from error
+        by = kind.auto_class if auto is None else auto.__name__
+        raise MuscleError(f"{name} cannot be loaded with {by}: {error}") from error
+
+
+def auto_class_of(
+    config: PreTrainedConfig, kind: ModelKind, *, adapter: Path | None = None, whole: bool = False
+) -> Any:
+    """The Auto class that makes a model of a kind from a configuration.
+
+    That of models with images or sound where the kind's own does not know the configuration. Some are known to both,
+    as a language model alone and with all of its parts: then the kind's own, unless it is told what was trained.
+
+    Args:
+        config: Of the base.
+        kind: Of the model.
+        adapter: Folder of an adapter, which names the layers it was trained on.
+        whole: It is a task model without an adapter, whose configuration names its class.
+    """
+    if not kind.generates_text:
+        return getattr(transformers, kind.auto_class)
+    tried = (kind.auto_class, "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+    classes = {auto: _MODELS[auto][type(config)] for auto in tried if type(config) in _MODELS[auto]}
+    found = [getattr(transformers, auto) for auto in classes or tried]
+    if len(set(classes.values())) < 2:
+        return found[0]
+    if adapter is not None:
+        return max(found, key=lambda auto: _places(auto, config, adapter))
+    named = [whole and known.__name__ in (config.architectures or ()) for known in classes.values()]
+    return found[named.index(max(named))]
+
+
+def _places(auto: Any, config: PreTrainedConfig, adapter: Path) -> int:
+    """How many of an adapter's weights are of layers that an Auto class would make."""
+    with torch.device("meta"):
+        layers = {name for name, _ in auto.from_config(config, trust_remote_code=False).named_modules()}
+    with safe_open(adapter / SAFETENSORS_WEIGHTS_NAME, "pt") as file:
+        names = [name.removeprefix("base_model.model.") for name in file.keys()]  # noqa: SIM118
+    # After a layer's name come the weight's own and, in LoRA, its matrix's.
+    return sum(bool({name.rsplit(".", 1)[0], name.rsplit(".", 2)[0]} & layers) for name in names)
 
 
 def load_task_model(
@@ -230,7 +288,7 @@ def load_task_model(
     if adapter is None:
         if dropout is not None:
             raise MuscleError(f"{name} is a whole model: it has no LoRA, whose dropout could be {dropout}")
-        return load_model(name, kind, {"revision": revision or "main", **fetch, **arguments})
+        return load_model(name, kind, {"revision": revision or "main", **fetch, **arguments}, whole=True)
     moved = None if base_model is None else os.fspath(base_model)
     adapter = replace(adapter, moved_base=moved, moved_base_revision=base_revision)
     fetch.pop("subfolder", None)
@@ -259,7 +317,7 @@ def load_adapter_base(
         architectures = AutoConfig.from_pretrained(adapter.base, trust_remote_code=False, **fetch).architectures or ()
         if not any(name.endswith(kind.class_suffixes) for name in architectures):
             arguments.update(id2label=labels.id2label, label2id=labels.label2id)
-    return load_model(adapter.base, kind, arguments)
+    return load_model(adapter.base, kind, arguments, adapter=adapter.folder)
 
 
 def put_adapter(

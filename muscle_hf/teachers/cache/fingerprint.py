@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 from peft import PeftConfig
@@ -24,9 +23,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.teachers.checks import computing_config, vocabulary_hash
+from muscle_hf.teachers.checks import computing_config, parts_of, vocabulary_hash
 from muscle_hf.teachers.kinds import ModelKind, kind_of
-from muscle_hf.teachers.loading import FETCH_KEYS, AdapterFolder, find_adapter
+from muscle_hf.teachers.loading import FETCH_KEYS, AdapterFolder, auto_class_of, find_adapter
 from muscle_hf.teachers.origin import origin_of
 from muscle_hf.teachers.teacher import Teacher
 from muscle_hf.teachers.weights import base_of, base_weights, content_hash, describe_quantization, hash_as_loaded
@@ -203,7 +202,8 @@ class TeacherFiles:
         dtype = _loaded_dtype(dtype, config)
         arguments = {"attn_implementation": attn_implementation} if attn_implementation else {}
         with torch.device("meta"):
-            auto = getattr(transformers, kind.auto_class)
+            folder = None if self.adapter is None else self.adapter.folder
+            auto = auto_class_of(config, kind, adapter=folder, whole=folder is None)
             model = auto.from_config(config, dtype=dtype, trust_remote_code=False, **arguments)
         kept = getattr(model, "_keep_in_fp32_modules", None) if dtype == torch.float16 else None
         if (kept or getattr(model, "_keep_in_fp32_modules_strict", None)) and dtype in (torch.float16, torch.bfloat16):
@@ -235,14 +235,23 @@ def _content(
         "dtype": str(getattr(base, "dtype", None)).removeprefix("torch."),
         "quantization": describe_quantization(config),
         "config_sha256": _hash_of(computing_config(config)),
-        "attention": getattr(config, "_attn_implementation", None),
+        "attention": _attention_of(config),
         "autocast": _autocast_name(autocast),
         "adapter": adapter,
         "vocabulary_sha256": None if tokenizer is None else vocabulary_hash(tokenizer),
     }
-    if not kind_of(base).generates_text:
-        content["pad_token_id"] = config.pad_token_id  # decoders with a classifier find the last token by it
+    text = config.get_text_config()
+    if not kind_of(base).generates_text or text is not config:
+        # Decoders with a classifier find the last token by it, and some models put it in an image's place.
+        content["pad_token_id"] = getattr(text, "pad_token_id", None)
     return content
+
+
+def _attention_of(config: PreTrainedConfig) -> Any:
+    own = getattr(config, "_attn_implementation", None)
+    return (
+        own if not (parts := parts_of(config)) else [own, {name: _attention_of(part) for name, part in parts.items()}]
+    )
 
 
 def _describe_adapter(content: str, config: PeftConfig) -> dict[str, Any]:

@@ -57,7 +57,8 @@ class KeyRules:
         relative: Only distances between positions count, so that padding on the left changes nothing.
         separates: Packed sequences of a row do not see each other, where only position ids tell them apart.
         one_row_only: ... provided that the batch is one row, or that its sequences' lengths are given.
-        media_tokens: Ids that stand for images or sound in the text; None if the model has no such ids.
+        media_tokens: Ids that stand for images or sound in the text; empty for a model of text alone, None where they
+            are not known.
         pools: One prediction per row (sequence classification).
         pad_token_id: By which such a model may look for a row's last token.
         excluded: Why nothing can be cached; None if it can.
@@ -69,7 +70,7 @@ class KeyRules:
     relative: bool = False
     separates: bool = False
     one_row_only: bool = False
-    media_tokens: frozenset[int] = frozenset()
+    media_tokens: frozenset[int] | None = frozenset()
     pools: bool = False
     pad_token_id: int | None = None
     excluded: str | None = None
@@ -84,11 +85,12 @@ class KeyRules:
         takes_anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
         rope = getattr(text, "rope_parameters", None) or {}
         decodes = bool(getattr(config, "is_encoder_decoder", False))
-        attention = getattr(config, "_attn_implementation", None) or ""
+        attention = getattr(text, "_attn_implementation", None) or ""
         excluded = _excluded(text, rope)
         if excluded is not None:
             logger.warning(f"{type(base).__name__} cannot be cached: {excluded}.")
         pools = kind.name == "sequence classification"
+        media = frozenset(i for name in _MEDIA_TOKENS if (i := getattr(config, name, None)) is not None)
         return cls(
             inputs=None if takes_anything else frozenset(accepted),
             decodes=decodes,
@@ -96,9 +98,9 @@ class KeyRules:
             relative=bool(rope) and not decodes and not _scales_by_position(text),
             separates=not decodes and attention.startswith(_SEPARATING_ATTENTION) and _masks_packed(base, text),
             one_row_only=attention.startswith("flash_attention"),
-            media_tokens=frozenset(i for name in _MEDIA_TOKENS if (i := getattr(config, name, None)) is not None),
+            media_tokens=media if media or text is config else None,
             pools=pools,
-            pad_token_id=config.pad_token_id,
+            pad_token_id=getattr(text, "pad_token_id", None),
             excluded=excluded,
         )
 
@@ -283,7 +285,7 @@ class _Batch:
         """Whether a tensor with as many entries as rows has one entry per row."""
         media = self.rules.media_tokens
         if not media or self.rows == 1:
-            return True
+            return media is not None or self.rows == 1
         held = [set(row.tolist()) & media for row in self.ids]
         return len(set().union(*held)) == 1 and all(held)
 
