@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from muscle_hf import MuscleTrainer
-from muscle_hf.losses.divergence import Divergence, kl_divergence
+from muscle_hf.losses.divergence import kl_and_slope, kl_divergence
 from muscle_hf.passes import make_passes
 from muscle_hf.pipeline.config import load_settings
 from muscle_hf.pipeline.run import make_run
@@ -75,7 +75,7 @@ def table(teacher: Tensor, student: Tensor, temperature: float, sizes: list[int]
     for k in sizes:
         form = TopTokens(k, temperature, teacher.size(-1))
         kept = form.of(teacher)
-        values, own = Divergence("kl", temperature).with_slope(form.logits(kept, student), student.clone())
+        values, own = kl_and_slope(form.logits(kept, student), student, temperature, True)
         covered = kept[:, :k].exp().sum(-1).mean()
         missing = full - values
         error = (own - slope).norm() / slope.norm()

@@ -106,6 +106,7 @@ def loss_alone(device: Device, shapes: list[str], rounds: int) -> list[str]:
             "naive: whole logits, F.kl_div": case.naive,
             "chunked": case.chunked,
             "chunked, without compiled kernels": plain,
+            "chunked, all gradients by autograd": lambda case=case: case.chunked(fast=False),
         }
         if importlib.util.find_spec("liger_kernel"):
             ways["Liger fused linear JSD, one teacher"] = lambda case=case: case.liger(compiled=device.cuda)

@@ -82,7 +82,7 @@ class Case:
         naive_loss(student, old, new, self.labels).backward()
         return own.grad
 
-    def chunked(self) -> Tensor:
+    def chunked(self, fast: bool = True) -> Tensor:
         own = self.hidden[0].clone().requires_grad_()
 
         def head(states: Tensor) -> Tensor:
@@ -92,7 +92,8 @@ class Case:
         rows = torch.zeros(len(own), dtype=torch.int64, device=own.device)
         size = chunk_rows(len(self.new_head), own.device)
         streams = Stream(own, head), old, Stream(self.hidden[2], head)
-        chunked_terms(Objective(), *streams, self.labels, rows, chunk_size=size).loss.sum().backward()
+        terms = chunked_terms(Objective(), *streams, self.labels, rows, chunk_size=size, fast=fast)
+        terms.loss.sum().backward()
         return own.grad
 
     def liger(self, compiled: bool = False) -> Tensor:

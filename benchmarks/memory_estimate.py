@@ -140,7 +140,6 @@ def row(case: Case) -> tuple[str, float]:
 
 def main() -> None:
     warnings.filterwarnings("ignore")
-    chunked._BLOCK_BYTES = 2**40
     rows = [row(case) for case in CASES]
     worst = max(off for _, off in rows)
     shape = f"{BODY['num_hidden_layers']} layers, d {BODY['hidden_size']}, {VOCABULARY} tokens"

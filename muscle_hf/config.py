@@ -44,8 +44,8 @@ class MuscleConfig(TrainingArguments):
             ``completion`` or ``assistant``: of these, only where the row's ``completion_mask`` or
             ``assistant_masks`` is 1.
         check_base: Refuse adapters that record another base model than the one they sit on.
-        loss_chunk_size: Trained tokens whose logits are held at a time; by default as many as fit into 16 MiB on a CPU
-            and 512 MiB elsewhere, but 512 at least, where the output layer can be called apart, else all of them. 0:
+        loss_chunk_size: Trained tokens whose logits are held at a time; by default as many as fit into 2 MiB on a CPU
+            and 512 MiB elsewhere, but 256 at least, where the output layer can be called apart, else all of them. 0:
             all of them.
         skip_unneeded_teachers: Run a teacher's body only on rows with a token that follows it, where that pays.
         transfer_mask: What rows of ``transfer_dataset`` follow, which have no labels: ``mean`` of both teachers'
@@ -140,7 +140,7 @@ class MuscleConfig(TrainingArguments):
         default=None,
         metadata={
             "help": "Trained tokens whose logits are held at a time, so that memory does not grow with tokens times "
-            "vocabulary; by default as many as fit into 16 MiB on a CPU and 512 MiB elsewhere, but 512 at least. 0 "
+            "vocabulary; by default as many as fit into 2 MiB on a CPU and 512 MiB elsewhere, but 256 at least. 0 "
             "holds whole logits."
         },
     )

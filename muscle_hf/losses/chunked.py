@@ -10,20 +10,15 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from muscle_hf.losses.divergence import Divergence, blended
-from muscle_hf.losses.fused import Fused
 from muscle_hf.losses.masks import Mask
 from muscle_hf.losses.objective import Objective, TokenTerms
 
 # Logits of one chunk: enough rows for full matrix products (a CPU reaches its peak with few, and gains by staying in
-# its caches), and nothing beside a model. Two buffers of this size live at once, on accelerators about eight.
-_CHUNK_BYTES = {"cpu": 16 * 2**20}
+# its caches), and nothing beside a model. About eight buffers of this size live at once.
+_CHUNK_BYTES = {"cpu": 2 * 2**20}
 _CHUNK_BYTES_ELSEWHERE = 512 * 2**20
-_LEAST_ROWS = 512
-# Behind the matrix product a CPU works on blocks that stay in its cache.
-_BLOCK_BYTES = 4 * 2**20
+_LEAST_ROWS = 256
 
 Head = Callable[[Tensor], Tensor]
 # Called with the name of a teacher, its logits of some tokens, and which tokens of the batch these are.
@@ -37,8 +32,7 @@ class Stream:
     Args:
         hidden: Last hidden states, (N, d), floating point.
         head: Makes logits (n, V) of n of them, float32 or float64; differentiable in them, its own weights frozen.
-            The logits are overwritten here, also a teacher's: its own backward must not need them. One that
-            computes in another dtype than that of ``hidden`` (autocast) says so in its attribute ``dtype``.
+            One that computes in another dtype than that of ``hidden`` (autocast) says so in its attribute ``dtype``.
     """
 
     hidden: Tensor
@@ -127,6 +121,7 @@ def chunked_terms(
     weights: Tensor | None = None,
     labelled: Tensor | None = None,
     inspect: Inspect | None = None,
+    fast: bool = True,
 ) -> TokenTerms:
     """Equations (1) and (5) for each trained token; the gradient is made with the value, chunk by chunk.
 
@@ -141,6 +136,7 @@ def chunked_terms(
         weights: From :func:`chunked_weights`; found on the way by default.
         labelled: (N,), boolean; by default every token has a label.
         inspect: Sees a teacher's logits where they may not be finite; raises if they are not.
+        fast: As :meth:`Objective.terms` takes it.
 
     Returns:
         As :class:`Objective`; ``loss`` has a gradient in ``student.hidden``, ``compatibility`` has none.
@@ -148,8 +144,8 @@ def chunked_terms(
     if weights is None and (objective.mask.over_sequences or objective.transfer_mask.over_sequences):
         streams = {"student": student, "old": old, "new": new}
         weights = chunked_weights(objective, streams, labels, sequence_ids, chunk_size, inspect, labelled)
-    frozen = Stream(student.hidden.detach(), student.head)
-    work = _Work(objective, frozen, old, new, labels, sequence_ids, chunk_size, weights, labelled, inspect)
+    frozen, teachers = Stream(student.hidden.detach(), student.head), {"old": old, "new": new}
+    work = _Work(objective, frozen, teachers, labels, sequence_ids, chunk_size, weights, labelled, inspect, fast)
     return TokenTerms(*_ChunkedTerms.apply(student.hidden, work))
 
 
@@ -183,14 +179,14 @@ class _Work:
 
     objective: Objective
     student: Stream
-    old: Stream
-    new: Stream
+    teachers: dict[str, Stream]
     labels: Tensor
     sequence_ids: Tensor
     chunk_size: int
     weights: Tensor | None
     labelled: Tensor | None
     inspect: Inspect | None
+    fast: bool
 
 
 class _ChunkedTerms(torch.autograd.Function):
@@ -204,17 +200,14 @@ class _ChunkedTerms(torch.autograd.Function):
         for rows in _chunks(work.labels, work.sequence_ids, work.chunk_size):
             own = hidden[rows].detach().requires_grad_(wanted)
             with torch.set_grad_enabled(wanted):
-                logits = work.student.head(own)
-            # What float16 would round to zero is not lost; a token's slopes are at most 1 each.
-            dtypes = hidden.dtype, getattr(work.student.head, "dtype", None)
-            scale = 2.0**10 if torch.float16 in dtypes else 1.0
-            # From here on the logits' memory holds the gradient.
-            buffer = logits.detach()
-            terms = _terms_of_chunk(work, rows, buffer, wanted)
+                terms = _terms_of_chunk(work, rows, work.student.head(own))
             if wanted:
-                (slope,) = torch.autograd.grad(logits, own, buffer if scale == 1 else buffer.mul_(scale))
-                gradient[rows] = slope if scale == 1 else slope.to(gradient.dtype) / scale
-            parts.append(terms)
+                # What float16 would round to zero is not lost; a token's slopes are at most 1 each.
+                dtypes = hidden.dtype, getattr(work.student.head, "dtype", None)
+                scale = 2.0**10 if torch.float16 in dtypes else 1.0
+                (slope,) = torch.autograd.grad(terms.loss, own, torch.full_like(terms.loss, scale))
+                gradient[rows] = slope.to(gradient.dtype) / scale
+            parts.append([getattr(terms, column.name).detach() for column in fields(terms)])
         ctx.save_for_backward(gradient)
         ctx.dtype = hidden.dtype
         if parts:
@@ -235,143 +228,35 @@ def _show_infinite(work: _Work, terms: TokenTerms) -> None:
     # At the end of the batch: each look waits for the device.
     if work.inspect is None or bool(torch.stack([terms.kl_old, terms.kl_new]).isfinite().all()):
         return
-    for name, values, teacher in (("old", terms.kl_old, work.old), ("new", terms.kl_new, work.new)):
+    for name, values in (("old", terms.kl_old), ("new", terms.kl_new)):
         for tokens in (~values.isfinite()).nonzero().squeeze(-1).split(work.chunk_size):
-            work.inspect(name, teacher.logits(tokens, work.student.logits(tokens)), tokens)
+            work.inspect(name, work.teachers[name].logits(tokens, work.student.logits(tokens)), tokens)
 
 
-def _terms_of_chunk(work: _Work, rows: slice, student: Tensor, wanted: bool) -> tuple[Tensor, ...]:
-    """The columns of :class:`TokenTerms`; ``student`` is overwritten by d loss / d logits if that is wanted."""
-    objective, labels = work.objective, work.labels[rows]
+def _terms_of_chunk(work: _Work, rows: slice, student: Tensor) -> TokenTerms:
+    """The objective on a chunk of the tokens, from the student's logits."""
+    frozen, labels = student.detach(), work.labels[rows]
     labelled = None if work.labelled is None else work.labelled[rows]
     read: dict[str, Tensor] = {}
-    if work.weights is None:
-        read = {name: _teacher_logits(work, name, rows, student, None) for name in objective.reads - {"student"}}
-        _show_broken(work.inspect, read, rows, work.labels)
-        weight = objective.weights(
-            student, read.get("old"), read.get("new"), labels, work.sequence_ids[rows], labelled
-        ).to(student)
-    else:
-        weight = work.weights[rows].to(student)
 
+    @torch.no_grad()
     def of_teacher(name: str, chosen: Tensor | None) -> Tensor:
         if name in read:
             return read[name] if chosen is None else read[name].index_select(0, chosen)
-        if chosen is None:
-            return _teacher_logits(work, name, rows, student, None)
-        return _teacher_logits(work, name, chosen + rows.start, student, chosen)
+        return _teacher_logits(work, name, rows if chosen is None else chosen + rows.start, frozen, chosen)
 
-    groups = _groups(objective, weight, of_teacher)
-    size = len(labels) if student.device.type != "cpu" else max(1, _BLOCK_BYTES // (4 * student.size(-1)))
-    chunk = _Chunk(objective, student, weight, groups, labels, labelled)
-    blocks = [slice(start, min(start + size, len(labels))) for start in range(0, len(labels), size)]
-    parts = [_terms_of_block(chunk, block, wanted) for block in blocks]
-    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
-
-
-@dataclass(frozen=True)
-class _Followers:
-    """The tokens of a chunk that follow one target: all of them where ``chosen`` is None, else these, ascending.
-
-    Args:
-        logits: The target's, of these tokens.
-        share: Of every token of the chunk, what it follows the target with.
-        chosen: Which tokens.
-        teachers: Whose divergence it is.
-    """
-
-    logits: Tensor
-    share: Tensor
-    chosen: Tensor | None
-    teachers: tuple[str, ...]
-
-    def within(self, block: slice) -> tuple[slice | Tensor, Tensor]:
-        """Those of a block, counted from its start, and the target's logits of them."""
-        if self.chosen is None:
-            return slice(None), self.logits[block]
-        if block.stop - block.start == len(self.share):
-            return self.chosen, self.logits
-        first, last = torch.searchsorted(self.chosen, self.chosen.new_tensor([block.start, block.stop])).tolist()
-        return self.chosen[first:last] - block.start, self.logits[first:last]
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """A chunk of tokens, from the logits on."""
-
-    objective: Objective
-    student: Tensor
-    weight: Tensor
-    groups: list[_Followers]
-    labels: Tensor
-    labelled: Tensor | None
-
-
-def _groups(
-    objective: Objective, weight: Tensor, of_teacher: Callable[[str, Tensor | None], Tensor]
-) -> list[_Followers]:
-    """Who follows what: the old model, the new one, or a blend of both models' logits."""
-    shares = {"old": weight[:, 0], "new": weight[:, 1]}
-    both = (shares["old"] > 0) & (shares["new"] > 0) & (objective.blend == "logits")
-    followers = {"both": both, **{name: (share > 0) & ~both for name, share in shares.items()}}
-    counts = torch.stack([follows.sum() for follows in followers.values()]).tolist()  # waits for the device once
-    groups = []
-    for (name, follows), count in zip(followers.items(), counts, strict=True):
-        if not count:
-            continue
-        chosen = None if count == len(follows) else follows.nonzero().squeeze(-1)
-        if name == "both":
-            parts = [share if chosen is None else share[chosen] for share in shares.values()]
-            logits = blended(of_teacher("old", chosen), of_teacher("new", chosen), *parts)
-            groups.append(_Followers(logits, shares["old"] + shares["new"], chosen, ("old", "new")))
-        else:
-            groups.append(_Followers(of_teacher(name, chosen), shares[name], chosen, (name,)))
-    return groups
-
-
-def _terms_of_block(chunk: _Chunk, block: slice, wanted: bool) -> tuple[Tensor, ...]:
-    objective = chunk.objective
-    own, targets, weight = chunk.student[block], chunk.labels[block], chunk.weight[block]
-    labelled = None if chunk.labelled is None else chunk.labelled[block]
-    divergence = Divergence(objective.divergence, objective.temperature)
-    scale = objective.temperature**2 if objective.scale_by_temperature_squared else 1.0
-    factor = objective.compatibility_weight * scale * divergence.slope_factor
-    kl = {name: torch.zeros_like(weight[:, 0]) for name in ("old", "new")}
-    slope = torch.zeros_like(own) if wanted else None
-    for group in chunk.groups:
-        which, teacher = group.within(block)
-        student = own.clone() if isinstance(which, slice) else own.index_select(0, which)
-        values, difference = divergence.with_slope(teacher, student, wanted)
-        for name in group.teachers:
-            kl[name][which] = values
-        if wanted:
-            shares = (factor * group.share[block][which]).unsqueeze(-1)
-            if isinstance(which, slice):
-                slope.addcmul_(difference, shares)
-            else:
-                slope.index_add_(0, which, difference.mul_(shares))
-
-    known = torch.ones_like(weight[:, 0]) if labelled is None else labelled.to(own.dtype)
-    correct = (own.argmax(dim=-1) == targets).to(own.dtype) * known
-    share = objective.label_share(weight, labelled)
-    counts = isinstance(share, Tensor) or share > 0
-    cross_entropy = _cross_entropy(own, targets, objective.label_smoothing)
-    if wanted and counts:
-        shares = share if isinstance(share, Tensor) else torch.full_like(cross_entropy, share)
-        _add_slope_of_labels(slope, own, targets, shares, objective.label_smoothing)
-    if wanted:
-        own.copy_(slope)
-    compatibility = (weight[:, 0] * kl["old"] + weight[:, 1] * kl["new"]) * scale
-    loss = objective.compatibility_weight * compatibility
-    if counts:
-        loss = loss + share * cross_entropy
-    compatibility = compatibility + torch.where(weight[:, 2] > 0, weight[:, 2] * cross_entropy, 0)
-    of_teachers = (compatibility, weight[:, 0], weight[:, 1], kl["old"], kl["new"])
-    return loss, *of_teachers, known, cross_entropy * known, correct
+    if work.weights is None:
+        read.update({name: of_teacher(name, None) for name in work.objective.reads - {"student"}})
+        _show_broken(work.inspect, read, rows, work.labels)
+        of_all = frozen, read.get("old"), read.get("new")
+        weight = work.objective.weights(*of_all, labels, work.sequence_ids[rows], labelled)
+    else:
+        weight = work.weights[rows]
+    return work.objective.terms(student, of_teacher, weight.to(student), labels, labelled, fast=work.fast)
 
 
 def _teacher_logits(work: _Work, name: str, which: slice | Tensor, student: Tensor, chosen: Tensor | None) -> Tensor:
-    teacher = work.old if name == "old" else work.new
+    teacher = work.teachers[name]
     if teacher.head is not work.student.head:
         return teacher.logits(which, student, chosen).to(student)
     # The same hidden state behind the same head gives the same logits: to the bit, whatever the rows beside it.
@@ -379,22 +264,6 @@ def _teacher_logits(work: _Work, name: str, which: slice | Tensor, student: Tens
     own = student if chosen is None else student.index_select(0, chosen)
     equal = int(same.sum())
     if equal == len(same):
-        return own.clone()
+        return own
     logits = teacher.logits(which).to(student)
     return torch.where(same.unsqueeze(-1), own, logits) if equal else logits
-
-
-@Fused
-def _cross_entropy(student: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """-log p(label), smoothed if asked for."""
-    log_probability = torch.log_softmax(student, dim=-1)
-    values = functional.nll_loss(log_probability, labels, reduction="none")
-    return (1 - smoothing) * values - smoothing * log_probability.mean(dim=-1) if smoothing else values
-
-
-@Fused
-def _add_slope_of_labels(slope: Tensor, student: Tensor, labels: Tensor, shares: Tensor, smoothing: float) -> None:
-    """The gradient of :func:`_cross_entropy`, of which each row has its share."""
-    slope.addcmul_(torch.softmax(student, dim=-1), shares.unsqueeze(-1))
-    slope.sub_((shares * smoothing / student.size(-1)).unsqueeze(-1))
-    slope.scatter_add_(1, labels.unsqueeze(-1), (-(1 - smoothing) * shares).unsqueeze(-1))

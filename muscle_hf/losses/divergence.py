@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.losses.fused import Fused
@@ -47,28 +48,23 @@ def logit_difference(teacher: Tensor, student: Tensor, top: int = TOP_TOKENS) ->
     Returns:
         Shape (N,), >= 0, in squared nats.
     """
-    return _differences(teacher, student, top)[0].square().sum(dim=-1)
-
-
-def _differences(teacher: Tensor, student: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of log-probabilities, on the teacher's top tokens (n, top); which these are; and the student's, (n, V)."""
     width = min(teacher.size(-1), student.size(-1))
     student_log = torch.log_softmax(student[:, :width], dim=-1)
     highest, where = torch.log_softmax(teacher[:, :width], dim=-1).topk(min(top, width), dim=-1)
-    return student_log.gather(-1, where) - highest, where, student_log
+    return (student_log.gather(-1, where) - highest).square().sum(dim=-1)
 
 
 @Fused
 def kl_and_slope(teacher: Tensor, student: Tensor, temperature: float, wanted: bool) -> tuple[Tensor, Tensor | None]:
-    """:func:`kl_divergence`, and T times its derivative by the student's logits (if wanted), in their memory.
+    """:func:`kl_divergence`, and T times its derivative by the student's logits (if wanted).
 
-    Both logits are overwritten. One exponential for each, and few passes over little memory: on a CPU both count.
+    One exponential for each logit, and few passes over little memory: on a CPU both count.
     """
     width = min(teacher.size(-1), student.size(-1))
     teacher, student = teacher[:, :width], student[:, :width]
     difference = teacher - student
-    highest_teacher, sum_teacher = _exponentiate(teacher, temperature)
-    highest_student, sum_student = _exponentiate(student, temperature)
+    teacher, highest_teacher, sum_teacher = _exponentiated(teacher, temperature)
+    student, highest_student, sum_student = _exponentiated(student, temperature)
     ratio = sum_student / sum_teacher
     mean = difference.mul_(teacher).sum(dim=-1, keepdim=True) / sum_teacher
     values = (mean - (highest_teacher - highest_student)) / temperature + ratio.log()
@@ -78,19 +74,39 @@ def kl_and_slope(teacher: Tensor, student: Tensor, temperature: float, wanted: b
     return values.squeeze(-1), student.addcmul_(teacher, ratio, value=-1).div_(sum_student)
 
 
-def _exponentiate(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Put exp((z - max z) / T) in the place of logits (n, V), and return max z and the sum of these, (n, 1) each."""
+def _exponentiated(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """exp((z - max z) / T) of logits (n, V), max z and the sum of the first, (n, 1) each."""
     highest = logits.amax(dim=-1, keepdim=True)
-    return highest, logits.sub_(highest).div_(temperature).exp_().sum(dim=-1, keepdim=True)
+    raised = (logits - highest).div_(temperature).exp_()
+    return raised, highest, raised.sum(dim=-1, keepdim=True)
+
+
+class _KlWithSlope(torch.autograd.Function):
+    """:func:`kl_divergence` with its derivative made beside the value, from the same exponentials."""
+
+    @staticmethod
+    def forward(ctx, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        values, slope = kl_and_slope(teacher, student, temperature, ctx.needs_input_grad[0])
+        ctx.save_for_backward(slope)
+        ctx.temperature, ctx.width = temperature, student.size(-1)
+        return values
+
+    @staticmethod
+    def backward(ctx, of_values: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        # Ids that only the student has were not compared.
+        gradient = functional.pad(slope * (of_values / ctx.temperature).unsqueeze(-1), (0, ctx.width - slope.size(-1)))
+        return gradient, None, None
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """How far the student is from a teacher, with its derivative where the logits are not kept for a backward pass.
+    """How far the student is from a teacher.
 
     Args:
         name: ``kl`` or ``logit_difference``.
         temperature: Of the first.
+        fast: For the first, a gradient made by hand beside the value, instead of by autograd.
 
     Raises:
         MuscleError: Unknown name.
@@ -98,43 +114,19 @@ class Divergence:
 
     name: str
     temperature: float
+    fast: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in DIVERGENCES:
             raise MuscleError(f"divergence is {self.name!r}; choose one of {', '.join(DIVERGENCES)}")
 
     def __call__(self, teacher: Tensor, student: Tensor) -> Tensor:
-        """Of logits (n, V) each: (n,)."""
-        if self.name == "kl":
-            return kl_divergence(teacher, student, self.temperature)
-        return logit_difference(teacher, student)
-
-    @property
-    def slope_factor(self) -> float:
-        """What the slope of :meth:`with_slope` is to be multiplied by."""
-        return 1 / self.temperature if self.name == "kl" else 1.0
-
-    def with_slope(self, teacher: Tensor, student: Tensor, wanted: bool = True) -> tuple[Tensor, Tensor | None]:
-        """The values (n,), and their derivative by the student's logits (n, V) up to :attr:`slope_factor`.
-
-        The memory of both logits may be overwritten, and serve the derivative.
-        """
-        values, slope = (self._kl if self.name == "kl" else self._logit_difference)(teacher, student, wanted)
-        missing = 0 if slope is None else student.size(-1) - slope.size(-1)
-        # Ids that only the student has were not compared.
-        return values, torch.nn.functional.pad(slope, (0, missing)) if missing else slope
-
-    def _kl(self, teacher: Tensor, student: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
-        return kl_and_slope(teacher, student, self.temperature, wanted)
-
-    def _logit_difference(self, teacher: Tensor, student: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
-        difference, where, student_log = _differences(teacher, student, TOP_TOKENS)
-        values = difference.square().sum(dim=-1)
-        if not wanted:
-            return values, None
-        twice = 2 * difference
-        slope = student_log.exp().mul_(-twice.sum(dim=-1, keepdim=True)).scatter_add_(-1, where, twice)
-        return values, slope
+        """Of logits (n, V) each, the teacher's without gradient: (n,)."""
+        if self.name == "logit_difference":
+            return logit_difference(teacher, student)
+        if self.fast:
+            return _KlWithSlope.apply(student, teacher, self.temperature)
+        return kl_divergence(teacher, student, self.temperature)
 
 
 def blended(old: Tensor, new: Tensor, share_old: Tensor, share_new: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from muscle_hf.losses.masks import Mask
 from muscle_hf.losses.named import MASKS, resolve_mask
 
 BLENDS = ("probabilities", "logits")
+# Called with ``old`` or ``new`` and the numbers of some tokens, ascending; None: all of them.
+TeacherLogits = Callable[[str, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -168,15 +171,47 @@ class Objective:
             sequence_ids: The sequence in the batch that each row belongs to, shape (N,), int64.
             labelled: Whether ``labels`` is a right answer there, shape (N,), boolean; by default it is.
         """
+        teachers = {"old": old, "new": new}
+        weight = self.weights(student.detach(), old, new, labels, sequence_ids, labelled)
+
+        def of_teacher(role: str, rows: Tensor | None) -> Tensor:
+            return teachers[role] if rows is None else teachers[role].index_select(0, rows)
+
+        return self.terms(student, of_teacher, weight, labels, labelled)
+
+    def terms(
+        self,
+        student: Tensor,
+        of_teacher: TeacherLogits,
+        weight: Tensor,
+        labels: Tensor,
+        labelled: Tensor | None = None,
+        *,
+        fast: bool = False,
+    ) -> TokenTerms:
+        """Equations (1) and (5) of tokens whose weights are known.
+
+        Args:
+            student: Logits with gradient, shape (N, V).
+            of_teacher: Gives a teacher's logits of the tokens that follow it, (n, V).
+            weight: (N, 3), from :meth:`weights`.
+            labels: (N,), int64.
+            labelled: (N,), boolean; by default all are.
+            fast: Make the gradient of the KL by hand (:class:`~muscle_hf.losses.divergence.Divergence`).
+        """
         frozen = student.detach()
-        weight = self.weights(frozen, old, new, labels, sequence_ids, labelled)
         follows_old, follows_new, of_label = weight.unbind(-1)
-        divergence = Divergence(self.divergence, self.temperature)
+        divergence = Divergence(self.divergence, self.temperature, fast)
         both = (follows_old > 0) & (follows_new > 0) & (self.blend == "logits")
-        kl_old = _on_rows((follows_old > 0) & ~both, old, student, divergence)
-        kl_new = _on_rows((follows_new > 0) & ~both, new, student, divergence)
-        if bool(both.any()):
-            of_both = _on_rows(both, blended(old, new, follows_old, follows_new), student, divergence)
+
+        def blend(rows: Tensor | None) -> Tensor:
+            shares = [share if rows is None else share[rows] for share in (follows_old, follows_new)]
+            return blended(of_teacher("old", rows), of_teacher("new", rows), *shares)
+
+        kl_old = _on_rows((follows_old > 0) & ~both, partial(of_teacher, "old"), student, divergence)
+        kl_new = _on_rows((follows_new > 0) & ~both, partial(of_teacher, "new"), student, divergence)
+        if self.blend == "logits":
+            of_both = _on_rows(both, blend, student, divergence)
             kl_old, kl_new = torch.where(both, of_both, kl_old), torch.where(both, of_both, kl_new)
         compatibility = follows_old * kl_old + follows_new * kl_new
         if self.scale_by_temperature_squared:
@@ -202,8 +237,14 @@ class Objective:
         )
 
 
-def _on_rows(chosen: Tensor, teacher: Tensor, student: Tensor, divergence: Divergence) -> Tensor:
+def _on_rows(
+    chosen: Tensor, teacher: Callable[[Tensor | None], Tensor], student: Tensor, divergence: Divergence
+) -> Tensor:
     # A teacher is compared only where it counts: under a boolean mask both KLs together cost one.
     rows = chosen.nonzero().squeeze(-1)
-    values = divergence(teacher[rows], student[rows])
+    if len(rows) == len(chosen) > 0:
+        return divergence(teacher(None), student)
+    own = student.index_select(0, rows)
+    # Of no rows nothing is asked, but the student stays in the graph.
+    values = divergence(teacher(rows), own) if len(rows) else own[:, 0]
     return torch.zeros_like(student[:, 0]).index_put((rows,), values)
