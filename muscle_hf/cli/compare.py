@@ -70,7 +70,20 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
         help="columns of a plain file; roles: id (# numbers), prediction, target, correct, score, task, prompt, hash",
     )
     reading.add_argument(
-        "--allow-partial", action="store_true", help="compare the common items and report those left out"
+        "--missing",
+        choices=["error", "wrong", "drop"],
+        default="error",
+        help="items without an answer or a score, or that a side lacks: refuse, count as wrong, leave out (error)",
+    )
+    reading.add_argument(
+        "--allow-partial", dest="missing", action="store_const", const="drop", help="the same as --missing drop"
+    )
+    direction = reading.add_mutually_exclusive_group()
+    direction.add_argument(
+        "--lower-is-better", action="store_true", default=None, help="lower scores are better (error rates, ranks)"
+    )
+    direction.add_argument(
+        "--higher-is-better", dest="lower_is_better", action="store_false", help="they are not, whatever their name"
     )
 
 
@@ -105,7 +118,13 @@ def reading_options(args: argparse.Namespace) -> ReadOptions:
         if not equals or not name:
             raise MuscleError(f"--columns: {entry!r} must be ROLE=NAME, for example prediction=answer")
         columns[role.strip()] = name.strip()
-    return ReadOptions(metric=args.metric, filter=args.filter, columns=columns, tasks=args.task)
+    return ReadOptions(
+        metric=args.metric,
+        filter=args.filter,
+        columns=columns,
+        tasks=args.task,
+        lower_is_better=args.lower_is_better,
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -124,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
         analysis=AnalysisOptions(
             level=args.level, epsilon=args.epsilon, slices=slices, cluster=args.cluster, max_flips=args.max_flips
         ),
-        allow_partial=args.allow_partial,
+        missing=args.missing,
         ignore_prompts=args.ignore_prompts,
         budget=_budget(args),
         candidates=args.candidate or None,

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     check_outputs(args.json)
     options = reading_options(args)
     runs = [read_source(path, options) for path in args.runs]
-    floors = measure_noise(runs, level=args.level, epsilon=args.epsilon, allow_partial=args.allow_partial)
+    floors = measure_noise(runs, level=args.level, epsilon=args.epsilon, missing=args.missing)
     if args.json:
         write_text(args.json, noise_json(floors) + "\n")
     if args.json != "-":

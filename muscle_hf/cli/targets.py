@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         shares=args.shares or SHARES,
         level=args.level,
         read=reading_options(args),
-        allow_partial=args.allow_partial,
+        missing=args.missing,
     )
     texts = [
         (args.json, lambda: json.dumps([targets.to_dict() for targets in found], indent=1) + "\n"),

@@ -116,6 +116,8 @@ class TaskAnalysis:
             accuracy_old=self._level_of(self.joined.values[self.old]),
             updates=[self._update(model) for model in self.models[1:]],
             left_out=self.joined.left_out,
+            missing=self.joined.missing,
+            doubt=self.joined.doubt,
         )
 
     def _rate(self, indicator: Bools, among: Bools | None = None) -> Estimate:

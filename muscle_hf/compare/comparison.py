@@ -11,7 +11,7 @@ from muscle_hf.compare.document import Document, Model, NoiseFloor, Role, TaskRe
 from muscle_hf.compare.flips import list_flips
 from muscle_hf.compare.gate import Budget, check_gate
 from muscle_hf.compare.inheritance import audit
-from muscle_hf.compare.join import Joined, join
+from muscle_hf.compare.join import Joined, Missing, join
 from muscle_hf.compare.slices import find_slices
 from muscle_hf.compare.sources import ReadOptions, Source, read_source
 from muscle_hf.errors import MuscleError
@@ -36,6 +36,7 @@ def compare(
     labels: Sequence[str] | None = None,
     read: ReadOptions | None = None,
     analysis: AnalysisOptions | None = None,
+    missing: Missing = "error",
     allow_partial: bool = False,
     ignore_prompts: bool = False,
     budget: Budget | None = None,
@@ -51,7 +52,8 @@ def compare(
         labels: Short unique names of all models; ``old``, ``new``, ``compat`` by default.
         read: How to read the logs.
         analysis: Level, slices, clusters, and so on.
-        allow_partial: Compare the common items and report the others, instead of refusing.
+        missing: What becomes of items that a model has no judged answer to (:func:`~muscle_hf.compare.join.join`).
+        allow_partial: The same as ``missing="drop"``.
         ignore_prompts: Compare answers to the same items even if the models saw other prompts.
         budget: Limits of the gate.
         candidates: Labels of the models that would ship, which the gate judges: by default the compatibility models,
@@ -75,7 +77,9 @@ def compare(
         name: read_source(entry, read) if isinstance(entry, str) else entry
         for name, entry in zip(names, given, strict=True)
     }
-    joined, warnings = join(sources, allow_partial=allow_partial, ignore_prompts=ignore_prompts)
+    joined, warnings = join(
+        sources, missing="drop" if allow_partial else missing, ignore_prompts=ignore_prompts, wanted=wanted
+    )
     models = [Model(name, _role(i), source.path, source.format) for i, (name, source) in enumerate(sources.items())]
     _check_cluster(joined, analysis.cluster)
     tasks = _analyse(joined, models, analysis)
@@ -101,7 +105,11 @@ def compare(
         gate=gate,
         noise=floors,
         warnings=warnings,
-        options={**dataclasses.asdict(analysis), "allow_partial": allow_partial, "candidates": shipped},
+        options={
+            **dataclasses.asdict(analysis),
+            "missing": "drop" if allow_partial else missing,
+            "candidates": shipped,
+        },
         meta={"version": _version()},
     )
 

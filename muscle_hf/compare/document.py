@@ -259,7 +259,11 @@ class TaskResult:
             model that come back, then positive flips; within those by how far the scores or the likelihoods moved.
             Cut off at the document's ``max_flips``.
         flips_total: Number of flips before the cut.
-        left_out: Items not compared because a side lacks them or has changed them (``--allow-partial``).
+        left_out: Items not compared because a side lacks them, has no judged answer to them or has changed them
+            (``--missing drop``).
+        missing: Per model, how many items have no judged answer, by kind: ``no answer``, ``no score``, ``error``,
+            ``absent``, ``changed``; models without any are left out.
+        doubt: Why right and wrong of this task cannot be trusted; empty if nothing speaks against it.
     """
 
     name: str
@@ -271,6 +275,8 @@ class TaskResult:
     flips: list[Flip] = field(default_factory=list)
     flips_total: int = 0
     left_out: int = 0
+    missing: dict[str, dict[str, int]] = field(default_factory=dict)
+    doubt: str = ""
 
 
 @dataclass(frozen=True)

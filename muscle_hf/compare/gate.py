@@ -239,6 +239,8 @@ def _checks(joined: Joined, update: Update, budget: Budget, floor: float | None,
         high, low = bounds
         kept, broken = (high.high <= limit, low.low > limit) if upper else (low.low >= limit, high.high < limit)
         verdict: GateVerdict = "pass" if kept else "fail" if broken else "too little data"
+        if joined.doubt:
+            verdict = "too little data"
         # What a failed limit is beyond for sure is the other side's bound.
         at_most = upper != (verdict == "fail")
         bound, edge = (high, high.high) if at_most else (low, low.low)
@@ -246,6 +248,7 @@ def _checks(joined: Joined, update: Update, budget: Budget, floor: float | None,
             f"{what} is {bound.value:{unit}}, {'at most' if at_most else 'at least'} {edge:{unit}} with "
             f"{100 * budget.level:g}% confidence; the limit is {limit:{unit}}"
         )
+        message = joined.doubt or message
         # The floor is one of flips, not of differences.
         noise = None if rule in _DIFFERENCES else floor
         if noise is not None and limit < noise:

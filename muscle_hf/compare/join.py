@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from muscle_hf.compare.answers import ABSENT, ANSWERED, CHANGED, KINDS, normal
 from muscle_hf.compare.sources import Source
 from muscle_hf.compare.table import Answers, Detail
 from muscle_hf.errors import MuscleError
 
+Missing = Literal["error", "wrong", "drop"]
+Column = tuple[NDArray[np.int32], list[Any]]
+
 _LISTED = 10
 # Changed items whose texts are held at a time.
 _BLOCK = 10_000
+# Scores that differ by less than this, relative to their size, are equal: 0.1 + 0.2 and 0.3.
+_EQUAL = 1e-9
+_REMEDY = (
+    "Say what becomes of them: --missing wrong counts them as wrong, --missing drop leaves them out for every model"
+)
 
 
 @dataclass
@@ -30,10 +41,15 @@ class Joined:
         values: Per model label, float64, shape ``(items,)``.
         answers: Per model label, equal for equal answers, int64; None for models whose log has none.
         choice: Whether the task is multiple choice.
-        columns: Column -> code of each item (int32, -1 for missing) and the values that codes stand for.
+        columns: Columns of the items, which are equal in all logs: name -> code of each item (int32, -1 for missing)
+            and the values that codes stand for.
         left_out: Items that were left out because a side lacks or changed them.
         tables: Per model label, where the rows came from.
-        rows: Per model label, the row of each item in its table.
+        rows: Per model label, the row of each item in its table; -1 where it has none.
+        own_columns: Per model label, the further columns of its own log (its grades, tokens, latency, ...).
+        missing: Per model label, how many items have no judged answer, by kind
+            (:data:`~muscle_hf.compare.answers.KINDS`).
+        doubt: Why right and wrong of this task cannot be trusted; empty if nothing speaks against it.
     """
 
     task: str
@@ -43,10 +59,13 @@ class Joined:
     values: dict[str, NDArray[np.float64]]
     answers: dict[str, NDArray[np.int64] | None]
     choice: bool
-    columns: dict[str, tuple[NDArray[np.int32], list[object]]]
+    columns: dict[str, Column]
     left_out: int
     tables: dict[str, Answers]
     rows: dict[str, NDArray[np.int64]]
+    own_columns: dict[str, dict[str, Column]] = field(default_factory=dict)
+    missing: dict[str, dict[str, int]] = field(default_factory=dict)
+    doubt: str = ""
 
     @property
     def labels(self) -> list[str]:
@@ -58,38 +77,55 @@ class Joined:
         return self.values[label] > 0.5
 
     def details(self, label: str, items: Sequence[int]) -> list[Detail]:
-        """The texts of some items in a model's log."""
+        """The texts of some items in a model's log; without an answer where it has none, but with the question."""
         rows = self.rows[label]
-        return self.tables[label].fetch([int(rows[item]) for item in items])
+        found = self.tables[label].fetch([int(rows[item]) for item in items if rows[item] >= 0])
+        known = iter(found)
+        return [next(known) if rows[item] >= 0 else self._asked(item) for item in items]
+
+    def _asked(self, item: int) -> Detail:
+        label = next(label for label, rows in self.rows.items() if rows[item] >= 0)
+        (detail,) = self.details(label, [item])
+        return dataclasses.replace(detail, answer=None, log_likelihoods=[], columns={})
 
 
 def join(
-    sources: Mapping[str, Source], *, allow_partial: bool = False, ignore_prompts: bool = False
+    sources: Mapping[str, Source],
+    *,
+    missing: Missing = "error",
+    ignore_prompts: bool = False,
+    wanted: Sequence[str] = (),
 ) -> tuple[list[Joined], list[str]]:
     """Joins the tables of all models, task by task.
 
     Args:
         sources: Model label -> what was read; the old model first.
-        allow_partial: Compare the common items and report the others, instead of refusing.
+        missing: What becomes of items that a model has no judged answer to: refuse, count them as wrong, or leave them
+            out for all models. Items and tasks that a side lacks are the same to ``drop``.
         ignore_prompts: Compare answers to the same items even if the models saw other prompts.
+        wanted: Columns that must be known of every item, by name; one of them may be in one log alone.
 
     Returns:
         The joined tasks, and warnings.
 
     Raises:
-        MuscleError: Tasks or items are missing, additional or changed on a side; prompts or metrics differ.
+        MuscleError: Tasks or items are missing, additional or changed on a side; prompts or metrics differ; a wanted
+            column differs between the logs.
     """
+    if missing not in ("error", "wrong", "drop"):
+        raise MuscleError(f"missing answers are an 'error', 'wrong', or to 'drop', not {missing!r}")
     labels = list(sources)
     warnings = [note for source in sources.values() for note in source.warnings]
-    tasks = _common_tasks(sources, allow_partial, warnings)
+    tasks = _common_tasks(sources, missing == "drop", warnings)
     joined = []
     for task in tasks:
         tables = {label: sources[label].tables[task] for label in labels}
-        joined.append(_join_task(task, tables, allow_partial, ignore_prompts, warnings))
-    return joined, warnings
+        joined.append(_join_task(task, tables, missing, ignore_prompts, wanted, warnings))
+    doubts = [f"task {task.task!r}: {task.doubt}" for task in joined if task.doubt]
+    return joined, doubts + warnings
 
 
-def _common_tasks(sources: Mapping[str, Source], allow_partial: bool, warnings: list[str]) -> list[str]:
+def _common_tasks(sources: Mapping[str, Source], common_only: bool, warnings: list[str]) -> list[str]:
     (first, old), *others = sources.items()
     problems = []
     for label, source in others:
@@ -98,13 +134,13 @@ def _common_tasks(sources: Mapping[str, Source], allow_partial: bool, warnings: 
             if missing:
                 problems.append(f"{there} has {_some(missing)}, which {here} ({lacks.path}) lacks")
     common = [name for name in old.tables if all(name in source.tables for source in sources.values())]
-    if problems and (not common or not allow_partial):
+    if problems and (not common or not common_only):
         near = difflib.get_close_matches(*_unmatched(sources), n=1) if not common else []
         raise MuscleError(
             f"the models were not asked the same tasks: {'; '.join(problems)}."
             + (f" The nearest name is {near[0]!r}." if near else "")
             + (
-                " Choose common ones with --task, or compare what is common with --allow-partial."
+                " Choose common ones with --task, or compare what is common with --missing drop."
                 if common
                 else " Give each side answers to the same task, under the same name."
             )
@@ -124,70 +160,102 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _join_task(
-    task: str, tables: dict[str, Answers], allow_partial: bool, ignore_prompts: bool, warnings: list[str]
+    task: str,
+    tables: dict[str, Answers],
+    missing: Missing,
+    ignore_prompts: bool,
+    wanted: Sequence[str],
+    warnings: list[str],
 ) -> Joined:
     (first, old), *others = tables.items()
     metrics = {table.metric for table in tables.values()}
     if len(metrics) > 1:
         listed = ", ".join(f"{label}: {table.metric}" for label, table in tables.items())
         raise MuscleError(f"task {task!r} was judged by different metrics ({listed}); choose one that all have")
-    rows, problems = _match_ids(first, old, others)
-    keep = np.ones(len(rows[first]), dtype=bool)
+    ids, rows = _match_ids(tables)
+    states = {label: _pick(table.missing, rows[label], ABSENT) for label, table in tables.items()}
     other_prompts = {}
     for label, table in others:
-        changed = _differ(old.content[rows[first]], table.content[rows[label]])
-        asked_otherwise = _asked_otherwise((old, rows[first]), (table, rows[label]), changed)
+        changed = _differ(_pick(old.content, rows[first], 0), _pick(table.content, rows[label], 0))
+        same, asked_otherwise = _by_texts((old, rows[first]), (table, rows[label]), changed)
+        changed &= ~same
         if ignore_prompts or (asked_otherwise == changed).all():
             other_prompts[label] = asked_otherwise
             changed &= ~asked_otherwise
-        if changed.any():
-            problems.append(f"changed in {label}: {_some([old.ids[i] for i in rows[first][changed]])}")
-            keep &= ~changed
-    if problems and not (allow_partial and keep.any()):
-        hint = "compare the common ones with --allow-partial" if keep.any() else "no item is left to compare"
-        raise MuscleError(
-            f"task {task!r}: the models did not answer the same items. {'; '.join(problems)}. Or {hint}."
-        )
-    warnings.extend(f"task {task!r}: {problem}" for problem in problems)
+        states[label] = np.where(changed, CHANGED, states[label])
+    keep = _kept(task, ids, states, missing, warnings)
+    counted = {label: _counts(state) for label, state in states.items()}
     rows = {label: picked[keep] for label, picked in rows.items()}
+    kept_ids = ids if keep.all() else _at(ids, keep)
     for label, table in others:
-        prompts = _differ(old.prompts[rows[first]], table.prompts[rows[label]])
+        prompts = _differ(_pick(old.prompts, rows[first], 0), _pick(table.prompts, rows[label], 0))
         if label in other_prompts:
             prompts |= other_prompts[label][keep]
-        ids = [old.ids[i] for i in rows[first][prompts]]
+        asked = _at(kept_ids, prompts)
         _check_prompts(
-            f"task {task!r}: {len(ids)} of {len(prompts)} prompts of {label}", first, ids, ignore_prompts, warnings
+            f"task {task!r}: {len(asked)} of {len(prompts)} prompts of {label}", first, asked, ignore_prompts, warnings
         )
     if not _verified(tables, rows):
         warnings.append(f"task {task!r}: the logs have no hashes, so the items were joined by id alone")
-    return _assemble(task, tables, rows, _left_out(tables, rows[first]) if problems else 0)
+    joined = _assemble(task, tables, rows, kept_ids, len(ids) - len(kept_ids), wanted)
+    joined.missing = {label: found for label, found in counted.items() if found}
+    return joined
 
 
-def _left_out(tables: dict[str, Answers], kept: NDArray[np.int64]) -> int:
-    return len(set().union(*(table.ids for table in tables.values()))) - len(kept)
+def _pick(values: NDArray[Any], rows: NDArray[np.int64], default: Any) -> NDArray[Any]:
+    """The values of some rows; the default where an item has no row."""
+    return values[rows] if (rows >= 0).all() else np.where(rows < 0, default, values[rows]).astype(values.dtype)
 
 
-def _match_ids(
-    first: str, old: Answers, others: Sequence[tuple[str, Answers]]
-) -> tuple[dict[str, NDArray[np.int64]], list[str]]:
-    """Rows of the common items in each table, in the old one's order, and what is missing or extra where."""
-    if all(table.ids == old.ids for _, table in others):
+def _match_ids(tables: dict[str, Answers]) -> tuple[list[str], dict[str, NDArray[np.int64]]]:
+    """All items, the old model's first, and each one's row in each table (-1 for none)."""
+    old, *others = tables.values()
+    if all(table.ids == old.ids for table in others):
         everything = np.arange(len(old.ids))
-        return {first: everything, **{label: everything for label, _ in others}}, []
-    places = {label: {key: row for row, key in enumerate(table.ids)} for label, table in others}
-    known, problems = set(old.ids), []
-    for label, table in others:
-        missing = [key for key in old.ids if key not in places[label]]
-        extra = [key for key in table.ids if key not in known]
-        for word, keys in (("missing in", missing), ("only in", extra)):
-            if keys:
-                problems.append(f"{word} {label} ({len(keys)}): {_some(keys)}")
-    common = [row for row, key in enumerate(old.ids) if all(key in place for place in places.values())]
-    rows = {first: np.array(common, dtype=np.int64)}
-    for label, _ in others:
-        place = places[label]
-        rows[label] = np.array([place[old.ids[row]] for row in common], dtype=np.int64)
-    return rows, problems
+        return old.ids, dict.fromkeys(tables, everything)
+    ids = list(dict.fromkeys(key for table in tables.values() for key in table.ids))
+    rows = {}
+    for label, table in tables.items():
+        place = {key: row for row, key in enumerate(table.ids)}
+        rows[label] = np.array([place.get(key, -1) for key in ids], dtype=np.int64)
+    return ids, rows
+
+
+def _at(ids: list[str], chosen: NDArray[np.bool_]) -> list[str]:
+    return [ids[i] for i in np.flatnonzero(chosen)]
+
+
+def _counts(states: NDArray[np.int8]) -> dict[str, int]:
+    numbers = np.bincount(states, minlength=len(KINDS)).tolist()
+    return {kind: n for kind, n in zip(KINDS[1:], numbers[1:], strict=True) if n}
+
+
+def _kept(
+    task: str, ids: list[str], states: dict[str, NDArray[np.int8]], missing: Missing, warnings: list[str]
+) -> NDArray[np.bool_]:
+    """Which items are compared."""
+    problems = [
+        f"{'missing' if kind == 'absent' else kind} in {label} ({found.sum()}): {_some(_at(ids, found))}"
+        for label, state in states.items()
+        for code, kind in enumerate(KINDS)
+        if code != ANSWERED and (found := state == code).any()
+    ]
+    everywhere = np.logical_and.reduce([state == ANSWERED for state in states.values()])
+    if not problems:
+        return everywhere
+    changed = any((state == CHANGED).any() for state in states.values())
+    if missing == "error" or (missing == "wrong" and changed) or not everywhere.any():
+        hint = (
+            "No item is left to compare"
+            if not everywhere.any()
+            else "Changed items cannot be compared; leave them out for every model with --missing drop"
+            if changed
+            else _REMEDY
+        )
+        raise MuscleError(f"task {task!r}: the models did not answer the same items: {'; '.join(problems)}. {hint}.")
+    done = "counted as wrong" if missing == "wrong" else "left out"
+    warnings.extend(f"task {task!r}, {done}: {problem}" for problem in problems)
+    return np.ones_like(everywhere) if missing == "wrong" else everywhere
 
 
 def _differ(left: NDArray[np.uint64], right: NDArray[np.uint64]) -> NDArray[np.bool_]:
@@ -196,30 +264,34 @@ def _differ(left: NDArray[np.uint64], right: NDArray[np.uint64]) -> NDArray[np.b
 
 
 def _verified(tables: dict[str, Answers], rows: dict[str, NDArray[np.int64]]) -> bool:
-    return all((table.content[rows[label]] != 0).all() for label, table in tables.items())
+    return all((_pick(table.content, rows[label], 1) != 0).all() for label, table in tables.items())
 
 
-def _asked_otherwise(
+def _by_texts(
     old: tuple[Answers, NDArray[np.int64]], other: tuple[Answers, NDArray[np.int64]], changed: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
-    """Which of the changed items have the same choices and the same target, and only another prompt.
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which of the items with another hash are the same by their texts, and which had only another prompt.
 
-    For logs with one hash of the whole item; where prompts have a hash of their own, a changed item is another item.
+    An item is the same whatever the order of its right answers. Other prompts are told for logs with one hash of the
+    whole item; where prompts have a hash of their own, a changed item is another item.
     """
-    same = np.zeros_like(changed)
+    same, other_prompt = np.zeros_like(changed), np.zeros_like(changed)
     if any(table.prompts.any() for table, _ in (old, other)):
-        return same
+        return same, other_prompt
     places = np.flatnonzero(changed)
     for start in range(0, len(places), _BLOCK):
         block = places[start : start + _BLOCK]
         sides = [table.fetch(rows[block].tolist()) for table, rows in (old, other)]
-        same[block] = [
-            None not in (a.prompt, b.prompt)
-            and a.prompt != b.prompt
-            and (a.choices, a.target) == (b.choices, b.target)
-            for a, b in zip(*sides, strict=True)
-        ]
-    return same
+        pairs = list(zip(*sides, strict=True))
+        alike = np.array([None not in (a.prompt, b.prompt) and _question(a) == _question(b) for a, b in pairs])
+        repeated = np.array([a.prompt == b.prompt for a, b in pairs])
+        turned = np.array([a.target != b.target for a, b in pairs])
+        same[block], other_prompt[block] = alike & repeated & turned, alike & ~repeated
+    return same, other_prompt
+
+
+def _question(detail: Detail) -> tuple[list[str], list[str]]:
+    return detail.choices, sorted(detail.target.split(" | "))
 
 
 def _check_prompts(what: str, first: str, ids: Sequence[str], ignore_prompts: bool, warnings: list[str]) -> None:
@@ -234,29 +306,121 @@ def _check_prompts(what: str, first: str, ids: Sequence[str], ignore_prompts: bo
     warnings.append(text)
 
 
-def _assemble(task: str, tables: dict[str, Answers], rows: dict[str, NDArray[np.int64]], left_out: int) -> Joined:
-    (first, old), *_ = tables.items()
-    picked = rows[first]
-    values = {label: table.values[rows[label]] for label, table in tables.items()}
-    hints = {table.graded for table in tables.values()} - {None}
-    if len(hints) > 1:
-        raise MuscleError(f"task {task!r} is right / wrong for some models and a score for others; use one of them")
-    graded = hints.pop() if hints else all(np.isin(value, (0.0, 1.0)).all() for value in values.values())
-    if graded and not all(np.isin(value, (0.0, 1.0)).all() for value in values.values()):
-        # A metric that is usually right or wrong but was averaged over repeats is a score here.
-        graded = False
+def _assemble(
+    task: str,
+    tables: dict[str, Answers],
+    rows: dict[str, NDArray[np.int64]],
+    ids: list[str],
+    left_out: int,
+    wanted: Sequence[str],
+) -> Joined:
+    values = {label: _pick(table.values, rows[label], np.nan) for label, table in tables.items()}
+    graded = _is_graded(task, tables, values)
+    if not graded and any(np.isnan(value).any() for value in values.values()):
+        known = np.concatenate([value[~np.isnan(value)] for value in values.values()])
+        if known.min() < 0 or known.max() > 1:
+            raise MuscleError(
+                f"task {task!r}: the scores lie between {known.min():g} and {known.max():g}, so that no score "
+                "stands for wrong; leave items without a score out for every model with --missing drop"
+            )
+    values = {label: np.nan_to_num(value) for label, value in values.items()}
+    columns, own_columns = _split_columns(task, tables, rows, wanted)
     return Joined(
         task=task,
-        metric=old.metric,
+        metric=next(iter(tables.values())).metric,
         kind="correct" if graded else "score",
-        ids=[old.ids[row] for row in picked] if len(picked) < len(old.ids) else old.ids,
-        values=values,
+        ids=ids,
+        values=values if graded else _equalized(values),
         answers={
-            label: None if table.answers is None else table.answers[rows[label]] for label, table in tables.items()
+            label: None if table.answers is None else _pick(table.answers, rows[label], -1)
+            for label, table in tables.items()
         },
         choice=all(table.choice for table in tables.values()),
-        columns={name: (codes[picked], names) for name, (codes, names) in old.columns.items()},
+        columns=columns,
         left_out=left_out,
         tables=tables,
         rows=rows,
+        own_columns=own_columns,
+        doubt=_doubt(tables, values) if graded else "",
     )
+
+
+def _is_graded(task: str, tables: dict[str, Answers], values: dict[str, NDArray[np.float64]]) -> bool:
+    hints = {table.graded for table in tables.values()} - {None}
+    if len(hints) > 1:
+        raise MuscleError(f"task {task!r} is right / wrong for some models and a score for others; use one of them")
+    # A metric that is usually right or wrong but was averaged over repeats is a score here.
+    whole = all((np.isin(value, (0.0, 1.0)) | np.isnan(value)).all() for value in values.values())
+    return whole and (hints.pop() if hints else True)
+
+
+def _equalized(values: dict[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
+    """Scores in which equal ones are the same number, whatever way they were computed."""
+    done: dict[str, NDArray[np.float64]] = {}
+    for label, value in values.items():
+        for earlier in done.values():
+            value = np.where(np.isclose(value, earlier, rtol=_EQUAL, atol=1e-12), earlier, value)
+        done[label] = value
+    return done
+
+
+def _split_columns(
+    task: str, tables: dict[str, Answers], rows: dict[str, NDArray[np.int64]], wanted: Sequence[str]
+) -> tuple[dict[str, Column], dict[str, dict[str, Column]]]:
+    """The columns of the items, which are equal in all logs, and each model's own."""
+    shared: dict[str, Column] = {}
+    own: dict[str, dict[str, Column]] = {label: {} for label in tables}
+    for name in dict.fromkeys(name for table in tables.values() for name in table.columns):
+        having = {label: table.columns[name] for label, table in tables.items() if name in table.columns}
+        picked = {label: _pick(codes, rows[label], -1) for label, (codes, _) in having.items()}
+        equal, merged = _same_column(picked, having, rows)
+        if equal and (len(having) == len(tables) or name in wanted):
+            shared[name] = merged
+        elif name in wanted:
+            raise MuscleError(
+                f"task {task!r}: the column {name!r} differs between {' and '.join(having)}, so it says something "
+                "about the models, not about the items; slices and clusters need columns that are equal in all logs"
+            )
+        else:
+            for label, codes in picked.items():
+                own[label][name] = (codes, having[label][1])
+    return shared, own
+
+
+def _same_column(
+    picked: dict[str, NDArray[np.int32]], having: dict[str, Column], rows: dict[str, NDArray[np.int64]]
+) -> tuple[bool, Column]:
+    """Whether the logs agree on a column wherever they have an item, and what they say together."""
+    index: dict[str, int] = {}
+    values: list[Any] = []
+    merged = np.full(len(next(iter(picked.values()))), -2, dtype=np.int32)
+    equal = True
+    for label, codes in picked.items():
+        places = []
+        for value in having[label][1]:
+            key = normal(value)
+            if key not in index:
+                index[key] = len(values)
+                values.append(value)
+            places.append(index[key] if key else -1)
+        codes = np.array([*places, -1], dtype=np.int32)[codes]
+        there = rows[label] >= 0
+        equal &= bool((~there | (merged == -2) | (merged == codes)).all())
+        merged = np.where(there & (merged == -2), codes, merged)
+    return equal, (np.maximum(merged, -1), values)
+
+
+def _doubt(tables: dict[str, Answers], values: dict[str, NDArray[np.float64]]) -> str:
+    """Why it cannot be told which answers are right."""
+    if not any(value.any() for value in values.values()):
+        return (
+            "no answer of any model is right; check that answers and targets are of the same form (an index, a "
+            "letter, the text of a choice), or give a column that says which are right (--columns correct=NAME)"
+        )
+    verbatim = {label for label, table in tables.items() if 2 * table.free_text > len(table.ids)}
+    if verbatim and all(value.mean() < 0.5 for value in values.values()):
+        return (
+            f"free text was held word by word against a reference ({', '.join(sorted(verbatim))}), which says little; "
+            "give a column of a judge (--columns correct=NAME) or of a similarity (score=NAME)"
+        )
+    return ""

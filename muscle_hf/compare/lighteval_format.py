@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from muscle_hf.compare.answers import answer_key, as_number, directed
 from muscle_hf.compare.table import Detail, Row, text_key
 from muscle_hf.errors import MuscleError
 
@@ -18,12 +19,13 @@ class LightevalFormat:
     Args:
         task: Name of the task, from the file's name.
         metric: Metric to compare; by default the exact match or accuracy, or the task's first.
+        lower_is_better: Whether lower scores are better; None if only names can tell.
     """
 
     name = "lighteval"
 
-    def __init__(self, task: str, metric: str | None) -> None:
-        self.task, self.metric = task, metric
+    def __init__(self, task: str, metric: str | None, lower_is_better: bool | None = None) -> None:
+        self.task, self.metric, self.lower_is_better = task, metric, lower_is_better
         self.number = -1
 
     @staticmethod
@@ -36,6 +38,9 @@ class LightevalFormat:
         doc, metrics, response = _parts(row)
         self.number += 1
         metric = self._chosen_metric(metrics)
+        value, graded = as_number(metrics[metric], metric), metric.startswith(_GRADED_STARTS)
+        if not graded:
+            metric, value = directed(metric, value, self.lower_is_better)
         likelihoods = _likelihoods(doc, response)
         text = _text(response)
         identity = doc.get("id")
@@ -43,10 +48,10 @@ class LightevalFormat:
         return Row(
             self.task,
             str(self.number if identity in (None, "") else identity),
-            float(metrics[metric]),
-            True if metric.startswith(_GRADED_STARTS) else None,
-            text_key(answer) if isinstance(answer, str) else answer,
-            text_key(repr((doc.get("query"), doc.get("choices"), doc.get("gold_index")))) or 1,
+            value,
+            True if graded else None,
+            None if answer is None else answer_key(answer),
+            text_key(repr((doc.get("query"), doc.get("choices"), sorted(_gold(doc))))) or 1,
             text_key(repr(response.get("input"))) if response.get("input") is not None else 0,
             metric,
             bool(likelihoods),
@@ -66,8 +71,7 @@ class LightevalFormat:
     def detail(self, row: Mapping[str, Any]) -> Detail:
         """The texts of a row."""
         doc, _, response = _parts(row)
-        gold = doc.get("gold_index")
-        indices = [entry for entry in (gold if isinstance(gold, (list, tuple)) else [gold]) if isinstance(entry, int)]
+        indices = _gold(doc)
         choices = [str(choice) for choice in doc.get("choices") or []]
         likelihoods = _likelihoods(doc, response)
         best = max(range(len(likelihoods)), key=likelihoods.__getitem__) if likelihoods else None
@@ -88,6 +92,12 @@ def _parts(row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict
     if not all(isinstance(part, dict) for part in parts):
         raise MuscleError("doc, metric and model_response must be structures, as lighteval writes its details")
     return parts  # type: ignore[return-value]
+
+
+def _gold(doc: Mapping[str, Any]) -> list[int]:
+    """The right choices."""
+    gold = doc.get("gold_index")
+    return [entry for entry in (gold if isinstance(gold, (list, tuple)) else [gold]) if isinstance(entry, int)]
 
 
 def _likelihoods(doc: Mapping[str, Any], response: Mapping[str, Any]) -> list[float]:

@@ -7,7 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from muscle_hf.compare.table import Detail, Row, hash_key, text_key
+from muscle_hf.compare.answers import answer_key, as_number, directed
+from muscle_hf.compare.table import Detail, Row, hash_key
 from muscle_hf.errors import MuscleError
 
 # The harness's name for answers that went through no filter.
@@ -16,7 +17,6 @@ _SIGNS = {"doc_id", "doc", "filtered_resps", "metrics"}
 # The metric that is compared if none is asked for: the first of these that the task has, else its first one.
 _PREFERRED = ("exact_match", "acc", "em", "pass@1")
 _GRADED = {"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em", "pass@1"}
-_LOWER_IS_BETTER = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "ter", "wer", "brier_score"}
 
 
 def base_task(name: str) -> str:
@@ -31,12 +31,13 @@ class LmEvalFormat:
         task: Name of the task, from the file's name.
         metric: Metric to compare; by default exact_match, acc, or the task's first.
         filter: Keep only the rows of this filter; by default every filter is a table of its own.
+        lower_is_better: Whether lower scores are better; None if only names can tell.
     """
 
     name = "lm-eval"
 
-    def __init__(self, task: str, metric: str | None, filter: str | None) -> None:
-        self.task, self.metric, self.filter = task, metric, filter
+    def __init__(self, task: str, metric: str | None, filter: str | None, lower_is_better: bool | None = None) -> None:
+        self.task, self.metric, self.filter, self.lower_is_better = task, metric, filter, lower_is_better
         self._metric: dict[tuple[str, ...], str] = {}
 
     @staticmethod
@@ -51,21 +52,23 @@ class LmEvalFormat:
             return None
         metric = self._chosen_metric(row)
         value = row[metric]
-        if value is True or value is False or isinstance(value, (int, float)):
-            value = float(value)
+        if value is None or isinstance(value, (int, float)):
+            value = as_number(value, metric)
         else:
             raise MuscleError(
                 f"metric {metric!r} has no number per item ({str(value)[:60]!r}); choose another with --metric: "
                 f"{', '.join(row['metrics'])}"
             )
         answer, choice = self._answer(row)
-        doc = row["doc"]
+        doc, graded = row["doc"], metric in _GRADED
+        if not graded:
+            metric, value = directed(metric, value, self.lower_is_better)
         return Row(
             self.task if name == _NO_FILTER else f"{self.task} ({name})",
             str(row["doc_id"]),
             value,
-            True if metric in _GRADED else None,
-            answer if choice or answer is None else text_key(answer),
+            True if graded else None,
+            None if answer is None else answer_key(answer),
             (hash_key(row.get("doc_hash")) ^ hash_key(row.get("target_hash"))) or 1,
             hash_key(row.get("prompt_hash")),
             metric,
@@ -87,8 +90,6 @@ class LmEvalFormat:
                     f"task {self.task!r} has no metric {chosen!r} here; it has {', '.join(present) or 'none'}. "
                     "Choose one that it has with --metric, or leave the task out with --task"
                 )
-            if chosen in _LOWER_IS_BETTER:
-                raise MuscleError(f"metric {chosen!r} is better when lower; choose another with --metric")
             self._metric[present] = chosen
         return chosen
 

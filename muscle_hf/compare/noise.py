@@ -12,14 +12,19 @@ from pathlib import Path
 import numpy as np
 
 from muscle_hf.compare.document import NoiseFloor, plain
-from muscle_hf.compare.join import Joined, join
+from muscle_hf.compare.join import Joined, Missing, join
 from muscle_hf.compare.sources import Source
 from muscle_hf.errors import MuscleError
 from muscle_hf.metrics.intervals import Estimate, bootstrap, wilson_interval
 
 
 def measure_noise(
-    runs: Sequence[Source], *, level: float = 0.95, epsilon: float = 0.0, allow_partial: bool = False
+    runs: Sequence[Source],
+    *,
+    level: float = 0.95,
+    epsilon: float = 0.0,
+    missing: Missing = "error",
+    allow_partial: bool = False,
 ) -> list[NoiseFloor]:
     """Flips between runs of one model: with another batch size, dtype, number of devices, seed of sampling, ...
 
@@ -27,7 +32,8 @@ def measure_noise(
         runs: Predictions of the same model for the same items, two or more.
         level: Confidence level of the interval.
         epsilon: Changes of a score of at most this size are no flips.
-        allow_partial: Compare the items that all runs have.
+        missing: What becomes of items that a model has no judged answer to (:func:`~muscle_hf.compare.join.join`).
+        allow_partial: The same as ``missing="drop"``.
 
     Returns:
         One noise floor for each task.
@@ -38,7 +44,7 @@ def measure_noise(
     if len(runs) < 2:
         raise MuscleError("the noise floor needs two or more runs of the same model")
     joined, _ = join(
-        {f"run {i}": run for i, run in enumerate(runs, start=1)}, allow_partial=allow_partial, ignore_prompts=False
+        {f"run {i}": run for i, run in enumerate(runs, start=1)}, missing="drop" if allow_partial else missing
     )
     return [_floor(task, level, epsilon) for task in joined]
 

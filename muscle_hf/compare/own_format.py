@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from muscle_hf.compare.table import Batch, Detail, Row, hash_key, text_key
+from muscle_hf.compare.answers import (
+    ANSWERED,
+    NO_ANSWER,
+    NO_SCORE,
+    answer_key,
+    as_number,
+    directed,
+    is_lower_better,
+    is_missing,
+)
+from muscle_hf.compare.table import Batch, Detail, Row, hash_key
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.predictions import Prediction
 
@@ -19,6 +30,9 @@ class OwnFormat:
 
     name = "muscle-hf"
 
+    def __init__(self, lower_is_better: bool | None = None) -> None:
+        self.lower_is_better = lower_is_better
+
     @staticmethod
     def recognises(row: Mapping[str, Any]) -> bool:
         """Whether a row is of this format."""
@@ -28,9 +42,12 @@ class OwnFormat:
         """What counts in a row."""
         try:
             correct, prediction, key = row["correct"], row["prediction"], row["id"]
-            choice = prediction.__class__ is int
-            if correct is None:
-                value, graded = float(row["score"]), False
+            choice, missing, metric = _is_choice(row), ANSWERED, row["metric"]
+            if is_missing(correct):
+                value, graded = as_number(row["score"], "score"), False
+                metric, value = directed(metric, value, self.lower_is_better)
+                if math.isnan(value):
+                    graded, missing = None, NO_ANSWER if is_missing(prediction) else NO_SCORE
             elif correct is True or correct is False:
                 value, graded = float(correct), True
             else:
@@ -40,12 +57,13 @@ class OwnFormat:
                 key if key.__class__ is str else str(key),
                 value,
                 graded,
-                prediction if choice else text_key(prediction),
+                None if is_missing(prediction) else answer_key(prediction),
                 hash_key(row["hash"]),
                 0,
-                row["metric"],
+                metric,
                 choice,
                 row.get("columns"),
+                missing,
             )
         except MuscleError:
             raise
@@ -65,6 +83,7 @@ class OwnFormat:
             kinds, graded = set(map(type, predictions)), first["correct"] is not None
             values = np.array(correct if graded else [row["score"] for row in rows])
             ids, digests = [row["id"] for row in rows], [row["hash"][:16] for row in rows]
+            choices = set(map(_is_choice, rows))
             content = bytes.fromhex("".join(digests))
             columns = [row.get("columns") or {} for row in rows]
             names = columns[0].keys()
@@ -75,18 +94,20 @@ class OwnFormat:
             values.dtype == (np.bool_ if graded else np.float64)
             and (graded or correct.count(None) == len(rows))
             and kinds in ({int}, {str})
+            and len(choices) == 1
+            and (graded or not (self.lower_is_better or is_lower_better(first["metric"])))
             and set(map(type, ids)) == {str}
             and set(map(len, digests)) == {16}
             and set(map(len, columns)) == {len(names)}
         )
         if not simple:
             return None
-        answers = predictions if kinds == {int} else list(map(text_key, predictions))
+        answers = list(map(answer_key, predictions))
         return Batch(
             task=first["task"],
             metric=first["metric"],
             graded=graded,
-            choice=kinds == {int},
+            choice=choices.pop(),
             ids=ids,
             values=values.astype(np.float64),
             answers=np.array(answers, dtype=np.int64),
@@ -113,3 +134,8 @@ class OwnFormat:
             log_likelihoods=row.get("log_likelihoods") or [],
             columns=row.get("columns") or {},
         )
+
+
+def _is_choice(row: Mapping[str, Any]) -> bool:
+    """Whether the prediction is the index of a choice; an integer alone may be a number."""
+    return row["prediction"].__class__ is int and bool(row.get("choices") or row.get("log_likelihoods"))

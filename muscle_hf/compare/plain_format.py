@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from muscle_hf.compare.answers import (
+    ANSWERED,
+    ERROR,
+    NO_ANSWER,
+    NO_SCORE,
+    answer_key,
+    as_flag,
+    as_number,
+    is_free_text,
+    is_missing,
+    matches,
+    normal,
+    sign_of,
+    targets_of,
+)
 from muscle_hf.compare.table import Detail, Row, hash_key, text_key
 from muscle_hf.errors import MuscleError
 
@@ -30,9 +44,10 @@ NAMES: dict[str, tuple[str, ...]] = {
     "task": ("task", "task_name", "subset", "dataset"),
     "prompt": ("prompt", "question", "input", "query", "text"),
     "hash": ("hash", "prompt_hash", "doc_hash"),
+    "choices": ("choices", "options"),
+    "error": ("error", "exception"),
 }
 ROW_NUMBER = "#"
-_YES, _NO = {"1", "1.0", "true", "yes", "right", "correct"}, {"0", "0.0", "false", "no", "wrong", "incorrect"}
 
 
 class PlainFormat:
@@ -42,12 +57,15 @@ class PlainFormat:
         present: The columns of the file.
         roles: Role -> column as the user says; the others are found by name. ``id=#`` numbers the rows.
         name: ``jsonl``, ``csv`` or ``parquet``.
+        lower_is_better: Whether lower scores are better, or "correct" says what is wrong; None if only names can tell.
 
     Raises:
         MuscleError: A column that does not exist (the nearest name is suggested), or roles that are not enough.
     """
 
-    def __init__(self, present: Sequence[str], roles: Mapping[str, str], name: str) -> None:
+    def __init__(
+        self, present: Sequence[str], roles: Mapping[str, str], name: str, lower_is_better: bool | None = None
+    ) -> None:
         self.name, self.number = name, -1
         unknown = [role for role in roles if role not in NAMES]
         if unknown:
@@ -74,6 +92,10 @@ class PlainFormat:
                 "--columns correct=NAME, of scores with score=NAME, or of answers and right answers with "
                 "prediction=NAME,target=NAME"
             )
+        self.sign = 1
+        if self.metric != "exact_match":
+            self.sign = sign_of(str(self.roles[self.metric]), lower_is_better)
+            self.metric = "-score" if (self.metric, self.sign) == ("score", -1) else self.metric
         self.others = [column for column in present if column not in self.roles.values()]
 
     @staticmethod
@@ -97,32 +119,43 @@ class PlainFormat:
         if key is None or key == "":
             raise MuscleError(f"the column {column!r} is empty; every item needs an id")
         prediction, target, task = self._get(row, "prediction"), self._get(row, "target"), self._get(row, "task")
-        digest, prompt = self._get(row, "hash"), self._get(row, "prompt")
+        digest, prompt, choices = self._get(row, "hash"), self._get(row, "prompt"), self._get(row, "choices")
         content = hash_key(digest) if digest else 0
-        if not content and (prompt is not None or target is not None):
-            content = text_key(repr((prompt, _normal(target)))) or 1
+        if not content and not (is_missing(prompt) and is_missing(target) and is_missing(choices)):
+            content = text_key(repr((prompt, sorted(map(normal, targets_of(target))), choices))) or 1
+        value, missing = self._value(row, prediction, target)
+        verbatim = self.metric == "exact_match"
         return Row(
             "predictions" if task is None else str(task),
             str(key),
-            self._value(row, prediction, target),
-            self.metric != "score",
-            None if prediction is None else text_key(_normal(prediction)),
+            value,
+            self.metric not in ("score", "-score"),
+            None if is_missing(prediction) else answer_key(prediction),
             content,
             0,
             self.metric,
-            _is_index(prediction),
+            choices is not None and normal(prediction).isdigit(),
             {name: row.get(name) for name in self.others},
+            missing,
+            verbatim and (is_free_text(prediction) or any(map(is_free_text, targets_of(target)))),
         )
 
-    def _value(self, row: Mapping[str, Any], prediction: Any, target: Any) -> float:
-        if self.metric == "correct":
-            return _as_flag(self._get(row, "correct"), self.roles["correct"])
-        if self.metric == "score":
-            return _as_number(self._get(row, "score"), self.roles["score"])
-        if prediction is None or target is None:
-            raise MuscleError(f"the column {self.roles['prediction' if prediction is None else 'target']!r} is empty")
-        targets = target if isinstance(target, (list, tuple)) else [target]
-        return float(_normal(prediction) in {_normal(entry) for entry in targets})
+    def _value(self, row: Mapping[str, Any], prediction: Any, target: Any) -> tuple[float, int]:
+        """Right or wrong, or a score; and why there is none."""
+        failed = not is_missing(self._get(row, "error"))
+        if self.metric == "exact_match":
+            if is_missing(prediction):
+                return math.nan, ERROR if failed else NO_ANSWER
+            if is_missing(target):
+                return math.nan, NO_SCORE
+            return float(matches(prediction, target, (self.roles["prediction"], self.roles["target"]))), ANSWERED
+        role = "correct" if self.metric == "correct" else "score"
+        value = (as_flag if role == "correct" else as_number)(self._get(row, role), self.roles[role])
+        if failed and not value and is_missing(prediction):  # the run failed, not the model
+            return math.nan, ERROR
+        if math.isnan(value):
+            return value, ERROR if failed else NO_ANSWER if is_missing(prediction) else NO_SCORE
+        return value if self.sign > 0 else 1 - value if role == "correct" else -value, ANSWERED
 
     def detail(self, row: Mapping[str, Any]) -> Detail:
         """The texts of a row."""
@@ -139,36 +172,3 @@ class PlainFormat:
 def _nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""
-
-
-def _is_index(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _normal(value: Any) -> str:
-    """Answers as text: 2, 2.0 and "2" are one answer, as CSV files do not tell them apart."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return value.strip() if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _as_number(value: Any, column: str | None) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise MuscleError(f"the column {column!r} holds {value!r}, which is no number") from None
-
-
-def _as_flag(value: Any, column: str | None) -> float:
-    if isinstance(value, str):
-        word = value.strip().lower()
-        if word in _YES | _NO:
-            return float(word in _YES)
-    elif value is not None:
-        number = _as_number(value, column)
-        if number in (0.0, 1.0) or math.isnan(number):
-            return number
-    raise MuscleError(
-        f"the column {column!r} must say right or wrong (true/false, 1/0), not {value!r}; "
-        f"for scores use --columns score={column}"
-    )

@@ -25,8 +25,8 @@ from muscle_hf.compare.table import Answers, Detail, Row, TableBuilder
 from muscle_hf.errors import MissingDependencyError, MuscleError
 from muscle_hf.evaluation.predictions import Prediction
 
-try:  # a fast parser where the extra "compare" is installed; the same results without
-    from orjson import loads as _fast_loads
+try:  # a fast parser where the extra "compare" is installed; the same results without, also for integers of any size
+    from msgspec.json import decode as _fast_loads
 except ImportError:
     _fast_loads = json.loads
 
@@ -59,6 +59,7 @@ class ReadOptions:
         columns: Role -> column name, for plain files.
         tasks: Only these tasks, by their name with or without the filter; all by default.
         wanted: Columns that are needed for slices or clusters, whatever they hold.
+        lower_is_better: Whether lower scores are better; None to go by the measure's name, and ask where it says so.
     """
 
     metric: str | None = None
@@ -66,6 +67,7 @@ class ReadOptions:
     columns: Mapping[str, str] = field(default_factory=dict)
     tasks: Sequence[str] = ()
     wanted: Sequence[str] = ()
+    lower_is_better: bool | None = None
 
 
 @dataclass
@@ -116,7 +118,7 @@ def read_source(path: str, options: ReadOptions | None = None) -> Source:
         raise MuscleError(
             f"{path} holds no predictions" + (f" of filter {options.filter!r}" if options.filter else "")
         )
-    judged = sorted({table.metric for table in tables.values()})
+    judged = sorted({table.metric.removeprefix("-") for table in tables.values()})
     if options.metric and options.metric not in judged:
         near = difflib.get_close_matches(options.metric, judged, n=1)
         raise MuscleError(
@@ -204,14 +206,14 @@ def _read_file(file: Path, options: ReadOptions) -> tuple[str, dict[str, Answers
 
 def _format_of(row: Mapping[str, Any], file: Path, options: ReadOptions) -> Format:
     if LmEvalFormat.recognises(row):
-        return LmEvalFormat(_task_of(file), options.metric, options.filter)
+        return LmEvalFormat(_task_of(file), options.metric, options.filter, options.lower_is_better)
     if LightevalFormat.recognises(row):
-        return LightevalFormat(_task_of(file), options.metric)
+        return LightevalFormat(_task_of(file), options.metric, options.lower_is_better)
     if OwnFormat.recognises(row) and not options.columns:
-        return OwnFormat()
+        return OwnFormat(options.lower_is_better)
     suffix = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}.get(file.suffix, "jsonl")
     try:
-        return PlainFormat(list(row), options.columns, suffix)
+        return PlainFormat(list(row), options.columns, suffix, options.lower_is_better)
     except MuscleError as error:
         raise MuscleError(f"{file}: {error}") from error
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from muscle_hf.compare.answers import ANSWERED, NO_SCORE
 from muscle_hf.errors import MuscleError
 
 # Text longer than this, and columns with more distinct values, are no slices unless they are asked for by name.
@@ -28,7 +29,7 @@ class Row(NamedTuple):
     Args:
         task: Name of the task; tables are split by it.
         id: The item's id within the task.
-        value: 1 or 0 for right or wrong, or a score; higher is better.
+        value: 1 or 0 for right or wrong, or a score, higher is better; nan where there is none.
         graded: True if ``value`` is right or wrong, False if it is a score, None if only the values can tell.
         answer: The answer as a number that is equal for equal answers (index, or hash of the text); None if unknown.
         content: Identity of the item's content, 0 if unknown.
@@ -36,6 +37,8 @@ class Row(NamedTuple):
         metric: What the value is.
         choice: Whether the answer is one of a few choices, so that flips among wrong answers count.
         columns: Further columns of the item, or None.
+        missing: Why there is no value, an index into :data:`~muscle_hf.compare.answers.KINDS`.
+        free_text: Whether a sentence or more was held verbatim against a reference.
     """
 
     task: str
@@ -48,6 +51,8 @@ class Row(NamedTuple):
     metric: str
     choice: bool
     columns: Mapping[str, Any] | None
+    missing: int = ANSWERED
+    free_text: bool = False
 
 
 class Batch(NamedTuple):
@@ -86,7 +91,8 @@ class Answers:
         metric: What ``values`` are.
         source: Where they came from, for messages.
         ids: The item of each row.
-        values: 1 / 0 or scores, float64.
+        values: 1 / 0 or scores, float64; nan where there is none.
+        missing: Why, int8: an index into :data:`~muscle_hf.compare.answers.KINDS`, 0 where there is a value.
         graded: See :class:`Row`.
         answers: Equal for equal answers, int64; None if some are unknown.
         content: Identity of each item's content, uint64; 0 where unknown.
@@ -94,6 +100,7 @@ class Answers:
         choice: Whether the task is multiple choice.
         columns: Codes (int32, -1 for missing) and the values that they stand for.
         fetch: Reads the texts of rows by their numbers.
+        free_text: Number of answers of a sentence or more that were held verbatim against a reference.
     """
 
     task: str
@@ -108,6 +115,8 @@ class Answers:
     choice: bool
     columns: dict[str, tuple[NDArray[np.int32], list[Any]]]
     fetch: Callable[[Sequence[int]], list[Detail]]
+    missing: NDArray[np.int8]
+    free_text: int = 0
 
 
 def text_key(text: str) -> int:
@@ -168,18 +177,20 @@ class TableBuilder:
     """
 
     def __init__(self, first: Row, source: str, wanted: Sequence[str]) -> None:
-        self.task, self.metric, self.graded, self.choice = first.task, first.metric, first.graded, first.choice
+        self.task, self.metric, self.graded, self.choice = first.task, first.metric, None, True
         self.source, self.wanted = source, wanted
         self.ids: list[str] = []
         self.values, self.answers = array("d"), array("q")
         self.content, self.prompts, self.places = array("Q"), array("Q"), array("q")
-        self.answers_known = True
+        self.missing, self.answers_known, self.free_text = array("b"), False, 0
         self.columns: dict[str, _Column] = {}
         self.dropped: set[str] = set()
 
     def add(self, row: Row, place: int) -> None:
         """Appends a row; ``place`` is where its text can be found again."""
-        if row.metric == self.metric and row.graded != self.graded:
+        if self.graded is None:
+            self.graded = row.graded
+        if row.metric == self.metric and row.graded != self.graded and not row.missing:
             odd = "has no 'correct', which the others have" if self.graded else "has 'correct', the others a score"
             raise MuscleError(f"task {self.task!r}: item {row.id!r} {odd}; judge all items of a task in one way")
         if row.metric != self.metric:
@@ -189,11 +200,11 @@ class TableBuilder:
             )
         self.ids.append(row.id)
         self.values.append(row.value)
-        if row.answer is None:
-            self.answers_known = False
-            self.answers.append(0)
-        else:
-            self.answers.append(row.answer)
+        self.answers_known |= row.answer is not None
+        self.answers.append(-1 if row.answer is None else row.answer)
+        self.choice &= row.choice or row.missing > 0
+        self.missing.append(row.missing)
+        self.free_text += row.free_text
         self.content.append(row.content)
         self.prompts.append(row.prompt)
         self.places.append(place)
@@ -202,7 +213,7 @@ class TableBuilder:
 
     def accepts(self, batch: Batch) -> bool:
         """Whether the batch is of this table's metric and kind; if not, adding its rows says what is wrong."""
-        return (batch.metric, batch.graded) == (self.metric, self.graded)
+        return (batch.metric, batch.graded, True) == (self.metric, self.graded, batch.choice or not self.choice)
 
     def add_batch(self, batch: Batch, places: NDArray[np.int64]) -> None:
         """Appends many rows at once."""
@@ -213,6 +224,7 @@ class TableBuilder:
         self.content.frombytes(batch.content.tobytes())
         self.prompts.frombytes(bytes(8 * len(batch.ids)))
         self.places.frombytes(places.tobytes())
+        self.missing.frombytes(bytes(len(batch.ids)))
         for name, values in batch.columns.items():
             column = self._column(name)
             if column is not None and not column.add_many(start, values):
@@ -240,9 +252,12 @@ class TableBuilder:
         """The finished table.
 
         Raises:
-            MuscleError: An id occurs twice, or a value is nan or infinite.
+            MuscleError: An id occurs twice.
         """
         self._check()
+        values = np.frombuffer(self.values, dtype=np.float64)
+        missing = np.frombuffer(self.missing, dtype=np.int8)
+        missing = np.where((missing == ANSWERED) & ~np.isfinite(values), NO_SCORE, missing).astype(np.int8)
         places = np.frombuffer(self.places, dtype=np.int64)
         size = len(self.ids)
         columns = {}
@@ -254,7 +269,8 @@ class TableBuilder:
             metric=self.metric,
             source=self.source,
             ids=self.ids,
-            values=np.frombuffer(self.values, dtype=np.float64),
+            values=np.where(missing == ANSWERED, values, np.nan),
+            missing=missing,
             graded=self.graded,
             answers=np.frombuffer(self.answers, dtype=np.int64) if self.answers_known else None,
             content=np.frombuffer(self.content, dtype=np.uint64),
@@ -262,17 +278,10 @@ class TableBuilder:
             choice=self.choice,
             columns=columns,
             fetch=lambda rows: fetch_places([int(places[row]) for row in rows]),
+            free_text=self.free_text,
         )
 
     def _check(self) -> None:
-        values = np.frombuffer(self.values, dtype=np.float64)
-        bad = ~np.isfinite(values)
-        if bad.any():
-            shown = ", ".join(repr(self.ids[i]) for i in np.flatnonzero(bad)[:5])
-            raise MuscleError(
-                f"{self.source}: {int(bad.sum())} item(s) of task {self.task!r} have a {self.metric} that is nan or "
-                f"infinite: {shown}; drop or rescore them for every model"
-            )
         if len(set(self.ids)) < len(self.ids):
             seen: set[str] = set()
             twice = list(dict.fromkeys(key for key in self.ids if key in seen or seen.add(key)))  # type: ignore[func-returns-value]

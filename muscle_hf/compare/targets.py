@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from muscle_hf.compare.analyse import AnalysisOptions, TaskAnalysis
 from muscle_hf.compare.document import Model, Update, plain
-from muscle_hf.compare.join import Joined, join
+from muscle_hf.compare.join import Joined, Missing, join
 from muscle_hf.compare.sources import ReadOptions, Source, read_source
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.scoring import choice_scores
@@ -84,6 +84,7 @@ def measure_targets(
     shares: Sequence[float] = SHARES,
     level: float = 0.95,
     read: ReadOptions | None = None,
+    missing: Missing = "error",
     allow_partial: bool = False,
 ) -> list[Targets]:
     """Try every target on the predictions of both models.
@@ -96,7 +97,8 @@ def measure_targets(
         shares: Of the old model, each in (0, 1), for ``mean(share)``.
         level: Confidence level of the intervals.
         read: How to read the logs.
-        allow_partial: Use the common rows, instead of refusing.
+        missing: What becomes of items that a model has no judged answer to (:func:`~muscle_hf.compare.join.join`).
+        allow_partial: The same as ``missing="drop"``.
 
     Returns:
         One for each task.
@@ -110,7 +112,7 @@ def measure_targets(
         name: read_source(side, read or ReadOptions()) if isinstance(side, str) else side
         for name, side in (("old", old), ("new", new))
     }
-    joined, warnings = join(sides, allow_partial=allow_partial)
+    joined, warnings = join(sides, missing="drop" if allow_partial else missing)
     return [replace(_measure(task, shares, level), warnings=warnings) for task in joined]
 
 

@@ -1,0 +1,192 @@
+"""When two answers are one answer: the rule that every format shares, with types (JSON) or without (CSV).
+
+Numbers are compared as numbers, truth values as truth values, everything else as text without outer blanks. Answers
+that are objects or lists are no answers yet: which part of them counts is for the reader to say.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from muscle_hf.errors import MuscleError
+
+# What became of an item in one model's log; 0 is an answer that was judged.
+KINDS = ("answered", "no answer", "no score", "error", "absent", "changed")
+ANSWERED, NO_ANSWER, NO_SCORE, ERROR, ABSENT, CHANGED = range(len(KINDS))
+
+_NUMBER = re.compile(r"[+-]?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+_INDEX = re.compile("0|[1-9][0-9]*")
+_NO_VALUE = {"", "nan", "null", "<na>"}
+# Beyond this a number is not written out in digits.
+_MAX_DIGITS = 400
+_YES = {"1", "true", "yes", "y", "right", "correct", "pass", "passed", "success", "resolved"}
+_NO = {"0", "false", "no", "n", "wrong", "incorrect", "fail", "failed", "failure", "unresolved"}
+# Answers of this many words are free text, which hardly ever equals a reference.
+_FREE_TEXT_WORDS = 5
+_LOWER_WORDS = """
+    wer cer ter mer perplexity ppl nll loss losses latency rank error errors err mae mse rmse brier ece distance cost
+    price duration seconds time runtime tokens bits bpb bpc entropy divergence regret fid toxicity wrong incorrect
+    failed failure failures fails
+"""
+_LOWER = frozenset(_LOWER_WORDS.split())
+_HIGHER = {"reciprocal", "inverse", "inv", "neg", "negative", "free"}
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a field holds nothing: null, nan, an empty text, or what CSV files write for these."""
+    if value is None:
+        return True
+    if isinstance(value, str):
+        return not value.strip() or (len(value) < 5 and value.strip().lower() in _NO_VALUE)
+    return isinstance(value, float) and math.isnan(value)
+
+
+def normal(value: Any) -> str:
+    """The text that stands for an answer: equal for equal answers.
+
+    ``2``, ``2.0``, ``"2"`` and ``"2.00"`` are one answer, and so are ``True`` and ``"true"``. Integers count with all
+    their digits. A text with leading zeros is no number.
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        if text[-1:].isdigit() and _NUMBER.fullmatch(text):
+            return _digits(text)
+        return text.lower() if text.lower() in ("true", "false") else text
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return _digits(repr(value)) if math.isfinite(value) else str(value)
+    if isinstance(value, (list, tuple, Mapping)):
+        return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+    return str(value)
+
+
+def _digits(number: str) -> str:
+    if number.isdigit():
+        return number
+    sign, digits, exponent = Decimal(number).as_tuple()
+    text = "".join(map(str, digits)).rstrip("0")
+    exponent += len(digits) - len(text)
+    if not text:
+        return "0"
+    if 0 <= exponent < _MAX_DIGITS:
+        text, exponent = text + "0" * exponent, 0
+    return "-" * sign + text.lstrip("0") + (f"e{exponent}" if exponent else "")
+
+
+def answer_key(value: Any) -> int:
+    """A number of 63 bits that is equal for equal answers within this process: an index is itself, a text its hash."""
+    if value.__class__ is int and 0 <= value < 10**17:
+        return value
+    text = normal(value)
+    return int(text) if len(text) < 18 and _INDEX.fullmatch(text) else hash(text) & 0x7FFFFFFFFFFFFFFF
+
+
+def targets_of(value: Any) -> list[Any]:
+    """The right answers: one, or a list of several."""
+    return list(value) if isinstance(value, (list, tuple)) else [] if is_missing(value) else [value]
+
+
+def matches(prediction: Any, target: Any, names: tuple[str, str]) -> bool:
+    """Whether an answer is one of the right ones.
+
+    Args:
+        prediction: The answer.
+        target: The right answer, or a list of them.
+        names: What the two columns are called, for messages.
+
+    Raises:
+        MuscleError: One of them is an object, or the answer is a list: text never equals these.
+    """
+    for role, name, values in (("prediction", names[0], [prediction]), ("target", names[1], targets_of(target))):
+        odd = next((value for value in values if isinstance(value, (list, tuple, Mapping))), None)
+        if odd is not None:
+            raise MuscleError(
+                f"the column {name!r} holds {'an object' if isinstance(odd, Mapping) else 'a list'}, which equals no "
+                f"answer; say which part of it counts, for example with --columns {role}={_paths(name, odd)[0]}; "
+                f"there are {', '.join(_paths(name, odd)[:10])}"
+            )
+    return normal(prediction) in set(map(normal, targets_of(target)))
+
+
+def _paths(name: str, value: Any) -> list[str]:
+    """The paths below a value that lead to plain values."""
+    if isinstance(value, Mapping):
+        return [path for key, entry in value.items() for path in _paths(f"{name}.{key}", entry)] or [name]
+    if isinstance(value, (list, tuple)):
+        return _paths(f"{name}[0]", value[0]) if value else [name]
+    return [name]
+
+
+def is_free_text(value: Any) -> bool:
+    """Whether an answer is a sentence or more, in place of a label, a number or a name."""
+    return isinstance(value, str) and len(value.split(None, _FREE_TEXT_WORDS)) >= _FREE_TEXT_WORDS
+
+
+def as_number(value: Any, column: str) -> float:
+    """A score; nan where there is none.
+
+    Raises:
+        MuscleError: It is something else.
+    """
+    if is_missing(value):
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise MuscleError(f"the column {column!r} holds {value!r}, which is no number") from None
+
+
+def as_flag(value: Any, column: str) -> float:
+    """1 for right, 0 for wrong; nan where nothing is said.
+
+    Raises:
+        MuscleError: It is something else.
+    """
+    if value is True or value is False:
+        return float(value)
+    if is_missing(value):
+        return math.nan
+    word = normal(value).lower()
+    if word in _YES | _NO:
+        return float(word in _YES)
+    raise MuscleError(
+        f"the column {column!r} must say right or wrong (true/false, 1/0), not {value!r}; "
+        f"for scores use --columns score={column}"
+    )
+
+
+def is_lower_better(name: str) -> bool:
+    """Whether a measure's name says that lower is better: ``wer``, ``perplexity``, ``latency_ms``, ``rank``, ..."""
+    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    return bool(_LOWER.intersection(words)) and not _HIGHER.intersection(words)
+
+
+def sign_of(name: str, lower_is_better: bool | None) -> int:
+    """1 where higher is better, -1 where lower is.
+
+    Args:
+        name: Of the measure.
+        lower_is_better: What the user says; None for nothing.
+
+    Raises:
+        MuscleError: The name says that lower is better, and the user says nothing.
+    """
+    if lower_is_better is None and is_lower_better(name):
+        raise MuscleError(
+            f"{name!r} is better when lower, by its name; say so with --lower-is-better (its negative is compared "
+            "then), or that it is not with --higher-is-better, or choose another measure (--metric, --columns)"
+        )
+    return -1 if lower_is_better else 1
+
+
+def directed(metric: str, value: float, lower_is_better: bool | None) -> tuple[str, float]:
+    """A score such that higher is better, and what it is called then."""
+    return (f"-{metric}", -value) if sign_of(metric, lower_is_better) < 0 else (metric, value)
