@@ -30,6 +30,11 @@ MaskFunction = Callable[..., Tensor]
 EVERY_MODEL = frozenset({"student", "old", "new"})
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64, or float32 where the device has no such."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 @dataclass(frozen=True)
 class Mask:
     """A mask function and what the trainer has to know about it.
@@ -71,13 +76,15 @@ class Mask:
     def __call__(
         self, student: Tensor | None, old: Tensor | None, new: Tensor | None, labels: Tensor, sequence_ids: Tensor
     ) -> Tensor:
-        """What each row follows: weights of KL(old), of KL(new) and of the label, (N, 3), the dtype of the logits.
+        """What each row follows: weights of KL(old), of KL(new) and of the label, (N, 3), the dtype of the logits, or
+        the widest there is without any.
 
         Raises:
             MuscleError: The function returned another shape, or weights out of range.
         """
         extra = {"sequence_ids": sequence_ids} if self.over_sequences else {}
-        dtype = next((logits.dtype for logits in (student, old, new) if logits is not None), torch.float32)
+        given = (logits.dtype for logits in (student, old, new) if logits is not None)
+        dtype = next(given, widest_float(labels.device))
         return self.checked(self.function(student, old, new, labels, **extra), labels, dtype)
 
     def checked(self, weight: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.losses.divergence import label_log_likelihood
-from muscle_hf.losses.masks import Mask, MaskFunction
+from muscle_hf.losses.masks import Mask, MaskFunction, widest_float
 from muscle_hf.user_code import about_to_run
 
 _STUDENT, _OLD, _NEW = (frozenset({name}) for name in ("student", "old", "new"))
@@ -129,7 +129,7 @@ def mean(old_share: float = 0.5) -> MaskFunction:
         raise MuscleError(f"the mask mean({old_share}) needs v1's share, in [0, 1]")
 
     def mean_of_both(student: Tensor, old: Tensor, new: Tensor, labels: Tensor) -> Tensor:
-        return torch.full(labels.shape, old_share, device=labels.device)
+        return torch.full(labels.shape, old_share, dtype=widest_float(labels.device), device=labels.device)
 
     return mean_of_both
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from muscle_hf.losses.masks import widest_float
 from muscle_hf.losses.objective import TokenTerms
 
 _COLUMNS = ("tokens", "loss", "weight_old", "weight_new", "kl_old", "kl_new", "labelled", "cross_entropy", "correct")
@@ -39,8 +40,7 @@ def sum_terms(terms: TokenTerms, sequence_ids: Tensor, sequences: int) -> Tensor
         ],
         dim=-1,
     )
-    if columns.device.type != "mps":
-        columns = columns.double()  # float32 stops counting at 2^24 tokens
+    columns = columns.to(widest_float(columns.device))  # float32 stops counting at 2^24 tokens
     return columns.new_zeros(sequences, len(_COLUMNS)).index_add_(0, sequence_ids, columns)
 
 
@@ -52,20 +52,16 @@ def mean_terms(sums: Tensor) -> dict[str, float]:
 
     Returns:
         ``loss`` (L), ``kl_old`` and ``kl_new`` (mean over the tokens that follow that model), ``share_old`` (of
-        tokens that follow the old model), and over the tokens with a label ``ce`` and ``token_accuracy``; nan where
-        there was no such token.
+        tokens that follow the old model), and over the tokens with a label ``ce`` and ``token_accuracy``. A mean over
+        no token at all is left out: nan is no JSON.
     """
     total = dict(zip(_COLUMNS, sums.tolist(), strict=True))
-
-    def ratio(name: str, count: float) -> float:
-        return total[name] / count if count else float("nan")
-
-    tokens = total["tokens"]
-    return {
-        "loss": ratio("loss", tokens),
-        "kl_old": ratio("kl_old", total["weight_old"]),
-        "kl_new": ratio("kl_new", total["weight_new"]),
-        "ce": ratio("cross_entropy", total["labelled"]),
-        "share_old": ratio("weight_old", tokens),
-        "token_accuracy": ratio("correct", total["labelled"]),
+    parts = {
+        "loss": ("loss", "tokens"),
+        "kl_old": ("kl_old", "weight_old"),
+        "kl_new": ("kl_new", "weight_new"),
+        "ce": ("cross_entropy", "labelled"),
+        "share_old": ("weight_old", "tokens"),
+        "token_accuracy": ("correct", "labelled"),
     }
+    return {name: total[of] / total[over] for name, (of, over) in parts.items() if total[over]}
