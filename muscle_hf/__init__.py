@@ -14,6 +14,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "MuscleError": "errors",
         "MuscleSFTConfig": "sft",
         "MuscleSFTTrainer": "sft",
+        "MuscleSeq2SeqConfig": "seq2seq",
+        "MuscleSeq2SeqTrainer": "seq2seq",
         "MuscleTrainer": "trainer",
         "TransferPrompts": "transfer.prompts",
         "load_compatible": "hub.load",

@@ -21,7 +21,7 @@ from muscle_hf.teachers.cache.opening import open_caches
 from muscle_hf.teachers.cached import CachedTeacher
 from muscle_hf.teachers.kinds import IGNORED, UNLABELLED, aligned, labelled_tokens, sequences_of, trained_rows
 from muscle_hf.teachers.placing import is_sharded
-from muscle_hf.teachers.teacher import LABEL_KEYS, logits_of, require_finite, without_labels
+from muscle_hf.teachers.teacher import LABEL_KEYS, require_finite, without_labels
 from muscle_hf.teachers.weights import base_of
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class PlainPass:
         """
         outputs = model(**without_labels(base_of(self.student), inputs))
         chosen, rows = trained_rows(labels)
-        logits = aligned(logits_of(outputs), labels)[chosen]
+        logits = aligned(self.kind.logits_of(outputs), labels)[chosen]
         student = logits.to(torch.promote_types(logits.dtype, torch.float32))
         of_teachers = {}
         for role in self.teachers:
@@ -217,7 +217,7 @@ class ChunkedPass(PlainPass):
             outputs = model(**without_labels(base_of(self.student), inputs))
         # Nothing has waited for the device since then, so the files are read while it computes.
         kept = {role: self._look_up(role, parts, labels) for role, parts in keys.items()}
-        if not self.head.explains(found, logits_of(outputs)):
+        if not self.head.explains(found, self.kind.logits_of(outputs)):
             raise HeadNotApart(type(base_of(self.student)).__name__)
         streams = {"student": Stream(aligned(found[0], labels)[places], self.head)}
         size = self.chunk_size or chunk_rows(self.head.vocabulary, labels.device)

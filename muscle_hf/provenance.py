@@ -42,7 +42,7 @@ _PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "data
 # Settings that name a place or a secret rather than how the adapter was trained.
 _PRIVATE_SETTINGS = frozenset(
     {"output_dir", "logging_dir", "run_name", "hub_token", "hub_model_id", "resume_from_checkpoint", "deepspeed"}
-    | {"teacher_cache"}
+    | {"teacher_cache", "generation_config"}
     | {"jit_checkpoint_dir", "trackio_space_id", "project", "_n_gpu", "local_rank"}
 )
 
@@ -250,7 +250,7 @@ def describe_tokenizer(tokenizer: Any) -> dict[str, Any] | None:
 
 
 def _describe_labels(trainer: MuscleTrainer) -> list[str] | None:
-    if trainer.kind.generates_text:
+    if not trainer.kind.names_classes:
         return None
     names = base_of(trainer.student).config.id2label
     return [str(names[index]) for index in range(len(names))]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from accelerate.data_loader import IterableDatasetShard
 from peft import PeftConfig
 from torch import nn
+from torch.utils.data import DataLoader
+from transformers import Trainer
 from transformers.integrations import is_fsdp_enabled
 
 from muscle_hf.errors import MuscleError
@@ -57,14 +60,49 @@ def refuse_unsupported(trainer: MuscleTrainer) -> None:
         raise MuscleError(
             "compute_loss_func replaces the cross-entropy that label_smoothing_factor would smooth; use one of them"
         )
+    if getattr(args, "predict_with_generate", False) and not _has_own_prediction_step(type(trainer)):
+        raise MuscleError(
+            "predict_with_generate is set, but this trainer does not generate; use MuscleSeq2SeqTrainer with a "
+            "MuscleSeq2SeqConfig"
+        )
     if args.n_gpu > 1:
         raise MuscleError(
             f"this process sees {args.n_gpu} GPUs and would replicate the model by nn.DataParallel, which "
             "the teachers cannot follow. Start one process per GPU with `accelerate launch`, or choose one GPU "
             "with CUDA_VISIBLE_DEVICES"
         )
+    processes = trainer.accelerator.num_processes
+    if processes > 1 and trainer.accelerator.dispatch_batches is False and trainer.eval_dataset is not None:
+        several = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"": trainer.eval_dataset}
+        for dataset in several.values():
+            refuse_filler_rows(trainer.get_eval_dataloader(dataset), processes)
     if max(trainer.get_sp_size(), trainer.get_cp_size()) > 1:
         raise MuscleError(
             "sequence and context parallelism split the sequences that teachers and student are compared on; "
             "use data parallelism (DDP, FSDP, ZeRO)"
+        )
+
+
+def _has_own_prediction_step(trainer_class: type) -> bool:
+    """Whether a trainer under or over the mixin evaluates in another way than Trainer."""
+    steps = [vars(parent)["prediction_step"] for parent in trainer_class.__mro__ if "prediction_step" in vars(parent)]
+    return len([step for step in steps if step is not Trainer.prediction_step]) > 1
+
+
+def refuse_filler_rows(dataloader: DataLoader, processes: int) -> None:
+    """Refuse to evaluate on a stream that accelerate fills up with rows from its beginning, which would count twice.
+
+    Args:
+        dataloader: Of an evaluation, prepared.
+        processes: How many share it.
+
+    Raises:
+        MuscleError: Nobody can tell the copies from the last rows any more.
+    """
+    shard = dataloader.dataset
+    if processes > 1 and isinstance(shard, IterableDatasetShard) and not shard.drop_last:
+        raise MuscleError(
+            "with dispatch_batches=False each process reads the evaluation stream itself, and where its rows do not "
+            "fill the last batches, rows from its beginning would be counted again. Leave dispatch_batches out of "
+            "accelerator_config, or evaluate on a dataset with a length"
         )

@@ -16,14 +16,20 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import logging
 
 from muscle_hf.config import MuscleConfig, objective_of
-from muscle_hf.data import nothing_to_train_on, require_labels, require_trained_labels
+from muscle_hf.data import (
+    nothing_to_train_on,
+    require_class_column,
+    require_class_numbers,
+    require_labels,
+    require_trained_labels,
+)
 from muscle_hf.errors import MuscleError
 from muscle_hf.hub.trainer import HubMixin
 from muscle_hf.losses.masks import MaskFunction
 from muscle_hf.losses.sums import mean_terms, sum_terms
 from muscle_hf.passes import NO_TEMPERATURES, make_passes
 from muscle_hf.provenance import Provenance
-from muscle_hf.refusals import refuse_missing_weights, refuse_start, refuse_unsupported
+from muscle_hf.refusals import refuse_filler_rows, refuse_missing_weights, refuse_start, refuse_unsupported
 from muscle_hf.saving import SavingMixin
 from muscle_hf.search import SearchMixin
 from muscle_hf.teachers import ModelTeacher, Teacher, kind_of, make_student, make_teacher
@@ -196,6 +202,10 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin, SearchMixin):
                 callback.bind_trainer(self)
 
     @property
+    def _classes(self) -> int | None:
+        return base_of(self.student).config.num_labels if self.kind.names_classes else None
+
+    @property
     def tokenizer(self) -> Any:
         """v2's tokenizer: the processing class, its part for text, or the collator's."""
         return text_tokenizer(self.processing_class, self.data_collator)
@@ -203,6 +213,9 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin, SearchMixin):
     # ---- Data ----
 
     def _check_train_dataset(self) -> bool:
+        if self._classes is not None and type(self.data_collator).__module__.startswith("transformers."):
+            for name, rows in (("training set", self.train_dataset), ("evaluation set", self.eval_dataset)):
+                require_class_column(rows, self._classes, name)
         if isinstance(self.train_dataset, IterableDataset) or not hasattr(self.train_dataset, "__getitem__"):
             return False  # a stream is checked at its first step: looking ahead could use it up
         self._require_trained(self.train_dataset, "training set")
@@ -262,10 +275,11 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin, SearchMixin):
             (B, L'), or (B, 1) for sequence classification, int64.
 
         Raises:
-            MuscleError: There are no labels, or no mask that ``trained_tokens`` asks for.
+            MuscleError: There are no labels, they are no classes of the model, or there is no mask that
+                ``trained_tokens`` asks for.
         """
         shifted = batch.get("shift_labels")
-        labels = require_labels(batch) if shifted is None else shifted
+        labels = require_labels(batch, self.kind) if shifted is None else shifted
         column = _MASK_COLUMNS.get(self.trained_tokens)
         if column is not None:
             if batch.get(column) is None:
@@ -279,11 +293,13 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin, SearchMixin):
             # What marks a trained place in a transfer row need be neither a token nor a class.
             marks = batch[UNLABELLED].bool().view(-1, *[1] * (labels.dim() - 1))
             labels = labels.masked_fill(marks & (labels != IGNORED), 0)
+        if self._classes is not None:
+            require_class_numbers(labels, self._classes)
         return labels if shifted is not None else self.kind.trained_labels(labels)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | int | None:
         # `shift_labels` is what Trainer counts as it stands; its own rule knows neither masks nor every kind of head.
-        aligned = [self.trained_labels(batch) for batch in batch_samples if batch.get("labels") is not None]
+        aligned = [self.trained_labels(batch) for batch in batch_samples if self.kind.has_labels(batch)]
         counted = [{"labels": labels, "shift_labels": labels} for labels in aligned]
         return super()._get_num_items_in_batch(counted, device)
 
@@ -326,6 +342,9 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin, SearchMixin):
             # Gradients are averaged over the processes, while the tokens were counted over all of them.
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         self._note(sums, training=model.training)
+        if return_outputs and not isinstance(outputs, dict):
+            # Where Trainer looks for them, behind the loss.
+            outputs = (loss, *(outputs if isinstance(outputs, tuple) else [self.kind.logits_of(outputs)]))
         return (loss, outputs) if return_outputs else loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -388,7 +407,7 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin, SearchMixin):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._train_sums is not None:
             means = mean_terms(self.accelerator.reduce(self._train_sums, reduction="sum"))
-            means.pop("loss")  # Trainer's own is the mean over steps
+            means.pop("loss", None)  # Trainer's own is the mean over steps
             logs.update(means)
             self._train_sums = None
         super().log(logs, start_time)
@@ -396,10 +415,15 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin, SearchMixin):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
     ) -> tuple[Tensor | None, Any, Any]:
-        """As Trainer's."""
-        self._loss_alone = prediction_loss_only
+        """As Trainer's, or as that of the trainer under this mixin, with the objective as the loss."""
+        self._loss_alone, noted = prediction_loss_only, self._eval_sums
         try:
-            return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+            loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+            if loss is not None and self._eval_sums is noted:
+                # A trainer that asks the model itself for its loss, as Seq2SeqTrainer does where it generates.
+                self._loss_alone = True
+                loss, _, _ = Trainer.prediction_step(self, model, inputs, prediction_loss_only=True)
+            return loss, logits, labels
         finally:
             self._loss_alone = False
 
@@ -412,13 +436,16 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin, SearchMixin):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Trainer's, with the objective's figures among the metrics, as means over all trained tokens."""
+        refuse_filler_rows(dataloader, self.accelerator.num_processes)
         self._eval_sums = None
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         if self._eval_sums is not None:
             means = mean_terms(self._eval_sums)
             if self.compute_loss_func is not None:
-                means.pop("loss")
-            # Trainer's mean of batch means depends on the batch size; this is the mean over tokens.
+                means.pop("loss", None)
+            else:
+                # Trainer's mean of batch means depends on the batch size; this is the mean over tokens, or nothing.
+                output.metrics.pop(f"{metric_key_prefix}_loss", None)
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         return output
 
@@ -429,12 +456,16 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin, SearchMixin):
             MuscleError: There is no such checkpoint, it was cut off, or its teachers were others.
         """
         resume_from_checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
-        self._train_sums = None
         self.answer_transfer_prompts(resumes=bool(resume_from_checkpoint))
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self._passes.flush()
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        # With auto_find_batch_size it begins anew after a batch that was too large.
+        self._train_sums = None
+        return super()._inner_training_loop(*args, **kwargs)
 
 
 class MuscleTrainer(MuscleMixin, Trainer):

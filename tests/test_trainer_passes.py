@@ -47,7 +47,7 @@ def assert_same_run(one, other, rel=2e-5):
     for name, weight in one[1].items():
         torch.testing.assert_close(weight, other[1][name], rtol=1e-3, atol=rel)
     for name in filter(builders.is_figure, one[2]):
-        assert other[2][name] == pytest.approx(one[2][name], rel=1e-4, nan_ok=True)
+        assert other[2][name] == pytest.approx(one[2][name], rel=1e-4)
 
 
 @pytest.mark.parametrize("build", [builders.llama, builders.gemma2, builders.t5])

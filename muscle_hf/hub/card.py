@@ -26,7 +26,12 @@ TAGS = ("muscle-hf", "model-update")
 # Says whose work a card is: one without it was written by hand or by another tool.
 MARKER = "<!-- Rendered by muscle-hf from the JSON files beside it; edits here are overwritten. -->"
 _LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]{0,40}")
-_PIPELINES = {"CAUSAL_LM": "text-generation", "SEQ_CLS": "text-classification", "TOKEN_CLS": "token-classification"}
+_PIPELINES = {
+    "CAUSAL_LM": "text-generation",
+    "SEQ_CLS": "text-classification",
+    "TOKEN_CLS": "token-classification",
+    "QUESTION_ANS": "question-answering",
+}
 # Rate -> (metric type in the model-index, its name) of the adapter; the plain update's get the suffix `_v2`.
 _INDEXED = {
     "nfr": "Negative flip rate",

@@ -114,7 +114,9 @@ class HubMixin:
         if not self.is_world_process_zero():
             return
         if not Path(self.args.output_dir, PROVENANCE_FILE).is_file():
-            raise MuscleError("there is no saved adapter to write a card for: call trainer.save_model() first")
+            # As Trainer's, after an evaluation without training: scripts call this last, whatever they did.
+            logger.warning("no card is written: there is no saved adapter; call trainer.save_model() first")
+            return
         state = self.card_state
         state.title = model_name or state.title
         state.license = license or state.license

@@ -247,7 +247,7 @@ def _from_adapter(
     shareable = student.peft_type == adapter.config.peft_type
     if shareable and folder is not None and _is_base_of(student, folder, adapter.config):
         return _onto_student(role, adapter, student)
-    labels = base_of(student).config if not kind.generates_text else None
+    labels = base_of(student).config if kind.names_classes else None
     model = put_adapter(adapter, load_adapter_base(adapter, kind, arguments, labels))
     return _from_model(role, model, student, kind, None, check_base=False)
 

@@ -176,7 +176,7 @@ def check_label_sets(kind: ModelKind, old: nn.Module, new: nn.Module) -> None:
     Raises:
         MuscleError: Their label sets differ; names both.
     """
-    if kind.generates_text:
+    if not kind.names_classes:
         return
     names = [base_of(model).config.id2label for model in (old, new)]
     unnamed = [all(label == f"LABEL_{index}" for index, label in labels.items()) for labels in names]

@@ -40,6 +40,7 @@ FETCH_KEYS = ("token", "cache_dir", "local_files_only", "force_download", "subfo
 _MODELS = {
     "AutoModelForCausalLM": transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
     "AutoModelForSeq2SeqLM": transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    "AutoModelForSpeechSeq2Seq": transformers.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
     "AutoModelForImageTextToText": transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     "AutoModelForMultimodalLM": transformers.MODEL_FOR_MULTIMODAL_LM_MAPPING,
 }
@@ -236,7 +237,8 @@ def auto_class_of(
     """
     if not kind.generates_text:
         return getattr(transformers, kind.auto_class)
-    tried = (kind.auto_class, "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+    others = ("AutoModelForSpeechSeq2Seq", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+    tried = (kind.auto_class, *others)
     classes = {auto: _MODELS[auto][type(config)] for auto in tried if type(config) in _MODELS[auto]}
     found = [getattr(transformers, auto) for auto in classes or tried]
     if len(set(classes.values())) < 2:
@@ -315,7 +317,7 @@ def load_adapter_base(
     if labels is not None and not {"num_labels", "id2label", "config"} & arguments.keys():
         fetch = {key: arguments[key] for key in ("revision", *FETCH_KEYS) if key in arguments}
         architectures = AutoConfig.from_pretrained(adapter.base, trust_remote_code=False, **fetch).architectures or ()
-        if not any(name.endswith(kind.class_suffixes) for name in architectures):
+        if not any(kind.has_class(name) for name in architectures):
             arguments.update(id2label=labels.id2label, label2id=labels.label2id)
     return load_model(adapter.base, kind, arguments, adapter=adapter.folder)
 

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.adapters import adapter_parameters, frozen_view, keep_quantized_trainable
-from muscle_hf.teachers.kinds import UNLABELLED
+from muscle_hf.teachers.kinds import IGNORED, KINDS, SEQ2SEQ_LM, UNLABELLED, kind_of
 from muscle_hf.teachers.weights import base_of, base_weights
 
 # Columns of a batch that say what is trained on, which no model's forward needs to give logits.
-LABEL_KEYS = frozenset({"labels", "shift_labels", "completion_mask", "assistant_masks", UNLABELLED})
+LABEL_KEYS = frozenset({"shift_labels", "completion_mask", "assistant_masks", UNLABELLED}).union(
+    *(kind.label_columns for kind in KINDS)
+)
 # What Trainer adds for fused loss kernels, which give no logits to compare.
 _KERNEL_KEYS = frozenset({"skip_logits"})
 
@@ -150,7 +152,7 @@ def _forward(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
         # The old model may take fewer inputs than the student (token_type_ids, say).
         prepared = {key: value for key, value in prepared.items() if key in accepted}
-    return logits_of(model(**prepared))
+    return kind_of(base).logits_of(model(**prepared))
 
 
 def without_labels(base: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,20 +164,26 @@ def without_labels(base: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]
     """
     prepared = {key: value for key, value in inputs.items() if key not in LABEL_KEYS | _KERNEL_KEYS}
     decoder_inputs = {"decoder_input_ids", "decoder_inputs_embeds"}
-    shift_right = getattr(base, "prepare_decoder_input_ids_from_labels", None)
-    if shift_right is not None and "labels" in inputs and not decoder_inputs & prepared.keys():
-        prepared["decoder_input_ids"] = shift_right(labels=inputs["labels"])
+    if kind_of(base) is SEQ2SEQ_LM and "labels" in inputs and not decoder_inputs & prepared.keys():
+        prepared["decoder_input_ids"] = made = _shifted_right(base, inputs["labels"])
+        if base.config.model_type == "encoder-decoder":
+            # The one model that does not look at places of its decoder where nothing is trained.
+            prepared.setdefault("decoder_attention_mask", (made != base.config.pad_token_id).to(made.dtype))
     if "use_cache" in inspect.signature(base.forward).parameters:
         # Not only a waste: with a cache, packed sequences see each other where attention is not flash attention.
         prepared["use_cache"] = False
     return prepared
 
 
-def logits_of(outputs: Any) -> Tensor:
-    """The logits in what a model's forward returned without labels."""
-    if isinstance(outputs, Mapping):
-        return outputs["logits"]
-    return outputs.logits if hasattr(outputs, "logits") else outputs[0]
+def _shifted_right(base: nn.Module, labels: Tensor) -> Tensor:
+    """The decoder's inputs, as the model itself makes them of labels (B, L)."""
+    own = getattr(base, "prepare_decoder_input_ids_from_labels", None)
+    if own is not None:
+        return own(labels=labels)
+    # Models without that method (M2M100, Blenderbot, Whisper, ...) all do this within their forward.
+    started = labels.roll(1, dims=-1)
+    started[:, 0] = base.config.decoder_start_token_id
+    return started.masked_fill(started == IGNORED, base.config.pad_token_id)
 
 
 def require_finite(teacher: str, logits: Tensor, sequence_ids: Tensor, where: str) -> None:

@@ -9,12 +9,10 @@ import torch
 from torch.utils.data import Dataset
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.teachers.kinds import IGNORED, TRAINED_COUNT, UNLABELLED
+from muscle_hf.teachers.kinds import IGNORED, LABEL_COLUMNS, TRAINED_COUNT, UNLABELLED
 
-# Names of the label column that Trainer's collators know; Trainer itself renames the others to the first.
-_LABELS = ("labels", "label", "label_ids")
 # Columns that a transfer row need not have.
-_FILLED = (*_LABELS, "attention_mask")
+_FILLED = (*LABEL_COLUMNS, "attention_mask")
 
 
 class MixedRows(Dataset):
@@ -37,7 +35,7 @@ class MixedRows(Dataset):
         # One batch holds both, so both have the same columns.
         first = labelled[0]
         self._columns = tuple(first)
-        self._classes = {name for name in _LABELS if name in first and not _is_sequence(first[name])}
+        self._classes = {name for name in LABEL_COLUMNS if name in first and not _is_sequence(first[name])}
         self._count: int | None = None
         self.replace_transfer(transfer)
 
@@ -84,7 +82,7 @@ class MixedRows(Dataset):
         if "attention_mask" in self._columns and "attention_mask" not in row:
             row["attention_mask"] = [1] * len(row["input_ids"])
         row = {name: row[name] for name in self._columns if name in row} | {UNLABELLED: True}
-        labels = next((given[name] for name in _LABELS if name in given), None)
+        labels = next((given[name] for name in LABEL_COLUMNS if name in given), None)
         return row | {TRAINED_COUNT: int((torch.as_tensor(labels) != IGNORED).sum())} if _is_sequence(labels) else row
 
 
@@ -155,7 +153,7 @@ def check_columns(labelled: Any, transfer: Any, read: Sequence[str]) -> None:
         raise MuscleError("transfer_dataset is empty")
     first, row = labelled[0], transfer[0]
     missing = (first.keys() & set(read)) - row.keys() - set(_FILLED)
-    sequence = next((name for name in _LABELS if _is_sequence(first.get(name))), None)
+    sequence = next((name for name in LABEL_COLUMNS if _is_sequence(first.get(name))), None)
     if sequence is not None and sequence not in row:
         raise MuscleError(
             f"the transfer rows have no column {sequence!r}, which says by any id but {IGNORED} where something is "
