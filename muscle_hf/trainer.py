@@ -38,9 +38,8 @@ from muscle_hf.teachers.cached import CachedTeacher, cached_teacher
 from muscle_hf.teachers.calibration import CalibrateTeachers
 from muscle_hf.teachers.checks import check_label_sets, check_tokenizers, text_tokenizer
 from muscle_hf.teachers.kinds import IGNORED, TRAINED_COUNT, UNLABELLED, sequences_of, trained_rows
-from muscle_hf.teachers.placing import is_sharded, shard, to_device
+from muscle_hf.teachers.placing import give_padding_token, is_sharded, shard, to_device
 from muscle_hf.teachers.start import start_from_teacher
-from muscle_hf.teachers.weights import base_of
 from muscle_hf.transfer.trainer import TransferMixin
 
 logger = logging.get_logger(__name__)
@@ -185,10 +184,7 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin, SearchMixin):
             return
         if not is_sharded(self.accelerator):
             to_device(teacher.model, self.args.device)
-        config = base_of(teacher.model).config.get_text_config()
-        if getattr(config, "pad_token_id", None) is None:
-            # As Trainer does for the student; decoders with a classifier find the last token by it.
-            config.pad_token_id = getattr(self.tokenizer, "pad_token_id", None)
+        give_padding_token(teacher.model, self.tokenizer)
         teacher.autocast = self.accelerator.autocast
 
     def add_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:

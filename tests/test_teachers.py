@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import builders
 import pytest
 import torch
 from builders import with_lora
 from peft import LoraConfig, PeftModel
 
+from muscle_hf import MuscleError
 from muscle_hf.losses import resolve_mask
 from muscle_hf.teachers import AdapterTeacher, ModelTeacher
 from muscle_hf.teachers.adapters import adapter_parameters, copy_adapter, frozen_view
@@ -193,6 +196,30 @@ def test_a_base_that_differs_in_one_bit_is_not_shared(tmp_path):
         other.model.norm.weight[0] += 1e-6
     trainer = builders.trainer(tmp_path, with_lora(builders.llama(2), 20), with_lora(other, 10))
     assert isinstance(trainer.teachers["old"], ModelTeacher)
+
+
+def test_vocabularies_that_cannot_differ_are_not_warned_of(tmp_path, caplog):
+    copy = builders.llama(2)
+    with torch.no_grad():
+        copy.model.norm.weight[0] += 1e-6
+    for old, unknown in ((copy, False), (builders.llama(7), True)):
+        # Said once of a pair of models.
+        old.config._name_or_path = f"old-{unknown}"
+        builders.trainer(tmp_path, with_lora(builders.llama(2), 20), with_lora(old, 10))
+        assert any("old-" in text for text in caplog.messages) is unknown
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_the_tokenizer_beside_an_adapter_is_compared(same, tmp_path, caplog):
+    builders.llama(5).save_pretrained(tmp_path / "base")
+    base = type(builders.llama(5)).from_pretrained(tmp_path / "base")
+    with_lora(base, 10).save_pretrained(tmp_path / "old")
+    words = [f"w{index}" for index in range(builders.VOCABULARY)]
+    builders.tokenizer(words if same else words[::-1]).save_pretrained(tmp_path / "old")
+    given = {"old_model": str(tmp_path / "old"), "processing_class": builders.tokenizer(words)}
+    with contextlib.nullcontext() if same else pytest.raises(MuscleError):
+        builders.trainer(tmp_path / "run", with_lora(builders.llama(2), 20), **given)
+        assert not any("old" in text for text in caplog.messages)
 
 
 def test_same_weights_under_another_configuration_are_not_shared(tmp_path):

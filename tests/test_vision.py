@@ -1,14 +1,23 @@
-"""Models that read texts with images are trained like any other, on rows with images and without."""
+"""Models that read texts with images are trained and loaded like any other, on rows with images and without."""
 
 from __future__ import annotations
 
 import builders
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
 from vision_models import FAMILIES, rows
 
+from muscle_hf.evaluation import Item, Task, encode_pair, evaluate_task
+from muscle_hf.teachers import kind_of, make_student, make_teacher
+from muscle_hf.teachers.cache import KeyRules
+from muscle_hf.teachers.kinds import CAUSAL_LM, SEQ2SEQ_LM
+from muscle_hf.teachers.loading import auto_class_of, load_model, load_task_model
+from muscle_hf.teachers.placing import give_padding_token
+
 ROWS = {"text": (), "one image a row": (1,), "none or two": (2, 0, 0)}
+CHOICES = (" w5 w6", " w7")
 CASES = [
     pytest.param(name, images, same, marks=[] if images == "none or two" and not same else [pytest.mark.slow])
     for name in FAMILIES
@@ -82,3 +91,88 @@ def test_a_teacher_cache_changes_nothing(name, images, same, tmp_path):
         # Patches of all images in one row of numbers are not told apart in a batch.
         expected = {"text": {6}, "one image a row": {0} if "qwen" in name else {6}, "none or two": range(1, 6)}
         assert held in expected[images], again
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_texts_are_scored_as_one_by_one(name):
+    model, tokenizer = FAMILIES[name].build(1), builders.tokenizer()
+    tokenizer.eos_token = "w1"
+    items = [
+        Item(
+            str(index),
+            " ".join(f"w{3 + (7 * index * place) % 37}" for place in range(2 + index)),
+            choices=CHOICES,
+            answers=(0,),
+        )
+        for index in range(3)
+    ]
+    task = Task("words", "choice", lambda row, index: items[index])
+    for item, found in zip(items, evaluate_task(model, tokenizer, task, items, progress=False), strict=True):
+        for choice, likelihood in zip(CHOICES, found.log_likelihoods, strict=True):
+            prompt, answer = encode_pair(tokenizer, item.prompt, choice)
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+            alone = logits.log_softmax(-1)[range(len(answer)), answer].sum().item()
+            assert likelihood == pytest.approx(alone, abs=1e-4)
+
+
+# ---- From folders ----
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen3_5"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_v1_from_a_folder_sees_images_too(name, whole, tmp_path):
+    family = FAMILIES[name]
+    family.build(1).save_pretrained(tmp_path / "base")
+    old = with_lora(type(family.build(1)).from_pretrained(tmp_path / "base"), 10)
+    if whole:
+        old = old.merge_and_unload()
+    old.save_pretrained(tmp_path / "old")
+    batch = family.collate(rows((1,)))
+    alone = builders.logits_without_trainer(old, batch)
+    for teacher in (
+        load_task_model(tmp_path / "old", CAUSAL_LM),
+        make_teacher(
+            "old", str(tmp_path / "old"), make_student(with_lora(family.build(2), 20), None)[0], CAUSAL_LM
+        ).model,
+    ):
+        torch.testing.assert_close(builders.logits_without_trainer(teacher, batch), alone)
+
+
+def test_an_adapter_decides_which_part_of_its_base_is_loaded(tmp_path):
+    whole = FAMILIES["qwen3_5"].build(1)
+    whole.save_pretrained(tmp_path / "base")
+    alone = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    assert type(alone) is not type(whole)
+    for model in (alone, type(whole).from_pretrained(tmp_path / "base")):
+        torch.manual_seed(3)
+        layers = ["q_proj", "down_proj"]
+        adapter = get_peft_model(model, LoraConfig(r=2, target_modules=layers, init_lora_weights=False))
+        adapter.save_pretrained(tmp_path / "adapter")
+        loaded = load_task_model(tmp_path / "adapter", CAUSAL_LM)
+        assert type(loaded.get_base_model()) is type(model)
+    assert type(load_model(tmp_path / "base", CAUSAL_LM, {})) is type(alone)
+
+
+# Not one of several texts or classes is chosen by these.
+_OTHERS = {"diffusion_gemma", "evolla", "idefics", "nemotron_h_omni", "pi0", "vision-encoder-decoder"}
+
+
+@pytest.mark.slow
+def test_every_configuration_of_texts_and_images_is_taken(tmp_path):
+    taken = []
+    for name in sorted({*transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES} - _OTHERS):
+        try:
+            config = transformers.AutoConfig.for_model(name)
+            auto = auto_class_of(config, SEQ2SEQ_LM if config.is_encoder_decoder else CAUSAL_LM)
+            with torch.device("meta"):
+                model = auto.from_config(config)
+        except (AttributeError, ImportError, KeyError, TypeError, ValueError):
+            continue  # no model has the default configuration, or a library is missing
+        kind = kind_of(model)
+        give_padding_token(model, builders.tokenizer())
+        assert model.config.get_text_config().pad_token_id is not None, name
+        rules = KeyRules.of(model, kind)
+        assert rules.media_tokens or rules.media_tokens is None or model.config.get_text_config() is model.config
+        taken.append(name)
+    assert len(taken) > 75, taken

@@ -204,7 +204,7 @@ class ChoiceScorer:
 
     def _decoder_start(self) -> int:
         base = self.facts.base
-        for config in (base.generation_config, base.config):
+        for config in (base.generation_config, base.config, base.config.get_text_config()):
             for name in ("decoder_start_token_id", "bos_token_id"):
                 start = getattr(config, name, None)
                 if start is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -25,6 +25,16 @@ def to_device(model: nn.Module, device: torch.device) -> None:
     """Move a whole teacher to a device, unless it was placed when it was loaded."""
     if not is_quantized(model) and getattr(model, "hf_device_map", None) is None:
         model.to(device)
+
+
+def give_padding_token(model: nn.Module, tokenizer: Any) -> None:
+    """Name the padding token where a model has none, as Trainer does for the student.
+
+    Decoders with a classifier find the last token by it.
+    """
+    config = base_of(model).config.get_text_config()
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = getattr(tokenizer, "pad_token_id", None)
 
 
 def shard(model: nn.Module, accelerator: Accelerator) -> nn.Module:
@@ -80,7 +90,7 @@ def _shard_zero3(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     for name in ("optimizer", "scheduler"):
         config.pop(name, None)
     zero.pop("offload_optimizer", None)
-    if (width := getattr(base_of(model).config, "hidden_size", None)) is not None:
+    if (width := getattr(base_of(model).config.get_text_config(), "hidden_size", None)) is not None:
         zero["reduce_bucket_size"] = width * width
         zero["stage3_param_persistence_threshold"] = 10 * width
         zero["stage3_prefetch_bucket_size"] = int(0.9 * width * width)
