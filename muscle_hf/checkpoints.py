@@ -15,15 +15,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from muscle_hf.errors import MuscleError
+from muscle_hf.files import SaveError
 
 logger = logging.get_logger(__name__)
 
 _STAGE = ".saving-"
-
-
-class SaveError(MuscleError):
-    """Something could not be written; what was saved before is whole."""
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from torch import Tensor
 
 import muscle_hf
 from muscle_hf.errors import MismatchError, MuscleError
+from muscle_hf.files import read_json, write_json
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters
 from muscle_hf.teachers.checks import vocabulary_hash
 from muscle_hf.teachers.loading import is_commit
@@ -121,8 +122,7 @@ class Provenance:
             now = datetime.datetime.now(datetime.timezone.utc)
             self._last_saved = dataclasses.replace(current, created=now.isoformat(timespec="seconds"))
         current = self._last_saved
-        content = json.dumps(current.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-        (folder / PROVENANCE_FILE).write_text(content + "\n", encoding="utf-8")
+        write_json(folder / PROVENANCE_FILE, current.to_dict())
 
     def check_same_models(self, checkpoint: Path) -> None:
         """Refuse to resume against other teachers than those the checkpoint was trained against.
@@ -133,7 +133,7 @@ class Provenance:
         file = checkpoint / PROVENANCE_FILE
         if not file.is_file():
             return
-        saved = json.loads(file.read_text(encoding="utf-8"))
+        saved = read_json(file)
         for role, ours in (("old", self.old), ("new", self.new)):
             for part in ("base", "adapter"):
                 theirs, mine = ((description[part] or {}).get("sha256") for description in (saved[role], ours))
@@ -153,7 +153,7 @@ def read_provenance(folder: str | os.PathLike) -> dict[str, Any]:
     file = Path(folder, PROVENANCE_FILE)
     if not file.is_file():
         raise MuscleError(f"{folder} has no {PROVENANCE_FILE}: it was not saved by MuscleTrainer")
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = read_json(file)
     if content.get("format") != FORMAT:
         raise MuscleError(f"{file} has format {content.get('format')}; this version reads format {FORMAT}: upgrade")
     return content

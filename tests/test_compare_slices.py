@@ -75,7 +75,7 @@ def test_slices_of_scores():
 
 
 def test_unknown_columns():
-    with pytest.raises(MuscleError, match=r"no column 'tome' to slice by .did you mean 'tone'"):
+    with pytest.raises(MuscleError, match=r"'tome'.*'tone'"):
         compare(*sources(*sliced()), analysis=AnalysisOptions(slices=["tome"]))
     homeless = [dataclasses.replace(p, columns={"source": None if p.id == "item-3" else "a"}) for p in sliced()[0]]
     with pytest.raises(MuscleError, match="item 'item-3' has no 'source'"):

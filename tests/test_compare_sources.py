@@ -205,7 +205,7 @@ def test_a_metric_missing_on_one_side(tmp_path):
 def test_a_metric_that_a_prediction_file_has_not(tmp_path):
     path = write(tmp_path / "side.jsonl", choice_predictions(10, 1.0, 1))
     assert read_source(str(path), ReadOptions(metric="acc")).tables["ways"].metric == "acc"
-    with pytest.raises(MuscleError, match=r"no metric 'acc_norm'; its answers are judged by acc"):
+    with pytest.raises(MuscleError, match=r"'acc_norm'.*acc"):
         read_source(str(path), ReadOptions(metric="acc_norm"))
 
 
@@ -298,7 +298,7 @@ def test_missing_answers_follow_one_rule_in_every_format(suffix, field, value, k
     [
         ("", {}, "is empty"),
         ("\n\n", {}, "only blank lines"),
-        ('{"key": 1, "correct": true}\n', {}, "no column with the items' ids.*key, correct.*--columns id=NAME"),
+        ('{"key": 1, "correct": true}\n', {}, "--columns id=NAME.*correct, key"),
         ('{"id": 1, "cleverness": 1}\n', {}, "nothing says which answers are right"),
         ('{"id": 1, "said": 1, "truth": 2}\n', {"prediction": "sayd", "target": "truth"}, "did you mean 'said'"),
         ('{"id": 1, "correct": 1}\n', {"predicton": "id"}, "unknown column role 'predicton'.*'prediction'"),

@@ -110,7 +110,7 @@ def test_names_titles_and_files_can_be_listed(capsys):
     assert main(["recipes", "paper/phi_1_to_1.5/piqa"]) == 0
     assert "microsoft/phi-1_5" in capsys.readouterr().out
     assert main(["recipes", "nothing"]) == 2
-    with pytest.raises(MuscleError, match=r"did you mean paper/phi_1_to_1\.5/piqa"):
+    with pytest.raises(MuscleError, match=r"paper/phi_1_to_1\.5/piqa"):
         find_recipe("paper/phi_1_to_15/piqa")
 
 

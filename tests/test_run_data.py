@@ -159,7 +159,7 @@ def test_rows_that_do_not_fit_are_refused_before_anything_is_loaded(rows, change
         ({"data": {"format": "csv"}}, "data.format is 'csv'; choose one of task, trl"),
         ({"data": {"format": "task"}}, "missing: task"),
         ({"data": {"streaming": True}, "training": {"max_steps": -1}}, "a stream has no length"),
-        ({"training": {"pakcing": True}}, "did you mean packing"),
+        ({"training": {"pakcing": True}}, "packing"),
         ({"quantization": "int4"}, "choose one of nf4, int8"),
     ],
 )

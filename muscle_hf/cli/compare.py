@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import io
-import os
-import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.files import check_outputs, is_stdout, write_text
 
 if TYPE_CHECKING:
     from muscle_hf.compare import Budget, Document, ReadOptions
@@ -133,7 +129,8 @@ def run(args: argparse.Namespace) -> int:
     from muscle_hf.compare.noise import read_noise
 
     slices = () if args.no_slices else args.slices.split(",") if args.slices else None
-    check_outputs(*(getattr(args, name) for name in _OUTPUTS))
+    read = (args.old, args.new, *args.compat, args.noise, args.budget, args.baseline)
+    check_outputs((getattr(args, name) for name in _OUTPUTS), read)
     document = compare(
         args.old,
         args.new,
@@ -153,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
     texts = [(path, render(document)) for path, render in _asked(args)]
     for path, text in texts:
         write_text(path, text)
-    if not args.quiet and all(path != "-" for path, _ in texts):
+    if not args.quiet and not any(is_stdout(path) for path, _ in texts):
         from rich.console import Console
 
         from muscle_hf.report import terminal
@@ -169,23 +166,6 @@ def _budget(args: argparse.Namespace) -> Budget:
     if args.baseline:
         budget.baseline = read_baseline(args.baseline)
     return with_limits(budget, {rule: getattr(args, rule) for rule in RULES}, args.gate_level)
-
-
-def check_outputs(*outputs: str | None) -> None:
-    """Before any work: files that cannot be written, two outputs in one place; None is an output not asked for."""
-    paths = [path for path in outputs if path]
-    if paths.count("-") > 1:
-        raise MuscleError("only one output can go to the screen (-); give the others a file")
-    files = [Path(path).resolve() for path in paths if path != "-"]
-    for file in files:
-        if not file.parent.is_dir():
-            raise MuscleError(f"cannot write {file.name}: its folder {file.parent} does not exist")
-        if file.is_dir():
-            raise MuscleError(f"cannot write {file}: it is a folder; name a file in it")
-        if not os.access(file.parent, os.W_OK):
-            raise MuscleError(f"cannot write {file.name}: its folder {file.parent} is not writable")
-        if files.count(file) > 1:
-            raise MuscleError(f"two outputs would go to {file}; give each a file of its own")
 
 
 def _asked(args: argparse.Namespace) -> list[tuple[str, Callable[[Document], str]]]:
@@ -205,24 +185,3 @@ def _asked(args: argparse.Namespace) -> list[tuple[str, Callable[[Document], str
 
         asked.append((args.html, html.render))
     return asked
-
-
-def write_text(path: str, text: str) -> None:
-    """Writes a file whole or not at all; ``-`` is the screen. UTF-8 both."""
-    if path == "-":
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
-        sys.stdout.write(text)
-        return
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.resolve().parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes private files
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise

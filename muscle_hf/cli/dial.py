@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muscle_hf.cli.evaluate import add_item_arguments, add_machine_arguments, asked, loading_arguments
 from muscle_hf.errors import MuscleError
+from muscle_hf.files import write_json, write_text
 
 if TYPE_CHECKING:
     from muscle_hf.dial import Dial, DialPath, DialPoint
@@ -171,10 +171,10 @@ def _write(
         shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
     result = {**path.to_dict(), "choice": {**choice, "t": None if chosen is None else chosen.t}}
     with staged(output) as stage:
-        (stage / "path.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        (stage / "path.csv").write_text(path.to_csv(), encoding="utf-8")
+        write_json(stage / "path.json", result, indent=1)
+        write_text(stage / "path.csv", path.to_csv())
         page = report.page(path, chosen, choice["rule"], choice["max_loss"], choice["split"])
-        (stage / "path.html").write_text(page, encoding="utf-8")
+        write_text(stage / "path.html", page)
         write_predictions(stage / "predictions" / "old.jsonl", old)
         for t, answers in path.predictions.items():
             write_predictions(stage / "predictions" / f"{label(t)}.jsonl", answers)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.files import check_outputs, is_stream
 from muscle_hf.user_code import add_no_code_argument
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -98,14 +99,13 @@ def loading_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, write the predictions, and print the summary."""
-    from muscle_hf.cli.compare import check_outputs
     from muscle_hf.evaluation.predictions import write_predictions
 
-    if args.output.exists() and not args.overwrite:
+    if args.output.exists() and not args.overwrite and not is_stream(args.output):
         raise MuscleError(f"{args.output} exists; choose another --output, or pass --overwrite")
     task, items = asked(args)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    check_outputs(str(args.output))
+    check_outputs([args.output], [args.data, args.task])
     predictions, main_process = (_ask_server if args.server else _ask_model)(args, task, items)
     if main_process:
         write_predictions(args.output, predictions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from muscle_hf.cli.compare import write_text
+from muscle_hf.files import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print a table, or JSON."""
     import dataclasses
-    import json
 
     from muscle_hf.hub import list_compatible
 
@@ -29,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
         for row in rows:
             for task in row["tasks"]:
                 task["nfr_new"] = None if task["nfr_new"] != task["nfr_new"] else task["nfr_new"]
-        write_text("-", json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        write_json("-", rows, indent=1)
         return 0
     if not found:
         print("no compatibility adapters found")

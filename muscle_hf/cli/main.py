@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import io
 import sys
 import traceback
 from collections.abc import Sequence
+
+from muscle_hf.console import INTERRUPTED, PROGRAM, hush_deprecations, patient_output
 
 # name -> (help, module). A module is imported only when its command is called, so that --help stays fast.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -41,35 +42,42 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The process exit code: 0 done, 1 the command's own "no", 2 bad use or a file that cannot be read or written,
-        70 an error that nobody foresaw; commands have more of their own.
+        70 an error that nobody foresaw, 130 stopped by Ctrl-C; commands have more of their own.
     """
+    with patient_output():
+        hush_deprecations()
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(arguments: list[str]) -> int:
     from muscle_hf import __version__
     from muscle_hf.errors import MuscleError
 
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A console that lacks a sign (a minus, a letter of the data) shows its number, rather than ending the command.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
-        prog="muscle-hf",
+        prog=PROGRAM,
         description="Model updates that keep right answers right: compatibility adapters and flip metrics.",
     )
     parser.add_argument("--version", action="version", version=f"muscle-hf {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     asked = next((word for word in arguments if word in COMMANDS), None)
-    for name, (text, module) in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        if name == asked:
-            importlib.import_module(module).add_arguments(command)
-    args, more = parser.parse_known_args(arguments)
-    module = importlib.import_module(COMMANDS[args.command][1])
-    if more and not getattr(module, "TAKES_OVERRIDES", False):
-        parser.error(f"unrecognized arguments: {' '.join(more)}")
-    args.overrides = more
     try:
-        return module.run(args)
+        for name, (text, module) in COMMANDS.items():
+            command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+            if name == asked:
+                importlib.import_module(module).add_arguments(command)
+        args, more = parser.parse_known_args(arguments)
+        module = importlib.import_module(COMMANDS[args.command][1])
+        if more and not getattr(module, "TAKES_OVERRIDES", False):
+            parser.error(f"unrecognized arguments: {' '.join(more)}")
+        args.overrides = more
+        code = module.run(args)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print(f"{PROGRAM} {asked or ''}: stopped", file=sys.stderr)
+        return INTERRUPTED
     except (MuscleError, OSError) as error:
-        print(f"muscle-hf {args.command}: error: {error}", file=sys.stderr)
+        print(f"{PROGRAM} {asked}: error: {error}", file=sys.stderr)
         return 2
     except Exception:
         # Python itself ends with 1, which says that a gate failed.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from muscle_hf.cli.compare import add_reading_arguments, check_outputs, reading_options, write_text
+from muscle_hf.cli.compare import add_reading_arguments, reading_options
+from muscle_hf.files import check_outputs, is_stdout, write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,13 +24,13 @@ def run(args: argparse.Namespace) -> int:
     from muscle_hf.compare import measure_noise, read_source
     from muscle_hf.compare.noise import noise_json
 
-    check_outputs(args.json)
+    check_outputs([args.json], args.runs)
     options = reading_options(args)
     runs = [read_source(path, options) for path in args.runs]
     floors = measure_noise(runs, level=args.level, epsilon=args.epsilon, missing=args.missing)
     if args.json:
         write_text(args.json, noise_json(floors) + "\n")
-    if args.json != "-":
+    if not args.json or not is_stdout(args.json):
         from rich.console import Console
 
         from muscle_hf.report import terminal

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from muscle_hf.cli.compare import add_reading_arguments, check_outputs, reading_options, write_text
+from muscle_hf.cli.compare import add_reading_arguments, reading_options
+from muscle_hf.files import check_outputs, is_stdout, write_text
 
 _EPILOG = """\
 Ask both models on rows with labels that neither task adapter was trained on (muscle-hf evaluate), and give their
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from muscle_hf.report import targets as report
     from muscle_hf.report.terminal import print_warnings
 
-    check_outputs(args.json, args.html)
+    check_outputs((args.json, args.html), (args.old, args.new))
     check_options(AnalysisOptions(level=args.level))
     found = measure_targets(
         args.old,
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     # All are rendered before the first is written: an error leaves no half of a result behind.
     for path, text in [(path, render()) for path, render in texts if path]:
         write_text(path, text)
-    if "-" not in (args.json, args.html):
+    if not any(path and is_stdout(path) for path in (args.json, args.html)):
         console = Console()
         for targets in found:
             console.print(report.terminal_table(targets))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from muscle_hf.compare.document import Gate, GateCheck, GateVerdict, NoiseFloor, TaskResult, Update
 from muscle_hf.compare.join import Joined
 from muscle_hf.compare.lm_eval_format import base_task
 from muscle_hf.errors import MuscleError
+from muscle_hf.files import read_json, read_yaml
 from muscle_hf.metrics.intervals import (
     Estimate,
     bootstrap,
@@ -21,6 +19,7 @@ from muscle_hf.metrics.intervals import (
     paired_difference,
     wilson_interval,
 )
+from muscle_hf.words import did_you_mean
 
 RULES = ("max_nfr", "max_regression", "min_accuracy_gain")
 _DIFFERENCES = ("max_regression", "min_accuracy_gain")
@@ -100,15 +99,7 @@ def read_budget(path: str) -> Budget:
     Raises:
         MuscleError: The file is missing, not YAML, or has an entry that is not known.
     """
-    import yaml
-
-    file = Path(path)
-    if not file.is_file():
-        raise MuscleError(f"there is no budget file {path}")
-    try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise MuscleError(f"{path} is not valid YAML: {error}") from error
+    data = read_yaml(path, "budget file")
     if not isinstance(data, dict):
         raise MuscleError(f"{path} must be a table of limits such as 'max_nfr: 0.02'")
     budget = Budget(limits={rule: {} for rule in RULES}, source=path)
@@ -135,9 +126,7 @@ def _check_names(where: str, table: Any, known: Sequence[str]) -> None:
         raise MuscleError(f"{where}: expected a table of limits, found {table!r}")
     for name in table:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
-            raise MuscleError(f"{where}: unknown entry {name!r}{hint}")
+            raise MuscleError(f"{where}: unknown entry {name!r}; {did_you_mean(name, known)}")
 
 
 def read_baseline(path: str) -> dict[str, dict[str, Estimate]]:
@@ -146,8 +135,8 @@ def read_baseline(path: str) -> dict[str, dict[str, Estimate]]:
     Raises:
         MuscleError: The file is missing or not such a comparison.
     """
+    data = read_json(path, "baseline file")
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
         rates = {
             task["name"]: {
                 update["label"]: Estimate(**(update["rates"].get("nfr") or update["rates"]["nfr_smooth"]))
@@ -158,8 +147,6 @@ def read_baseline(path: str) -> dict[str, dict[str, Estimate]]:
         if any(rate.high is None for table in rates.values() for rate in table.values()):
             raise ValueError("it compares no items")
         return rates
-    except (FileNotFoundError, IsADirectoryError):
-        raise MuscleError(f"there is no baseline file {path}; name the file that an earlier --json wrote") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MuscleError(
             f"{path} is not a comparison as --json writes it ({error.__class__.__name__}: {error})"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from muscle_hf.compare.answers import ABSENT, ANSWERED, CHANGED, KINDS, normal
 from muscle_hf.compare.sources import Source
 from muscle_hf.compare.table import Answers, Detail
 from muscle_hf.errors import MuscleError
+from muscle_hf.words import nearest
 
 Missing = Literal["error", "wrong", "drop"]
 Column = tuple[NDArray[np.int32], list[Any]]
@@ -135,10 +135,10 @@ def _common_tasks(sources: Mapping[str, Source], common_only: bool, warnings: li
                 problems.append(f"{there} has {_some(missing)}, which {here} ({lacks.path}) lacks")
     common = [name for name in old.tables if all(name in source.tables for source in sources.values())]
     if problems and (not common or not common_only):
-        near = difflib.get_close_matches(*_unmatched(sources), n=1) if not common else []
+        near = None if common else nearest(*_unmatched(sources))
         raise MuscleError(
             f"the models were not asked the same tasks: {'; '.join(problems)}."
-            + (f" The nearest name is {near[0]!r}." if near else "")
+            + (f" The nearest name is {near!r}." if near else "")
             + (
                 " Choose common ones with --task, or compare what is common with --missing drop."
                 if common

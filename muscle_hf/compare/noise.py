@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from muscle_hf.compare.document import NoiseFloor, plain
 from muscle_hf.compare.join import Joined, Missing, join
 from muscle_hf.compare.sources import Source
 from muscle_hf.errors import MuscleError
+from muscle_hf.files import read_json
 from muscle_hf.metrics.intervals import Estimate, bootstrap, wilson_interval
 
 
@@ -82,13 +82,9 @@ def read_noise(path: str) -> list[NoiseFloor]:
     Raises:
         MuscleError: The file is missing or of another kind.
     """
+    content = read_json(path, "noise file (of muscle-hf noise RUN RUN --json FILE)")
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))["noise"]
-        return [_parse(entry) for entry in entries]
-    except (FileNotFoundError, IsADirectoryError):
-        raise MuscleError(
-            f"there is no noise file {path}; write one with muscle-hf noise RUN RUN --json FILE"
-        ) from None
+        return [_parse(entry) for entry in content["noise"]]
     except (ValueError, KeyError, TypeError) as error:
         raise MuscleError(
             f"{path} is not a noise floor as muscle-hf noise writes it ({error.__class__.__name__}: {error})"

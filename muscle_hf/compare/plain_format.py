@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,6 +23,7 @@ from muscle_hf.compare.answers import (
 )
 from muscle_hf.compare.table import Detail, Row, hash_key, text_key
 from muscle_hf.errors import MuscleError
+from muscle_hf.words import did_you_mean
 
 # Role -> column names that are tried, in this order.
 NAMES: dict[str, tuple[str, ...]] = {
@@ -69,21 +69,17 @@ class PlainFormat:
         self.name, self.number = name, -1
         unknown = [role for role in roles if role not in NAMES]
         if unknown:
-            raise MuscleError(
-                f"unknown column role {unknown[0]!r}{_nearest(unknown[0], NAMES)}; roles are {', '.join(NAMES)}"
-            )
+            raise MuscleError(f"unknown column role {unknown[0]!r}; {did_you_mean(unknown[0], NAMES)}")
         for role, column in roles.items():
             if column not in present and not (role == "id" and column == ROW_NUMBER):
-                raise MuscleError(
-                    f"there is no column {column!r}{_nearest(column, present)}; the columns are {', '.join(present)}"
-                )
+                raise MuscleError(f"there is no column {column!r}; {did_you_mean(column, present)}")
         found = {role: next((name for name in names if name in present), None) for role, names in NAMES.items()}
         self.roles: dict[str, str | None] = {**found, **roles}
         columns = ", ".join(present)
         if self.roles["id"] is None:
             raise MuscleError(
-                f"no column with the items' ids{_nearest('id', present)}; the columns are {columns}. Name it with "
-                "--columns id=NAME, or --columns id=# if all files have the same rows in the same order"
+                "no column with the items' ids: name it with --columns id=NAME, or --columns id=# if all files have "
+                f"the same rows in the same order; {did_you_mean('id', present)}"
             )
         self.metric = self._how(roles) or self._how({role: name for role, name in self.roles.items() if name})
         if not self.metric:
@@ -169,6 +165,3 @@ class PlainFormat:
         )
 
 
-def _nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import math
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from muscle_hf.compare.join import Joined
 from muscle_hf.errors import MuscleError
 from muscle_hf.metrics.intervals import bootstrap, effective_items, paired_difference_counts
 from muscle_hf.metrics.significance import cluster_sign_test, holm, mcnemar_counts
+from muscle_hf.words import did_you_mean
 
 # A column that nobody asked for is a category if it has this many values, each on this many items on average.
 _CATEGORIES = range(2, 51)
@@ -48,12 +48,8 @@ def slice_columns(joined: Joined, wanted: Sequence[str] | None) -> dict[str, tup
 
 def _column(joined: Joined, name: str) -> tuple[NDArray[np.int32], list[Any]]:
     if name not in joined.columns:
-        near = difflib.get_close_matches(name, joined.columns, n=1, cutoff=0.5)
-        raise MuscleError(
-            f"task {joined.task!r} has no column {name!r} to slice by"
-            + (f" (did you mean {near[0]!r}?)" if near else "")
-            + f"; its columns are {', '.join(joined.columns) or 'none'}"
-        )
+        hint = did_you_mean(name, joined.columns)
+        raise MuscleError(f"task {joined.task!r} has no column {name!r} to slice by; {hint}")
     return joined.columns[name]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import difflib
 import gc
 import json
 import re
@@ -24,6 +23,8 @@ from muscle_hf.compare.plain_format import PlainFormat
 from muscle_hf.compare.table import Answers, Detail, Row, TableBuilder
 from muscle_hf.errors import MissingDependencyError, MuscleError
 from muscle_hf.evaluation.predictions import Prediction
+from muscle_hf.files import check_encoding, parse_json
+from muscle_hf.words import did_you_mean
 
 try:  # a fast parser where the extra "compare" is installed; the same results without, also for integers of any size
     from msgspec.json import decode as _fast_loads
@@ -120,12 +121,8 @@ def read_source(path: str, options: ReadOptions | None = None) -> Source:
         )
     judged = sorted({table.metric.removeprefix("-") for table in tables.values()})
     if options.metric and options.metric not in judged:
-        near = difflib.get_close_matches(options.metric, judged, n=1)
-        raise MuscleError(
-            f"{path} has no metric {options.metric!r}"
-            + (f" (did you mean {near[0]!r}?)" if near else "")
-            + f"; its answers are judged by {', '.join(judged)}"
-        )
+        hint = did_you_mean(options.metric, judged)
+        raise MuscleError(f"{path} has no answers judged by {options.metric!r}; {hint}")
     return Source(path, formats.pop(), tables, warnings)
 
 
@@ -197,6 +194,7 @@ def _read_file(file: Path, options: ReadOptions) -> tuple[str, dict[str, Answers
         raise MuscleError(f"{file}: unknown format {file.suffix or '(no suffix)'!r}; known are {', '.join(_SUFFIXES)}")
     if file.stat().st_size == 0:
         raise MuscleError(f"{file} is empty; was the run that writes it stopped?")
+    check_encoding(file)
     if file.suffix in (".csv", ".tsv"):
         return _read_rows(file, _csv_rows(file), options)
     if file.suffix == ".parquet":
@@ -223,12 +221,12 @@ def _parse(line: bytes, file: Path, number: int) -> Mapping[str, Any]:
         row = _fast_loads(line)
     except ValueError:
         try:  # the fast parser refuses NaN, which has a message of its own later on
-            row = json.loads(line)
-        except ValueError as error:
-            end = "" if line.endswith(b"\n") else " The file ends in the middle of a line: was its writer stopped?"
+            row = parse_json(line, f"{file}, line {number}")
+        except MuscleError as error:
+            end = "" if line.endswith(b"\n") else ". The file ends in the middle of a line: was its writer stopped?"
             if number == 1 and line.lstrip()[:1] == b"[":
-                end = " A JSON array must be written one object a line (JSON lines)."
-            raise MuscleError(f"{file}, line {number}: not valid JSON ({error}).{end}") from error
+                end = ". A JSON array must be written one object a line (JSON lines)."
+            raise MuscleError(f"{error}{end}") from error
     if row.__class__ is not dict:
         hint = "; a JSON array must be written one object a line (JSON lines)" if number == 1 else ""
         raise MuscleError(f"{file}, line {number}: expected an object with named fields{hint}")

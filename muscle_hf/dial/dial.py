@@ -7,7 +7,6 @@ import copy
 import dataclasses
 import datetime
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -27,6 +26,7 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.loading import load_for_evaluation
 from muscle_hf.evaluation.predictions import item_hash
 from muscle_hf.evaluation.tasks import Item, Task
+from muscle_hf.files import write_json
 from muscle_hf.hub.state import CARD_STATE_FILE, CardState
 from muscle_hf.provenance import PROVENANCE_FILE, file_sha256, public_name, read_provenance
 from muscle_hf.teachers.adapters import adapter_parameters, add_adapter, frozen_view, read_adapter
@@ -220,7 +220,7 @@ class Dial:
                 "adapter_file_sha256": file_hash,
                 "choice": None if choice is None else dict(choice),
             }
-            _write_json(stage / DIAL_FILE, record)
+            write_json(stage / DIAL_FILE, record)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(stage)
             if provenance is not None:
@@ -228,7 +228,7 @@ class Dial:
                 # The figures and times of training are those of the compatibility adapter, not of the point.
                 provenance |= {"metrics": {}, "created": now, "dial": {**lineage, "choice": record["choice"]}}
                 provenance |= {"adapter_sha256": adapter_hash, "adapter_file_sha256": file_hash}
-                _write_json(stage / PROVENANCE_FILE, provenance)
+                write_json(stage / PROVENANCE_FILE, provenance)
                 self._copy_card_state(stage)
         return Path(folder)
 
@@ -320,7 +320,3 @@ def _write_adapter(folder: Path, adapter: LoraAdapter) -> None:
     config.save_pretrained(str(folder))
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.weights.items()}
     save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.files import check_encoding, json_rows, not_utf8, write_text
 
 if TYPE_CHECKING:
     from muscle_hf.evaluation.tasks import Item
@@ -109,22 +109,8 @@ def write_predictions(path: str | os.PathLike[str], predictions: Iterable[Predic
     Returns:
         The path that was written.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogatepass") as file:
-            for prediction in predictions:
-                file.write(json.dumps(prediction.to_dict(), ensure_ascii=False) + "\n")
-        # mkstemp makes private files; a result file should have the permissions any new file gets.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return target
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return write_text(path, (json.dumps(row.to_dict(), ensure_ascii=False) + "\n" for row in predictions))
 
 
 def iter_predictions(path: str | os.PathLike[str]) -> Iterator[Prediction]:
@@ -136,22 +122,16 @@ def iter_predictions(path: str | os.PathLike[str]) -> Iterator[Prediction]:
     source = Path(path)
     if not source.is_file():
         raise MuscleError(f"there is no prediction file {source}")
-    with source.open(encoding="utf-8", errors="surrogatepass") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise MuscleError(
-                    f"{source}, line {number}: not valid JSON ({error}); was the file cut off?"
-                ) from error
-            if not isinstance(row, dict):
-                raise MuscleError(f"{source}, line {number}: expected an object with named fields")
-            try:
-                yield Prediction.from_dict(row)
-            except MuscleError as error:
-                raise MuscleError(f"{source}, line {number}: {error}") from error
+    check_encoding(source)
+    try:
+        with source.open(encoding="utf-8-sig", errors="surrogatepass") as file:
+            for number, row in json_rows(file, source):
+                try:
+                    yield Prediction.from_dict(row)
+                except MuscleError as error:
+                    raise MuscleError(f"{source}, line {number}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise not_utf8(source, error) from error
 
 
 def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import os
 from pathlib import Path
@@ -13,6 +12,7 @@ from muscle_hf.evaluation.builtin import TASKS
 from muscle_hf.evaluation.rows import Rows, find_rows, read_rows
 from muscle_hf.evaluation.tasks import Item, Source, Task
 from muscle_hf.user_code import about_to_run
+from muscle_hf.words import did_you_mean
 
 
 def builtin_tasks() -> list[str]:
@@ -41,9 +41,9 @@ def load_task(name: str | os.PathLike[str] | Task) -> Task:
         return read_task(Path(text))
     if ".py:" in text:
         return _from_python(text)
-    near = difflib.get_close_matches(text, TASKS, n=1)
-    hint = f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(TASKS)}"
-    raise MuscleError(f"unknown task {text!r}{hint} A task of your own is a .yaml file or file.py:variable")
+    raise MuscleError(
+        f"unknown task {text!r} (one of your own is a .yaml file or file.py:variable); {did_you_mean(text, TASKS)}"
+    )
 
 
 def load_rows(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import IO, Any
 
 from muscle_hf.errors import MissingDependencyError, MuscleError
 from muscle_hf.evaluation.tasks import Source
+from muscle_hf.files import check_encoding, json_rows, not_utf8, parse_json, read_text
 
 Rows = list[dict[str, Any]]
 
@@ -97,7 +97,12 @@ def _file_of(folder: Path, split: str, instead: Mapping[str, str]) -> Path:
 
 
 def _with_labels(rows: Rows, path: Path) -> Rows:
-    labels = [int(line) for line in path.read_text(encoding="utf-8").split()]
+    try:
+        labels = [int(line) for line in read_text(path).split()]
+    except MuscleError:
+        raise
+    except ValueError as error:
+        raise MuscleError(f"{path} must hold a number a line ({error})") from error
     if len(labels) != len(rows):
         raise MuscleError(f"{path} has {len(labels)} labels, but there are {len(rows)} rows")
     return [{**row, "label": label} for row, label in zip(rows, labels, strict=True)]
@@ -122,6 +127,7 @@ def _from_hub(source: Source, split: str) -> Rows:
 @contextmanager
 def _open(path: Path) -> Iterator[IO[str]]:
     # utf-8-sig: files that come out of spreadsheets begin with a byte-order mark.
+    check_encoding(path)
     opener: Callable[..., IO[str]] = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
@@ -129,31 +135,17 @@ def _open(path: Path) -> Iterator[IO[str]]:
     except (gzip.BadGzipFile, EOFError) as error:
         raise MuscleError(f"{path}: the compressed file is damaged or cut off ({error})") from error
     except UnicodeDecodeError as error:
-        raise MuscleError(f"{path} is not UTF-8 text ({error})") from error
+        raise not_utf8(path, error) from error
 
 
 def _read_jsonl(path: Path) -> Rows:
-    rows: Rows = []
     with _open(path) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise MuscleError(f"{path}, line {number}: not valid JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise MuscleError(f"{path}, line {number}: expected an object with named columns")
-            rows.append(row)
-    return rows
+        return [row for _, row in json_rows(file, path)]
 
 
 def _read_json(path: Path) -> Rows:
     with _open(path) as file:
-        try:
-            content = json.load(file)
-        except json.JSONDecodeError as error:
-            raise MuscleError(f"{path}: not valid JSON ({error})") from error
+        content = parse_json(file.read(), str(path))
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
         raise MuscleError(f"{path}: expected a list of objects")
     return content
@@ -161,7 +153,10 @@ def _read_json(path: Path) -> Rows:
 
 def _read_csv(path: Path) -> Rows:
     with _open(path) as file:
-        return [dict(row) for row in csv.DictReader(file, delimiter="\t" if ".tsv" in path.name else ",")]
+        try:
+            return [dict(row) for row in csv.DictReader(file, delimiter="\t" if ".tsv" in path.name else ",")]
+        except csv.Error as error:
+            raise MuscleError(f"{path} is no readable table: {error}") from error
 
 
 def _read_parquet(path: Path) -> Rows:
@@ -169,7 +164,10 @@ def _read_parquet(path: Path) -> Rows:
         import pyarrow.parquet
     except ImportError as error:
         raise MissingDependencyError("pyarrow", "data", f"reading {path.name}") from error
-    return pyarrow.parquet.read_table(path).to_pylist()
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except (OSError, ValueError) as error:
+        raise MuscleError(f"{path} is no readable Parquet file: {error}") from error
 
 
 _READERS: dict[str, Callable[[Path], Rows]] = {

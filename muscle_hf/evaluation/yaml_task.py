@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +9,8 @@ from typing import Any
 
 from muscle_hf.errors import MissingDependencyError, MuscleError
 from muscle_hf.evaluation.tasks import Item, Source, Task
+from muscle_hf.files import read_yaml
+from muscle_hf.words import did_you_mean
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][\w.]*)\}")
 _FIELDS = {
@@ -28,14 +28,7 @@ def read_task(path: Path) -> Task:
     Raises:
         MuscleError: The file is missing, is not YAML, or a field is unknown, missing or wrong.
     """
-    import yaml
-
-    if not path.is_file():
-        raise MuscleError(f"there is no task file {path}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise MuscleError(f"{path} is not valid YAML: {error}") from error
+    content = read_yaml(path, "task file")
     if not isinstance(content, dict):
         raise MuscleError(f"{path}: expected fields such as name, kind and prompt")
     try:
@@ -75,9 +68,7 @@ def _check_fields(content: Mapping[str, Any], kind: str) -> None:
     known = _COMMON | _FIELDS[kind]
     for name in content:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
-            raise MuscleError(f"a {kind} task has no field {name!r}; {hint}")
+            raise MuscleError(f"a {kind} task has no field {name!r}; {did_you_mean(name, known)}")
     missing = [name for name in ("prompt", *_NEEDED[kind]) if name not in content]
     if missing:
         raise MuscleError(f"a {kind} task needs: {', '.join(missing)}")
@@ -197,7 +188,8 @@ def _jinja(text: str) -> Callable[[Mapping[str, Any]], str]:
     def fill(row: Mapping[str, Any]) -> str:
         try:
             return template.render(**row)
-        except TemplateError as error:
+        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
+            # Filters and operators raise Python's own errors.
             raise MuscleError(f"the template {text!r} cannot be filled: {error}") from error
 
     return fill
@@ -217,7 +209,5 @@ def look_up(row: Mapping[str, Any], name: str) -> Any:
             value = value[int(part)]
         else:
             names = [str(key) for key in value] if isinstance(value, Mapping) else []
-            near = difflib.get_close_matches(part, names, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are: {json.dumps(names)}"
-            raise MuscleError(f"there is no column {name!r}; {hint}")
+            raise MuscleError(f"there is no column {name!r}; {did_you_mean(part, names)}")
     return value

@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from muscle_hf.bundled import bundled
+from muscle_hf.files import write_text
 from muscle_hf.hub.body import Card, card_context
 from muscle_hf.hub.figures import curves_svg, quadrants_svg
 from muscle_hf.hub.logged import logged_flips
@@ -102,10 +103,7 @@ def write_card(folder: str | os.PathLike, repo_id: str | None = None) -> Path:
     if present.is_file() and not is_ours(present.read_text(encoding="utf-8", errors="replace")):
         os.replace(present, Path(folder, BACKUP_FILE))
     for name, content in {**rendered.pictures, CARD_FILE: rendered.text}.items():
-        target = Path(folder, name)
-        temporary = target.with_name(f".{name}.tmp")
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, target)
+        write_text(Path(folder, name), content)
     return Path(folder, CARD_FILE)
 
 

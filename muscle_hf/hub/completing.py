@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import Any
 
 from muscle_hf.checkpoints import staged
 from muscle_hf.errors import MuscleError
+from muscle_hf.files import read_json
 from muscle_hf.hub.body import ADAPTER_CONFIG, REPORT_FILE
 from muscle_hf.hub.card import CARD_FILE, write_card
 from muscle_hf.hub.files import is_card, pack
@@ -98,7 +98,4 @@ def _read(comparison: Any) -> Mapping[str, Any]:
         return comparison.to_dict()
     if isinstance(comparison, Mapping):
         return comparison
-    try:
-        return json.loads(Path(comparison).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MuscleError(f"the comparison {comparison} cannot be read: {error}") from error
+    return read_json(comparison, "comparison")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.files import read_json, write_json
 from muscle_hf.provenance import PROVENANCE_FILE, read_provenance
 
 CARD_STATE_FILE = "muscle_card.json"
@@ -229,16 +230,13 @@ def _read(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise MuscleError(f"{file} is not valid JSON ({error}); delete it to start anew") from error
+        content = read_json(file)
+    except MuscleError as error:
+        raise MuscleError(f"{error}; delete it to start anew") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise MuscleError(f"{file} is not of format {FORMAT}, which this version reads; delete it or upgrade")
     return content
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False, default=str)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, file)
+    write_json(file, content, indent=1, default=str)

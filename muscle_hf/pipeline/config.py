@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.pipeline.reading import build, convert, nearest, one_of, parse_overrides, put, read_yaml
+from muscle_hf.pipeline.reading import build, convert, one_of, parse_overrides, put, read_yaml
+from muscle_hf.words import did_you_mean
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -259,7 +260,7 @@ class RunSettings:
                     section[key] = "no"  # which YAML reads as a boolean
                 if key not in known:
                     where = f"{name}.{key} is not a field of {self.config_class.__name__}"
-                    raise MuscleError(where + nearest(key, known))
+                    raise MuscleError(f"{where}; {did_you_mean(key, known)}")
                 if key == "output_dir":
                     raise MuscleError(f"{name}.output_dir has no use: set the run's output_dir")
 
@@ -286,7 +287,7 @@ class RunSettings:
         hints = get_type_hints(CardState)
         for key, value in self.card.items():
             if key not in PUBLISHER_FIELDS:
-                raise MuscleError(f"unknown setting card.{key}{nearest(key, PUBLISHER_FIELDS)}")
+                raise MuscleError(f"unknown setting card.{key}; {did_you_mean(key, PUBLISHER_FIELDS)}")
             convert(value, hints[key], f"card.{key}")
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muscle_hf.bundled import bundled
+from muscle_hf.console import INTERRUPTED
 from muscle_hf.errors import MuscleError
 from muscle_hf.pipeline.config import RunSettings, load_settings
 from muscle_hf.pipeline.reading import read_yaml
@@ -22,7 +23,6 @@ from muscle_hf.user_code import add_no_code_argument
 if TYPE_CHECKING:
     from types import FrameType
 
-INTERRUPTED = 130
 # Processes of a smoke run on the CPU.
 _FEW = 2
 

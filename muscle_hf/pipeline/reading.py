@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 
+from muscle_hf import files
 from muscle_hf.errors import MuscleError
+from muscle_hf.words import did_you_mean
 
 T = TypeVar("T")
 
@@ -28,12 +29,7 @@ def read_yaml(file: str | os.PathLike) -> dict[str, Any]:
 def _read_yaml(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in including:
         raise MuscleError(f"{path} includes itself")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MuscleError(f"{path} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise MuscleError(f"{path} is not valid YAML: {error}") from error
+    content = files.read_yaml(path)
     if not isinstance(content, dict):
         raise MuscleError(f"{path} must be a mapping of settings")
     names = content.pop("include", [])
@@ -64,7 +60,7 @@ def build(cls: type[T], content: Mapping[str, Any], where: str = "") -> T:
     values = {}
     for key, value in content.items():
         if key not in hints:
-            raise MuscleError(f"unknown setting {where}{key}{nearest(str(key), hints)}")
+            raise MuscleError(f"unknown setting {where}{key}; {did_you_mean(key, hints)}")
         values[key] = convert(value, hints[key], f"{where}{key}")
     required = [
         setting.name
@@ -101,12 +97,6 @@ def convert(value: Any, hint: Any, where: str) -> Any:
 
 def _names(kinds: Sequence[type]) -> str:
     return " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in kinds)
-
-
-def nearest(key: str, known: Iterable[str]) -> str:
-    """What to say of a name that is not known: the nearest one, or all."""
-    near = difflib.get_close_matches(key, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(sorted(known))}"
 
 
 def parse_overrides(words: Sequence[str]) -> list[tuple[str, Any]]:

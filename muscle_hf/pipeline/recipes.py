@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from muscle_hf.bundled import bundled
 from muscle_hf.errors import MuscleError
+from muscle_hf.files import write_json, write_text
 from muscle_hf.pipeline.config import Published, RunSettings
-from muscle_hf.pipeline.reading import nearest
+from muscle_hf.words import did_you_mean
 
 if TYPE_CHECKING:
     from muscle_hf.evaluation.predictions import Prediction
@@ -58,13 +58,10 @@ def find_recipe(name: str) -> Path:
     known = recipes()
     short = name.removeprefix("recipes/").removesuffix(".yaml")
     if short not in known:
-        raise MuscleError(f"{name} is neither a file nor a recipe{_hint(short, known)}")
+        raise MuscleError(
+            f"{name} is neither a file nor a recipe; {did_you_mean(short, known, '`muscle-hf recipes` lists them')}"
+        )
     return known[short]
-
-
-def _hint(name: str, known: Mapping[str, Path]) -> str:
-    near = nearest(name, known)
-    return near if "did you mean" in near else "; `muscle-hf recipes` lists them"
 
 
 def accelerate_config(name: str) -> Path:
@@ -77,7 +74,7 @@ def accelerate_config(name: str) -> Path:
         return Path(name)
     known = {file.stem: file for file in (bundled("recipes") / "accelerate").glob("*.yaml")}
     if name not in known:
-        raise MuscleError(f"there is no accelerate configuration {name!r}{nearest(name, known)}")
+        raise MuscleError(f"there is no accelerate configuration {name!r}; {did_you_mean(name, known)}")
     return known[name]
 
 
@@ -169,6 +166,6 @@ def write_reproduction(folder: Path, lines: Sequence[Comparison], table: str) ->
 
     with staged(folder) as stage:
         content = {line.figure: {"published": line.published, "measured": line.measured} for line in lines}
-        (stage / f"{REPRODUCTION_FILE}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        (stage / f"{REPRODUCTION_FILE}.md").write_text(table, encoding="utf-8")
+        write_json(stage / f"{REPRODUCTION_FILE}.json", content)
+        write_text(stage / f"{REPRODUCTION_FILE}.md", table)
     return folder / f"{REPRODUCTION_FILE}.md"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -22,6 +21,7 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.predictions import Prediction, read_predictions, write_predictions
 from muscle_hf.evaluation.registry import load_task, python_variable
 from muscle_hf.evaluation.tasks import Item, Task
+from muscle_hf.files import read_json, write_json, write_text
 from muscle_hf.hub.completing import complete_card
 from muscle_hf.pipeline import steps
 from muscle_hf.pipeline.card import card_words, complete_run_card
@@ -323,7 +323,7 @@ class Run:
             self._say("No share of v1 is worth it on these rows: what is trained stays as v2 is (see targets.json)")
         if self._process.is_main_process:
             with staged(self.folder) as stage:
-                (stage / TARGETS_FILE).write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
+                write_json(stage / TARGETS_FILE, found.to_dict())
         return {"mask": mask, "transfer_mask": mask}
 
     # ---- Evaluation ----
@@ -343,7 +343,7 @@ class Run:
         if self._process.is_main_process:
             with staged(self.folder) as stage:
                 content = {"settings": self.settings.to_dict(), "result": result.to_dict()}
-                (stage / RESULT_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+                write_json(stage / RESULT_FILE, content)
         return result
 
     def answers(self, name: str) -> list[Prediction]:
@@ -366,7 +366,7 @@ class Run:
         if self._process.is_main_process:
             note.unlink(missing_ok=True)
             write_predictions(file, answers)
-            note.write_text(key, encoding="utf-8")
+            write_text(note, key)
         self._process.wait_for_everyone()
         return answers
 
@@ -385,7 +385,7 @@ class Run:
             return folder
         steps.free_memory()
         note = folder / DONE_FILE
-        before = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+        before = _read_note(note)
         self._process.wait_for_everyone()  # before the note is written anew
         same = before.get("key") == key
         if same and before.get("done"):
@@ -398,12 +398,12 @@ class Run:
                 if not same:
                     _remove_checkpoints(folder)
                 folder.mkdir(parents=True, exist_ok=True)
-                note.write_text(json.dumps({"key": key, "done": False}) + "\n", encoding="utf-8")
+                write_json(note, {"key": key, "done": False}, indent=None)
             self._process.wait_for_everyone()
             work(folder)
             self._process.wait_for_everyone()
             if self._process.is_main_process:
-                note.write_text(json.dumps({"key": key, "done": True}) + "\n", encoding="utf-8")
+                write_json(note, {"key": key, "done": True}, indent=None)
             self._process.wait_for_everyone()
         self._finished.add(name)
         return folder
@@ -411,8 +411,20 @@ class Run:
 
 def load_result_predictions(folder: Path) -> Mapping[str, list[Prediction]]:
     """The predictions of a finished run, by model; of models that its last settings left out nothing is read."""
-    rows = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))["result"]["rows"]
+    rows = read_json(folder / RESULT_FILE, "result of a run")["result"]["rows"]
     return {row["model"]: read_predictions(folder / PREDICTIONS / f"{row['model']}.jsonl") for row in rows}
+
+
+def _read_note(note: Path) -> dict[str, Any]:
+    """What a step noted when it began or ended; nothing where it was not noted whole."""
+    if not note.is_file():
+        return {}
+    try:
+        content = read_json(note)
+    except MuscleError as error:
+        logger.warning(f"{error}: this step is done anew.")
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _load_checker(name: str | None) -> Checker | None:

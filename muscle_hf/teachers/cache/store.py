@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import os
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +18,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.files import write_json
 from muscle_hf.teachers.cache.compact import TopTokens
 from muscle_hf.teachers.cache.fingerprint import Fingerprint
 from muscle_hf.teachers.cache.shards import (
@@ -258,9 +258,7 @@ class RowStore:
             "packages": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")},
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
-        unfinished = self.folder / f".manifest-{uuid.uuid4().hex}{UNFINISHED}"
-        unfinished.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(unfinished, self.folder / MANIFEST)
+        write_json(self.folder / MANIFEST, manifest)
 
     def _remove_abandoned(self) -> None:
         for file in self.folder.glob(f".*{UNFINISHED}"):

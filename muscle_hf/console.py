@@ -1,0 +1,97 @@
+"""What commands share that speak on a terminal; nothing heavy is imported."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shlex
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+PROGRAM = "muscle-hf"
+# As a shell says of a program that Ctrl-C ended.
+INTERRUPTED = 130
+
+
+def program() -> str:
+    """How this program was started, for a shell: ``muscle-hf``, ``.venv/bin/muscle-hf``, ``python -m muscle_hf``."""
+    started = Path(sys.argv[0])
+    if started.stem == PROGRAM:
+        return _as_typed(started)
+    return f"{_as_typed(Path(sys.executable))} -m muscle_hf"
+
+
+def _as_typed(file: Path) -> str:
+    found = shutil.which(file.name)
+    # Not resolved: the Python of an environment is a link to one that knows nothing of its packages.
+    if found is not None and os.path.abspath(found) == os.path.abspath(file):
+        return shlex.quote(file.stem)
+    with contextlib.suppress(ValueError):  # on another drive
+        short = os.path.relpath(file)
+        file = file.absolute() if short.startswith(os.pardir) else Path(short)
+    return shlex.quote(str(file))
+
+
+def command(*words: object) -> str:
+    """A command of this program that can be pasted into the shell that started it; words are quoted as needed."""
+    return f"{program()} {shlex.join(map(str, words))}"
+
+
+def hush_deprecations() -> None:
+    """Silence what libraries warn each other of: nobody who runs a command can do anything about it."""
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+
+
+class _MayClose(io.FileIO):
+    """A descriptor whose reader may leave before the end (``| head``): the rest goes nowhere, the work goes on."""
+
+    def write(self, data: object) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return memoryview(data).nbytes
+
+
+@contextlib.contextmanager
+def patient_output() -> Iterator[None]:
+    """Within the block a reader of the output may leave, and a sign that a console lacks is shown by its number.
+
+    Exit codes stay the command's own: of a gate, say, whose table nobody read to its end.
+    """
+    former = sys.stdout, sys.stderr
+    try:
+        sys.stdout, sys.stderr = map(_patient, former)
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        sys.stdout, sys.stderr = former
+
+
+def _patient(stream: io.TextIOBase) -> io.TextIOBase:
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    stream.reconfigure(errors="backslashreplace")
+    try:
+        number = stream.fileno()
+    except OSError:  # kept in memory
+        return stream
+    if stream.isatty():
+        return stream
+    stream.flush()
+    raw = _MayClose(number, "w", closefd=False)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=stream.encoding,
+        errors="backslashreplace",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )

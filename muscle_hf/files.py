@@ -1,0 +1,247 @@
+"""Text files: read with errors that say what to do, written whole or not at all. UTF-8 both."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from muscle_hf.errors import MuscleError
+
+StrPath = str | os.PathLike[str]
+
+# Files that hold answers or rows, as opposed to reports beside them.
+LOG_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+class SaveError(MuscleError):
+    """Something could not be written; what was saved before is whole."""
+
+
+# ---- Reading ----
+
+
+def read_text(path: StrPath, what: str = "file") -> str:
+    """The text of a file; a byte-order mark at its beginning is left out.
+
+    Args:
+        path: Of the file.
+        what: It is, for messages: ``baseline file``.
+
+    Raises:
+        MuscleError: It is not there, cannot be read, or is not UTF-8.
+    """
+    try:
+        check_encoding(path)
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise MuscleError(f"there is no {what} {path}") from error
+    except OSError as error:
+        raise MuscleError(f"the {what} {path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, error) from error
+
+
+def check_encoding(path: StrPath) -> None:
+    """Refuse UTF-16, as spreadsheets and PowerShell write it: by its mark, or by a Latin letter in two bytes.
+
+    Raises:
+        MuscleError: The file begins so.
+        OSError: It cannot be read.
+    """
+    with open(path, "rb") as file:
+        head = file.read(4)
+    if head[:2] in _UTF_16 or (len(head) == 4 and any(head) and not (any(head[::2]) and any(head[1::2]))):
+        raise MuscleError(f"{path} is UTF-16 text; save it as UTF-8")
+
+
+def not_utf8(path: StrPath, error: UnicodeDecodeError) -> MuscleError:
+    """What to raise for a file that is no UTF-8 text."""
+    return MuscleError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})")
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """A JSON value.
+
+    Args:
+        text: Its text.
+        where: It comes from, for messages: ``old.jsonl, line 3``.
+
+    Raises:
+        MuscleError: It is not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise MuscleError(f"{where}: nested too deeply to be read") from error
+    except ValueError as error:
+        raise MuscleError(f"{where}: not valid JSON ({error})") from error
+
+
+def read_json(path: StrPath, what: str = "file") -> Any:
+    """The value in a JSON file; arguments and errors as of :func:`read_text` and :func:`parse_json`."""
+    return parse_json(read_text(path, what), str(path))
+
+
+def read_yaml(path: StrPath, what: str = "file") -> Any:
+    """The value in a YAML file; arguments and errors as of :func:`read_text`, and it may not be YAML."""
+    import yaml
+
+    text = read_text(path, what)
+    try:
+        return yaml.safe_load(text)
+    except RecursionError as error:
+        raise MuscleError(f"{path}: nested too deeply to be read") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
+        raise MuscleError(f"{path} is not valid YAML: {error}") from error
+
+
+def json_rows(lines: Iterable[str], where: StrPath) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of JSON lines, each with the number of its line from 1; blank lines are passed over.
+
+    Args:
+        lines: Of a file that is open, or any others.
+        where: They come from, for messages.
+
+    Raises:
+        MuscleError: A line is not a JSON object; says which.
+    """
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        row = parse_json(line, f"{where}, line {number}")
+        if not isinstance(row, dict):
+            hint = " (a JSON array must be written one object a line)" if number == 1 else ""
+            raise MuscleError(f"{where}, line {number}: expected an object with named fields{hint}")
+        yield number, row
+
+
+# ---- Writing ----
+
+
+def is_stdout(path: StrPath) -> bool:
+    """Whether a path means the standard output: ``-``, ``/dev/stdout``, or the file that it is redirected to."""
+    if os.fspath(path) == "-":
+        return True
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(sys.stdout.fileno()))
+    except (OSError, ValueError, AttributeError):  # no such file, no such descriptor, a replaced stdout
+        return False
+
+
+def is_stream(path: StrPath) -> bool:
+    """Whether what is written to a path goes elsewhere than into a file: the standard output, a device, a pipe."""
+    return is_stdout(path) or (os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path))
+
+
+def write_text(path: StrPath, text: str | Iterable[str]) -> Path:
+    """Write text to a file, which appears whole or not at all, or to a stream as it is.
+
+    A symbolic link stays, and the file that it leads to is replaced; a file that is replaced keeps its permissions.
+    What cannot be encoded is written as ``\\udcff``, which in JSON means the same.
+
+    Args:
+        path: A file, whose folder exists; a device or pipe; ``-`` for the standard output.
+        text: All of it, or its parts in order.
+
+    Raises:
+        SaveError: It cannot be written, for want of room or permission; what was there before is whole.
+    """
+    parts = (text,) if isinstance(text, str) else text
+    try:
+        if is_stdout(path):
+            _to_stdout(parts)
+        elif is_stream(path):
+            with open(path, "w", encoding="utf-8", errors="backslashreplace") as stream:
+                stream.writelines(parts)
+        else:
+            _replace(Path(os.path.realpath(path)), parts)
+    except BrokenPipeError:
+        raise  # whoever reads has enough: no fault of the path
+    except OSError as error:
+        raise SaveError(f"{path} cannot be written: {error.strerror or error}") from error
+    return Path(path)
+
+
+def write_json(
+    path: StrPath, content: Any, *, indent: int | None = 2, default: Callable[[Any], Any] | None = None
+) -> Path:
+    """Write a value as JSON, without nan.
+
+    Args:
+        path: As of :func:`write_text`, with its errors.
+        content: The value.
+        indent: As of ``json.dumps``.
+        default: Likewise.
+    """
+    text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False, default=default)
+    return write_text(path, text + "\n")
+
+
+def _to_stdout(parts: Iterable[str]) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    sys.stdout.writelines(parts)
+    sys.stdout.flush()
+
+
+def _replace(target: Path, parts: Iterable[str]) -> None:
+    # Beside the target, so that moving is a rename; a short name, as the target's may be as long as names can be.
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "x", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(parts)
+        if target.exists():
+            shutil.copymode(target, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_outputs(outputs: Iterable[StrPath | None], inputs: Iterable[StrPath | None] = ()) -> None:
+    """Before any work: refuse outputs that cannot be written, or would replace each other or what is read.
+
+    Args:
+        outputs: Files that will be written; None is an output not asked for.
+        inputs: Files and folders that are read; None likewise.
+
+    Raises:
+        MuscleError: Says which, and what to do.
+    """
+    paths = [path for path in outputs if path is not None and os.fspath(path)]
+    if sum(map(is_stdout, paths)) > 1:
+        raise MuscleError("only one output can go to the screen (-); give the others a file")
+    given = [Path(path) for path in inputs if path is not None and os.fspath(path)]
+    files = [Path(os.path.realpath(path)) for path in paths if not is_stream(path)]
+    for file in files:
+        _check_place(file)
+        if files.count(file) > 1:
+            raise MuscleError(f"two outputs would go to {file}; give each a file of its own")
+        if read := next((path for path in given if _is_part(file, path)), None):
+            raise MuscleError(f"{file} would be written over what is read ({read}); give the output another file")
+
+
+def _check_place(file: Path) -> None:
+    if not file.parent.is_dir():
+        raise MuscleError(f"cannot write {file.name}: its folder {file.parent} does not exist")
+    if file.is_dir():
+        raise MuscleError(f"cannot write {file}: it is a folder; name a file in it")
+    if not os.access(file.parent, os.W_OK):
+        raise MuscleError(f"cannot write {file.name}: its folder {file.parent} is not writable")
+
+
+def _is_part(file: Path, source: Path) -> bool:
+    """Whether a file that exists is what is read, or one of the logs in a folder that is read."""
+    if not file.exists() or not source.exists():
+        return False
+    return file.samefile(source) or (
+        source.is_dir() and file.suffix in LOG_SUFFIXES and file.is_relative_to(source.resolve())
+    )
