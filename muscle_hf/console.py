@@ -22,7 +22,12 @@ def program() -> str:
     started = Path(sys.argv[0])
     if started.stem == PROGRAM:
         return _as_typed(started)
-    return f"{_as_typed(Path(sys.executable))} -m muscle_hf"
+    return f"{python()} -m muscle_hf"
+
+
+def python() -> str:
+    """The Python that runs, for a shell."""
+    return _as_typed(Path(sys.executable))
 
 
 def _as_typed(file: Path) -> str:

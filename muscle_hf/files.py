@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import json
 import os
@@ -48,6 +49,25 @@ def read_text(path: StrPath, what: str = "file") -> str:
         raise MuscleError(f"the {what} {path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise not_utf8(path, error) from error
+
+
+@contextlib.contextmanager
+def readable(what: str, hint: str = "") -> Iterator[None]:
+    """Turn what libraries raise for files that are missing, cut off, altered or of another kind into one sentence.
+
+    Args:
+        what: Is read within the block, for the message.
+        hint: The message's end: what to do.
+
+    Raises:
+        MuscleError: It cannot be read; says why.
+    """
+    try:
+        yield
+    except MuscleError:
+        raise
+    except Exception as error:  # readers of JSON, of weights and of tokenizers have no class in common
+        raise MuscleError(f"{what} cannot be loaded ({type(error).__name__}): {error}{hint}") from error
 
 
 def check_encoding(path: StrPath) -> None:
@@ -227,6 +247,29 @@ def check_outputs(outputs: Iterable[StrPath | None], inputs: Iterable[StrPath | 
             raise MuscleError(f"two outputs would go to {file}; give each a file of its own")
         if read := next((path for path in given if _is_part(file, path)), None):
             raise MuscleError(f"{file} would be written over what is read ({read}); give the output another file")
+
+
+@contextlib.contextmanager
+def alone(path: StrPath) -> Iterator[None]:
+    """Within the block this process alone writes to a path, among those that ask so.
+
+    Raises:
+        MuscleError: Another one does already.
+    """
+    from filelock import FileLock, Timeout
+
+    file = Path(os.path.realpath(path))
+    lock = FileLock(file.with_name(f".{file.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise MuscleError(f"another process is writing {path}; wait for it, or choose another output") from error
+    try:
+        yield
+    finally:
+        if os.name == "posix":  # elsewhere a file that is open cannot be removed
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def _check_place(file: Path) -> None:

@@ -19,6 +19,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo and print its table."""
     from rich.console import Console
 
+    from muscle_hf.console import command
     from muscle_hf.demo.run import run_demo
     from muscle_hf.pipeline import table
     from muscle_hf.pipeline.steps import hush
@@ -30,10 +31,11 @@ def run(args: argparse.Namespace) -> int:
         folder, result, seconds = run_demo(task, args.seed, args.output, console.print)
         console.print(table.to_rich(result))
         print_warnings(result.warnings, console)
-        files = " ".join(str(folder / "predictions" / f"{name}.jsonl") for name in ("old", "new", "muscle"))
+        files = [folder / "predictions" / f"{name}.jsonl" for name in ("old", "new", "muscle")]
         console.print(
             f"{seconds:.0f} s. The compatibility adapter is in {folder / 'muscle'}: an ordinary LoRA on v2.\n"
             "Next, look at every answer that changed:\n"
-            f"  muscle-hf compare {files} --html {folder / 'report.html'}\n"
+            f"  {command('compare', *files, '--html', folder / 'report.html')}\n",
+            markup=False,
         )
     return 0

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
+from muscle_hf.console import command
 from muscle_hf.errors import MuscleError
-from muscle_hf.files import check_outputs, is_stream
+from muscle_hf.files import alone, check_outputs, is_stdout, is_stream
 from muscle_hf.user_code import add_no_code_argument
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -26,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", required=True, help="name of a built-in task, a .yaml file, or file.py:variable")
     parser.add_argument("--data", help="file, folder with a file per split, or dataset id (default: the task's own)")
     parser.add_argument("--split", default="test", help="split to read (default: %(default)s)")
-    parser.add_argument("--output", required=True, type=Path, help="prediction file to write (.jsonl)")
+    parser.add_argument(
+        "--output", required=True, type=Path, help="prediction file to write (.jsonl), or - for the screen"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the prediction file if it exists")
     add_item_arguments(parser)
     add_machine_arguments(parser)
@@ -99,27 +104,58 @@ def loading_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, write the predictions, and print the summary."""
-    from muscle_hf.evaluation.predictions import write_predictions
-
     if args.output.exists() and not args.overwrite and not is_stream(args.output):
         raise MuscleError(f"{args.output} exists; choose another --output, or pass --overwrite")
     task, items = asked(args)
+    if is_stream(args.output):
+        return _evaluate(args, task, items, None)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     check_outputs([args.output], [args.data, args.task])
-    predictions, main_process = (_ask_server if args.server else _ask_model)(args, task, items)
-    if main_process:
-        write_predictions(args.output, predictions)
-        _partial(args.output).unlink(missing_ok=True)
-        print(_summary(predictions))
-        print(f"{args.output}: {len(predictions)} predictions. Next: muscle-hf compare OLD.jsonl NEW.jsonl")
+    # Of the processes that `accelerate launch` starts, the first one writes.
+    with alone(args.output) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
+        return _evaluate(args, task, items, args.output.with_name(f"{args.output.name}.partial"))
+
+
+def _evaluate(args: argparse.Namespace, task: Task, items: list[Item], partial: Path | None) -> int:
+    """Evaluate; ``partial`` is where answers are kept until there are all of them."""
+    from muscle_hf.evaluation.predictions import write_predictions
+
+    predictions, main_process = (_ask_server if args.server else _ask_model)(args, task, items, partial)
+    if not main_process:
+        return 0
+    if args.output.exists() and not args.overwrite and partial is not None:
+        raise MuscleError(f"{args.output} was written meanwhile; the answers are kept: pass another --output")
+    write_predictions(args.output, predictions)
+    if partial is not None:
+        partial.unlink(missing_ok=True)
+    print(_summary(predictions), file=_messages(args))
+    following = command("compare", "OLD.jsonl", args.output)
+    print(f"{args.output}: {len(predictions)} predictions. Next: {following}", file=_messages(args))
     return 0
 
 
-def _ask_model(args: argparse.Namespace, task: Task, items: list[Item]) -> tuple[list[Prediction], bool]:
+def _messages(args: argparse.Namespace) -> TextIO:
+    """Where to speak: the standard output may be the prediction file."""
+    return sys.stderr if is_stdout(args.output) else sys.stdout
+
+
+def _say_first(args: argparse.Namespace, task: Task, items: list[Item], prompt: str | None = None) -> None:
+    from muscle_hf.evaluation.tasks import describe_item
+    from muscle_hf.report.text import visible
+
+    if not args.quiet:
+        shown = visible(describe_item(task, items[0], prompt))
+        print(f"First of {len(items)} items. {shown}", file=_messages(args), flush=True)
+
+
+def _ask_model(
+    args: argparse.Namespace, task: Task, items: list[Item], partial: Path | None
+) -> tuple[list[Prediction], bool]:
     from accelerate import PartialState
 
-    from muscle_hf.evaluation.engine import evaluate_task
-    from muscle_hf.evaluation.loading import load_for_evaluation
+    from muscle_hf.evaluation.engine import chat_prompts, evaluate_task
+    from muscle_hf.evaluation.loading import identity_of, load_for_evaluation
+    from muscle_hf.evaluation.partial import PartialAnswers
 
     # Under `accelerate launch` this joins the processes; alone it does nothing.
     state = PartialState()
@@ -127,13 +163,19 @@ def _ask_model(args: argparse.Namespace, task: Task, items: list[Item]) -> tuple
     if state.num_processes > 1:
         arguments["device"] = args.device or state.device
     model, tokenizer = load_for_evaluation(args.model, task, adapter=args.adapter, revision=args.revision, **arguments)
+    if state.is_main_process:
+        _say_first(args, task, items, chat_prompts(tokenizer, items[:1])[0] if args.chat else None)
+    who = [identity_of(model), args.dtype, args.load_in_4bit, args.load_in_8bit]
+    kept = None if partial is None else PartialAnswers(partial, who, task, args.chat)
     predictions = evaluate_task(
-        model, tokenizer, task, items, batch_size=args.batch_size, progress=not args.quiet, chat=args.chat
+        model, tokenizer, task, items, batch_size=args.batch_size, progress=not args.quiet, chat=args.chat, kept=kept
     )
     return predictions, state.is_main_process
 
 
-def _ask_server(args: argparse.Namespace, task: Task, items: list[Item]) -> tuple[list[Prediction], bool]:
+def _ask_server(
+    args: argparse.Namespace, task: Task, items: list[Item], partial: Path | None
+) -> tuple[list[Prediction], bool]:
     from muscle_hf.evaluation.server import Server, evaluate_task_on_server
 
     tokenizer = None
@@ -149,15 +191,11 @@ def _ask_server(args: argparse.Namespace, task: Task, items: list[Item]) -> tupl
         options=dict(_option(text) for text in args.server_option),
         tokenizer=tokenizer,
     )
+    _say_first(args, task, items)
     predictions = evaluate_task_on_server(
-        server, task, items, chat=args.chat, partial=_partial(args.output), progress=not args.quiet
+        server, task, items, chat=args.chat, partial=partial, progress=not args.quiet
     )
     return predictions, True
-
-
-def _partial(output: Path) -> Path:
-    """Where answers of a server are kept until there are all of them."""
-    return output.with_name(f"{output.name}.partial")
 
 
 def _option(text: str) -> tuple[str, Any]:

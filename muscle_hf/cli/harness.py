@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from muscle_hf.cli.evaluate import DTYPES
+from muscle_hf.console import command
 from muscle_hf.errors import MuscleError
 from muscle_hf.user_code import add_no_code_argument
 
@@ -46,6 +47,5 @@ def run(args: argparse.Namespace) -> int:
         limit=args.limit,
         apply_chat_template=args.chat,
     )
-    folders = " ".join(str(args.output / side) for side in names)
-    print(f"Logs are in {args.output}. Next: muscle-hf compare {folders}")
+    print(f"Logs are in {args.output}. Next: {command('compare', *(args.output / side for side in names))}")
     return 0

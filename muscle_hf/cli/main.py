@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("what an update breaks and mends, from the predictions of both models", "muscle_hf.cli.compare"),
     "noise": ("how many answers flip when the same model is run again", "muscle_hf.cli.noise"),
     "targets": ("what rows without labels had best follow, tried on held-out rows", "muscle_hf.cli.targets"),
+    "tasks": ("list the tasks, or print an item of one as the model sees it", "muscle_hf.cli.tasks"),
     "evaluate": ("run a model on a task and keep its predictions", "muscle_hf.cli.evaluate"),
     "harness": ("run tasks of lm-evaluation-harness on old, new and compat", "muscle_hf.cli.harness"),
     "dial": ("choose a point between v2's adapter and the compatibility adapter", "muscle_hf.cli.dial"),

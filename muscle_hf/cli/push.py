@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Publish, and say what was sent and what others need."""
+    from muscle_hf.console import command
     from muscle_hf.hub import publish
     from muscle_hf.hub.files import pack
     from muscle_hf.hub.state import provenance_in
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     local = args.base_model is None and not provenance_in(args.folder)["new"]["base"]["on_hub"]
     print(
         f"{done.commit.commit_url}\n"
-        f"Use it: muscle-hf pull {done.repo_id}{' --base-model FOLDER' if local else ''}, or "
+        f"Use it: {command('pull', done.repo_id, *(['--base-model', 'FOLDER'] if local else []))}, or "
         f"muscle_hf.load_compatible({done.repo_id!r}{', base_model=FOLDER' if local else ''})"
     )
     return 0

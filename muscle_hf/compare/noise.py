@@ -82,7 +82,7 @@ def read_noise(path: str) -> list[NoiseFloor]:
     Raises:
         MuscleError: The file is missing or of another kind.
     """
-    content = read_json(path, "noise file (of muscle-hf noise RUN RUN --json FILE)")
+    content = read_json(path, "noise file")
     try:
         return [_parse(entry) for entry in content["noise"]]
     except (ValueError, KeyError, TypeError) as error:

@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.files import readable
 from muscle_hf.hub.serving import CHANGES_BASE
 from muscle_hf.teachers.weights import content_hash
 
@@ -79,7 +80,9 @@ class LoraAdapter:
         file = Path(folder, SAFETENSORS_WEIGHTS_NAME)
         if not file.is_file():
             raise MuscleError(f"{folder} holds no {SAFETENSORS_WEIGHTS_NAME}: it is not the folder of a saved adapter")
-        return cls._checked(PeftConfig.from_pretrained(str(folder)), load_file(file))
+        with readable(f"the adapter in {folder}"):
+            config, weights = PeftConfig.from_pretrained(str(folder)), load_file(file)
+        return cls._checked(config, weights)
 
     @classmethod
     def of(cls, model: PeftModel, adapter: str) -> LoraAdapter:

@@ -109,7 +109,7 @@ def run_batches(
     batches: Sequence[Sequence[int]],
     run: Callable[[list[Work]], list[Any]],
     *,
-    done: Callable[[int], None] = lambda _: None,
+    done: Callable[[list[int], list[Any]], None] = lambda indices, outcomes: None,
     may_split: bool = True,
 ) -> dict[int, Any]:
     """Compute every batch; one that does not fit into memory is halved, and so are the later ones of its size.
@@ -118,7 +118,7 @@ def run_batches(
         work: What is to be computed.
         batches: Indices into ``work``.
         run: Computes the results of a batch, one for each piece of work.
-        done: Called with the number of pieces finished (progress bar).
+        done: Called with the indices of pieces that are finished, and their results.
         may_split: Whether halving is allowed (not where all processes must make the same calls).
 
     Returns:
@@ -154,5 +154,5 @@ def run_batches(
             waiting.append(batch)
             continue
         results.update(zip(batch, outcomes, strict=True))
-        done(len(batch))
+        done(batch, outcomes)
     return results

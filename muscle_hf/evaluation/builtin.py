@@ -217,3 +217,50 @@ TASKS: dict[str, Task] = {
         Task("openbookqa", "choice", _openbookqa, source=Source("allenai/openbookqa", "main")),
     )
 }
+
+# A made-up row of each, in the form of its data set on the Hub: what prompts look like, without fetching it.
+EXAMPLES: dict[str, Row] = {
+    "piqa": {
+        "goal": "Keep cut apples from turning brown.",
+        "sol1": "Sprinkle them with lemon juice.",
+        "sol2": "Leave them in the sun.",
+        "label": 0,
+    },
+    "hellaswag": {
+        "activity_label": "Washing a car",
+        "ctx_a": "A man fills a bucket with soapy water.",
+        "ctx_b": "he",
+        "endings": ["dips a sponge into it.", "paints the fence.", "reads a letter.", "closes the piano."],
+        "label": "0",
+    },
+    "gsm8k": {
+        "question": "A box holds 6 pens. How many pens are in 4 boxes?",
+        "answer": "Each box holds 6 pens, so 4 boxes hold 4*6=<<4*6=24>>24 pens.\n#### 24",
+    },
+    "samsum": {
+        "id": "example",
+        "dialogue": "Ana: Are you coming at six?\nBen: Half past, the train is late.",
+        "summary": "Ben comes at half past six, because his train is late.",
+    },
+    "dialogsum": {
+        "id": "example",
+        "dialogue": "#Person1#: Is this seat free?\n#Person2#: Yes, please sit down.",
+        "summary": "#Person1# takes a free seat beside #Person2#.",
+        "topic": "taking a seat",
+    },
+    "sst2": {"idx": 0, "sentence": "a warm and funny film", "label": 1},
+    "trec": {"text": "Who wrote the first dictionary ?", "coarse_label": 3},
+    "ag_news": {"text": "Rowers win two medals on the first day of the regatta.", "label": 1},
+    "arc_easy": {
+        "id": "example",
+        "question": "Which of these gives off its own light?",
+        "choices": {"text": ["the Moon", "the Sun", "a mirror", "a window"], "label": ["A", "B", "C", "D"]},
+        "answerKey": "B",
+    },
+    "openbookqa": {
+        "id": "example",
+        "question_stem": "A plant in a dark cupboard will soon",
+        "choices": {"text": ["bloom", "wither", "bear fruit", "sing"], "label": ["A", "B", "C", "D"]},
+        "answerKey": "B",
+    },
+}

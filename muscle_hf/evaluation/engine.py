@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from muscle_hf.errors import MuscleError
@@ -17,8 +18,9 @@ from muscle_hf.evaluation.encoding import encode_pairs, encode_prompts, encode_t
 from muscle_hf.evaluation.generate import Generator
 from muscle_hf.evaluation.heads import HeadScorer
 from muscle_hf.evaluation.models import ModelFacts
+from muscle_hf.evaluation.partial import PartialAnswers
 from muscle_hf.evaluation.predictions import Prediction
-from muscle_hf.evaluation.scoring import check_items, chosen_prediction, text_predictions
+from muscle_hf.evaluation.scoring import check_items, predictions_from
 from muscle_hf.evaluation.state import untouched
 from muscle_hf.evaluation.tasks import Item, Task
 
@@ -33,6 +35,7 @@ def evaluate_task(
     progress: bool = True,
     chat: bool = False,
     distributed: bool | None = None,
+    kept: PartialAnswers | None = None,
 ) -> list[Prediction]:
     """Answer every item with a model.
 
@@ -50,6 +53,8 @@ def evaluate_task(
         chat: Put each prompt into the tokenizer's chat template as the user's turn.
         distributed: Split the items over the processes and give all of them the whole result. None: if
             ``torch.distributed`` is running, in which case every process must make this call.
+        kept: Keeps each answer as it comes (on several processes those of the main one, till the end). After an
+            interruption the same call goes on from there.
 
     Returns:
         One prediction per item, in the order of ``items``.
@@ -59,8 +64,29 @@ def evaluate_task(
             not there, or a single item that does not fit into memory.
     """
     check_items(task, items)
-    prompts = _chat_prompts(tokenizer, items) if chat else [item.prompt for item in items]
     crew = _Crew.of(model, distributed)
+    answers = crew.from_main(lambda: kept.read(items)) if kept is not None else {}
+    asked = [item for item in items if item.id not in answers]
+    if asked:
+        found = _ask(model, tokenizer, task, asked, crew, kept, batch_size=batch_size, progress=progress, chat=chat)
+        answers |= {item.id: answer for item, answer in zip(asked, found, strict=True)}
+    return predictions_from(task, items, answers)
+
+
+def _ask(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    items: Sequence[Item],
+    crew: _Crew,
+    kept: PartialAnswers | None,
+    *,
+    batch_size: int | None,
+    progress: bool,
+    chat: bool,
+) -> list[Any]:
+    """The raw answers to items: log-likelihoods of choices or classes, or a text."""
+    prompts = chat_prompts(tokenizer, items) if chat else [item.prompt for item in items]
     inner = crew.inner(model)
     facts = ModelFacts.of(inner, tokenizer)
     if crew.lockstep:
@@ -68,7 +94,7 @@ def evaluate_task(
         facts = replace(facts, model=model, can_share=False)
     with untouched(model):
         answer = _ANSWERS[task.kind]
-        return answer(_Run(facts, tokenizer, task, items, prompts, batch_size, progress, crew))
+        return answer(_Run(facts, tokenizer, task, items, prompts, batch_size, progress, crew, kept))
 
 
 @dataclass(frozen=True)
@@ -83,15 +109,22 @@ class _Run:
     batch_size: int | None
     progress: bool
     crew: _Crew
+    kept: PartialAnswers | None
+
+    def keep(self, item: int, answer: Any) -> None:
+        """An item's raw answer is there."""
+        if self.kept is not None and self.crew.rank == 0:
+            self.kept.add(self.items[item], answer)
 
     def compute(
         self,
         work: Sequence[Any],
         run: Callable[[list[Any]], list[Any]],
         length: Callable[[Any], int],
+        ready: Callable[[int, Any], None],
         **plan: Callable[[Any], int],
     ) -> list[Any]:
-        """Results for all work, each batch computed by one of the processes."""
+        """Results for all work, each batch computed by one of the processes; ``ready`` is told each, as it comes."""
         from tqdm.auto import tqdm
 
         budget = token_budget(self.facts.device, self.facts.vocabulary, self.facts.cache_bytes)
@@ -103,8 +136,16 @@ class _Run:
             unit="item",
             disable=not (self.progress and self.crew.rank == 0),
         ) as bar:
-            found = run_batches(work, mine, run, done=bar.update, may_split=not self.crew.lockstep)
+
+            def done(indices: list[int], outcomes: list[Any]) -> None:
+                bar.update(len(indices))
+                for index, outcome in zip(indices, outcomes, strict=True):
+                    ready(index, outcome)
+
+            found = run_batches(work, mine, run, done=done, may_split=not self.crew.lockstep)
         found = self.crew.gather(found)
+        for index, outcome in found.items():
+            ready(index, outcome)
         return [found[index] for index in range(len(work))]
 
 
@@ -116,43 +157,46 @@ _GROUPS: dict[str, Callable[[Any], int]] = {
 }
 
 
-def _answer_choices(run: _Run) -> list[Prediction]:
+def _answer_choices(run: _Run) -> list[list[float]]:
     pairs = [(prompt, text) for prompt, item in zip(run.prompts, run.items, strict=True) for text in item.choices]
     owners = [(i, c) for i, item in enumerate(run.items) for c in range(len(item.choices))]
     encoded = encode_pairs(run.tokenizer, pairs, encoder_decoder=run.facts.encoder_decoder)
     groups = group_by_context(encoded, owners, run.facts)
     # In lockstep each batch is one forward pass, on every process.
     scorer = ChoiceScorer(run.facts, groups, batch_size=None if run.crew.lockstep else run.batch_size)
-    results = run.compute(groups, scorer, **_GROUPS)
-    values: list[list[float]] = [[0.0] * len(item.choices) for item in run.items]
-    for group, scores in zip(groups, results, strict=True):
-        for (item, choice), score in zip(group.owners, scores, strict=True):
+    values: list[list[Any]] = [[None] * len(item.choices) for item in run.items]
+
+    def ready(index: int, scores: list[float]) -> None:
+        for (item, choice), score in zip(groups[index].owners, scores, strict=True):
             values[item][choice] = score
-    return [chosen_prediction(run.task, item, row) for item, row in zip(run.items, values, strict=True)]
+        if None not in values[item]:  # a group is of one item, which may have several
+            run.keep(item, values[item])
+
+    run.compute(groups, scorer, ready=ready, **_GROUPS)
+    return values
 
 
-def _answer_texts(run: _Run) -> list[Prediction]:
+def _answer_texts(run: _Run) -> list[str]:
     generator = Generator(run.facts, run.tokenizer, run.task, synced=run.crew.lockstep)
     encode = encode_prompts if run.facts.encoder_decoder else encode_texts
     ids = [row[-generator.room :] for row in encode(run.tokenizer, run.prompts)]
-    texts = run.compute(ids, generator, lambda row: len(row) + run.task.max_new_tokens)
-    return text_predictions(run.task, run.items, texts)
+    return run.compute(ids, generator, lambda row: len(row) + run.task.max_new_tokens, run.keep)
 
 
-def _answer_classes(run: _Run) -> list[Prediction]:
+def _answer_classes(run: _Run) -> list[list[float]]:
     # Cut here, so that the closing token stays.
     cut = {"truncation": True, "max_length": run.facts.max_length}
     ids = run.tokenizer(run.prompts, **cut, return_attention_mask=False)["input_ids"]
-    rows = run.compute(ids, HeadScorer(run.facts), len)
+    rows = run.compute(ids, HeadScorer(run.facts), len, run.keep)
     classes = max(max(item.answers) for item in run.items) + 1
     if len(rows[0]) < classes:
         raise MuscleError(
             f"the model's head has {len(rows[0])} classes, but the items have answers up to {classes - 1}"
         )
-    return [chosen_prediction(run.task, item, row) for item, row in zip(run.items, rows, strict=True)]
+    return rows
 
 
-_ANSWERS: dict[str, Callable[[_Run], list[Prediction]]] = {
+_ANSWERS: dict[str, Callable[[_Run], list[Any]]] = {
     "choice": _answer_choices,
     "generation": _answer_texts,
     "classification": _answer_classes,
@@ -197,11 +241,19 @@ def choice_log_likelihoods(
     return values
 
 
-def _chat_prompts(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> list[str]:
+def chat_prompts(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> list[str]:
+    """The prompts of items in the tokenizer's chat template, each as the user's turn.
+
+    Raises:
+        MuscleError: It has none, or one that cannot be filled.
+    """
     if not getattr(tokenizer, "chat_template", None):
         raise MuscleError("a chat template was asked for, but the tokenizer has none; evaluate without it")
     render = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
-    return [render([{"role": "user", "content": item.prompt}]) for item in items]
+    try:
+        return [render([{"role": "user", "content": item.prompt}]) for item in items]
+    except (TemplateError, TypeError, ValueError) as error:
+        raise MuscleError(f"the tokenizer's chat template cannot be filled: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -236,6 +288,13 @@ class _Crew:
         from accelerate.utils import extract_model_from_parallel
 
         return extract_model_from_parallel(model, keep_fp32_wrapper=True, keep_torch_compile=False)
+
+    def from_main(self, make: Callable[[], Any]) -> Any:
+        """What the main process makes, on all of them."""
+        made = [make() if self.rank == 0 else None]
+        if self.size > 1:
+            torch.distributed.broadcast_object_list(made)
+        return made[0]
 
     def share_of(self, batches: list[list[int]]) -> list[list[int]]:
         """This process's batches; in lockstep all get as many, the last ones again where they do not divide."""

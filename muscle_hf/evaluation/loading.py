@@ -12,8 +12,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.tasks import Task
+from muscle_hf.files import readable
+from muscle_hf.teachers.adapters import adapter_parameters
 from muscle_hf.teachers.kinds import CAUSAL_LM, SEQ2SEQ_LM, SEQUENCE_CLASSIFICATION, ModelKind
 from muscle_hf.teachers.loading import FETCH_KEYS, find_adapter, load_task_model
+from muscle_hf.teachers.weights import base_of, content_hash
 
 
 def load_for_evaluation(
@@ -67,13 +70,9 @@ def _kind(task: Task, base: str, fetch: dict[str, Any]) -> ModelKind:
 
     if task.kind == "classification":
         return SEQUENCE_CLASSIFICATION
-    try:
+    hint = "; if an adapter records this base and it lies elsewhere, name it as the model and the adapter by --adapter"
+    with readable(f"the configuration of {base}", hint):
         config = AutoConfig.from_pretrained(base, trust_remote_code=False, **fetch)
-    except (OSError, ValueError) as error:
-        raise MuscleError(
-            f"the configuration of {base} cannot be loaded: {error}. If this is the base that an adapter records and "
-            "it lies elsewhere here, name the base as the model and give the adapter apart (--adapter)"
-        ) from error
     return SEQ2SEQ_LM if config.is_encoder_decoder else CAUSAL_LM
 
 
@@ -82,9 +81,26 @@ def tokenizer_of(
 ) -> PreTrainedTokenizerBase:
     """The adapter's own tokenizer if it was saved with one, else the base's."""
     if adapter_folder is not None and (adapter_folder / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(adapter_folder, trust_remote_code=False)
-    try:
-        revision = (None if adapter_folder else revision) or "main"
-        return AutoTokenizer.from_pretrained(base, revision=revision, trust_remote_code=False, **fetch)
-    except (OSError, ValueError) as error:
-        raise MuscleError(f"the tokenizer of {base} cannot be loaded: {error}") from error
+        base, revision, fetch = os.fspath(adapter_folder), None, {}
+    elif adapter_folder is not None:
+        revision = None
+    with readable(f"the tokenizer of {base}"):
+        return AutoTokenizer.from_pretrained(base, revision=revision or "main", trust_remote_code=False, **fetch)
+
+
+def identity_of(model: torch.nn.Module) -> list[Any]:
+    """Plain data that differ for models that answer differently: the adapter's content, and the base's files.
+
+    Args:
+        model: As :func:`load_for_evaluation` gives it.
+    """
+    base = base_of(model)
+    name = getattr(base.config, "_name_or_path", None)
+    files = sorted(path for path in Path(name).iterdir() if path.is_file()) if name and os.path.isdir(name) else []
+    adapter = getattr(model, "active_adapter", None) if model is not base else None
+    return [
+        name,
+        getattr(base.config, "_commit_hash", None),
+        [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files],
+        None if adapter is None else content_hash(adapter_parameters(model, adapter).items()),
+    ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -88,6 +89,14 @@ def chosen_prediction(task: Task, item: Item, log_likelihoods: Sequence[float]) 
         log_likelihoods=[float(value) for value in log_likelihoods],
         columns=item.columns,
     )
+
+
+def predictions_from(task: Task, items: Sequence[Item], answers: Mapping[str, Any]) -> list[Prediction]:
+    """The predictions of items, of raw answers by id: log-likelihoods of choices or classes, or a text."""
+    found = [answers[item.id] for item in items]
+    if task.kind == "generation":
+        return text_predictions(task, items, found)
+    return [chosen_prediction(task, item, values) for item, values in zip(items, found, strict=True)]
 
 
 def text_predictions(task: Task, items: Sequence[Item], texts: Sequence[str]) -> list[Prediction]:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.encoding import encode_pair
 from muscle_hf.evaluation.http_client import JsonClient
-from muscle_hf.evaluation.predictions import Prediction, item_hash
-from muscle_hf.evaluation.scoring import check_items, chosen_prediction, cut_at, text_predictions
+from muscle_hf.evaluation.partial import PartialAnswers
+from muscle_hf.evaluation.predictions import Prediction
+from muscle_hf.evaluation.scoring import check_items, cut_at, predictions_from
 from muscle_hf.evaluation.tasks import Item, Task
+from muscle_hf.files import StrPath
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,7 +61,7 @@ def evaluate_task_on_server(
     items: Sequence[Item],
     *,
     chat: bool = False,
-    partial: str | Path | None = None,
+    partial: StrPath | None = None,
     progress: bool = True,
 ) -> list[Prediction]:
     """Answer every item with a served model.
@@ -83,12 +83,11 @@ def evaluate_task_on_server(
     """
     check_items(task, items)
     ask = _question(server, task, chat)
-    kept = _Partial(Path(partial), _identity(server, task, chat)) if partial is not None else None
+    who = [server.url, server.model, dict(server.options)]
+    kept = None if partial is None else PartialAnswers(partial, who, task, chat)
     answers: dict[str, Any] = kept.read(items) if kept is not None else {}
     _ask_all(server, [item for item in items if item.id not in answers], ask, answers, kept, progress)
-    if task.kind == "choice":
-        return [chosen_prediction(task, item, answers[item.id]) for item in items]
-    return text_predictions(task, items, [answers[item.id] for item in items])
+    return predictions_from(task, items, answers)
 
 
 def _ask_all(
@@ -96,7 +95,7 @@ def _ask_all(
     items: Sequence[Item],
     ask: Callable[[JsonClient, Item], Any],
     answers: dict[str, Any],
-    kept: _Partial | None,
+    kept: PartialAnswers | None,
     progress: bool,
 ) -> None:
     from tqdm.auto import tqdm
@@ -200,40 +199,3 @@ def _first_choice(reply: Mapping[str, Any]) -> Mapping[str, Any]:
     if not choices:
         raise MuscleError(f"the server's answer has no choices: {json.dumps(reply)[:500]}")
     return choices[0]
-
-
-def _identity(server: Server, task: Task, chat: bool) -> str:
-    """What answers in a partial file depend on, apart from the items."""
-    settings = [server.url, server.model, dict(server.options), task.name, task.kind, chat]
-    settings += [task.max_new_tokens, list(task.stop), task.no_repeat_ngram_size]
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
-class _Partial:
-    """Answers so far: a line for what the run is, then a line per answer."""
-
-    def __init__(self, path: Path, identity: str):
-        self.path = path
-        self.identity = identity
-
-    def read(self, items: Sequence[Item]) -> dict[str, Any]:
-        """Answers to those of the items that have one; starts the file if there is none."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = self.path.read_bytes() if self.path.is_file() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        lines = [json.loads(line) for line in whole.splitlines()]
-        if lines and lines[0] != {"run": self.identity}:
-            raise MuscleError(
-                f"{self.path} holds answers of another run (another server, model, task or setting); delete it to "
-                "start anew"
-            )
-        with self.path.open("wb") as file:
-            # The last line may have been cut off when the run broke.
-            file.write(whole or (json.dumps({"run": self.identity}) + "\n").encode())
-        wanted = {(item.id, item_hash(item)) for item in items}
-        return {row["id"]: row["answer"] for row in lines[1:] if (row["id"], row["hash"]) in wanted}
-
-    def add(self, item: Item, answer: Any) -> None:
-        """Keep one more answer."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"id": item.id, "hash": item_hash(item), "answer": answer}) + "\n")

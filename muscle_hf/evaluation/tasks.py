@@ -136,6 +136,31 @@ class Task:
         return {key: value for key, value in vars(self).items() if not callable(value)}
 
 
+def describe_item(task: Task, item: Item, prompt: str | None = None) -> str:
+    """An item as the model sees it, and what counts as right; for people.
+
+    Args:
+        task: Of the item.
+        item: The item.
+        prompt: The prompt where it is not the item's own: in a chat template.
+    """
+    how = {
+        "choice": "Choices, of which the likeliest is the answer (* is right):",
+        "classification": "Right classes:",
+        "generation": f"References, with which the answer is compared (it ends after {task.max_new_tokens} tokens"
+        + (f" or before {', '.join(map(repr, task.stop))}" if task.stop else "")
+        + "):",
+    }[task.kind]
+    marks = dict.fromkeys(item.answers, "*")
+    shown = {
+        "choice": [f"{marks.get(index, ' ')} {text!r}" for index, text in enumerate(item.choices)],
+        "classification": [f"* {answer}" for answer in item.answers],
+        "generation": [f"* {text!r}" for text in item.references],
+    }[task.kind]
+    lines = "\n".join(f"  | {line}" for line in (item.prompt if prompt is None else prompt).split("\n"))
+    return f"Item {item.id} of {task.name}. Prompt:\n{lines}\n{how}\n" + "\n".join(f"  {line}" for line in shown)
+
+
 # Task kind -> the metrics it may have; empty: exact_match or any similarity.
 METRICS: dict[str, tuple[str, ...]] = {
     "choice": ("acc", "acc_norm", "acc_bytes"),

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.files import readable
 
 # What the compatibility adapter is called in the model: `Trainer` saves and reloads only this name at the root of a
 # folder.
@@ -120,8 +121,10 @@ def read_adapter(model: PeftModel, name: str, folder: Path) -> None:
     if not file.is_file():
         raise MuscleError(f"{folder} holds no {SAFETENSORS_WEIGHTS_NAME}; pickled adapters are not read")
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with readable(f"the weights in {folder}"):
+        weights = load_file(file)
     try:
-        result = set_peft_model_state_dict(model, load_file(file), adapter_name=name)
+        result = set_peft_model_state_dict(model, weights, adapter_name=name)
     except RuntimeError as error:
         raise MuscleError(f"the adapter in {folder} was trained for another base: {error}") from error
     missing = [key for key in result.missing_keys if f".{name}." in key or key.endswith(f".{name}")]

@@ -29,6 +29,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.files import readable
 from muscle_hf.teachers.adapters import read_adapter
 from muscle_hf.teachers.kinds import ModelKind
 
@@ -131,6 +132,8 @@ def find_adapter(name: str | os.PathLike, revision: str | None, fetch: Mapping[s
         else next((part.name for part in (folder, *folder.parents) if is_commit(part.name)), None)
     )
     config = read_adapter_config(folder, name)
+    with readable(f"the file of weights of the adapter {name}"), safe_open(folder / SAFETENSORS_WEIGHTS_NAME, "pt"):
+        pass  # one that is cut off is shorter than its header says
     _check_provenance(name, folder, commit, fetch)
     return AdapterFolder(folder, name, config, commit)
 
@@ -139,9 +142,10 @@ def read_adapter_config(folder: str | os.PathLike, name: str) -> PeftConfig:
     """The PEFT configuration in an adapter's folder; ``name`` is what messages call it.
 
     Raises:
-        MuscleError: It asks for code to be imported.
+        MuscleError: It is broken, or asks for code to be imported.
     """
-    config = PeftConfig.from_pretrained(os.fspath(folder))
+    with readable(f"the configuration of the adapter {name}"):
+        config = PeftConfig.from_pretrained(os.fspath(folder))
     # PEFT imports the module that `megatron_core` names, whatever that is, as soon as `megatron_config` is set.
     if getattr(config, "megatron_config", None):
         raise MuscleError(f"{name} asks for a module to be imported (megatron_config); it is not loaded")
@@ -211,14 +215,10 @@ def load_model(
         )
     name = os.fspath(name)
     fetch = {key: arguments[key] for key in ("revision", *FETCH_KEYS) if key in arguments}
-    auto = None
-    try:
+    with readable(f"{name} (as a model for {kind.auto_class})"):
         config = arguments.get("config") or AutoConfig.from_pretrained(name, trust_remote_code=False, **fetch)
         auto = auto_class_of(config, kind, adapter=adapter, whole=whole)
         return auto.from_pretrained(name, use_safetensors=True, trust_remote_code=False, **arguments)
-    except (OSError, ValueError) as error:
-        by = kind.auto_class if auto is None else auto.__name__
-        raise MuscleError(f"{name} cannot be loaded with {by}: {error}") from error
 
 
 def auto_class_of(

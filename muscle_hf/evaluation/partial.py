@@ -1,0 +1,72 @@
+"""Answers of an evaluation that is not done: kept as they come, so that it goes on from there after it was stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.evaluation.predictions import item_hash
+from muscle_hf.evaluation.tasks import Item, Task
+from muscle_hf.files import SaveError, StrPath, json_rows, write_text
+
+
+class PartialAnswers:
+    """A file with a line for what the run is, then a line per answer.
+
+    Args:
+        path: Of the file.
+        who: Plain data on what answers: a model's weights, or a server, and its settings.
+        task: What is asked.
+        chat: Whether prompts are put into a chat template.
+    """
+
+    def __init__(self, path: StrPath, who: Any, task: Task, chat: bool):
+        settings = [who, task.name, task.kind, chat, task.max_new_tokens, list(task.stop), task.no_repeat_ngram_size]
+        self.path = Path(path)
+        self.identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        self._kept: set[str] = set()
+
+    def read(self, items: Sequence[Item]) -> dict[str, Any]:
+        """Answers to those of the items that have one, by their ids; starts the file if there is none.
+
+        Raises:
+            MuscleError: It is of another run.
+            SaveError: It cannot be written.
+        """
+        content = self.path.read_bytes() if self.path.is_file() else b""
+        # The last line may have been cut off when the run broke.
+        whole = content[: content.rfind(b"\n") + 1].decode("utf-8", errors="replace")
+        rows = [row for _, row in json_rows(whole.splitlines(), self.path)]
+        if rows and rows[0] != {"run": self.identity}:
+            raise MuscleError(
+                f"{self.path} holds answers of another run (another model, task or setting); delete it to start anew"
+            )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.path, whole or json.dumps({"run": self.identity}) + "\n")
+        wanted = {(item.id, item_hash(item)) for item in items}
+        answers = {row["id"]: row["answer"] for row in rows[1:] if (row["id"], row["hash"]) in wanted}
+        self._kept.update(answers)
+        return answers
+
+    def add(self, item: Item, answer: Any) -> None:
+        """Keep one more answer; one that is kept already is passed over.
+
+        Raises:
+            SaveError: It cannot be written.
+        """
+        if item.id in self._kept:
+            return
+        self._kept.add(item.id)
+        row = json.dumps({"id": item.id, "hash": item_hash(item), "answer": answer})
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(row + "\n")
+        except OSError as error:
+            raise SaveError(
+                f"{self.path} cannot be written: {error.strerror or error}. Make room; the same command goes on after "
+                "the answers that it holds"
+            ) from error
