@@ -163,5 +163,3 @@ class PlainFormat:
             answer=None if prediction is None else str(prediction),
             columns={name: row.get(name) for name in self.others},
         )
-
-
