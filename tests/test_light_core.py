@@ -118,4 +118,4 @@ print(locale.getpreferredencoding(False), read_provenance(folder)["labels"] == [
 
 def test_sft_trainer_says_what_to_install():
     code = f"{BLOCKED}\nimport muscle_hf\ntry:\n    muscle_hf.MuscleSFTTrainer\nexcept ImportError as e:\n    print(e)"
-    assert 'pip install "muscle-hf[trl]"' in run(code)
+    assert "-m pip install 'trl>=" in run(code)

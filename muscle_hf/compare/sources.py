@@ -219,7 +219,7 @@ def _format_of(row: Mapping[str, Any], file: Path, options: ReadOptions) -> Form
 def _parse(line: bytes, file: Path, number: int) -> Mapping[str, Any]:
     try:
         row = _fast_loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         try:  # the fast parser refuses NaN, which has a message of its own later on
             row = parse_json(line, f"{file}, line {number}")
         except MuscleError as error:
@@ -294,7 +294,7 @@ def _parse_block(lines: list[bytes], file: Path, number: int) -> list[dict[str, 
         rows = [_fast_loads(line) for line in lines]
         if set(map(type, rows)) == {dict}:
             return rows
-    except ValueError:
+    except (ValueError, RecursionError):
         pass  # the line by line way below finds out which line it is, or that it is only blank
     return [_parse(line, file, number + i) if line.strip() else None for i, line in enumerate(lines)]
 
