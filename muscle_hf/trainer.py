@@ -40,6 +40,7 @@ from muscle_hf.teachers.checks import check_label_sets, check_tokenizers, text_t
 from muscle_hf.teachers.kinds import IGNORED, TRAINED_COUNT, UNLABELLED, sequences_of, trained_rows
 from muscle_hf.teachers.placing import give_padding_token, is_sharded, shard, to_device
 from muscle_hf.teachers.start import start_from_teacher
+from muscle_hf.teachers.weights import base_of
 from muscle_hf.transfer.trainer import TransferMixin
 
 logger = logging.get_logger(__name__)
