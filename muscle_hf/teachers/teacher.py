@@ -23,6 +23,7 @@ LABEL_KEYS = frozenset({"shift_labels", "completion_mask", "assistant_masks", UN
 )
 # What Trainer adds for fused loss kernels, which give no logits to compare.
 _KERNEL_KEYS = frozenset({"skip_logits"})
+_MEDIA_INPUTS = ("pixel_values", "image_patches", "input_features", "input_values")
 
 
 class TeacherOutputError(MuscleError):
@@ -161,6 +162,9 @@ def without_labels(base: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]
     Args:
         base: The model without its adapter wrapper.
         inputs: A batch as the collator made it; seq2seq labels become decoder inputs where these are missing.
+
+    Raises:
+        MuscleError: There are images or sound, which the model does not take.
     """
     prepared = {key: value for key, value in inputs.items() if key not in LABEL_KEYS | _KERNEL_KEYS}
     decoder_inputs = {"decoder_input_ids", "decoder_inputs_embeds"}
@@ -169,7 +173,15 @@ def without_labels(base: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]
         if base.config.model_type == "encoder-decoder":
             # The one model that does not look at places of its decoder where nothing is trained.
             prepared.setdefault("decoder_attention_mask", (made != base.config.pad_token_id).to(made.dtype))
-    if "use_cache" in inspect.signature(base.forward).parameters:
+    accepted = inspect.signature(base.forward).parameters
+    unseen = [name for name in prepared if name.startswith(_MEDIA_INPUTS) and name not in accepted]
+    if unseen and "input_ids" in accepted:
+        # A forward that takes any keyword would leave them out without a word.
+        raise MuscleError(
+            f"the rows have {', '.join(unseen)}, which {type(base).__name__} does not take; train on rows of text "
+            "alone, or load the model with its parts for images or sound (AutoModelForImageTextToText, say)"
+        )
+    if "use_cache" in accepted:
         # Not only a waste: with a cache, packed sequences see each other where attention is not flash attention.
         prepared["use_cache"] = False
     return prepared
@@ -181,9 +193,17 @@ def _shifted_right(base: nn.Module, labels: Tensor) -> Tensor:
     if own is not None:
         return own(labels=labels)
     # Models without that method (M2M100, Blenderbot, Whisper, ...) all do this within their forward.
+    start, padding = (_token(base, name) for name in ("decoder_start_token_id", "pad_token_id"))
     started = labels.roll(1, dims=-1)
-    started[:, 0] = base.config.decoder_start_token_id
-    return started.masked_fill(started == IGNORED, base.config.pad_token_id)
+    started[:, 0] = start
+    return started.masked_fill(started == IGNORED, padding)
+
+
+def _token(base: nn.Module, name: str) -> int:
+    for config in (base.config, base.config.get_text_config()):
+        if (token := getattr(config, name, None)) is not None:
+            return token
+    raise MuscleError(f"the configuration of {type(base).__name__} has no {name}, without which nothing is decoded")
 
 
 def require_finite(teacher: str, logits: Tensor, sequence_ids: Tensor, where: str) -> None:
