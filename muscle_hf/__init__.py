@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "FlipMetricsCallback": "callbacks",
         "MuscleConfig": "config",
         "MuscleError": "errors",
+        "MuscleMixin": "trainer",
         "MuscleSFTConfig": "sft",
         "MuscleSFTTrainer": "sft",
         "MuscleSeq2SeqConfig": "seq2seq",

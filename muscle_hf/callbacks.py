@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -265,7 +266,8 @@ def training_flips(
         result[f"{rate}_new"] = update[rate]
         result[f"{rate}_against_new"] = against[rate]
     result["delta_nfr"] = result["nfr"] - update["nfr"]
-    result["delta_nfr_percent"] = 100 * result["delta_nfr"] / update["nfr"] if update["nfr"] else float("nan")
+    if update["nfr"]:
+        result["delta_nfr_percent"] = 100 * result["delta_nfr"] / update["nfr"]
     return result
 
 
@@ -276,14 +278,19 @@ def _flips(old: Sequence[Prediction], new: Sequence[Prediction], epsilon: float)
     else:
         found = flip_metrics_from_correct([p.correct for p in old], [p.correct for p in new])
     names = {"acc_new": "acc"} | {name: name for name in ("acc_old", "nfr", "pfr", "nfr_mc", "btc", "relative_nfr")}
-    return {name: float(found[key]) for key, name in names.items() if key in found}
+    return _known(found, names)
 
 
 def _smooth_flips(old: Sequence[Prediction], new: Sequence[Prediction], epsilon: float) -> dict[str, float]:
     found = smooth_flip_metrics([p.score for p in old], [p.score for p in new], epsilon=epsilon)
     names = {"score_new": "score", "score_old": "score_old", "nfr_smooth": "nfr", "pfr_smooth": "pfr"}
     names |= {"m_g": "m_g", "m_r": "m_r"}
-    return {name: float(found[key]) for key, name in names.items()}
+    return _known(found, names)
+
+
+def _known(found: Mapping[str, float], names: Mapping[str, str]) -> dict[str, float]:
+    # A rate over no item at all is left out of the logs: nan is no JSON.
+    return {name: float(found[key]) for key, name in names.items() if key in found and not math.isnan(found[key])}
 
 
 def _is_predictions(side: Any) -> bool:

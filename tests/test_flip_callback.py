@@ -185,7 +185,11 @@ def test_similarity_tasks(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.add_callback(FlipMetricsCallback(task, items, make_model(seed=1), make_model(seed=2), trainer=trainer))
     metrics = trainer.evaluate()
-    assert {"eval_score", "eval_score_old", "eval_score_new", "eval_nfr", "eval_m_r", "eval_delta_nfr"} <= set(metrics)
+    assert {"eval_score", "eval_score_old", "eval_score_new", "eval_nfr", "eval_delta_nfr"} <= set(metrics)
+    # Mean sizes of gains and of regressions, where there are any.
+    assert ("eval_m_r" in metrics, "eval_m_g" in metrics) == (metrics["eval_nfr"] > 0, metrics["eval_pfr"] > 0)
+    assert ("eval_delta_nfr_percent" in metrics) == (metrics["eval_nfr_new"] > 0)
+    assert not any(value != value for value in metrics.values())
 
 
 def test_predictions_of_other_items_are_refused(sides):

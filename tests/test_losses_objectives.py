@@ -39,12 +39,18 @@ def test_loss_is_the_equation(name, lam):
         weights = reference.weights_of(name, student, old, new, labels, sequences)
         one_sided = ("dissonance", "always_new", "focal", "focal(0.5, 2)", "mean", "mean(0.65)")
         assert name in one_sided or 0 < weights[:, 0].mean() < 1, "the example must exercise both sides"
-        np.testing.assert_allclose(terms.weight_old, weights[:, 0], rtol=1e-6)
+        np.testing.assert_allclose(terms.weight_old, weights[:, 0], rtol=1e-12)
         a_1 = np.array([reference.kl(z, c, 2.0) for z, c in zip(old, student, strict=True)])
         a_2 = np.array([reference.kl(z, c, 2.0) for z, c in zip(new, student, strict=True)])
         ce = cross_entropy(student, labels)
         expected = lam * (weights * np.stack([a_1, a_2, ce], axis=1)).sum(axis=1) + (1 - lam) * ce
-        np.testing.assert_allclose(terms.loss.detach(), expected, rtol=1e-6)
+        np.testing.assert_allclose(terms.loss.detach(), expected, rtol=1e-10)
+
+
+def test_a_share_is_not_rounded_where_no_logits_say_how_finely():
+    labels = torch.zeros(3, dtype=torch.int64)
+    weight = resolve_mask("mean(0.65)")(None, None, None, labels, labels)
+    assert weight.tolist() == [[0.65, 1 - 0.65, 0.0]] * 3
 
 
 @pytest.mark.parametrize("share", [0.5, 0.65])

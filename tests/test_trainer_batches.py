@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -9,8 +10,13 @@ from pathlib import Path
 import builders
 import pytest
 import torch
+from accelerate.data_loader import prepare_data_loader
 from test_distributed import end, launched
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import DataCollatorWithFlattening
+
+from muscle_hf import MuscleError
+from muscle_hf.refusals import refuse_filler_rows
 
 WAYS = {
     "padded": {},
@@ -68,6 +74,28 @@ def test_one_cache_serves_every_kind_of_batch(filled_by, read_by, rows, tmp_path
 # ---- Two processes ----
 
 
+class Stream(IterableDataset):
+    """Rows one after another."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+@pytest.mark.parametrize(
+    ("stream", "processes", "drop_last"), [(True, 2, False), (True, 1, False), (True, 2, True), (False, 2, False)]
+)
+def test_an_evaluation_whose_rows_would_count_twice_is_refused(stream, processes, drop_last, rows):
+    loader = prepare_data_loader(
+        DataLoader(Stream(rows) if stream else rows, batch_size=3, collate_fn=builders.collate, drop_last=drop_last),
+        num_processes=processes, process_index=0, dispatch_batches=False, put_on_device=False,
+    )  # fmt: skip
+    with pytest.raises(MuscleError) if stream and processes > 1 and not drop_last else contextlib.nullcontext():
+        refuse_filler_rows(loader, processes)
+
+
 def evaluated(folder, batch):
     """Figures and temperatures of five rows, of which the last batch of two processes holds some twice."""
     made = builders.rows(5, 3)
@@ -94,6 +122,10 @@ def test_figures_do_not_depend_on_the_number_of_processes(batch, tmp_path):
 
 if __name__ == "__main__":
     last, all_figures = evaluated(Path(sys.argv[1], "two"), int(sys.argv[2]))
+    stream = Stream(builders.rows(5, 3))
+    settings = {"eval_dataset": stream, "max_steps": 1, "accelerator_config": {"dispatch_batches": False}}
+    with pytest.raises(MuscleError, match="dispatch_batches"):
+        builders.trainer(Path(sys.argv[1], "refused"), **settings)
     if last.accelerator.is_main_process:
         Path(sys.argv[1], "found.json").write_text(json.dumps(all_figures), encoding="utf-8")
     end(last)

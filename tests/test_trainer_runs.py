@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import builders
@@ -54,6 +55,44 @@ def test_figures_of_training_and_evaluation_are_logged_apart(tmp_path):
         mixed = entry["share_old"] * entry["kl_old"] + (1 - entry["share_old"]) * entry["kl_new"]
         assert entry["loss"] == pytest.approx(mixed, rel=1e-5)
         assert entry["share_old"] == pytest.approx(1 - entry["token_accuracy"])
+
+
+def test_a_figure_of_no_token_is_left_out_and_the_state_is_json(tmp_path):
+    settings = {
+        "mask": "always_old",
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+    }
+    trainer = builders.trainer(tmp_path, train_dataset=rows(), eval_dataset=rows(), **settings)
+    trainer.train()
+    entries = [entry for entry in trainer.state.log_history if {"loss", "eval_loss"} & entry.keys()]
+    assert len(entries) == 4
+    assert not any("kl_new" in name for entry in entries for name in entry)
+    text = (tmp_path / "checkpoint-2" / "trainer_state.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["log_history"]
+    nothing = [{**row, "labels": [-100] * len(row["labels"])} for row in rows()]
+    assert not any(builders.is_figure(name) for name in trainer.evaluate(nothing))
+
+
+class OutOfMemory(TrainerCallback):
+    """At the first batch size only."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.train_batch_size == 4:
+            raise RuntimeError("CUDA out of memory.")
+
+
+def test_nothing_of_a_batch_size_that_was_too_large_is_in_the_first_log(tmp_path):
+    settings = {"learning_rate": 0.0, "train_sampling_strategy": "sequential", "logging_steps": 2}
+    restarted = builders.trainer(tmp_path / "1", auto_find_batch_size=True, callbacks=[OutOfMemory()], **settings)
+    restarted.train()
+    assert restarted.state.train_batch_size == 3
+    fresh = builders.trainer(tmp_path / "2", per_device_train_batch_size=3, **settings)
+    fresh.train()
+    for name in FIGURES:
+        assert restarted.state.log_history[0].get(name) == pytest.approx(fresh.state.log_history[0].get(name)), name
 
 
 def test_figures_are_means_over_the_tokens_of_all_steps_since_the_last_log(tmp_path):

@@ -11,8 +11,8 @@ from transformers import (
     DataCollatorForSeq2Seq,
     EarlyStoppingCallback,
     HfArgumentParser,
-    Trainer,
-    TrainingArguments,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
 )
 
 
@@ -22,19 +22,8 @@ class ScriptArguments:
     train_file: str = field(metadata={"help": "JSON lines with document and summary."})
 
 
-def compute_metrics(prediction):
-    answers, labels = np.asarray(prediction.predictions), prediction.label_ids
-    kept = labels != -100
-    return {"token_accuracy_of_summaries": float((answers == labels)[kept].mean())}
-
-
-def first_logits_argmax(logits, labels):
-    logits = logits[0] if isinstance(logits, tuple) else logits
-    return logits.argmax(-1)
-
-
 def main():
-    parser = HfArgumentParser((ScriptArguments, TrainingArguments))
+    parser = HfArgumentParser((ScriptArguments, Seq2SeqTrainingArguments))
     script_args, training_args = parser.parse_args_into_dataclasses()
     tokenizer = AutoTokenizer.from_pretrained(script_args.model_name_or_path)
     model = AutoModelForSeq2SeqLM.from_pretrained(script_args.model_name_or_path)
@@ -46,15 +35,23 @@ def main():
         batched=True,
         remove_columns=["document", "summary"],
     )
-    trainer = Trainer(
+
+    def compute_metrics(prediction):
+        pairs = []
+        for ids in (prediction.predictions, prediction.label_ids):
+            ids = np.where(ids == -100, tokenizer.pad_token_id, ids)
+            pairs.append(tokenizer.batch_decode(ids, skip_special_tokens=True))
+        shared = [len(set(made.split()) & set(right.split())) for made, right in zip(*pairs, strict=True)]
+        return {"shared_words": float(np.mean(shared))}
+
+    trainer = Seq2SeqTrainer(
         model=model,
         args=training_args,
         train_dataset=rows["train"],
         eval_dataset=rows["test"],
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
         processing_class=tokenizer,
-        compute_metrics=compute_metrics,
-        preprocess_logits_for_metrics=first_logits_argmax,
+        compute_metrics=compute_metrics if training_args.predict_with_generate else None,
         callbacks=[EarlyStoppingCallback(early_stopping_patience=3)],
     )
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
