@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import muscle_hf
 from muscle_hf.errors import MismatchError, MuscleError
@@ -29,7 +30,7 @@ from muscle_hf.teachers.loading import is_commit
 from muscle_hf.teachers.origin import origin_of
 from muscle_hf.teachers.placing import is_sharded
 from muscle_hf.teachers.teacher import Teacher
-from muscle_hf.teachers.weights import base_of, content_hash, describe_quantization
+from muscle_hf.teachers.weights import base_of, base_weights, content_hash, describe_quantization
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -180,6 +181,28 @@ def check_weights(folder: str | os.PathLike, provenance: Mapping[str, Any]) -> b
     return True
 
 
+def same_base(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> bool | None:
+    """Whether two descriptions are of one base; None if that cannot be told, as in two precisions without commits."""
+    if recorded.get("sha256") and recorded["sha256"] == found.get("sha256"):
+        return True
+    commits = [(base.get("name"), base.get("revision")) for base in (recorded, found)]
+    if commits[0] == commits[1] and is_commit(recorded.get("revision")):
+        return True
+    if recorded.get("architecture") != found.get("architecture"):
+        return False
+    alike = all(recorded.get(name) == found.get(name) for name in ("dtype", "quantization"))
+    return False if alike and recorded.get("sha256") and found.get("sha256") else None
+
+
+def same_adapter(recorded: Mapping[str, Any] | None, found: Mapping[str, Any] | None) -> bool | None:
+    """Whether two descriptions are of one adapter; None if no hash is known of both."""
+    if not recorded or not found:
+        return not recorded and not found
+    pairs = [(recorded.get(name), found.get(name)) for name in ("file_sha256", "sha256")]
+    known = [one == other for one, other in pairs if one and other]
+    return any(known) if known else None
+
+
 def unrecorded(provenance: Mapping[str, Any]) -> list[str]:
     """What a provenance has no hash of, so that nobody can check it: of ``weights``, ``base`` and ``tokenizer``."""
     base = provenance["new"]["base"]
@@ -210,17 +233,8 @@ def public_name(name: str | None) -> str | None:
 def _describe_teacher(teacher: Teacher, hashes: dict[tuple[int, frozenset[str]], str]) -> dict[str, Any]:
     base = base_of(teacher.model)
     base_hash, adapter_hash = teacher.known_hashes or _hash_teacher(teacher, hashes)
-    origin = origin_of(base)
     return {
-        "base": {
-            "name": origin.name,
-            "revision": origin.revision,
-            "on_hub": origin.on_hub,
-            "architecture": type(base).__name__,
-            "dtype": str(getattr(base, "dtype", None)).removeprefix("torch."),
-            "quantization": describe_quantization(base.config),
-            "sha256": base_hash,
-        },
+        "base": _describe_base(base, base_hash),
         "adapter": {
             "name": public_name(teacher.source),
             "revision": teacher.revision,
@@ -229,6 +243,54 @@ def _describe_teacher(teacher: Teacher, hashes: dict[tuple[int, frozenset[str]],
         if adapter_hash
         else None,
     }
+
+
+def _describe_base(base: nn.Module, sha256: str | None) -> dict[str, Any]:
+    origin = origin_of(base)
+    return {
+        "name": origin.name,
+        "revision": origin.revision,
+        "on_hub": origin.on_hub,
+        "architecture": type(base).__name__,
+        "dtype": str(getattr(base, "dtype", None)).removeprefix("torch."),
+        "quantization": describe_quantization(base.config),
+        "sha256": sha256,
+    }
+
+
+def describe_model(
+    model: nn.Module, folder: str | os.PathLike | None = None, name: str | None = None, revision: str | None = None
+) -> dict[str, Any]:
+    """A model in memory as a provenance describes ``old`` and ``new``: its predictions say so what gave them.
+
+    Args:
+        model: With the adapter active that is meant, if it has one. Every weight is read once, to hash it.
+        folder: Where the adapter's file is, which is hashed too.
+        name: The adapter's: a Hub id, or a folder.
+        revision: The adapter's commit on the Hub.
+
+    Returns:
+        ``base`` and ``adapter``; None is what cannot be hashed (weights that were left on the disk), and an adapter
+        that there is not.
+    """
+    active = model.active_adapter if isinstance(model, PeftModel) else None
+    adapter = None
+    if active is not None:
+        file = None if folder is None else Path(folder, SAFETENSORS_WEIGHTS_NAME)
+        adapter = {
+            "name": public_name(name),
+            "revision": revision,
+            "sha256": _hash_or_none(adapter_parameters(model, active)),
+            "file_sha256": file_sha256(file) if file is not None and file.is_file() else None,
+        }
+    return {"base": _describe_base(base_of(model), _hash_or_none(base_weights(model, active))), "adapter": adapter}
+
+
+def _hash_or_none(tensors: Mapping[str, Tensor]) -> str | None:
+    try:
+        return content_hash(tensors.items()) if tensors else None
+    except MuscleError:  # on the meta device, where offloaded weights are
+        return None
 
 
 def _hash_teacher(teacher: Teacher, hashes: dict[tuple[int, frozenset[str]], str]) -> tuple[str, str | None]:

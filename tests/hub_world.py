@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from hub_server import HubServer
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -53,13 +53,16 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def task_model(base: str | Path, seed: int) -> PeftModel:
+    """A base with a random task adapter; :func:`make_trainer` has seed 0 for the old model and 1 for the new one."""
+    torch.manual_seed(seed)
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    return get_peft_model(AutoModelForCausalLM.from_pretrained(str(base)), lora)
+
+
 def make_trainer(output: Path, old: str | Path = OLD, new: str | Path = NEW, **settings: Any) -> MuscleTrainer:
     """A trainer on bases from the Hub (or folders), with random task adapters."""
-    models = []
-    for seed, name in enumerate((old, new)):
-        torch.manual_seed(seed)
-        lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
-        models.append(get_peft_model(AutoModelForCausalLM.from_pretrained(str(name)), lora))
+    models = [task_model(name, seed) for seed, name in enumerate((old, new))]
     tokenizer = make_tokenizer()
     rows = [tokenizer(" ".join(f"w{(start + step) % 44}" for step in range(6))) for start in range(8)]
     rows = [{"input_ids": row["input_ids"], "labels": list(row["input_ids"])} for row in rows]

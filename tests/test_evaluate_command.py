@@ -85,7 +85,8 @@ def test_the_command_goes_on_after_the_answers_that_it_has(kind, how, rows, mode
 
 
 def test_answers_of_another_model_are_not_gone_on_with(rows, model_folder, tmp_path):
-    from muscle_hf.evaluation.loading import identity_of, load_for_evaluation
+    from muscle_hf.evaluation.loading import load_for_evaluation
+    from muscle_hf.provenance import describe_model
     from muscle_hf.evaluation.partial import PartialAnswers
 
     task, items = load_task("sst2"), load_items("sst2", rows)
@@ -97,9 +98,9 @@ def test_answers_of_another_model_are_not_gone_on_with(rows, model_folder, tmp_p
         torch.nn.init.normal_(next(p for n, p in adapted.named_parameters() if "lora_B" in n))
         adapted.peft_config["default"].base_model_name_or_path = str(tmp_path / "1")
         adapted.save_pretrained(tmp_path / f"adapter-{seed}")
-    who = [identity_of(load_for_evaluation(tmp_path / name, task)[0]) for name in ("1", "2", "adapter-1", "adapter-2")]
+    who = [describe_model(load_for_evaluation(tmp_path / name, task)[0]) for name in ("1", "2", "adapter-1", "adapter-2")]
     assert len({repr(one) for one in who}) == 4
-    assert identity_of(load_for_evaluation(tmp_path / "adapter-1", task)[0]) == who[2]
+    assert describe_model(load_for_evaluation(tmp_path / "adapter-1", task)[0]) == who[2]
     PartialAnswers(tmp_path / "partial", who[0], task, False).read(items)
     PartialAnswers(tmp_path / "partial", who[0], task, False).read(items)
     for other, chat in ((who[1], False), (who[2], False), (who[0], True)):

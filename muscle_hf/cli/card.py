@@ -44,11 +44,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Change the card's state, render it, and print its path."""
+    from muscle_hf.hub.body import Card
     from muscle_hf.hub.completing import complete_card, export_card
+    from muscle_hf.hub.text import plain
 
     changes = {name: getattr(args, name) for name, _ in (*_TEXTS.values(), *_LISTS.values())}
     changes = {name: value for name, value in changes.items() if value is not None}
     print(complete_card(args.folder, changes, comparison=args.comparison, label=args.label, examples=args.examples))
+    if args.comparison and (unverified := Card.read(args.folder).unverified):
+        print(
+            "note: not verified: the comparison does not say, or not so that it can be compared, what gave the "
+            f"answers of {', '.join(map(plain, unverified))} (predictions of `muscle-hf evaluate` do)"
+        )
     if args.export:
         print(export_card(args.folder, args.export))
     return 0

@@ -146,16 +146,17 @@ def _old_predictions(
     args: argparse.Namespace, task: Task, items: list[Item], loading: dict[str, Any]
 ) -> list[Prediction]:
     from muscle_hf.evaluation.engine import evaluate_task
-    from muscle_hf.evaluation.loading import load_for_evaluation
-    from muscle_hf.evaluation.predictions import predictions_of, read_predictions
+    from muscle_hf.evaluation.loading import load_described
+    from muscle_hf.evaluation.predictions import predictions_of, read_predictions, signed
 
     if args.old.endswith(".jsonl"):
         return predictions_of(items, read_predictions(args.old), task.name, "old")
     named = {"adapter": args.old} if args.old_base_model else {}
-    model, tokenizer = load_for_evaluation(args.old_base_model or args.old, task, **named, **loading)
-    return evaluate_task(
+    model, tokenizer, describe = load_described(args.old_base_model or args.old, task, **named, **loading)
+    answers = evaluate_task(
         model, tokenizer, task, items, batch_size=args.batch_size, progress=not args.quiet, chat=args.chat
     )
+    return signed(answers, describe())
 
 
 def _write(

@@ -154,23 +154,29 @@ def _ask_model(
     from accelerate import PartialState
 
     from muscle_hf.evaluation.engine import chat_prompts, evaluate_task
-    from muscle_hf.evaluation.loading import identity_of, load_for_evaluation
+    from muscle_hf.evaluation.loading import load_described
     from muscle_hf.evaluation.partial import PartialAnswers
+    from muscle_hf.evaluation.predictions import signed
+    from muscle_hf.evaluation.registry import describe_data
 
     # Under `accelerate launch` this joins the processes; alone it does nothing.
     state = PartialState()
     arguments = loading_arguments(args)
     if state.num_processes > 1:
         arguments["device"] = args.device or state.device
-    model, tokenizer = load_for_evaluation(args.model, task, adapter=args.adapter, revision=args.revision, **arguments)
+    model, tokenizer, describe = load_described(
+        args.model, task, adapter=args.adapter, revision=args.revision, **arguments
+    )
     if state.is_main_process:
         _say_first(args, task, items, chat_prompts(tokenizer, items[:1])[0] if args.chat else None)
-    who = [identity_of(model), args.dtype, args.load_in_4bit, args.load_in_8bit]
-    kept = None if partial is None else PartialAnswers(partial, who, task, args.chat)
+    who = describe()
+    settings = [who, args.dtype, args.load_in_4bit, args.load_in_8bit]
+    kept = None if partial is None else PartialAnswers(partial, settings, task, args.chat)
     predictions = evaluate_task(
         model, tokenizer, task, items, batch_size=args.batch_size, progress=not args.quiet, chat=args.chat, kept=kept
     )
-    return predictions, state.is_main_process
+    data = describe_data(task, args.data, args.split)
+    return signed(predictions, {**who, "data": data}), state.is_main_process
 
 
 def _ask_server(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,5 +48,26 @@ def run(args: argparse.Namespace) -> int:
         print(f"          architecture {how}")
         for part in ("base", "tokenizer"):
             print(f"          {part} {'not checked, no hash of it is recorded' if part in missing else how}")
+    if said := _figures(fetched.folder, fetched.provenance):
+        print(f"figures:  {said}")
     print(folder)
     return 0
+
+
+def _figures(folder: Path, provenance: dict[str, Any]) -> str | None:
+    """Whether the card's comparison is of this adapter; None if there is none."""
+    from muscle_hf.errors import MuscleError
+    from muscle_hf.hub.origins import check_origins
+    from muscle_hf.hub.state import load_metrics
+    from muscle_hf.hub.text import plain
+
+    try:
+        comparison = load_metrics(folder, provenance.get("adapter_sha256"))
+        unverified = [] if comparison is None else check_origins(comparison, provenance)
+    except MuscleError as error:
+        return f"not of this adapter: {plain(error, 500)}"
+    if comparison is None:
+        return None
+    if unverified:
+        return f"not verified: what gave the answers is not recorded for {', '.join(map(plain, unverified))}"
+    return "of this adapter and the recorded models, by their hashes"

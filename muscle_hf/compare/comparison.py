@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,7 +81,15 @@ def compare(
     joined, warnings = join(
         sources, missing="drop" if allow_partial else missing, ignore_prompts=ignore_prompts, wanted=wanted
     )
-    models = [Model(name, _role(i), source.path, source.format) for i, (name, source) in enumerate(sources.items())]
+    models = [
+        Model(name, _role(i), source.path, source.format, source.origins)
+        for i, (name, source) in enumerate(sources.items())
+    ]
+    warnings += [
+        f"the answers of {model.label} were given by more than one model"
+        for model in models
+        if len({json.dumps({**(origin or {}), "data": None}, sort_keys=True) for origin in model.origins}) > 1
+    ]
     _check_cluster(joined, analysis.cluster)
     tasks = _analyse(joined, models, analysis)
     names_of_tasks = {task.name for task in tasks}

@@ -37,12 +37,15 @@ class Model:
         role: ``old`` (exactly one, first), ``new`` (exactly one, second), ``compat`` (any number).
         source: The file or folder its predictions came from, as the user typed it.
         format: What kind of log that was: ``muscle-hf``, ``lm-eval``, ``lighteval``, ``jsonl``, ``csv``, ``parquet``.
+        origins: What gave the answers, as the log says (:class:`~muscle_hf.evaluation.predictions.Prediction`), each
+            once; None among them: for some it does not say. Empty: it never does.
     """
 
     label: str
     role: Role
     source: str
     format: str
+    origins: list[Mapping[str, Any] | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from muscle_hf.compare.table import Batch, Detail, Row, hash_key
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.predictions import Prediction
 
+# More than one model in a file is wrong already; the rest need not be told apart.
+_MOST_ORIGINS = 10
 _SIGNS = {"task", "id", "prediction", "hash"}
 
 
@@ -32,6 +34,14 @@ class OwnFormat:
 
     def __init__(self, lower_is_better: bool | None = None) -> None:
         self.lower_is_better = lower_is_better
+        # What gave the answers, each once; None for rows that do not say.
+        self.origins: list[Mapping[str, Any] | None] = []
+
+    def _note(self, origins: list[Mapping[str, Any] | None]) -> None:
+        """Keep the origins of rows that were read."""
+        for origin in origins[:1] if origins.count(origins[0]) == len(origins) else origins:
+            if origin not in self.origins and len(self.origins) < _MOST_ORIGINS:
+                self.origins.append(origin if isinstance(origin, Mapping) else None)
 
     @staticmethod
     def recognises(row: Mapping[str, Any]) -> bool:
@@ -40,6 +50,7 @@ class OwnFormat:
 
     def extract(self, row: Mapping[str, Any]) -> Row:
         """What counts in a row."""
+        self._note([row.get("origin")])
         try:
             correct, prediction, key = row["correct"], row["prediction"], row["id"]
             choice, missing, metric = _is_choice(row), ANSWERED, row["metric"]
@@ -102,6 +113,7 @@ class OwnFormat:
         )
         if not simple:
             return None
+        self._note([row.get("origin") for row in rows])
         answers = list(map(answer_key, predictions))
         return Batch(
             task=first["task"],

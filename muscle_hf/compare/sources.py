@@ -73,12 +73,14 @@ class ReadOptions:
 
 @dataclass
 class Source:
-    """What was read from one path: its format, one table per task, and what the reader should be told."""
+    """What was read from one path: its format, one table per task, what the reader should be told, and what gave the
+    answers, as far as the rows say (:class:`~muscle_hf.compare.document.Model`)."""
 
     path: str
     format: str
     tables: dict[str, Answers]
     warnings: list[str] = field(default_factory=list)
+    origins: list[Mapping[str, Any] | None] = field(default_factory=list)
 
 
 def read_source(path: str, options: ReadOptions | None = None) -> Source:
@@ -100,11 +102,13 @@ def read_source(path: str, options: ReadOptions | None = None) -> Source:
     files, warnings = _choose_files(root) if root.is_dir() else ([root], [])
     tables: dict[str, Answers] = {}
     formats: set[str] = set()
+    origins: list[Mapping[str, Any] | None] = []
     for file in files:
         if _STAMP.search(file.stem) and not _may_hold(file, options.tasks):
             continue
-        kind, found = _read_file(file, options)
-        formats.add(kind)
+        form, found = _read_file(file, options)
+        formats.add(form.name)
+        origins += [origin for origin in getattr(form, "origins", []) if origin not in origins]
         both = sorted(tables.keys() & found.keys())
         if both:
             raise MuscleError(f"{path}: task {both[0]!r} is in more than one file; give one of the files instead")
@@ -123,7 +127,7 @@ def read_source(path: str, options: ReadOptions | None = None) -> Source:
     if options.metric and options.metric not in judged:
         hint = did_you_mean(options.metric, judged)
         raise MuscleError(f"{path} has no answers judged by {options.metric!r}; {hint}")
-    return Source(path, formats.pop(), tables, warnings)
+    return Source(path, formats.pop(), tables, warnings, origins)
 
 
 def source_of(predictions: Iterable[Prediction], name: str = "memory") -> Source:
@@ -136,8 +140,8 @@ def source_of(predictions: Iterable[Prediction], name: str = "memory") -> Source
     rows = [prediction.to_dict() for prediction in predictions]
     if not rows:
         raise MuscleError(f"{name} holds no predictions")
-    _, tables = _read_rows(Path(name), rows, ReadOptions())
-    return Source(name, OwnFormat.name, tables)
+    form, tables = _read_rows(Path(name), rows, ReadOptions())
+    return Source(name, OwnFormat.name, tables, origins=form.origins)
 
 
 def _choose_files(folder: Path) -> tuple[list[Path], list[str]]:
@@ -189,7 +193,7 @@ def _task_of(file: Path) -> str:
     return re.sub(r"^(samples|details)_", "", stem)
 
 
-def _read_file(file: Path, options: ReadOptions) -> tuple[str, dict[str, Answers]]:
+def _read_file(file: Path, options: ReadOptions) -> tuple[Format, dict[str, Answers]]:
     if file.suffix not in _SUFFIXES:
         raise MuscleError(f"{file}: unknown format {file.suffix or '(no suffix)'!r}; known are {', '.join(_SUFFIXES)}")
     if file.stat().st_size == 0:
@@ -233,7 +237,7 @@ def _parse(line: bytes, file: Path, number: int) -> Mapping[str, Any]:
     return row
 
 
-def _read_json_lines(file: Path, options: ReadOptions) -> tuple[str, dict[str, Answers]]:
+def _read_json_lines(file: Path, options: ReadOptions) -> tuple[Format, dict[str, Answers]]:
     form: Format | None = None
     builders: dict[str, TableBuilder] = {}
     place, number = 0, 1
@@ -255,7 +259,7 @@ def _read_json_lines(file: Path, options: ReadOptions) -> tuple[str, dict[str, A
                 details.append(chosen.detail(_parse(lines.readline(), file, 0)))
         return details
 
-    return form.name, {name: builder.build(fetch) for name, builder in builders.items()}
+    return form, {name: builder.build(fetch) for name, builder in builders.items()}
 
 
 @contextlib.contextmanager
@@ -384,7 +388,7 @@ def _csv_rows(file: Path) -> list[Mapping[str, Any]]:
     return rows
 
 
-def _read_rows(file: Path, rows: Any, options: ReadOptions) -> tuple[str, dict[str, Answers]]:
+def _read_rows(file: Path, rows: Any, options: ReadOptions) -> tuple[Format, dict[str, Answers]]:
     form: Format | None = None
     builders: dict[str, TableBuilder] = {}
     for number, row in enumerate(rows):
@@ -401,4 +405,4 @@ def _read_rows(file: Path, rows: Any, options: ReadOptions) -> tuple[str, dict[s
     def fetch(places: Sequence[int]) -> list[Detail]:
         return [chosen.detail(rows[place]) for place in places]
 
-    return form.name, {name: builder.build(fetch) for name, builder in builders.items()}
+    return form, {name: builder.build(fetch) for name, builder in builders.items()}

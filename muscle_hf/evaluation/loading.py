@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from muscle_hf.errors import MuscleError
+from muscle_hf.errors import MismatchError, MuscleError
 from muscle_hf.evaluation.tasks import Task
 from muscle_hf.files import readable
-from muscle_hf.teachers.adapters import adapter_parameters
+from muscle_hf.provenance import PROVENANCE_FILE, describe_model, read_provenance, same_base
 from muscle_hf.teachers.kinds import CAUSAL_LM, SEQ2SEQ_LM, SEQUENCE_CLASSIFICATION, ModelKind
-from muscle_hf.teachers.loading import FETCH_KEYS, find_adapter, load_task_model
-from muscle_hf.teachers.weights import base_of, content_hash
+from muscle_hf.teachers.loading import FETCH_KEYS, AdapterFolder, find_adapter, load_task_model
 
 
 def load_for_evaluation(
@@ -41,6 +41,23 @@ def load_for_evaluation(
     Raises:
         MuscleError: Nothing there, or it cannot be loaded.
     """
+    return load_described(name, task, adapter=adapter, revision=revision, device=device, **arguments)[:2]
+
+
+def load_described(
+    name: str | os.PathLike[str],
+    task: Task,
+    *,
+    adapter: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    **arguments: Any,
+) -> tuple[torch.nn.Module, PreTrainedTokenizerBase, Callable[[], dict[str, Any]]]:
+    """:func:`load_for_evaluation`, and what describes the model by its hashes (:func:`describe_model`) if called.
+
+    That also holds the base against the adapter's provenance: another one is refused, or warned of where the user
+    names the base.
+    """
     if device is not None:
         _check_device(device)
     arguments = {key: value for key, value in arguments.items() if value is not None}
@@ -54,7 +71,26 @@ def load_for_evaluation(
     model = load_task_model(source, _kind(task, base, fetch), base_model=override, revision=revision, **arguments)
     if "device_map" not in arguments:
         model.to(device or torch.accelerator.current_accelerator() or "cpu")
-    return model, tokenizer_of(found.folder if found else None, base, revision, fetch)
+    tokenizer = tokenizer_of(found.folder if found else None, base, revision, fetch)
+    return model, tokenizer, lambda: _describe(model, found, override is not None)
+
+
+def _describe(model: torch.nn.Module, found: AdapterFolder | None, on_another_base: bool) -> dict[str, Any]:
+    if found is None:
+        return describe_model(model)
+    description = describe_model(model, found.folder, found.name, found.commit)
+    if (found.folder / PROVENANCE_FILE).is_file():
+        recorded = read_provenance(found.folder)["new"]["base"]
+        if same_base(recorded, description["base"]) is False:
+            text = (
+                f"{found.name} was trained for another base than it is put on: recorded {recorded['name']} with "
+                f"content hash {recorded['sha256']}, found {description['base']['name']} with "
+                f"{description['base']['sha256']}"
+            )
+            if not on_another_base:
+                raise MismatchError(f"{text}. Name the base and the adapter apart (--adapter) if that is meant")
+            warnings.warn(text, UserWarning, stacklevel=3)
+    return description
 
 
 def _check_device(device: str | torch.device) -> None:
@@ -86,21 +122,3 @@ def tokenizer_of(
         revision = None
     with readable(f"the tokenizer of {base}"):
         return AutoTokenizer.from_pretrained(base, revision=revision or "main", trust_remote_code=False, **fetch)
-
-
-def identity_of(model: torch.nn.Module) -> list[Any]:
-    """Plain data that differ for models that answer differently: the adapter's content, and the base's files.
-
-    Args:
-        model: As :func:`load_for_evaluation` gives it.
-    """
-    base = base_of(model)
-    name = getattr(base.config, "_name_or_path", None)
-    files = sorted(path for path in Path(name).iterdir() if path.is_file()) if name and os.path.isdir(name) else []
-    adapter = getattr(model, "active_adapter", None) if model is not base else None
-    return [
-        name,
-        getattr(base.config, "_commit_hash", None),
-        [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files],
-        None if adapter is None else content_hash(adapter_parameters(model, adapter).items()),
-    ]

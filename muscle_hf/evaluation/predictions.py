@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,8 @@ class Prediction:
         choices: Choice tasks: the choices.
         log_likelihoods: Summed log-likelihood (nats) of each choice, or log-probability of each class.
         columns: Further properties of the item, for slices and clusters.
+        origin: What gave the answer, by name, revision and hash: ``base`` and ``adapter`` (None: there is none) as in
+            a provenance, and ``data``, the task and the data set on the Hub. None where unknown (a server's model).
     """
 
     task: str
@@ -50,11 +52,12 @@ class Prediction:
     choices: list[str] | None = None
     log_likelihoods: list[float] | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
+    origin: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The row of the file; optional fields that are empty are left out."""
         row = {name: getattr(self, name) for name in (*_REQUIRED[:4], "correct", "score", *_REQUIRED[4:])}
-        optional = {name: getattr(self, name) for name in ("prompt", "choices", "log_likelihoods")}
+        optional = {name: getattr(self, name) for name in ("prompt", "choices", "log_likelihoods", "origin")}
         row.update({name: value for name, value in optional.items() if value is not None})
         if self.columns:
             row["columns"] = dict(self.columns)
@@ -87,7 +90,13 @@ class Prediction:
             choices=row.get("choices"),
             log_likelihoods=row.get("log_likelihoods"),
             columns=row.get("columns") or {},
+            origin=row.get("origin"),
         )
+
+
+def signed(predictions: Iterable[Prediction], origin: Mapping[str, Any]) -> list[Prediction]:
+    """The same predictions, which say what gave them."""
+    return [replace(prediction, origin=origin) for prediction in predictions]
 
 
 def item_hash(item: Item) -> str:

@@ -77,6 +77,19 @@ def place_of_rows(
     return (str(place.resolve()),)
 
 
+def describe_data(
+    task: str | os.PathLike[str] | Task, source: str | os.PathLike[str] | Source | None = None, split: str = "test"
+) -> dict[str, str | None]:
+    """What the origin of predictions says of their data; arguments as of :func:`load_rows`.
+
+    Returns:
+        ``task``, its name; of a data set on the Hub also ``path``, ``config``, ``revision`` and ``split``.
+    """
+    place = place_of_rows(task, source, split)
+    names = ("path", "config", "revision", "split")
+    return {"task": load_task(task).name, **(dict(zip(names, place, strict=True)) if len(place) == len(names) else {})}
+
+
 def _source_of(task: Task, source: str | os.PathLike[str] | Source | None) -> str | os.PathLike[str] | Source:
     if source is not None:
         return source

@@ -13,6 +13,7 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.hub.licenses import License, inherited_license
 from muscle_hf.hub.logged import LoggedFlips, logged_flips
 from muscle_hf.hub.measured import headline, level, task_rows
+from muscle_hf.hub.origins import check_origins
 from muscle_hf.hub.serving import serving_problems
 from muscle_hf.hub.state import CardState, load_metrics, provenance_in
 from muscle_hf.hub.text import Markdown, code, literal, markdown, plain, shell_word
@@ -74,6 +75,15 @@ class Card:
             repo_id=repo_id,
             has_report=Path(folder, REPORT_FILE).is_file(),
         )
+
+    @property
+    def unverified(self) -> list[str]:
+        """The models of the comparison whose answers do not say what gave them.
+
+        Raises:
+            MismatchError: Some were given by others than the provenance names.
+        """
+        return [] if self.comparison is None else check_origins(self.comparison, self.provenance)
 
     @property
     def base_name(self) -> str:
@@ -142,6 +152,7 @@ def card_context(card: Card, picture_names: list[str], curves_file: str) -> dict
         "kinds": {task["kind"] for task in tasks},
         "tasks": [task_rows(task, picture_names, index) for index, task in enumerate(tasks)],
         "logged": [] if tasks else [_logged(flips) for flips in logged_flips(provenance["metrics"])],
+        "unverified": ", ".join(markdown(label, 60) for label in card.unverified),
         "audited": any(update.get("inheritance") for task in tasks for update in task["updates"]),
         "warnings": (card.comparison or {}).get("warnings", []),
         "has_report": card.has_report,

@@ -157,22 +157,24 @@ def eval_results(card: Card) -> list[EvalResult]:
     """The rates of every task for the model-index: of the adapter, and with the suffix ``_v2`` of the plain update."""
     if card.comparison is None:
         return _logged_results(card)
-    results = []
-    for task in (card.comparison or {}).get("tasks", []):
+    results, taken = [], []
+    for task in card.comparison["tasks"]:
         name = plain(task["name"])
-        dataset = plain(card.state.datasets[0]) if len(card.state.datasets) == 1 else name
+        dataset = _data_set(card, task["name"])
+        if dataset in taken:  # a model-index would put the figures of two tasks under one of them
+            dataset = {"dataset_type": name}
+        taken.append(dataset)
         quality = "accuracy" if task["kind"] == "correct" else plain(task["metric"])
 
-        def add(metric: str, label: str, value: Any, dataset: str = dataset, name: str = name) -> None:
+        def add(metric: str, label: str, value: Any, dataset: dict[str, str] = dataset, name: str = name) -> None:
             """An entry of the model-index; none for a rate that is nan."""
             number = estimate(value).value
             if number == number:
                 results.append(
                     EvalResult(
                         task_type=_PIPELINES.get(card.task_type, "text-generation"),
-                        dataset_type=dataset,
                         dataset_name=name,
-                        dataset_config=name,
+                        **dataset,
                         metric_type=metric,
                         metric_name=label,
                         metric_value=round(number, 6),
@@ -187,6 +189,17 @@ def eval_results(card: Card) -> list[EvalResult]:
                 if rate in update["rates"]:
                     add(rate + suffix, label + owner, update["rates"][rate])
     return results
+
+
+def _data_set(card: Card, task: str) -> dict[str, str]:
+    """A task's data set in the model-index: what the answers say; else the publisher's only one; else the task."""
+    origins = [origin for model in card.comparison["models"] for origin in model.get("origins") or []]
+    said = [origin.get("data") for origin in origins if isinstance(origin, dict)]
+    said = [data for data in said if isinstance(data, dict) and data.get("task") == task and data.get("path")]
+    if said and all(data == said[0] for data in said):
+        fields = {"type": "path", "config": "config", "revision": "revision", "split": "split"}
+        return {f"dataset_{name}": plain(said[0][key]) for name, key in fields.items() if said[0].get(key)}
+    return {"dataset_type": plain(card.state.datasets[0] if len(card.state.datasets) == 1 else task)}
 
 
 def _logged_results(card: Card) -> list[EvalResult]:
@@ -205,7 +218,6 @@ def _logged_results(card: Card) -> list[EvalResult]:
                         task_type=_PIPELINES.get(card.task_type, "text-generation"),
                         dataset_type=name,
                         dataset_name=name,
-                        dataset_config=name,
                         metric_type=label + suffix,
                         metric_name=_INDEXED.get(rate, label) + owner,
                         metric_value=round(value, 6),

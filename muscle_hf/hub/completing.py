@@ -14,6 +14,7 @@ from muscle_hf.files import read_json
 from muscle_hf.hub.body import ADAPTER_CONFIG, REPORT_FILE
 from muscle_hf.hub.card import CARD_FILE, write_card
 from muscle_hf.hub.files import is_card, pack
+from muscle_hf.hub.origins import check_origins
 from muscle_hf.hub.state import CardState, provenance_in, save_metrics, trimmed_comparison
 from muscle_hf.provenance import PROVENANCE_FILE
 
@@ -40,6 +41,7 @@ def complete_card(
 
     Raises:
         MuscleError: The folder holds no compatibility adapter, or the comparison is none.
+        MismatchError: The comparison's answers were given by other models than this adapter and those before it.
     """
     provenance = provenance_in(folder)
     state = replace(CardState.load(folder), **dict(changes or {}))
@@ -48,6 +50,7 @@ def complete_card(
     if comparison is not None:
         content = _read(comparison)
         trimmed = trimmed_comparison(content, label)
+        check_origins(trimmed, provenance)
         state.examples = example_flips(content, trimmed["models"][-1]["label"], examples)
         save_metrics(folder, trimmed, provenance.get("adapter_sha256"))
     state.save(folder)

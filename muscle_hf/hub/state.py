@@ -26,7 +26,7 @@ FORMAT = 1
 _SLICES_KEPT = 12
 _CURVE_POINTS = 200
 # Model columns of a comparison file that say where it lay rather than what it holds.
-_MODEL_FIELDS = ("label", "role", "format")
+_MODEL_FIELDS = ("label", "role", "format", "origins")
 # The fields that only a publisher can fill; training collects the others.
 PUBLISHER_FIELDS = (
     *("title", "summary", "task", "language", "datasets", "tags", "license", "license_old", "license_new"),

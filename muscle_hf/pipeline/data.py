@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from muscle_hf.data import PaddingCollator, encode_items
 from muscle_hf.errors import MissingDependencyError, MuscleError
-from muscle_hf.evaluation.registry import load_items, place_of_rows, to_item
+from muscle_hf.evaluation.registry import describe_data, load_items, place_of_rows, to_item
 from muscle_hf.evaluation.rows import find_rows, read_rows
 from muscle_hf.evaluation.tasks import Item, Source, Task
 from muscle_hf.pipeline.config import DataSettings, RunSettings, SplitSettings
@@ -53,7 +53,7 @@ def load_splits(task: Task | None, data: DataSettings) -> Splits:
     source = _source(data, task)
     test: Sequence[Item] = []
     if task is not None:
-        place = source if data.test_source is None and data.format == "task" else data.test_source
+        place = _test_source(data, task)
         test = load_items(task, place, data.test.split, start=data.test.start, limit=data.test.limit)
         _refuse_overlap(data, task, source, place, len(test))
     if data.format == "task" and not data.streaming:
@@ -85,6 +85,15 @@ def _source(data: DataSettings, task: Task | None) -> str | Source | None:
         raise MuscleError("data.name and data.revision belong to a dataset on the Hub; data.source is on this disk")
     splits = task.source.splits if task is not None and task.source is not None else {}
     return Source(data.source, data.name, data.revision, splits)
+
+
+def _test_source(data: DataSettings, task: Task | None) -> str | Source | None:
+    return _source(data, task) if data.test_source is None and data.format == "task" else data.test_source
+
+
+def describe_test_data(task: Task, data: DataSettings) -> dict[str, str | None]:
+    """Where the test items come from, as predictions say it."""
+    return describe_data(task, _test_source(data, task), data.test.split)
 
 
 def _refuse_overlap(

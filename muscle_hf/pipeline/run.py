@@ -26,7 +26,7 @@ from muscle_hf.hub.completing import complete_card
 from muscle_hf.pipeline import steps
 from muscle_hf.pipeline.card import card_words, complete_run_card
 from muscle_hf.pipeline.config import ModelSettings, RunSettings
-from muscle_hf.pipeline.data import Splits, TrainingData, check_rows, load_splits
+from muscle_hf.pipeline.data import Splits, TrainingData, check_rows, describe_test_data, load_splits
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, Result
 from muscle_hf.provenance import file_sha256
 from muscle_hf.trainer import MuscleTrainer
@@ -62,7 +62,10 @@ def run(settings: RunSettings, say: Callable[[str], None] = print) -> Result | N
 def make_run(settings: RunSettings, say: Callable[[str], None] = print) -> Run:
     """The run that settings describe, with its rows loaded; arguments and errors as of :func:`run`."""
     task = None if settings.task is None else load_task(settings.task)
-    return Run(settings, task, load_splits(task, settings.data), say)
+    run = Run(settings, task, load_splits(task, settings.data), say)
+    if task is not None:
+        run.test_data = describe_test_data(task, settings.data)
+    return run
 
 
 def run_task(settings: RunSettings, task: Task, splits: Splits, say: Callable[[str], None] = print) -> Result:
@@ -82,6 +85,8 @@ class Run:
     Raises:
         MuscleError: The task is not for causal language models.
     """
+
+    test_data: Mapping[str, str | None] = {}
 
     def __init__(self, settings: RunSettings, task: Task | None, splits: Splits, say: Callable[[str], None] = print):
         if task is not None and task.kind == "classification":
@@ -361,7 +366,8 @@ class Run:
         kind = "test" if items is self.splits.test else "validation"
         self._say(f"{len(items)} {kind} items: {VERSIONS.get(name, name)}")
         steps.free_memory()
-        how = {"how": self._how, "batch_size": settings.eval_batch_size}
+        data = {"task": self.task.name, **(self.test_data if items is self.splits.test else {})}
+        how = {"how": self._how, "batch_size": settings.eval_batch_size, "data": data}
         answers = steps.answer(side, side.adapter, self.task, items, **how)
         if self._process.is_main_process:
             note.unlink(missing_ok=True)

@@ -32,12 +32,13 @@ from muscle_hf.config import MuscleConfig
 from muscle_hf.console import hush_deprecations
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.engine import evaluate_task
-from muscle_hf.evaluation.predictions import Prediction
+from muscle_hf.evaluation.predictions import Prediction, signed
 from muscle_hf.evaluation.tasks import Item, Task
 from muscle_hf.hub.publishing import prepare_repository, publish
 from muscle_hf.pipeline.config import LoraSettings, ModelSettings, RunSettings
 from muscle_hf.pipeline.data import TrainingData, is_trl
 from muscle_hf.pipeline.interrupt import StopOnInterrupt
+from muscle_hf.provenance import describe_model
 from muscle_hf.teachers.checks import is_quantized
 from muscle_hf.teachers.kinds import CAUSAL_LM
 from muscle_hf.teachers.loading import find_adapter, load_model, load_task_model
@@ -305,12 +306,24 @@ def answer(
     *,
     how: Mapping[str, Any],
     batch_size: int | None,
+    data: Mapping[str, Any],
 ) -> list[Prediction]:
-    """What a base with an adapter answers to the items of a task; several processes share the items."""
+    """What a base with an adapter answers to the items of a task; several processes share the items.
+
+    Args:
+        side: The base.
+        adapter: Folder or Hub id.
+        task: What is asked.
+        items: Of the task.
+        how: The base is loaded, see :func:`loading`.
+        batch_size: Sequences per forward pass.
+        data: Where the items come from, for the predictions to say.
+    """
     model = load_task_adapter(dataclasses.replace(side, adapter=str(adapter)), how, trainable=False)
     if not is_quantized(model):
         model.to(PartialState().device)
-    return evaluate_task(model.eval(), load_tokenizer(side), task, items, batch_size=batch_size)
+    answers = evaluate_task(model.eval(), load_tokenizer(side), task, items, batch_size=batch_size)
+    return signed(answers, {**describe_model(model, adapter, str(adapter), side.adapter_revision), "data": data})
 
 
 # ---- Settings ----

@@ -165,7 +165,7 @@ def _check_provenance(name: str, folder: Path, commit: str | None, fetch: Mappin
 
 def is_commit(revision: str | None) -> bool:
     """Whether a revision on the Hub names one content for good, rather than a branch or tag that may move."""
-    return revision is not None and re.fullmatch("[0-9a-f]{40}", revision) is not None
+    return isinstance(revision, str) and re.fullmatch("[0-9a-f]{40}", revision) is not None
 
 
 def _no_safetensors(name: str) -> str:
