@@ -8,7 +8,6 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,21 +15,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import muscle_hf
-from muscle_hf.errors import MismatchError, MuscleError
+from muscle_hf.errors import MuscleError
 from muscle_hf.files import read_json, write_json
+from muscle_hf.record import FORMAT, PROVENANCE_FILE, file_sha256, public_name
+from muscle_hf.record import read_provenance as read_provenance
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters
 from muscle_hf.teachers.checks import vocabulary_hash
-from muscle_hf.teachers.loading import is_commit
-from muscle_hf.teachers.origin import origin_of
+from muscle_hf.teachers.identity import describe_base
 from muscle_hf.teachers.placing import is_sharded
 from muscle_hf.teachers.teacher import Teacher
-from muscle_hf.teachers.weights import base_of, base_weights, content_hash, describe_quantization
+from muscle_hf.teachers.weights import base_of, content_hash
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
     from muscle_hf.losses import Objective
     from muscle_hf.trainer import MuscleTrainer
 
-PROVENANCE_FILE = "muscle_provenance.json"
-FORMAT = 1
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "datasets", "trl", "bitsandbytes")
 # Settings that name a place or a secret rather than how the adapter was trained.
 _PRIVATE_SETTINGS = frozenset(
@@ -145,96 +142,11 @@ class Provenance:
                     )
 
 
-def read_provenance(folder: str | os.PathLike) -> dict[str, Any]:
-    """The provenance of a saved compatibility adapter.
-
-    Raises:
-        MuscleError: There is none, or it is of a later format.
-    """
-    file = Path(folder, PROVENANCE_FILE)
-    if not file.is_file():
-        raise MuscleError(f"{folder} has no {PROVENANCE_FILE}: it was not saved by MuscleTrainer")
-    content = read_json(file)
-    if content.get("format") != FORMAT:
-        raise MuscleError(f"{file} has format {content.get('format')}; this version reads format {FORMAT}: upgrade")
-    return content
-
-
-def check_weights(folder: str | os.PathLike, provenance: Mapping[str, Any]) -> bool:
-    """Hold the weights in a folder against the hash in their provenance.
-
-    Returns:
-        Whether there is such a hash; without one nothing was checked.
-
-    Raises:
-        MismatchError: The weights are others than those recorded; names both hashes.
-    """
-    recorded = provenance.get("adapter_file_sha256")
-    if recorded is None:
-        return False
-    found = file_sha256(Path(folder, SAFETENSORS_WEIGHTS_NAME))
-    if found != recorded:
-        raise MismatchError(
-            f"{SAFETENSORS_WEIGHTS_NAME} is not the file that {PROVENANCE_FILE} describes: recorded SHA-256 "
-            f"{recorded}, found {found}. One of the two was replaced after training"
-        )
-    return True
-
-
-def same_base(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> bool | None:
-    """Whether two descriptions are of one base; None if that cannot be told, as in two precisions without commits."""
-    if recorded.get("sha256") and recorded["sha256"] == found.get("sha256"):
-        return True
-    commits = [(base.get("name"), base.get("revision")) for base in (recorded, found)]
-    if commits[0] == commits[1] and is_commit(recorded.get("revision")):
-        return True
-    if recorded.get("architecture") != found.get("architecture"):
-        return False
-    alike = all(recorded.get(name) == found.get(name) for name in ("dtype", "quantization"))
-    return False if alike and recorded.get("sha256") and found.get("sha256") else None
-
-
-def same_adapter(recorded: Mapping[str, Any] | None, found: Mapping[str, Any] | None) -> bool | None:
-    """Whether two descriptions are of one adapter; None if no hash is known of both."""
-    if not recorded or not found:
-        return not recorded and not found
-    pairs = [(recorded.get(name), found.get(name)) for name in ("file_sha256", "sha256")]
-    known = [one == other for one, other in pairs if one and other]
-    return any(known) if known else None
-
-
-def unrecorded(provenance: Mapping[str, Any]) -> list[str]:
-    """What a provenance has no hash of, so that nobody can check it: of ``weights``, ``base`` and ``tokenizer``."""
-    base = provenance["new"]["base"]
-    known = {
-        "weights": provenance.get("adapter_file_sha256"),
-        "base": base["sha256"] or is_commit(base["revision"]),
-        "tokenizer": provenance.get("tokenizer"),
-    }
-    return [name for name, hashed in known.items() if not hashed]
-
-
-def file_sha256(file: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes, as ``sha256sum`` gives it."""
-    digest = hashlib.sha256()
-    with open(file, "rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def public_name(name: str | None) -> str | None:
-    """A model's name without its place on this machine: a Hub id as it is, a folder by its last part."""
-    if not name:
-        return None
-    return Path(name).resolve().name if os.path.isdir(name) or os.path.isabs(name) else name
-
-
 def _describe_teacher(teacher: Teacher, hashes: dict[tuple[int, frozenset[str]], str]) -> dict[str, Any]:
     base = base_of(teacher.model)
     base_hash, adapter_hash = teacher.known_hashes or _hash_teacher(teacher, hashes)
     return {
-        "base": _describe_base(base, base_hash),
+        "base": describe_base(base, base_hash),
         "adapter": {
             "name": public_name(teacher.source),
             "revision": teacher.revision,
@@ -243,54 +155,6 @@ def _describe_teacher(teacher: Teacher, hashes: dict[tuple[int, frozenset[str]],
         if adapter_hash
         else None,
     }
-
-
-def _describe_base(base: nn.Module, sha256: str | None) -> dict[str, Any]:
-    origin = origin_of(base)
-    return {
-        "name": origin.name,
-        "revision": origin.revision,
-        "on_hub": origin.on_hub,
-        "architecture": type(base).__name__,
-        "dtype": str(getattr(base, "dtype", None)).removeprefix("torch."),
-        "quantization": describe_quantization(base.config),
-        "sha256": sha256,
-    }
-
-
-def describe_model(
-    model: nn.Module, folder: str | os.PathLike | None = None, name: str | None = None, revision: str | None = None
-) -> dict[str, Any]:
-    """A model in memory as a provenance describes ``old`` and ``new``: its predictions say so what gave them.
-
-    Args:
-        model: With the adapter active that is meant, if it has one. Every weight is read once, to hash it.
-        folder: Where the adapter's file is, which is hashed too.
-        name: The adapter's: a Hub id, or a folder.
-        revision: The adapter's commit on the Hub.
-
-    Returns:
-        ``base`` and ``adapter``; None is what cannot be hashed (weights that were left on the disk), and an adapter
-        that there is not.
-    """
-    active = model.active_adapter if isinstance(model, PeftModel) else None
-    adapter = None
-    if active is not None:
-        file = None if folder is None else Path(folder, SAFETENSORS_WEIGHTS_NAME)
-        adapter = {
-            "name": public_name(name),
-            "revision": revision,
-            "sha256": _hash_or_none(adapter_parameters(model, active)),
-            "file_sha256": file_sha256(file) if file is not None and file.is_file() else None,
-        }
-    return {"base": _describe_base(base_of(model), _hash_or_none(base_weights(model, active))), "adapter": adapter}
-
-
-def _hash_or_none(tensors: Mapping[str, Tensor]) -> str | None:
-    try:
-        return content_hash(tensors.items()) if tensors else None
-    except MuscleError:  # on the meta device, where offloaded weights are
-        return None
 
 
 def _hash_teacher(teacher: Teacher, hashes: dict[tuple[int, frozenset[str]], str]) -> tuple[str, str | None]:

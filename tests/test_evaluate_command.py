@@ -86,8 +86,8 @@ def test_the_command_goes_on_after_the_answers_that_it_has(kind, how, rows, mode
 
 def test_answers_of_another_model_are_not_gone_on_with(rows, model_folder, tmp_path):
     from muscle_hf.evaluation.loading import load_for_evaluation
-    from muscle_hf.provenance import describe_model
     from muscle_hf.evaluation.partial import PartialAnswers
+    from muscle_hf.teachers.identity import describe_model
 
     task, items = load_task("sst2"), load_items("sst2", rows)
     for seed in (1, 2):
@@ -98,7 +98,8 @@ def test_answers_of_another_model_are_not_gone_on_with(rows, model_folder, tmp_p
         torch.nn.init.normal_(next(p for n, p in adapted.named_parameters() if "lora_B" in n))
         adapted.peft_config["default"].base_model_name_or_path = str(tmp_path / "1")
         adapted.save_pretrained(tmp_path / f"adapter-{seed}")
-    who = [describe_model(load_for_evaluation(tmp_path / name, task)[0]) for name in ("1", "2", "adapter-1", "adapter-2")]
+    names = ("1", "2", "adapter-1", "adapter-2")
+    who = [describe_model(load_for_evaluation(tmp_path / name, task)[0]) for name in names]
     assert len({repr(one) for one in who}) == 4
     assert describe_model(load_for_evaluation(tmp_path / "adapter-1", task)[0]) == who[2]
     PartialAnswers(tmp_path / "partial", who[0], task, False).read(items)

@@ -16,7 +16,7 @@ from muscle_hf.compare import compare
 from muscle_hf.evaluation.predictions import read_predictions, signed, write_predictions
 from muscle_hf.hub import MismatchError, publish
 from muscle_hf.hub.origins import check_origins
-from muscle_hf.provenance import same_base
+from muscle_hf.record import same_base
 
 REPO = "tester/compat"
 TASK = """

@@ -187,7 +187,7 @@ def _save(
     from muscle_hf.compare.document import plain
     from muscle_hf.dial.dial import identity_of
     from muscle_hf.hub.card import write_card
-    from muscle_hf.provenance import PROVENANCE_FILE
+    from muscle_hf.record import PROVENANCE_FILE
 
     record = {
         **choice,

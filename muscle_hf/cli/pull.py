@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from muscle_hf.hub import fetch, load_compatible
     from muscle_hf.hub.copying import copy_to
     from muscle_hf.hub.text import plain
-    from muscle_hf.provenance import unrecorded
+    from muscle_hf.record import unrecorded
 
     fetched = fetch(args.repo, revision=args.revision)
     if not args.adapter_only:

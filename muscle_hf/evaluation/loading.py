@@ -14,7 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from muscle_hf.errors import MismatchError, MuscleError
 from muscle_hf.evaluation.tasks import Task
 from muscle_hf.files import readable
-from muscle_hf.provenance import PROVENANCE_FILE, describe_model, read_provenance, same_base
+from muscle_hf.record import PROVENANCE_FILE, read_provenance, same_base
+from muscle_hf.teachers.identity import describe_model
 from muscle_hf.teachers.kinds import CAUSAL_LM, SEQ2SEQ_LM, SEQUENCE_CLASSIFICATION, ModelKind
 from muscle_hf.teachers.loading import FETCH_KEYS, AdapterFolder, find_adapter, load_task_model
 

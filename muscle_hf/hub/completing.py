@@ -16,7 +16,7 @@ from muscle_hf.hub.card import CARD_FILE, write_card
 from muscle_hf.hub.files import is_card, pack
 from muscle_hf.hub.origins import check_origins
 from muscle_hf.hub.state import CardState, provenance_in, save_metrics, trimmed_comparison
-from muscle_hf.provenance import PROVENANCE_FILE
+from muscle_hf.record import PROVENANCE_FILE
 
 
 def complete_card(

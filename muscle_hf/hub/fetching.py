@@ -17,7 +17,7 @@ from muscle_hf.hub.errors import hub_errors
 from muscle_hf.hub.files import ADAPTER_FILES, WEIGHTS_FILE, is_published, is_safe_path, valid_repo_id
 from muscle_hf.hub.publishing import hub_api
 from muscle_hf.hub.state import provenance_in
-from muscle_hf.provenance import PROVENANCE_FILE, check_weights
+from muscle_hf.record import PROVENANCE_FILE, check_weights
 
 logger = logging.get_logger(__name__)
 

@@ -17,9 +17,8 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.hub.body import ADAPTER_CONFIG, REPORT_FILE
 from muscle_hf.hub.card import CARD_FILE, is_ours, render_card
 from muscle_hf.hub.state import CARD_STATE_FILE, METRICS_FILE, CardState, load_metrics, provenance_in
-from muscle_hf.provenance import PROVENANCE_FILE, check_weights
+from muscle_hf.record import PROVENANCE_FILE, WEIGHTS_FILE, check_weights
 
-WEIGHTS_FILE = "adapter_model.safetensors"
 # Everything that is published or fetched, and nothing else: no checkpoints, optimizer states, pickles, caches or code.
 ADAPTER_FILES = (ADAPTER_CONFIG, WEIGHTS_FILE, PROVENANCE_FILE)
 TOKENIZER_FILES = (

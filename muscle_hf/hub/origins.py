@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from muscle_hf.errors import MismatchError, MuscleError
-from muscle_hf.provenance import same_adapter, same_base
+from muscle_hf.record import same_adapter, same_base
 
 
 def check_origins(comparison: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[str]:

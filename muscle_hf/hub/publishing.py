@@ -18,7 +18,7 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.hub.errors import hub_errors
 from muscle_hf.hub.files import WEIGHTS_FILE, Parcel, is_card, is_published, pack, valid_repo_id
 from muscle_hf.hub.state import CardState, provenance_in
-from muscle_hf.provenance import PROVENANCE_FILE
+from muscle_hf.record import PROVENANCE_FILE
 
 _AFTERWARDS = (
     "Nothing local was changed, and the repository has all of an upload or none of it: mend that and run the same "

@@ -18,7 +18,7 @@ from typing import Any
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import read_json, write_json
-from muscle_hf.provenance import PROVENANCE_FILE, read_provenance
+from muscle_hf.record import PROVENANCE_FILE, read_provenance
 
 CARD_STATE_FILE = "muscle_card.json"
 METRICS_FILE = "muscle_metrics.json"

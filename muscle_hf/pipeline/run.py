@@ -28,7 +28,7 @@ from muscle_hf.pipeline.card import card_words, complete_run_card
 from muscle_hf.pipeline.config import ModelSettings, RunSettings
 from muscle_hf.pipeline.data import Splits, TrainingData, check_rows, describe_test_data, load_splits
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, Result
-from muscle_hf.provenance import file_sha256
+from muscle_hf.record import file_sha256
 from muscle_hf.trainer import MuscleTrainer
 from muscle_hf.transfer.prompts import Checker, TransferPrompts
 

@@ -38,8 +38,8 @@ from muscle_hf.hub.publishing import prepare_repository, publish
 from muscle_hf.pipeline.config import LoraSettings, ModelSettings, RunSettings
 from muscle_hf.pipeline.data import TrainingData, is_trl
 from muscle_hf.pipeline.interrupt import StopOnInterrupt
-from muscle_hf.provenance import describe_model
 from muscle_hf.teachers.checks import is_quantized
+from muscle_hf.teachers.identity import describe_model
 from muscle_hf.teachers.kinds import CAUSAL_LM
 from muscle_hf.teachers.loading import find_adapter, load_model, load_task_model
 from muscle_hf.teachers.origin import origin_of

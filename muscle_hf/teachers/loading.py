@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import readable
+from muscle_hf.record import PROVENANCE_FILE, check_weights, is_commit, read_provenance
 from muscle_hf.teachers.adapters import read_adapter
 from muscle_hf.teachers.kinds import ModelKind
 
@@ -154,18 +154,11 @@ def read_adapter_config(folder: str | os.PathLike, name: str) -> PeftConfig:
 
 def _check_provenance(name: str, folder: Path, commit: str | None, fetch: Mapping[str, Any]) -> None:
     """Refuse weights that are not those of the provenance beside them; an adapter of another tool has none."""
-    from muscle_hf.provenance import PROVENANCE_FILE, check_weights, read_provenance
-
     if commit is not None:
         with contextlib.suppress(EntryNotFoundError):
             hf_hub_download(name, PROVENANCE_FILE, **{**fetch, "revision": commit})
     if (folder / PROVENANCE_FILE).is_file() and not check_weights(folder, read_provenance(folder)):
         logger.warning(f"{PROVENANCE_FILE} of {name} records no hash of its weights, which were not checked.")
-
-
-def is_commit(revision: str | None) -> bool:
-    """Whether a revision on the Hub names one content for good, rather than a branch or tag that may move."""
-    return isinstance(revision, str) and re.fullmatch("[0-9a-f]{40}", revision) is not None
 
 
 def _no_safetensors(name: str) -> str:

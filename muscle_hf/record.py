@@ -1,0 +1,107 @@
+"""An adapter's provenance as a file: reading it, and holding weights and models against it. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from muscle_hf.errors import MismatchError, MuscleError
+from muscle_hf.files import read_json
+
+PROVENANCE_FILE = "muscle_provenance.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+FORMAT = 1
+
+
+def read_provenance(folder: str | os.PathLike) -> dict[str, Any]:
+    """The provenance of a saved compatibility adapter.
+
+    Raises:
+        MuscleError: There is none, or it is of a later format.
+    """
+    file = Path(folder, PROVENANCE_FILE)
+    if not file.is_file():
+        raise MuscleError(f"{folder} has no {PROVENANCE_FILE}: it was not saved by MuscleTrainer")
+    content = read_json(file)
+    if content.get("format") != FORMAT:
+        raise MuscleError(f"{file} has format {content.get('format')}; this version reads format {FORMAT}: upgrade")
+    return content
+
+
+def check_weights(folder: str | os.PathLike, provenance: Mapping[str, Any]) -> bool:
+    """Hold the weights in a folder against the hash in their provenance.
+
+    Returns:
+        Whether there is such a hash; without one nothing was checked.
+
+    Raises:
+        MismatchError: The weights are others than those recorded; names both hashes.
+    """
+    recorded = provenance.get("adapter_file_sha256")
+    if recorded is None:
+        return False
+    found = file_sha256(Path(folder, WEIGHTS_FILE))
+    if found != recorded:
+        raise MismatchError(
+            f"{WEIGHTS_FILE} is not the file that {PROVENANCE_FILE} describes: recorded SHA-256 "
+            f"{recorded}, found {found}. One of the two was replaced after training"
+        )
+    return True
+
+
+def same_base(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> bool | None:
+    """Whether two descriptions are of one base; None if that cannot be told, as in two precisions without commits."""
+    if recorded.get("sha256") and recorded["sha256"] == found.get("sha256"):
+        return True
+    commits = [(base.get("name"), base.get("revision")) for base in (recorded, found)]
+    if commits[0] == commits[1] and is_commit(recorded.get("revision")):
+        return True
+    if recorded.get("architecture") != found.get("architecture"):
+        return False
+    alike = all(recorded.get(name) == found.get(name) for name in ("dtype", "quantization"))
+    return False if alike and recorded.get("sha256") and found.get("sha256") else None
+
+
+def same_adapter(recorded: Mapping[str, Any] | None, found: Mapping[str, Any] | None) -> bool | None:
+    """Whether two descriptions are of one adapter; None if no hash is known of both."""
+    if not recorded or not found:
+        return not recorded and not found
+    pairs = [(recorded.get(name), found.get(name)) for name in ("file_sha256", "sha256")]
+    known = [one == other for one, other in pairs if one and other]
+    return any(known) if known else None
+
+
+def unrecorded(provenance: Mapping[str, Any]) -> list[str]:
+    """What a provenance has no hash of, so that nobody can check it: of ``weights``, ``base`` and ``tokenizer``."""
+    base = provenance["new"]["base"]
+    known = {
+        "weights": provenance.get("adapter_file_sha256"),
+        "base": base["sha256"] or is_commit(base["revision"]),
+        "tokenizer": provenance.get("tokenizer"),
+    }
+    return [name for name, hashed in known.items() if not hashed]
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision on the Hub names one content for good, rather than a branch or tag that may move."""
+    return isinstance(revision, str) and re.fullmatch("[0-9a-f]{40}", revision) is not None
+
+
+def file_sha256(file: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes, as ``sha256sum`` gives it."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def public_name(name: str | None) -> str | None:
+    """A model's name without its place on this machine: a Hub id as it is, a folder by its last part."""
+    if not name:
+        return None
+    return Path(name).resolve().name if os.path.isdir(name) or os.path.isabs(name) else name
