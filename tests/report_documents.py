@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import random
 
+from example_document import example_document
+
 from muscle_hf.compare import document as d
-from muscle_hf.compare.example import example_document
 from muscle_hf.metrics import Estimate, wilson_interval
 
 RLO, ESC, BEL = "\u202e", "\x1b", "\x07"
@@ -98,7 +99,7 @@ def _against(flows: list[d.Flow], verdict: d.Verdict) -> d.AgainstNew:
 
 
 def full_document() -> d.Document:
-    """Two kinds of tasks, slices with verdicts, a gate that fails, noise floors, pooled rates, warnings."""
+    """Two kinds of tasks, slices with verdicts, a gate that fails, noise floors, a total, warnings."""
     base = example_document(items=1200, seed=3)
     values = [
         "angry",
@@ -138,12 +139,15 @@ def full_document() -> d.Document:
             "min_accuracy_gain", "routing", "muscle", 0.01, updates[1].change, "too little data", "Unclear.", None
         ),
     ]
-    pooled = [
-        d.Pooled("new", 2, estimate(0.148), estimate(0.15), 0.001),
-        d.Pooled("muscle", 2, estimate(0.07), estimate(0.072), 0.2, 0.0001),
-    ]
+    total = dataclasses.replace(
+        task,
+        name="total",
+        tasks=["routing", "other"],
+        flips=[],
+        updates=[dataclasses.replace(update, slices=[], inheritance=None) for update in updates],
+    )
     return dataclasses.replace(
-        base, tasks=[task, score_task()], gate=d.Gate("fail", checks, "update-budget.yaml"), pooled=pooled
+        base, tasks=[task, score_task()], gate=d.Gate("fail", checks, "update-budget.yaml"), totals=[total]
     )
 
 
@@ -195,7 +199,7 @@ def hostile_document(answer_length: int = 0) -> d.Document:
         models=[dataclasses.replace(m, label=names[m.label], source=HOSTILE, format=HOSTILE) for m in base.models],
         tasks=[task],
         gate=d.Gate("fail", checks, HOSTILE),
-        pooled=[d.Pooled(names["new"], 1, estimate(0.1), estimate(0.1), 0.5)],
+        totals=[dataclasses.replace(task, updates=[dataclasses.replace(u, slices=[]) for u in updates])],
         noise=[dataclasses.replace(base.noise[0], task=HOSTILE)],
         warnings=[HOSTILE],
         options={HOSTILE: HOSTILE},

@@ -7,6 +7,7 @@ import json
 import math
 import sys
 
+import numpy as np
 import pytest
 from compare_files import choice_predictions, flipping, score_predictions, sources, three, write
 from hypothesis import HealthCheck, given, settings
@@ -16,6 +17,7 @@ from report_documents import full_document
 from muscle_hf import MuscleError
 from muscle_hf.compare import (
     AnalysisOptions,
+    Budget,
     compare,
 )
 from muscle_hf.metrics import flip_metrics, flip_metrics_from_correct, smooth_flip_metrics
@@ -98,7 +100,7 @@ def test_a_document_is_plain_json_and_nan_is_null():
     right = choice_predictions(5, 1.0, 1)
     data = json.loads(compare(*sources(right, right)).to_json())
     update = data["tasks"][0]["updates"][0]
-    assert data["schema_version"] == 1 and update["rates"]["bec"]["value"] is None
+    assert data["schema_version"] == 2 and update["rates"]["bec"]["value"] is None
     assert update["verdict"] == "no difference shown" and update["p_value"] == 1.0
 
 
@@ -140,30 +142,51 @@ def many_tasks(accuracy, seed):
     return [row for t in range(4) for row in choice_predictions(150, accuracy, seed + 10 * t, task=f"task{t}")]
 
 
-def test_tasks_are_pooled_and_corrected():
+def test_tasks_have_a_total_and_are_corrected():
     document = compare(*sources(many_tasks(0.8, 1), many_tasks(0.6, 2), many_tasks(0.8, 3)))
-    pooled, compat = document.pooled
+    (total,) = document.totals
+    new, compat = total.updates
     rates = [task.updates[0].rates["nfr"] for task in document.tasks]
-    assert pooled.tasks == 4
-    assert pooled.nfr.value == pytest.approx(sum(rate.value for rate in rates) / 4)
-    assert pooled.nfr_items.value == pytest.approx(sum(rate.count for rate in rates) / 600)
-    assert pooled.p_value < min(task.updates[0].p_value for task in document.tasks)
-    assert pooled.p_value_against_new is None and compat.p_value_against_new < 0.05
+    assert (total.name, total.items, total.tasks) == ("total", 600, [f"task{i}" for i in range(4)])
+    assert new.rates["nfr"].value == pytest.approx(sum(rate.value for rate in rates) / 4)
+    assert new.counts["negative_flips"] == sum(rate.count for rate in rates)
+    assert total.accuracy_old.value == pytest.approx(np.mean([task.accuracy_old.value for task in document.tasks]))
+    changes = [task.updates[0].change for task in document.tasks]
+    assert new.change.value == pytest.approx(np.mean([change.value for change in changes]))
+    assert new.change.high - new.change.low < min(change.high - change.low for change in changes)
+    assert new.p_value < min(task.updates[0].p_value for task in document.tasks) and new.verdict == "worse"
+    assert new.against_new is None and compat.against_new.p_value < 0.05
     for task in document.tasks:
         for update in task.updates:
             assert update.p_value <= update.p_adjusted <= min(1.0, 4 * update.p_value) + 1e-12
 
 
-def test_clusters_count_in_the_pooled_result():
+def test_scores_have_a_total_for_each_metric():
+    sides = [
+        [row for t in range(2) for row in score_predictions(60, level, seed + t, task=f"sum{t}")]
+        + choice_predictions(40, 0.8, seed)
+        for level, seed in ((0.5, 1), (0.3, 5))
+    ]
+    document = compare(*sources(*sides), budget=Budget(limits={"max_regression": {"total rouge1": 0.05}}))
+    (total,) = document.totals
+    assert total.name == "total rouge1" and total.kind == "score" and total.updates[0].verdict == "worse"
+    (check,) = document.gate.checks
+    assert (check.task, check.verdict) == ("total rouge1", "fail")
+    falls = [-task.updates[0].change.value for task in document.tasks if task.kind == "score"]
+    assert check.estimate.value == pytest.approx(np.mean(falls))
+
+
+def test_clusters_count_in_the_total():
     old = many_tasks(0.9, 1)
     wrong = [dataclasses.replace(p, prediction=(p.target + 1) % 4, correct=False) for p in old]
     new = [wrong[i] if (i // 5) % 4 == 0 else p for i, p in enumerate(old)]
-    apart = compare(*sources(old, new, old)).pooled
-    together = compare(*sources(old, new, old), analysis=AnalysisOptions(cluster="source")).pooled
+    apart = compare(*sources(old, new, old)).totals[0].updates
+    together = compare(*sources(old, new, old), analysis=AnalysisOptions(cluster="source")).totals[0].updates
     for narrow, wide in zip(apart, together, strict=True):
-        assert wide.nfr.value == narrow.nfr.value and wide.nfr.high >= narrow.nfr.high
+        assert wide.rates["nfr"].value == narrow.rates["nfr"].value
         assert wide.p_value >= narrow.p_value
-    assert together[0].nfr.high > apart[0].nfr.high and together[1].p_value_against_new < 0.01
+    assert together[0].rates["nfr"].high > apart[0].rates["nfr"].high
+    assert together[1].against_new.p_value < 0.01
 
 
 @pytest.mark.parametrize("text", ["plain", "a lone \ud800 surrogate"])

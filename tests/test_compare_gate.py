@@ -188,3 +188,33 @@ def test_the_noise_floor_of_flips_is_not_held_against_differences():
     budget = Budget(limits={"max_nfr": {"*": 0.1}, "max_regression": {"*": 0.1}}, noise={"ways": 0.05})
     floors = {check.rule: check.noise_floor for check in compare(*sources(old, again), budget=budget).gate.checks}
     assert floors == {"max_nfr": 0.05, "max_regression": None}
+
+
+def test_a_control_is_shown_and_never_judged():
+    old, new, compat = three(2000)
+    budget = Budget(limits={"max_nfr": {"*": 0.12}})
+    sides = sources(old, new, compat, new)
+    judged = compare(*sides, labels=["old", "new", "muscle", "control"], budget=budget, controls=["control"])
+    assert judged.gate.verdict == "pass" and judged.gate.by_candidate == {"muscle": "pass"}
+    assert [model.role for model in judged.models] == ["old", "new", "compat", "control"]
+    control = judged.tasks[0].updates[2]
+    assert control.role == "control" and control.against_new.delta_nfr.value == 0 and control.inheritance is not None
+    both = compare(*sides, labels=["old", "new", "muscle", "control"], budget=budget).gate
+    assert both.verdict == "fail" and both.by_candidate == {"muscle": "pass", "control": "fail"}
+    only = compare(*sources(old, compat, new), labels=["a", "b", "c"], budget=budget, controls=["c"]).gate
+    assert only.by_candidate == {"b": "pass"}
+    for bad in ({"controls": ["x"]}, {"controls": ["c"], "candidates": ["c"]}, {"controls": ["b", "c"]}):
+        with pytest.raises(MuscleError, match="control"):
+            compare(*sources(old, compat, new), labels=["a", "b", "c"], **bad)
+
+
+def test_the_total_has_limits_of_its_own():
+    old = [row for t in range(5) for row in choice_predictions(200, 1.0, t, task=f"t{t}")]
+    new = [
+        dataclasses.replace(p, prediction=(p.target + 1) % 4, correct=False) if i % 50 == 0 else p
+        for i, p in enumerate(old)
+    ]
+    gate = gate_of(old, new, budget=Budget(limits={"max_nfr": {"total": 0.035}}))
+    assert [(check.task, check.verdict) for check in gate.checks] == [("total", "pass")]
+    each = gate_of(old, new, budget=Budget(limits={"max_nfr": {"*": 0.035}}))
+    assert {check.task for check in each.checks} == {f"t{t}" for t in range(5)} and each.exit_code == 3

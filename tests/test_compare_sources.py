@@ -130,7 +130,7 @@ def test_real_harness_logs_count_like_their_own_metrics():
             logged = [row[task.metric] for row in rows if row["filter"] == (filter_name.rstrip(")") or "none")]
             assert (found.count, found.total) == (sum(logged), len(logged))
     assert document.models[0].format == "lm-eval"
-    assert document.pooled == []  # two filters of one task would count it twice
+    assert document.totals == []  # two filters of one task would count it twice
 
 
 @pytest.mark.parametrize("metric", ["acc", "acc_norm"])

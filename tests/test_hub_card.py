@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from example_document import example_document
 from hub_server import HubServer, card_errors, front_matter
 from hub_world import NEW
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from muscle_hf import MuscleError
-from muscle_hf.compare.example import example_document
 from muscle_hf.hub import CardState, render_card, write_card
 from muscle_hf.hub.card import CARD_FILE, parse_card
 from muscle_hf.hub.completing import complete_card, export_card

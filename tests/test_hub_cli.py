@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+from example_document import example_document
 from hub_server import TOKEN, HubServer
 from hub_world import NEW, OLD, files_in
 
 from muscle_hf.cli.main import main
-from muscle_hf.compare.example import example_document
 from muscle_hf.hub import list_compatible
 
 REPO = "tester/compat"

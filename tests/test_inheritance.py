@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from chromium import Chromium, find_chromium
 from compare_files import choice_predictions
+from example_document import example_document
 from report_documents import full_document, hostile_document
 from rich.console import Console
 
 from muscle_hf import MuscleError
 from muscle_hf.compare import AnalysisOptions, Document, compare, source_of
-from muscle_hf.compare.example import example_document
 from muscle_hf.evaluation.predictions import Prediction
 from muscle_hf.hub import render_card
 from muscle_hf.hub.completing import complete_card
@@ -215,7 +215,7 @@ def document() -> Document:
 
 def on_screen(document: Document) -> str:
     console = Console(file=io.StringIO(), width=200)
-    terminal.render(document, console)
+    terminal.render(document, console, full=True)
     return console.file.getvalue()
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from chromium import Chromium, find_chromium
+from example_document import example_document
 from report_documents import HOSTILE, full_document, hostile_document, large_document
 
 from muscle_hf.compare import document as d
-from muscle_hf.compare.example import example_document
 from muscle_hf.metrics import Estimate
 from muscle_hf.report import charts, html, wording
 

@@ -10,10 +10,12 @@ from html import unescape
 from xml.etree import ElementTree as ET
 
 import pytest
+from compare_files import choice_predictions, sources
+from example_document import example_document
 from report_documents import HOSTILE, RLO, full_document, hostile_document
 from rich.console import Console
 
-from muscle_hf.compare.example import example_document
+from muscle_hf.compare import Budget, compare
 from muscle_hf.metrics import Estimate
 from muscle_hf.report import junit, markdown, terminal, wording
 from muscle_hf.report.markup import Markup, join, tag
@@ -24,7 +26,7 @@ def printed(document, width: int = 120, color: bool = False) -> str:
     console = Console(
         file=io.StringIO(), width=width, force_terminal=color, color_system="standard" if color else None
     )
-    terminal.render(document, console)
+    terminal.render(document, console, full=True)
     return console.file.getvalue()
 
 
@@ -237,3 +239,32 @@ def test_markup_escapes_everything_that_it_did_not_make():
 )
 def test_numbers_in_words(shown, expected):
     assert shown == expected
+
+
+def test_what_is_worse_than_old_is_not_recommended():
+    """Near chance, as a report that once said in bold that new leads on both."""
+    old, worse, level = (choice_predictions(2000, right, seed) for right, seed in ((0.45, 1), (0.3, 2), (0.455, 3)))
+    task = (both := compare(*sources(old, worse, level))).tasks[0]
+    assert wording.eligible(task) == [task.updates[1]] and task.chance == 0.25
+    assert wording.advice(both, task).startswith("compat ") and "25.0%" in wording.advice(both, task)
+    alone = compare(*sources(old, worse))
+    assert wording.eligible(alone.tasks[0]) == [] and "keep old" in wording.advice(alone, alone.tasks[0])
+
+
+def test_one_screen_of_many_tasks():
+    sides = [
+        [row for t in range(57) for row in choice_predictions(20, a, s + t, task=f"t{t}")]
+        for a, s in ((0.9, 1), (0.8, 100))
+    ]
+    document = compare(*sources(*sides), budget=Budget(limits={"max_nfr": {"*": 0.05}}))
+    console = Console(file=io.StringIO(), width=100)
+    terminal.render(document, console)
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) <= 40 and "Gate" in lines[-2] and any("total" in line for line in lines)
+    assert len(printed(document)) > 10 * len("\n".join(lines))
+
+
+def test_a_document_says_what_it_is():
+    document = hostile_document()
+    assert len(repr(full_document())) < 200 and "gate: fail" in repr(full_document())
+    assert "<script" not in document._repr_html_() and "<td>routing</td>" in full_document()._repr_html_()

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 exit code: 0 done, or the gate passes; 1 the gate fails; 3 the gate has too little data; 2 bad use or bad input.
-Limits are fractions (0.02 or 2%), for all tasks or for one (TASK=0.02), held against one-sided confidence bounds. For
-tasks with scores, --max-regression and --min-accuracy-gain are about the mean score, in the unit of the scores.
+Limits are fractions (0.02 or 2%), for every task, for one (TASK=0.02) or for the mean of all (total=0.02), held
+against one-sided confidence bounds. For tasks with scores, --max-regression and --min-accuracy-gain are about the mean
+score, in the unit of the scores.
 """
 
 
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out = parser.add_argument_group("output, FILE or - for the screen in place of the table")
     for name, text in _OUTPUTS.items():
         out.add_argument(f"--{name}", metavar="FILE", help=text)
+    out.add_argument("--full", action="store_true", help="everything in the terminal, in place of one screen")
     out.add_argument("--quiet", action="store_true", help="no table in the terminal")
 
 
@@ -101,6 +103,13 @@ def _add_gate_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LABEL",
         help="the model that would ship (all COMPAT, or NEW without any); repeatable",
     )
+    gate.add_argument(
+        "--control",
+        action="append",
+        default=[],
+        metavar="LABEL",
+        help="a model that is shown beside the others and never judged; its label or its path; repeatable",
+    )
     gate.add_argument("--noise", metavar="FILE", help="noise floor written by muscle-hf noise --json")
 
 
@@ -144,6 +153,7 @@ def run(args: argparse.Namespace) -> int:
         ignore_prompts=args.ignore_prompts,
         budget=_budget(args),
         candidates=args.candidate or None,
+        controls=args.control,
         noise=read_noise(args.noise) if args.noise else (),
     )
     # All are rendered before the first is written: an error leaves no half of a result behind.
@@ -155,7 +165,7 @@ def run(args: argparse.Namespace) -> int:
 
         from muscle_hf.report import terminal
 
-        terminal.render(document, Console())
+        terminal.render(document, Console(), full=args.full)
     return 0 if document.gate is None else document.gate.exit_code
 
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from muscle_hf.compare.analyse import AnalysisOptions, TaskAnalysis, correct_tasks, pool
+from muscle_hf.compare.analyse import AnalysisOptions, TaskAnalysis, correct_tasks
 from muscle_hf.compare.document import Document, Model, NoiseFloor, Role, TaskResult
 from muscle_hf.compare.flips import list_flips
 from muscle_hf.compare.gate import Budget, check_gate
@@ -15,6 +15,7 @@ from muscle_hf.compare.inheritance import audit
 from muscle_hf.compare.join import Joined, Missing, join
 from muscle_hf.compare.slices import find_slices
 from muscle_hf.compare.sources import ReadOptions, Source, read_source
+from muscle_hf.compare.totals import groups, total_of
 from muscle_hf.errors import MuscleError
 
 
@@ -42,6 +43,7 @@ def compare(
     ignore_prompts: bool = False,
     budget: Budget | None = None,
     candidates: Sequence[str] | None = None,
+    controls: Sequence[str] = (),
     noise: Sequence[NoiseFloor] = (),
 ) -> Document:
     """Compares the answers of an old model with those of updated ones.
@@ -59,6 +61,8 @@ def compare(
         budget: Limits of the gate.
         candidates: Labels of the models that would ship, which the gate judges: by default the compatibility models,
             or the new one if there are none.
+        controls: Labels (or paths) of models that are shown beside the others and never judged, such as v2's adapter
+            trained on without the old model.
         noise: Noise floors to show (:func:`~muscle_hf.compare.noise.measure_noise`).
 
     Returns:
@@ -71,7 +75,10 @@ def compare(
     read, analysis = read or ReadOptions(), analysis or AnalysisOptions()
     check_options(analysis)
     names = list(labels) if labels is not None else default_labels([_path(entry) for entry in given])
-    _check_labels(names, len(given), candidates)
+    paths = [_path(entry) for entry in given]
+    # A default label is not what somebody typed who named the file.
+    controls = [names[paths.index(name)] if name in paths and name not in names else name for name in controls]
+    _check_labels(names, len(given), candidates, controls)
     wanted = [*(analysis.slices or ()), *([analysis.cluster] if analysis.cluster else []), *read.wanted]
     read = dataclasses.replace(read, wanted=wanted)
     sources = {
@@ -82,7 +89,7 @@ def compare(
         sources, missing="drop" if allow_partial else missing, ignore_prompts=ignore_prompts, wanted=wanted
     )
     models = [
-        Model(name, _role(i), source.path, source.format, source.origins)
+        Model(name, "control" if name in controls and i > 1 else _role(i), source.path, source.format, source.origins)
         for i, (name, source) in enumerate(sources.items())
     ]
     warnings += [
@@ -92,25 +99,22 @@ def compare(
     ]
     _check_cluster(joined, analysis.cluster)
     tasks = _analyse(joined, models, analysis)
+    together = groups(joined)
+    totals = [
+        total_of(name, [joined[i] for i in places], [tasks[i] for i in places], analysis)
+        for name, places in together.items()
+    ]
     names_of_tasks = {task.name for task in tasks}
     floors = [floor for floor in noise if floor.task in names_of_tasks]
     missed = names_of_tasks - {floor.task for floor in noise}
     if noise and missed:
         warnings.append(f"no noise floor was measured for {', '.join(sorted(missed))}")
-    shipped = list(candidates) if candidates else (names[2:] or names[1:2])
-    gate = check_gate(
-        joined,
-        tasks,
-        shipped,
-        budget or Budget(),
-        noise=floors,
-        cluster=analysis.cluster,
-        epsilon=analysis.epsilon,
-    )
+    shipped = list(candidates or [name for name in names[2:] if name not in controls] or names[1:2])
+    gate = check_gate(joined, tasks, shipped, budget or Budget(), analysis, totals=totals, noise=floors)
     return Document(
         models=models,
         tasks=tasks,
-        pooled=pool(joined, models, analysis),
+        totals=totals,
         gate=gate,
         noise=floors,
         warnings=warnings,
@@ -118,6 +122,7 @@ def compare(
             **dataclasses.asdict(analysis),
             "missing": "drop" if allow_partial else missing,
             "candidates": shipped,
+            "controls": list(controls),
         },
         meta={"version": _version()},
     )
@@ -151,12 +156,24 @@ def check_options(analysis: AnalysisOptions) -> None:
         raise MuscleError(f"max_flips must be at least 0, got {analysis.max_flips}")
 
 
-def _check_labels(labels: Sequence[str], models: int, candidates: Sequence[str] | None) -> None:
+def _check_labels(
+    labels: Sequence[str], models: int, candidates: Sequence[str] | None, controls: Sequence[str]
+) -> None:
     if len(labels) != models or len(set(labels)) != models or not all(labels):
         raise MuscleError(f"{models} models need {models} different labels, got {', '.join(labels) or 'none'}")
     unknown = [label for label in candidates or () if label not in labels[1:]]
     if unknown:
         raise MuscleError(f"there is no updated model {unknown[0]!r}; candidates can be {', '.join(labels[1:])}")
+    unknown = [label for label in controls if label not in labels[1:]]
+    if unknown:
+        raise MuscleError(f"there is no updated model {unknown[0]!r}; controls can be {', '.join(labels[1:])}")
+    both = [label for label in candidates or () if label in controls]
+    if both or set(labels[1:]) <= set(controls):
+        raise MuscleError(
+            f"{both[0]!r} is a control, which is never judged; it cannot be a candidate"
+            if both
+            else "every updated model is a control, so there is nothing to judge; name the controls only"
+        )
 
 
 def _check_cluster(joined: Sequence[Joined], cluster: str | None) -> None:
@@ -177,12 +194,12 @@ def _analyse(joined: Sequence[Joined], models: Sequence[Model], options: Analysi
     results = correct_tasks([TaskAnalysis(task, models, options).result() for task in joined], options.level)
     finished = []
     for task, result in zip(joined, results, strict=True):
-        flips, total = list_flips(task, options.epsilon, options.max_flips)
+        flips, total = list_flips(task, options)
         updates = [
             dataclasses.replace(
                 update,
                 slices=find_slices(task, update.label, options),
-                inheritance=audit(task, update.label, options) if update.role == "compat" else None,
+                inheritance=None if update.role == "new" else audit(task, update.label, options),
             )
             for update in result.updates
         ]

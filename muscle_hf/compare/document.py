@@ -5,22 +5,22 @@ differences are "updated model minus old model" unless said otherwise, all texts
 escaping is the renderer's duty. ``to_dict()`` gives JSON-ready data in which nan and infinities are ``None``.
 
 Labels: each model has a unique short label ("old", "new", "muscle", ...), the key of every per-model dictionary.
-:func:`muscle_hf.compare.example.example_document` builds a small document to try a renderer on.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from html import escape
 from typing import Any, Literal
 
 from muscle_hf.metrics.intervals import Estimate
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
-Role = Literal["old", "new", "compat"]
+Role = Literal["old", "new", "compat", "control"]
 Verdict = Literal["better", "worse", "no difference shown"]
 GateVerdict = Literal["pass", "fail", "too little data"]
 
@@ -34,7 +34,8 @@ class Model:
 
     Args:
         label: Unique short name, the key of per-model dictionaries.
-        role: ``old`` (exactly one, first), ``new`` (exactly one, second), ``compat`` (any number).
+        role: ``old`` (exactly one, first), ``new`` (exactly one, second), ``compat`` (any number), ``control`` (shown
+            beside them, never judged).
         source: The file or folder its predictions came from, as the user typed it.
         format: What kind of log that was: ``muscle-hf``, ``lm-eval``, ``lighteval``, ``jsonl``, ``csv``, ``parquet``.
         origins: What gave the answers, as the log says (:class:`~muscle_hf.evaluation.predictions.Prediction`), each
@@ -184,13 +185,14 @@ class Update:
 
     Args:
         label: Which model.
-        role: ``new`` or ``compat``.
+        role: ``new``, ``compat`` or ``control``.
         accuracy: Its accuracy with interval; the mean score for tasks of kind ``score``.
         change: Its accuracy (mean score) minus the old model's, with a paired interval.
         counts: Kind ``correct``: the quadrants ``both_right``, ``positive_flips``, ``both_wrong``, ``negative_flips``.
             Kind ``score``: ``improved``, ``unchanged``, ``regressed``. They add up to the task's items.
         rates: Kind ``correct``: ``nfr``, ``pfr``, ``nfr_mc`` (multiple choice only), ``btc``, ``bec``, ``nfi``,
-            ``relative_nfr``, ``agreement`` (where answers are known). Kind ``score``: ``nfr_smooth``, ``pfr_smooth``,
+            ``relative_nfr``, ``agreement`` (where answers are known), ``nfr_adjusted`` (less the flips that guesses
+            make, where the number of choices is known). Kind ``score``: ``nfr_smooth``, ``pfr_smooth``,
             ``m_g``, ``m_r`` (the last two in the score's unit). ``value`` is nan where the denominator is empty.
         p_value: Two-sided paired test of old against this model (exact McNemar; sign flips with clusters or scores).
         p_adjusted: The same after Holm's correction over the tasks.
@@ -267,6 +269,8 @@ class TaskResult:
         missing: Per model, how many items have no judged answer, by kind: ``no answer``, ``no score``, ``error``,
             ``absent``, ``changed``; models without any are left out.
         doubt: Why right and wrong of this task cannot be trusted; empty if nothing speaks against it.
+        chance: How often a guess is right, where the number of choices is known.
+        tasks: Of a total, the names of its tasks.
     """
 
     name: str
@@ -280,27 +284,13 @@ class TaskResult:
     left_out: int = 0
     missing: dict[str, dict[str, int]] = field(default_factory=dict)
     doubt: str = ""
+    chance: float | None = None
+    tasks: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Pooled:
-    """One updated model against the old one over all tasks of kind ``correct``.
-
-    Args:
-        label: Which model.
-        tasks: Number of tasks.
-        nfr: Mean of the tasks' NFR, every task weighing the same, with a stratified interval.
-        nfr_items: The same, every item weighing the same.
-        p_value: Stratified exact McNemar, old against this model, two-sided.
-        p_value_against_new: The same for a compatibility model against the plain update on v1's right answers.
-    """
-
-    label: str
-    tasks: int
-    nfr: Estimate
-    nfr_items: Estimate
-    p_value: float
-    p_value_against_new: float | None = None
+def worst_verdict(verdicts: Iterable[GateVerdict]) -> GateVerdict:
+    """``fail`` if there is one, else ``too little data`` if there is one, else ``pass``."""
+    return max(verdicts, key=("pass", "too little data", "fail").index, default="pass")
 
 
 @dataclass(frozen=True)
@@ -350,6 +340,12 @@ class Gate:
         """0 pass, 1 fail, 3 too little data."""
         return EXIT_CODES[self.verdict]
 
+    @property
+    def by_candidate(self) -> dict[str, GateVerdict]:
+        """The verdict of each model that was judged."""
+        labels = dict.fromkeys(check.label for check in self.checks)
+        return {label: worst_verdict(c.verdict for c in self.checks if c.label == label) for label in labels}
+
 
 @dataclass(frozen=True)
 class NoiseFloor:
@@ -372,14 +368,15 @@ class NoiseFloor:
     answers_changed: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Document:
     """A whole comparison.
 
     Args:
         models: Old, new, then compatibility models.
         tasks: One result for each task.
-        pooled: One for each updated model; empty with a single task.
+        totals: Means over the tasks whose answers are right or wrong, and over those with scores of one metric, every
+            task weighing the same: the same numbers as of a task. Empty with a single task.
         gate: None if no limits were given.
         noise: Noise floors, where measured.
         warnings: Sentences a reader must see (items left out, prompts that could not be verified, ...).
@@ -389,12 +386,32 @@ class Document:
 
     models: list[Model]
     tasks: list[TaskResult]
-    pooled: list[Pooled] = field(default_factory=list)
+    totals: list[TaskResult] = field(default_factory=list)
     gate: Gate | None = None
     noise: list[NoiseFloor] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        labels = ", ".join(model.label for model in self.models)
+        tasks = ", ".join(f"{task.name} ({task.items} items)" for task in self.tasks[:3])
+        more = f" and {len(self.tasks) - 3} more" if len(self.tasks) > 3 else ""
+        gate = "" if self.gate is None else f"; gate: {self.gate.verdict}"
+        return f"<Document of {labels}: {tasks}{more}{gate}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a row for each task and updated model."""
+        rows = [("task", "model", "old", "new", "change", "NFR", "verdict")]
+        for task in (*self.totals, *self.tasks):
+            for update in task.updates:
+                nfr = update.rates.get("nfr") or update.rates.get("nfr_smooth")
+                numbers = (task.accuracy_old.value, update.accuracy.value, update.change.value)
+                cells = [f"{number:.3f}" for number in (*numbers, *([nfr.value] if nfr else []))]
+                rows.append((task.name, update.label, *cells, update.verdict))
+        lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        gate = "" if self.gate is None else f"<p>Gate: {escape(self.gate.verdict)}</p>"
+        return f"<table>{lines}</table>{gate}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready data: ``schema_version`` and all fields; ``gate`` also has ``exit_code``."""

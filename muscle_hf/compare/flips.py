@@ -8,38 +8,38 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from muscle_hf.compare.analyse import outcome_names, outcomes
+from muscle_hf.compare.analyse import AnalysisOptions, update_of
 from muscle_hf.compare.document import Flip
 from muscle_hf.compare.inheritance import answer_of, returned_errors
 from muscle_hf.compare.join import Joined
 from muscle_hf.compare.table import Detail
+from muscle_hf.metrics.update import OUTCOMES
 
 # Nothing that a person reads is longer; what is cut says so.
 _MAX_TEXT = 1 << 20
 
 
-def list_flips(joined: Joined, epsilon: float, limit: int) -> tuple[list[Flip], int]:
+def list_flips(joined: Joined, options: AnalysisOptions) -> tuple[list[Flip], int]:
     """The items on which an updated model does otherwise than the old one.
 
     Args:
         joined: The items.
-        epsilon: Changes of a score of at most this size are no flips.
-        limit: The most flips to return.
+        options: Epsilon, and the most flips to return.
 
     Returns:
         The flips sorted as :attr:`TaskResult.flips <muscle_hf.compare.document.TaskResult>` says, and how many there
         are in all.
     """
-    codes = {label: outcomes(joined, label, epsilon) for label in joined.labels[1:]}
-    returned = {label: returned_errors(joined, label, epsilon) for label in joined.labels[2:]}
+    codes = {label: update_of(joined, label, options).codes for label in joined.labels[1:]}
+    returned = {label: returned_errors(joined, label, options.epsilon) for label in joined.labels[2:]}
     rank = _rank(joined, codes)
     for found in returned.values():
         rank = np.where(found.returned, np.maximum(rank, 1.5), rank)
     flipped = np.flatnonzero(rank > 0)
-    chosen = flipped[np.argsort(-rank[flipped], kind="stable")][:limit]
+    chosen = flipped[np.argsort(-rank[flipped], kind="stable")][: options.max_flips]
     items = chosen.tolist()
     details = {label: joined.details(label, items) for label in joined.labels}
-    names = outcome_names(joined.kind)
+    names = OUTCOMES[joined.kind]
     flips = [
         _flip(
             joined,

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from muscle_hf.compare.document import Gate, GateCheck, GateVerdict, NoiseFloor, TaskResult, Update
+from muscle_hf.compare.analyse import AnalysisOptions, update_of
+from muscle_hf.compare.document import Gate, GateCheck, GateVerdict, NoiseFloor, TaskResult, worst_verdict
 from muscle_hf.compare.join import Joined
 from muscle_hf.compare.lm_eval_format import base_task
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import read_json, read_yaml
-from muscle_hf.metrics.intervals import (
-    Estimate,
-    bootstrap,
-    effective_items,
-    paired_difference,
-    wilson_interval,
-)
+from muscle_hf.metrics.intervals import Estimate, Side, mean_estimate
 from muscle_hf.words import did_you_mean
 
 RULES = ("max_nfr", "max_regression", "min_accuracy_gain")
@@ -158,10 +153,10 @@ def check_gate(
     tasks: Sequence[TaskResult],
     candidates: Sequence[str],
     budget: Budget,
+    options: AnalysisOptions,
     *,
+    totals: Sequence[TaskResult] = (),
     noise: Sequence[NoiseFloor] = (),
-    cluster: str | None = None,
-    epsilon: float = 0.0,
 ) -> Gate | None:
     """Holds every limit against every candidate.
 
@@ -170,9 +165,9 @@ def check_gate(
         tasks: The results of the same tasks.
         candidates: Labels of the updated models that would ship.
         budget: The limits.
+        options: Clusters and epsilon.
+        totals: Of several tasks; limits under their names are held against the mean over their tasks.
         noise: Measured noise floors; they win over those noted in the budget.
-        cluster: Column that names the source of each item.
-        epsilon: Changes of a score of at most this size are no flips.
 
     Returns:
         None if there are no limits.
@@ -182,26 +177,23 @@ def check_gate(
     """
     if budget.empty:
         return None
-    names = {name for task in tasks for name in (task.name, base_task(task.name))}
+    results = [*totals, *tasks]
+    names = {name for task in results for name in (task.name, base_task(task.name))}
     for rule, table in budget.limits.items():
         for task in table:
             if task not in names and task != _ALL:
                 listed = ", ".join(sorted(names))
                 raise MuscleError(f"{rule} is limited for task {task!r}, which was not compared; there are {listed}")
-    for task in tasks:
-        _require_fractions(task, budget)
     floors = budget.noise | {floor.task: floor.nfr.value for floor in noise}
     checks = []
-    for items, task in zip(joined, tasks, strict=True):
-        for update in task.updates:
-            if update.label in candidates:
-                measure = _Measure(items, update.label, budget.level, cluster, epsilon)
-                checks += _checks(items, update, budget, floors.get(task.name), measure)
+    for task in results:
+        _require_fractions(task, budget)
+        members = [items for items in joined if items.task in (task.tasks or [task.name])]
+        for label in (update.label for update in task.updates if update.label in candidates):
+            checks += _checks(task, label, budget, floors.get(task.name), members, options)
     if not checks:
         raise MuscleError("none of the limits applies to a task that was compared")
-    verdicts = {check.verdict for check in checks}
-    worst: GateVerdict = next((v for v in ("fail", "too little data") if v in verdicts), "pass")  # type: ignore[arg-type]
-    return Gate(worst, checks, budget.source)
+    return Gate(worst_verdict(check.verdict for check in checks), checks, budget.source)
 
 
 def _require_fractions(task: TaskResult, budget: Budget) -> None:
@@ -214,85 +206,79 @@ def _require_fractions(task: TaskResult, budget: Budget) -> None:
             )
 
 
-def _checks(joined: Joined, update: Update, budget: Budget, floor: float | None, measure: _Measure) -> list[GateCheck]:
-    result = []
+def _checks(
+    task: TaskResult,
+    label: str,
+    budget: Budget,
+    floor: float | None,
+    members: Sequence[Joined],
+    options: AnalysisOptions,
+) -> list[GateCheck]:
+    graded = task.kind == "correct"
+    quality, flips = ("accuracy", "NFR") if graded else (f"the mean {task.metric}", "NFR~")
 
-    graded = joined.kind == "correct"
-    quality, flips = ("accuracy", "NFR") if graded else (f"the mean {joined.metric}", "NFR~")
+    def bound(side: Side, name: str, swapped: bool) -> Estimate:
+        found = []
+        for items in members:
+            update = update_of(items, label, options, level=budget.level, side=side)
+            if swapped:
+                update = replace(
+                    update, before=update.after, after=update.before, runs=update.runs and update.runs[::-1]
+                )
+            found.append(getattr(update, name))
+        return found[0] if len(found) == 1 else mean_estimate(found)
 
-    def add(rule: str, limit: float, bounds: tuple[Estimate, Estimate], upper: bool, what: str) -> None:
-        """Hold a limit against the one-sided bounds, upper and lower, of what it limits."""
-        unit = ".2%" if graded or rule not in _DIFFERENCES else ".4g"
-        high, low = bounds
-        kept, broken = (high.high <= limit, low.low > limit) if upper else (low.low >= limit, high.high < limit)
-        verdict: GateVerdict = "pass" if kept else "fail" if broken else "too little data"
-        if joined.doubt:
-            verdict = "too little data"
-        # What a failed limit is beyond for sure is the other side's bound.
-        at_most = upper != (verdict == "fail")
-        bound, edge = (high, high.high) if at_most else (low, low.low)
-        message = (
-            f"{what} is {bound.value:{unit}}, {'at most' if at_most else 'at least'} {edge:{unit}} with "
-            f"{100 * budget.level:g}% confidence; the limit is {limit:{unit}}"
-        )
-        message = joined.doubt or message
-        # The floor is one of flips, not of differences.
-        noise = None if rule in _DIFFERENCES else floor
-        if noise is not None and limit < noise:
-            message += f", which is below the noise floor of {noise:.2%}"
-        result.append(
-            GateCheck(rule, joined.task, update.label, limit, bound, verdict, message, noise, joined.kind)  # type: ignore[arg-type]
-        )
+    def check(rule: str, limit: float, name: str, what: str) -> GateCheck:
+        upper = rule != "min_accuracy_gain"
+        high, low = (bound(side, name, rule == "max_regression") for side in ("upper", "lower"))
+        return _decide(task, label, rule, limit, (high, low), upper, what, budget.level, floor)
 
-    if (limit := budget.limit("max_nfr", joined.task)) is not None:
-        add("max_nfr", limit, measure.nfr(), True, flips)
-    if (limit := budget.limit("max_regression", joined.task)) is not None:
-        high, low = measure.change(-1)
-        add("max_regression", limit, (high, low), True, f"the fall of {quality}")
-    if (limit := budget.limit("min_accuracy_gain", joined.task)) is not None:
-        add("min_accuracy_gain", limit, measure.change(1), False, f"the gain of {quality}")
-    before = budget.baseline.get(joined.task)
+    limits = {rule: budget.limit(rule, task.name) for rule in RULES}
+    if task.tasks:  # a limit for every task is none for their total
+        limits = {rule: budget.limits.get(rule, {}).get(task.name) for rule in RULES}
+    wanted = {
+        "max_nfr": ("nfr", flips),
+        "max_regression": ("change", f"the fall of {quality}"),
+        "min_accuracy_gain": ("change", f"the gain of {quality}"),
+    }
+    found = [check(rule, limit, *wanted[rule]) for rule, limit in limits.items() if limit is not None]
+    before = budget.baseline.get(task.name)
     if before:
         # Without a model of the same label the baseline's last one is what was shipped.
-        earlier = before.get(update.label) or list(before.values())[-1]
-        add("baseline", earlier.high, measure.nfr(), True, f"{flips} (baseline: {earlier.value:.2%})")
-    return result
+        earlier = before.get(label) or list(before.values())[-1]
+        found.append(check("baseline", earlier.high, "nfr", f"{flips} (baseline: {earlier.value:.2%})"))
+    return found
 
 
-class _Measure:
-    """One-sided bounds of what is limited, upper and lower."""
-
-    def __init__(self, joined: Joined, label: str, level: float, cluster: str | None, epsilon: float) -> None:
-        self.joined, self.level, self.epsilon = joined, level, epsilon
-        self.before, self.after = joined.values[joined.labels[0]], joined.values[label]
-        self.clusters = None if cluster is None else joined.columns[cluster][0]
-
-    def _effective(self, values: Any) -> float | None:
-        return None if self.clusters is None or not len(values) else effective_items(values, self.clusters)
-
-    def nfr(self) -> tuple[Estimate, Estimate]:
-        """The negative flip rate (``nfr_smooth`` for scores)."""
-        lost = self.after < self.before - self.epsilon
-        effective = self._effective(lost)
-        return tuple(  # type: ignore[return-value]
-            wilson_interval(int(lost.sum()), len(lost), level=self.level, side=side, effective_total=effective)
-            for side in ("upper", "lower")
-        )
-
-    def change(self, sign: int) -> tuple[Estimate, Estimate]:
-        """The gain (``sign`` 1) or the fall (-1) of accuracy or mean score."""
-        first, second = (self.before, self.after) if sign > 0 else (self.after, self.before)
-        if self.joined.kind == "correct":
-            effective = self._effective(second - first)
-            return tuple(  # type: ignore[return-value]
-                paired_difference(first, second, level=self.level, side=side, effective_total=effective)
-                for side in ("upper", "lower")
-            )
-        columns = (second - first, [1.0] * len(first))
-        return tuple(  # type: ignore[return-value]
-            bootstrap(lambda a, n: a / n, *columns, level=self.level, side=side, clusters=self.clusters)
-            for side in ("upper", "lower")
-        )
+def _decide(
+    task: TaskResult,
+    label: str,
+    rule: str,
+    limit: float,
+    bounds: tuple[Estimate, Estimate],
+    upper: bool,
+    what: str,
+    level: float,
+    floor: float | None,
+) -> GateCheck:
+    """Hold a limit against the one-sided bounds, upper and lower, of what it limits."""
+    unit = ".2%" if task.kind == "correct" or rule not in _DIFFERENCES else ".4g"
+    high, low = bounds
+    kept, broken = (high.high <= limit, low.low > limit) if upper else (low.low >= limit, high.high < limit)
+    verdict: GateVerdict = "too little data" if task.doubt else "pass" if kept else "fail" if broken else "too little data"
+    # What a failed limit is beyond for sure is the other side's bound.
+    at_most = upper != (verdict == "fail")
+    bound, edge = (high, high.high) if at_most else (low, low.low)
+    message = (
+        f"{what} is {bound.value:{unit}}, {'at most' if at_most else 'at least'} {edge:{unit}} with "
+        f"{100 * level:g}% confidence; the limit is {limit:{unit}}"
+    )
+    message = task.doubt or message
+    # The floor is one of flips, not of differences.
+    noise = None if rule in _DIFFERENCES else floor
+    if noise is not None and limit < noise:
+        message += f", which is below the noise floor of {noise:.2%}"
+    return GateCheck(rule, task.name, label, limit, bound, verdict, message, noise, task.kind)
 
 
 def with_limits(budget: Budget, given: Mapping[str, Sequence[str]], level: float | None) -> Budget:

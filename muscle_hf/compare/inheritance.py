@@ -6,11 +6,12 @@ from typing import Literal
 
 import numpy as np
 
-from muscle_hf.compare.analyse import AnalysisOptions, Bools, share
+from muscle_hf.compare.analyse import AnalysisOptions, update_of
 from muscle_hf.compare.document import Inheritance, InheritanceSlice, InheritedItem
 from muscle_hf.compare.join import Joined
 from muscle_hf.compare.slices import slice_columns
 from muscle_hf.metrics import Estimate, InheritedErrors, inherited_errors, inherited_scores
+from muscle_hf.metrics.update import Bools
 
 # Slices with fewer shed errors than this come last.
 ENOUGH = 5
@@ -53,10 +54,10 @@ def audit(joined: Joined, label: str, options: AnalysisOptions) -> Inheritance:
         options: Level, epsilon, slices, clusters, and the most items to list.
     """
     found = returned_errors(joined, label, options.epsilon)
-    clusters = None if options.cluster is None else joined.columns[options.cluster][0]
+    update = update_of(joined, label, options)
 
     def rate(indicator: Bools | None, among: Bools) -> Estimate | None:
-        return None if indicator is None else share(indicator, among, clusters=clusters, level=options.level)
+        return None if indicator is None else update.share(indicator, among)
 
     slices = []
     for column, (codes, names) in slice_columns(joined, options.slices).items():

@@ -15,7 +15,8 @@ from muscle_hf.compare.join import Joined, Missing, join
 from muscle_hf.compare.sources import Source
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import read_json
-from muscle_hf.metrics.intervals import Estimate, bootstrap, wilson_interval
+from muscle_hf.metrics.flips import fell
+from muscle_hf.metrics.intervals import Estimate, mean_change, wilson_interval
 
 
 def measure_noise(
@@ -54,14 +55,12 @@ def _floor(joined: Joined, level: float, epsilon: float) -> NoiseFloor:
     lost = np.zeros(items)
     rates = []
     for first, second in pairs:
-        flips = joined.values[second] < joined.values[first] - epsilon
+        flips = fell(joined.values[first], joined.values[second], epsilon)
         lost += flips
         rates.append(float(flips.mean()))
     lost /= len(pairs)
-    if lost.any():
-        nfr = bootstrap(lambda flips, n: flips / n, lost, np.ones(items), level=level)
-    else:  # resampling no flips gives no flips; Wilson's interval knows how few items could hide some
-        nfr = wilson_interval(0, items, level=level)
+    # Resampling no flips gives no flips; Wilson's interval knows how few items could hide some.
+    nfr = mean_change(lost, level=level) if lost.any() else wilson_interval(0, items, level=level)
     changed = [
         np.mean(joined.answers[first] != joined.answers[second])
         for first, second in pairs

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from muscle_hf.compare.analyse import COUNT_NAMES, AnalysisOptions, outcomes, share, verdict
+from muscle_hf.compare.analyse import AnalysisOptions, update_of, verdict
 from muscle_hf.compare.document import Slice
 from muscle_hf.compare.join import Joined
 from muscle_hf.errors import MuscleError
-from muscle_hf.metrics.intervals import bootstrap, effective_items, paired_difference_counts
-from muscle_hf.metrics.significance import cluster_sign_test, holm, mcnemar_counts
+from muscle_hf.metrics.significance import holm
+from muscle_hf.metrics.update import Update
 from muscle_hf.words import did_you_mean
 
 # A column that nobody asked for is a category if it has this many values, each on this many items on average.
@@ -85,66 +85,38 @@ def find_slices(joined: Joined, label: str, options: AnalysisOptions) -> list[Sl
     Slices that got worse come before the others. Among them decides the upper end of the interval of the change: a
     slice comes first if its regression is large even when luck is taken off, not if it is merely small and unlucky.
     """
-    codes = outcomes(joined, label, options.epsilon)
-    kinds = len(COUNT_NAMES[joined.kind])
-    regressed = codes == kinds - 1
-    found: list[Slice] = []
-    for column, (places, names) in slice_columns(joined, options.slices).items():
-        known = places >= 0
-        joint = places[known].astype(np.int64) * kinds + codes[known]
-        table = np.bincount(joint, minlength=len(names) * kinds).reshape(len(names), kinds)
-        for value, counts in enumerate(table):
-            if counts.sum():
-                chosen = places == value
-                found.append(_slice(joined, label, options, column, names[value], counts.tolist(), chosen, regressed))
-    adjusted = holm([entry.p_value for entry in found]).tolist() if found else []
-    result = [_corrected(entry, p, options.level) for entry, p in zip(found, adjusted, strict=True)]
+    update = update_of(joined, label, options)
+    found = [
+        _slice(update.only(items), column, names[value])
+        for column, (places, names) in slice_columns(joined, options.slices).items()
+        for value, items in enumerate(_grouped(places, len(names)))
+        if len(items)
+    ]
+    adjusted = holm([entry.p_value for entry in found]).tolist()
+    result = [
+        dataclasses.replace(entry, p_adjusted=p, verdict=verdict(entry.change.value, p, options.level))
+        for entry, p in zip(found, adjusted, strict=True)
+    ]
     return sorted(result, key=lambda entry: (entry.change.value >= 0, entry.change.high))
 
 
-def _slice(
-    joined: Joined,
-    label: str,
-    options: AnalysisOptions,
-    column: str,
-    value: str,
-    counts: list[int],
-    chosen: NDArray[np.bool_],
-    regressed: NDArray[np.bool_],
-) -> Slice:
-    items, level = sum(counts), options.level
-    sources = None if options.cluster is None else joined.columns[options.cluster][0]
-    clusters = None if sources is None else sources[chosen]
-    change_of_items = joined.values[label][chosen] - joined.values[joined.labels[0]][chosen]
-    if joined.kind == "correct":
-        _, won, _, lost = counts
-        effective = None if clusters is None else effective_items(change_of_items, clusters)
-        change = paired_difference_counts(lost, won, items, level=level, effective_total=effective)
-        p_value = mcnemar_counts(lost, won).p_value
-    else:
-        change = bootstrap(
-            lambda total, n: total / n,
-            change_of_items,
-            np.ones(items),
-            level=level,
-            clusters=clusters,
-            seed=options.seed,
-        )
-        p_value = math.nan
-    if math.isnan(p_value) or clusters is not None:
-        p_value = cluster_sign_test(change_of_items, clusters, seed=options.seed)
+def _grouped(codes: NDArray[np.int32], values: int) -> list[NDArray[np.int64]]:
+    """Numbers of the items of each value, in the order of the items."""
+    order = np.argsort(codes, kind="stable")
+    edges = np.searchsorted(codes[order], np.arange(values + 1))
+    return [order[start:end] for start, end in itertools.pairwise(edges)]
+
+
+def _slice(update: Update, column: str, value: str) -> Slice:
+    p_value = update.p_value
     return Slice(
         column=column,
         value=value,
-        items=items,
-        counts=dict(zip(COUNT_NAMES[joined.kind], counts, strict=True)),
-        nfr=share(regressed, chosen, clusters=sources, level=level),
-        change=change,
+        items=len(update.before),
+        counts=update.counts,
+        nfr=update.nfr,
+        change=update.change,
         p_value=p_value,
         p_adjusted=p_value,
         verdict="no difference shown",
     )
-
-
-def _corrected(entry: Slice, p_adjusted: float, level: float) -> Slice:
-    return dataclasses.replace(entry, p_adjusted=p_adjusted, verdict=verdict(entry.change.value, p_adjusted, level))

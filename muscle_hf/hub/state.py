@@ -183,7 +183,7 @@ def trimmed_comparison(document: Any, label: str | None = None) -> dict[str, Any
         baselines = [
             {"label": update["label"], "inheritance": {**_slim_inheritance(update["inheritance"]), "slices": []}}
             for update in task["updates"]
-            if update["role"] == "compat" and update["label"] != label and update.get("inheritance")
+            if update["role"] != "new" and update["label"] != label and update.get("inheritance")
         ]
         tasks.append({**task, "updates": slim, "baselines": baselines, "flips": []})
     return {
@@ -191,7 +191,7 @@ def trimmed_comparison(document: Any, label: str | None = None) -> dict[str, Any
         "models": [
             {name: model[name] for name in _MODEL_FIELDS if name in model}
             for model in content["models"]
-            if model["role"] != "compat" or model["label"] == label
+            if model["role"] in ("old", "new") or model["label"] == label
         ],
         "tasks": tasks,
         "warnings": list(content.get("warnings", [])),

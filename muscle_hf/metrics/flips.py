@@ -14,6 +14,8 @@ from muscle_hf.errors import MuscleError
 
 BoolArray = NDArray[np.bool_]
 
+# Relative error of a number that went through other sums, or through float32.
+_ROUNDING = 1e-7
 # Rates of which the difference between the compatibility model and the plain update is reported.
 _DELTA_RATES = ("acc", "nfr", "pfr", "nfr_mc")
 
@@ -21,6 +23,11 @@ _DELTA_RATES = ("acc", "nfr", "pfr", "nfr_mc")
 def ratio(numerator: float, denominator: float) -> float:
     """``numerator / denominator``, or nan where there is nothing to divide by."""
     return float(numerator) / float(denominator) if denominator else float("nan")
+
+
+def guessed_flips(acc_old: Any, acc_new: Any, chance: float) -> Any:
+    """Share of items that two models of these accuracies flip where the one guesses right and the other wrong."""
+    return (1 - acc_old) * (1 - acc_new) * chance / (1 - chance)
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,19 @@ class Quadrants:
         old_right = self.both_right + self.negative_flips
         new_wrong = self.both_wrong + self.negative_flips
         return ratio(self.negative_flips * self.items, old_right * new_wrong)
+
+    def chance_adjusted_nfr(self, chance: float) -> float:
+        """NFR without the flips that guesses make, at least 0.
+
+        ``nfr - (1 - acc_old) * (1 - acc_new) * chance / (1 - chance)``
+
+        A model that does not know the answer guesses among k choices, so that of its errors ``1 / (k - 1)`` as many
+        items are right by luck (Harmon et al. 2025, arXiv 2510.17776: the forgetting that is true).
+
+        Args:
+            chance: Of a guess to be right, ``1 / k``, in [0, 1).
+        """
+        return max(0.0, self.nfr - guessed_flips(self.acc_old, self.acc_new, chance))
 
     def to_dict(self) -> dict[str, float]:
         """Counts and rates by the keys listed in :mod:`muscle_hf.metrics`."""
@@ -171,11 +191,25 @@ def is_correct(predictions: Sequence[Any] | ArrayLike, targets: Sequence[Any] | 
     )
 
 
+def fell(before: ArrayLike, after: ArrayLike, epsilon: float = 0.0) -> BoolArray:
+    """Where an item's value falls by more than ``epsilon``: a negative flip, of right and wrong as of scores.
+
+    The last digits of a number are rounding, so that 0.1 + 0.2 has not fallen to 0.3.
+
+    Args:
+        before: Values of the older model, higher is better: 1 and 0 (or booleans), rates, or scores.
+        after: Those of the other model for the same items.
+        epsilon: Falls of at most this size are none.
+    """
+    old, new = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    return old - new > epsilon + _ROUNDING * np.maximum(np.abs(old), np.abs(new))
+
+
 def negative_flips(old_correct: ArrayLike, new_correct: ArrayLike) -> BoolArray:
     """NF(x) for each item: old right and new wrong."""
     old, new = as_correct(old_correct, "old_correct"), as_correct(new_correct, "new_correct")
     check_lengths(old_correct=old, new_correct=new)
-    return old & ~new
+    return fell(old, new)
 
 
 def positive_flips(old_correct: ArrayLike, new_correct: ArrayLike) -> BoolArray:

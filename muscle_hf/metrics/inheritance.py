@@ -11,11 +11,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.metrics.flips import BoolArray, as_answers, as_correct, check_lengths, ratio
+from muscle_hf.metrics.flips import BoolArray, as_answers, as_correct, check_lengths, fell, ratio
 from muscle_hf.metrics.smooth import as_scores
 
 
@@ -118,8 +117,7 @@ def inherited_scores(
     old, new = as_scores(old_scores, "old_scores"), as_scores(new_scores, "new_scores")
     compat = as_scores(compat_scores, "compat_scores")
     check_lengths(old_scores=old, new_scores=new, compat_scores=compat)
-    gained, kept = new - old, compat - old
-    shed, settled = gained > epsilon, np.abs(gained) <= epsilon
-    below = kept < -epsilon
-    returned = shed & (kept <= epsilon)
+    shed, below = fell(new, old, epsilon), fell(old, compat, epsilon)
+    settled = ~shed & ~fell(old, new, epsilon)
+    returned = shed & ~fell(compat, old, epsilon)
     return InheritedErrors(shed, returned, returned & ~below, settled, settled & below)

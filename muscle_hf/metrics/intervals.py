@@ -1,6 +1,6 @@
 """Intervals of rates, differences and other functions of sums over items.
 
-Rates have Wilson intervals (statsmodels); differences of paired accuracies have Bonett and Price's; everything else
+Rates have Wilson intervals; differences of paired accuracies have Bonett and Price's; everything else
 that is a function of sums over items (ratios, changes of rates, smooth means) has an item bootstrap (scipy), by whole
 clusters where items share a source.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.metrics.flips import as_correct, check_lengths
+from muscle_hf.metrics.flips import as_correct, check_lengths, fell
 
 Side = Literal["two-sided", "upper", "lower"]
 
@@ -93,11 +93,13 @@ def wilson_interval(
 
 
 def _wilson_ends(share: float, total: float, level: float, side: Side) -> tuple[float, float]:
-    from statsmodels.stats.proportion import proportion_confint
+    from scipy.stats import norm
 
-    alpha = (1 - level) * (1 if side == "two-sided" else 2)
-    low, high = proportion_confint(share * total, total, alpha=alpha, method="wilson")
-    return _one_sided(float(low), float(high), side, (0.0, 1.0))
+    z = float(norm.ppf((1 + level) / 2 if side == "two-sided" else level))
+    weight = z * z / total
+    middle = (share + weight / 2) / (1 + weight)
+    half = math.sqrt(weight * (share * (1 - share) + weight / 4)) / (1 + weight)
+    return _one_sided(middle - half, middle + half, side, (0.0, 1.0))
 
 
 def effective_items(values: ArrayLike, clusters: ArrayLike) -> float:
@@ -245,24 +247,37 @@ def nfr_change(
     old = as_correct(old_correct, "old_correct")
     new, compat = as_correct(new_correct, "new_correct"), as_correct(compat_correct, "compat_correct")
     check_lengths(old_correct=old, new_correct=new, compat_correct=compat)
-    change = (old & ~compat).astype(np.int8) - (old & ~new)
-    if not change.any():
-        # Resampling no change gives no change, however few the items; this interval knows how many there are.
-        effective = None if clusters is None else effective_items(change, clusters)
-        return paired_difference_counts(0, 0, len(change), level=level, side=side, effective_total=effective)
-    if clusters is not None:
-        columns, weights = (change, np.ones(len(old))), None
-    else:
-        columns, weights = ((-1, 0, 1), (1, 1, 1)), np.bincount(change + 1, minlength=3)
-    return bootstrap(
-        lambda total, items: total / items,
-        *columns,
-        level=level,
-        side=side,
-        clusters=clusters,
-        weights=weights,
-        seed=seed,
-    )
+    change = fell(old, compat).astype(np.int8) - fell(old, new)
+    return mean_change(change, level=level, side=side, clusters=clusters, seed=seed)
+
+
+def mean_change(
+    changes: ArrayLike,
+    *,
+    level: float = 0.95,
+    side: Side = "two-sided",
+    clusters: ArrayLike | None = None,
+    seed: int = 0,
+) -> Estimate:
+    """Mean of paired changes of shape ``(items,)``, by the bootstrap.
+
+    Where changes are of flips (-1, 0, 1) and there is none, resampling cannot tell that from certainty, and the
+    interval is Bonett and Price's.
+    """
+    change = np.asarray(changes)
+    settings = {"level": level, "side": side}
+    if change.dtype.kind in "ib":
+        if not change.any():
+            effective = None if clusters is None else effective_items(change, clusters)
+            return paired_difference_counts(0, 0, len(change), effective_total=effective, **settings)
+        if clusters is None:
+            counted = np.bincount(change + 1, minlength=3)
+            return bootstrap(_mean, (-1, 0, 1), (1, 1, 1), weights=counted, seed=seed, **settings)
+    return bootstrap(_mean, change, np.ones(len(change)), clusters=clusters, seed=seed, **settings)
+
+
+def _mean(total: Any, items: Any) -> Any:
+    return total / items
 
 
 def paired_difference(
@@ -276,7 +291,7 @@ def paired_difference(
     """Accuracy of the second model minus that of the first on the same items, with Bonett and Price's interval.
 
     Unlike the bootstrap it does not collapse to a point where no item flips (Bonett, Price 2012: one imaginary flip is
-    added each way). Neither scipy nor statsmodels has an interval for paired shares.
+    added each way). scipy has no interval for paired shares.
 
     Args:
         first_correct: Whether the first model is right, boolean, shape ``(items,)``.
@@ -354,3 +369,20 @@ def pooled_rate(
     effective = mean * (1 - mean) / float((w**2 * p * (1 - p) / worth).sum())
     low, high = _wilson_ends(share, effective, level, side)
     return Estimate(share, low, high, level, "stratified wilson", int(k.sum()), int(n.sum()))
+
+
+def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of independent estimates, such as one a task, all weighing the same; nan ones are left out.
+
+    The ends are those of the method of variance estimates recovery (Zou, Donner 2008, Statistics in Medicine 27): the
+    distances of the estimates from their ends, which need not be symmetric, add up as standard errors do.
+    """
+    known = [estimate for estimate in estimates if not math.isnan(estimate.value)]
+    if not known:
+        return Estimate(math.nan, math.nan, math.nan)
+    value = sum(estimate.value for estimate in known) / len(known)
+    below, above = (
+        math.sqrt(sum(distance**2 for distance in distances)) / len(known)
+        for distances in ([e.value - e.low for e in known], [e.high - e.value for e in known])
+    )
+    return Estimate(value, value - below, value + above, known[0].level, "recovered variances")

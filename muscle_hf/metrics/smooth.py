@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.metrics.flips import check_lengths, ratio
+from muscle_hf.metrics.flips import check_lengths, fell, ratio
 
 
 def as_scores(values: ArrayLike, name: str = "scores") -> NDArray[np.float64]:
@@ -32,8 +32,9 @@ def score_changes(old_scores: ArrayLike, new_scores: ArrayLike) -> NDArray[np.fl
     return new - old
 
 
-def _metrics_of_changes(changes: NDArray[np.float64], epsilon: float) -> dict[str, float]:
-    gains, losses = changes[changes > epsilon], changes[changes < -epsilon]
+def _metrics_of_changes(old: NDArray[np.float64], new: NDArray[np.float64], epsilon: float) -> dict[str, float]:
+    changes = new - old
+    gains, losses = changes[fell(new, old, epsilon)], changes[fell(old, new, epsilon)]
     return {
         "improved": len(gains),
         "regressed": len(losses),
@@ -71,20 +72,19 @@ def smooth_flip_metrics(
     """
     if not (math.isfinite(epsilon) and epsilon >= 0):
         raise MuscleError(f"epsilon must be a finite number of at least 0, got {epsilon}")
-    changes = score_changes(old_scores, new_scores)
-    old, new = as_scores(old_scores), as_scores(new_scores)
-    items = len(changes)
+    old, new = as_scores(old_scores, "old_scores"), as_scores(new_scores, "new_scores")
+    items = check_lengths(old_scores=old, new_scores=new)
     plain = {
         "items": items,
         "score_old": ratio(old.sum(), items),
         "score_new": ratio(new.sum(), items),
-        **_metrics_of_changes(changes, epsilon),
+        **_metrics_of_changes(old, new, epsilon),
     }
     if compat_scores is None:
         return plain
     compat = as_scores(compat_scores, "compat_scores")
     check_lengths(old_scores=old, compat_scores=compat)
-    with_c = _metrics_of_changes(compat - old, epsilon)
+    with_c = _metrics_of_changes(old, compat, epsilon)
     result = plain | {f"{name}_c": value for name, value in with_c.items()}
     result["score_c"] = ratio(compat.sum(), items)
     result["delta_score_c"] = result["score_c"] - plain["score_new"]

@@ -29,7 +29,6 @@ def decision(document: Document) -> Markup:
         ),
         folded(trade_offs(document), _SHOWN, "tasks"),
         None if document.gate is None else _checks(document.gate),
-        _pooled(document) if document.pooled else None,
         _noise(document.noise) if document.noise else None,
         id="decision",
     )
@@ -61,21 +60,6 @@ def _check(check: GateCheck) -> Markup:
     chip = tag("span", f"{w.VERDICT_MARKS[check.verdict]} {check.verdict}", class_=f"chip {GATE_CSS[check.verdict]}")
     noise = "" if check.noise_floor is None else f" Noise floor (dotted): {w.percent(check.noise_floor)}."
     return figure(join(f"{w.name(check.task)}: {w.rule_text(check)} ", chip), picture, join(check.message, noise))
-
-
-def _pooled(document: Document) -> Markup:
-    rows = (
-        (
-            w.name(pooled.label),
-            w.with_interval(pooled.nfr),
-            w.with_interval(pooled.nfr_items),
-            w.p_value(pooled.p_value),
-            w.ABSENT if pooled.p_value_against_new is None else w.p_value(pooled.p_value_against_new),
-        )
-        for pooled in document.pooled
-    )
-    header_cells = ["Model", "NFR, every task alike", "NFR, every item alike", "p against old", "p against new"]
-    return join(tag("h3", "All tasks together"), table(header_cells, rows, "All tasks together"))
 
 
 def _noise(noise: list[NoiseFloor]) -> Markup:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from muscle_hf.compare.document import Document, Flip, Gate, TaskResult
+from muscle_hf.compare.document import Document, Flip, Gate, GateCheck, TaskResult
 from muscle_hf.report import inheritance
 from muscle_hf.report import wording as w
 from muscle_hf.report.text import one_line
 
 # GitHub refuses comments of more than 65,536 characters; flips are left out before the tables are.
 MAX_LENGTH = 60_000
-_GATE_MARKS = {"pass": "✅", "fail": "❌", "too little data": "⚠️"}
+# Tasks (totals first) that are told in a sentence.
+_ADVISED = 3
+_GATE_MARKS = {"fail": "❌", "too little data": "⚠️", "pass": "✅"}
+# Limits that a comment lists.
+_CHECKS = 20
 _SPECIAL = re.compile(r"[\\`*_{}\[\]<>()#+!|~&$^=]")
 # What turns plain text into mentions, references and links; an invisible joiner stops that.
 _AUTOLINK = re.compile(r"(?i)(@|https?:|ftp:|mailto:|xmpp:|www(?=\.)|gh-(?=\d))")
@@ -35,16 +39,20 @@ def render(document: Document, *, worst: int = 10, slices: int = 10) -> str:
     parts += [f"> ⚠️ {_plain(warning)}" for warning in document.warnings]
     if document.gate is not None:
         parts.append(_gate_table(document.gate))
-    for task in document.tasks:
-        parts += [_task_section(document, task), *_inheritance_section(task)]
-    if document.pooled:
-        parts.append(_pooled_table(document))
+    results = [*document.totals, *document.tasks]
+    if len(document.tasks) > 1:
+        parts.append(_overview(document))
+    else:
+        parts += [part for task in document.tasks for part in _task_section(document, task)]
+    parts += [f"{_plain(task.name)}: {_plain(w.advice(document, task), None)}" for task in results[:_ADVISED]]
     if document.noise:
         parts.append(_noise_table(document))
     parts.append(_footer(document))
     length = sum(len(part) + 2 for part in parts)
-    for task in document.tasks:
+    for task in results:
+        details = "\n\n".join(_task_section(document, task)) if len(document.tasks) > 1 else ""
         for folded in (
+            details and _details(f"{_plain(task.name)}: every rate", details),
             _slices_section(task, slices),
             _flips_section(document, task, worst),
             _inherited_slices(task, slices),
@@ -87,6 +95,10 @@ def _heading(gate: Gate | None) -> str:
     return f"## {_GATE_MARKS[gate.verdict]} Model update: {gate.verdict}{budget}"
 
 
+def _broken_first(check: GateCheck) -> int:
+    return list(_GATE_MARKS).index(check.verdict)
+
+
 def _gate_table(gate: Gate) -> str:
     rows = (
         (
@@ -97,16 +109,43 @@ def _gate_table(gate: Gate) -> str:
             w.ABSENT if check.noise_floor is None else w.percent(check.noise_floor),
             f"{_GATE_MARKS[check.verdict]} {check.verdict}",
         )
-        for check in gate.checks
+        for check in sorted(gate.checks, key=_broken_first)[:_CHECKS]
     )
     table = _table(["Task", "Model", "Limit", "Measured, bound", "Noise floor", "Verdict"], rows)
+    if len(gate.checks) > _CHECKS:
+        table += f"\n\nand {len(gate.checks) - _CHECKS} more limits"
+    if len(gate.by_candidate) > 1:
+        table = (
+            ", ".join(f"{_plain(label)}: {verdict}" for label, verdict in gate.by_candidate.items()) + "\n\n" + table
+        )
     reasons = [
         f"- {check.verdict}: {_plain(w.reason(check), limit=None)}" for check in gate.checks if check.verdict != "pass"
-    ]
+    ][:_CHECKS]
     return "\n\n".join([table, "\n".join(reasons)] if reasons else [table])
 
 
-def _task_section(document: Document, task: TaskResult) -> str:
+def _overview(document: Document) -> str:
+    """A row for each task and updated model, totals first."""
+    rows = []
+    for task in (*document.totals, *document.tasks):
+        show = w.show_quality(task)
+        for update in task.updates:
+            rate = w.negative_rate(task, update)
+            rows.append(
+                [
+                    _plain(task.name),
+                    _plain(update.label),
+                    w.count(task.items),
+                    f"{show(task.accuracy_old.value)} → {show(update.accuracy.value)}",
+                    w.with_interval(update.change, w.show_change(task)),
+                    w.ABSENT if rate is None else w.with_interval(rate),
+                    update.verdict,
+                ]
+            )
+    return _table(["Task", "Model", "Items", "Quality", "Change", "NFR", "Verdict"], rows)
+
+
+def _task_section(document: Document, task: TaskResult) -> list[str]:
     show, change, key = w.show_quality(task), w.show_change(task), w.negative_key(task)
     symbol = w.measure(key).symbol
     header = [
@@ -140,7 +179,7 @@ def _task_section(document: Document, task: TaskResult) -> str:
         )
     left_out = f", {w.count(task.left_out)} left out" if task.left_out else ""
     title = f"### {_plain(task.name)} ({w.count(task.items)} items, {_plain(task.metric)}{left_out})"
-    return f"{title}\n\n{_table([_plain(cell) for cell in header], rows)}"
+    return [f"{title}\n\n{_table([_plain(cell) for cell in header], rows)}", *_inheritance_section(task)]
 
 
 def _details(summary: str, content: str) -> str:
@@ -192,28 +231,13 @@ def _inherited_items(document: Document, task: TaskResult, limit: int) -> str:
 
 def _flip(document: Document, flip: Flip) -> str:
     lines = [f"- {_code(flip.id)}: " + ("(prompt not in the log)" if flip.prompt is None else _code(flip.prompt))]
-    lines.append(f"  - target: {_code(flip.target)}")
+    if flip.target:
+        lines.append(f"  - target: {_code(flip.target)}")
     for model in document.models:
         answer, mark = flip.answers.get(model.label), w.answer_mark(flip, model.label)
         text = "(answer not in the log)" if answer is None else _code(answer)
         lines.append(f"  - {_plain(model.label)} {mark}: {text}")
     return "\n".join(lines)
-
-
-def _pooled_table(document: Document) -> str:
-    rows = (
-        (
-            _plain(pooled.label),
-            w.count(pooled.tasks),
-            w.with_interval(pooled.nfr),
-            w.with_interval(pooled.nfr_items),
-            w.p_value(pooled.p_value),
-            "" if pooled.p_value_against_new is None else w.p_value(pooled.p_value_against_new),
-        )
-        for pooled in document.pooled
-    )
-    table = _table(["Model", "Tasks", "NFR, tasks alike", "NFR, items alike", "p", "p against new"], rows)
-    return f"### All tasks together\n\n{table}"
 
 
 def _noise_table(document: Document) -> str:

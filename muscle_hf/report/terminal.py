@@ -1,4 +1,4 @@
-"""A comparison on a terminal: one table a task, then the worst flips."""
+"""A comparison on a terminal: one screen with what decides, or everything."""
 
 from __future__ import annotations
 
@@ -18,14 +18,19 @@ from muscle_hf.report.text import one_line
 
 GOOD, BAD, UNSURE, QUIET = "green", "red", "yellow", "dim"
 _VERDICT_STYLES = {"better": GOOD, "worse": BAD, "pass": GOOD, "fail": BAD, "too little data": UNSURE}
+# What one screen holds: rows of the overview, sentences of advice, warnings, reasons of the gate.
+_ROWS, _ADVISED, _WARNINGS, _REASONS = 8, 3, 3, 3
 
 
-def render(document: Document, console: Console | None = None, *, worst: int = 5, slices: int = 5) -> None:
-    """Print a comparison.
+def render(
+    document: Document, console: Console | None = None, *, full: bool = False, worst: int = 5, slices: int = 5
+) -> None:
+    """Print a comparison: one screen, or everything.
 
     Args:
         document: What to show.
         console: Where to print to; a new console on standard output by default.
+        full: A table of every rate for each task, its slices, flips and errors that come back, and noise floors.
         worst: How many of each task's flips to the worse are listed.
         slices: How many of each task's slices are listed, for each updated model.
 
@@ -33,19 +38,70 @@ def render(document: Document, console: Console | None = None, *, worst: int = 5
     terminal control sequences nor rich's own markup in it have any effect.
     """
     console = console or Console()
-    print_warnings(document.warnings, console)
-    for task in document.tasks:
-        console.print(_task_table(document, task))
-        if any(update.slices for update in task.updates):
-            console.print(_slices_table(task, slices))
-        _print_flips(document, task, console, worst)
-        _print_inheritance(document, task, console, worst, slices)
-    if document.pooled:
-        console.print(_pooled_table(document))
-    if document.noise:
-        console.print(noise_table(document.noise))
+    shown = len(document.warnings) if full else _WARNINGS
+    print_warnings(document.warnings[:shown], console)
+    if document.warnings[shown:]:
+        print_warnings([f"and {len(document.warnings) - shown} more warnings (--full)"], console)
+    _print_overview(document, console, full)
+    if full:
+        for task in document.totals:
+            console.print(_task_table(document, task))
+        for task in document.tasks:
+            console.print(_task_table(document, task))
+            if any(update.slices for update in task.updates):
+                console.print(_slices_table(task, slices))
+            _print_flips(document, task, console, worst)
+            _print_inheritance(document, task, console, worst, slices)
+        if document.noise:
+            console.print(noise_table(document.noise))
     if document.gate is not None:
-        _print_gate(document.gate, console)
+        _print_gate(document.gate, console, full)
+    if not full:
+        console.print(Text("--full: every rate, slices and flips; --html FILE: a report to look at", style=QUIET))
+
+
+def _print_overview(document: Document, console: Console, full: bool) -> None:
+    """A row for each task and updated model, totals first; of many tasks those that lose most, on one screen."""
+    several = len(document.tasks) > 1
+    narrow = several and console.width < 100
+    tasks = list(document.tasks)
+    most = max(2, _ROWS // len(document.models[1:]))
+    if not full and len(tasks) > most:
+        tasks = sorted(tasks, key=lambda task: min(u.change.value for u in task.updates))[:most]
+    old = w.name(document.models[0].label)
+    first = document.tasks[0] if document.tasks else None
+    title = (
+        f"{len(document.tasks)} tasks" if several or first is None else f"{first.name}: {w.count(first.items)} items"
+    )
+    columns = ["task"] * several + ["model", "quality", "change", "breaks", "repairs", "NFR", "verdict"]
+    level = w.level_name(first.accuracy_old) if first else "95%"
+    caption = (
+        f"Against {old}; [low, high]: {level} intervals; verdict: paired test, corrected for the number of tasks."
+    )
+    table = _table(title, columns, caption)
+    for task in [*document.totals, *tasks]:
+        show, change = w.show_quality(task), w.show_change(task)
+        for place, update in enumerate(task.updates):
+            rate = w.negative_rate(task, update)
+            heading = [_data(task.name if place == 0 else "", limit=40)]
+            table.add_row(
+                *heading * several,
+                _data(w.name(update.label) + (" (control)" if update.role == "control" else "")),
+                f"{show(task.accuracy_old.value)} → {show(update.accuracy.value)}",
+                change(update.change.value) if narrow else w.with_interval(update.change, change),
+                w.count(w.negatives(task, update)),
+                w.count(w.positives(task, update)),
+                w.ABSENT if rate is None else w.percent(rate.value) if several else w.with_interval(rate),
+                _verdict(update.verdict, short=True),
+                end_section=several and place == len(task.updates) - 1 and task in document.totals,
+            )
+    console.print(table)
+    if len(tasks) < len(document.tasks):
+        rest = len(document.tasks) - len(tasks)
+        console.print(Text(f"and {rest} more tasks, which lose less (--full)", style=QUIET))
+    for task in document.totals or document.tasks[:_ADVISED]:
+        words = w.advice(document, task)
+        console.print(_data(f"{task.name}: {words}" if several else words))
 
 
 def print_warnings(warnings: Iterable[str], console: Console) -> None:
@@ -111,8 +167,9 @@ def _rate(update: Update, key: str) -> str:
     return w.ABSENT if estimate is None else w.with_interval(estimate, w.show_rate(key))
 
 
-def _verdict(verdict: str) -> Text:
-    return Text(verdict, style=_VERDICT_STYLES.get(verdict, QUIET))
+def _verdict(verdict: str, short: bool = False) -> Text:
+    words = "not shown" if short and verdict == "no difference shown" else verdict
+    return Text(words, style=_VERDICT_STYLES.get(verdict, QUIET))
 
 
 def _add_against_new(table: Table, task: TaskResult) -> None:
@@ -165,7 +222,8 @@ def _print_items(document: Document, flips: Sequence[Flip], console: Console) ->
         block.append_text(_data(flip.id, "bold", 80))
         if flip.prompt is not None:
             block.append("\n  ").append_text(_data(flip.prompt, QUIET, 160))
-        block.append("\n  target: ").append_text(_data(flip.target, limit=120))
+        if flip.target:
+            block.append("\n  target: ").append_text(_data(flip.target, limit=120))
         for model in document.models:
             answer = flip.answers.get(model.label)
             mark = w.answer_mark(flip, model.label)
@@ -182,20 +240,6 @@ def _slices_table(task: TaskResult, limit: int) -> Table:
     table = _table(w.slices_title(task, limit), w.SLICE_HEADER, caption)
     for *cells, verdict in w.slice_rows(task, limit):
         table.add_row(*map(_data, cells), _verdict(verdict))
-    return table
-
-
-def _pooled_table(document: Document) -> Table:
-    table = _table("All tasks together", ["", "tasks", "NFR, tasks alike", "NFR, items alike", "p", "p against new"])
-    for pooled in document.pooled:
-        table.add_row(
-            _data(pooled.label),
-            w.count(pooled.tasks),
-            w.with_interval(pooled.nfr),
-            w.with_interval(pooled.nfr_items),
-            w.p_value(pooled.p_value),
-            "" if pooled.p_value_against_new is None else w.p_value(pooled.p_value_against_new),
-        )
     return table
 
 
@@ -217,21 +261,30 @@ def noise_table(noise: Sequence[NoiseFloor]) -> Table:
     return table
 
 
-def _print_gate(gate: Gate, console: Console) -> None:
-    table = _table("Gate", ["task", "model", "limit", "measured, bound", "noise floor", "verdict"])
-    for check in gate.checks:
-        table.add_row(
-            _data(check.task),
-            _data(check.label),
-            w.rule_text(check),
-            w.with_interval(w.decisive(check), w.show_limited(check)),
-            "" if check.noise_floor is None else w.percent(check.noise_floor),
-            _verdict(check.verdict),
-        )
-    console.print(table)
-    for check in gate.checks:
-        if check.verdict != "pass":
-            console.print(Text.assemble(("  ", ""), _verdict(check.verdict), ": ", _data(w.reason(check))))
+def _print_gate(gate: Gate, console: Console, full: bool) -> None:
+    if full:
+        table = _table("Gate", ["task", "model", "limit", "measured, bound", "noise floor", "verdict"])
+        for check in gate.checks:
+            table.add_row(
+                _data(check.task),
+                _data(check.label),
+                w.rule_text(check),
+                w.with_interval(w.decisive(check), w.show_limited(check)),
+                "" if check.noise_floor is None else w.percent(check.noise_floor),
+                _verdict(check.verdict),
+            )
+        console.print(table)
+    for label, verdict in gate.by_candidate.items():
+        kept = [check for check in gate.checks if check.label == label and check.verdict == verdict]
+        reasons = [] if verdict == "pass" else [w.reason(check) for check in kept]
+        line = Text.assemble(f"Gate {w.VERDICT_MARKS[verdict]} ", _data(w.name(label)), ": ", _verdict(verdict))
+        if verdict == "pass":
+            line.append(f" ({len(kept)} limit{'' if len(kept) == 1 else 's'} kept)")
+        console.print(line)
+        for reason in reasons if full else reasons[:_REASONS]:
+            console.print(_data(f"  {reason}"))
+        if not full and len(reasons) > _REASONS:
+            console.print(Text(f"  and {len(reasons) - _REASONS} more (--full)", style=QUIET))
     line = Text.assemble(f"Gate {w.VERDICT_MARKS[gate.verdict]} ", _verdict(gate.verdict))
     if gate.budget:
         line.append(" ").append_text(_data(f"(budget: {gate.budget})", QUIET))

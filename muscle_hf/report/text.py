@@ -24,11 +24,16 @@ def visible(text: str) -> str:
     return _ACTING_CHARACTER.sub(lambda match: f"⟨U+{ord(match.group()):04X}⟩", text.replace("\r\n", "\n"))
 
 
-def one_line(text: str, limit: int | None = None) -> str:
-    """:func:`visible` text on one line: ``⏎`` for line breaks, cut to ``limit`` characters with an ellipsis."""
-    if limit is not None:
+def one_line(text: str, limit: int | None = None, *, middle: bool = False) -> str:
+    """:func:`visible` text on one line: ``⏎`` for line breaks, cut to ``limit`` characters with an ellipsis.
+
+    The ellipsis stands at the end, or in the ``middle``, so that names with a common beginning stay apart.
+    """
+    if limit is not None and not middle:
         text = text[: 4 * limit]  # a long answer need not be scanned whole to show its start
     line = visible(_BREAK.sub(" ⏎ ", text.strip())).replace("\t", " ")
-    if limit is not None and len(line) > limit:
-        return line[: limit - 1] + "…"
-    return line
+    if limit is None or len(line) <= limit:
+        return line
+    if middle:
+        return line[: limit // 2] + "…" + line[len(line) - (limit - 1 - limit // 2) :]
+    return line[: limit - 1] + "…"

@@ -43,6 +43,11 @@ MEASURES: dict[str, Measure] = {
     "relative_nfr": Measure(
         "Relative NFR", "rel. NFR", "NFR over what two unrelated models of these accuracies would have", share=False
     ),
+    "nfr_adjusted": Measure(
+        "Negative flips that are no guesses",
+        "NFR_adj",
+        "NFR less what models of these accuracies flip by guessing among the choices (arXiv 2510.17776)",
+    ),
     "agreement": Measure("Same answer", "agreement", "share of all items that both models answer alike"),
 }
 
@@ -80,8 +85,8 @@ def measure(key: str) -> Measure:
 
 
 def name(label: str) -> str:
-    """A label from data for a heading or a sentence: on one line, not too long."""
-    return one_line(label, 40)
+    """A label from data for a heading or a sentence: on one line, not too long; names differ most at their ends."""
+    return one_line(label, 60, middle=True)
 
 
 def count(number: int) -> str:
@@ -282,12 +287,62 @@ def answer_mark(flip: Flip, label: str) -> str:
     return "" if score is None else decimal(score)
 
 
-def leaders(document: Document, task: TaskResult) -> tuple[Update | None, Update | None]:
-    """The updates with the lowest negative flip rate and with the highest accuracy (first of equals); None if nan."""
-    rated = [u for u in task.updates if (rate := negative_rate(task, u)) is not None and math.isfinite(rate.value)]
-    scored = [u for u in task.updates if math.isfinite(u.accuracy.value)]
-    safest = min(rated, key=lambda u: negative_rate(task, u).value, default=None)  # type: ignore[union-attr]
-    return safest, max(scored, key=lambda u: u.accuracy.value, default=None)
+def eligible(task: TaskResult) -> list[Update]:
+    """What could be shipped: no control, nothing worse than the old model beyond chance, nothing unmeasured."""
+    return [
+        update
+        for update in task.updates
+        if update.role != "control" and update.verdict != "worse" and math.isfinite(update.accuracy.value)
+    ]
+
+
+def chance_words(task: TaskResult) -> str:
+    """What a guess would reach, where it is known."""
+    return "" if task.chance is None else f"A guess is right in {percent(task.chance)}."
+
+
+def advice(document: Document, task: TaskResult) -> str:
+    """Which candidate to ship, on this task alone, in plain words; labels in it are from data, to be escaped."""
+    flips = "negative flips" if task.kind == "correct" else "items that got worse"
+    candidates = [update for update in task.updates if update.role != "control"]
+    fit = [update for update in eligible(task) if negative_rate(task, update) is not None]
+    old = name(document.models[0].label)
+    if not task.items or not candidates:
+        return "There is nothing to compare."
+    if not fit:
+        which = name(candidates[0].label) if len(candidates) == 1 else "Every candidate"
+        return f"{which} is worse than {old} beyond chance: keep {old}. {chance_words(task)}".strip()
+    safest = min(fit, key=lambda update: negative_rate(task, update).value)  # type: ignore[union-attr]
+    best = max(fit, key=lambda update: update.accuracy.value)
+    rate, level = percent(negative_rate(task, safest).value), show_quality(task)(best.accuracy.value)  # type: ignore[union-attr]
+    if len(candidates) == 1:
+        words = [f"{name(safest.label)}: {rate} {flips}, {quality(task)} {level}."]
+    elif safest is best:
+        words = [f"{name(safest.label)} leads on both: fewest {flips} ({rate}), highest {quality(task)} ({level})."]
+    else:
+        words = [
+            f"{name(safest.label)} has the fewest {flips} ({rate}), {name(best.label)} the highest {quality(task)} "
+            f"({level})."
+        ]
+    worse = [name(update.label) for update in candidates if update.verdict == "worse"]
+    if worse:
+        words.append(f"Worse than {old} beyond chance: {', '.join(worse)}.")
+    held = safest.against_new
+    if held is not None:
+        sure = "beyond chance" if held.verdict == "better" else "not shown to be more than chance"
+        change = with_interval(held.delta_nfr, points)
+        words.append(
+            f"Flips of {name(safest.label)} less those of {name(document.models[1].label)}: {change}, {sure}."
+        )
+    elif len(candidates) > 1 and all(
+        u.against_new is None or u.against_new.verdict == "no difference shown" for u in candidates
+    ):
+        words.append("No candidate is shown to break fewer or more than it, beyond chance.")
+    if task.chance is not None:
+        words.append(chance_words(task))
+        if best.accuracy.low <= task.chance:
+            words.append("No candidate is shown to be better than guessing.")
+    return " ".join(words)
 
 
 def _signed(text: str) -> str:

@@ -1,4 +1,4 @@
-"""A small document with everything in it, to try a renderer on."""
+"""A small document with everything in it, to try renderers on."""
 
 from __future__ import annotations
 

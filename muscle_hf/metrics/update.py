@@ -1,0 +1,230 @@
+"""One model held against an older one on the same items: every flip number and its interval come from here."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muscle_hf.metrics.flips import fell, guessed_flips, quadrants
+from muscle_hf.metrics.intervals import (
+    Estimate,
+    Side,
+    bootstrap,
+    effective_items,
+    mean_change,
+    paired_difference,
+    wilson_interval,
+)
+from muscle_hf.metrics.significance import cluster_sign_test, mcnemar, run_permutation_test
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Kind = Literal["correct", "score"]
+
+# Outcomes of an item by their codes, and the names of their counts.
+OUTCOMES: dict[str, tuple[str, ...]] = {
+    "correct": ("both_right", "positive", "both_wrong", "negative"),
+    "score": ("improved", "unchanged", "regressed"),
+}
+COUNTS: dict[str, tuple[str, ...]] = {
+    "correct": ("both_right", "positive_flips", "both_wrong", "negative_flips"),
+    "score": OUTCOMES["score"],
+}
+
+
+@dataclass(frozen=True)
+class Update:
+    """An updated model against the old one. ``nfr`` is always of the model named here against the old one.
+
+    Args:
+        before: The old model's value of each item, higher is better, float64, shape ``(items,)``: 1 and 0 for right
+            and wrong, the rate of right answers where an item was answered several times, or a score.
+        after: The updated model's.
+        kind: ``correct``, or ``score``.
+        epsilon: Changes of a score of at most this size are none.
+        answers: Of both models, equal for equal answers; None where they are unknown.
+        choice: Whether answers are one of a few choices.
+        chance: Of a guess to be right, where the number of choices is known.
+        runs: Right (1) or wrong (0) in each run of both models, shape ``(items, runs)``, nan for none; None where each
+            item was answered once.
+        clusters: Source of each item, where several share one.
+        level: Confidence of the intervals.
+        side: ``two-sided``, or one-sided bounds: ``upper``, ``lower``.
+        seed: Of the resampling.
+    """
+
+    before: Floats
+    after: Floats
+    kind: Kind = "correct"
+    epsilon: float = 0.0
+    answers: tuple[NDArray[Any], NDArray[Any]] | None = None
+    choice: bool = False
+    chance: float | None = None
+    runs: tuple[Floats, Floats] | None = None
+    clusters: NDArray[Any] | None = None
+    level: float = 0.95
+    side: Side = "two-sided"
+    seed: int = 0
+
+    def only(self, items: NDArray[Any]) -> Update:
+        """The same of some items: a mask, or their numbers."""
+        return dataclasses.replace(
+            self,
+            before=self.before[items],
+            after=self.after[items],
+            answers=None if self.answers is None else (self.answers[0][items], self.answers[1][items]),
+            runs=None if self.runs is None else (self.runs[0][items], self.runs[1][items]),
+            clusters=None if self.clusters is None else self.clusters[items],
+        )
+
+    @cached_property
+    def rated(self) -> bool:
+        """Whether items are right at a rate instead of right or wrong."""
+        return self.kind == "correct" and self.runs is not None
+
+    @cached_property
+    def right(self) -> tuple[Bools, Bools]:
+        """Who is right, mostly where items were answered several times."""
+        return self.before > 0.5, self.after > 0.5
+
+    @cached_property
+    def lost(self) -> Bools:
+        """Negative flips, of items right at a rate by the majority; for scores, items that got worse."""
+        old, new = self.right if self.kind == "correct" else (self.before, self.after)
+        return fell(old, new, self.epsilon)
+
+    @cached_property
+    def gained(self) -> Bools:
+        """Positive flips; for scores, items that got better."""
+        old, new = self.right if self.kind == "correct" else (self.before, self.after)
+        return fell(new, old, self.epsilon)
+
+    @cached_property
+    def codes(self) -> NDArray[np.int8]:
+        """Outcome of each item: an index into :data:`OUTCOMES`."""
+        if self.kind == "score":
+            return np.select([self.gained, self.lost], [0, 2], 1).astype(np.int8)
+        return np.select([self.lost, self.gained, self.right[0]], [3, 1, 0], 2).astype(np.int8)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of items by outcome."""
+        names = COUNTS[self.kind]
+        return dict(zip(names, np.bincount(self.codes, minlength=len(names)).tolist(), strict=True))
+
+    @property
+    def loss(self) -> NDArray[Any]:
+        """What each item adds to the NFR: 1 for a negative flip, what a rate falls by, else 0."""
+        return np.maximum(self.before - self.after, 0.0) if self.rated else self.lost.astype(np.int8)
+
+    @property
+    def gain(self) -> NDArray[Any]:
+        """What each item adds to the PFR."""
+        return np.maximum(self.after - self.before, 0.0) if self.rated else self.gained.astype(np.int8)
+
+    # ---- numbers with intervals ----
+
+    def share(self, indicator: Bools, among: Bools | None = None) -> Estimate:
+        """The share of items with a property among some (or all), as wide as clusters make it."""
+        chosen, clusters = (indicator, self.clusters) if among is None else (indicator[among], self.clusters)
+        if clusters is not None and among is not None:
+            clusters = clusters[among]
+        worth = None if clusters is None or not len(chosen) else effective_items(chosen, clusters)
+        return wilson_interval(int(chosen.sum()), len(chosen), level=self.level, side=self.side, effective_total=worth)
+
+    def mean(self, values: NDArray[Any]) -> Estimate:
+        """Mean of a number of each item."""
+        return mean_change(values, level=self.level, side=self.side, clusters=self.clusters, seed=self.seed)
+
+    def quality(self, values: Floats) -> Estimate:
+        """Accuracy (mean score) of one of the models."""
+        return self.share(values > 0.5) if self.kind == "correct" and not self.rated else self.mean(values)
+
+    @property
+    def nfr(self) -> Estimate:
+        """Negative flip rate; for items right at a rate the mean of what the rates lose."""
+        return self.mean(self.loss) if self.rated else self.share(self.lost)
+
+    @property
+    def pfr(self) -> Estimate:
+        """Positive flip rate."""
+        return self.mean(self.gain) if self.rated else self.share(self.gained)
+
+    @property
+    def change(self) -> Estimate:
+        """Accuracy (mean score) of the updated model minus the old one's."""
+        if self.kind == "score" or self.rated:
+            return self.mean(self.after - self.before)
+        before, after = self.right
+        worth = None
+        if self.clusters is not None and len(before):
+            worth = effective_items(after.astype(np.int8) - before, self.clusters)
+        return paired_difference(before, after, level=self.level, side=self.side, effective_total=worth)
+
+    @cached_property
+    def permuted(self) -> tuple[float, float]:
+        """Of items right at a rate: p-value of the change, and the NFR that chance alone makes of two equal models."""
+        return run_permutation_test(*self.runs, seed=self.seed)
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided paired test of the change."""
+        if self.clusters is None and self.rated:
+            return self.permuted[0]
+        if self.clusters is None and self.kind == "correct":
+            return mcnemar(*self.right).p_value
+        return cluster_sign_test(self.after - self.before, self.clusters, seed=self.seed)
+
+    def rates(self) -> dict[str, Estimate]:
+        """Every rate that the data allow, by the keys that ``compare`` prints."""
+        return self._rates_of_scores() if self.kind == "score" else self._rates_of_answers()
+
+    def _rates_of_answers(self) -> dict[str, Estimate]:
+        old, new = self.right
+        rates = {"nfr": self.nfr, "pfr": self.pfr}
+        if self.chance is not None and len(old):
+            rates["nfr_adjusted"] = self._of_sums(
+                lambda lost, old, new, n: np.maximum(lost / n - guessed_flips(old / n, new / n, self.chance), 0.0)
+            )
+        if self.answers is not None and not self.rated:
+            same = self.answers[0] == self.answers[1]
+            if self.choice:
+                rates["nfr_mc"] = self.share(~new & ~same)
+            rates["agreement"] = self.share(same)
+        if self.rated:
+            return rates
+        rates |= {"btc": self.share(new, old), "bec": self.share(~old, ~new), "nfi": self.share(old, ~new)}
+        rates["relative_nfr"] = self._of_sums(lambda lost, old, new, n: lost * n / (old * (n - new)))
+        return rates
+
+    def _of_sums(self, statistic: Any) -> Estimate:
+        """A function of the sums of what is lost, of both models' right answers, and of items."""
+        columns, weights = (self.loss, self.before, self.after, np.ones(len(self.before))), None
+        if self.clusters is None and not self.rated:  # equal items are counted beforehand
+            q = quadrants(*self.right)
+            columns = ((0, 0, 0, 1), (1, 0, 0, 1), (1, 1, 0, 0), (1, 1, 1, 1))
+            weights = (q.both_right, q.positive_flips, q.both_wrong, q.negative_flips)
+        return bootstrap(
+            statistic, *columns, level=self.level, clusters=self.clusters, weights=weights, seed=self.seed
+        )
+
+    def _rates_of_scores(self) -> dict[str, Estimate]:
+        change = self.after - self.before
+        settings = {"level": self.level, "clusters": self.clusters, "seed": self.seed}
+
+        def size(sign: float, moved: Bools) -> Estimate:
+            return bootstrap(
+                lambda total, n: total / n, np.where(moved, sign * change, 0.0), moved.astype(np.float64), **settings
+            )
+
+        return {
+            "nfr_smooth": self.nfr,
+            "pfr_smooth": self.pfr,
+            "m_g": size(1.0, self.gained),
+            "m_r": size(-1.0, self.lost),
+        }
