@@ -180,6 +180,25 @@ class Inheritance:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """What answers take, of the old and an updated model; a report only, which no gate judges.
+
+    Args:
+        name: ``answer length (characters)``, or the name of a column that both logs have.
+        old: Mean of the old model.
+        new: Mean of the updated one.
+        change: The latter minus the former, on the same items, with interval.
+        items: Number of items with both.
+    """
+
+    name: str
+    old: float
+    new: float
+    change: Estimate
+    items: int
+
+
+@dataclass(frozen=True)
 class Update:
     """One updated model (new or compat) against the old one on one task.
 
@@ -200,6 +219,8 @@ class Update:
         slices: Where it regresses most comes first.
         against_new: For compatibility models: held against the plain update.
         inheritance: For compatibility models: which errors of the old model come back.
+        nfr_by_chance: Where items were answered several times, the NFR that two equal models would have by luck.
+        measures: What an answer takes: length, tokens, cost, latency, where the logs tell.
     """
 
     label: str
@@ -214,6 +235,8 @@ class Update:
     slices: list[Slice] = field(default_factory=list)
     against_new: AgainstNew | None = None
     inheritance: Inheritance | None = None
+    nfr_by_chance: float | None = None
+    measures: list[Measure] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -234,6 +257,9 @@ class Flip:
         severity: What flips are sorted by, worst first (:attr:`TaskResult.flips`).
         inherited: Per compatibility model that makes an error again which old made and new had shed: ``same``,
             ``other`` or ``unknown`` (:class:`InheritedItem`).
+        own: Per model, the columns of its own log (grades, reasoning, tokens, ...), as text.
+        rates: Per model, the rate of right answers, where the item was answered several times.
+        noise: Whether the item flips by itself: runs of one and the same model answer it now right, now wrong.
     """
 
     id: str
@@ -247,6 +273,9 @@ class Flip:
     columns: dict[str, str] = field(default_factory=dict)
     severity: float = 0.0
     inherited: dict[str, str] = field(default_factory=dict)
+    own: dict[str, dict[str, str]] = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)
+    noise: bool = False
 
 
 @dataclass(frozen=True)
@@ -270,6 +299,8 @@ class TaskResult:
             ``absent``, ``changed``; models without any are left out.
         doubt: Why right and wrong of this task cannot be trusted; empty if nothing speaks against it.
         chance: How often a guess is right, where the number of choices is known.
+        runs: The most answers that a model gave to an item.
+        flaky: Per model, the share of items that it answers now right, now wrong; empty with one answer an item.
         tasks: Of a total, the names of its tasks.
     """
 
@@ -285,6 +316,8 @@ class TaskResult:
     missing: dict[str, dict[str, int]] = field(default_factory=dict)
     doubt: str = ""
     chance: float | None = None
+    runs: int = 1
+    flaky: dict[str, float] = field(default_factory=dict)
     tasks: list[str] = field(default_factory=list)
 
 

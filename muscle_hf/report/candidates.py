@@ -2,42 +2,49 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from muscle_hf.compare.document import Document, TaskResult
 from muscle_hf.report import charts
 from muscle_hf.report import wording as w
-from muscle_hf.report.markup import Markup
-from muscle_hf.report.parts import figure, task_checks
-from muscle_hf.report.text import one_line
+from muscle_hf.report.markup import Markup, tag
 
 
-def trade_offs(document: Document) -> list[Markup]:
-    """A picture for every total, then one for each task; words alone where there is one candidate."""
-    return [_of_task(document, task) for task in (*document.totals, *document.tasks)]
+class TradeOff(NamedTuple):
+    """A picture (None where there is but one candidate) and what its marks stand for."""
+
+    picture: Markup | None
+    key: Markup
 
 
-def _of_task(document: Document, task: TaskResult) -> Markup:
+def trade_off(document: Document, task: TaskResult) -> TradeOff:
+    """Accuracy (mean score) against negative flips of all updated models on a task, or a total."""
     rated = [(update, rate) for update in task.updates if (rate := w.negative_rate(task, update)) is not None]
+    if len(rated) < 2:
+        return TradeOff(None, Markup())
     fit = w.eligible(task)
     values = [(rate.value, update.accuracy.value) for update, rate in rated if update in fit]
+    short = charts.key([update.label for update, _ in rated])
     points = [
         charts.Point(
-            update.label,
+            short[update.label],
             rate,
             update.accuracy,
             update in fit and not _beaten((rate.value, update.accuracy.value), values),
         )
         for update, rate in rated
     ]
-    limits = [check.limit for check in task_checks(document, task) if check.rule == "max_nfr"]
     picture = charts.trade_off(
         f"{w.quality(task)} against negative flips on {task.name}",
         points,
         (document.models[0].label, task.accuracy_old),
         ("got worse" if task.kind == "score" else "negative flips", w.quality(task)),
         (w.percent, w.show_quality(task)),
-        min(limits, default=None),
+        min(w.limits(document, task), default=None),
     )
-    return figure(one_line(task.name, 60), picture if len(points) > 1 else None, w.advice(document, task), level=3)
+    told = [(letter, label) for label, letter in short.items() if letter != label]
+    rows = [tag("li", tag("b", letter), f" {w.name(label)}") for letter, label in told]
+    return TradeOff(picture, tag("ul", rows, class_="legend") if rows else Markup())
 
 
 def _beaten(own: tuple[float, float], values: list[tuple[float, float]]) -> bool:

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from muscle_hf.metrics import Estimate
 from muscle_hf.report import wording as w
-from muscle_hf.report.markup import Child, Markup, tag
+from muscle_hf.report.markup import Child, Markup, asset, tag
 from muscle_hf.report.scales import Scale, fit
 from muscle_hf.report.text import one_line
 
 WIDTH = 380
+# Characters of a name that fit before a row.
+_BESIDE = 15
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A labelled estimate of a dot-and-whisker chart; ``css`` is ``worse``, ``better`` or ``plain``."""
 
     label: str
@@ -29,8 +32,7 @@ class Row:
     css: str = "plain"
 
 
-@dataclass(frozen=True)
-class Mark:
+class Mark(NamedTuple):
     """A vertical line through a dot-and-whisker chart: a limit, a noise floor, zero."""
 
     label: str
@@ -48,6 +50,13 @@ class Point:
     leads: bool
 
 
+def key(labels: Sequence[str]) -> dict[str, str]:
+    """What marks are named by in a picture: their labels, or letters where a label would not fit."""
+    if all(len(one_line(label)) <= 16 for label in labels):
+        return {label: label for label in labels}
+    return {label: chr(ord("A") + place % 26) * (1 + place // 26) for place, label in enumerate(labels)}
+
+
 def svg(height: float, label: str, *children: Child, width: float = WIDTH) -> Markup:
     """An SVG element that screen readers announce as one picture named ``label``."""
     return tag(
@@ -58,6 +67,42 @@ def svg(height: float, label: str, *children: Child, width: float = WIDTH) -> Ma
         aria_label=label,
         preserveAspectRatio="xMidYMid",
     )
+
+
+def standalone(label: str, panels: Sequence[tuple[str, Markup]]) -> str:
+    """Pictures side by side, each under its title, as a file: with its colours, on a ground of its own.
+
+    The ink would vanish on a dark page, so the colours are those of light ones.
+
+    Args:
+        label: What they are, for screen readers.
+        panels: Titles and what :func:`svg` made.
+    """
+    # The light colours come first in the style sheet, then those for dark pages, then the rules.
+    light, _, rest = asset("charts.css").partition("@media")
+    style = light.replace("color-scheme: light dark;", "") + rest.partition("\n}\n")[2]
+    parts, x, height = [], 16.0, 0.0
+    for title, drawn in panels:
+        width, tall = (float(size) for size in re.search(r'viewBox="0 0 (\S+) (\S+)"', drawn).groups())  # type: ignore[union-attr]
+        parts.append(text(x, 26, one_line(title, 48, middle=True), "strong"))
+        parts.append(
+            Markup(str(drawn).replace("<svg ", f'<svg x="{x:g}" y="40" width="{width:g}" height="{tall:g}" ', 1))
+        )
+        x, height = x + width + 24, max(height, tall + 48)
+    picture = tag(
+        "svg",
+        tag("title", label),
+        tag("style", Markup(style)),
+        tag("rect", width=x, height=height, rx=8, class_="ground"),
+        parts,
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {x:g} {height:g}",
+        width=x,
+        height=height,
+        font_family="system-ui, sans-serif",
+        role="img",
+    )
+    return f"{picture}\n"
 
 
 def text(x: float, y: float, content: str, css: str = "", anchor: str = "start") -> Markup:
@@ -81,11 +126,11 @@ def quadrants(old: str, new: str, counts: dict[str, int]) -> Markup:
         ("positive_flips", -1, 1, "better", "positive flips"),
         ("both_wrong", 1, 1, "miss", "stay wrong"),
     ]
-    short_old, short_new = one_line(old, 9), one_line(new, 16)
+    # No names: those of models may be of any length; the heading has them.
     parts = [
-        text(across - half_x / 2, 22, f"{short_new} right", "head", "middle"),
-        text(across + half_x / 2, 22, f"{short_new} wrong", "head", "middle"),
-        *(text(left - 8, down + side * half_y / 2, short_old, "head", "end") for side in (-1, 1)),
+        text(across - half_x / 2, 22, "now right", "head", "middle"),
+        text(across + half_x / 2, 22, "now wrong", "head", "middle"),
+        *(text(left - 8, down + side * half_y / 2, "was", "head", "end") for side in (-1, 1)),
         text(left - 8, down - half_y / 2 + 15, "right", "head", "end"),
         text(left - 8, down + half_y / 2 + 15, "wrong", "head", "end"),
     ]
@@ -135,10 +180,20 @@ def three_ways(new: str, counts: dict[str, int]) -> Markup:
 
 
 def whiskers(
-    label: str, rows: Sequence[Row], show: w.Show, *, marks: Sequence[Mark] = (), zero: bool = True
+    label: str,
+    rows: Sequence[Row | tuple[str, Estimate, str]],
+    show: w.Show,
+    *,
+    marks: Sequence[Mark | tuple[str, float, str]] = (),
+    zero: bool = True,
 ) -> Markup:
-    """Dots with their intervals on one scale; one-sided bounds end in an arrow at the edge."""
-    left, right, step, top = 112, WIDTH - 70, 28, 22 if marks else 8
+    """Dots with their intervals on one scale; one-sided bounds end in an arrow at the edge.
+
+    Names stand before their rows or, where one is too long for that, above them.
+    """
+    rows, marks = [Row(*row) for row in rows], [Mark(*mark) for mark in marks]
+    above = any(len(one_line(row.label)) > _BESIDE for row in rows)
+    left, right, step, top = 16 if above else 112, WIDTH - 70, 44 if above else 28, 22 if marks else 8
     values = [v for row in rows for v in (row.estimate.value, row.estimate.low, row.estimate.high)]
     scale = fit([*values, *(mark.value for mark in marks)], left, right, zero=zero)
     bottom = top + step * len(rows)
@@ -150,7 +205,11 @@ def whiskers(
             if mark.label:
                 parts.append(text(x, top - 8, mark.label, "tiny halo", _anchor(x, left, right)))
     for index, row in enumerate(rows):
-        parts += _whisker(row, scale, top + step * (index + 0.5), show, left)
+        y = top + step * (index + 0.5) + (8 if above else 0)
+        at, anchor = ((left, y - 14), "start") if above else ((left - 10, y + 4), "end")
+        name = one_line(row.label, 52 if above else _BESIDE, middle=True)
+        parts += [text(*at, name, "halo", anchor), *_interval(row, scale, y)]
+        parts.append(text(WIDTH - 4, y + 4, show(row.estimate.value), "value", "end"))
     words = "; ".join(f"{row.label}: {w.with_interval(row.estimate, show)}" for row in rows)
     return svg(bottom + 22, f"{label}. {words}", *parts)
 
@@ -185,18 +244,8 @@ def trade_off(
     qualities = [v for p in points for v in (p.quality.value, p.quality.low, p.quality.high)]
     x_scale = fit(flips, left, right, zero=True)
     y_scale = fit([*qualities, old[1].value], bottom, top, pad=0.14)
-    parts = [tag("rect", x=left, y=top, width=right - left, height=bottom - top, class_="field")]
-    for tick in x_scale.ticks():
-        x = x_scale(tick)
-        parts += [line(x, top, x, bottom, "rule"), text(x, bottom + 16, w.tick(show[0](tick)), "tiny", "middle")]
-    for tick in y_scale.ticks():
-        y = y_scale(tick)
-        parts += [line(left, y, right, y, "rule"), text(left - 6, y + 4, w.tick(show[1](tick)), "tiny", "end")]
-    parts += [
-        text(left, 16, f"↑ {names[1]}", "head"),
-        text(right, bottom + 34, f"{names[0]} →", "head", "end"),
-        text(left + 2, bottom + 34, "↖ better", "head accent"),
-    ]
+    parts = [*frame(x_scale, y_scale, *show), *axes(x_scale, y_scale, *names)]
+    parts.append(text(left + 2, bottom + 34, "↖ better", "head accent"))
     if limit is not None:
         x = x_scale(limit)
         parts += [
@@ -206,11 +255,45 @@ def trade_off(
         ]
     if math.isfinite(old[1].value):
         y_old = y_scale(old[1].value)
-        name = text(right - 4, y_old - 5, one_line(old[0], 16), "tiny halo", "end")
+        name = text(right - 4, y_old - 5, one_line(old[0], 40, middle=True), "tiny halo", "end")
         parts += [line(left, y_old, right, y_old, "mark old"), name]
     parts += _candidates(points, x_scale, y_scale)
     words = "; ".join(f"{p.label}: {show[0](p.flips.value)} flips, {show[1](p.quality.value)}" for p in points)
     return svg(bottom + 44, f"{label}. {words}", *parts)
+
+
+def frame(
+    x_scale: Scale, y_scale: Scale, show_x: w.Show, show_y: w.Show, x_ticks: Sequence[float] | None = None
+) -> list[Markup]:
+    """Ground and ticks of a picture with two scales."""
+    (left, right), (bottom, top) = (x_scale.start, x_scale.end), (y_scale.start, y_scale.end)
+    parts = [tag("rect", x=left, y=top, width=right - left, height=bottom - top, class_="field")]
+    for tick in x_scale.ticks() if x_ticks is None else x_ticks:
+        x, label = x_scale(tick), show_x(tick)
+        parts.append(line(x, top, x, bottom, "rule"))
+        parts.append(text(x, bottom + 16, w.tick(label) if x_ticks is None else label, "tiny", "middle"))
+    for tick in y_scale.ticks():
+        y = y_scale(tick)
+        parts += [line(left, y, right, y, "rule"), text(left - 6, y + 4, w.tick(show_y(tick)), "tiny", "end")]
+    return parts
+
+
+def axes(x_scale: Scale, y_scale: Scale, across: str, up: str) -> list[Markup]:
+    """Titles of two scales."""
+    return [
+        text(x_scale.start, 16, f"↑ {one_line(up, 40)}", "head") if up else Markup(),
+        text(x_scale.end, y_scale.start + 34, f"{across} →", "head", "end"),
+    ]
+
+
+def polyline(places: Sequence[tuple[float, float]], css: str = "path") -> Markup:
+    """Points joined by lines."""
+    return tag("polyline", points=coordinates(places), class_=css)
+
+
+def coordinates(places: Sequence[tuple[float, float]]) -> str:
+    """Points as SVG has them."""
+    return " ".join(f"{x:.2f},{y:.2f}" for x, y in places)
 
 
 def _candidates(points: Sequence[Point], x_scale: Scale, y_scale: Scale) -> list[Markup]:
@@ -227,7 +310,7 @@ def _candidates(points: Sequence[Point], x_scale: Scale, y_scale: Scale) -> list
         css = "leads" if point.leads else "trails"
         whiskers += [line(x_low, y, x_high, y, f"whisker {css}"), line(x, y_low, x, y_high, f"whisker {css}")]
         dots.append(_shape(index, x, y, css))
-        name = one_line(point.label, 16)
+        name = one_line(point.label, 16, middle=True)
         at, anchor, plain = _free_place(index, places, 7.5 * len(name), taken, frame)
         if not plain:
             leaders.append(line(x, y, at[0], at[1] - 4, "leader"))
@@ -291,7 +374,7 @@ def _shape(index: int, x: float, y: float, css: str) -> Markup:
     ][index % 5]
     if corners is None:
         return tag("circle", cx=x, cy=y, r=r, class_=f"dot {css}")
-    return tag("polygon", points=" ".join(f"{x + dx:.2f},{y + dy:.2f}" for dx, dy in corners), class_=f"dot {css}")
+    return tag("polygon", points=coordinates([(x + dx, y + dy) for dx, dy in corners]), class_=f"dot {css}")
 
 
 def _axis(scale: Scale, top: float, bottom: float, show: w.Show) -> list[Markup]:
@@ -300,16 +383,6 @@ def _axis(scale: Scale, top: float, bottom: float, show: w.Show) -> list[Markup]
         x = scale(tick)
         parts += [line(x, top, x, bottom, "rule"), text(x, bottom + 15, w.tick(show(tick)), "tiny", "middle")]
     return parts
-
-
-def _whisker(row: Row, scale: Scale, y: float, show: w.Show, left: float) -> list[Markup]:
-    return [
-        tag(
-            "text", tag("title", one_line(row.label)), one_line(row.label, 15), x=left - 10, y=y + 4, text_anchor="end"
-        ),
-        *_interval(row, scale, y),
-        text(WIDTH - 4, y + 4, show(row.estimate.value), "value", "end"),
-    ]
 
 
 def _interval(row: Row, scale: Scale, y: float) -> list[Markup]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from muscle_hf.metrics import Estimate
-from muscle_hf.report import charts
+from muscle_hf.report import charts, html
 from muscle_hf.report import wording as w
-from muscle_hf.report.html import assemble
-from muscle_hf.report.markup import Markup, join, tag
-from muscle_hf.report.parts import figure, warning
-from muscle_hf.report.scales import Scale, fit
+from muscle_hf.report.markup import Markup, tag
+from muscle_hf.report.scales import fit
 from muscle_hf.report.text import one_line
 
 if TYPE_CHECKING:
@@ -154,67 +152,36 @@ def page(path: DialPath, chosen: DialPoint | None, rule: str, max_loss: float = 
     """
     nfr, quality = _names(path)
     level = w.level_name(path.accuracy_old)
-    head = tag(
-        "header",
-        tag("p", "From v2's adapter to the compatibility adapter", class_="eyebrow"),
-        tag("h1", f"The dial on {one_line(path.task, 60)}"),
-        tag("p", f"{w.count(path.items)} items of the split {one_line(split, 40)}", class_="lede"),
-        tag(
-            "div",
-            tag("span", "?" if chosen is None else "✓", class_="sign", aria_hidden="true"),
-            tag("div", tag("strong", _headline(chosen)), tag("p", verdict(path, chosen, rule, max_loss))),
-            class_=f"banner {'unsure' if chosen is None else 'pass'}",
-        ),
-        warning(caution(split)),
-    )
     nfr_title, quality_title = f"Change of {nfr} along the path", f"Change of {quality} along the path"
     pictures = [
-        figure(
+        (
             f"{quality[0].upper()}{quality[1:]} against {nfr}",
             _path_picture(path, chosen),
             "Each mark is a point of the path, its number is t. Up and to the left is better. Dashed: v2's "
             f"{quality}, below which the rule “no loss” does not go. The ring is the chosen point.",
         ),
-        figure(
+        (
             nfr_title,
             _along(path, chosen, nfr_title, lambda point: point.change_of_nfr, w.points),
             f"Against v2 (dashed) on the same items, with {level} intervals. Below the line: fewer negative flips.",
         ),
-        figure(
+        (
             quality_title,
             _along(path, chosen, quality_title, lambda point: point.change_of_accuracy, _show(path)[1]),
             f"Against v2 (dashed) on the same items, with {level} intervals. Above the line: better answers.",
         ),
     ]
-    note = (
-        "At t the delta of every layer is (1 − t) · v2's + t · the compatibility adapter's, exactly. Each point is an "
-        "ordinary LoRA; between the ends it has the rank of both together."
+    return html.page(
+        "dial.html",
+        path=path,
+        chosen=chosen,
+        split=split,
+        verdict=verdict(path, chosen, rule, max_loss),
+        caution=caution(split),
+        pictures=pictures,
+        columns=columns(path),
+        cells=cells(path),
     )
-    body = join(
-        head,
-        tag("section", tag("h2", "The path"), tag("p", note, class_="note"), tag("div", pictures, class_="grid")),
-        tag("section", tag("h2", "Every point"), _html_table(path, chosen)),
-    )
-    return assemble(f"The dial on {one_line(path.task, 60)}", body)
-
-
-def _headline(chosen: DialPoint | None) -> str:
-    return "No point qualifies" if chosen is None else "The chosen point"
-
-
-def _html_table(path: DialPath, chosen: DialPoint | None) -> Markup:
-    head = tag("tr", [tag("th", cell, scope="col") for cell in columns(path)])
-    rows = [
-        tag(
-            "tr",
-            tag("th", first, scope="row"),
-            [tag("td", cell) for cell in rest],
-            class_="chosen" if point == chosen else None,
-        )
-        for point, (first, *rest) in zip(path.points, cells(path), strict=True)
-    ]
-    content = tag("table", tag("caption", "Every point", class_="hidden"), tag("thead", head), tag("tbody", rows))
-    return tag("div", content, class_="scroll", tabindex="0", role="region", aria_label="Every point")
 
 
 # ---- Pictures ----
@@ -229,13 +196,12 @@ def _path_picture(path: DialPath, chosen: DialPoint | None) -> Markup:
     floor = y_scale(path.new.accuracy.value)
     places = [(x_scale(point.nfr.value), y_scale(point.accuracy.value)) for point in path.points]
     parts = [
-        *_frame(x_scale, y_scale, w.percent, show),
-        charts.text(_LEFT, 16, f"↑ {quality}", "head"),
-        charts.text(_RIGHT, _BOTTOM + 34, f"{nfr} →", "head", "end"),
+        *charts.frame(x_scale, y_scale, w.percent, show),
+        *charts.axes(x_scale, y_scale, nfr, quality),
         charts.text(_LEFT + 2, _BOTTOM + 34, "↖ better", "head accent"),
         charts.line(_LEFT, floor, _RIGHT, floor, "mark old"),
         charts.text(_LEFT + 4, floor + 13, f"v2's {quality}", "tiny halo"),
-        _polyline(places),
+        charts.polyline(places),
     ]
     taken: list[tuple[float, float]] = []
     for point, (x, y) in zip(path.points, places, strict=True):
@@ -264,11 +230,11 @@ def _along(
     lower = [(x, y_scale(low)) for (x, _), (low, _) in zip(places, ends, strict=True)]
     zero = y_scale(0.0)
     parts = [
-        *_frame(x_scale, y_scale, lambda t: f"{t:g}", show, x_ticks=[point.t for point in path.points]),
-        tag("polygon", points=_coordinates([*upper, *reversed(lower)]), class_="band"),
+        *charts.frame(x_scale, y_scale, lambda t: f"{t:g}", show, x_ticks=[point.t for point in path.points]),
+        *charts.axes(x_scale, y_scale, "t", ""),
+        tag("polygon", points=charts.coordinates([*upper, *reversed(lower)]), class_="band"),
         charts.line(_LEFT, zero, _RIGHT, zero, "mark old"),
-        charts.text(_RIGHT, _BOTTOM + 34, "t →", "head", "end"),
-        _polyline(places),
+        charts.polyline(places),
     ]
     for (x, _), (_, top), (_, bottom) in zip(places, upper, lower, strict=True):
         parts.append(charts.line(x, top, x, bottom, "whisker leads"))
@@ -280,33 +246,10 @@ def _along(
     return charts.svg(_BOTTOM + 44, f"{label}. {words}", *parts)
 
 
-def _frame(
-    x_scale: Scale, y_scale: Scale, show_x: w.Show, show_y: w.Show, x_ticks: Iterable[float] | None = None
-) -> list[Markup]:
-    parts = [tag("rect", x=_LEFT, y=_TOP, width=_RIGHT - _LEFT, height=_BOTTOM - _TOP, class_="field")]
-    for tick in x_scale.ticks() if x_ticks is None else x_ticks:
-        x = x_scale(tick)
-        label = show_x(tick) if x_ticks is not None else w.tick(show_x(tick))
-        parts += [charts.line(x, _TOP, x, _BOTTOM, "rule"), charts.text(x, _BOTTOM + 16, label, "tiny", "middle")]
-    for tick in y_scale.ticks():
-        y = y_scale(tick)
-        parts += [charts.line(_LEFT, y, _RIGHT, y, "rule")]
-        parts += [charts.text(_LEFT - 6, y + 4, w.tick(show_y(tick)), "tiny", "end")]
-    return parts
-
-
 def _mark(point: DialPoint, chosen: DialPoint | None, x: float, y: float) -> list[Markup]:
     ring = [tag("circle", cx=x, cy=y, r=10, class_="ring")] if point == chosen else []
     css = "leads" if point == chosen else "trails"
     return [*ring, tag("circle", cx=x, cy=y, r=5.5, class_=f"dot {css}")]
-
-
-def _polyline(places: list[tuple[float, float]]) -> Markup:
-    return tag("polyline", points=_coordinates(places), class_="path")
-
-
-def _coordinates(places: Iterable[tuple[float, float]]) -> str:
-    return " ".join(f"{x:.2f},{y:.2f}" for x, y in places)
 
 
 def _finite_or(value: float, other: float) -> float:

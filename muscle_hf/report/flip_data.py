@@ -33,8 +33,9 @@ def pack(document: Document) -> dict[str, Any]:
     Returns:
         ``models`` and ``tasks`` (names), ``roles``, ``choices`` (distinct lists of choices), ``columns`` (names) and
         ``flips``: arrays ``[task, id, outcomes, prompt, target, answers, scores, choices, columns, severity,
-        inherited]``, where ``outcomes`` has a letter per updated model, ``columns`` a value per name (null where an
-        item has none), and ``inherited`` a letter per updated model (null where none makes an error of old again).
+        inherited, own, rates, noise]``, where ``outcomes`` has a letter per updated model, ``columns`` a value per name
+        (null where an item has none), ``inherited`` a letter per updated model (null where none makes an error of old again), ``own``
+        a table per model of what its log says of its answer, ``rates`` of right answers where there are several.
     """
     names = list(dict.fromkeys(name for task in document.tasks for flip in task.flips for name in flip.columns))
     choices: dict[tuple[str, ...], int] = {}
@@ -75,6 +76,9 @@ def _row(
         [flip.columns.get(name) for name in names],
         _finite(flip.severity) or 0,
         "".join(INHERITED[flip.inherited.get(label)] for label in labels[1:]) if flip.inherited else None,
+        [flip.own.get(label, {}) for label in labels] if flip.own else None,
+        [_finite(flip.rates.get(label)) for label in labels] if flip.rates else None,
+        int(flip.noise),
     ]
 
 

@@ -42,6 +42,12 @@ _STORIES: dict[tuple[str, str, str], Story] = {
 _QUIET = Story("still", "")
 
 
+def told(flows: Sequence[Flow]) -> list[tuple[Flow, Story]]:
+    """The ways that mean something, the most trodden first."""
+    found = [(flow, story(flow)) for flow in flows if flow.items and story(flow).words]
+    return sorted(found, key=lambda pair: -pair[0].items)
+
+
 def story(flow: Flow) -> Story:
     """Colour and words of a flow; flows that nothing happens to are quiet."""
     return _STORIES.get(flow.states, _QUIET)
@@ -67,7 +73,7 @@ def picture(labels: Sequence[str], flows: Sequence[Flow]) -> Markup:
     for column, label in enumerate(labels):
         anchor = ("start", "middle", "end")[column]
         x = (0.0, WIDTH / 2, float(WIDTH))[column]
-        parts.append(text(x, 18, one_line(label, 16), "head", anchor))
+        parts.append(text(x, 18, one_line(label, 14, middle=True), "head", anchor))
         parts += _nodes(flows, column, offsets[column], total)
     told = "; ".join(f"{flow.items} {' to '.join(flow.states)}" for flow in flows)
     gaps = max(len({flow.states[column] for flow in flows}) for column in range(3)) - 1 if flows else 0

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from importlib.resources import files
-from string import Template
+from typing import Any
 
 from muscle_hf.compare.document import Document
-from muscle_hf.report import flip_data, sections
-from muscle_hf.report.decision import decision
-from muscle_hf.report.markup import Markup, join, tag
+from muscle_hf.report import charts, flip_data, flows, inheritance, slices
+from muscle_hf.report import wording as w
+from muscle_hf.report.candidates import trade_off
+from muscle_hf.report.markup import Markup, asset
+from muscle_hf.report.markup import render as render_template
+from muscle_hf.report.text import one_line
 
 
 def render(document: Document) -> str:
@@ -26,37 +28,31 @@ def render(document: Document) -> str:
     Returns:
         The page. Write it as UTF-8.
     """
-    return assemble(
-        sections.title(document),
-        join(
-            sections.header(document),
-            decision(document),
-            sections.tasks(document),
-            sections.flips(document),
-            sections.glossary(document),
-        ),
-        data=tag("script", flip_data.to_script(flip_data.pack(document)), type="application/json", id="flip-data"),
-        script=_asset("diff.js") + _asset("flips.js"),
+    return page(
+        "comparison.html",
+        script=asset("diff.js") + asset("flips.js"),
+        document=document,
+        data=flip_data.to_script(flip_data.pack(document)),
+        inheritance=inheritance,
+        slices=slices,
+        flows=flows,
+        trade_off=trade_off,
     )
 
 
-def assemble(title: str, body: Markup, *, data: Markup | None = None, script: str = "") -> str:
+def page(template: str, script: str = "", **context: Any) -> str:
     """A page in one file with the reports' style sheet.
 
     Args:
-        title: Of the window; not trusted.
-        body: What is on it.
-        data: A ``script`` element that holds data.
+        template: Its name in the assets.
         script: The one script that its policy lets run.
+        context: What the template shows.
     """
-    style = _asset("report.css")
-    return Template(_asset("report.html")).substitute(
-        csp=_policy(script, style), title=join(title), style=style, body=body, data=data or "", script=script
+    style = asset("charts.css") + asset("report.css")
+    shared = {"w": w, "charts": charts, "one_line": one_line}
+    return render_template(
+        template, style=Markup(style), script=Markup(script), csp=_policy(script, style), **shared, **context
     )
-
-
-def _asset(name: str) -> str:
-    return files("muscle_hf.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
 def _policy(script: str, style: str) -> Markup:

@@ -1,18 +1,15 @@
-"""The audit of inherited errors: its words in every report, and its section of the HTML page."""
+"""The audit of inherited errors: its words and rows in every report."""
 
 from __future__ import annotations
 
-from muscle_hf.compare.document import Document, Flip, Inheritance, TaskResult, Update
+from muscle_hf.compare.document import Flip, Inheritance, TaskResult, Update
 from muscle_hf.compare.inheritance import ENOUGH
 from muscle_hf.metrics import Estimate
-from muscle_hf.report import charts
 from muscle_hf.report import wording as w
-from muscle_hf.report.markup import Markup, join, tag
-from muscle_hf.report.parts import figure, table
 from muscle_hf.report.text import one_line
 
-# Slices and items that the page shows of each model.
-_SLICES, _ITEMS = 8, 200
+# Items that the page shows of each model.
+_ITEMS = 200
 ANSWERS = {
     "correct": {
         "same": "old's own wrong answer",
@@ -129,52 +126,16 @@ def total(task: TaskResult) -> int:
     return sum(bool(flip.inherited) for flip in task.flips)
 
 
-def section(document: Document, task: TaskResult) -> Markup | None:
-    """The audit on the HTML page: rates of all models on one scale, slices, and the items by id."""
-    found = audited(task)
-    if not found:
-        return None
-    parts = [tag("h4", title(task)), tag("p", explanation(task), class_="note")]
-    if found[0][1].shed:
-        names = header(task)
-        pictures = [_picture(found, names[1], "returned")]
-        if all(audit.inherited is not None for _, audit in found):
-            pictures.append(_picture(found, names[2], "inherited"))
-        parts += [
-            tag("div", pictures, class_="grid"),
-            table(names, [(w.name(first), *rest) for first, *rest in rows(task)], title(task)),
-            _slices(task),
-            _items(task),
-        ]
-    return join(*parts)
-
-
-def _picture(found: list[tuple[Update, Inheritance]], heading: str, name: str) -> Markup:
-    bars = [charts.Row(update.label, getattr(audit, name), "worse") for update, audit in found]
-    shed = w.count(found[0][1].shed)
-    caption = f"Share of the same {shed} items for every model, with its interval."
-    return figure(heading, charts.whiskers(heading, bars, w.percent), caption)
-
-
-def _slices(task: TaskResult) -> Markup | None:
-    shown = slice_rows(task, _SLICES)
-    if not shown:
-        return None
-    cells = [(first, w.name(label), *rest) for first, label, *rest in shown]
-    content = table(slice_header(task), cells, "Slices with errors that come back")
-    return tag("details", tag("summary", "By slice, the surest first"), content, class_="more")
-
-
-def _items(task: TaskResult) -> Markup | None:
-    listed = [
+def item_rows(task: TaskResult) -> list[tuple[str, ...]]:
+    """The first items that come back, of each model, for the page."""
+    return [
         (one_line(item.id, 60), w.name(update.label), ANSWERS[task.kind][item.answer])
         for update, audit in audited(task)
         for item in audit.items[:_ITEMS]
     ]
-    if not listed:
-        return None
+
+
+def cut(task: TaskResult) -> str:
+    """That :func:`item_rows` are not all, where they are not."""
     size = sum(audit.returned.count or 0 for _, audit in audited(task))
-    cut = f" (the first {_ITEMS} of each model)" if size > len(listed) else ""
-    content = table(["Item", "Model", "What it says"], listed, "Items with errors that come back")
-    note = tag("p", "With their texts: in the list of flips below, show “… errors made again by …”.", class_="note")
-    return tag("details", tag("summary", f"The items{cut}"), note, content, class_="more")
+    return f" (the first {_ITEMS} of each model)" if size > len(item_rows(task)) else ""

@@ -36,7 +36,8 @@ def render(document: Document, *, worst: int = 10, slices: int = 10) -> str:
         from data can format, mention, reference or link.
     """
     parts = [_heading(document.gate)]
-    parts += [f"> ⚠️ {_plain(warning)}" for warning in document.warnings]
+    doubts = [f"{task.name}: {task.doubt}" for task in document.tasks if task.doubt]
+    parts += [f"> ⚠️ {_plain(warning, None)}" for warning in (*doubts, *document.warnings)]
     if document.gate is not None:
         parts.append(_gate_table(document.gate))
     results = [*document.totals, *document.tasks]

@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from muscle_hf.metrics import Estimate
-from muscle_hf.report import charts
+from muscle_hf.report import charts, html
 from muscle_hf.report import wording as w
-from muscle_hf.report.html import assemble
-from muscle_hf.report.markup import Markup, join, tag
-from muscle_hf.report.parts import figure, table, warning
 from muscle_hf.report.text import one_line
 
 if TYPE_CHECKING:
@@ -99,28 +96,23 @@ def page(found: Sequence[Targets]) -> str:
     Returns:
         The page. Write it as UTF-8.
     """
-    title = "What to follow on rows without labels"
-    head = tag(
-        "header",
-        tag("p", "Both models asked, before anything is trained", class_="eyebrow"),
-        tag("h1", title),
-        [warning(text) for text in (CAUTION, *warnings(found))],
+    return html.page(
+        "targets.html", tasks=list(map(_section, found)), warnings=[CAUTION, *warnings(found)], columns=COLUMNS
     )
-    return assemble(title, join(head, [_section(targets) for targets in found]))
 
 
-def _section(targets: Targets) -> Markup:
-    trains = targets.chosen.mask not in ("always_new", "always_old")
-    banner = tag(
-        "div",
-        tag("span", "✓" if trains else "?", class_="sign", aria_hidden="true"),
-        tag("div", tag("strong", why(targets)), tag("p", advice(targets))),
-        class_=f"banner {'pass' if trains else 'unsure'}",
-    )
-    label = f"Accuracy against negative flips on {one_line(targets.task, 60)}"
-    picture = figure(
-        label,
-        charts.trade_off(
+def _section(targets: Targets) -> dict[str, Any]:
+    name = one_line(targets.task, 60)
+    label = f"Accuracy against negative flips on {name}"
+    return {
+        "name": name,
+        "title": _title(targets),
+        "trains": targets.chosen.mask not in ("always_new", "always_old"),
+        "why": why(targets),
+        "advice": advice(targets),
+        "cells": cells(targets),
+        "label": label,
+        "picture": charts.trade_off(
             label,
             [_point(target, target is targets.chosen) for target in targets.targets],
             ("old", replace(targets.accuracy_old, low=math.nan, high=math.nan)),
@@ -128,16 +120,7 @@ def _section(targets: Targets) -> Markup:
             (w.percent, w.percent),
             None,
         ),
-        "Numbers are shares of the old model in the mean of both models' probabilities; surer: whichever model is "
-        "more confident. Up and to the left is better. The chosen target stands out.",
-    )
-    return tag(
-        "section",
-        tag("h2", _title(targets)),
-        banner,
-        tag("div", picture, class_="grid"),
-        table(COLUMNS, cells(targets), f"Every target on {one_line(targets.task, 60)}"),
-    )
+    }
 
 
 def _point(target: Target, leads: bool) -> charts.Point:

@@ -39,6 +39,7 @@ def render(
     """
     console = console or Console()
     shown = len(document.warnings) if full else _WARNINGS
+    print_warnings([f"{task.name}: {task.doubt}" for task in document.tasks if task.doubt], console)
     print_warnings(document.warnings[:shown], console)
     if document.warnings[shown:]:
         print_warnings([f"and {len(document.warnings) - shown} more warnings (--full)"], console)
@@ -68,26 +69,22 @@ def _print_overview(document: Document, console: Console, full: bool) -> None:
     most = max(2, _ROWS // len(document.models[1:]))
     if not full and len(tasks) > most:
         tasks = sorted(tasks, key=lambda task: min(u.change.value for u in task.updates))[:most]
-    old = w.name(document.models[0].label)
-    first = document.tasks[0] if document.tasks else None
-    title = (
-        f"{len(document.tasks)} tasks" if several or first is None else f"{first.name}: {w.count(first.items)} items"
-    )
+    first = document.tasks[0]
+    title = f"{len(document.tasks)} tasks" if several else f"{first.name}: {w.count(first.items)} items"
     columns = ["task"] * several + ["model", "quality", "change", "breaks", "repairs", "NFR", "verdict"]
-    level = w.level_name(first.accuracy_old) if first else "95%"
     caption = (
-        f"Against {old}; [low, high]: {level} intervals; verdict: paired test, corrected for the number of tasks."
+        f"Against {w.name(document.models[0].label)}; [low, high]: {w.level_name(first.accuracy_old)} intervals; "
+        "verdict: paired test, corrected for the number of tasks (–: no difference shown)."
     )
     table = _table(title, columns, caption)
     for task in [*document.totals, *tasks]:
         show, change = w.show_quality(task), w.show_change(task)
         for place, update in enumerate(task.updates):
-            rate = w.negative_rate(task, update)
-            heading = [_data(task.name if place == 0 else "", limit=40)]
+            rate, level = w.negative_rate(task, update), show(update.accuracy.value)
             table.add_row(
-                *heading * several,
+                *[_data(task.name if place == 0 else "", limit=40)] * several,
                 _data(w.name(update.label) + (" (control)" if update.role == "control" else "")),
-                f"{show(task.accuracy_old.value)} → {show(update.accuracy.value)}",
+                level if narrow else f"{show(task.accuracy_old.value)} → {level}",
                 change(update.change.value) if narrow else w.with_interval(update.change, change),
                 w.count(w.negatives(task, update)),
                 w.count(w.positives(task, update)),
@@ -100,8 +97,9 @@ def _print_overview(document: Document, console: Console, full: bool) -> None:
         rest = len(document.tasks) - len(tasks)
         console.print(Text(f"and {rest} more tasks, which lose less (--full)", style=QUIET))
     for task in document.totals or document.tasks[:_ADVISED]:
-        words = w.advice(document, task)
-        console.print(_data(f"{task.name}: {words}" if several else words))
+        console.print(_data(f"{task.name}: " * several + w.advice(document, task)))
+        for words in w.repeat_words(task) + [w.slices_words(task)] * (not several):
+            console.print(_data(words, QUIET))
 
 
 def print_warnings(warnings: Iterable[str], console: Console) -> None:
@@ -168,7 +166,7 @@ def _rate(update: Update, key: str) -> str:
 
 
 def _verdict(verdict: str, short: bool = False) -> Text:
-    words = "not shown" if short and verdict == "no difference shown" else verdict
+    words = w.ABSENT if short and verdict == "no difference shown" else verdict
     return Text(words, style=_VERDICT_STYLES.get(verdict, QUIET))
 
 

@@ -24,6 +24,12 @@ function oneLine(text, limit) {
   return line.length > limit ? line.slice(0, limit - 1) + "…" : line;
 }
 
+// A name: cut in the middle, as names with a common beginning differ at their ends.
+function nameOf(text, limit) {
+  const line = visibleText(text.trim().replace(/\s+/g, " ")), half = limit >> 1;
+  return line.length > limit ? line.slice(0, half) + "…" + line.slice(line.length - (limit - 1 - half)) : line;
+}
+
 function element(name, className, text) {
   const node = document.createElement(name);
   if (className) node.className = className;
@@ -105,6 +111,24 @@ function appendChunks(parent, text) {
   }
 }
 
+// Whether two texts have enough in common for their differences to say more than the texts themselves.
+function alike(pieces) {
+  const length = (kinds) => pieces.reduce((sum, [kind, text]) => sum + (kinds.includes(kind) ? text.trim().length : 0), 0);
+  return 2 * length("=") >= length("+-");
+}
+
+// A button that copies a text exactly as it is, control characters and all.
+function copyButton(text) {
+  const button = element("button", "more-text", "Copy");
+  button.type = "button";
+  button.addEventListener("click", async () => {
+    try { await navigator.clipboard.writeText(text); button.textContent = "Copied"; }
+    catch (error) { button.textContent = "The browser does not allow it"; }
+    setTimeout(() => { button.textContent = "Copy"; }, 2000);
+  });
+  return button;
+}
+
 // A block with a text, or with its difference from `base`; long ones are cut until asked for.
 function textBlock(text, base) {
   const block = element("pre", "block data");
@@ -114,15 +138,14 @@ function textBlock(text, base) {
     block.textContent = "";
     const shown = text.slice(0, limit);
     if (shown.length > MAX_LAID_OUT) appendChunks(block, shown);
-    else if (base === undefined || base === null || base === text) appendText(block, shown);
     else {
-      for (const [kind, piece] of wordDiff(base.slice(0, limit), shown)) {
-        if (kind === "=") appendText(block, piece);
-        else {
-          const node = element(kind === "+" ? "ins" : "del");
-          appendText(node, piece);
-          block.append(node);
-        }
+      const plain = base === undefined || base === null || base === text;
+      const pieces = plain ? [["=", shown]] : wordDiff(base.slice(0, limit), shown);
+      if (!alike(pieces)) appendText(block, shown);
+      else for (const [kind, piece] of pieces) {
+        const node = kind === "=" ? block : element(kind === "+" ? "ins" : "del");
+        appendText(node, piece);
+        if (node !== block) block.append(node);
       }
     }
     if (text.length > limit) block.append("…");

@@ -1,7 +1,8 @@
 // The list of flips: filter, search, sort, and one page of it in the document at a time.
 (() => {
   const PAGE = 25, MOST_VALUES = 1000;
-  const [TASK, ID, OUTCOMES, PROMPT, TARGET, ANSWERS, SCORES, CHOICES, COLUMNS, SEVERITY, INHERITED] = Array(11).keys();
+  const [TASK, ID, OUTCOMES, PROMPT, TARGET, ANSWERS, SCORES, CHOICES, COLUMNS, SEVERITY, INHERITED, OWN, RATES, NOISE] =
+    Array(14).keys();
   const WORSE = "ND", BETTER = "PI", RIGHT = "RP";
   const OLD_RIGHT = "RN";
   const NAMES = {
@@ -12,7 +13,7 @@
   const data = JSON.parse(source.textContent);
   source.remove();
   const flips = data.flips, labels = data.models, updated = labels.slice(1);
-  const short = labels.map((label) => oneLine(label, 24));
+  const short = labels.map((label) => nameOf(label, 60));
   const find = (id) => document.getElementById(id);
   const state = { page: 0, found: flips, words: [] };
   let haystacks = null;
@@ -36,6 +37,10 @@
       filters.push(["… with " + short[0] + "'s answer, by " + short[at + 1], (flip) => again(flip, "S")]);
     }
   });
+
+  if (flips.some((flip) => flip[NOISE])) {
+    filters.push(["Flips by themselves (noise)", (flip) => flip[NOISE]], ["No noise", (flip) => !flip[NOISE]]);
+  }
 
   const collator = new Intl.Collator("en", { numeric: true });
   const longest = (flip) => Math.max(0, ...flip[ANSWERS].map((answer) => (answer || "").length));
@@ -122,15 +127,23 @@
       badge.setAttribute("aria-label", short[at] + ": " + meaning);
       marks.append(badge);
     });
+    if (flip[NOISE]) {
+      const badge = element("span", "badge", "flips by itself");
+      badge.title = "runs of one and the same model answer this item now right, now wrong";
+      marks.append(badge);
+    }
     const name = (data.tasks.length > 1 ? oneLine(data.tasks[flip[TASK]], 40) + " · " : "") + oneLine(flip[ID], 60);
     marks.append(element("span", "id data", name));
     const lead = element("span", "lead data", oneLine(flip[PROMPT] === null ? flip[ID] : flip[PROMPT], 240));
     lead.dir = "auto";
     head.append(marks, lead, glance(flip));
     details.append(head);
-    details.addEventListener("toggle", () => {
-      if (details.open && details.childElementCount === 1) details.append(body(flip));
-    });
+    const fill = () => {
+      if (details.childElementCount > 1) details.lastElementChild.remove();
+      if (details.open) details.append(body(flip));
+    };
+    details.addEventListener("toggle", () => { if (details.open && details.childElementCount === 1) fill(); });
+    details.refill = fill;
     item.append(details);
     return item;
   }
@@ -139,7 +152,8 @@
   function glance(flip) {
     const line = element("span", "meta");
     const flipping = [...flip[OUTCOMES]].findIndex((outcome) => (WORSE + BETTER).includes(outcome)) + 1;
-    const texts = flip[ANSWERS][0] === flip[TARGET] ? [["target and " + short[0], flip[TARGET]]]
+    const texts = flip[TARGET] === "" ? [[short[0], flip[ANSWERS][0]]]
+      : flip[ANSWERS][0] === flip[TARGET] ? [["target and " + short[0], flip[TARGET]]]
       : [["target", flip[TARGET]], [short[0], flip[ANSWERS][0]]];
     if (flipping > 0) texts.push([short[flipping], flip[ANSWERS][flipping]]);
     for (const [title, text] of texts) {
@@ -161,7 +175,7 @@
   function body(flip) {
     const node = element("div", "body");
     if (flip[PROMPT] !== null) node.append(part("Prompt", ...textBlock(flip[PROMPT])));
-    node.append(part("Target", ...textBlock(flip[TARGET])));
+    if (flip[TARGET] !== "") node.append(part("Target", ...textBlock(flip[TARGET])));
     const answers = element("div", "answers");
     labels.forEach((_, at) => answers.append(answer(flip, at)));
     node.append(answers);
@@ -181,12 +195,30 @@
     const [, sign, meaning] = mark(flip, at), text = flip[ANSWERS][at], base = at === 0 ? null : flip[ANSWERS][0];
     const tone = sign === "✓" || sign === "↑" ? " good" : sign === "✗" || sign === "↓" ? " bad" : "";
     const score = flip[SCORES] === null || flip[SCORES][at] === null ? "" : ", score " + flip[SCORES][at].toFixed(3);
-    const compared = base === null || text === null ? "" : base === text ? ", same words as " + short[0]
-      : ", against " + short[0] + "’s words";
-    const node = part(short[at] + " " + sign + " " + meaning + score + compared);
+    const rate = flip[RATES] === null || flip[RATES][at] === null ? "" : ", right in " + Math.round(100 * flip[RATES][at]) + "%";
+    const compared = base === null || text === null || base !== text ? "" : ", same words as " + short[0];
+    const node = part(short[at] + " " + sign + " " + meaning + score + rate + compared);
     node.className = "answer" + tone;
     if (text === null) node.append(element("p", "soft", "The log does not hold the answer."));
-    else node.append(...textBlock(text, base));
+    else {
+      node.append(...textBlock(text, find("differences").checked ? base : null));
+      if (text !== "") node.append(copyButton(text));
+    }
+    if (flip[OWN] !== null) node.append(own(flip[OWN][at]));
+    return node;
+  }
+
+  // What the model's own log says of its answer: reasoning, grades, tokens, ...
+  function own(columns) {
+    const node = element("div", "own");
+    for (const [name, value] of Object.entries(columns)) {
+      if (value.length > 80 || value.includes("\n")) node.append(element("span", "", nameOf(name, 60)), ...textBlock(value));
+      else {
+        const cell = element("span", "data");
+        appendText(cell, nameOf(name, 60) + ": " + value);
+        node.append(cell);
+      }
+    }
     return node;
   }
 
@@ -265,6 +297,16 @@
   document.querySelector(".controls").addEventListener("submit", (event) => event.preventDefault());
   for (const id of ["filter", "sort", "task", "value"]) find(id).addEventListener("change", update);
   find("column").addEventListener("change", () => { chooseColumn(); update(); });
+  find("differences").addEventListener("change", () => {
+    for (const details of document.querySelectorAll(".flip[open]")) details.refill();
+  });
+  // A link to a task opens it.
+  const openTarget = () => {
+    const target = document.getElementById(location.hash.slice(1));
+    if (target && target.matches("details")) { target.open = true; target.scrollIntoView(); }
+  };
+  window.addEventListener("hashchange", openTarget);
+  openTarget();
   const turn = (by) => { show(state.page + by); find("flips").scrollIntoView(); };
   find("previous").addEventListener("click", () => turn(-1));
   find("next").addEventListener("click", () => turn(1));
