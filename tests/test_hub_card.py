@@ -216,7 +216,7 @@ def test_nothing_from_outside_acts_in_the_card(adapter: Path, tmp_path: Path, te
     for picture in adapter.glob("card_*.svg"):
         drawing = ElementTree.fromstring(picture.read_text())
         assert {element.tag.rsplit("}", 1)[-1] for element in drawing.iter()} <= {
-            *("svg", "title", "rect", "text", "line", "polyline")
+            *("svg", "title", "style", "rect", "text", "line", "polyline")
         }
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 from chromium import Chromium, find_chromium
+from compare_files import choice_predictions, score_predictions, sources
 from example_document import example_document
 from report_documents import HOSTILE, full_document, hostile_document, large_document
 
+from muscle_hf.compare import Budget, compare
 from muscle_hf.compare import document as d
 from muscle_hf.metrics import Estimate
 from muscle_hf.report import charts, html, wording
@@ -95,7 +97,9 @@ def test_file_is_one_piece_with_a_strict_policy():
     assert "default-src 'none'" in policy and "unsafe" not in policy and "require-trusted-types-for 'script'" in policy
     assert not re.search(r"\b(src|srcset|action|data|poster)=|@import|url\(|fetch\(|XMLHttp|https?:", page)
     assert not re.search(r"<[^>]*\s(on\w+|style)=", re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL))
-    assert set(re.findall(r'href="([^"]*)"', page)) <= {"#decision", "#task-0", "#task-1", "#flips", "#words"}
+    assert set(re.findall(r'href="([^"]*)"', page)) <= {
+        *("#decision", "#tasks", "#task-0", "#task-1", "#task-2", "#flips", "#words")
+    }
 
 
 def test_file_has_every_number_without_a_script():
@@ -134,7 +138,8 @@ def test_many_tasks_are_summed_up_first_and_folded():
     tasks = [dataclasses.replace(document.tasks[0], name=f"task {i}", flips=[]) for i in range(12)]
     page = html.render(dataclasses.replace(document, tasks=tasks))
     names = re.findall(r"<h3 class=\"title\">([^<]*)</h3>", page)
-    assert names == ["All tasks together", *(f"task {i}" for i in range(12))]
+    assert names == ["total", *(f"task {i}" for i in range(12))]
+    assert re.findall(r'href="#task-(\d+)">([^<]*)<', page)[1] == ("1", "task 0")
     assert "7 more tasks" in page
     assert len(re.findall('<details class="task"[^>]* open>', page)) == 1
 
@@ -143,6 +148,8 @@ def test_limits_that_are_broken_come_first():
     page = html.render(full_document())
     verdicts = re.findall(r'class="chip \w+">\S (fail|too little data|pass)', page)
     assert verdicts == ["fail", "too little data", "pass"]
+    banners = re.findall(r'class="banner (\w+)">.*?<strong>(\w+)', page, re.DOTALL)
+    assert banners == [("fail", "new"), ("unsure", "muscle")]
 
 
 def test_undefined_numbers_and_empty_parts_are_no_trouble():
@@ -302,6 +309,10 @@ def test_opened_flip_shows_the_words_that_changed(show):
     browser.evaluate("document.querySelector('.flip').open = true")
     browser.evaluate("new Promise((done) => setTimeout(done, 100))")
     answer = "document.querySelectorAll('.answer')[1]"
+    given = full_document().tasks[1].flips[7].answers
+    assert browser.evaluate(f"{answer}.querySelector('.block').textContent") == given["new"]
+    assert browser.evaluate("document.querySelectorAll('del, ins').length") == 0
+    browser.evaluate("document.getElementById('differences').click()")
     removed, added = (
         browser.evaluate(f"[...{answer}.querySelectorAll('{name}')].map(e => e.textContent).join('')")
         for name in ("del", "ins")
@@ -463,3 +474,73 @@ def test_labels_of_crowded_points_do_not_hide_each_other_and_say_whose_they_are(
 
 def test_a_label_beside_its_point_needs_no_line():
     assert "leader" not in drawn_trade_off([(0.1, 0.1), (0.5, 0.5), (0.9, 0.9)])
+
+
+NAMES = ["Llama-3.1-8B-Instruct", *(f"Llama-3.1-8B-Instruct-{kind}" for kind in ("sft", "dpo", "kto"))]
+
+
+def long_names() -> d.Document:
+    old, new = choice_predictions(300, 0.7, 1), choice_predictions(300, 0.75, 2)
+    sides = [old, new, choice_predictions(300, 0.72, 3), choice_predictions(300, 0.74, 4)]
+    own = [
+        [
+            dataclasses.replace(p, columns={**p.columns, "reasoning": f"{name} thinks", "tokens": 40 + 9 * place})
+            for p in side
+        ]
+        for place, (name, side) in enumerate(zip(NAMES, sides, strict=True))
+    ]
+    return compare(*sources(*own), labels=NAMES, budget=Budget(limits={"max_nfr": {"*": 0.1}}))
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [390, 1280])
+def test_long_names_stay_apart_and_inside(show, width):
+    browser = show(long_names(), width, mobile=width < 700)
+    assert all(name in browser.evaluate("document.title") for name in NAMES)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    texts = "[...document.querySelectorAll('.badge, .title, svg text, th, option')].map(e => e.textContent)"
+    cut = [text for text in browser.evaluate(texts) if "Llama" in text and not any(name in text for name in NAMES)]
+    assert len(set(cut)) == len(set(NAMES)) - 1 or not cut  # only above the flows, where all stay different
+    overlaps = """(() => {
+      let found = 0;
+      for (const picture of document.querySelectorAll('figure svg')) {
+        const frame = picture.getBoundingClientRect();
+        const boxes = [...picture.querySelectorAll('text')].map(e => e.getBoundingClientRect()).filter(b => b.width);
+        boxes.forEach((a, i) => {
+          if (a.left < frame.left - 1 || a.right > frame.right + 1) found++;
+          boxes.slice(i + 1).forEach(b => {
+            const across = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+            const down = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+            if (across > 2 && down > 4) found++;
+          });
+        });
+      }
+      return found;
+    })()"""
+    assert browser.evaluate(overlaps) == 0
+
+
+@needs_chromium
+def test_what_a_model_wrote_stands_under_its_own_answer(show):
+    browser = show(long_names())
+    browser.evaluate("document.querySelector('.flip').open = true")
+    browser.evaluate("new Promise((done) => setTimeout(done, 100))")
+    told = browser.evaluate("[...document.querySelectorAll('.answer .own')].map(e => e.textContent)")
+    assert len(told) == 4 and all(f"{name} thinks" in text for name, text in zip(NAMES, told, strict=True))
+
+
+def test_there_is_no_picture_with_one_dot_and_good_news_is_said():
+    same = choice_predictions(300, 0.8, 1)
+    page = html.render(compare(*sources(same, same)))
+    assert "no slice got worse" in page
+    pictures = re.findall(r"<figure>.*?</figure>", page, re.DOTALL)
+    assert pictures and not any(picture.count('class="dot') == 1 for picture in pictures)
+
+
+@needs_chromium
+def test_an_unknown_target_is_not_shown_as_empty(show):
+    rows = [dataclasses.replace(p, target="") for p in score_predictions(40, 0.5, 1)]
+    browser = show(compare(*sources(rows, [dataclasses.replace(p, score=p.score / 2) for p in rows])))
+    browser.evaluate("document.querySelector('.flip').open = true")
+    browser.evaluate("new Promise((done) => setTimeout(done, 100))")
+    assert "target" not in browser.evaluate("document.querySelector('.flip').textContent").lower()

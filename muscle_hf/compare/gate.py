@@ -265,7 +265,9 @@ def _decide(
     unit = ".2%" if task.kind == "correct" or rule not in _DIFFERENCES else ".4g"
     high, low = bounds
     kept, broken = (high.high <= limit, low.low > limit) if upper else (low.low >= limit, high.high < limit)
-    verdict: GateVerdict = "too little data" if task.doubt else "pass" if kept else "fail" if broken else "too little data"
+    verdict: GateVerdict = (
+        "too little data" if task.doubt else "pass" if kept else "fail" if broken else "too little data"
+    )
     # What a failed limit is beyond for sure is the other side's bound.
     at_most = upper != (verdict == "fail")
     bound, edge = (high, high.high) if at_most else (low, low.low)

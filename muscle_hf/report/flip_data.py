@@ -33,9 +33,10 @@ def pack(document: Document) -> dict[str, Any]:
     Returns:
         ``models`` and ``tasks`` (names), ``roles``, ``choices`` (distinct lists of choices), ``columns`` (names) and
         ``flips``: arrays ``[task, id, outcomes, prompt, target, answers, scores, choices, columns, severity,
-        inherited, own, rates, noise]``, where ``outcomes`` has a letter per updated model, ``columns`` a value per name
-        (null where an item has none), ``inherited`` a letter per updated model (null where none makes an error of old again), ``own``
-        a table per model of what its log says of its answer, ``rates`` of right answers where there are several.
+        inherited, own, rates, noise]``, where ``outcomes`` has a letter per updated model, ``columns`` a value a name
+        (null where an item has none), ``inherited`` a letter per updated model (null where none makes an error of old
+        again), ``own`` a table per model of what its log says of its answer, ``rates`` of right answers where there
+        are several.
     """
     names = list(dict.fromkeys(name for task in document.tasks for flip in task.flips for name in flip.columns))
     choices: dict[tuple[str, ...], int] = {}
