@@ -313,11 +313,14 @@ def test_opened_flip_shows_the_words_that_changed(show):
     assert browser.evaluate(f"{answer}.querySelector('.block').textContent") == given["new"]
     assert browser.evaluate("document.querySelectorAll('del, ins').length") == 0
     browser.evaluate("document.getElementById('differences').click()")
+    # Two texts that share little are shown as they are.
+    assert browser.evaluate(f"{answer}.querySelectorAll('del, ins').length") == 0
+    alike = "document.querySelectorAll('.answer')[2]"
     removed, added = (
-        browser.evaluate(f"[...{answer}.querySelectorAll('{name}')].map(e => e.textContent).join('')")
+        browser.evaluate(f"[...{alike}.querySelectorAll('{name}')].map(e => e.textContent).join('')")
         for name in ("del", "ins")
     )
-    assert "cinema" in removed and "theatre" in added and "Ben" not in removed.split()
+    assert removed.strip() == "but" and added == ","
     assert "score 0.410" in browser.evaluate(f"{answer}.textContent")
 
 
@@ -500,7 +503,7 @@ def test_long_names_stay_apart_and_inside(show, width):
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     texts = "[...document.querySelectorAll('.badge, .title, svg text, th, option')].map(e => e.textContent)"
     cut = [text for text in browser.evaluate(texts) if "Llama" in text and not any(name in text for name in NAMES)]
-    assert len(set(cut)) == len(set(NAMES)) - 1 or not cut  # only above the flows, where all stay different
+    assert len(set(cut)) in (0, len(NAMES))  # above the flows only, where all of them stay different
     overlaps = """(() => {
       let found = 0;
       for (const picture of document.querySelectorAll('figure svg')) {

@@ -24,8 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
-    parser.add_argument("old", metavar="OLD", help="predictions of the old model: a file, or a folder of logs")
-    parser.add_argument("new", metavar="NEW", help="predictions of the new model")
+    parser.add_argument(
+        "old", metavar="OLD", nargs="?", help="predictions of the old model: a file, or a folder of logs"
+    )
+    parser.add_argument("new", metavar="NEW", nargs="?", help="predictions of the new model")
     parser.add_argument("compat", metavar="COMPAT", nargs="*", default=[], help="predictions of compatibility models")
     add_reading_arguments(parser)
     parser.add_argument("--labels", metavar="A,B,...", help="short names of the models (old,new,compat)")
@@ -38,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--slices", metavar="COLUMN,...", help="columns to slice by (those that look like categories)")
     how.add_argument("--no-slices", action="store_true", help="no slices")
     how.add_argument("--cluster", metavar="COLUMN", help="column that names the source of items that belong together")
+    how.add_argument(
+        "--repeats",
+        metavar="HOW",
+        default="mean",
+        help="what counts where items were answered several times: mean (the rate), majority, or pass@K (mean)",
+    )
     how.add_argument("--max-flips", type=int, default=20_000, help="the most flips listed for each task (20000)")
     _add_gate_arguments(parser)
     out = parser.add_argument_group("output, FILE or - for the screen in place of the table")
@@ -94,6 +102,9 @@ def _add_gate_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         gate.add_argument(name, action="append", default=[], metavar="[TASK=]X", help=text + " (repeatable)")
     gate.add_argument("--budget", metavar="FILE", help="limits in a YAML file")
+    gate.add_argument(
+        "--plan", action="store_true", help="only say how many items the limits need; takes no predictions"
+    )
     gate.add_argument("--baseline", metavar="FILE", help="--json of an earlier comparison that must not be exceeded")
     gate.add_argument("--gate-level", type=float, help="confidence of the gate's one-sided bounds (0.95)")
     gate.add_argument(
@@ -137,6 +148,12 @@ def run(args: argparse.Namespace) -> int:
     from muscle_hf.compare import AnalysisOptions, compare
     from muscle_hf.compare.noise import read_noise
 
+    if args.plan:
+        return _plan(_budget(args))
+    if not args.new:
+        raise MuscleError(
+            "give the predictions of the old and the new model; without any, --plan says what limits need"
+        )
     slices = () if args.no_slices else args.slices.split(",") if args.slices else None
     read = (args.old, args.new, *args.compat, args.noise, args.budget, args.baseline)
     check_outputs((getattr(args, name) for name in _OUTPUTS), read)
@@ -147,7 +164,12 @@ def run(args: argparse.Namespace) -> int:
         labels=args.labels.split(",") if args.labels else None,
         read=reading_options(args),
         analysis=AnalysisOptions(
-            level=args.level, epsilon=args.epsilon, slices=slices, cluster=args.cluster, max_flips=args.max_flips
+            level=args.level,
+            epsilon=args.epsilon,
+            slices=slices,
+            cluster=args.cluster,
+            max_flips=args.max_flips,
+            repeats=args.repeats,
         ),
         missing=args.missing,
         ignore_prompts=args.ignore_prompts,
@@ -176,6 +198,19 @@ def _budget(args: argparse.Namespace) -> Budget:
     if args.baseline:
         budget.baseline = read_baseline(args.baseline)
     return with_limits(budget, {rule: getattr(args, rule) for rule in RULES}, args.gate_level)
+
+
+def _plan(budget: Budget) -> int:
+    """Prints how many items each limit needs."""
+    from rich.console import Console
+
+    from muscle_hf.compare.gate import plan_items
+    from muscle_hf.report import terminal
+
+    if budget.empty:
+        raise MuscleError("--plan needs limits, for example --max-nfr 2%")
+    Console().print(terminal.plan_table(plan_items(budget), budget.level))
+    return 0
 
 
 def _asked(args: argparse.Namespace) -> list[tuple[str, Callable[[Document], str]]]:

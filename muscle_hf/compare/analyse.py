@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from muscle_hf.compare import document as d
 from muscle_hf.compare.join import Joined
-from muscle_hf.metrics.intervals import Side
+from muscle_hf.metrics.intervals import Side, mean_change
 from muscle_hf.metrics.significance import holm
 from muscle_hf.metrics.update import OUTCOMES, Update
 
+# Columns of numbers that say what an answer takes.
+_COST = re.compile(r"token|cost|price|latency|duration|second|time|length|words|chars", re.IGNORECASE)
 # Items that texts are read of where a few say enough: how many choices there are, how long answers are.
 _SAMPLE = 2000
 
@@ -65,6 +70,7 @@ def update_of(
     """A model against the old one (or the one named ``before``) on the items of a task."""
     old = before or joined.labels[0]
     answers = joined.answers[old], joined.answers[label]
+    runs = joined.runs if joined.kind == "correct" else {}
     return Update(
         before=joined.values[old],
         after=joined.values[label],
@@ -73,6 +79,7 @@ def update_of(
         answers=None if answers[0] is None or answers[1] is None else answers,  # type: ignore[arg-type]
         choice=joined.choice,
         chance=chance,
+        runs=(runs[old], runs[label]) if old in runs and label in runs else None,
         clusters=None if options.cluster is None else joined.columns[options.cluster][0],
         level=options.level if level is None else level,
         side=side,
@@ -93,6 +100,46 @@ def chance_of(joined: Joined) -> float | None:
     details = joined.details(joined.labels[0], sample(joined))
     sizes = [len(detail.choices) for detail in details]
     return float(np.mean([1 / size for size in sizes])) if sizes and min(sizes) > 1 else None
+
+
+def flaky_share(runs: NDArray[np.float64]) -> float:
+    """Share of items whose runs are now right, now wrong; runs of shape ``(items, runs)``, nan for none."""
+    rate = np.nanmean(runs, axis=1)
+    return float(np.mean((rate > 0) & (rate < 1)))
+
+
+def measures(joined: Joined, label: str, options: AnalysisOptions) -> list[d.Measure]:
+    """What answers take: their length, and the columns of numbers about cost that both models' logs have."""
+    old = joined.labels[0]
+    pairs = {
+        name: (_numbers_of(joined.own_columns[old][name]), _numbers_of(joined.own_columns[label][name]))
+        for name in joined.own_columns.get(old, {})
+        if _COST.search(name) and name in joined.own_columns.get(label, {})
+    }
+    if not joined.choice:
+        items = sample(joined)
+        pairs["answer length (characters)"] = tuple(
+            np.array([math.nan if row.answer is None else len(row.answer) for row in joined.details(name, items)])
+            for name in (old, label)
+        )  # type: ignore[assignment]
+    found = []
+    for name, (before, after) in pairs.items():
+        known = ~np.isnan(before) & ~np.isnan(after)
+        if known.sum() > 1 and (before[known] != after[known]).any():
+            change = mean_change((after - before)[known], level=options.level, seed=options.seed)
+            means = float(before[known].mean()), float(after[known].mean())
+            found.append(d.Measure(name, *means, change, int(known.sum())))
+    return found
+
+
+def _numbers_of(column: tuple[NDArray[np.int32], list[Any]]) -> NDArray[np.float64]:
+    """A column as numbers; nan where it has none."""
+    codes, values = column
+    numbers = np.full(len(values) + 1, math.nan)
+    for place, value in enumerate(values):
+        with contextlib.suppress(TypeError, ValueError):
+            numbers[place] = float(value)
+    return numbers[codes]
 
 
 class TaskAnalysis:
@@ -127,6 +174,8 @@ class TaskAnalysis:
             missing=joined.missing,
             doubt=joined.doubt,
             chance=self.chance,
+            runs=max((runs.shape[1] for runs in joined.runs.values()), default=1),
+            flaky={label: flaky_share(runs) for label, runs in joined.runs.items()},
         )
 
     def _update(self, model: d.Model) -> d.Update:
@@ -143,6 +192,8 @@ class TaskAnalysis:
             p_adjusted=p_value,
             verdict=verdict(change.value, p_value, self.options.level),
             against_new=None if model.role == "new" else self._against_new(found),
+            nfr_by_chance=found.permuted[1] if found.by_runs else None,
+            measures=measures(self.joined, model.label, self.options),
         )
 
     def _against_new(self, compat: Update) -> d.AgainstNew:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from muscle_hf.compare.analyse import AnalysisOptions, TaskAnalysis, correct_tasks
@@ -13,6 +13,7 @@ from muscle_hf.compare.flips import list_flips
 from muscle_hf.compare.gate import Budget, check_gate
 from muscle_hf.compare.inheritance import audit
 from muscle_hf.compare.join import Joined, Missing, join
+from muscle_hf.compare.repeats import check_repeats, count_repeats
 from muscle_hf.compare.slices import find_slices
 from muscle_hf.compare.sources import ReadOptions, Source, read_source
 from muscle_hf.compare.totals import groups, total_of
@@ -97,8 +98,9 @@ def compare(
         for model in models
         if len({json.dumps({**(origin or {}), "data": None}, sort_keys=True) for origin in model.origins}) > 1
     ]
+    joined = [count_repeats(task, analysis.repeats) for task in joined]
     _check_cluster(joined, analysis.cluster)
-    tasks = _analyse(joined, models, analysis)
+    tasks = _analyse(joined, models, analysis, {floor.task: set(floor.flaky) for floor in noise})
     together = groups(joined)
     totals = [
         total_of(name, [joined[i] for i in places], [tasks[i] for i in places], analysis)
@@ -152,6 +154,7 @@ def check_options(analysis: AnalysisOptions) -> None:
         raise MuscleError(f"level must lie between 0.5 and 1, for example 0.95; got {analysis.level}")
     if not 0 <= analysis.epsilon < float("inf"):
         raise MuscleError(f"epsilon must be a finite number of at least 0, got {analysis.epsilon}")
+    check_repeats(analysis.repeats)
     if analysis.max_flips < 0:
         raise MuscleError(f"max_flips must be at least 0, got {analysis.max_flips}")
 
@@ -190,11 +193,15 @@ def _check_cluster(joined: Sequence[Joined], cluster: str | None) -> None:
             )
 
 
-def _analyse(joined: Sequence[Joined], models: Sequence[Model], options: AnalysisOptions) -> list[TaskResult]:
+def _analyse(
+    joined: Sequence[Joined], models: Sequence[Model], options: AnalysisOptions, flaky: Mapping[str, set[str]]
+) -> list[TaskResult]:
     results = correct_tasks([TaskAnalysis(task, models, options).result() for task in joined], options.level)
     finished = []
     for task, result in zip(joined, results, strict=True):
         flips, total = list_flips(task, options)
+        noisy = flaky.get(task.task, set())
+        flips = [dataclasses.replace(flip, noise=True) if flip.id in noisy else flip for flip in flips]
         updates = [
             dataclasses.replace(
                 update,

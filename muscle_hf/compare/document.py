@@ -341,6 +341,7 @@ class GateCheck:
         message: One sentence for a reader.
         noise_floor: Negative flip rate of re-running the same model, where it was measured (``muscle-hf noise``).
         kind: Of the task.
+        items_needed: With too little data, about how many items would decide if it is as measured; None if unknown.
     """
 
     rule: str
@@ -352,6 +353,7 @@ class GateCheck:
     message: str
     noise_floor: float | None = None
     kind: Literal["correct", "score"] = "correct"
+    items_needed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -391,6 +393,7 @@ class NoiseFloor:
         nfr: Mean negative flip rate over ordered pairs of runs: the NFR of an update that changes nothing.
         nfr_max: The largest negative flip rate of a pair.
         answers_changed: Mean share of items whose answer differs between two runs; nan if answers are unknown.
+        flaky: Ids of the items that flip by themselves.
     """
 
     task: str
@@ -399,6 +402,7 @@ class NoiseFloor:
     nfr: Estimate
     nfr_max: float
     answers_changed: float
+    flaky: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, repr=False)

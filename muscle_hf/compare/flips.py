@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,8 @@ def list_flips(joined: Joined, options: AnalysisOptions) -> tuple[list[Flip], in
     chosen = flipped[np.argsort(-rank[flipped], kind="stable")][: options.max_flips]
     items = chosen.tolist()
     details = {label: joined.details(label, items) for label in joined.labels}
+    shared = _shared_columns(details)
+    rates = _rates(joined)
     names = OUTCOMES[joined.kind]
     flips = [
         _flip(
@@ -48,6 +51,8 @@ def list_flips(joined: Joined, options: AnalysisOptions) -> tuple[list[Flip], in
             {label: details[label][place] for label in joined.labels},
             float(rank[item]),
             {label: answer_of(found, item) for label, found in returned.items() if found.returned[item]},
+            shared,
+            {label: float(rate[item]) for label, rate in rates.items()},
         )
         for place, item in enumerate(items)
     ]
@@ -76,6 +81,8 @@ def _flip(
     details: dict[str, Detail],
     rank: float,
     inherited: dict[str, str],
+    shared: set[str],
+    rates: dict[str, float],
 ) -> Flip:
     labels = joined.labels
     first = details[labels[0]]
@@ -90,10 +97,40 @@ def _flip(
         correct={label: values[label] > 0.5 if graded else None for label in labels},
         scores={label: None if graded else values[label] for label in labels},
         choices=[str(choice) for choice in first.choices],
-        columns={str(name): str(value) for name, value in first.columns.items() if value is not None},
+        columns=_told(first.columns, lambda name: name in shared),
         severity=rank + _confidence_lost(first, [details[label] for label in labels[1:]]),
         inherited=inherited,
+        own={
+            label: own
+            for label, detail in details.items()
+            if (own := _told(detail.columns, lambda name: name not in shared))
+        },
+        rates=rates,
+        noise=any(0 < rate < 1 for rate in rates.values()),
     )
+
+
+def _told(columns: Mapping[str, Any], keep: Callable[[str], bool]) -> dict[str, str]:
+    return {
+        str(name): _cut(str(value)) or ""
+        for name, value in columns.items()
+        if value is not None and value != "" and keep(name)
+    }
+
+
+def _shared_columns(details: dict[str, list[Detail]]) -> set[str]:
+    """Columns of the items: those on which the logs of all models agree; the others are what a model wrote."""
+    names = {name for rows in details.values() for row in rows for name in row.columns}
+    return {
+        name
+        for name in names
+        if all(len({str(row.columns.get(name)) for row in item}) == 1 for item in zip(*details.values(), strict=True))
+    }
+
+
+def _rates(joined: Joined) -> dict[str, NDArray[np.float64]]:
+    """Rates of right answers of each model, where items were answered several times."""
+    return {label: joined.values[label] for label in joined.runs} if joined.kind == "correct" else {}
 
 
 def _cut(text: str | None) -> str | None:

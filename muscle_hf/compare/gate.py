@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from muscle_hf.compare.analyse import AnalysisOptions, update_of
-from muscle_hf.compare.document import Gate, GateCheck, GateVerdict, NoiseFloor, TaskResult, worst_verdict
+from muscle_hf.compare.document import Gate, GateCheck, GateVerdict, NoiseFloor, TaskResult, Update, worst_verdict
 from muscle_hf.compare.join import Joined
 from muscle_hf.compare.lm_eval_format import base_task
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import read_json, read_yaml
 from muscle_hf.metrics.intervals import Estimate, Side, mean_estimate
+from muscle_hf.metrics.power import items_for_change, items_for_rate
 from muscle_hf.words import did_you_mean
 
 RULES = ("max_nfr", "max_regression", "min_accuracy_gain")
@@ -231,7 +232,11 @@ def _checks(
     def check(rule: str, limit: float, name: str, what: str) -> GateCheck:
         upper = rule != "min_accuracy_gain"
         high, low = (bound(side, name, rule == "max_regression") for side in ("upper", "lower"))
-        return _decide(task, label, rule, limit, (high, low), upper, what, budget.level, floor)
+        found = _decide(task, label, rule, limit, (high, low), upper, what, budget.level, floor)
+        if found.verdict != "too little data" or task.doubt or task.tasks or not graded:
+            return found
+        needed = _items_needed(next(u for u in task.updates if u.label == label), found, budget.level)
+        return replace(found, items_needed=needed, message=found.message + _needed_words(needed, task.items))
 
     limits = {rule: budget.limit(rule, task.name) for rule in RULES}
     if task.tasks:  # a limit for every task is none for their total
@@ -248,6 +253,21 @@ def _checks(
         earlier = before.get(label) or list(before.values())[-1]
         found.append(check("baseline", earlier.high, "nfr", f"{flips} (baseline: {earlier.value:.2%})"))
     return found
+
+
+def _items_needed(update: Update, check: GateCheck, level: float) -> int | None:
+    """Items that would decide a limit if what was measured is so."""
+    value = check.estimate.value
+    if check.rule not in _DIFFERENCES:
+        return items_for_rate(check.limit, value, level=level)
+    flips = update.rates["nfr"].value + update.rates["pfr"].value
+    return items_for_change(check.limit, value, flips, level=level)
+
+
+def _needed_words(needed: int | None, items: int) -> str:
+    if needed is None:
+        return "; it was measured at the limit itself, which no number of items decides"
+    return f"; about {max(needed, items + 1):,} items would decide it if it is as measured (power 80%)"
 
 
 def _decide(
@@ -281,6 +301,37 @@ def _decide(
     if noise is not None and limit < noise:
         message += f", which is below the noise floor of {noise:.2%}"
     return GateCheck(rule, task.name, label, limit, bound, verdict, message, noise, task.kind)
+
+
+# Of a limit, what an update may be expected to use of it.
+_USED = (0.0, 0.25, 0.5, 0.75)
+
+
+def plan_items(budget: Budget, flips: float = 0.1) -> list[tuple[str, str, float, float, int | None]]:
+    """How many items each limit needs, before anything is run.
+
+    Args:
+        budget: The limits.
+        flips: Share of items that flip either way, which a limit on the change of accuracy depends on.
+
+    Returns:
+        Rule, task (``*`` for every task), limit, what is expected of the update, and the items that then decide with
+        a power of 80 %, for several expectations.
+    """
+    rows = []
+    for rule, table in budget.limits.items():
+        for task, limit in table.items():
+            for used in _USED:
+                if rule == "max_nfr":
+                    expected = used * limit
+                    needed = items_for_rate(limit, expected, level=budget.level)
+                else:  # a gain of at least x is a fall of at most -x
+                    sign = -1 if rule == "min_accuracy_gain" else 1
+                    fall = sign * limit - (1 - used) * max(abs(limit), 0.01)
+                    expected = sign * fall
+                    needed = items_for_change(sign * limit, fall, max(flips, abs(fall)), level=budget.level)
+                rows.append((rule, task, limit, expected, needed))
+    return rows
 
 
 def with_limits(budget: Budget, given: Mapping[str, Sequence[str]], level: float | None) -> Budget:

@@ -50,6 +50,8 @@ class Joined:
         missing: Per model label, how many items have no judged answer, by kind
             (:data:`~muscle_hf.compare.answers.KINDS`).
         doubt: Why right and wrong of this task cannot be trusted; empty if nothing speaks against it.
+        runs: Per model label, where it answered items several times: 1, 0 or a score of each answer, float64, shape
+            ``(items, answers)``, nan where there are fewer; ``values`` is then the mean of them.
     """
 
     task: str
@@ -66,6 +68,7 @@ class Joined:
     own_columns: dict[str, dict[str, Column]] = field(default_factory=dict)
     missing: dict[str, dict[str, int]] = field(default_factory=dict)
     doubt: str = ""
+    runs: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @property
     def labels(self) -> list[str]:

@@ -67,7 +67,8 @@ def _floor(joined: Joined, level: float, epsilon: float) -> NoiseFloor:
         if joined.answers[first] is not None and joined.answers[second] is not None
     ]
     answers_changed = float(np.mean(changed)) if len(changed) == len(pairs) else math.nan
-    return NoiseFloor(joined.task, len(joined.labels), items, nfr, max(rates), answers_changed)
+    flaky = [joined.ids[item] for item in np.flatnonzero(lost)]
+    return NoiseFloor(joined.task, len(joined.labels), items, nfr, max(rates), answers_changed, flaky)
 
 
 def noise_json(floors: Sequence[NoiseFloor]) -> str:

@@ -167,6 +167,14 @@ class Update:
         return paired_difference(before, after, level=self.level, side=self.side, effective_total=worth)
 
     @cached_property
+    def by_runs(self) -> bool:
+        """Whether the rates are those of the runs, so that exchanging runs says what chance makes of them."""
+        return self.rated and all(
+            np.allclose(value, np.nanmean(runs, 1))
+            for value, runs in zip((self.before, self.after), self.runs, strict=True)  # type: ignore[arg-type]
+        )
+
+    @cached_property
     def permuted(self) -> tuple[float, float]:
         """Of items right at a rate: p-value of the change, and the NFR that chance alone makes of two equal models."""
         return run_permutation_test(*self.runs, seed=self.seed)
@@ -174,9 +182,9 @@ class Update:
     @property
     def p_value(self) -> float:
         """Two-sided paired test of the change."""
-        if self.clusters is None and self.rated:
+        if self.clusters is None and self.by_runs:
             return self.permuted[0]
-        if self.clusters is None and self.kind == "correct":
+        if self.clusters is None and self.kind == "correct" and not self.rated:
             return mcnemar(*self.right).p_value
         return cluster_sign_test(self.after - self.before, self.clusters, seed=self.seed)
 

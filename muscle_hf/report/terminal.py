@@ -241,6 +241,24 @@ def _slices_table(task: TaskResult, limit: int) -> Table:
     return table
 
 
+def plan_table(rows: Sequence[tuple[str, str, float, float, int | None]], level: float) -> Table:
+    """How many items limits need, by what is expected of the update."""
+    table = _table(
+        "Items that decide a limit",
+        ["limit", "task", "if it is really", "items"],
+        f"With {100 * level:g}% confidence and a power of 80%. Changes of accuracy: if 10% of the items flip.",
+    )
+    for rule, task, limit, expected, needed in rows:
+        show = w.percent if rule == "max_nfr" else w.points
+        table.add_row(
+            f"{w.RULES[rule]} {show(limit)}",
+            _data("every task" if task == "*" else task),
+            show(expected),
+            "–" if needed is None else w.count(needed),
+        )
+    return table
+
+
 def noise_table(noise: Sequence[NoiseFloor]) -> Table:
     """What re-running the same model changes, a row a task."""
     table = _table(

@@ -1,0 +1,70 @@
+"""How many items a limit needs, so that an update that keeps it is likely shown to keep it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+# A gate that needs more items than this cannot be fed.
+_MOST = 10_000_000
+
+
+def items_for_rate(limit: float, expected: float, *, level: float = 0.95, power: float = 0.8) -> int | None:
+    """Items after which the one-sided Wilson bound of a rate most likely lies on the rate's own side of a limit.
+
+    Args:
+        limit: The limit, in (0, 1).
+        expected: The rate that is expected. Below the limit the upper bound shall keep it, above the lower break it.
+        level: Confidence of the bound.
+        power: How likely the decision shall be.
+
+    Returns:
+        None where no number of items is enough: at the limit itself.
+    """
+    from scipy.stats import binom, norm
+
+    if not 0 < limit < 1 or expected == limit:
+        return None
+    z = float(norm.ppf(level))
+
+    def decides(n: int) -> bool:
+        # Wilson's bound inverts the score test: it is at the limit where the rate is this far from it.
+        distance = z * math.sqrt(limit * (1 - limit) / n)
+        if expected < limit:
+            return float(binom.cdf(math.floor(n * (limit - distance) + 1e-9), n, expected)) >= power
+        return float(binom.sf(math.floor(n * (limit + distance) + 1e-9), n, expected)) >= power
+
+    return _smallest(decides)
+
+
+def items_for_change(
+    limit: float, expected: float, flips: float, *, level: float = 0.95, power: float = 0.8
+) -> int | None:
+    """The same for the fall of accuracy, whose variance is that of the flips (normal approximation).
+
+    Args:
+        limit: How far the accuracy may fall.
+        expected: How far it falls; negative for a gain.
+        flips: Share of items that flip, either way.
+        level: Confidence of the bound.
+        power: How likely the decision shall be.
+    """
+    from scipy.stats import norm
+
+    if expected == limit:
+        return None
+    spread = max(flips - expected**2, 0.0) * (norm.ppf(level) + norm.ppf(power)) ** 2
+    items = spread / (limit - expected) ** 2
+    return max(1, math.ceil(items)) if items <= _MOST else None
+
+
+def _smallest(enough: Callable[[int], bool]) -> int | None:
+    low, high = 0, 1
+    while not enough(high):
+        low, high = high, 2 * high
+        if high > _MOST:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
