@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from importlib import resources
 
 from answers import BOTH, V1, V2
 from compared import CONTROL, Seeds, over_cells, with_model
 
 from muscle_hf.metrics import Estimate
 from muscle_hf.report import charts, wording
-from muscle_hf.report.markup import Markup
+from muscle_hf.report.markup import Markup, asset
 
 # In a cell's picture, where more would hide each other.
 DRAWN = ("ce", "ce_long", "muscle", "muscle_ce", "focal_ce", "transfer_mean", "transfer_calibrated",
@@ -72,7 +71,7 @@ def overview(cells: Mapping[str, Seeds], name: str, reference: str) -> dict[str,
 
 def _alone(drawn: Markup) -> str:
     """With the reports' style sheet and the namespace that files need."""
-    style = resources.files("muscle_hf.report").joinpath("assets/report.css").read_text(encoding="utf-8")
+    style = asset("charts.css")
     text = str(drawn)
     start = text.index(">") + 1
     head = text[:start].replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
