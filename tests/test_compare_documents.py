@@ -1,4 +1,4 @@
-"""Every snippet and command of docs/measuring.md runs."""
+"""Every snippet and command of the pages on comparing runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from compare_files import choice_predictions, write
 from muscle_hf.cli.main import main
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "docs" / "measuring.md").read_text(encoding="utf-8")
+PAGES = {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("measuring", "gate-in-ci")}
+TEXT = PAGES["measuring"]
 BLOCK = re.compile(r"(?:<!-- (?P<mark>[^>]+) -->\n)?^```(?P<kind>\w+)\n(?P<body>.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -37,22 +38,30 @@ def scene(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_page_runs_from_top_to_bottom(scene, capsys):
-    seen = {"python": 0, "bash": 0, "yaml": 0}
-    for block in BLOCK.finditer(TEXT):
+@pytest.mark.parametrize("page", PAGES)
+def test_the_page_runs_from_top_to_bottom(page, scene, capsys):
+    seen = {"bash": 0, "yaml": 0} | ({"python": 0} if page == "measuring" else {})
+    for block in BLOCK.finditer(PAGES[page]):
         kind, body, mark = block["kind"], block["body"], block["mark"]
         seen[kind] += 1
         if kind == "python":
-            exec(compile(body, "measuring.md", "exec"), {})
+            exec(compile(body, f"{page}.md", "exec"), {})
         elif kind == "yaml":
-            (scene / mark.removeprefix("file: ")).write_text(body, encoding="utf-8")
+            path = scene / mark.removeprefix("file: ")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(body, encoding="utf-8")
         else:
             for line in body.splitlines():
                 program, *arguments = shlex.split(line)
                 assert (program, mark) == ("muscle-hf", "run")
                 assert main(arguments) == 0, f"{line}\n{capsys.readouterr()}"
     assert all(seen.values())
-    for name in ("report.html", "result.json", "noise.json", "comment.md", "gate.xml"):
+    for name in (
+        "report.html",
+        "comment.md",
+        "gate.xml",
+        *(("result.json", "noise.json") if "python" in seen else ()),
+    ):
         assert (scene / name).stat().st_size > 0
 
 
@@ -63,5 +72,5 @@ def test_the_page_names_all_rates_and_only_files_that_exist():
     counted |= {"improved", "regressed", "score_old", "score_new"}
     for name in {*flip_metrics([0], [0], [0]), *smooth_flip_metrics([0.0], [0.0])} - counted:
         assert f"`{name}`" in TEXT
-    for target in re.findall(r"\]\(([^)]+)\)", TEXT):
+    for target in re.findall(r"\]\(([^)]+)\)", "".join(PAGES.values())):
         assert (ROOT / "docs" / target).resolve().exists(), target

@@ -29,7 +29,7 @@ pairs = st.lists(st.tuples(score, score, score), min_size=1, max_size=40)
 def test_agrees_with_a_count_by_hand(rows, epsilon):
     old, new, _ = map(list, zip(*rows, strict=True))
     m = smooth_flip_metrics(old, new, epsilon=epsilon)
-    changes = [b - a for a, b in zip(old, new, strict=True)]
+    changes = [round(b - a, 2) for a, b in zip(old, new, strict=True)]
     gains, losses = [d for d in changes if d > epsilon], [-d for d in changes if d < -epsilon]
     assert m["pfr_smooth"] == pytest.approx(len(gains) / len(rows))
     assert m["nfr_smooth"] == pytest.approx(len(losses) / len(rows))

@@ -119,7 +119,9 @@ def measures(joined: Joined, label: str, options: AnalysisOptions) -> list[d.Mea
     if not joined.choice:
         items = sample(joined)
         pairs["answer length (characters)"] = tuple(
-            np.array([math.nan if row.answer is None else len(row.answer) for row in joined.details(name, items)])
+            np.array(
+                [math.nan if row.answer is None else 1.0 * len(row.answer) for row in joined.details(name, items)]
+            )
             for name in (old, label)
         )  # type: ignore[assignment]
     found = []

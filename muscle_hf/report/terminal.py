@@ -98,7 +98,8 @@ def _print_overview(document: Document, console: Console, full: bool) -> None:
         console.print(Text(f"and {rest} more tasks, which lose less (--full)", style=QUIET))
     for task in document.totals or document.tasks[:_ADVISED]:
         console.print(_data(f"{task.name}: " * several + w.advice(document, task)))
-        for words in w.repeat_words(task) + [w.slices_words(task)] * (not several):
+        told = [w.slices_words(task)] if not several else []
+        for words in filter(None, w.repeat_words(task) + told):
             console.print(_data(words, QUIET))
 
 
