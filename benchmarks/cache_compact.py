@@ -23,7 +23,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from muscle_hf import MuscleTrainer
 from muscle_hf.losses.divergence import kl_and_slope, kl_divergence
-from muscle_hf.passes import make_passes
 from muscle_hf.pipeline.config import load_settings
 from muscle_hf.pipeline.run import make_run
 from muscle_hf.pipeline.steps import hush
@@ -114,10 +113,10 @@ def trained(runs: Path, epochs: int) -> list[str]:
         if k is None:
             lines.append(f"| (before training) | | {figures(trainer)} |")
         trainer.train()
-        stores = trainer._passes.chunked.caches.values()
+        stores = [source.store for source in trainer._step.sources.values()]
         size = sum(file.stat().st_size for store in stores for file in store.folder.glob("rows-*")) / 1e6
         trainer.args.teacher_cache_top_k = None
-        trainer._passes = make_passes(trainer)
+        trainer._step = trainer._make_step()
         lines.append(f"| {'hidden states' if k is None else f'top {k}'} | {size:.1f} | {figures(trainer)} |")
         print(lines[-1], flush=True)
     return lines

@@ -273,8 +273,7 @@ class Pieces:
 
 def without_cache(trainer: MuscleTrainer, role: str) -> MuscleTrainer:
     """The trainer with one teacher online."""
-    trainer._passes.chunked.caches.pop(role)
-    trainer._passes.chunked._rules.pop(role)
+    trainer._step.sources[role] = trainer.teachers[role]
     return trainer
 
 

@@ -26,10 +26,8 @@ from muscle_hf.evaluation.scoring import check_items
 from muscle_hf.evaluation.state import random_state_kept
 from muscle_hf.evaluation.tasks import Item, Task
 from muscle_hf.metrics import flip_metrics, flip_metrics_from_correct, smooth_flip_metrics
-from muscle_hf.teachers.adapters import frozen_view
-from muscle_hf.teachers.cached import CachedTeacher
 from muscle_hf.teachers.checks import text_tokenizer
-from muscle_hf.teachers.teacher import AdapterTeacher, ModelTeacher, Teacher
+from muscle_hf.teachers.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -200,14 +198,9 @@ class FlipMetricsCallback(TrainerCallback):
         return evaluate_task(model, text_tokenizer(tokenizer), self.task, self.items, **self._settings)
 
     def _computed(self, side: Side, tokenizer: PreTrainedTokenizerBase | None) -> list[Prediction]:
-        if isinstance(side, CachedTeacher):
-            side = side.loaded()
-        if isinstance(side, AdapterTeacher):
-            with frozen_view(side.model, side.adapter):
-                return self._run(side.model, tokenizer)
-        if isinstance(side, ModelTeacher):
-            with side.autocast():
-                return self._run(side.model, tokenizer)
+        if isinstance(side, Teacher):
+            with side.answering() as model:
+                return self._run(model, tokenizer)
         if isinstance(side, torch.nn.Module):
             return self._run(side, tokenizer)
         device = self.trainer.args.device if self.trainer is not None else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from transformers import TrainingArguments
@@ -191,30 +191,35 @@ class MuscleConfig(TrainingArguments):
             raise MuscleError(f"teacher_cache_top_k is {self.teacher_cache_top_k}; it must be >= 1")
         if self.loss_chunk_size is not None and self.loss_chunk_size < 0:
             raise MuscleError(f"loss_chunk_size is {self.loss_chunk_size}; it must be >= 1, or 0 for whole logits")
-        objective_of(self)
+        self.objective()
         super().__post_init__()
 
+    @classmethod
+    def of(cls, args: TrainingArguments) -> MuscleConfig:
+        """The settings in a trainer's arguments: these themselves, or the method's defaults beside plain ones."""
+        if isinstance(args, MuscleConfig):
+            return args
+        settings = cls.__new__(cls)
+        own = {entry.name: entry.default for entry in fields(MuscleConfig) if not hasattr(args, entry.name)}
+        vars(settings).update(vars(args) | own | PRESETS["paper"])
+        return settings
 
-def objective_of(args: TrainingArguments, mask: MaskFunction | None = None) -> Objective:
-    """The objective that the arguments describe; the method's defaults for plain ``TrainingArguments``.
+    def objective(self, mask: MaskFunction | None = None) -> Objective:
+        """The objective that the settings describe.
 
-    Args:
-        args: Where the settings are.
-        mask: Stands in for ``args.mask``.
+        Args:
+            mask: Stands in for :attr:`mask`.
 
-    Raises:
-        MuscleError: A setting is out of range, or the mask is unknown.
-    """
-    if isinstance(args, MuscleConfig):
+        Raises:
+            MuscleError: A setting is out of range, or the mask is unknown.
+        """
         return Objective(
-            temperature=args.temperature,
-            mask=resolve_mask(args.mask if mask is None else mask),
-            compatibility_weight=args.compatibility_weight,
-            scale_by_temperature_squared=args.scale_by_temperature_squared,
-            label_smoothing=args.label_smoothing_factor,
-            transfer_mask=resolve_mask(args.transfer_mask),
-            divergence=args.divergence,
-            blend=args.blend,
+            temperature=self.temperature,
+            mask=resolve_mask(self.mask if mask is None else mask),
+            compatibility_weight=self.compatibility_weight,
+            scale_by_temperature_squared=self.scale_by_temperature_squared,
+            label_smoothing=self.label_smoothing_factor,
+            transfer_mask=resolve_mask(self.transfer_mask),
+            divergence=self.divergence,
+            blend=self.blend,
         )
-    method = Objective(label_smoothing=args.label_smoothing_factor)
-    return method if mask is None else replace(method, mask=resolve_mask(mask))

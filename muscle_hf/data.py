@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.teachers.kinds import CAUSAL_LM, IGNORED, LABEL_COLUMNS, SEQUENCE_CLASSIFICATION, ModelKind
+from muscle_hf.teachers.batch import IGNORED, LABEL_COLUMNS, no_class, unknown_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from muscle_hf.evaluation import Item
+
+# Rows looked at to tell how many tokens all of them have.
+_SAMPLE = 256
 
 
 def encode_items(
@@ -121,54 +124,6 @@ def nothing_to_train_on(what: str) -> MuscleError:
     )
 
 
-def require_labels(batch: Mapping[str, Any], kind: ModelKind = CAUSAL_LM) -> Tensor:
-    """The labels of a batch.
-
-    Args:
-        batch: As the collator makes it.
-        kind: Of the model.
-
-    Returns:
-        (B, L), or (B,) for sequence classification, or (B, 2) for the two positions of an answer in a text, int64.
-
-    Raises:
-        MuscleError: It has none, or they are no class numbers or tokens.
-    """
-    if not kind.has_labels(batch):
-        raise MuscleError(
-            f"the batch has no {' and '.join(kind.label_columns)} (it has {', '.join(batch)}). MUSCLE compares "
-            "predictions with right answers: add these columns, or a collator that makes them, such as "
-            "DataCollatorForLanguageModeling(tokenizer, mlm=False) for language models"
-        )
-    labels = batch[kind.label_columns[0]]
-    if len(kind.label_columns) > 1:
-        # As in the models: an answer that truncation has cut off is not trained on.
-        labels = torch.stack([batch[column] for column in kind.label_columns], dim=-1).clamp(min=0)
-        labels = labels.masked_fill(labels >= batch["input_ids"].size(1), IGNORED)
-    wide = kind is SEQUENCE_CLASSIFICATION and labels.dim() > 1 and labels.size(1) > 1
-    if labels.is_floating_point() or labels.dtype is torch.bool or wide:
-        raise MuscleError(
-            f"the labels are {str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}, but a "
-            f"{kind.name} model is trained on whole numbers, one for each prediction. Regression and several right "
-            "classes per row have no flips"
-        )
-    return labels
-
-
-def require_class_numbers(labels: Tensor, classes: int) -> None:
-    """Refuse labels of a batch that are not in [0, classes), nor -100, where looking at them waits for no device.
-
-    Args:
-        labels: Whole numbers, any shape.
-        classes: How many the model knows.
-
-    Raises:
-        MuscleError: Names the first that is none.
-    """
-    if labels.device.type == "cpu" and bool((wrong := _no_class(labels, classes)).any()):
-        raise _unknown_class("a batch", labels[wrong][0].item(), classes)
-
-
 def require_class_column(rows: Any, classes: int, name: str) -> None:
     """:func:`require_class_numbers` for a whole dataset whose labels are collated as they stand.
 
@@ -197,17 +152,21 @@ def require_class_column(rows: Any, classes: int, name: str) -> None:
     for index, label in enumerate(table[column] if table is not None else (row.get(column) for row in rows)):
         values = label.tolist() if hasattr(label, "tolist") else label
         for value in values if isinstance(values, Sequence) and not isinstance(values, str) else [values]:
-            if not isinstance(value, Integral) or _no_class(value, classes):
-                raise _unknown_class(f"the column {column!r} of the {name}, row {index}", value, classes)
+            if not isinstance(value, Integral) or no_class(value, classes):
+                raise unknown_class(f"the column {column!r} of the {name}, row {index}", value, classes)
 
 
-def _no_class(labels: Any, classes: int) -> Any:
-    return (labels != IGNORED) & ((labels < 0) | (labels >= classes))
+def count_trained(rows: Any, collate: Callable[[list], Any], trained_labels: Callable[[Any], Tensor]) -> int:
+    """About how many trained tokens a dataset has, from some of its rows; 0 for a stream.
 
-
-def _unknown_class(where: str, label: Any, classes: int) -> MuscleError:
-    return MuscleError(
-        f"{where}: the label {label!r} is no class of the model; these are numbered from 0 to {classes - 1} "
-        f"({IGNORED} where nothing is trained). Map the labels to these numbers, or give the model as many "
-        "classes as there are"
-    )
+    Args:
+        rows: Of the training set.
+        collate: Makes a batch of rows.
+        trained_labels: The aligned labels of a batch, -100 where nothing is trained.
+    """
+    if not isinstance(rows, Sized) or not hasattr(rows, "__getitem__") or not len(rows):
+        return 0
+    sample = range(0, len(rows), max(1, len(rows) // _SAMPLE))
+    with torch.random.fork_rng(devices=[]):
+        found = sum(int((trained_labels(collate([rows[i]])) != IGNORED).sum()) for i in sample)
+    return round(found * len(rows) / len(sample))

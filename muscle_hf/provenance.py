@@ -89,7 +89,7 @@ class Provenance:
             old=_describe_teacher(trainer.teachers["old"], hashes),
             new=_describe_teacher(trainer.teachers["new"], hashes),
             tokenizer=describe_tokenizer(trainer.tokenizer),
-            objective=describe_objective(trainer.muscle_objective, trainer.trained_tokens),
+            objective=describe_objective(trainer.muscle_objective, trainer.settings.trained_tokens),
             training=changed_settings(trainer.args),
             data={
                 name: describe_dataset(dataset) for name, dataset in trainer.datasets().items() if dataset is not None
@@ -108,7 +108,7 @@ class Provenance:
         current = dataclasses.replace(
             self,
             # Settings may have changed since: a hyper-parameter search sets them for each trial.
-            objective=describe_objective(trainer.muscle_objective, trainer.trained_tokens),
+            objective=describe_objective(trainer.muscle_objective, trainer.settings.trained_tokens),
             training=changed_settings(trainer.args),
             # JSON has no nan: a mean over no tokens is null.
             metrics={name: None if value != value else value for name, value in metrics},

@@ -8,9 +8,8 @@ from typing import Any
 from torch import nn
 from transformers.trainer_utils import BestRun, default_compute_objective
 
-from muscle_hf.config import objective_of
+from muscle_hf.config import MuscleConfig
 from muscle_hf.losses.sums import FIGURES
-from muscle_hf.passes import make_passes
 from muscle_hf.refusals import refuse_unsupported
 
 
@@ -25,11 +24,11 @@ class SearchMixin:
         if self.model_init is None:
             return
         # The models are new, and a trial's values are in the arguments now: what was made of either is made again.
-        self.muscle_objective = objective_of(self.args, self._mask)
+        self.settings = MuscleConfig.of(self.args)
+        self.muscle_objective = self.settings.objective(self._mask)
         refuse_unsupported(self)
-        for teacher in self.teachers.values():
-            self._place(teacher)
-        self._passes = make_passes(self)
+        self._place_teachers()
+        self._step = self._make_step()
 
     def hyperparameter_search(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from typing import Any
 
 import torch
@@ -15,37 +15,40 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import logging
 
-from muscle_hf.config import MuscleConfig, objective_of
-from muscle_hf.data import (
-    nothing_to_train_on,
-    require_class_column,
-    require_class_numbers,
-    require_labels,
-    require_trained_labels,
-)
+from muscle_hf.config import MuscleConfig
+from muscle_hf.data import count_trained, nothing_to_train_on, require_class_column, require_trained_labels
 from muscle_hf.errors import MuscleError
 from muscle_hf.hub.trainer import HubMixin
 from muscle_hf.losses.masks import MaskFunction
 from muscle_hf.losses.sums import mean_terms, sum_terms
-from muscle_hf.passes import NO_TEMPERATURES, make_passes
 from muscle_hf.provenance import Provenance
 from muscle_hf.refusals import refuse_filler_rows, refuse_missing_weights, refuse_start, refuse_unsupported
 from muscle_hf.saving import SavingMixin
 from muscle_hf.search import SearchMixin
-from muscle_hf.teachers import ModelTeacher, Teacher, kind_of, make_student, make_teacher
+from muscle_hf.step import Step, make_step
+from muscle_hf.teachers import Teacher, kind_of, make_student, make_teacher
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, keep_quantized_trainable
-from muscle_hf.teachers.cached import CachedTeacher, cached_teacher
+from muscle_hf.teachers.batch import (
+    MASK_COLUMNS,
+    TRAINED_COUNT,
+    UNLABELLED,
+    Batch,
+    keep_trained_labels,
+    sequences_of,
+    trained_labels,
+)
+from muscle_hf.teachers.cache import HiddenStore, teacher_fingerprint
+from muscle_hf.teachers.cache.opening import open_cache, open_caches
+from muscle_hf.teachers.cache.source import CachedTargets
+from muscle_hf.teachers.cached import cached_teacher
 from muscle_hf.teachers.calibration import CalibrateTeachers
 from muscle_hf.teachers.checks import check_label_sets, check_tokenizers, text_tokenizer
-from muscle_hf.teachers.kinds import IGNORED, TRAINED_COUNT, UNLABELLED, sequences_of, trained_rows
-from muscle_hf.teachers.placing import give_padding_token, is_sharded, shard, to_device
+from muscle_hf.teachers.placing import is_sharded
 from muscle_hf.teachers.start import start_from_teacher
 from muscle_hf.teachers.weights import base_of
 from muscle_hf.transfer.trainer import TransferMixin
 
 logger = logging.get_logger(__name__)
-
-_MASK_COLUMNS = {"completion": "completion_mask", "assistant": "assistant_masks"}
 
 
 class MuscleMixin(TransferMixin, SavingMixin, HubMixin, SearchMixin):
@@ -84,16 +87,12 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin, SearchMixin):
                 "as old_model= (a PeftModel, a model, or a folder or Hub id of an adapter or model)"
             )
         args = self.config_class("tmp_trainer") if args is None else args
-        own = isinstance(args, MuscleConfig)
+        self.settings = MuscleConfig.of(args)
         self._mask = mask
-        self.muscle_objective = objective_of(args, mask)
-        self.trained_tokens = args.trained_tokens if own else "labels"
-        self._check_base = args.check_base if own else True
-        self._start_from = args.start_from if own else "new"
+        self.muscle_objective = self.settings.objective(mask)
         self._models = {"old": (old_model, old_model_kwargs), "new": (new_model, new_model_kwargs)}
         self._peft_config = peft_config
         self.teachers: dict[str, Teacher] = {}
-        self._cache = getattr(args, "teacher_cache", None)
         rows = trainer_arguments.get("processing_class"), trainer_arguments.get("data_collator")
         self._rows_tokenizer = text_tokenizer(*rows)
         if model is not None:
@@ -108,8 +107,7 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin, SearchMixin):
         self._introduce()
         # The loss is normalised here, by the tokens of the whole batch, whatever the model's own loss does.
         self.model_accepts_loss_kwargs = True
-        for teacher in self.teachers.values():
-            self._place(teacher)
+        self._place_teachers()
         self._loss_alone = False
         if self.teachers["old"].model is not self.student:
             check_tokenizers(self.tokenizer, old_processing_class, self.teachers["old"], self.student)
@@ -119,16 +117,15 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin, SearchMixin):
         self._eval_sums: Tensor | None = None
         # Weights that ZeRO-3 has split are hashed by all processes together.
         self.provenance = Provenance.of(self) if self.args.should_save or is_deepspeed_zero3_enabled() else None
-        self.teacher_temperatures = dict(NO_TEMPERATURES)
-        if getattr(self.args, "calibrate_teachers", False):
+        self.teacher_temperatures = dict.fromkeys(self.teachers, 1.0)
+        if self.settings.calibrate_teachers:
             self.add_callback(CalibrateTeachers(self))
-        self._passes = make_passes(self)
+        self._step = self._make_step()
         self.start_card()
         # Last of all: until here the teacher's weights were compared and hashed, which needs them whole.
         if is_sharded(self.accelerator):
             for teacher in self.teachers.values():
-                if isinstance(teacher, ModelTeacher):
-                    teacher.model = shard(teacher.model, self.accelerator)
+                teacher.shard(self.accelerator)
 
     # ---- Parts ----
 
@@ -137,56 +134,102 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin, SearchMixin):
         refuse_missing_weights(model)
         self._operations_per_token: int | None = None
         keep_quantized_trainable(model)
-        self.student, new = make_student(model, self._peft_config, check_base=self._check_base)
-        refuse_start(self._start_from, self._peft_config)
+        self.student, new = make_student(model, self._peft_config, check_base=self.settings.check_base)
+        refuse_start(self.settings.start_from, self._peft_config)
         self.kind = kind_of(self.student)
         old_model, old_arguments = self._models["old"]
         new_model, new_arguments = self._models["new"]
         kept = self.teachers.get("old")
         self.teachers = {
             # A teacher with a base of its own serves every trial of a hyper-parameter search.
-            "old": kept
-            if isinstance(kept, (ModelTeacher, CachedTeacher))
-            else self._teacher("old", old_model, old_arguments),
+            "old": self._teacher("old", old_model, old_arguments) if kept is None or kept.on_students_base else kept,
             "new": new if new_model is None else self._teacher("new", new_model, new_arguments),
         }
         for teacher in self.teachers.values():
             keep_quantized_trainable(teacher.model)
             check_label_sets(self.kind, teacher.model, self.student)
-        if self._start_from == "old":
+        if self.settings.start_from == "old":
             start_from_teacher(self.student, self.teachers["old"])
         return self.student
 
     def _teacher(self, role: str, source: Any, arguments: Mapping[str, Any] | None) -> Teacher:
         def load() -> Teacher:
-            return make_teacher(role, source, self.student, self.kind, arguments, check_base=self._check_base)
+            return make_teacher(role, source, self.student, self.kind, arguments, check_base=self.settings.check_base)
 
         cached = None
-        if self._cache and isinstance(source, (str, os.PathLike)):
+        if self.settings.teacher_cache and isinstance(source, (str, os.PathLike)):
             cached = cached_teacher(
                 role,
                 source,
                 self.student,
                 self.kind,
                 arguments,
-                folder=self._cache,
+                folder=self.settings.teacher_cache,
                 tokenizer=self._rows_tokenizer,
                 precision=os.environ.get("ACCELERATE_MIXED_PRECISION"),
                 load=load,
-                place=self._place,
             )
         return load() if cached is None else cached
 
-    def _place(self, teacher: Teacher) -> None:
-        """Put a teacher with a base of its own on the student's device and in its precision."""
-        if isinstance(teacher, CachedTeacher):
-            teacher.head.module.to(self.args.device)
-        if not isinstance(teacher, ModelTeacher):
-            return
-        if not is_sharded(self.accelerator):
-            to_device(teacher.model, self.args.device)
-        give_padding_token(teacher.model, self.tokenizer)
-        teacher.autocast = self.accelerator.autocast
+    def _place_teachers(self) -> None:
+        for teacher in self.teachers.values():
+            teacher.place(self.accelerator, self.tokenizer)
+
+    def _make_step(self) -> Step:
+        """The step over the models that are in place.
+
+        Raises:
+            MuscleError: Chunks do not apply, but ``loss_chunk_size`` or ``teacher_cache`` asks for them; or the cache
+                does not fit.
+        """
+        settings, accelerator, caches = self.settings, self.accelerator, None
+        if settings.teacher_cache:
+            precision, size = accelerator.mixed_precision, self._training_size()
+
+            def caches() -> Mapping[str, CachedTargets]:
+                folder = settings.teacher_cache
+                return open_caches(folder, self.teachers, self.kind, self.open_cache, size, precision)
+
+        reason = "compute_loss_func gets whole logits" if self.compute_loss_func is not None else None
+        if self.args.torch_compile:
+            reason = "a compiled model does not show its hidden states"
+        return make_step(
+            self.student,
+            self.teachers,
+            self.kind,
+            self.teacher_temperatures,
+            accelerator,
+            chunk_size=settings.loss_chunk_size,
+            skip=settings.skip_unneeded_teachers,
+            caches=caches,
+            whole_because=reason,
+        )
+
+    def _training_size(self) -> tuple[int, int]:
+        """Rows of the training set and about how many trained tokens they have; 0 and 0 for a stream."""
+        labelled = self.datasets()["train"]
+        if not isinstance(labelled, Sized) or not len(labelled):
+            return 0, 0
+        rows, tokens = (
+            len(self.train_dataset),
+            count_trained(*self.rows_and_collator(labelled, "training"), self.trained_labels),
+        )
+        # Transfer rows may have no answers yet; they are taken to be as long as the others.
+        return rows, round(tokens * rows / len(labelled))
+
+    def open_cache(self, teacher: Teacher, folder: str | os.PathLike | None = None) -> HiddenStore:
+        """The store of a teacher in ``teacher_cache`` or another folder, exact or as ``teacher_cache_top_k`` says.
+
+        Raises:
+            MuscleError: The objective needs more than the compact form keeps, or k is out of range.
+        """
+        described = None if self.provenance is None else getattr(self.provenance, teacher.role)
+        precision = self.accelerator.mixed_precision
+        fingerprint = teacher.fingerprint or teacher_fingerprint(
+            teacher, self.tokenizer, autocast=precision, provenance=described
+        )
+        folder, top_k = folder or self.settings.teacher_cache, self.settings.teacher_cache_top_k
+        return open_cache(folder, teacher, self.student, self.muscle_objective, fingerprint, top_k)
 
     def add_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
         super().add_callback(callback)
@@ -232,10 +275,8 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin, SearchMixin):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if self.trained_tokens in _MASK_COLUMNS and _MASK_COLUMNS[self.trained_tokens] not in self._signature_columns:
-            self._signature_columns.append(_MASK_COLUMNS[self.trained_tokens])
-        if UNLABELLED not in self._signature_columns:
-            self._signature_columns += [UNLABELLED, TRAINED_COUNT]
+        read = [MASK_COLUMNS.get(self.settings.trained_tokens), UNLABELLED, TRAINED_COUNT]
+        self._signature_columns += [name for name in read if name and name not in self._signature_columns]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Trainer's, after making sure that nothing but the compatibility adapter is in it.
@@ -261,43 +302,22 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin, SearchMixin):
 
     # ---- The objective ----
 
-    def trained_labels(self, batch: Mapping[str, Any]) -> Tensor:
-        """The labels that are trained on, aligned with the logits: -100 where nothing is trained; 0 elsewhere in
-        transfer rows.
+    def trained_labels(self, inputs: Mapping[str, Any]) -> Tensor:
+        """As :func:`~muscle_hf.teachers.batch.trained_labels`, as this trainer is set."""
+        return trained_labels(inputs, self.kind, self.settings.trained_tokens, self._classes)
 
-        Args:
-            batch: As the collator makes it.
-
-        Returns:
-            (B, L'), or (B, 1) for sequence classification, int64.
-
-        Raises:
-            MuscleError: There are no labels, they are no classes of the model, or there is no mask that
-                ``trained_tokens`` asks for.
-        """
-        shifted = batch.get("shift_labels")
-        labels = require_labels(batch, self.kind) if shifted is None else shifted
-        column = _MASK_COLUMNS.get(self.trained_tokens)
-        if column is not None:
-            if batch.get(column) is None:
-                raise MuscleError(
-                    f"trained_tokens={self.trained_tokens!r} needs the column {column!r} in every batch (0 or 1 per "
-                    f"token); this batch has {', '.join(batch)}"
-                )
-            kept = batch[column] if shifted is None else nn.functional.pad(batch[column][:, 1:], (0, 1))
-            labels = labels.masked_fill(kept == 0, IGNORED)
-        if batch.get(UNLABELLED) is not None:
-            # What marks a trained place in a transfer row need be neither a token nor a class.
-            marks = batch[UNLABELLED].bool().view(-1, *[1] * (labels.dim() - 1))
-            labels = labels.masked_fill(marks & (labels != IGNORED), 0)
-        if self._classes is not None:
-            require_class_numbers(labels, self._classes)
-        return labels if shifted is not None else self.kind.trained_labels(labels)
+    def batch_of(self, inputs: Mapping[str, Any]) -> Batch:
+        """A batch on the device with its trained labels."""
+        return Batch(inputs, self.trained_labels(inputs), self.kind)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | int | None:
         # `shift_labels` is what Trainer counts as it stands; its own rule knows neither masks nor every kind of head.
-        aligned = [self.trained_labels(batch) for batch in batch_samples if self.kind.has_labels(batch)]
-        counted = [{"labels": labels, "shift_labels": labels} for labels in aligned]
+        counted = []
+        for inputs in batch_samples:
+            if self.kind.has_labels(inputs):
+                labels = self.trained_labels(inputs)
+                keep_trained_labels(inputs, labels)
+                counted.append({"labels": labels, "shift_labels": labels})
         return super()._get_num_items_in_batch(counted, device)
 
     def compute_loss(
@@ -311,7 +331,7 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin, SearchMixin):
 
         The student runs first; whatever happens, its adapter is the active one, in its former mode, on return.
         """
-        labels = self.trained_labels(inputs)
+        batch = self.batch_of(inputs)
         if not self._data_checked and model.training and num_items_in_batch is not None:
             if num_items_in_batch == 0:
                 raise nothing_to_train_on("the training data's first step")
@@ -321,9 +341,8 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin, SearchMixin):
         where = f"step {self.state.global_step + 1}"
         # Before the first step the KL to v2 is exactly 0, which rounding in batches of other shapes would hide.
         skip = self.state.global_step > 0
-        outcome = self._passes.over(model, inputs, labels, self.muscle_objective, where, whole=whole, skip=skip)
-        outputs, terms = outcome.outputs, outcome.terms
-        rows, count = (outcome.rows, len(labels)) if model.training else self.data_rows(inputs, labels)
+        outputs, terms = self._step(model, batch, self.muscle_objective, where, whole=whole, skip=skip)
+        rows, count = (batch.rows, len(batch)) if model.training else self.data_rows(batch)
         sums = sum_terms(terms, rows, count)
         # Trainer divides by the accumulation steps what was not divided by the tokens of all of them.
         self.loss_is_scaled_for_ga = num_items_in_batch is not None
@@ -353,44 +372,41 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin, SearchMixin):
             self._operations_per_token = super().floating_point_ops(inputs) // tokens.numel()
         return self._operations_per_token * tokens.numel()
 
-    def logits_of_teacher(self, role: str, inputs: Mapping[str, Any], labels: Tensor) -> Iterator[Tensor]:
-        """A teacher's own logits of the trained tokens of a batch, a few tokens at a time.
+    def logits_of_teacher(self, role: str, batch: Batch) -> Iterator[Tensor]:
+        """A teacher's own logits of the N trained tokens of a batch, a few tokens at a time.
 
         Args:
             role: ``old`` or ``new``.
-            inputs: A batch on the device.
-            labels: From :meth:`trained_labels`.
+            batch: On the device.
 
         Returns:
             (n, V) each, floating point, no gradient.
         """
-        return self._passes.teacher_logits(role, inputs, labels)
+        return self._step.teacher_logits(role, batch)
 
     # ---- Logged figures ----
 
-    def data_rows(self, inputs: Mapping[str, Any], labels: Tensor) -> tuple[Tensor, int]:
+    def data_rows(self, batch: Batch) -> tuple[Tensor, int]:
         """The row of the data that each trained token of an evaluation's batch is of.
 
         Several processes fill the last batch with rows that were there before. Gathering drops these by their place,
         so sequences that a collator has put into one row have to be rows again.
 
         Args:
-            inputs: A batch on the device, from a data loader that is being read.
-            labels: From :meth:`trained_labels`.
+            batch: On the device, from a data loader that is being read.
 
         Returns:
             (N,), int64, counted from 0, and how many rows the batch has, the same in every process.
         """
-        chosen, rows = trained_rows(labels)
-        positions, processes = inputs.get("position_ids"), self.accelerator.num_processes
+        positions, processes = batch.inputs.get("position_ids"), self.accelerator.num_processes
         loader = self.accelerator.gradient_state.active_dataloader
-        if processes == 1 or loader is None or positions is None or len(labels) != 1:
-            return rows, len(labels)
+        if processes == 1 or loader is None or positions is None or len(batch) != 1:
+            return batch.rows, len(batch)
         count = max(1, loader.total_batch_size // processes)
-        sequences = sequences_of(labels, positions, predicts_next=self.kind.shifts_labels)
+        sequences = sequences_of(batch.labels, positions, predicts_next=self.kind.shifts_labels)
         # Rows that hold several sequences themselves cannot be told apart any more.
         apart = sequences.numel() > 0 and int(sequences.max()) + 1 == count
-        return sequences[chosen] if apart else rows, count
+        return batch.sequences if apart else batch.rows, count
 
     def _note(self, sums: Tensor, training: bool) -> None:
         if training:
@@ -457,7 +473,7 @@ class MuscleMixin(TransferMixin, SavingMixin, HubMixin, SearchMixin):
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
-            self._passes.flush()
+            self._step.flush()
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
         # With auto_find_batch_size it begins anew after a batch that was too large.

@@ -132,12 +132,12 @@ def test_fewer_tokens_take_less_room_and_see_less_and_no_teacher_runs_again(rows
     assert 0 < seen["eval_kl_old"] < exact["eval_kl_old"]
     assert seen["eval_token_accuracy"] == exact["eval_token_accuracy"]
     compact.train()
-    for store in compact._passes.chunked.caches.values():
+    for store in [source.store for source in compact._step.sources.values()]:
         assert (store.width, store.dtype) == (7, torch.float32)
     assert compact.provenance.training["teacher_cache_top_k"] == 3
     # Another temperature is another cache, and the exact one is beside it.
-    assert len(trainer(tmp_path / "4", rows, temperature=1.0, **settings)._passes.chunked.caches["old"]) == 0
-    exact_store = HiddenStore(folder, compact._passes.chunked.caches["old"].fingerprint)
+    assert len(trainer(tmp_path / "4", rows, temperature=1.0, **settings)._step.sources["old"].store) == 0
+    exact_store = HiddenStore(folder, compact._step.sources["old"].store.fingerprint)
     assert len(exact_store) == 0
 
 

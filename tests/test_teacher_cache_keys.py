@@ -13,8 +13,9 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from muscle_hf.teachers.batch import IGNORED, Batch
 from muscle_hf.teachers.cache import KeyRules, SequenceKey, row_keys
-from muscle_hf.teachers.kinds import CAUSAL_LM, IGNORED, SEQ2SEQ_LM, SEQUENCE_CLASSIFICATION, aligned, kind_of
+from muscle_hf.teachers.kinds import CAUSAL_LM, SEQ2SEQ_LM, SEQUENCE_CLASSIFICATION, kind_of
 
 Row = list[int]
 LLAMA = builders.llama(0)
@@ -63,7 +64,7 @@ def states(inputs: dict[str, Any], model: Any = LLAMA) -> list[torch.Tensor]:
     with torch.no_grad():
         given = {name: value for name, value in inputs.items() if name != "labels"}
         hidden = model(**given, output_hidden_states=True, use_cache=False).hidden_states[-1]
-    chosen = aligned(hidden, labels)[labels != IGNORED]
+    chosen = Batch({}, labels, CAUSAL_LM).of_trained(hidden)
     return list(chosen.split([part.count for part in keys(inputs, model)]))
 
 

@@ -16,6 +16,7 @@ from muscle_hf import MuscleError
 from muscle_hf.data import PaddingCollator
 from muscle_hf.losses.divergence import kl_divergence
 from muscle_hf.teachers import AdapterTeacher, ModelTeacher, Teacher, kind_of, load_task_model
+from muscle_hf.teachers.batch import IGNORED, Batch
 from muscle_hf.teachers.body import Head
 from muscle_hf.teachers.cache import (
     HiddenStore,
@@ -28,7 +29,7 @@ from muscle_hf.teachers.cache import (
     row_keys,
     teacher_fingerprint,
 )
-from muscle_hf.teachers.kinds import CAUSAL_LM, IGNORED, aligned
+from muscle_hf.teachers.kinds import CAUSAL_LM
 
 TOKENIZER = builders.tokenizer()
 COLLATE = PaddingCollator()
@@ -199,7 +200,7 @@ def test_what_is_kept_gives_the_teachers_logits_to_the_bit(tmp_path):
     for start in range(0, 11, 4):
         batch = COLLATE([rows[index] for index in order[start : start + 4]])
         labels = CAUSAL_LM.trained_labels(batch["labels"])
-        online = aligned(teacher.logits(batch), labels)[labels != IGNORED]
+        online = Batch({}, labels, CAUSAL_LM).of_trained(teacher.logits(batch))
         assert torch.equal(head(torch.cat(cached(store, teacher, batch))), online)
 
 
@@ -214,7 +215,7 @@ def test_other_families_are_kept_the_same_way(tmp_path, family):
     labels = kind.trained_labels(batch["labels"])
     parts = row_keys(batch, labels, KeyRules.of(teacher.model, kind))
     kept = torch.cat(store.get([part.key for part in parts]))
-    assert torch.equal(Head(teacher.model)(kept), aligned(teacher.logits(batch), labels)[labels != IGNORED])
+    assert torch.equal(Head(teacher.model)(kept), Batch({}, labels, CAUSAL_LM).of_trained(teacher.logits(batch)))
 
 
 def test_building_goes_on_where_it_stopped(tmp_path):
@@ -299,7 +300,7 @@ def test_the_compact_mode_is_built_the_same_way(tmp_path):
     batch = COLLATE(rows)
     labels = CAUSAL_LM.trained_labels(batch["labels"])
     parts = row_keys(batch, labels, KeyRules.of(teacher.model, CAUSAL_LM))
-    online = aligned(teacher.logits(batch), labels)[labels != IGNORED]
+    online = Batch({}, labels, CAUSAL_LM).of_trained(teacher.logits(batch))
     own = online.split([part.count for part in parts])
     for kept, logits in zip(store.get([part.key for part in parts]), own, strict=True):
         found = kl_divergence(form.logits(kept, logits), logits, 2.0)

@@ -17,8 +17,9 @@ from muscle_hf.pipeline.caching import cache_teachers
 from muscle_hf.pipeline.config import load_settings
 from muscle_hf.pipeline.run import make_run
 from muscle_hf.teachers import AdapterTeacher, ModelTeacher
+from muscle_hf.teachers.batch import Batch
 from muscle_hf.teachers.cache import HiddenStore, KeyRules, row_keys, teacher_fingerprint
-from muscle_hf.teachers.kinds import CAUSAL_LM, IGNORED, aligned
+from muscle_hf.teachers.kinds import CAUSAL_LM
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_a_trainers_teachers_are_cached_as_the_trainer_sees_them(tmp_path, apart
         assert len(parts) == 7
         kept = torch.cat(store.get([part.key for part in parts]))
         head = teacher.model.get_output_embeddings()
-        logits = aligned(teacher.logits(batch), labels)[labels != IGNORED]
+        logits = Batch({}, labels, CAUSAL_LM).of_trained(teacher.logits(batch))
         torch.testing.assert_close(head(kept), logits)
 
 
@@ -160,6 +161,6 @@ def test_a_cached_old_model_on_the_students_base_stays_there(tmp_path):
             student = builders.with_lora(builders.llama(2), 20)
             trainer = builders.trainer(tmp_path / "out", student, str(tmp_path / side), **settings)
             trainer.train()
-        kept = trainer._passes.chunked.caches["old"]
+        kept = trainer._step.sources["old"].store
         assert len(kept) > 0
         assert type(trainer.teachers["old"]).__name__ == ("CachedTeacher" if side == "other" else "AdapterTeacher")

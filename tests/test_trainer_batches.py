@@ -62,7 +62,7 @@ def test_one_cache_serves_every_kind_of_batch(filled_by, read_by, rows, tmp_path
     cache = {"teacher_cache": str(tmp_path / "cache"), "skip_unneeded_teachers": False}
     first = trainer(tmp_path / "1", filled_by, rows, **cache)
     first.train()
-    for store in first._passes.chunked.caches.values():
+    for store in [source.store for source in first._step.sources.values()]:
         assert len(store) == len(rows)
     second = trainer(tmp_path / "2", read_by, rows, per_device_train_batch_size=3, max_steps=3, **cache)
     for teacher in second.teachers.values():

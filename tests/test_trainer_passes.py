@@ -12,7 +12,6 @@ from transformers import Trainer
 
 from muscle_hf import MuscleError
 from muscle_hf.losses import MASKS
-from muscle_hf.passes import ChunkedPass
 from muscle_hf.teachers.cached import CachedTeacher
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*unstable without the auxiliary cross-entropy")
@@ -55,8 +54,8 @@ def test_a_run_in_chunks_is_the_run_on_whole_logits(build, tmp_path):
     settings = {"compatibility_weight": 0.6}
     plain = trained(tmp_path / "1", {**settings, **PLAIN}, build=build)
     chunked = trained(tmp_path / "2", {**settings, "loss_chunk_size": 3, "skip_unneeded_teachers": False}, build=build)
-    assert plain[0]._passes.chunked is None
-    assert isinstance(chunked[0]._passes.chunked, ChunkedPass), "the head was not taken apart"
+    assert plain[0]._step.head is None
+    assert chunked[0]._step.head is not None, "the head was not taken apart"
     assert_same_run(plain, chunked)
 
 
@@ -120,7 +119,7 @@ def test_before_the_first_step_the_kl_to_v2_is_exactly_zero_where_bodies_could_b
     rows = builders.half_right(builders.rows(), model)
     rows = [row for index, row in enumerate(rows) for _ in range(index + 1)]
     trainer = builders.trainer(tmp_path, model, old, train_dataset=rows, eval_dataset=rows)
-    assert trainer._passes.chunked is not None
+    assert trainer._step.head is not None
     assert trainer.evaluate()["eval_kl_new"] == 0
 
 
@@ -138,7 +137,7 @@ def test_positions_behind_the_last_trained_token_are_not_computed(tmp_path):
     with torch.no_grad():
         cut = trainer.compute_loss(trainer.model, batch)
     assert set(lengths) == {8}, "three positions count, and lengths stay multiples of eight"
-    trainer._passes.chunked = None
+    trainer._step.head = None
     with torch.no_grad():
         assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(cut.item(), rel=1e-5)
 
@@ -169,7 +168,7 @@ def test_a_head_that_does_more_than_is_known_gets_whole_logits(tmp_path, caplog)
     trainer = builders.trainer(tmp_path, model, old, train_dataset=rows)
     batch = builders.collate(rows)
     loss = trainer.compute_loss(trainer.model, batch)
-    assert trainer._passes.chunked is None
+    assert trainer._step.head is None
     assert loss.item() == trainer.compute_loss(trainer.model, batch).item() > 0
 
 
@@ -214,8 +213,8 @@ def test_the_cache_of_another_teacher_is_not_used(tmp_path):
     trainer = builders.trainer(
         tmp_path / "2", models()[0], other, train_dataset=rows, eval_dataset=rows, teacher_cache=folder
     )
-    assert len(trainer._passes.chunked.caches["old"]) == 0
-    assert len(trainer._passes.chunked.caches["new"]) > 0
+    assert len(trainer._step.sources["old"].store) == 0
+    assert len(trainer._step.sources["new"].store) > 0
     plain = builders.trainer(tmp_path / "3", models()[0], with_lora(builders.llama(1), 11), eval_dataset=rows)
     assert trainer.evaluate()["eval_kl_old"] == pytest.approx(plain.evaluate()["eval_kl_old"], rel=1e-5)
 
@@ -310,7 +309,7 @@ def test_a_model_split_over_several_devices_gets_whole_logits(whose, tmp_path):
     split[whose].get_base_model().hf_device_map = {"model": 0, "lm_head": 1}
     with pytest.raises(MuscleError, match="loss_chunk_size=3 cannot be used: a model is split over several GPUs"):
         builders.trainer(tmp_path, *split, loss_chunk_size=3)
-    assert builders.trainer(tmp_path, *split)._passes.chunked is None
+    assert builders.trainer(tmp_path, *split)._step.head is None
     beside = models()
     beside[whose].get_base_model().hf_device_map = {"model": "cuda:0", "lm_head": "cpu"}
-    assert builders.trainer(tmp_path, *beside)._passes.chunked is not None
+    assert builders.trainer(tmp_path, *beside)._step.head is not None

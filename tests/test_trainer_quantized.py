@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from muscle_hf.data import PaddingCollator
 from muscle_hf.teachers import AdapterTeacher, ModelTeacher
 from muscle_hf.teachers.adapters import adapter_parameters, keep_quantized_trainable
+from muscle_hf.teachers.batch import Batch
 from muscle_hf.teachers.body import Head
 from muscle_hf.teachers.cache import HiddenStore, KeyRules, build_cache, row_keys, teacher_fingerprint
-from muscle_hf.teachers.kinds import CAUSAL_LM, IGNORED, aligned
+from muscle_hf.teachers.kinds import CAUSAL_LM
 
 pytest.importorskip("bitsandbytes")
 
@@ -188,5 +189,5 @@ def test_quantized_teachers_are_cached(folders, tmp_path, scheme):
     labels = CAUSAL_LM.trained_labels(batch["labels"])
     parts = row_keys(batch, labels, KeyRules.of(first.model, CAUSAL_LM))
     kept = torch.cat(HiddenStore(tmp_path, known).get([part.key for part in parts]))
-    logits = aligned(first.logits(batch), labels)[labels != IGNORED]
+    logits = Batch({}, labels, CAUSAL_LM).of_trained(first.logits(batch))
     torch.testing.assert_close(Head(first.model)(kept), logits.float())

@@ -57,7 +57,7 @@ def run(folder, name, images, same, **settings):
         remove_unused_columns=False, compatibility_weight=0.6, per_device_train_batch_size=3, **settings,
     )  # fmt: skip
     assert (trainer.teachers["old"].model is trainer.student) is same
-    found = torch.cat(list(trainer.logits_of_teacher("old", batch, trainer.trained_labels(batch))))
+    found = torch.cat(list(trainer.logits_of_teacher("old", trainer.batch_of(batch))))
     torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-4)
     first = figures(trainer.evaluate())
     assert first["eval_kl_new"] == 0 < first["eval_share_old"] < 1
@@ -77,7 +77,7 @@ def assert_same_run(one, other):
 def test_a_run_in_chunks_is_the_run_on_whole_logits(name, images, same, tmp_path):
     plain = run(tmp_path / "1", name, images, same, loss_chunk_size=0)
     chunked = run(tmp_path / "2", name, images, same, loss_chunk_size=3)
-    assert chunked[0]._passes.chunked is not None, "the head was not taken apart"
+    assert chunked[0]._step.head is not None, "the head was not taken apart"
     assert_same_run(plain, chunked)
 
 
@@ -88,7 +88,7 @@ def test_a_teacher_cache_changes_nothing(name, images, same, tmp_path):
     for again in (False, True):
         cached = run(tmp_path / "2", name, images, same, teacher_cache=str(tmp_path / "cache"))
         assert_same_run(plain, cached)
-        held = len(cached[0]._passes.chunked.caches["old"])
+        held = len(cached[0]._step.sources["old"].store)
         # Patches of all images in one row of numbers are not told apart in a batch.
         expected = {"text": {6}, "one image a row": {0} if "qwen" in name else {6}, "none or two": range(1, 6)}
         assert held in expected[images], again

@@ -30,13 +30,19 @@ class Stream:
     """What one model says about the N trained tokens, before its output head.
 
     Args:
-        hidden: Last hidden states, (N, d), floating point.
+        hidden: Last hidden states, (N, d), floating point; logits (N, V) where there is no head.
         head: Makes logits (n, V) of n of them, float32 or float64; differentiable in them, its own weights frozen.
             One that computes in another dtype than that of ``hidden`` (autocast) says so in its attribute ``dtype``.
     """
 
     hidden: Tensor
-    head: Head
+    head: Head | None
+
+    def divided_by(self, temperature: float) -> Stream:
+        """The same with its logits divided by a temperature."""
+        if self.head is None:
+            return Stream(self.hidden / temperature, None)
+        return Stream(self.hidden, lambda hidden: self.head(hidden) / temperature)
 
     def logits(self, rows: slice | Tensor, student: Tensor | None = None, chosen: Tensor | None = None) -> Tensor:
         """Logits of some tokens.
@@ -46,7 +52,8 @@ class Stream:
             student: The student's logits, for streams that lean on them.
             chosen: Which rows of ``student`` are of these tokens; all by default.
         """
-        return self.head(self.hidden[rows])
+        found = self.hidden[rows]
+        return found.to(_exact(found)) if self.head is None else self.head(found)
 
 
 def chunk_rows(vocabulary: int, device: torch.device | str = "cpu") -> int:
@@ -117,7 +124,7 @@ def chunked_terms(
     labels: Tensor,
     sequence_ids: Tensor,
     *,
-    chunk_size: int,
+    chunk_size: int | None,
     weights: Tensor | None = None,
     labelled: Tensor | None = None,
     inspect: Inspect | None = None,
@@ -132,7 +139,7 @@ def chunked_terms(
         new: v2; the same.
         labels: (N,), int64; none ignored. N may be 0.
         sequence_ids: (N,), int64.
-        chunk_size: Tokens at a time.
+        chunk_size: Tokens at a time; None for all of them, with gradients by autograd, of ``compatibility`` too.
         weights: From :func:`chunked_weights`; found on the way by default.
         labelled: (N,), boolean; by default every token has a label.
         inspect: Sees a teacher's logits where they may not be finite; raises if they are not.
@@ -141,12 +148,18 @@ def chunked_terms(
     Returns:
         As :class:`Objective`; ``loss`` has a gradient in ``student.hidden``, ``compatibility`` has none.
     """
-    if weights is None and (objective.mask.over_sequences or objective.transfer_mask.over_sequences):
-        streams = {"student": student, "old": old, "new": new}
-        weights = chunked_weights(objective, streams, labels, sequence_ids, chunk_size, inspect, labelled)
-    frozen, teachers = Stream(student.hidden.detach(), student.head), {"old": old, "new": new}
-    work = _Work(objective, frozen, teachers, labels, sequence_ids, chunk_size, weights, labelled, inspect, fast)
-    return TokenTerms(*_ChunkedTerms.apply(student.hidden, work))
+    teachers, size = {"old": old, "new": new}, chunk_size or max(1, len(labels))
+    over_sequences = objective.mask.over_sequences or objective.transfer_mask.over_sequences
+    if weights is None and over_sequences and chunk_size is not None:
+        streams = {"student": student, **teachers}
+        weights = chunked_weights(objective, streams, labels, sequence_ids, size, inspect, labelled)
+    frozen, fast = Stream(student.hidden.detach(), student.head), fast and chunk_size is not None
+    work = _Work(objective, frozen, teachers, labels, sequence_ids, size, weights, labelled, inspect, fast)
+    if chunk_size is not None:
+        return TokenTerms(*_ChunkedTerms.apply(student.hidden, work))
+    terms = _terms_of_chunk(work, slice(0, len(labels)), student.logits(slice(None)))
+    _show_infinite(work, terms)
+    return terms
 
 
 def _chunks(labels: Tensor, sequence_ids: Tensor, size: int, *, whole_sequences: bool = False) -> list[slice]:
@@ -170,7 +183,11 @@ def _show_broken(inspect: Inspect | None, logits: dict[str, Tensor], rows: slice
 
 
 def _nothing(hidden: Tensor) -> Tensor:
-    return hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
+    return hidden.new_zeros(0, dtype=_exact(hidden))
+
+
+def _exact(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -257,7 +274,7 @@ def _terms_of_chunk(work: _Work, rows: slice, student: Tensor) -> TokenTerms:
 
 def _teacher_logits(work: _Work, name: str, which: slice | Tensor, student: Tensor, chosen: Tensor | None) -> Tensor:
     teacher = work.teachers[name]
-    if teacher.head is not work.student.head:
+    if teacher.head is None or teacher.head is not work.student.head:
         return teacher.logits(which, student, chosen).to(student)
     # The same hidden state behind the same head gives the same logits: to the bit, whatever the rows beside it.
     same = (teacher.hidden[which] == work.student.hidden[which]).all(dim=-1)

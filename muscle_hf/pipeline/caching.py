@@ -14,7 +14,6 @@ from muscle_hf.pipeline.config import RunSettings
 from muscle_hf.pipeline.run import make_run
 from muscle_hf.pipeline.table import COMPAT
 from muscle_hf.teachers.cache import CachePlan, KeyRules, build_cache
-from muscle_hf.teachers.cache.opening import open_cache
 from muscle_hf.trainer import MuscleTrainer
 
 
@@ -79,7 +78,7 @@ def cache_teachers(
     accelerator = trainer.accelerator
     found = {}
     for role, teacher in trainer.teachers.items():
-        with open_cache(trainer, role, folder) as store:
+        with trainer.open_cache(teacher, folder) as store:
             plans = [
                 build_cache(
                     teacher,

@@ -23,7 +23,22 @@ _BIAS = "final_logits_bias"
 
 
 class HeadNotApart(Exception):
-    """The model's forward does more with its output layer's result than :class:`Head` knows of."""
+    """The model's forward does more with its output layer's result than :class:`Head` knows of.
+
+    Args:
+        model: The model's class.
+    """
+
+    def __init__(self, model: type):
+        super().__init__(
+            f"{model.__name__} does more behind its output layer than is known here, so whole logits are held "
+            "(the result is the same; it takes more time and memory)."
+        )
+
+
+def count_parameters(module: nn.Module) -> int:
+    """How many numbers a module's parameters are."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 class Head:
@@ -150,5 +165,5 @@ class Head:
         with self.captured() as found:
             logits = forward()
         if not self.explains(found, logits):
-            raise HeadNotApart(type(self._base).__name__)
+            raise HeadNotApart(type(self._base))
         return found[0]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from muscle_hf.teachers.loading import FETCH_KEYS
 from muscle_hf.teachers.teacher import Teacher
 from muscle_hf.teachers.weights import base_of, base_weights, same_as_files
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 logger = logging.get_logger(__name__)
 
 
@@ -31,27 +35,32 @@ class CachedTeacher(Teacher):
         head: Its output head; the rest of its model has no weights.
         fingerprint: Whose rows are in the cache.
         load: Loads the whole teacher.
-        place: Puts it where it is to compute.
     """
 
-    def __init__(
-        self,
-        role: str,
-        head: Head,
-        fingerprint: Fingerprint,
-        load: Callable[[], Teacher],
-        place: Callable[[Teacher], None],
-    ):
+    def __init__(self, role: str, head: Head, fingerprint: Fingerprint, load: Callable[[], Teacher]):
         super().__init__(role)
-        self.head = head
+        self.head = self._own_head = head
         self.fingerprint = fingerprint
-        self._load, self._place = load, place
+        self._load = load
+        self._where: tuple[Accelerator, Any] | None = None
         self._loaded: Teacher | None = None
 
     @property
     def model(self) -> nn.Module:
         """The model without its body's weights; the whole one, once it was loaded."""
-        return self.head.base if self._loaded is None else self._loaded.model
+        return self._own_head.base if self._loaded is None else self._loaded.model
+
+    @property
+    def adapter(self) -> str | None:
+        return self.whole().adapter
+
+    def place(self, accelerator: Accelerator, tokenizer: Any) -> None:
+        self._where = accelerator, tokenizer
+        self._own_head.module.to(accelerator.device)
+        self._own_head.autocast = accelerator.autocast
+
+    def answering(self) -> contextlib.AbstractContextManager[nn.Module]:
+        return self.loaded().answering()
 
     def loaded(self) -> Teacher:
         """The whole teacher; loaded at the first call."""
@@ -62,9 +71,10 @@ class CachedTeacher(Teacher):
                 "and tasks, and, beside a cache with teacher_cache_top_k, for compute_metrics."
             )
             self._loaded = self._load()
-            self._place(self._loaded)
+            if self._where is not None:
+                self._loaded.place(*self._where)
             # One layer, so that what listens at the head hears the whole model's forward as well.
-            base_of(self._loaded.model).set_output_embeddings(self.head.module)
+            base_of(self._loaded.model).set_output_embeddings(self._own_head.module)
         return self._loaded
 
     def logits(self, inputs: Mapping[str, Any]) -> Tensor:
@@ -97,7 +107,6 @@ def cached_teacher(
     tokenizer: Any,
     precision: str | None,
     load: Callable[[], Teacher],
-    place: Callable[[Teacher], None],
 ) -> CachedTeacher | None:
     """A teacher on the hidden states that a cache holds of it.
 
@@ -111,7 +120,6 @@ def cached_teacher(
         tokenizer: Of the rows.
         precision: Accelerate's ``mixed_precision``.
         load: Loads the whole teacher.
-        place: Puts it where it is to compute.
 
     Returns:
         None where the cache holds nothing of this teacher, or where it takes the loaded model to know that.
@@ -138,6 +146,6 @@ def cached_teacher(
     except MuscleError as error:
         logger.info(f"The {role} model is loaded as a whole: {error}")
         return None
-    teacher = CachedTeacher(role, head, fingerprint, load, place)
+    teacher = CachedTeacher(role, head, fingerprint, load)
     teacher.source, teacher.revision = os.fspath(source), revision
     return teacher

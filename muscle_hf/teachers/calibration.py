@@ -16,7 +16,6 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.teachers.kinds import trained_rows
 from muscle_hf.teachers.teacher import require_finite
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ class CalibrateTeachers(TrainerCallback):
                 "calibrate_teachers fits the teachers' temperatures on rows that neither task adapter was trained on; "
                 "pass them as eval_dataset"
             )
-        if getattr(trainer.args, "teacher_cache_top_k", None):
+        if trainer.settings.teacher_cache_top_k:
             raise MuscleError(
                 "a cache with teacher_cache_top_k keeps probabilities, which calibrate_teachers would have to change; "
                 "leave one of the two out"
@@ -126,16 +125,15 @@ def calibrate(trainer: MuscleTrainer) -> dict[str, float]:
 
 def _costs_of_rows(trainer: MuscleTrainer, inputs: dict[str, Any]) -> Tensor:
     """(rows, teachers, 73), float32: :func:`negative_log_likelihoods` of each row of the data in a batch."""
-    labels = trainer.trained_labels(inputs)
-    chosen, rows = trained_rows(labels)
-    of_data, count = trainer.data_rows(inputs, labels)
-    costs = torch.zeros(count, len(trainer.teachers), len(LOG_TEMPERATURES), device=labels.device)
+    batch = trainer.batch_of(inputs)
+    of_data, count = trainer.data_rows(batch)
+    costs = torch.zeros(count, len(trainer.teachers), len(LOG_TEMPERATURES), device=batch.labels.device)
     for index, role in enumerate(trainer.teachers):
-        start, targets = 0, labels[chosen]
-        for logits in trainer.logits_of_teacher(role, inputs, labels):
+        start = 0
+        for logits in trainer.logits_of_teacher(role, batch):
             here = slice(start, start + len(logits))
-            require_finite(role, logits, rows[here], "the calibration on eval_dataset")
-            found = negative_log_likelihoods(logits, targets[here])
+            require_finite(role, logits, batch.rows[here], "the calibration on eval_dataset")
+            found = negative_log_likelihoods(logits, batch.targets[here])
             costs[:, index].index_add_(0, of_data[here], found.float())
             start += len(logits)
     return costs

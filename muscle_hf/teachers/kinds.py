@@ -13,14 +13,6 @@ from transformers.models.auto import modeling_auto
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.weights import base_of
 
-IGNORED = -100
-# Names of the label column that Trainer's collators know; Trainer itself renames the others to the first.
-LABEL_COLUMNS = ("labels", "label", "label_ids")
-# The column that is true for rows whose labels only say where something is trained, not what is right there.
-UNLABELLED = "unlabelled"
-# In such a row: how many of its own labels say that something is trained.
-TRAINED_COUNT = "unlabelled_count"
-
 
 @dataclass(frozen=True)
 class ModelKind:
@@ -97,19 +89,6 @@ class ModelKind:
         return labels[:, 1:] if self.shifts_labels else labels
 
 
-def aligned(logits: Tensor, labels: Tensor) -> Tensor:
-    """The logits that predict the labels of :meth:`ModelKind.trained_labels`.
-
-    Args:
-        logits: (B, L, V), or (B, C) for sequence classification.
-        labels: (B, L'), L' <= L.
-
-    Returns:
-        (B, L', V).
-    """
-    return logits.unsqueeze(1) if logits.dim() == 2 else logits[:, : labels.size(1)]
-
-
 CAUSAL_LM = ModelKind(
     "causal LM",
     "AutoModelForCausalLM",
@@ -181,52 +160,3 @@ def kind_of(model: nn.Module) -> ModelKind:
                 "defined for choosing one of two or more classes (problem_type 'single_label_classification')"
             )
     return kind
-
-
-def trained_rows(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the trained tokens of aligned labels are.
-
-    Args:
-        labels: (B, L), int64, -100 where nothing is trained.
-
-    Returns:
-        Boolean (B, L), and the sequence in the batch that each trained token belongs to, (N,), int64.
-    """
-    chosen = labels != IGNORED
-    return chosen, torch.arange(labels.size(0), device=labels.device).unsqueeze(1).expand_as(labels)[chosen]
-
-
-def labelled_tokens(inputs: Mapping[str, Any], rows: Tensor) -> Tensor | None:
-    """Whether the labels of trained tokens are right answers.
-
-    Args:
-        inputs: The batch; transfer rows are marked in its column ``unlabelled``, (B,).
-        rows: The batch row of each trained token, (N,), int64.
-
-    Returns:
-        (N,), boolean; None where all are.
-    """
-    marks = inputs.get(UNLABELLED)
-    return None if marks is None else ~marks.bool()[rows]
-
-
-def sequences_of(labels: Tensor, position_ids: Tensor | None, *, predicts_next: bool) -> Tensor:
-    """The sequence that each label belongs to: its row, or its part of a row where several are packed into one.
-
-    Args:
-        labels: (B, L'), aligned with the logits.
-        position_ids: (B, L) if the collator made them; they start again where a packed sequence starts.
-        predicts_next: Whether the label at i is of position i + 1 (causal LMs).
-
-    Returns:
-        (B, L'), int64.
-    """
-    rows = torch.arange(labels.size(0), device=labels.device).unsqueeze(1).expand_as(labels)
-    if position_ids is None or position_ids.dim() != 2 or position_ids.size(0) != labels.size(0):
-        return rows
-    starts = torch.ones_like(position_ids)
-    starts[:, 1:] = position_ids[:, 1:] <= position_ids[:, :-1]
-    sequences = starts.flatten().cumsum(0).view_as(position_ids) - 1
-    if predicts_next:
-        sequences = torch.cat([sequences[:, 1:], sequences[:, -1:]], dim=1)
-    return sequences[:, : labels.size(1)]

@@ -15,9 +15,8 @@ from transformers import PreTrainedConfig
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters
 from muscle_hf.teachers.blueprint import blueprint, target_layers
-from muscle_hf.teachers.cached import CachedTeacher
 from muscle_hf.teachers.checks import only_active_adapter
-from muscle_hf.teachers.teacher import AdapterTeacher, ModelTeacher, Teacher
+from muscle_hf.teachers.teacher import Teacher
 
 # What a LoRA's matrices are multiplied with, beyond their shapes.
 _SCALING = ("lora_alpha", "alpha_pattern", "use_rslora", "use_dora")
@@ -34,9 +33,8 @@ def start_from_teacher(student: PeftModel, teacher: Teacher) -> None:
     Raises:
         MuscleError: v1 has no adapter, or one that does not fit; the student is as it was.
     """
-    if isinstance(teacher, CachedTeacher):
-        teacher = teacher.whole()
-    if not isinstance(teacher, (AdapterTeacher, ModelTeacher)) or teacher.adapter is None:
+    teacher = teacher.whole()
+    if teacher.adapter is None:
         raise MuscleError(f"start_from is 'old', but old_model has no adapter that v2's base could get. {_INSTEAD}")
     start_from(student, teacher.model, teacher.adapter, STUDENT_ADAPTER)
 

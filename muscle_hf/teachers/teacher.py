@@ -5,22 +5,31 @@ from __future__ import annotations
 import contextlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.losses.chunked import Stream
 from muscle_hf.teachers.adapters import adapter_parameters, frozen_view, keep_quantized_trainable
-from muscle_hf.teachers.kinds import IGNORED, KINDS, SEQ2SEQ_LM, UNLABELLED, kind_of
+from muscle_hf.teachers.batch import IGNORED, LABEL_KEYS, Batch
+from muscle_hf.teachers.body import Head, HeadNotApart, count_parameters
+from muscle_hf.teachers.kinds import SEQ2SEQ_LM, kind_of
+from muscle_hf.teachers.placing import give_padding_token, is_sharded, shard, to_device
 from muscle_hf.teachers.weights import base_of, base_weights
 
-# Columns of a batch that say what is trained on, which no model's forward needs to give logits.
-LABEL_KEYS = frozenset({"shift_labels", "completion_mask", "assistant_masks", UNLABELLED}).union(
-    *(kind.label_columns for kind in KINDS)
-)
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from muscle_hf.teachers.cache.fingerprint import Fingerprint
+
+logger = logging.get_logger(__name__)
+
 # What Trainer adds for fused loss kernels, which give no logits to compare.
 _KERNEL_KEYS = frozenset({"skip_logits"})
 _MEDIA_INPUTS = ("pixel_values", "image_patches", "input_features", "input_values")
@@ -31,7 +40,7 @@ class TeacherOutputError(MuscleError):
 
 
 class Teacher(ABC):
-    """A frozen task model, old (v1) or new (v2).
+    """A frozen task model, old (v1) or new (v2): a source of targets for the trained tokens of a batch.
 
     Args:
         role: ``old`` or ``new``.
@@ -39,12 +48,90 @@ class Teacher(ABC):
     Attributes:
         source: What its adapter was loaded from, a folder or Hub id; None if it was given in memory.
         revision: The revision of ``source``.
+        head: Its output head, where that is called apart from its body, on a few tokens at a time.
+        on_students_base: Whether it is another adapter of the student's own model.
     """
+
+    on_students_base = False
+    # Of a teacher that is known by what a cache holds of it.
+    fingerprint: Fingerprint | None = None
 
     def __init__(self, role: str):
         self.role = role
         self.source: str | None = None
         self.revision: str | None = None
+        self.head: Head | None = None
+
+    # ---- What it says of a batch ----
+
+    def targets(self, batch: Batch, needed: Tensor | None = None) -> Stream:
+        """What it says of the N trained tokens of a batch.
+
+        Args:
+            batch: On the device.
+            needed: (B,), boolean: the rows with a token that follows this teacher; by default all. Of the others the
+                stream holds anything.
+        """
+        states = self.states(batch, needed)
+        return Stream(states, self.head)
+
+    def states(self, batch: Batch, needed: Tensor | None = None) -> Tensor:
+        """Its last hidden states at the trained tokens, (N, d), or logits (N, V) where its head is not apart; zeros in
+        rows that are not needed. Arguments as :meth:`targets`."""
+        if needed is not None and not bool(needed.any()):
+            return torch.zeros(len(batch.rows), 1, device=batch.labels.device)
+        if needed is None or bool(needed.all()) or not batch.has_rows:
+            return batch.of_trained(self._outputs(batch.inputs))
+        few = batch.only(needed)
+        found = few.of_trained(self._outputs(few.inputs))
+        here = needed.to(batch.rows.device)[batch.rows].nonzero().squeeze(-1)
+        return found.new_zeros(len(batch.rows), found.size(-1)).index_put_((here,), found)
+
+    def _outputs(self, inputs: Mapping[str, Any]) -> Tensor:
+        if self.head is not None:
+            try:
+                return self.head.hidden_of(lambda: self.logits(inputs))
+            except HeadNotApart as error:
+                logger.warning(str(error))
+                self.head = None
+        return self.logits(inputs)
+
+    def work(self, batch: Batch) -> float:
+        """What :meth:`targets` of all rows would compute: the body's parameters times positions."""
+        return self._body_size * len(batch) * batch.labels.size(1)
+
+    @cached_property
+    def _body_size(self) -> int:
+        head = 0 if self.head is None else count_parameters(self.head.module)
+        return count_parameters(base_of(self.model)) - head
+
+    def prepare(self, batch: Batch) -> None:  # noqa: B027
+        """Begin with what can be done for a batch while the device computes."""
+
+    def flush(self) -> None:  # noqa: B027
+        """Write to the disk what is to be kept and is only in memory."""
+
+    # ---- Its model ----
+
+    def place(self, accelerator: Accelerator, tokenizer: Any) -> None:
+        """Put a base of its own on the student's device and in its precision.
+
+        Args:
+            accelerator: The trainer's.
+            tokenizer: Names the padding token, for a model that knows none.
+        """
+
+    def shard(self, accelerator: Accelerator) -> None:
+        """Shard a base of its own over the processes, where the student is (FSDP, ZeRO-3)."""
+
+    @abstractmethod
+    def answering(self) -> contextlib.AbstractContextManager[nn.Module]:
+        """Within the block, the model as the teacher: to generate with, or to score."""
+
+    @property
+    @abstractmethod
+    def adapter(self) -> str | None:
+        """The teacher's adapter in its model; None if that has none."""
 
     @abstractmethod
     def logits(self, inputs: Mapping[str, Any]) -> Tensor:
@@ -55,13 +142,17 @@ class Teacher(ABC):
     def model(self) -> nn.Module:
         """The module that computes the logits; for a teacher on the student's base, the student's model."""
 
-    @abstractmethod
     def adapter_weights(self) -> dict[str, Tensor]:
         """The weights of the teacher's adapter by name; empty if it has none."""
+        return {} if self.adapter is None else dict(adapter_parameters(self.model, self.adapter))
 
-    @abstractmethod
     def base_weights(self) -> dict[str, Tensor]:
         """The weights of the teacher's base model by name, without what its adapter replaces as a whole."""
+        return base_weights(self.model, self.adapter)
+
+    def whole(self) -> Teacher:
+        """The teacher with all of its weights, to look at these."""
+        return self
 
     @property
     def known_hashes(self) -> tuple[str, str | None] | None:
@@ -81,24 +172,29 @@ class AdapterTeacher(Teacher):
         adapter: The teacher's adapter in it; None for adapters off.
     """
 
+    on_students_base = True
+
     def __init__(self, role: str, model: PeftModel, adapter: str | None):
         super().__init__(role)
         self._model = model
-        self.adapter = adapter
+        self._adapter = adapter
 
     @property
     def model(self) -> PeftModel:
         return self._model
 
     def logits(self, inputs: Mapping[str, Any]) -> Tensor:
-        with frozen_view(self._model, self.adapter):
-            return _forward(self._model, inputs)
+        with self.answering() as model:
+            return _forward(model, inputs)
 
-    def adapter_weights(self) -> dict[str, Tensor]:
-        return {} if self.adapter is None else dict(adapter_parameters(self._model, self.adapter))
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[PeftModel]:
+        with frozen_view(self._model, self._adapter):
+            yield self._model
 
-    def base_weights(self) -> dict[str, Tensor]:
-        return base_weights(self._model, self.adapter)
+    @property
+    def adapter(self) -> str | None:
+        return self._adapter
 
 
 class ModelTeacher(Teacher):
@@ -126,24 +222,27 @@ class ModelTeacher(Teacher):
     def model(self) -> nn.Module:
         return self._model
 
-    @model.setter
-    def model(self, prepared: nn.Module) -> None:
-        self._model = prepared
-
     def logits(self, inputs: Mapping[str, Any]) -> Tensor:
+        with self.answering() as model:
+            return _forward(model, inputs)
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[nn.Module]:
         with torch.no_grad(), self.autocast():
-            return _forward(self._model, inputs)
+            yield self._model
+
+    def place(self, accelerator: Accelerator, tokenizer: Any) -> None:
+        if not is_sharded(accelerator):
+            to_device(self._model, accelerator.device)
+        give_padding_token(self._model, tokenizer)
+        self.autocast = accelerator.autocast
+
+    def shard(self, accelerator: Accelerator) -> None:
+        self._model = shard(self._model, accelerator)
 
     @property
     def adapter(self) -> str | None:
-        """The teacher's adapter in its model; None if that has none."""
         return self._model.active_adapter if isinstance(self._model, PeftModel) else None
-
-    def adapter_weights(self) -> dict[str, Tensor]:
-        return {} if self.adapter is None else dict(adapter_parameters(self._model, self.adapter))
-
-    def base_weights(self) -> dict[str, Tensor]:
-        return base_weights(self._model, self.adapter)
 
 
 def _forward(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:

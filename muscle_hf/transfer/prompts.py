@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,6 @@ from muscle_hf.data import encode_answers
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation import Item, Prediction, Task, evaluate_task, read_predictions, write_predictions
 from muscle_hf.teachers import Teacher
-from muscle_hf.teachers.adapters import frozen_view
-from muscle_hf.teachers.cached import CachedTeacher
-from muscle_hf.teachers.teacher import AdapterTeacher
 from muscle_hf.teachers.weights import content_hash
 
 if TYPE_CHECKING:
@@ -138,12 +135,12 @@ class TransferPrompts:
         state = PartialState()
         key = hashlib.sha256(f"{self._questions()} {_weights_hash(trainer, name)}".encode()).hexdigest()[:16]
         # The teachers' answers serve every run that shares the cache of their hidden states.
-        shared = None if who is trainer.student else getattr(trainer.args, "teacher_cache", None)
+        shared = None if who is trainer.student else trainer.settings.teacher_cache
         file = Path(shared or trainer.args.output_dir, FOLDER, f"{name}-{key}.jsonl")
         known = [read_predictions(file) if state.is_main_process and file.is_file() else None]
         found = broadcast_object_list(known)[0]
         if found is None:
-            with _answering(who) as model:
+            with who.answering() if isinstance(who, Teacher) else contextlib.nullcontext(who) as model:
                 found = evaluate_task(
                     model,
                     trainer.tokenizer,
@@ -166,17 +163,6 @@ class TransferPrompts:
         if not pairs:
             raise MuscleError(f"every answer of {self.answers!r} to the {len(self.items)} transfer prompts is empty")
         return encode_answers(trainer.tokenizer, pairs, answers_only=True, end_answers=self.end_answers)
-
-
-@contextlib.contextmanager
-def _answering(who: Teacher | nn.Module) -> Iterator[nn.Module]:
-    if isinstance(who, CachedTeacher):
-        who = who.loaded()
-    if isinstance(who, AdapterTeacher):
-        with frozen_view(who.model, who.adapter):
-            yield who.model
-    else:
-        yield who.model if isinstance(who, Teacher) else who
 
 
 def _weights_hash(trainer: MuscleTrainer, name: str) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.teachers.kinds import IGNORED, LABEL_COLUMNS, TRAINED_COUNT, UNLABELLED
+from muscle_hf.teachers.batch import IGNORED, LABEL_COLUMNS, TRAINED_COUNT, UNLABELLED
 
 # Columns that a transfer row need not have.
 _FILLED = (*LABEL_COLUMNS, "attention_mask")

@@ -59,7 +59,7 @@ class TransferMixin:
         else:
             self._set_signature_columns_if_needed()
             check_columns(self.train_dataset, self._transfer, self._signature_columns)
-        ratio = getattr(self.args, "transfer_ratio", None)
+        ratio = self.settings.transfer_ratio
         self.train_dataset = MixedRows(self.train_dataset, transfer, ratio, self.args.data_seed or self.args.seed)
         self.data_collator = MarkingCollator(self.data_collator)
         self._signature_columns = None

@@ -15,11 +15,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.teachers.body import Head, HeadNotApart
+from muscle_hf.teachers.batch import Batch
+from muscle_hf.teachers.body import Head
 from muscle_hf.teachers.cache.keys import KeyRules, row_keys
 from muscle_hf.teachers.cache.shards import KEY_BYTES, Column
 from muscle_hf.teachers.cache.store import HiddenStore
-from muscle_hf.teachers.kinds import aligned, kind_of, trained_rows
+from muscle_hf.teachers.kinds import kind_of
 from muscle_hf.teachers.teacher import Teacher
 from muscle_hf.teachers.weights import base_of
 
@@ -28,7 +29,7 @@ _ROW_BYTES = KEY_BYTES + 16
 # Left free on a disk that a cache is written to.
 _SPARE_BYTES = 256 * 2**20
 
-Batch = Mapping[str, Any]
+Autocast = Callable[[], contextlib.AbstractContextManager]
 
 
 def predicted_bytes(rows: int, tokens: int, columns: Mapping[str, Column]) -> int:
@@ -92,11 +93,11 @@ class CachePlan:
 
 def plan_cache(
     dataset: Any,
-    collate: Callable[[Sequence[Any]], Batch],
+    collate: Callable[[Sequence[Any]], Mapping[str, Any]],
     store: HiddenStore,
     batch_size: int,
     rules: KeyRules,
-    trained_labels: Callable[[Batch], Tensor],
+    trained_labels: Callable[[Mapping[str, Any]], Tensor],
     share: tuple[int, int] = (0, 1),
 ) -> CachePlan:
     """Find out what is missing; reads the whole dataset, runs no model. Arguments as :func:`build_cache`."""
@@ -123,13 +124,13 @@ def plan_cache(
 def build_cache(
     teacher: Teacher,
     dataset: Any,
-    collate: Callable[[Sequence[Any]], Batch],
+    collate: Callable[[Sequence[Any]], Mapping[str, Any]],
     store: HiddenStore,
     batch_size: int = 8,
     *,
-    autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    autocast: Autocast = contextlib.nullcontext,
     rules: KeyRules | None = None,
-    trained_labels: Callable[[Batch], Tensor] | None = None,
+    trained_labels: Callable[[Mapping[str, Any]], Tensor] | None = None,
     share: tuple[int, int] = (0, 1),
     progress: bool = True,
     name: str = "cache",
@@ -160,7 +161,7 @@ def build_cache(
             head of its own, or a write failed.
     """
     kind = kind_of(teacher.model)
-    body = _Body(teacher, autocast)
+    teacher.head = teacher.head or Head(teacher.model, autocast)
     rules = rules or KeyRules.of(teacher.model, kind)
     trained_labels = trained_labels or (lambda batch: kind.trained_labels(batch["labels"]))
     plan = plan_cache(dataset, collate, store, batch_size, rules, trained_labels, share)
@@ -174,7 +175,7 @@ def build_cache(
     with tqdm(total=plan.missing, desc=name, unit="row", disable=not progress) as bar:
         for indices in plan.batches:
             batch = collate([dataset[index] for index in indices])
-            rows = body.rows_of(batch, trained_labels(batch), rules, store)
+            rows = _missing_rows(teacher, Batch(batch, trained_labels(batch), kind), rules, store, autocast)
             if not checked and rows:
                 columns = {"hidden": Column.of(next(iter(rows.values())))}
                 needed = predicted_bytes(plan.missing, plan.missing_tokens, columns)
@@ -191,38 +192,26 @@ def build_cache(
     return plan
 
 
-class _Body:
-    """A teacher that is run for its hidden states."""
-
-    def __init__(self, teacher: Teacher, autocast: Callable[[], contextlib.AbstractContextManager]):
-        self.teacher, self.autocast = teacher, autocast
-        self.head = Head(teacher.model, autocast)
-        self.device = next(teacher.model.parameters()).device
-
-    def rows_of(self, batch: Batch, labels: Tensor, rules: KeyRules, store: HiddenStore) -> dict[bytes, Tensor]:
-        """What of a batch is not in the store yet."""
-        parts = row_keys(batch, labels, rules)
-        chosen, _ = trained_rows(labels)
-        with torch.no_grad():
-            hidden = aligned(self.hidden(batch), labels)[chosen.to(self.device)]
-            pieces = zip(parts, hidden.split([part.count for part in parts]), strict=True)
-            return {
-                part.key: store.kept(states, self.head)
-                for part, states in pieces
-                if part.key is not None and part.key not in store
-            }
-
-    def hidden(self, batch: Batch) -> Tensor:
-        """Last hidden states, (B, L, d)."""
-        moved = {name: v.to(self.device) if isinstance(v, Tensor) else v for name, v in batch.items()}
-        try:
-            with self.autocast():
-                return self.head.hidden_of(lambda: self.teacher.logits(moved))
-        except HeadNotApart as error:
+def _missing_rows(
+    teacher: Teacher, batch: Batch, rules: KeyRules, store: HiddenStore, autocast: Autocast
+) -> dict[bytes, Tensor]:
+    """What of a batch, as the collator made it, is not in the store yet."""
+    parts = row_keys(batch.inputs, batch.labels, rules)
+    device = next(teacher.model.parameters()).device
+    moved = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in batch.inputs.items()}
+    with torch.no_grad(), autocast():
+        states = teacher.states(Batch(moved, batch.labels.to(device), batch.kind))
+        if teacher.head is None:
             raise MuscleError(
-                f"{error} does more behind its output layer than is known here, so its hidden states alone do not "
-                "give its logits; train without the cache"
-            ) from error
+                f"the hidden states of {type(base_of(teacher.model)).__name__} alone do not give its logits; train "
+                "without the cache"
+            )
+        pieces = zip(parts, states.split([part.count for part in parts]), strict=True)
+        return {
+            part.key: store.kept(piece, teacher.head)
+            for part, piece in pieces
+            if part.key is not None and part.key not in store
+        }
 
 
 def _length(row: Any) -> int:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from muscle_hf.teachers.kinds import IGNORED, ModelKind, sequences_of
-from muscle_hf.teachers.teacher import LABEL_KEYS
+from muscle_hf.teachers.batch import IGNORED, LABEL_KEYS, sequences_of
+from muscle_hf.teachers.kinds import ModelKind
 from muscle_hf.teachers.weights import base_of
 
 logger = logging.get_logger(__name__)

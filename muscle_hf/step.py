@@ -1,0 +1,237 @@
+"""One step over a batch: the student's forward, the teachers' targets, the objective, and its terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.losses import Objective, TokenTerms
+from muscle_hf.losses.chunked import Stream, chunk_rows, chunked_terms, chunked_weights
+from muscle_hf.teachers import Teacher
+from muscle_hf.teachers.batch import Batch
+from muscle_hf.teachers.body import Head, HeadNotApart, count_parameters
+from muscle_hf.teachers.cache.source import CachedTargets
+from muscle_hf.teachers.kinds import ModelKind
+from muscle_hf.teachers.placing import is_sharded
+from muscle_hf.teachers.teacher import require_finite, without_labels
+from muscle_hf.teachers.weights import base_of
+
+logger = logging.get_logger(__name__)
+
+# What says which tokens a teacher's targets are of: the teacher itself, or a cache in front of it.
+Source = Teacher | CachedTargets
+
+
+class Step:
+    """Evaluates the objective on batches.
+
+    A teacher's body sees only the rows of the batch that have a token which follows it, where finding these first
+    (one more pass of the student's head) costs less than it saves.
+
+    Args:
+        student: The model that is trained.
+        sources: ``old`` and ``new``.
+        temperatures: What each teacher's logits are divided by; looked up at each step.
+        head: The student's output head, to make logits of a few tokens at a time; None for whole logits.
+        chunk_size: Tokens at a time; by default what :func:`~muscle_hf.losses.chunked.chunk_rows` says.
+        skip: Whether teachers' bodies may be skipped.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        sources: Mapping[str, Source],
+        temperatures: Mapping[str, float],
+        head: Head | None = None,
+        chunk_size: int | None = None,
+        skip: bool = True,
+    ):
+        self.student, self.sources, self.temperatures = student, sources, temperatures
+        self.head, self.chunk_size, self._skip = head, chunk_size, skip
+
+    def __call__(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        objective: Objective,
+        where: str,
+        *,
+        whole: bool = False,
+        skip: bool = True,
+    ) -> tuple[Any, TokenTerms]:
+        """Evaluate the objective on a batch.
+
+        Args:
+            model: The student as it was prepared for training (compiled, distributed).
+            batch: On the device.
+            objective: What to evaluate.
+            where: Names the batch in errors.
+            whole: Whether somebody looks at the outputs' logits, or needs a gradient of ``terms.compatibility``.
+            skip: Without it every teacher sees whole batches, as the student does.
+
+        Returns:
+            The outputs of the student's forward, of the first position alone where whole logits were not asked for;
+            and the terms of the N trained tokens.
+        """
+        cut = batch.trimmed() if self.head is not None else batch
+        outputs, student = self._student(model, batch if whole else cut, whole)
+        if student.head is None:
+            # Here the values are made of all tokens at once; that of a teacher's body is not worth a second look.
+            size, skip = None, False
+        else:
+            size = self.chunk_size or chunk_rows(self.head.vocabulary, cut.labels.device)
+
+        def inspect(role: str, logits: Tensor, which: Tensor) -> None:
+            require_finite(role, logits, cut.rows[which], where)
+
+        streams = {"student": student}
+        streams |= {role: self._targets(role, cut) for role in objective.reads - {"student"}}
+        about = {
+            "labels": cut.targets,
+            "sequence_ids": cut.sequences,
+            "labelled": cut.labelled,
+            "chunk_size": size,
+            "inspect": inspect,
+        }
+        weights = None
+        if skip and self._looks_first(objective, cut):
+            weights = chunked_weights(objective, streams, **about)
+        for role in self.sources.keys() - streams.keys():
+            needed = None if weights is None else _rows_that_need(role, weights, cut)
+            streams[role] = self._targets(role, cut, needed)
+        return outputs, chunked_terms(objective, **streams, weights=weights, **about)
+
+    def teacher_logits(self, role: str, batch: Batch) -> Iterator[Tensor]:
+        """A teacher's own logits of the trained tokens, (n, V), a few tokens at a time, whatever its temperature."""
+        cut = batch.trimmed() if self.head is not None else batch
+        stream = self.sources[role].targets(cut)
+        size = len(cut.rows) if stream.head is None else self.chunk_size or chunk_rows(self.head.vocabulary)
+        with torch.no_grad():
+            for rows in torch.arange(len(cut.rows), device=cut.labels.device).split(max(1, size)):
+                yield stream.logits(rows)
+
+    def flush(self) -> None:
+        """Write to the disk what caches hold in memory."""
+        for source in self.sources.values():
+            source.flush()
+
+    # ---- The student ----
+
+    def _student(self, model: nn.Module, batch: Batch, whole: bool) -> tuple[Any, Stream]:
+        inputs = without_labels(base_of(self.student), batch.inputs)
+        if self.head is not None and not whole:
+            with self.head.captured() as found:
+                outputs = model(**inputs)
+            # Nothing has waited for the device since then, so the files are read while it computes.
+            for source in self.sources.values():
+                source.prepare(batch)
+            if self.head.explains(found, batch.kind.logits_of(outputs)):
+                return outputs, Stream(batch.of_trained(found[0]), self.head)
+            logger.warning(str(HeadNotApart(type(base_of(self.student)))))
+            self.head = None
+        outputs = model(**inputs)
+        logits = batch.of_trained(batch.kind.logits_of(outputs))
+        return outputs, Stream(logits.to(torch.promote_types(logits.dtype, torch.float32)), None)
+
+    # ---- The teachers ----
+
+    def _targets(self, role: str, batch: Batch, needed: Tensor | None = None) -> Stream:
+        stream, temperature = self.sources[role].targets(batch, needed), self.temperatures[role]
+        # As it is where nothing is changed: what has the student's head may have its logits.
+        return stream if temperature == 1 else stream.divided_by(temperature)
+
+    def _looks_first(self, objective: Objective, batch: Batch) -> bool:
+        """By the batch alone, so that a run that goes on from a checkpoint decides as it would have before."""
+        if not self._skip or not len(batch.rows) or not batch.has_rows:
+            return False
+        # The more trained tokens a row has, the fewer rows follow one teacher with all of them.
+        skipped = 1 / (1 + len(batch.rows) / len(batch))
+        saved = skipped * sum(self.sources[role].work(batch) for role in self.sources.keys() - objective.reads)
+        heads = [self.head if name == "student" else self.sources[name].head for name in objective.reads]
+        return saved > sum(count_parameters(head.module) for head in heads if head is not None) * len(batch.rows)
+
+
+def _rows_that_need(role: str, weights: Tensor, batch: Batch) -> Tensor:
+    """(B,), boolean: the rows of the batch with a token that follows a teacher."""
+    follows = weights[:, 0 if role == "old" else 1] > 0
+    return torch.zeros(len(batch), dtype=torch.bool, device=batch.labels.device).index_fill_(
+        0, batch.rows[follows], True
+    )
+
+
+def make_step(
+    student: nn.Module,
+    teachers: Mapping[str, Teacher],
+    kind: ModelKind,
+    temperatures: Mapping[str, float],
+    accelerator: Accelerator,
+    *,
+    chunk_size: int | None = None,
+    skip: bool = True,
+    caches: Callable[[], Mapping[str, CachedTargets]] | None = None,
+    whole_because: str | None = None,
+) -> Step:
+    """The step of a trainer whose models are in place.
+
+    Args:
+        student: The model that is trained.
+        teachers: ``old`` and ``new``.
+        kind: Of all three.
+        temperatures: As :class:`Step` takes them.
+        accelerator: The trainer's.
+        chunk_size: As :class:`Step` takes it; 0 for whole logits.
+        skip: The same.
+        caches: Opens the teachers' caches, if there are to be any.
+        whole_because: Why the trainer holds whole logits, if it does.
+
+    Raises:
+        MuscleError: Chunks do not apply, but ``chunk_size`` or the cache asks for them; or the cache does not fit.
+    """
+    sources: Mapping[str, Source] = teachers
+    try:
+        reason = whole_because or _why_whole_logits(student, teachers, kind, accelerator, chunk_size)
+        if reason:
+            raise MuscleError(reason)
+        head = Head(student, accelerator.autocast)
+        heads = {role: teacher.head or Head(teacher.model, accelerator.autocast) for role, teacher in teachers.items()}
+        for role, teacher in teachers.items():
+            teacher.head = head if base_of(teacher.model) is base_of(student) else heads[role]
+        if caches is not None:
+            sources = caches()
+    except MuscleError as error:
+        wishes = [f"loss_chunk_size={chunk_size}"] * bool(chunk_size) + ["teacher_cache"] * (caches is not None)
+        if wishes:
+            raise MuscleError(f"{' and '.join(wishes)} cannot be used: {error}") from error
+        for teacher in teachers.values():
+            teacher.head = None
+        return Step(student, teachers, temperatures)
+    return Step(student, sources, temperatures, head, chunk_size, skip)
+
+
+def _why_whole_logits(
+    student: nn.Module,
+    teachers: Mapping[str, Teacher],
+    kind: ModelKind,
+    accelerator: Accelerator,
+    chunk_size: int | None,
+) -> str | None:
+    if chunk_size == 0:
+        return "loss_chunk_size=0 asks for whole logits"
+    if not kind.generates_text:
+        return f"a {kind.name} model has few classes, so there is nothing to cut into chunks"
+    if is_sharded(accelerator):
+        return "the output layer is sharded over the processes (FSDP, ZeRO-3)"
+    if any(_is_split(model) for model in (student, *(teacher.model for teacher in teachers.values()))):
+        return "a model is split over several GPUs (device_map), so its output layer is not where the labels are"
+    return None
+
+
+def _is_split(model: nn.Module) -> bool:
+    places = getattr(base_of(model), "hf_device_map", None) or {}
+    return len({place for place in map(str, places.values()) if place not in ("cpu", "disk")}) > 1
