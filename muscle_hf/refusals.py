@@ -12,7 +12,7 @@ from transformers import Trainer
 from transformers.integrations import is_fsdp_enabled
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.teachers.checks import is_quantized
+from muscle_hf.teachers.weights import is_quantized
 
 if TYPE_CHECKING:
     from muscle_hf.trainer import MuscleTrainer

@@ -38,12 +38,12 @@ from muscle_hf.hub.publishing import prepare_repository, publish
 from muscle_hf.pipeline.config import LoraSettings, ModelSettings, RunSettings
 from muscle_hf.pipeline.data import TrainingData, is_trl
 from muscle_hf.pipeline.interrupt import StopOnInterrupt
-from muscle_hf.teachers.checks import is_quantized
 from muscle_hf.teachers.identity import describe_model
 from muscle_hf.teachers.kinds import CAUSAL_LM
 from muscle_hf.teachers.loading import find_adapter, load_model, load_task_model
 from muscle_hf.teachers.origin import origin_of
 from muscle_hf.teachers.start import check_bases, start_from
+from muscle_hf.teachers.weights import is_quantized
 from muscle_hf.trainer import MuscleTrainer
 from muscle_hf.transfer.prompts import TransferPrompts
 

@@ -24,13 +24,7 @@ from muscle_hf.teachers.adapters import (
     copy_adapter,
     read_adapter,
 )
-from muscle_hf.teachers.checks import (
-    check_recorded_base,
-    is_quantized,
-    only_active_adapter,
-    same_architecture,
-    same_config,
-)
+from muscle_hf.teachers.checks import check_recorded_base, only_active_adapter, same_architecture, same_config
 from muscle_hf.teachers.kinds import ModelKind, kind_of
 from muscle_hf.teachers.loading import (
     FETCH_KEYS,
@@ -42,7 +36,7 @@ from muscle_hf.teachers.loading import (
     put_adapter,
 )
 from muscle_hf.teachers.teacher import AdapterTeacher, ModelTeacher, Teacher
-from muscle_hf.teachers.weights import base_of, base_weights, same_as_files, same_weights
+from muscle_hf.teachers.weights import base_of, base_weights, is_quantized, same_as_files, same_weights
 
 logger = logging.get_logger(__name__)
 

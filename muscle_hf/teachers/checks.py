@@ -19,7 +19,7 @@ from muscle_hf.teachers.kinds import ModelKind
 from muscle_hf.teachers.loading import local_model_folder
 from muscle_hf.teachers.origin import origin_of
 from muscle_hf.teachers.teacher import Teacher
-from muscle_hf.teachers.weights import base_of, base_weights, folder_hash, same_as_files, same_weights
+from muscle_hf.teachers.weights import base_of, base_weights, folder_hash, is_quantized, same_as_files, same_weights
 
 logger = logging.get_logger(__name__)
 
@@ -223,13 +223,6 @@ def _same_name(one: str, other: str) -> bool:
     if os.path.isdir(one) and os.path.isdir(other):
         return os.path.samefile(one, other)
     return one == other
-
-
-def is_quantized(model: nn.Module) -> bool:
-    """Whether the base's weights are stored quantized (bitsandbytes, GPTQ, ...)."""
-    return getattr(base_of(model), "quantization_method", None) is not None or getattr(
-        base_of(model), "is_quantized", False
-    )
 
 
 def only_active_adapter(model: PeftModel, owner: str) -> str:

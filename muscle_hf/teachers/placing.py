@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.teachers.checks import is_quantized
-from muscle_hf.teachers.weights import base_of
+from muscle_hf.teachers.weights import base_of, is_quantized
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

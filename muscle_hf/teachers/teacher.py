@@ -113,7 +113,7 @@ class Teacher(ABC):
 
     # ---- Its model ----
 
-    def place(self, accelerator: Accelerator, tokenizer: Any) -> None:
+    def place(self, accelerator: Accelerator, tokenizer: Any) -> None:  # noqa: B027
         """Put a base of its own on the student's device and in its precision.
 
         Args:
@@ -121,7 +121,7 @@ class Teacher(ABC):
             tokenizer: Names the padding token, for a model that knows none.
         """
 
-    def shard(self, accelerator: Accelerator) -> None:
+    def shard(self, accelerator: Accelerator) -> None:  # noqa: B027
         """Shard a base of its own over the processes, where the student is (FSDP, ZeRO-3)."""
 
     @abstractmethod

@@ -234,3 +234,10 @@ def _read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         with safe_open(file, framework="pt") as handle:
             for name in handle.keys():  # noqa: SIM118 - a safetensors handle is not iterable
                 yield name, handle.get_tensor(name)
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether the base's weights are stored quantized (bitsandbytes, GPTQ, ...)."""
+    return getattr(base_of(model), "quantization_method", None) is not None or getattr(
+        base_of(model), "is_quantized", False
+    )
