@@ -56,26 +56,26 @@ def test_the_command_goes_on_after_the_answers_that_it_has(kind, how, rows, mode
     task = "sst2" if kind == "choice" else str(folder / "task.yaml")
     words = ["evaluate", str(model_folder), "--task", task, "--data", str(rows), "--batch-size", "1", "--quiet"]
     assert main([*words, "--output", str(folder / "whole.jsonl")]) == 0
-    load, passes = loading.load_for_evaluation, []
+    load, passes = loading.load_described, []
 
     def breaking(*args, **options):
-        model, tokenizer = load(*args, **options)
+        model, *rest = load(*args, **options)
         Breaks(model, 13, how)
-        return model, tokenizer
+        return model, *rest
 
     def counting(*args, **options):
-        model, tokenizer = load(*args, **options)
+        model, *rest = load(*args, **options)
         model.register_forward_pre_hook(lambda *_: passes.append(1))
-        return model, tokenizer
+        return model, *rest
 
     output = folder / "answers.jsonl"
     words += ["--output", str(output)]
-    monkeypatch.setattr(loading, "load_for_evaluation", breaking)
+    monkeypatch.setattr(loading, "load_described", breaking)
     assert main(words) == (130 if isinstance(how, KeyboardInterrupt) else 2)
     assert "Traceback" not in capsys.readouterr().err and not output.exists()
     kept = len((folder / "answers.jsonl.partial").read_text().splitlines()) - 1
     assert 0 < kept < 8
-    monkeypatch.setattr(loading, "load_for_evaluation", counting)
+    monkeypatch.setattr(loading, "load_described", counting)
     assert main(words) == 0
     assert output.read_bytes() == (folder / "whole.jsonl").read_bytes()
     resumed = len(passes)
