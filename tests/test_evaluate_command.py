@@ -114,15 +114,15 @@ def test_two_evaluations_of_one_output_at_a_time_are_refused(rows, model_folder,
 
     output = rows.parent / "answers.jsonl"
     words = ["evaluate", str(model_folder), "--task", "sst2", "--data", str(rows), "--output", str(output)]
-    load, codes = loading.load_for_evaluation, []
+    load, codes = loading.load_described, []
 
     def another_starts(*args, **options):
-        monkeypatch.setattr(loading, "load_for_evaluation", load)
+        monkeypatch.setattr(loading, "load_described", load)
         for more in ([], ["--overwrite"]):
             codes.append(main([*words, *more]))
         return load(*args, **options)
 
-    monkeypatch.setattr(loading, "load_for_evaluation", another_starts)
+    monkeypatch.setattr(loading, "load_described", another_starts)
     assert main(words) == 0 and codes == [2, 2]
     said = capsys.readouterr()
     assert "answers.jsonl" in said.err and len(read_predictions(output)) == 8
