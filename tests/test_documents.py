@@ -140,8 +140,8 @@ def test_commands_exist(document):
                     assert (ROOT / word).exists(), line
         elif words[:1] == ["python"] and len(words) > 1 and words[1].endswith(".py"):
             assert (ROOT / words[1]).is_file(), line
-        elif words[:2] == ["pip", "install"] and words[-1].startswith("muscle-hf["):
-            extra = words[-1].removeprefix("muscle-hf[").removesuffix("]")
+        elif words[:2] == ["pip", "install"] and words[-1].startswith(".["):
+            extra = words[-1].removeprefix(".[").removesuffix("]")
             assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text(), line
 
 
