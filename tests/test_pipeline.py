@@ -21,6 +21,7 @@ from muscle_hf.compare import measure_targets
 from muscle_hf.demo.run import demo_settings, demo_splits
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation import read_predictions
+from muscle_hf.files import alone
 from muscle_hf.pipeline.config import TransferSettings
 from muscle_hf.pipeline.data import Splits
 from muscle_hf.pipeline.run import Run, load_result_predictions, run_task
@@ -182,6 +183,20 @@ def test_control_takes_as_many_steps(finished):
     steps = json.loads((folder / "muscle" / "muscle_provenance.json").read_text())["metrics"]["step"]
     assert steps == 3
     assert (folder / "control" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("note", ["", '{"key": "', "[]"])
+def test_a_step_whose_note_was_cut_off_is_done_anew_and_no_two_runs_share_a_folder(note, finished, tmp_path):
+    folder, settings, splits, result, _ = finished
+    shutil.copytree(folder, tmp_path / "run")
+    settings = dataclasses.replace(settings, output_dir=str(tmp_path / "run"))
+    (tmp_path / "run" / "control" / "muscle_step.json").write_text(note)
+    with alone(tmp_path / "run" / "result.json"), pytest.raises(MuscleError, match="another process"):
+        run_task(settings, demo.TASKS["routing"], splits)
+    said: list[str] = []
+    assert run_task(settings, demo.TASKS["routing"], splits, said.append) == result
+    assert [line for line in said if "Control" in line and "done before" not in line]
+    assert sum("done before" in line for line in said) == 3
 
 
 def test_what_is_done_is_not_repeated_and_what_changed_is(finished):

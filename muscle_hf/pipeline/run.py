@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import shutil
@@ -21,7 +22,7 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.predictions import Prediction, read_predictions, write_predictions
 from muscle_hf.evaluation.registry import load_task, python_variable
 from muscle_hf.evaluation.tasks import Item, Task
-from muscle_hf.files import read_json, write_json, write_text
+from muscle_hf.files import alone, read_json, write_json, write_text
 from muscle_hf.hub.completing import complete_card
 from muscle_hf.pipeline import steps
 from muscle_hf.pipeline.card import card_words, complete_run_card
@@ -115,7 +116,16 @@ class Run:
         self.training["hub_model_id"] = self.training.get("hub_model_id") or self.folder.absolute().name
 
     def whole(self) -> Result | None:
-        """All steps."""
+        """All steps.
+
+        Raises:
+            MuscleError: Another process does a run in this folder.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with alone(self.folder / RESULT_FILE) if self._process.is_main_process else contextlib.nullcontext():
+            return self._whole()
+
+    def _whole(self) -> Result | None:
         finishes = self._process.is_main_process and self.settings.compatibility
         if finishes:
             arguments = steps.training_arguments(self.settings.config_class, self.training, self.folder / COMPAT)
