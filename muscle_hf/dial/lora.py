@@ -27,6 +27,7 @@ from torch import Tensor
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import readable
 from muscle_hf.hub.serving import CHANGES_BASE
+from muscle_hf.teachers.sharing import starts_neutral
 from muscle_hf.teachers.weights import content_hash
 
 _KEY = re.compile(r"(?P<module>.+)\.(?P<part>lora_[AB]\.weight|lora_embedding_[AB]|lora_B\.bias)")
@@ -75,7 +76,7 @@ class LoraAdapter:
         """Read a saved adapter; safetensors only.
 
         Raises:
-            MuscleError: There is none, or it is no LoRA.
+            MuscleError: There is none, or it is no plain LoRA.
         """
         file = Path(folder, SAFETENSORS_WEIGHTS_NAME)
         if not file.is_file():
@@ -101,6 +102,12 @@ class LoraAdapter:
     def _checked(cls, config: PeftConfig, weights: Mapping[str, Tensor]) -> LoraAdapter:
         if not isinstance(config, LoraConfig):
             raise MuscleError(f"an adapter of type {config.peft_type} cannot be interpolated; only LoRA can")
+        if config.kasa_config is not None or not starts_neutral(config):
+            raise MuscleError(
+                f"the adapter changed its base when it was made (init_lora_weights={config.init_lora_weights!r}), so "
+                "that it says nothing without that base. Save it as a plain LoRA where it was trained: "
+                "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+            )
         return cls(config, weights)
 
     @property

@@ -17,8 +17,9 @@ from muscle_hf.errors import MissingDependencyError, MuscleError
 from muscle_hf.evaluation.loading import load_for_evaluation, tokenizer_of
 from muscle_hf.evaluation.state import untouched
 from muscle_hf.evaluation.tasks import Task
-from muscle_hf.teachers.adapters import frozen_view
+from muscle_hf.teachers.adapters import frozen_view, put_beside
 from muscle_hf.teachers.loading import FETCH_KEYS, find_adapter
+from muscle_hf.teachers.sharing import adds_only
 from muscle_hf.user_code import about_to_run
 
 
@@ -66,14 +67,15 @@ def load_sides(names: Mapping[str, str | os.PathLike[str]], **arguments: Any) ->
     for side, name in names.items():
         found = find_adapter(name, arguments.get("revision"), fetch)
         base = (found.config.base_model_name_or_path, found.config.revision) if found is not None else None
-        if base in shared:
-            shared[base].load_adapter(str(found.folder), adapter_name=side)
+        if base in shared and put_beside(shared[base], found.folder, found.config, side):
             sides[side] = HarnessModel(shared[base], tokenizer_of(found.folder, *base, fetch), adapter=side)
             continue
         model, tokenizer = load_for_evaluation(name, anything, **arguments)
         if base is not None:
-            shared[base] = model
-        sides[side] = HarnessModel(model, tokenizer, adapter=model.active_adapter if base is not None else None)
+            shared.setdefault(base, model)
+        # Others may join a plain LoRA on its base later.
+        own = model.active_adapter if found is not None and adds_only(found.config) else None
+        sides[side] = HarnessModel(model, tokenizer, adapter=own)
     return sides
 
 

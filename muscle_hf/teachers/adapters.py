@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, PeftType, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, PeftType, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file
 from torch import nn
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import readable
+from muscle_hf.teachers.sharing import can_share, file_adds_only, same_base_after, starts_neutral
 
 # What the compatibility adapter is called in the model: `Trainer` saves and reloads only this name at the root of a
 # folder.
@@ -54,6 +56,43 @@ def adapter_parameters(model: nn.Module, adapter: str) -> dict[str, nn.Parameter
     return found
 
 
+def adapter_state(model: nn.Module, adapter: str) -> dict[str, Any]:
+    """What PEFT keeps of one adapter beside its parameters: buffers, scalings, indices, by a name as in
+    :func:`adapter_parameters`.
+    """
+    found: dict[str, Any] = {}
+    for module_name, module in model.named_modules():
+        if not isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper, BaseTuner)):
+            continue
+        held = {**module._modules, **module._buffers}
+        if not isinstance(module, BaseTuner):  # which keeps schedules of the training by the adapter's name
+            held |= vars(module)
+        for name, container in held.items():
+            if name == "peft_config" or not hasattr(container, "keys") or adapter not in container:
+                continue
+            value = container[adapter]
+            if isinstance(value, nn.Module):
+                found.update({f"{module_name}.{name}.{key}": buffer for key, buffer in value.named_buffers()})
+            elif not isinstance(value, nn.Parameter):
+                found[f"{module_name}.{name}"] = value
+    return found
+
+
+def differing_state(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The names under which two adapters have other tensors, numbers or words (:func:`adapter_state`)."""
+    return [key for key in {**one, **other} if not _same_state(one.get(key), other.get(key))]
+
+
+def _same_state(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.shape == other.shape and torch.equal(one, other.to(one))
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_same_state, one, other))
+    plain = (bool, int, float, str, type(None))
+    # Other objects are PEFT's own, made of the configuration.
+    return one == other if isinstance(one, plain) and isinstance(other, plain) else type(one) is type(other)
+
+
 def add_adapter(model: PeftModel, name: str, config: PeftConfig, *, autocast_dtype: bool = False) -> None:
     """Add an untrained adapter of a configuration, leaving the base's weights alone; it is not activated.
 
@@ -67,10 +106,16 @@ def add_adapter(model: PeftModel, name: str, config: PeftConfig, *, autocast_dty
         MuscleError: PEFT cannot put this adapter beside those that the model has.
     """
     config = copy.deepcopy(config)
+    # AdaLoRA knows one adapter in training, and what is added here is not yet trained, if ever.
+    config.inference_mode = True
     # Data-driven initialisations (PiSSA, OLoRA, ...) rewrite the base's weights; the weights come from a copy anyway.
-    initialisation = getattr(config, "init_lora_weights", None)
-    if initialisation is not None:
-        config.init_lora_weights = True
+    # Layers that are replicated already would be replicated once more.
+    passing: dict[str, Any] = {} if starts_neutral(config) else {"init_lora_weights": True}
+    if getattr(config, "layer_replication", None):
+        passing["layer_replication"] = None
+    said = {setting: getattr(config, setting) for setting in passing}
+    for setting, value in passing.items():
+        setattr(config, setting, value)
     try:
         model.add_adapter(name, config, autocast_adapter_dtype=autocast_dtype)
     except (ValueError, NotImplementedError, TypeError) as error:
@@ -78,8 +123,8 @@ def add_adapter(model: PeftModel, name: str, config: PeftConfig, *, autocast_dty
             f"a second adapter cannot be put beside the trained one ({error}). Merge the adapter into the base and "
             "pass a peft_config, so that the student is a fresh LoRA"
         ) from error
-    if initialisation is not None:
-        config.init_lora_weights = initialisation
+    for setting, value in said.items():
+        setattr(config, setting, value)
 
 
 def copy_adapter(source: PeftModel, adapter: str, target: PeftModel, name: str) -> None:
@@ -94,7 +139,8 @@ def copy_adapter(source: PeftModel, adapter: str, target: PeftModel, name: str) 
     Raises:
         MuscleError: PEFT cannot put it beside the adapters that ``target`` has.
     """
-    add_adapter(target, name, source.peft_config[adapter])
+    with same_base_after(target, source.peft_config[adapter], "model"):
+        add_adapter(target, name, source.peft_config[adapter])
     originals, copies = adapter_parameters(source, adapter), adapter_parameters(target, name)
     if originals.keys() != copies.keys():
         target.delete_adapter(name)
@@ -102,6 +148,11 @@ def copy_adapter(source: PeftModel, adapter: str, target: PeftModel, name: str) 
     for key, parameter in copies.items():
         # `.data` also takes over the dtype: a copy in another precision would not give the same logits.
         parameter.data = originals[key].data.to(device=parameter.device, copy=True)
+    if differ := differing_state(adapter_state(source, adapter), adapter_state(target, name)):
+        raise MuscleError(
+            f"the adapter {adapter!r} cannot be copied: {differ[0]} is drawn or computed anew for each adapter. Merge "
+            "it into the base and pass a peft_config"
+        )
 
 
 def read_adapter(model: PeftModel, name: str, folder: Path) -> None:
@@ -125,17 +176,57 @@ def read_adapter(model: PeftModel, name: str, folder: Path) -> None:
         weights = load_file(file)
     try:
         result = set_peft_model_state_dict(model, weights, adapter_name=name)
-    except RuntimeError as error:
+    except (RuntimeError, KeyError) as error:
         raise MuscleError(f"the adapter in {folder} was trained for another base: {error}") from error
-    missing = [key for key in result.missing_keys if f".{name}." in key or key.endswith(f".{name}")]
-    if missing or result.unexpected_keys:
+    missing = _missing(model, name, result.missing_keys)
+    # Of tied and of resized embeddings PEFT saves some tensors twice, and reads them once.
+    read = [tensor for key, tensor in weights.items() if key not in result.unexpected_keys]
+    unexpected = [k for k in result.unexpected_keys if not any(_same_state(weights[k], tensor) for tensor in read)]
+    if missing or unexpected:
         raise MuscleError(
             f"the adapter in {folder} was trained for another base, or its file is incomplete: "
-            f"{len(missing)} weights are missing, {len(result.unexpected_keys)} have no place; first: "
-            f"{(missing + list(result.unexpected_keys))[0]}"
+            f"{len(missing)} weights are missing, {len(unexpected)} have no place; first: {(missing + unexpected)[0]}"
         )
     for parameter, flag in flags:
         parameter.requires_grad = flag
+
+
+def saved_tensors(model: PeftModel, name: str) -> set[int]:
+    """The ``id()`` of the parameters and buffers that PEFT writes into an adapter's file."""
+    # The base's embeddings are no part of an adapter, and looking whether they were resized needs the Hub.
+    saved = get_peft_model_state_dict(model, model.state_dict(keep_vars=True), name, save_embedding_layers=False)
+    return {id(tensor) for tensor in saved.values()}
+
+
+def _missing(model: PeftModel, name: str, keys: list[str]) -> list[str]:
+    """Those of the names left empty whose tensors belong into an adapter's file, and which no other name filled."""
+    tensors, empty = model.state_dict(keep_vars=True), set(keys)
+    # Tied layers and banks that layers share are one tensor under many names, and in the file under one of them.
+    filled = {id(tensor) for key, tensor in tensors.items() if key not in empty}
+    wanted = saved_tensors(model, name) - filled
+    return [key for key in keys if id(tensors.get(key)) in wanted]
+
+
+def put_beside(model: PeftModel, folder: Path, config: PeftConfig, name: str) -> bool:
+    """Load an adapter beside those of a model, if it computes there what it computes on a base of its own.
+
+    Args:
+        model: On the adapter's base.
+        folder: Of the adapter.
+        config: Of the adapter.
+        name: What it is called in the model; it is not activated.
+
+    Returns:
+        Whether it was loaded.
+
+    Raises:
+        MuscleError: It was trained for another base.
+    """
+    if not can_share(model, config) or not file_adds_only(folder, config, model):
+        return False
+    add_adapter(model, name, config, autocast_dtype=True)
+    read_adapter(model, name, folder)
+    return True
 
 
 @contextlib.contextmanager

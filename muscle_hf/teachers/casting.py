@@ -20,9 +20,8 @@ from muscle_hf.teachers.adapters import (
     OLD_ADAPTER,
     STUDENT_ADAPTER,
     adapter_parameters,
-    add_adapter,
     copy_adapter,
-    read_adapter,
+    put_beside,
 )
 from muscle_hf.teachers.checks import check_recorded_base, only_active_adapter, same_architecture, same_config
 from muscle_hf.teachers.kinds import ModelKind, kind_of
@@ -34,6 +33,12 @@ from muscle_hf.teachers.loading import (
     load_model,
     local_model_folder,
     put_adapter,
+)
+from muscle_hf.teachers.sharing import (
+    can_share,
+    changes_base,
+    check_student,
+    same_base_after,
 )
 from muscle_hf.teachers.teacher import AdapterTeacher, ModelTeacher, Teacher
 from muscle_hf.teachers.weights import base_of, base_weights, is_quantized, same_as_files, same_weights
@@ -68,9 +73,16 @@ def make_student(
             "pass model.merge_and_unload() to start from a fresh adapter)"
         )
     active = only_active_adapter(model, "model")
+    check_student(model.peft_config[active], "model")
+    others = [name for name in model.peft_config if name != active]
+    changing = [name for name in others if changes_base(model.peft_config[name])]
+    if changing and not changes_base(model.peft_config[active]):
+        raise MuscleError(
+            f"model has the adapter {changing[0]!r} beside {active!r}, which changed the base that both are on. Load "
+            f"v2 alone, and give {changing[0]!r} as a folder or a model of its own"
+        )
     if check_base:
         check_recorded_base(model, active)
-    others = [name for name in model.peft_config if name != active]
     trainable = [name for name in others if any(p.requires_grad for p in adapter_parameters(model, name).values())]
     if trainable:
         raise MuscleError(
@@ -116,7 +128,9 @@ def _fresh_student(model: nn.Module, peft_config: PeftConfig | None) -> tuple[Pe
     if is_quantized(model):
         # Trainer itself enables the recomputation of activations, as its arguments say.
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    student = get_peft_model(model, peft_config)
+    check_student(peft_config, "peft_config")
+    with same_base_after(model, peft_config, "peft_config"):
+        student = get_peft_model(model, peft_config)
     only_active_adapter(student, "peft_config")
     activate_student(student)
     return student, AdapterTeacher("new", student, None)
@@ -126,10 +140,10 @@ def activate_student(model: PeftModel) -> None:
     """Make the compatibility adapter the active one and the only parameters with gradients."""
     model.set_adapter(STUDENT_ADAPTER)
     model.peft_config[STUDENT_ADAPTER].inference_mode = False
+    # Some kinds keep a part of the adapter as it was drawn, and PEFT knows which.
+    trained = {id(p) for p in adapter_parameters(model, STUDENT_ADAPTER).values() if p.requires_grad}
     for parameter in model.parameters():
-        parameter.requires_grad = False
-    for parameter in adapter_parameters(model, STUDENT_ADAPTER).values():
-        parameter.requires_grad = parameter.is_floating_point()
+        parameter.requires_grad = id(parameter) in trained
 
 
 def make_teacher(
@@ -191,12 +205,18 @@ def _from_model(
             f"{role}_model and model are two PeftModels around one base, and both call their adapter {adapter!r}, so "
             "that the one loaded last has replaced the other. Give the adapters different names (adapter_name=)"
         )
+    config = model.peft_config[adapter] if isinstance(model, PeftModel) else None
+    if not can_share(student, config):
+        if base_of(model) is base_of(student):
+            raise MuscleError(
+                f"{role}_model and model are on one base in memory, but an adapter on it may do more than add to that "
+                f"base. Load the base a second time for {role}_model"
+            )
+        return ModelTeacher(role, model)
     if not _same_base(model, adapter, student):
         return ModelTeacher(role, model)
     if not isinstance(model, PeftModel):
         return AdapterTeacher(role, student, None)
-    if model.peft_type != student.peft_type:
-        return ModelTeacher(role, model)
     name = _free_name(role, student)
     copy_adapter(model, adapter, student, name)
     activate_student(student)
@@ -237,10 +257,14 @@ def _from_name(role: str, name: str, student: PeftModel, kind: ModelKind, argume
 def _from_adapter(
     role: str, adapter: AdapterFolder, student: PeftModel, kind: ModelKind, arguments: dict[str, Any]
 ) -> Teacher:
-    folder = local_model_folder(adapter.base, adapter.base_revision)
-    shareable = student.peft_type == adapter.config.peft_type
-    if shareable and folder is not None and _is_base_of(student, folder, adapter.config):
-        return _onto_student(role, adapter, student)
+    # The order matters: the base's files are read only for an adapter that can be put on the student's.
+    if can_share(student, adapter.config):
+        folder = local_model_folder(adapter.base, adapter.base_revision)
+        if folder is not None and _is_base_of(student, folder, adapter.config):
+            name = _free_name(role, student)
+            if put_beside(student, adapter.folder, adapter.config, name):
+                activate_student(student)
+                return AdapterTeacher(role, student, name)
     labels = base_of(student).config if kind.names_classes else None
     model = put_adapter(adapter, load_adapter_base(adapter, kind, arguments, labels))
     return _from_model(role, model, student, kind, None, check_base=False)
@@ -256,17 +280,9 @@ def _is_base_of(student: PeftModel, folder: Path, adapter: PeftConfig) -> bool:
     used = {
         name: tensor
         for name, tensor in base_weights(base).items()
-        if not any(f".{module}." in f".{name}" for module in replaced)
+        if not any(f"{module}." in name for module in replaced)
     }
     return same_config(config, base.config) and same_as_files(used, folder, base.base_model_prefix)
-
-
-def _onto_student(role: str, adapter: AdapterFolder, student: PeftModel) -> AdapterTeacher:
-    name = _free_name(role, student)
-    add_adapter(student, name, adapter.config, autocast_dtype=True)
-    read_adapter(student, name, adapter.folder)
-    activate_student(student)
-    return AdapterTeacher(role, student, name)
 
 
 def _free_name(role: str, student: PeftModel) -> str:

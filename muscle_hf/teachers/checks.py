@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from peft.utils import PeftType
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.kinds import ModelKind
-from muscle_hf.teachers.loading import local_model_folder
+from muscle_hf.teachers.loading import local_model_folder, refuse_prompts
 from muscle_hf.teachers.origin import origin_of
 from muscle_hf.teachers.teacher import Teacher
 from muscle_hf.teachers.weights import base_of, base_weights, folder_hash, is_quantized, same_as_files, same_weights
@@ -229,21 +230,21 @@ def only_active_adapter(model: PeftModel, owner: str) -> str:
     """The name of a model's one active adapter.
 
     Raises:
-        MuscleError: Several or none are active, one is merged into the base, or it is a kind that cannot be shared.
+        MuscleError: Several or none are active, one is merged into the base, or it is a prompt.
     """
     active: list[Any] = list(model.active_adapters)
     if len(active) != 1:
         raise MuscleError(f"{owner} has {len(active)} active adapters ({', '.join(active)}); activate exactly one")
     config = model.peft_config[active[0]]
-    if config.is_prompt_learning or config.is_adaption_prompt:
+    refuse_prompts(config, owner)
+    if config.is_adaption_prompt:
         raise MuscleError(
             f"{owner} has an adapter of type {config.peft_type.value}, which is not added to the base's own layers; "
             "use LoRA or another adapter that can be merged"
         )
-    if getattr(config, "bias", "none") != "none":
+    if config.peft_type is PeftType.POLY:
         raise MuscleError(
-            f"the adapter of {owner} trains the base's biases (bias={config.bias!r}), which the teacher on the same "
-            "base shares; train it with bias='none'"
+            f"{owner} has an adapter of type POLY, which asks for the task of each row (task_ids); use LoRA instead"
         )
     if model.get_model_status().merged_adapters:
         raise MuscleError(f"{owner} has an adapter merged into its base; call unmerge_adapter() first")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +35,9 @@ from muscle_hf.teachers.kinds import ModelKind
 
 logger = logging.get_logger(__name__)
 
+_CONVERT = (
+    "save it as a plain LoRA where it was trained: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+)
 # Loading arguments that say where to fetch from, as opposed to how to build the model.
 FETCH_KEYS = ("token", "cache_dir", "local_files_only", "force_download", "subfolder")
 # Which classes the Auto classes of models that write text make.
@@ -323,6 +326,12 @@ def put_adapter(
     Raises:
         MuscleError: It was trained for another base, or a dropout is given to what is no LoRA.
     """
+    refuse_prompts(adapter.config, adapter.name)
+    if "_niter_" in str(getattr(adapter.config, "init_lora_weights", "")):
+        raise MuscleError(
+            f"the adapter {adapter.name} was initialised with {adapter.config.init_lora_weights!r}, whose changes to "
+            f"the base are drawn at random at each loading: {_CONVERT}"
+        )
     changed = {}
     if dropout is not None:
         if not hasattr(adapter.config, "lora_dropout"):
@@ -331,10 +340,70 @@ def put_adapter(
             )
         changed["config"] = copy(adapter.config)
         changed["config"].lora_dropout = dropout
+    _fit_embeddings(base, adapter)
     try:
         model = PeftModel.from_pretrained(base, str(adapter.folder), is_trainable=trainable, **changed)
     except RuntimeError as error:
         raise MuscleError(f"the adapter {adapter.name} was trained for another base: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
+        raise MuscleError(
+            f"PEFT cannot load the adapter {adapter.name}: {error}. If it was initialised from data (CorDA, ...), "
+            f"{_CONVERT}"
+        ) from error
     # Once more, strictly: PEFT only warns of weights that are missing or have no place.
     read_adapter(model, model.active_adapter, adapter.folder)
     return model
+
+
+def refuse_prompts(config: PeftConfig, owner: str) -> None:
+    """Refuse adapters that put virtual tokens before the text: their logits and the labels do not line up.
+
+    Raises:
+        MuscleError: It is one.
+    """
+    if config.is_prompt_learning:
+        raise MuscleError(
+            f"{owner} has an adapter of type {config.peft_type.value}, which puts virtual tokens before the text "
+            "instead of changing the base's layers; use LoRA or another adapter that can be merged"
+        )
+
+
+def _fit_embeddings(base: nn.Module, adapter: AdapterFolder) -> None:
+    """Give a base the vocabulary that an adapter was saved with, where tokens were added before it was trained.
+
+    Raises:
+        MuscleError: The adapter does not hold the rows of the new tokens, so that they would be drawn at random.
+    """
+    try:
+        found = (base.get_input_embeddings(), base.get_output_embeddings())
+    except (AttributeError, NotImplementedError):
+        return
+    layers = {name: layer for name, layer in base.named_modules() if any(layer is each for each in found)}
+    file_name = adapter.folder / SAFETENSORS_WEIGHTS_NAME
+    with safe_open(file_name, framework="pt") as file:
+        keys = {name: _embedding_key(file.keys(), name) for name in layers}
+        held = {name: key and file.get_slice(key).get_shape()[0] for name, key in keys.items()}
+    rows = {count for count in held.values() if count is not None}
+    size = found[0].weight.size(0)
+    if len(rows) != 1 or rows == {size}:
+        return
+    tied = len({id(layer.weight) for layer in layers.values()}) == 1
+    if None in held.values() and not tied:
+        missing = next(name for name, count in held.items() if count is None)
+        raise MuscleError(
+            f"the adapter {adapter.name} was trained on {rows.pop()} embeddings, its base has {size}, and it does not "
+            f"hold those of {missing}. Save it with save_embedding_layers=True where it was trained"
+        )
+    base.resize_token_embeddings(rows.pop(), mean_resizing=False)
+    with safe_open(file_name, framework="pt") as file, torch.no_grad():
+        for name, key in keys.items():
+            if key is not None:
+                base.get_submodule(name).weight.copy_(file.get_tensor(key))
+
+
+def _embedding_key(keys: Iterable[str], layer: str) -> str | None:
+    """What the base's own weight of a layer is called in an adapter's file, if it is in there."""
+    for inner in ("", ".base_layer", ".token_adapter.base_layer", ".original_module"):
+        if (key := f"base_model.model.{layer}{inner}.weight") in set(keys):
+            return key
+    return None

@@ -13,9 +13,16 @@ from peft import PeftModel
 from transformers import PreTrainedConfig
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters
+from muscle_hf.teachers.adapters import (
+    STUDENT_ADAPTER,
+    adapter_parameters,
+    adapter_state,
+    differing_state,
+    saved_tensors,
+)
 from muscle_hf.teachers.blueprint import blueprint, target_layers
 from muscle_hf.teachers.checks import only_active_adapter
+from muscle_hf.teachers.sharing import changes_base
 from muscle_hf.teachers.teacher import Teacher
 
 # What a LoRA's matrices are multiplied with, beyond their shapes.
@@ -59,6 +66,12 @@ def start_from(model: PeftModel, old: PeftModel, old_adapter: str | None = None,
             f"start_from is 'old', but v1's adapter is of type {theirs.peft_type.value}, v2's of type "
             f"{own.peft_type.value}. {_INSTEAD}"
         )
+    for owner, config in (("v1", theirs), ("v2", own)):
+        if changes_base(config):
+            raise MuscleError(
+                f"start_from is 'old', but {owner}'s adapter changed the base that it was put on (init_lora_weights, "
+                f"bias, layer_replication, ...), so that its weights say nothing on another. {_INSTEAD}"
+            )
     weights, parameters = adapter_parameters(old, old_adapter), adapter_parameters(model, adapter)
     _compare({key: w.shape for key, w in weights.items()}, {key: p.shape for key, p in parameters.items()}, "adapters")
     for key in _SCALING:
@@ -67,6 +80,13 @@ def start_from(model: PeftModel, old: PeftModel, old_adapter: str | None = None,
                 f"start_from is 'old', but v1's adapter has {key}={getattr(theirs, key, None)}, v2's "
                 f"{key}={getattr(own, key, None)}, with which the same weights say something else. {_INSTEAD}"
             )
+    # What is drawn or computed from the base is not in the adapter's file, and would be v2's again once it is loaded.
+    saved = saved_tensors(model, adapter)
+    differ = differing_state(adapter_state(old, old_adapter), adapter_state(model, adapter))
+    differ = [key for key in differ if "dropout" not in key]
+    differ += [key for key, p in parameters.items() if id(p) not in saved and not torch.equal(p, weights[key].to(p))]
+    if differ:
+        raise MuscleError(f"start_from is 'old', but {differ[0]} differs in v1's adapter and v2's. {_INSTEAD}")
     with torch.no_grad():
         for key, parameter in parameters.items():
             parameter.copy_(weights[key])

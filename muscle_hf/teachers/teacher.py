@@ -178,6 +178,10 @@ class AdapterTeacher(Teacher):
         super().__init__(role)
         self._model = model
         self._adapter = adapter
+        # What is packed, sharded or parametrized changes its tensors without changing what they say.
+        self._shared = [tensor for tensor in base_of(model).parameters() if type(tensor) is nn.Parameter]
+        if any(getattr(config, "target_parameters", None) for config in model.peft_config.values()):
+            self._shared = []
 
     @property
     def model(self) -> PeftModel:
@@ -189,8 +193,15 @@ class AdapterTeacher(Teacher):
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[PeftModel]:
+        before = [tensor._version for tensor in self._shared]
         with frozen_view(self._model, self._adapter):
             yield self._model
+        if before != [tensor._version for tensor in self._shared]:
+            raise MuscleError(
+                f"{type(base_of(self._model)).__name__} changes its own weights when it goes from training to "
+                "evaluation or back, and the student shares them with its teacher. Switch that off where the model is "
+                "loaded (RWKV: config.rescale_every = 0)"
+            )
 
     @property
     def adapter(self) -> str | None:

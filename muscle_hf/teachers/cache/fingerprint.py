@@ -27,6 +27,7 @@ from muscle_hf.teachers.checks import computing_config, parts_of, vocabulary_has
 from muscle_hf.teachers.kinds import ModelKind, kind_of
 from muscle_hf.teachers.loading import FETCH_KEYS, AdapterFolder, auto_class_of, find_adapter
 from muscle_hf.teachers.origin import origin_of
+from muscle_hf.teachers.sharing import adds_only
 from muscle_hf.teachers.teacher import Teacher
 from muscle_hf.teachers.weights import base_of, base_weights, content_hash, describe_quantization, hash_as_loaded
 
@@ -213,6 +214,8 @@ class TeacherFiles:
 
 
 def _adapter_as_loaded(adapter: AdapterFolder, dtype: torch.dtype) -> dict[str, Tensor]:
+    if not adds_only(adapter.config):
+        raise MuscleError(f"the adapter {adapter.name} is no plain LoRA: its fingerprint needs the model")
     weights = load_file(adapter.folder / SAFETENSORS_WEIGHTS_NAME)
     foreign = [name for name in weights if not _LORA_WEIGHT.search(name)]
     if foreign:
