@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # On the CPU a second OpenMP thread gains little for models this small, and threads without a free core make all crawl.
 export OMP_NUM_THREADS ?= 1
+# More arguments for pytest.
+PYTEST ?=
 export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: demo test test-fast lint clean
@@ -22,7 +24,7 @@ demo: $(VENV)/.demo
 
 # One thread per test process: two processes on two cores.
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 $(PYTEST)
 
 test-fast: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m "not slow"
@@ -31,6 +33,7 @@ lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports --no-cache --no-logo
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
 clean:
 	rm -rf $(VENV)

@@ -107,11 +107,11 @@ def _weights_of(
     for rows in _chunks(labels, sequence_ids, chunk_size, whole_sequences=mask.over_sequences and not mask.parts):
         logits = {name: streams[name].logits(rows) for name in mask.reads}
         _show_broken(inspect, logits, rows, labels)
-        of_all = [logits.get(name) for name in ("student", "old", "new")]
+        student, old, new = (logits.get(name) for name in ("student", "old", "new"))
         if per_token is None:
-            found.append(mask(*of_all, labels[rows], sequence_ids[rows]).to(nothing))
+            found.append(mask(student, old, new, labels[rows], sequence_ids[rows]).to(nothing))
         else:
-            found.append(per_token(*of_all, labels[rows]))
+            found.append(per_token(student, old, new, labels[rows]))
     joined = torch.cat(found)
     return joined if per_sequence is None else mask.checked(per_sequence(joined, sequence_ids), labels, joined.dtype)
 
@@ -218,7 +218,7 @@ class _ChunkedTerms(torch.autograd.Function):
             own = hidden[rows].detach().requires_grad_(wanted)
             with torch.set_grad_enabled(wanted):
                 terms = _terms_of_chunk(work, rows, work.student.head(own))
-            if wanted:
+            if gradient is not None:
                 # What float16 would round to zero is not lost; a token's slopes are at most 1 each.
                 dtypes = hidden.dtype, getattr(work.student.head, "dtype", None)
                 scale = 2.0**10 if torch.float16 in dtypes else 1.0
