@@ -62,7 +62,9 @@ def same_base(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> bool | N
         return True
     if recorded.get("architecture") != found.get("architecture"):
         return False
-    alike = all(recorded.get(name) == found.get(name) for name in ("dtype", "quantization"))
+    # Quantized weights are packed by library and machine.
+    quantized = recorded.get("quantization") or found.get("quantization")
+    alike = not quantized and recorded.get("dtype") == found.get("dtype")
     return False if alike and recorded.get("sha256") and found.get("sha256") else None
 
 

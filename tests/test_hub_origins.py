@@ -189,6 +189,8 @@ def test_bases_are_told_apart_only_where_they_can_be():
     assert same_base({**base, "revision": "main"}, {**half, "revision": "main"}) is None
     assert same_base({**base, "revision": "a" * 40}, {**half, "revision": "a" * 40}) is True
     assert same_base(base, {**base, "sha256": None}) is None
+    packed = {**base, "quantization": {"load_in_4bit": True}}
+    assert same_base(packed, {**packed, "sha256": "2"}) is None
 
 
 def test_the_data_set_in_the_model_index_is_that_of_the_answers(asked: Path, adapter: Path):

@@ -22,6 +22,7 @@ from muscle_hf.demo.run import demo_settings, demo_splits
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation import read_predictions
 from muscle_hf.files import alone
+from muscle_hf.hub.body import Card
 from muscle_hf.pipeline.config import TransferSettings
 from muscle_hf.pipeline.data import Splits
 from muscle_hf.pipeline.run import Run, load_result_predictions, run_task
@@ -110,6 +111,7 @@ def test_the_card_tells_the_flips_of_the_run(finished):
         expected = {"accuracy": row.quality, "nfr": row.nfr, "nfr_mc": row.nfr_mc, "pfr": row.pfr}
         for name, value in expected.items():
             assert told[name + suffix] == pytest.approx(value, abs=1e-6)
+    assert Card.read(folder / "muscle").unverified == []
     assert "# Help-desk routing, v1 to v2" in text
     assert "`muscle-hf demo --task routing --seed 0`" in text
     assert front_matter(text)["license"] == "apache-2.0"

@@ -322,8 +322,10 @@ def answer(
     model = load_task_adapter(dataclasses.replace(side, adapter=str(adapter)), how, trainable=False)
     if not is_quantized(model):
         model.to(PartialState().device)
+    # Before the first answer: bitsandbytes repacks weights in it.
+    who = describe_model(model, adapter, str(adapter), side.adapter_revision)
     answers = evaluate_task(model.eval(), load_tokenizer(side), task, items, batch_size=batch_size)
-    return signed(answers, {**describe_model(model, adapter, str(adapter), side.adapter_revision), "data": data})
+    return signed(answers, {**who, "data": data})
 
 
 # ---- Settings ----
