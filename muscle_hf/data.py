@@ -49,7 +49,7 @@ def encode_answers(
     end_answers: bool = True,
 ) -> list[dict[str, list[int]]]:
     """:func:`encode_items` for prompts and answers that are texts."""
-    from muscle_hf.evaluation.encoding import encode_pairs
+    from muscle_hf.encoding import encode_pairs
 
     closing = [tokenizer.eos_token_id] if end_answers and tokenizer.eos_token_id is not None else []
     rows = []

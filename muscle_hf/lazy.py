@@ -17,7 +17,7 @@ def lazy_exports(package: str, homes: Mapping[str, str]) -> Exports:
 
     Args:
         package: ``__name__`` of the package.
-        homes: Public name -> module that defines it, relative to the package.
+        homes: Public name -> module that defines it, relative to the package (``.name``: beside the package).
 
     Returns:
         The package's ``__getattr__`` (of its submodules too), ``__dir__`` and ``__all__``; names that are added to the
@@ -36,7 +36,7 @@ def lazy_exports(package: str, homes: Mapping[str, str]) -> Exports:
             if not name.startswith("_") and importlib.util.find_spec(f"{package}.{name}") is not None:
                 return importlib.import_module(f"{package}.{name}")
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+        value = getattr(importlib.import_module(f".{homes[name]}", package), name)
         setattr(sys.modules[package], name, value)
         return value
 

@@ -11,10 +11,10 @@ import torch
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from muscle_hf.encoding import encode_pairs, encode_prompts, encode_texts
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.batching import plan_batches, run_batches, token_budget
 from muscle_hf.evaluation.choices import ChoiceScorer, group_by_context
-from muscle_hf.evaluation.encoding import encode_pairs, encode_prompts, encode_texts
 from muscle_hf.evaluation.generate import Generator
 from muscle_hf.evaluation.heads import HeadScorer
 from muscle_hf.evaluation.models import ModelFacts

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from transformers import PreTrainedTokenizerBase
-
-from muscle_hf.evaluation.encoding import max_length
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class ModelFacts:
             dtype=dtype,
             vocabulary=text_config.vocab_size,
             cache_bytes=2 * width * dtype.itemsize,
-            max_length=max_length(config, tokenizer) - (peft_config.num_virtual_tokens if virtual_tokens else 0),
+            max_length=_max_length(config, tokenizer) - (peft_config.num_virtual_tokens if virtual_tokens else 0),
             pad_id=pad_id,
             arguments=arguments,
             can_share=not virtual_tokens,
@@ -101,3 +99,14 @@ class ModelFacts:
     def keep(self, last: int) -> dict[str, Any]:
         """Ask for the logits of the ``last`` columns only, if the model can."""
         return {"logits_to_keep": last} if "logits_to_keep" in self.arguments else {}
+
+
+def _max_length(model_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, default: int = 2048) -> int:
+    """The longest sequence a model takes, in tokens: from its config, else its tokenizer, else ``default``."""
+    config = model_config.get_text_config()
+    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
+        value = getattr(config, name, None)
+        if value is not None:
+            return int(value)
+    # Tokenizers without a limit carry a huge number instead.
+    return int(tokenizer.model_max_length) if tokenizer.model_max_length < 10**12 else default

@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from muscle_hf.encoding import encode_pair
 from muscle_hf.errors import MuscleError
-from muscle_hf.evaluation.encoding import encode_pair
 from muscle_hf.evaluation.http_client import JsonClient
 from muscle_hf.evaluation.partial import PartialAnswers
 from muscle_hf.evaluation.predictions import Prediction

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from muscle_hf.errors import MuscleError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 def encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -113,17 +113,6 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> li
 def prefix_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token that stands for an empty prompt: BOS, else EOS, else none."""
     return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-
-
-def max_length(model_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, default: int = 2048) -> int:
-    """The longest sequence a model takes, in tokens: from its config, else its tokenizer, else ``default``."""
-    config = model_config.get_text_config()
-    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
-        value = getattr(config, name, None)
-        if value is not None:
-            return int(value)
-    # Tokenizers without a limit carry a huge number instead.
-    return int(tokenizer.model_max_length) if tokenizer.model_max_length < 10**12 else default
 
 
 def _move_blanks(prompt: str, continuation: str) -> tuple[str, str]:
