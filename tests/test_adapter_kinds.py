@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from functools import partial
 from itertools import product
 
@@ -22,6 +24,7 @@ from transformers import (
 )
 
 from muscle_hf import MuscleError
+from muscle_hf.dial import LoraAdapter
 from muscle_hf.evaluation.harness import load_sides
 from muscle_hf.teachers import AdapterTeacher, ModelTeacher
 from muscle_hf.teachers.adapters import copy_adapter
@@ -265,6 +268,20 @@ def test_what_is_not_the_same_at_every_loading_is_refused(world, tmp_path):
         builders.trainer(tmp_path / "run", model, world.folder("lora"))
     with pytest.raises(MuscleError, match="pissa_niter_4"):
         builders.trainer(tmp_path / "run", None, str(tmp_path / "random"))
+
+
+@pytest.mark.parametrize("start", ["corda", "newer than this PEFT"])
+def test_what_peft_cannot_load_is_refused_with_its_reason(start, world, tmp_path):
+    folder = shutil.copytree(world.folder("lora"), tmp_path / "adapter")
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**settings, "init_lora_weights": start}))
+    with pytest.raises(MuscleError):
+        builders.trainer(tmp_path / "run", world.alone(world.folder("all linear", 99)), str(folder))
+
+
+def test_what_changed_its_base_cannot_be_interpolated(world):
+    with pytest.raises(MuscleError, match="olora"):
+        LoraAdapter.read(world.folder("olora"))
 
 
 def test_prompts_are_no_adapters_of_the_bases_layers(world, tmp_path):
