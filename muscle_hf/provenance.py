@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import load_file
 from torch import Tensor
 
 import muscle_hf
@@ -24,10 +23,9 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.files import read_json, write_json
 from muscle_hf.record import FORMAT, PROVENANCE_FILE, file_sha256, public_name
 from muscle_hf.record import read_provenance as read_provenance
-from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters
 from muscle_hf.teachers.checks import vocabulary_hash
 from muscle_hf.teachers.identity import describe_base
-from muscle_hf.teachers.placing import is_sharded
+from muscle_hf.teachers.kinds import ModelKind
 from muscle_hf.teachers.teacher import Teacher
 from muscle_hf.teachers.weights import base_of, content_hash
 
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from muscle_hf.losses import Objective
-    from muscle_hf.trainer import MuscleTrainer
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "datasets", "trl", "bitsandbytes")
 # Settings that name a place or a secret rather than how the adapter was trained.
@@ -82,37 +79,66 @@ class Provenance:
         self._last_saved: Provenance | None = None
 
     @classmethod
-    def of(cls, trainer: MuscleTrainer) -> Provenance:
-        """Describe a trainer before it trains; reads every weight of the bases once, to hash them."""
+    def of(
+        cls,
+        teachers: Mapping[str, Teacher],
+        tokenizer: Any,
+        kind: ModelKind,
+        args: TrainingArguments,
+        objective: dict[str, Any],
+        datasets: Mapping[str, Any],
+    ) -> Provenance:
+        """Describe a training before it starts; reads every weight of the bases once, to hash them.
+
+        Args:
+            teachers: ``old`` and ``new``.
+            tokenizer: v2's; None if there is none.
+            kind: Of the models.
+            args: Of the trainer.
+            objective: From :func:`describe_objective`.
+            datasets: By name; None for one that there is not.
+        """
         hashes: dict[tuple[int, frozenset[str]], str] = {}
+        labels = base_of(teachers["new"].model).config.id2label if kind.names_classes else None
         return cls(
-            old=_describe_teacher(trainer.teachers["old"], hashes),
-            new=_describe_teacher(trainer.teachers["new"], hashes),
-            tokenizer=describe_tokenizer(trainer.tokenizer),
-            objective=describe_objective(trainer.muscle_objective, trainer.settings.trained_tokens),
-            training=changed_settings(trainer.args),
-            data={
-                name: describe_dataset(dataset) for name, dataset in trainer.datasets().items() if dataset is not None
-            },
+            old=_describe_teacher(teachers["old"], hashes),
+            new=_describe_teacher(teachers["new"], hashes),
+            tokenizer=describe_tokenizer(tokenizer),
+            objective=objective,
+            training=changed_settings(args),
+            data={name: describe_dataset(dataset) for name, dataset in datasets.items() if dataset is not None},
             packages=dict(_package_versions()),
-            labels=_describe_labels(trainer),
+            labels=None if labels is None else [str(labels[index]) for index in range(len(labels))],
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {"format": FORMAT, **dataclasses.asdict(self)}
 
-    def save(self, folder: Path, trainer: MuscleTrainer) -> None:
-        """Write the file beside the weights that are being saved."""
-        metrics = trainer.final_metrics().items()
+    def save(
+        self,
+        folder: Path,
+        weights: Mapping[str, Tensor],
+        args: TrainingArguments,
+        objective: dict[str, Any],
+        metrics: Mapping[str, float],
+    ) -> None:
+        """Write the file beside the weights that are being saved.
+
+        Args:
+            folder: Where these are.
+            weights: Of the trained adapter, by name.
+            args: Of the trainer; a hyper-parameter search sets them for each trial.
+            objective: From :func:`describe_objective`.
+            metrics: The last figures.
+        """
         current = dataclasses.replace(
             self,
-            # Settings may have changed since: a hyper-parameter search sets them for each trial.
-            objective=describe_objective(trainer.muscle_objective, trainer.settings.trained_tokens),
-            training=changed_settings(trainer.args),
+            objective=objective,
+            training=changed_settings(args),
             # JSON has no nan: a mean over no tokens is null.
-            metrics={name: None if value != value else value for name, value in metrics},
-            adapter_sha256=content_hash(_trained_adapter(trainer, folder).items()),
+            metrics={name: None if value != value else value for name, value in metrics.items()},
+            adapter_sha256=content_hash(weights.items()),
             adapter_file_sha256=file_sha256(folder / SAFETENSORS_WEIGHTS_NAME),
         )
         if self._last_saved is None or dataclasses.replace(self._last_saved, created=None) != current:
@@ -173,13 +199,6 @@ def describe_tokenizer(tokenizer: Any) -> dict[str, Any] | None:
         "tokens": len(tokenizer.get_vocab()),
         "sha256": vocabulary_hash(tokenizer),
     }
-
-
-def _describe_labels(trainer: MuscleTrainer) -> list[str] | None:
-    if not trainer.kind.names_classes:
-        return None
-    names = base_of(trainer.student).config.id2label
-    return [str(names[index]) for index in range(len(names))]
 
 
 def describe_objective(objective: Objective, trained_tokens: str) -> dict[str, Any]:
@@ -252,9 +271,3 @@ def _package_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _trained_adapter(trainer: MuscleTrainer, folder: Path) -> dict[str, Tensor]:
-    weights = adapter_parameters(trainer.student, STUDENT_ADAPTER)
-    # A process has no more than its own shards, but what was saved is whole.
-    return load_file(folder / SAFETENSORS_WEIGHTS_NAME) if is_sharded(trainer.accelerator) else weights

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from accelerate.data_loader import IterableDatasetShard
 from peft import PeftConfig
 from torch import nn
@@ -12,10 +10,8 @@ from transformers import Trainer
 from transformers.integrations import is_fsdp_enabled
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.losses import Objective
 from muscle_hf.teachers.weights import is_quantized
-
-if TYPE_CHECKING:
-    from muscle_hf.trainer import MuscleTrainer
 
 
 def refuse_missing_weights(model: nn.Module) -> None:
@@ -44,14 +40,18 @@ def refuse_start(start_from: str, peft_config: PeftConfig | None) -> None:
         )
 
 
-def refuse_unsupported(trainer: MuscleTrainer) -> None:
+def refuse_unsupported(trainer: Trainer, objective: Objective) -> None:
     """Refuse what would train something else than the objective, before anything is computed.
+
+    Args:
+        trainer: Set up, but for its teachers.
+        objective: What it is to train.
 
     Raises:
         MuscleError: What does not go together, and what to do.
     """
     args = trainer.args
-    if trainer.compute_loss_func is not None and trainer.muscle_objective.compatibility_weight == 1:
+    if trainer.compute_loss_func is not None and objective.compatibility_weight == 1:
         raise MuscleError(
             "compute_loss_func replaces the cross-entropy, but with compatibility_weight=1 there is none; lower "
             "compatibility_weight or drop compute_loss_func"

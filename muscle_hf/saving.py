@@ -8,12 +8,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from muscle_hf.checkpoints import is_whole, last_whole_checkpoint, staged, whole_or_nothing
 from muscle_hf.errors import MuscleError
-from muscle_hf.teachers.adapters import STUDENT_ADAPTER, read_adapter
+from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, read_adapter
+from muscle_hf.teachers.placing import is_sharded
 
 _TIMING = re.compile(r"runtime|per_second|total_flos|preparation_time|memory|mem_")
 
@@ -63,7 +66,11 @@ class SavingMixin:
             (folder / "README.md").unlink(missing_ok=True)
             if (processing := self.processing_class or self.tokenizer) is not None:
                 processing.save_pretrained(folder)
-            self.provenance.save(folder, self)
+            weights = adapter_parameters(self.student, STUDENT_ADAPTER)
+            if is_sharded(self.accelerator):
+                # A process has no more than its own shards, but what was saved is whole.
+                weights = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+            self.provenance.save(folder, weights, self.args, self._described_objective(), self.final_metrics())
 
     def final_metrics(self) -> dict[str, float]:
         """The last value of every figure that was logged for the present weights, but for those of time and speed."""

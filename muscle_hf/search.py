@@ -26,7 +26,7 @@ class SearchMixin:
         # The models are new, and a trial's values are in the arguments now: what was made of either is made again.
         self.settings = MuscleConfig.of(self.args)
         self.muscle_objective = self.settings.objective(self._mask)
-        refuse_unsupported(self)
+        refuse_unsupported(self, self.muscle_objective)
         self._place_teachers()
         self._step = self._make_step()
 

@@ -16,7 +16,6 @@ from builders import with_lora
 from transformers import TrainerCallback
 
 from muscle_hf.teachers import ModelTeacher
-from muscle_hf.teachers.calibration import calibrate
 
 
 class Gradients(TrainerCallback):
@@ -100,7 +99,8 @@ def evaluated(trainer, rows=7, batch=3):
     trainer.args.per_device_eval_batch_size = batch
     trainer.eval_dataset = half_right_rows()[:rows]
     metrics = {name: value for name, value in trainer.evaluate().items() if builders.is_figure(name)}
-    return {**metrics, **calibrate(trainer)}
+    trainer.calibrate_teachers()
+    return {**metrics, **trainer.teacher_temperatures}
 
 
 def launch(folder: Path, processes: int) -> list[dict]:

@@ -29,7 +29,7 @@ logger = logging.get_logger(__name__)
 _SNAPSHOTS = (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
 
 
-class HubMixin:
+class PublishesCard:
     """Overrides of ``transformers.Trainer`` that publish a compatibility adapter and nothing else.
 
     Every ``hub_strategy`` uploads the adapter, its tokenizer, provenance, metrics and card. Optimizer states stay
@@ -39,8 +39,9 @@ class HubMixin:
 
     card_state: CardState
 
-    def start_card(self) -> None:
-        """Begin to collect what the card will say, in ``self.card_state``."""
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # What the card will say is collected from here on.
         self.card_state = CardState()
         for role in ("old", "new"):
             base = base_of(self.teachers[role].model)

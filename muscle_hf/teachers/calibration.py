@@ -7,7 +7,8 @@ other. Where a token follows both teachers, or the surer of them, that alone dec
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +17,8 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.teachers.batch import Batch
 from muscle_hf.teachers.teacher import require_finite
-
-if TYPE_CHECKING:
-    from muscle_hf.trainer import MuscleTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -63,40 +62,30 @@ def fitted_temperature(costs: Tensor) -> float:
     return float((LOG_TEMPERATURES[least] + shift * step).exp())
 
 
-class CalibrateTeachers(TrainerCallback):
-    """Sets ``teacher_temperatures`` of a trainer when its training starts, and logs them.
+class CalibrateAtStart(TrainerCallback):
+    """Calls a trainer's ``calibrate_teachers`` when its training starts."""
 
-    Args:
-        trainer: Of which ``args.calibrate_teachers`` is set.
-
-    Raises:
-        MuscleError: There are no rows to fit on, or the cache keeps probabilities of another temperature.
-    """
-
-    def __init__(self, trainer: MuscleTrainer):
-        if not trainer.eval_dataset:
-            raise MuscleError(
-                "calibrate_teachers fits the teachers' temperatures on rows that neither task adapter was trained on; "
-                "pass them as eval_dataset"
-            )
-        if trainer.settings.teacher_cache_top_k:
-            raise MuscleError(
-                "a cache with teacher_cache_top_k keeps probabilities, which calibrate_teachers would have to change; "
-                "leave one of the two out"
-            )
-        self._trainer = trainer
+    def __init__(self, calibrate_teachers: Callable[[], None]):
+        self._calibrate = calibrate_teachers
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        found = calibrate(self._trainer)
-        self._trainer.teacher_temperatures.update(found)
-        self._trainer.log({f"{role}_teacher_temperature": value for role, value in found.items()})
+        self._calibrate()
 
 
-def calibrate(trainer: MuscleTrainer) -> dict[str, float]:
-    """The temperature of each teacher, from the labels of the trainer's ``eval_dataset``.
+def calibrate(
+    roles: Sequence[str],
+    batches: Iterable[tuple[Batch, Tensor, int]],
+    teacher_logits: Callable[[str, Batch], Iterator[Tensor]],
+    gather: Callable[[Tensor], Tensor],
+) -> dict[str, float]:
+    """The temperature of each teacher, from the labels of held-out rows.
 
     Args:
-        trainer: With ``eval_dataset``, or a dictionary of several; several processes share the rows.
+        roles: Of the teachers.
+        batches: Of the held-out rows: the batch, the data's row of each trained token (N,), and how many rows of the
+            data it has.
+        teacher_logits: A teacher's logits of the trained tokens, a few at a time.
+        gather: Brings together what the processes found of each row, (rows, ...).
 
     Returns:
         By role: what the teacher's logits are to be divided by.
@@ -104,36 +93,25 @@ def calibrate(trainer: MuscleTrainer) -> dict[str, float]:
     Raises:
         MuscleError: The rows have no trained token, or a teacher's logits are not finite there.
     """
-    several = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else [None]
-    costs = torch.zeros(len(trainer.teachers), len(LOG_TEMPERATURES), dtype=torch.float64)
-    for name in several:
-        for batch in trainer.get_eval_dataloader(name):
-            of_rows = _costs_of_rows(trainer, trainer._prepare_inputs(batch))
-            # The gathering that drops rows repeated to fill the last batch.
-            costs += trainer.accelerator.gather_for_metrics(of_rows).cpu().double().sum(dim=0)
+    costs = torch.zeros(len(roles), len(LOG_TEMPERATURES), dtype=torch.float64)
+    for batch, rows, count in batches:
+        of_rows = torch.zeros(count, len(roles), len(LOG_TEMPERATURES), device=batch.labels.device)
+        for index, role in enumerate(roles):
+            start = 0
+            for logits in teacher_logits(role, batch):
+                here = slice(start, start + len(logits))
+                require_finite(role, logits, batch.rows[here], "the calibration on eval_dataset")
+                found = negative_log_likelihoods(logits, batch.targets[here])
+                of_rows[:, index].index_add_(0, rows[here], found.float())
+                start += len(logits)
+        costs += gather(of_rows).cpu().double().sum(dim=0)
     if not costs.any():
         raise MuscleError("eval_dataset has no trained token, so calibrate_teachers has nothing to fit on")
-    found = {role: fitted_temperature(cost) for role, cost in zip(trainer.teachers, costs, strict=True)}
+    temperatures = {role: fitted_temperature(cost) for role, cost in zip(roles, costs, strict=True)}
     ends = LOG_TEMPERATURES[[0, -1]].exp().tolist()
-    for role in [role for role, value in found.items() if value in ends]:
+    for role in [role for role, value in temperatures.items() if value in ends]:
         logger.warning(
             f"The best temperature of the {role} model on eval_dataset lies at an end of what was tried, "
-            f"{found[role]:g}; are these rows held out, and are their labels right?"
+            f"{temperatures[role]:g}; are these rows held out, and are their labels right?"
         )
-    return found
-
-
-def _costs_of_rows(trainer: MuscleTrainer, inputs: dict[str, Any]) -> Tensor:
-    """(rows, teachers, 73), float32: :func:`negative_log_likelihoods` of each row of the data in a batch."""
-    batch = trainer.batch_of(inputs)
-    of_data, count = trainer.data_rows(batch)
-    costs = torch.zeros(count, len(trainer.teachers), len(LOG_TEMPERATURES), device=batch.labels.device)
-    for index, role in enumerate(trainer.teachers):
-        start = 0
-        for logits in trainer.logits_of_teacher(role, batch):
-            here = slice(start, start + len(logits))
-            require_finite(role, logits, batch.rows[here], "the calibration on eval_dataset")
-            found = negative_log_likelihoods(logits, batch.targets[here])
-            costs[:, index].index_add_(0, of_data[here], found.float())
-            start += len(logits)
-    return costs
+    return temperatures

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -20,9 +20,7 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation import Item, Prediction, Task, evaluate_task, read_predictions, write_predictions
 from muscle_hf.teachers import Teacher
 from muscle_hf.teachers.weights import content_hash
-
-if TYPE_CHECKING:
-    from muscle_hf.trainer import MuscleTrainer
+from muscle_hf.transfer.rows import AnsweredRows, Models
 
 ANSWERS = ("old", "new", "both", "student", "choices")
 FOLDER = "transfer_answers"
@@ -31,7 +29,7 @@ Checker = Callable[[Item, str], bool]
 
 
 @dataclass
-class TransferPrompts:
+class TransferPrompts(AnsweredRows):
     """Prompts whose answers are made by the models, before training or, by the student, before each epoch.
 
     Only where something is trained comes from the answers; what is trained there comes from the teachers, by
@@ -109,7 +107,10 @@ class TransferPrompts:
             "sha256": self.identity(),
         }
 
-    def answered(self, trainer: MuscleTrainer, epoch: int = 0) -> list[tuple[str, str]]:
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def answered(self, models: Models, epoch: int = 0) -> list[tuple[str, str]]:
         """Prompts with answers.
 
         Each model is asked once, and its answers are kept: the teachers' in ``teacher_cache``, else in ``output_dir``.
@@ -117,10 +118,10 @@ class TransferPrompts:
         if self.answers == "choices":
             return [(item.prompt, choice) for item in self.items for choice in item.choices]
         if self.answers == "student":
-            texts = self._ask(trainer, trainer.student, f"student-{epoch}")
+            texts = self._ask(models, models.student, f"student-{epoch}")
             return list(zip((item.prompt for item in self.items), texts, strict=True))
         roles = ("old", "new") if self.answers == "both" or self.checker else (self.answers,)
-        by_role = {role: self._ask(trainer, trainer.teachers[role], role) for role in roles}
+        by_role = {role: self._ask(models, models.teachers[role], role) for role in roles}
         found = []
         for index, item in enumerate(self.items):
             texts = list(dict.fromkeys(by_role[role][index] for role in roles))
@@ -131,56 +132,55 @@ class TransferPrompts:
             found += [(item.prompt, text) for text in (texts if self.answers == "both" else texts[:1])]
         return found
 
-    def _ask(self, trainer: MuscleTrainer, who: Teacher | nn.Module, name: str) -> list[str]:
+    def _ask(self, models: Models, who: Teacher | nn.Module, name: str) -> list[str]:
         state = PartialState()
-        key = hashlib.sha256(f"{self._questions()} {_weights_hash(trainer, name)}".encode()).hexdigest()[:16]
+        key = hashlib.sha256(f"{self._questions()} {_weights_hash(models, name)}".encode()).hexdigest()[:16]
         # The teachers' answers serve every run that shares the cache of their hidden states.
-        shared = None if who is trainer.student else trainer.settings.teacher_cache
-        file = Path(shared or trainer.args.output_dir, FOLDER, f"{name}-{key}.jsonl")
+        shared = None if who is models.student else models.shared
+        file = Path(shared or models.folder, FOLDER, f"{name}-{key}.jsonl")
         known = [read_predictions(file) if state.is_main_process and file.is_file() else None]
         found = broadcast_object_list(known)[0]
         if found is None:
             with who.answering() if isinstance(who, Teacher) else contextlib.nullcontext(who) as model:
                 found = evaluate_task(
                     model,
-                    trainer.tokenizer,
+                    models.tokenizer,
                     _without_scoring(self.task),
                     [_without_answer(item, self.task) for item in self.items],
                     batch_size=self.batch_size,
-                    progress=not trainer.args.disable_tqdm,
+                    progress=models.progress,
                 )
             if state.is_main_process:
                 write_predictions(file, found)
         return [_text(item, prediction) for item, prediction in zip(self.items, found, strict=True)]
 
-    def rows(self, trainer: MuscleTrainer, epoch: int = 0) -> list[dict[str, list[int]]]:
+    def rows(self, models: Models, epoch: int = 0) -> list[dict[str, list[int]]]:
         """Tokenized rows with ``labels`` on the answers alone.
 
         Raises:
             MuscleError: There is no tokenizer, or no answer has a token to train on.
         """
-        pairs = [(prompt, text) for prompt, text in self.answered(trainer, epoch) if text.strip()]
+        pairs = [(prompt, text) for prompt, text in self.answered(models, epoch) if text.strip()]
         if not pairs:
             raise MuscleError(f"every answer of {self.answers!r} to the {len(self.items)} transfer prompts is empty")
-        return encode_answers(trainer.tokenizer, pairs, answers_only=True, end_answers=self.end_answers)
+        return encode_answers(models.tokenizer, pairs, answers_only=True, end_answers=self.end_answers)
+
+    def forget(self, folder: str | os.PathLike) -> None:
+        """Remove the student's answers of an earlier run in a folder."""
+        for file in Path(folder, FOLDER).glob("student-*.jsonl"):
+            file.unlink()
 
 
-def _weights_hash(trainer: MuscleTrainer, name: str) -> str:
+def _weights_hash(models: Models, name: str) -> str:
     if name.startswith("student"):
         # Of the run; what an earlier run left behind is removed when training starts.
-        return str(trainer.args.seed)
-    teacher = trainer.teachers[name]
+        return str(models.seed)
+    teacher = models.teachers[name]
     base, adapter = teacher.known_hashes or (
         content_hash(teacher.base_weights().items()),
         content_hash(teacher.adapter_weights().items()),
     )
     return f"{base} {adapter}"
-
-
-def forget_student_answers(output_dir: str | os.PathLike) -> None:
-    """Remove the student's answers of an earlier run."""
-    for file in Path(output_dir, FOLDER).glob("student-*.jsonl"):
-        file.unlink()
 
 
 def _checker_name(checker: Checker) -> str:

@@ -2,17 +2,67 @@
 
 from __future__ import annotations
 
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import Dataset
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.teachers import Teacher
 from muscle_hf.teachers.batch import IGNORED, LABEL_COLUMNS, TRAINED_COUNT, UNLABELLED
 
 # Columns that a transfer row need not have.
 _FILLED = (*LABEL_COLUMNS, "attention_mask")
+
+
+@dataclass(frozen=True)
+class Models:
+    """Who can be asked for answers while a trainer is set up, and where answers are kept.
+
+    Args:
+        student: The model being trained.
+        teachers: ``old`` and ``new``.
+        tokenizer: Of the student.
+        folder: Of the run.
+        shared: The teacher cache, whose folder serves several runs; None without one.
+        seed: Of the run.
+        progress: Show a bar.
+    """
+
+    student: nn.Module
+    teachers: Mapping[str, Teacher]
+    tokenizer: Any
+    folder: str | os.PathLike
+    shared: str | os.PathLike | None = None
+    seed: int = 0
+    progress: bool = True
+
+
+class AnsweredRows(ABC):
+    """Transfer rows that are made of the models' own answers when training starts.
+
+    Attributes:
+        renewed: Whether the answers change from epoch to epoch.
+    """
+
+    renewed: bool
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many prompts there are."""
+
+    @abstractmethod
+    def rows(self, models: Models, epoch: int = 0) -> list[dict[str, list[int]]]:
+        """Tokenized rows with ``labels`` where something is trained."""
+
+    @abstractmethod
+    def forget(self, folder: str | os.PathLike) -> None:
+        """Remove what an earlier run in a folder has left that no longer holds."""
 
 
 class MixedRows(Dataset):

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sized
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch.utils.data import IterableDataset, Subset
 from transformers import TrainerCallback
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.placing import is_sharded
-from muscle_hf.transfer.prompts import TransferPrompts, forget_student_answers
-from muscle_hf.transfer.rows import MarkingCollator, MixedRows, check_columns
-
-if TYPE_CHECKING:
-    from muscle_hf.trainer import MuscleTrainer
+from muscle_hf.transfer.rows import AnsweredRows, MarkingCollator, MixedRows, Models, check_columns
 
 
 class TransferMixin:
@@ -41,7 +37,7 @@ class TransferMixin:
                 "with dataloader_persistent_workers=True the workers keep the rows of the first epoch, but those of "
                 "transfer_dataset change from epoch to epoch; leave it out (dataloader_num_workers may stay)"
             )
-        if isinstance(self._transfer, TransferPrompts):
+        if isinstance(self._transfer, AnsweredRows):
             if not self.kind.shifts_labels:
                 raise MuscleError(
                     f"answers to transfer prompts are made for causal LMs; for a {self.kind.name} model pass rows as "
@@ -55,7 +51,7 @@ class TransferMixin:
                     "prompts answered first, and pass rows with labels on the answers as transfer_dataset"
                 )
             # The rows themselves are made when training starts.
-            transfer = range(len(self._transfer.items))
+            transfer = range(len(self._transfer))
         else:
             self._set_signature_columns_if_needed()
             check_columns(self.train_dataset, self._transfer, self._signature_columns)
@@ -64,7 +60,7 @@ class TransferMixin:
         self.data_collator = MarkingCollator(self.data_collator)
         self._signature_columns = None
         self.add_callback(TransferEpochs(self))
-        if not isinstance(self._transfer, TransferPrompts):
+        if not isinstance(self._transfer, AnsweredRows):
             self._check_transfer_rows()
 
     def _check_transfer_rows(self) -> None:
@@ -78,15 +74,24 @@ class TransferMixin:
             epoch: From 0.
             resumes: Whether training goes on from a checkpoint, and with the answers that were made before it.
         """
-        if not isinstance(self._transfer, TransferPrompts):
+        if not isinstance(self._transfer, AnsweredRows):
             return
         if not resumes:
             if self.args.should_save:
-                forget_student_answers(self.args.output_dir)
+                self._transfer.forget(self.args.output_dir)
             self.accelerator.wait_for_everyone()
-        rows = self._transfer.rows(self, epoch)
+        models = Models(
+            self.student,
+            self.teachers,
+            self.tokenizer,
+            self.args.output_dir,
+            self.settings.teacher_cache,
+            self.args.seed,
+            not self.args.disable_tqdm,
+        )
+        rows = self._transfer.rows(models, epoch)
         # A student's answers may be empty, but epochs are as long as they were planned.
-        count = len(self._transfer.items) if self._transfer.renewed else None
+        count = len(self._transfer) if self._transfer.renewed else None
         self.train_dataset.replace_transfer(rows, count)
         self._check_transfer_rows()
 
@@ -102,7 +107,7 @@ class TransferMixin:
 class TransferEpochs(TrainerCallback):
     """Takes the transfer rows of each epoch; where the student answers prompts, it answers them anew before it."""
 
-    def __init__(self, trainer: MuscleTrainer):
+    def __init__(self, trainer: TransferMixin):
         self._trainer = trainer
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -1,0 +1,1 @@
+"""Training a compatibility adapter: the trainer, its step and its data."""

@@ -1,0 +1,523 @@
+"""The MUSCLE objective for ``transformers.Trainer`` and trainers derived from it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sized
+from functools import cached_property
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.utils import logging
+
+from muscle_hf.config import MuscleConfig
+from muscle_hf.data import count_trained, nothing_to_train_on, require_class_column, require_trained_labels
+from muscle_hf.errors import MuscleError
+from muscle_hf.losses.masks import MaskFunction
+from muscle_hf.losses.sums import mean_terms, sum_terms
+from muscle_hf.provenance import Provenance, describe_objective
+from muscle_hf.refusals import refuse_filler_rows, refuse_missing_weights, refuse_start, refuse_unsupported
+from muscle_hf.saving import SavingMixin
+from muscle_hf.search import SearchMixin
+from muscle_hf.step import Step, make_step
+from muscle_hf.teachers import Teacher, kind_of, make_student, make_teacher
+from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, keep_quantized_trainable
+from muscle_hf.teachers.batch import (
+    MASK_COLUMNS,
+    TRAINED_COUNT,
+    UNLABELLED,
+    Batch,
+    keep_trained_labels,
+    sequences_of,
+    trained_labels,
+)
+from muscle_hf.teachers.cache import HiddenStore, teacher_fingerprint
+from muscle_hf.teachers.cache.opening import open_cache, open_caches
+from muscle_hf.teachers.cache.source import CachedTargets
+from muscle_hf.teachers.cached import cached_teacher
+from muscle_hf.teachers.calibration import CalibrateAtStart, calibrate
+from muscle_hf.teachers.checks import check_label_sets, check_tokenizers, text_tokenizer
+from muscle_hf.teachers.placing import is_sharded
+from muscle_hf.teachers.start import start_from_teacher
+from muscle_hf.teachers.weights import base_of
+from muscle_hf.transfer.trainer import TransferMixin
+
+logger = logging.get_logger(__name__)
+
+
+class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
+    """The MUSCLE objective for ``transformers.Trainer`` and trainers derived from it.
+
+    What it takes is documented at :class:`~muscle_hf.MuscleTrainer`.
+
+    Attributes:
+        config_class: Made where no arguments are given.
+        muscle_objective: What is trained; ``objective`` is Trainer's, the figure of a hyper-parameter search.
+        teacher_temperatures: What each teacher's logits are divided by (``old``, ``new``): 1, or what
+            ``calibrate_teachers`` found at the start of :meth:`train`.
+    """
+
+    config_class: type[MuscleConfig] = MuscleConfig
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        *positional: Any,
+        old_model: nn.Module | str | os.PathLike | Teacher | None = None,
+        new_model: nn.Module | str | os.PathLike | Teacher | None = None,
+        peft_config: PeftConfig | None = None,
+        old_model_kwargs: Mapping[str, Any] | None = None,
+        new_model_kwargs: Mapping[str, Any] | None = None,
+        old_processing_class: Any = None,
+        mask: MaskFunction | None = None,
+        transfer_dataset: Any = None,
+        **trainer_arguments: Any,
+    ):
+        if old_model is None:
+            raise MuscleError(
+                "no old_model: MUSCLE keeps what the old (v1) task model gets right, so it needs that model; pass it "
+                "as old_model= (a PeftModel, a model, or a folder or Hub id of an adapter or model)"
+            )
+        args = self.config_class("tmp_trainer") if args is None else args
+        self.settings = MuscleConfig.of(args)
+        self._mask = mask
+        self.muscle_objective = self.settings.objective(mask)
+        self._models = {"old": (old_model, old_model_kwargs), "new": (new_model, new_model_kwargs)}
+        self._peft_config = peft_config
+        self.teachers: dict[str, Teacher] = {}
+        rows = trainer_arguments.get("processing_class"), trainer_arguments.get("data_collator")
+        self._rows_tokenizer = text_tokenizer(*rows)
+        if model is not None:
+            # A fresh adapter is drawn from the run's seed, like everything after it.
+            set_seed(args.seed)
+            model = self._cast(model)
+        super().__init__(model, args, *positional, **trainer_arguments)
+        if self.model_init is None:
+            # A base that turned out to be v2's would stay in memory beside it.
+            self._models = {}
+        refuse_unsupported(self, self.muscle_objective)
+        self._introduce()
+        # The loss is normalised here, by the tokens of the whole batch, whatever the model's own loss does.
+        self.model_accepts_loss_kwargs = True
+        self._place_teachers()
+        self._loss_alone = False
+        if self.teachers["old"].model is not self.student:
+            check_tokenizers(self.tokenizer, old_processing_class, self.teachers["old"], self.student)
+        self._data_checked = self._check_train_dataset()
+        self.mix_in_transfer_rows(transfer_dataset)
+        self._train_sums: Tensor | None = None
+        self._eval_sums: Tensor | None = None
+        self.teacher_temperatures = dict.fromkeys(self.teachers, 1.0)
+        if self.settings.calibrate_teachers:
+            self._require_held_out()
+            self.add_callback(CalibrateAtStart(self.calibrate_teachers))
+        self._step = self._make_step()
+        if is_sharded(self.accelerator):
+            # From here on no process has whole weights any more to hash.
+            _ = self.provenance
+            for teacher in self.teachers.values():
+                teacher.shard(self.accelerator)
+
+    # ---- Parts ----
+
+    def _cast(self, model: nn.Module) -> PeftModel:
+        """Make ``model`` the student and find its teachers."""
+        refuse_missing_weights(model)
+        self._operations_per_token: int | None = None
+        keep_quantized_trainable(model)
+        self.student, new = make_student(model, self._peft_config, check_base=self.settings.check_base)
+        refuse_start(self.settings.start_from, self._peft_config)
+        self.kind = kind_of(self.student)
+        old_model, old_arguments = self._models["old"]
+        new_model, new_arguments = self._models["new"]
+        kept = self.teachers.get("old")
+        self.teachers = {
+            # A teacher with a base of its own serves every trial of a hyper-parameter search.
+            "old": self._teacher("old", old_model, old_arguments) if kept is None or kept.on_students_base else kept,
+            "new": new if new_model is None else self._teacher("new", new_model, new_arguments),
+        }
+        for teacher in self.teachers.values():
+            keep_quantized_trainable(teacher.model)
+            check_label_sets(self.kind, teacher.model, self.student)
+        if self.settings.start_from == "old":
+            start_from_teacher(self.student, self.teachers["old"])
+        return self.student
+
+    def _teacher(self, role: str, source: Any, arguments: Mapping[str, Any] | None) -> Teacher:
+        def load() -> Teacher:
+            return make_teacher(role, source, self.student, self.kind, arguments, check_base=self.settings.check_base)
+
+        cached = None
+        if self.settings.teacher_cache and isinstance(source, (str, os.PathLike)):
+            cached = cached_teacher(
+                role,
+                source,
+                self.student,
+                self.kind,
+                arguments,
+                folder=self.settings.teacher_cache,
+                tokenizer=self._rows_tokenizer,
+                precision=os.environ.get("ACCELERATE_MIXED_PRECISION"),
+                load=load,
+            )
+        return load() if cached is None else cached
+
+    def _place_teachers(self) -> None:
+        for teacher in self.teachers.values():
+            teacher.place(self.accelerator, self.tokenizer)
+
+    def _make_step(self) -> Step:
+        """The step over the models that are in place.
+
+        Raises:
+            MuscleError: Chunks do not apply, but ``loss_chunk_size`` or ``teacher_cache`` asks for them; or the cache
+                does not fit.
+        """
+        settings, accelerator, caches = self.settings, self.accelerator, None
+        if settings.teacher_cache:
+            precision, size = accelerator.mixed_precision, self._training_size()
+
+            def caches() -> Mapping[str, CachedTargets]:
+                folder = settings.teacher_cache
+                return open_caches(folder, self.teachers, self.kind, self.open_cache, size, precision)
+
+        reason = "compute_loss_func gets whole logits" if self.compute_loss_func is not None else None
+        if self.args.torch_compile:
+            reason = "a compiled model does not show its hidden states"
+        return make_step(
+            self.student,
+            self.teachers,
+            self.kind,
+            self.teacher_temperatures,
+            accelerator,
+            chunk_size=settings.loss_chunk_size,
+            skip=settings.skip_unneeded_teachers,
+            caches=caches,
+            whole_because=reason,
+        )
+
+    def _training_size(self) -> tuple[int, int]:
+        """Rows of the training set and about how many trained tokens they have; 0 and 0 for a stream."""
+        labelled = self.datasets()["train"]
+        if not isinstance(labelled, Sized) or not len(labelled):
+            return 0, 0
+        rows, tokens = (
+            len(self.train_dataset),
+            count_trained(*self.rows_and_collator(labelled, "training"), self.trained_labels),
+        )
+        # Transfer rows may have no answers yet; they are taken to be as long as the others.
+        return rows, round(tokens * rows / len(labelled))
+
+    @cached_property
+    def provenance(self) -> Provenance | None:
+        """What is trained, from what and on what; made where it is needed first, since it takes a hash of all weights.
+
+        None in processes that save nothing, but under ZeRO-3, whose weights are hashed by all together.
+        """
+        if not self.args.should_save and not is_deepspeed_zero3_enabled():
+            return None
+        return Provenance.of(
+            self.teachers, self.tokenizer, self.kind, self.args, self._described_objective(), self.datasets()
+        )
+
+    def _described_objective(self) -> dict[str, Any]:
+        return describe_objective(self.muscle_objective, self.settings.trained_tokens)
+
+    def open_cache(self, teacher: Teacher, folder: str | os.PathLike | None = None) -> HiddenStore:
+        """The store of a teacher in ``teacher_cache`` or another folder, exact or as ``teacher_cache_top_k`` says.
+
+        Raises:
+            MuscleError: The objective needs more than the compact form keeps, or k is out of range.
+        """
+        described = None if self.provenance is None else getattr(self.provenance, teacher.role)
+        precision = self.accelerator.mixed_precision
+        fingerprint = teacher.fingerprint or teacher_fingerprint(
+            teacher, self.tokenizer, autocast=precision, provenance=described
+        )
+        folder, top_k = folder or self.settings.teacher_cache, self.settings.teacher_cache_top_k
+        return open_cache(folder, teacher, self.student, self.muscle_objective, fingerprint, top_k)
+
+    def add_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
+        super().add_callback(callback)
+        self._introduce()
+
+    def _introduce(self) -> None:
+        """Make this trainer known to the callbacks that ask for it (``FlipMetricsCallback``)."""
+        for callback in self.callback_handler.callbacks:
+            if hasattr(callback, "bind_trainer"):
+                callback.bind_trainer(self)
+
+    @property
+    def _classes(self) -> int | None:
+        return base_of(self.student).config.num_labels if self.kind.names_classes else None
+
+    @property
+    def tokenizer(self) -> Any:
+        """v2's tokenizer: the processing class, its part for text, or the collator's."""
+        return text_tokenizer(self.processing_class, self.data_collator)
+
+    # ---- Data ----
+
+    def _check_train_dataset(self) -> bool:
+        if self._classes is not None and type(self.data_collator).__module__.startswith("transformers."):
+            for name, rows in (("training set", self.train_dataset), ("evaluation set", self.eval_dataset)):
+                require_class_column(rows, self._classes, name)
+        if isinstance(self.train_dataset, IterableDataset) or not hasattr(self.train_dataset, "__getitem__"):
+            return False  # a stream is checked at its first step: looking ahead could use it up
+        self._require_trained(self.train_dataset, "training set")
+        return True
+
+    def _require_trained(self, rows: Any, name: str) -> None:
+        dataset, collate = self.rows_and_collator(rows, "training")
+        with torch.random.fork_rng(devices=[]):
+            batches = DataLoader(dataset, batch_size=self.args.train_batch_size, collate_fn=collate)
+            require_trained_labels(batches, self.trained_labels, name)
+
+    def rows_and_collator(self, dataset: Any, description: str) -> tuple[Any, Callable]:
+        """A dataset and the collator for its rows, without the columns that nobody reads, as Trainer's loaders do."""
+        if hasattr(dataset, "remove_columns"):
+            return self._remove_unused_columns(dataset, description), self.data_collator
+        return dataset, self._get_collator_with_removed_columns(self.data_collator, description)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        read = [MASK_COLUMNS.get(self.settings.trained_tokens), UNLABELLED, TRAINED_COUNT]
+        self._signature_columns += [name for name in read if name and name not in self._signature_columns]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Trainer's, after making sure that nothing but the compatibility adapter is in it.
+
+        Raises:
+            MuscleError: Another parameter is trainable.
+        """
+        trainable = {id(parameter) for parameter in adapter_parameters(self.student, STUDENT_ADAPTER).values()}
+        foreign = [name for name, p in self.student.named_parameters() if p.requires_grad and id(p) not in trainable]
+        if foreign:
+            raise MuscleError(
+                f"{len(foreign)} parameters outside the compatibility adapter are trainable (first: {foreign[0]}); "
+                "only the adapter may be trained, since the teachers share the rest"
+            )
+        if self.optimizer is not None and not self.is_fsdp_enabled:
+            optimized = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+            if missing := trainable - optimized:
+                raise MuscleError(
+                    f"the optimizer that was passed lacks {len(missing)} of the {len(trainable)} parameters of the "
+                    "compatibility adapter, which the trainer makes; pass optimizer_cls_and_kwargs= instead"
+                )
+        return super().create_optimizer(model)
+
+    # ---- The objective ----
+
+    def trained_labels(self, inputs: Mapping[str, Any]) -> Tensor:
+        """As :func:`~muscle_hf.teachers.batch.trained_labels`, as this trainer is set."""
+        return trained_labels(inputs, self.kind, self.settings.trained_tokens, self._classes)
+
+    def batch_of(self, inputs: Mapping[str, Any]) -> Batch:
+        """A batch on the device with its trained labels."""
+        return Batch(inputs, self.trained_labels(inputs), self.kind)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | int | None:
+        # `shift_labels` is what Trainer counts as it stands; its own rule knows neither masks nor every kind of head.
+        counted = []
+        for inputs in batch_samples:
+            if self.kind.has_labels(inputs):
+                labels = self.trained_labels(inputs)
+                keep_trained_labels(inputs, labels)
+                counted.append({"labels": labels, "shift_labels": labels})
+        return super()._get_num_items_in_batch(counted, device)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """Equations (1) and (5), summed over the trained tokens of the batch and divided by ``num_items_in_batch``.
+
+        The student runs first; whatever happens, its adapter is the active one, in its former mode, on return.
+        """
+        batch = self.batch_of(inputs)
+        if not self._data_checked and model.training and num_items_in_batch is not None:
+            if num_items_in_batch == 0:
+                raise nothing_to_train_on("the training data's first step")
+            self._data_checked = True
+        # Whoever gets the outputs, or a loss function of the user's own, looks at whole logits.
+        whole = (return_outputs and not self._loss_alone) or self.compute_loss_func is not None
+        where = f"step {self.state.global_step + 1}"
+        # Before the first step the KL to v2 is exactly 0, which rounding in batches of other shapes would hide.
+        skip = self.state.global_step > 0
+        outputs, terms = self._step(model, batch, self.muscle_objective, where, whole=whole, skip=skip)
+        rows, count = (batch.rows, len(batch)) if model.training else self.data_rows(batch)
+        sums = sum_terms(terms, rows, count)
+        # Trainer divides by the accumulation steps what was not divided by the tokens of all of them.
+        self.loss_is_scaled_for_ga = num_items_in_batch is not None
+        items = sums[:, 0].sum() if num_items_in_batch is None else num_items_in_batch
+        items = torch.as_tensor(items).to(terms.loss).clamp(min=1)
+        loss = terms.loss.sum() / items
+        if self.compute_loss_func is not None:
+            # A loss function of the user's own takes the place of the cross-entropy.
+            weight = self.muscle_objective.compatibility_weight
+            cross_entropy = self.compute_loss_func(outputs, inputs["labels"], num_items_in_batch=num_items_in_batch)
+            loss = weight * terms.compatibility.sum() / items + (1 - weight) * cross_entropy
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            # Gradients are averaged over the processes, while the tokens were counted over all of them.
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
+        self._note(sums, training=model.training)
+        if return_outputs and not isinstance(outputs, dict):
+            # Where Trainer looks for them, behind the loss.
+            outputs = (loss, *(outputs if isinstance(outputs, tuple) else [self.kind.logits_of(outputs)]))
+        return (loss, outputs) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Trainer's, which walks through the model for each batch to count its parameters; here once."""
+        tokens = inputs.get(getattr(self.model, "main_input_name", "input_ids"))
+        if not isinstance(tokens, Tensor) or not tokens.numel():
+            return super().floating_point_ops(inputs)
+        if self._operations_per_token is None:
+            self._operations_per_token = super().floating_point_ops(inputs) // tokens.numel()
+        return self._operations_per_token * tokens.numel()
+
+    def logits_of_teacher(self, role: str, batch: Batch) -> Iterator[Tensor]:
+        """A teacher's own logits of the N trained tokens of a batch, a few tokens at a time.
+
+        Args:
+            role: ``old`` or ``new``.
+            batch: On the device.
+
+        Returns:
+            (n, V) each, floating point, no gradient.
+        """
+        return self._step.teacher_logits(role, batch)
+
+    # ---- Logged figures ----
+
+    def data_rows(self, batch: Batch) -> tuple[Tensor, int]:
+        """The row of the data that each trained token of an evaluation's batch is of.
+
+        Several processes fill the last batch with rows that were there before. Gathering drops these by their place,
+        so sequences that a collator has put into one row have to be rows again.
+
+        Args:
+            batch: On the device, from a data loader that is being read.
+
+        Returns:
+            (N,), int64, counted from 0, and how many rows the batch has, the same in every process.
+        """
+        positions, processes = batch.inputs.get("position_ids"), self.accelerator.num_processes
+        loader = self.accelerator.gradient_state.active_dataloader
+        if processes == 1 or loader is None or positions is None or len(batch) != 1:
+            return batch.rows, len(batch)
+        count = max(1, loader.total_batch_size // processes)
+        sequences = sequences_of(batch.labels, positions, predicts_next=self.kind.shifts_labels)
+        # Rows that hold several sequences themselves cannot be told apart any more.
+        apart = sequences.numel() > 0 and int(sequences.max()) + 1 == count
+        return batch.sequences if apart else batch.rows, count
+
+    def _note(self, sums: Tensor, training: bool) -> None:
+        if training:
+            total = sums.sum(dim=0)
+            self._train_sums = total if self._train_sums is None else self._train_sums + total
+        else:
+            # The same gathering that the losses get, which drops rows repeated to fill the last batch.
+            total = self.accelerator.gather_for_metrics(sums).sum(dim=0)
+            self._eval_sums = total if self._eval_sums is None else self._eval_sums + total
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._train_sums is not None:
+            means = mean_terms(self.accelerator.reduce(self._train_sums, reduction="sum"))
+            means.pop("loss", None)  # Trainer's own is the mean over steps
+            logs.update(means)
+            self._train_sums = None
+        super().log(logs, start_time)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor | None, Any, Any]:
+        """As Trainer's, or as that of the trainer under this mixin, with the objective as the loss."""
+        self._loss_alone, noted = prediction_loss_only, self._eval_sums
+        try:
+            loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+            if loss is not None and self._eval_sums is noted:
+                # A trainer that asks the model itself for its loss, as Seq2SeqTrainer does where it generates.
+                self._loss_alone = True
+                loss, _, _ = Trainer.prediction_step(self, model, inputs, prediction_loss_only=True)
+            return loss, logits, labels
+        finally:
+            self._loss_alone = False
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Trainer's, with the objective's figures among the metrics, as means over all trained tokens."""
+        refuse_filler_rows(dataloader, self.accelerator.num_processes)
+        self._eval_sums = None
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if self._eval_sums is not None:
+            means = mean_terms(self._eval_sums)
+            if self.compute_loss_func is not None:
+                means.pop("loss", None)
+            else:
+                # Trainer's mean of batch means depends on the batch size; this is the mean over tokens, or nothing.
+                output.metrics.pop(f"{metric_key_prefix}_loss", None)
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
+        return output
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Trainer's; resumes from whole checkpoints only, and only against the models they were trained against.
+
+        Raises:
+            MuscleError: There is no such checkpoint, it was cut off, or its teachers were others.
+        """
+        resume_from_checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
+        self.answer_transfer_prompts(resumes=bool(resume_from_checkpoint))
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self._step.flush()
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        # With auto_find_batch_size it begins anew after a batch that was too large.
+        self._train_sums = None
+        return super()._inner_training_loop(*args, **kwargs)
+
+    # ---- Calibration ----
+
+    def _require_held_out(self) -> None:
+        if not self.eval_dataset:
+            raise MuscleError(
+                "calibrate_teachers fits the teachers' temperatures on rows that neither task adapter was trained on; "
+                "pass them as eval_dataset"
+            )
+        if self.settings.teacher_cache_top_k:
+            raise MuscleError(
+                "a cache with teacher_cache_top_k keeps probabilities, which calibrate_teachers would have to change; "
+                "leave one of the two out"
+            )
+
+    def calibrate_teachers(self) -> None:
+        """Set and log ``teacher_temperatures``, fitted on the labels of ``eval_dataset``.
+
+        Raises:
+            MuscleError: The rows have no trained token, or a teacher's logits are not finite there.
+        """
+        several = self.eval_dataset if isinstance(self.eval_dataset, dict) else [None]
+        inputs = (inputs for name in several for inputs in self.get_eval_dataloader(name))
+        batches = (self.batch_of(self._prepare_inputs(batch)) for batch in inputs)
+        held_out = ((batch, *self.data_rows(batch)) for batch in batches)
+        # The gathering that drops rows repeated to fill the last batch.
+        gather = self.accelerator.gather_for_metrics
+        self.teacher_temperatures.update(calibrate(list(self.teachers), held_out, self.logits_of_teacher, gather))
+        self.log({f"{role}_teacher_temperature": value for role, value in self.teacher_temperatures.items()})
