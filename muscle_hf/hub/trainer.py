@@ -131,7 +131,7 @@ class PublishesCard:
         try:
             self._save_card_state(folder)
             write_card(folder, self.hub_model_id)
-        except OSError as error:
+        except (OSError, MuscleError) as error:
             raise SaveError(f"the adapter in {folder} is saved, but its card could not be written: {error}") from error
 
     def _save_card_state(self, folder: str) -> None:
