@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from muscle_hf.encoding import encode_pair
-from muscle_hf.errors import MuscleError
-from muscle_hf.evaluation.http_client import JsonClient
+from muscle_hf.errors import MissingDependencyError, MuscleError
 from muscle_hf.evaluation.partial import PartialAnswers
 from muscle_hf.evaluation.predictions import Prediction
 from muscle_hf.evaluation.scoring import check_items, cut_at, predictions_from
@@ -18,6 +18,7 @@ from muscle_hf.evaluation.tasks import Item, Task
 from muscle_hf.files import StrPath
 
 if TYPE_CHECKING:
+    from openai import OpenAI
     from transformers import PreTrainedTokenizerBase
 
 # OpenAI's limit; more are cut here.
@@ -34,7 +35,7 @@ class Server:
         api_key: Bearer token; kept out of ``repr`` and of every file.
         concurrency: Requests at a time.
         timeout: Seconds for one answer.
-        retries: How often a failed request is sent again, with growing pauses; ``Retry-After`` is obeyed.
+        retries: How often a failed request is sent again, with growing pauses or those of ``Retry-After``.
         options: Further fields of every request, for what is not in OpenAI's interface (``{"generation_config":
             '{"no_repeat_ngram_size": 2}'}`` for ``transformers serve``, ``{"top_k": 1}`` for vLLM, ...).
         tokenizer: The served model's tokenizer. Choices are then sent as token ids and counted exactly; without it
@@ -50,9 +51,35 @@ class Server:
     options: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: PreTrainedTokenizerBase | None = field(default=None, repr=False)
 
-    def client(self) -> JsonClient:
-        """A client for this server."""
-        return JsonClient(self.url, api_key=self.api_key, timeout=self.timeout, retries=self.retries)
+    def client(self) -> OpenAI:
+        """A client for this server.
+
+        Raises:
+            MissingDependencyError: openai is not installed.
+            MuscleError: The address is none.
+        """
+        try:
+            from openai import OpenAI
+        except ImportError as error:
+            raise MissingDependencyError("openai", "server", "asking a served model") from error
+        if not self.url.startswith(("http://", "https://")):
+            raise MuscleError(f"the server's address must start with http:// or https://, not {self.url!r}")
+        # The client insists on a key, which a server of one's own does not look at.
+        return OpenAI(
+            api_key=self.api_key or "none", base_url=self.url, timeout=self.timeout, max_retries=self.retries
+        )
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """What the client raises within the block becomes a MuscleError."""
+        from openai import APIStatusError, OpenAIError
+
+        try:
+            yield
+        except OpenAIError as error:
+            final = isinstance(error, APIStatusError) and error.status_code < 500 and error.status_code != 429
+            what = "refuses the request" if final else f"still fails after {self.retries} retries"
+            raise MuscleError(f"{self.url} {what}: {error}") from error
 
 
 def evaluate_task_on_server(
@@ -93,7 +120,7 @@ def evaluate_task_on_server(
 def _ask_all(
     server: Server,
     items: Sequence[Item],
-    ask: Callable[[JsonClient, Item], Any],
+    ask: Callable[[OpenAI, Item], Any],
     answers: dict[str, Any],
     kept: PartialAnswers | None,
     progress: bool,
@@ -115,7 +142,7 @@ def _ask_all(
             raise
 
 
-def _question(server: Server, task: Task, chat: bool) -> Callable[[JsonClient, Item], Any]:
+def _question(server: Server, task: Task, chat: bool) -> Callable[[OpenAI, Item], Any]:
     """How one item is asked; refuses at once what cannot be asked."""
     if task.kind == "choice":
         if chat:
@@ -132,42 +159,38 @@ def _question(server: Server, task: Task, chat: bool) -> Callable[[JsonClient, I
     return lambda client, item: _text(client, server, task, item, chat)
 
 
-def _text(client: JsonClient, server: Server, task: Task, item: Item, chat: bool) -> str:
-    body = {
-        "model": server.model,
-        "max_tokens": task.max_new_tokens,
-        "temperature": 0.0,
-        **({"stop": list(task.stop[:_MOST_STOPS])} if task.stop else {}),
-        **server.options,
-    }
-    if chat:
-        reply = client.post("chat/completions", {**body, "messages": [{"role": "user", "content": item.prompt}]})
-        text = _first_choice(reply).get("message", {}).get("content")
-    else:
-        text = _first_choice(client.post("completions", {**body, "prompt": item.prompt})).get("text")
+def _text(client: OpenAI, server: Server, task: Task, item: Item, chat: bool) -> str:
+    how: dict[str, Any] = {"model": server.model, "max_tokens": task.max_new_tokens, "temperature": 0.0}
+    if task.stop:
+        how["stop"] = list(task.stop[:_MOST_STOPS])
+    more = dict(server.options)
+    with server.answering():
+        if chat:
+            messages = [{"role": "user", "content": item.prompt}]
+            reply = client.chat.completions.create(messages=messages, extra_body=more, **how)
+            text = _first_choice(reply).message.content
+        else:
+            text = _first_choice(client.completions.create(prompt=item.prompt, extra_body=more, **how)).text
     return cut_at(text or "", task.stop)
 
 
-def _log_likelihood(client: JsonClient, server: Server, item: Item, choice: str) -> float:
+def _log_likelihood(client: OpenAI, server: Server, item: Item, choice: str) -> float:
     """Sum over the choice's tokens, which are the last ones of the echoed prompt."""
     prompt, count = item.prompt + choice, None
     if server.tokenizer is not None:
         context, rest = encode_pair(server.tokenizer, item.prompt, choice)
         prompt, count = context + rest, len(rest)
-    body = {
-        "model": server.model,
-        "prompt": prompt,
-        "echo": True,
-        "logprobs": 1,
-        # Not 0: some servers refuse that. The generated token is left out below.
-        "max_tokens": 1,
-        "temperature": 0.0,
-        **server.options,
-    }
-    reply = client.post("completions", body)
-    found = _first_choice(reply).get("logprobs") or {}
-    generated = (reply.get("usage") or {}).get("completion_tokens", 1)
-    values, tokens = ((found.get(name) or [])[: -generated or None] for name in ("token_logprobs", "tokens"))
+    # Not 0 new tokens: some servers refuse that. The generated one is left out below.
+    how: dict[str, Any] = {"echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0.0}
+    with server.answering():
+        reply = client.completions.create(
+            model=server.model, prompt=prompt, extra_body=dict(server.options), **how
+        )
+    found = _first_choice(reply).logprobs
+    generated = reply.usage.completion_tokens if reply.usage else 1
+    values, tokens = (
+        (getattr(found, name, None) or [])[: -generated or None] for name in ("token_logprobs", "tokens")
+    )
     if len(values) < 2:
         raise MuscleError(
             f"{server.url} does not return the log-probabilities of a prompt (echo with logprobs), so choices cannot "
@@ -194,8 +217,7 @@ def _tokens_of(tokens: Sequence[str], ending: str, server: Server) -> int:
     )
 
 
-def _first_choice(reply: Mapping[str, Any]) -> Mapping[str, Any]:
-    choices = reply.get("choices")
-    if not choices:
-        raise MuscleError(f"the server's answer has no choices: {json.dumps(reply)[:500]}")
-    return choices[0]
+def _first_choice(reply: Any) -> Any:
+    if not getattr(reply, "choices", None):
+        raise MuscleError(f"the server's answer has no choices: {str(reply)[:500]}")
+    return reply.choices[0]
