@@ -170,13 +170,13 @@ def test_a_task_whose_template_fails_is_said(template, rows, capsys):
 
 
 def test_every_task_shows_an_item(capsys):
-    from muscle_hf.evaluation.builtin import EXAMPLES
+    from muscle_hf.evaluation.builtin import examples
 
-    assert list(EXAMPLES) == builtin_tasks()
+    assert list(examples()) == builtin_tasks()
     assert main(["tasks"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == builtin_tasks()
     for name in builtin_tasks():
         assert main(["tasks", name]) == 0
-        item = load_task(name).to_item(EXAMPLES[name], 0)
+        item = load_task(name).to_item(examples()[name], 0)
         said = capsys.readouterr().out
         assert all(f"  | {line}\n" in said for line in item.prompt.splitlines()) and f"* {item.target!r}" in said

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List the built-in tasks, or print an item of one."""
-    from muscle_hf.evaluation.builtin import EXAMPLES, TASKS
+    from muscle_hf.evaluation.builtin import TASKS, examples
     from muscle_hf.evaluation.registry import load_items, load_task
     from muscle_hf.evaluation.tasks import describe_item
     from muscle_hf.report.text import visible
@@ -32,9 +32,9 @@ def run(args: argparse.Namespace) -> int:
             print(f"{task.name:{width}}  {task.kind:10}  {task.metric:11}  {task.source.path}")
         return 0
     task = load_task(args.name)
-    made_up = args.data is None and args.name in EXAMPLES and not args.num_fewshot
+    made_up = args.data is None and not args.num_fewshot and examples().get(args.name)
     if made_up:
-        item = task.to_item(EXAMPLES[args.name], 0)
+        item = task.to_item(made_up, 0)
     else:
         options = {"start": args.start, "limit": 1, "num_fewshot": args.num_fewshot}
         (item,) = load_items(task, args.data, args.split, **options)

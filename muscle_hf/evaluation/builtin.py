@@ -6,11 +6,13 @@ Every ``to_item`` takes a row as the Hub's dataset has it and as the original fi
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.tasks import Item, Source, Task
+from muscle_hf.files import read_json
 
 Row = Mapping[str, Any]
 
@@ -43,12 +45,13 @@ def _label(row: Row, count: int, *names: str, first: int = 0) -> int:
     return value
 
 
+def _choice(id: str, prompt: str, texts: Iterable[str], answer: int, **columns: Any) -> Item:
+    return Item(id, prompt, tuple(f" {text}" for text in texts), (answer,), columns=columns)
+
+
 def _piqa(row: Row, index: int) -> Item:
-    return Item(
-        id=str(index),
-        prompt=f"Question: {row['goal']}\nAnswer:",
-        choices=(f" {row['sol1']}", f" {row['sol2']}"),
-        answers=(_label(row, 2, "label"),),
+    return _choice(
+        str(index), f"Question: {row['goal']}\nAnswer:", (row["sol1"], row["sol2"]), _label(row, 2, "label")
     )
 
 
@@ -64,13 +67,9 @@ def _hellaswag(row: Row, index: int) -> Item:
     else:
         # Only the joined context is there: a last sentence without an end is ctx_b, which the harness capitalises.
         context = re.sub(r"([.!?]['\")]*\s+)([a-z])([^.!?]*)$", lambda m: m[1] + m[2].upper() + m[3], row["ctx"])
-    return Item(
-        id=str(index),
-        prompt=_clean_hellaswag(f"{row['activity_label']}: {context}"),
-        choices=tuple(f" {_clean_hellaswag(ending)}" for ending in row["endings"]),
-        answers=(_label(row, len(row["endings"]), "label"),),
-        columns={"activity_label": row["activity_label"]},
-    )
+    prompt, endings = _clean_hellaswag(f"{row['activity_label']}: {context}"), map(_clean_hellaswag, row["endings"])
+    answer = _label(row, len(row["endings"]), "label")
+    return _choice(str(index), prompt, endings, answer, activity_label=row["activity_label"])
 
 
 def _gsm8k(row: Row, index: int) -> Item:
@@ -96,12 +95,8 @@ def _dialogsum(row: Row, index: int) -> Item:
 
 
 def _sst2(row: Row, index: int) -> Item:
-    return Item(
-        id=_id(row, index, "idx"),
-        prompt=f"{_value(row, 'text', 'sentence')}\nQuestion: Is this sentence positive or negative?\nAnswer:",
-        choices=(" negative", " positive"),
-        answers=(_label(row, 2, "label"),),
-    )
+    prompt = f"{_value(row, 'text', 'sentence')}\nQuestion: Is this sentence positive or negative?\nAnswer:"
+    return _choice(_id(row, index, "idx"), prompt, ("negative", "positive"), _label(row, 2, "label"))
 
 
 # Code -> the word that a language model would say; the order is that of the Hub's class labels.
@@ -118,24 +113,17 @@ _TREC = {
 def _trec(row: Row, index: int) -> Item:
     value = _value(row, "coarse_label", "label")
     codes = list(_TREC)
-    return Item(
-        id=str(index),
-        prompt=f"Question: {row['text']}\nType of answer:",
-        choices=tuple(f" {word}" for word in _TREC.values()),
-        answers=(codes.index(value) if value in codes else _label(row, len(codes), "coarse_label", "label"),),
-        columns={"fine": row["fine"]} if "fine" in row else {},
-    )
+    answer = codes.index(value) if value in codes else _label(row, len(codes), "coarse_label", "label")
+    fine = {"fine": row["fine"]} if "fine" in row else {}
+    return _choice(str(index), f"Question: {row['text']}\nType of answer:", _TREC.values(), answer, **fine)
 
 
 def _ag_news(row: Row, index: int) -> Item:
     original = "title" in row
     text = f"{row['title']} {row['description']}" if original else row["text"]
-    return Item(
-        id=str(index),
-        prompt=f"Article: {text}\nTopic:",
-        choices=(" World", " Sports", " Business", " Technology"),
-        answers=(_label(row, 4, "label", first=1 if original else 0),),
-    )
+    answer = _label(row, 4, "label", first=1 if original else 0)
+    topics = ("World", "Sports", "Business", "Technology")
+    return _choice(str(index), f"Article: {text}\nTopic:", topics, answer)
 
 
 def _labelled_choices(row: Row) -> tuple[Sequence[str], int]:
@@ -153,26 +141,19 @@ def _labelled_choices(row: Row) -> tuple[Sequence[str], int]:
 
 
 def _arc(row: Row, index: int) -> Item:
-    texts, answer = _labelled_choices(row)
-    return Item(
-        id=_id(row, index, "id"),
-        prompt=f"Question: {row['question']}\nAnswer:",
-        choices=tuple(f" {text}" for text in texts),
-        answers=(answer,),
-    )
+    return _choice(_id(row, index, "id"), f"Question: {row['question']}\nAnswer:", *_labelled_choices(row))
 
 
 def _openbookqa(row: Row, index: int) -> Item:
-    texts, answer = _labelled_choices(row)
-    return Item(
-        id=_id(row, index, "id"),
-        prompt=_value(row, "question_stem", "question"),
-        choices=tuple(f" {text}" for text in texts),
-        answers=(answer,),
-    )
+    return _choice(_id(row, index, "id"), _value(row, "question_stem", "question"), *_labelled_choices(row))
 
 
-_SUMMARY_STOPS = ("Dialogue:", "Summary:", "</s>", "\n\n")
+_SUMMARY: dict[str, Any] = {
+    "metric": "rouge1",
+    "max_new_tokens": 128,
+    "stop": ("Dialogue:", "Summary:", "</s>", "\n\n"),
+    "no_repeat_ngram_size": 2,
+}
 
 TASKS: dict[str, Task] = {
     task.name: task
@@ -190,26 +171,8 @@ TASKS: dict[str, Task] = {
             stop=("Question:", "</s>", "<|im_end|>"),
             source=Source("openai/gsm8k", "main"),
         ),
-        Task(
-            "samsum",
-            "generation",
-            _samsum,
-            metric="rouge1",
-            max_new_tokens=128,
-            stop=_SUMMARY_STOPS,
-            no_repeat_ngram_size=2,
-            source=Source("knkarthick/samsum"),
-        ),
-        Task(
-            "dialogsum",
-            "generation",
-            _dialogsum,
-            metric="rouge1",
-            max_new_tokens=128,
-            stop=_SUMMARY_STOPS,
-            no_repeat_ngram_size=2,
-            source=Source("knkarthick/dialogsum"),
-        ),
+        Task("samsum", "generation", _samsum, source=Source("knkarthick/samsum"), **_SUMMARY),
+        Task("dialogsum", "generation", _dialogsum, source=Source("knkarthick/dialogsum"), **_SUMMARY),
         Task("sst2", "choice", _sst2, source=Source("stanfordnlp/sst2", splits={"test": "validation"})),
         Task("trec", "choice", _trec, source=Source("CogComp/trec", revision="refs/convert/parquet")),
         Task("ag_news", "choice", _ag_news, source=Source("fancyzhx/ag_news")),
@@ -218,49 +181,7 @@ TASKS: dict[str, Task] = {
     )
 }
 
-# A made-up row of each, in the form of its data set on the Hub: what prompts look like, without fetching it.
-EXAMPLES: dict[str, Row] = {
-    "piqa": {
-        "goal": "Keep cut apples from turning brown.",
-        "sol1": "Sprinkle them with lemon juice.",
-        "sol2": "Leave them in the sun.",
-        "label": 0,
-    },
-    "hellaswag": {
-        "activity_label": "Washing a car",
-        "ctx_a": "A man fills a bucket with soapy water.",
-        "ctx_b": "he",
-        "endings": ["dips a sponge into it.", "paints the fence.", "reads a letter.", "closes the piano."],
-        "label": "0",
-    },
-    "gsm8k": {
-        "question": "A box holds 6 pens. How many pens are in 4 boxes?",
-        "answer": "Each box holds 6 pens, so 4 boxes hold 4*6=<<4*6=24>>24 pens.\n#### 24",
-    },
-    "samsum": {
-        "id": "example",
-        "dialogue": "Ana: Are you coming at six?\nBen: Half past, the train is late.",
-        "summary": "Ben comes at half past six, because his train is late.",
-    },
-    "dialogsum": {
-        "id": "example",
-        "dialogue": "#Person1#: Is this seat free?\n#Person2#: Yes, please sit down.",
-        "summary": "#Person1# takes a free seat beside #Person2#.",
-        "topic": "taking a seat",
-    },
-    "sst2": {"idx": 0, "sentence": "a warm and funny film", "label": 1},
-    "trec": {"text": "Who wrote the first dictionary ?", "coarse_label": 3},
-    "ag_news": {"text": "Rowers win two medals on the first day of the regatta.", "label": 1},
-    "arc_easy": {
-        "id": "example",
-        "question": "Which of these gives off its own light?",
-        "choices": {"text": ["the Moon", "the Sun", "a mirror", "a window"], "label": ["A", "B", "C", "D"]},
-        "answerKey": "B",
-    },
-    "openbookqa": {
-        "id": "example",
-        "question_stem": "A plant in a dark cupboard will soon",
-        "choices": {"text": ["bloom", "wither", "bear fruit", "sing"], "label": ["A", "B", "C", "D"]},
-        "answerKey": "B",
-    },
-}
+
+def examples() -> dict[str, Row]:
+    """A made-up row of each, in the form of its data set on the Hub: what prompts look like, without fetching it."""
+    return read_json(Path(__file__).with_name("examples.json"))

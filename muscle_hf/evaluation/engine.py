@@ -16,7 +16,7 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.batching import plan_batches, run_batches, token_budget
 from muscle_hf.evaluation.choices import ChoiceScorer, group_by_context
 from muscle_hf.evaluation.generate import Generator
-from muscle_hf.evaluation.heads import HeadScorer
+from muscle_hf.evaluation.heads import score_classes
 from muscle_hf.evaluation.models import ModelFacts
 from muscle_hf.evaluation.partial import PartialAnswers
 from muscle_hf.evaluation.predictions import Prediction
@@ -187,7 +187,7 @@ def _answer_classes(run: _Run) -> list[list[float]]:
     # Cut here, so that the closing token stays.
     cut = {"truncation": True, "max_length": run.facts.max_length}
     ids = run.tokenizer(run.prompts, **cut, return_attention_mask=False)["input_ids"]
-    rows = run.compute(ids, HeadScorer(run.facts), len, run.keep)
+    rows = run.compute(ids, partial(score_classes, run.facts), len, run.keep)
     classes = max(max(item.answers) for item in run.items) + 1
     if len(rows[0]) < classes:
         raise MuscleError(

@@ -7,28 +7,18 @@ from dataclasses import replace
 from muscle_hf.evaluation.models import ModelFacts
 
 
-class HeadScorer:
-    """Log-probabilities of the classes for prompts given as token ids.
-
-    Args:
-        facts: The model and what was found out about it.
-    """
-
-    def __init__(self, facts: ModelFacts):
-        self.facts = facts
-
-    def __call__(self, prompts: list[list[int]]) -> list[list[float]]:
-        """Log-probability of each class, in fp32, for each prompt."""
-        rows = [prompt[: self.facts.max_length] for prompt in prompts]
-        # Decoder models find the last token of a row by comparing with config.pad_token_id. Where a model has none,
-        # any token that no row contains will do, and the answer does not depend on the batch.
-        config = self.facts.base.config.get_text_config()
-        own = config.pad_token_id
-        pad = own if own is not None else min(set(range(sum(map(len, rows)) + 1)).difference(*rows))
-        ids, mask = replace(self.facts, pad_id=pad).pad(rows, side="right")
-        config.pad_token_id = pad
-        try:
-            logits = self.facts.model(input_ids=ids, attention_mask=mask).logits
-        finally:
-            config.pad_token_id = own
-        return logits.float().log_softmax(-1).tolist()
+def score_classes(facts: ModelFacts, prompts: list[list[int]]) -> list[list[float]]:
+    """Log-probability of each class, in fp32, for each prompt, given as token ids."""
+    rows = [prompt[: facts.max_length] for prompt in prompts]
+    # Decoder models find the last token of a row by comparing with config.pad_token_id. Where a model has none,
+    # any token that no row contains will do, and the answer does not depend on the batch.
+    config = facts.base.config.get_text_config()
+    own = config.pad_token_id
+    pad = own if own is not None else min(set(range(sum(map(len, rows)) + 1)).difference(*rows))
+    ids, mask = replace(facts, pad_id=pad).pad(rows, side="right")
+    config.pad_token_id = pad
+    try:
+        logits = facts.model(input_ids=ids, attention_mask=mask).logits
+    finally:
+        config.pad_token_id = own
+    return logits.float().log_softmax(-1).tolist()

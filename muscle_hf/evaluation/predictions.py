@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from muscle_hf.evaluation.tasks import Item
 
 _REQUIRED = ("task", "id", "prediction", "target", "metric", "hash")
+_ALWAYS = {*_REQUIRED, "correct", "score"}
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,10 @@ class Prediction:
 
     def to_dict(self) -> dict[str, Any]:
         """The row of the file; optional fields that are empty are left out."""
-        row = {name: getattr(self, name) for name in (*_REQUIRED[:4], "correct", "score", *_REQUIRED[4:])}
-        optional = {name: getattr(self, name) for name in ("prompt", "choices", "log_likelihoods", "origin")}
-        row.update({name: value for name, value in optional.items() if value is not None})
-        if self.columns:
-            row["columns"] = dict(self.columns)
-        return row
+        row = dict(vars(self))
+        columns = row.pop("columns")
+        row = {name: value for name, value in row.items() if value is not None or name in _ALWAYS}
+        return {**row, "columns": dict(columns)} if columns else row
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Prediction:
@@ -77,21 +76,8 @@ class Prediction:
             )
         if row.get("correct") is None and row.get("score") is None:
             raise MuscleError(f"prediction {row['id']!r} has neither 'correct' nor 'score'")
-        return cls(
-            task=row["task"],
-            id=str(row["id"]),
-            prediction=row["prediction"],
-            target=row["target"],
-            correct=row.get("correct"),
-            score=row.get("score"),
-            metric=row["metric"],
-            hash=row["hash"],
-            prompt=row.get("prompt"),
-            choices=row.get("choices"),
-            log_likelihoods=row.get("log_likelihoods"),
-            columns=row.get("columns") or {},
-            origin=row.get("origin"),
-        )
+        known = {name: row.get(name) for name in cls.__dataclass_fields__}
+        return cls(**{**known, "id": str(row["id"]), "columns": row.get("columns") or {}})
 
 
 def signed(predictions: Iterable[Prediction], origin: Mapping[str, Any]) -> list[Prediction]:

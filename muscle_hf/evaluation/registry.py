@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,10 @@ def load_task(name: str | os.PathLike[str] | Task) -> Task:
 
         return read_task(Path(text))
     if ".py:" in text:
-        return _from_python(text)
+        task = python_variable(text)
+        if not isinstance(task, Task):
+            raise MuscleError(f"{text} is no Task but {task!r}")
+        return task
     raise MuscleError(
         f"unknown task {text!r} (one of your own is a .yaml file or file.py:variable); {did_you_mean(text, TASKS)}"
     )
@@ -137,7 +141,7 @@ def load_items(
         )
     examples = [to_item(loaded, row, i) for i, row in enumerate(load_rows(loaded, source, "train")[:num_fewshot])]
     shots = "".join(f"{example.prompt}{example.target}\n\n" for example in examples)
-    return [_with_prompt(item, shots + item.prompt) for item in items]
+    return [replace(item, prompt=shots + item.prompt) for item in items]
 
 
 def to_item(task: Task, row: dict[str, object], index: int) -> Item:
@@ -150,19 +154,6 @@ def to_item(task: Task, row: dict[str, object], index: int) -> Item:
         ) from error
     except MuscleError as error:
         raise MuscleError(f"task {task.name!r}, row {index}: {error}") from error
-
-
-def _with_prompt(item: Item, prompt: str) -> Item:
-    from dataclasses import replace
-
-    return replace(item, prompt=prompt)
-
-
-def _from_python(text: str) -> Task:
-    task = python_variable(text)
-    if not isinstance(task, Task):
-        raise MuscleError(f"{text} is no Task but {task!r}")
-    return task
 
 
 def python_variable(text: str) -> Any:

@@ -76,10 +76,11 @@ class Server:
 
         try:
             yield
+        except APIStatusError as error:
+            what = f"answers with HTTP {error.status_code}: {error.response.text[:2000]}"
+            raise MuscleError(f"{self.url} {what}") from error
         except OpenAIError as error:
-            final = isinstance(error, APIStatusError) and error.status_code < 500 and error.status_code != 429
-            what = "refuses the request" if final else f"still fails after {self.retries} retries"
-            raise MuscleError(f"{self.url} {what}: {error}") from error
+            raise MuscleError(f"{self.url} still fails after {self.retries} retries: {error}") from error
 
 
 def evaluate_task_on_server(
@@ -183,9 +184,7 @@ def _log_likelihood(client: OpenAI, server: Server, item: Item, choice: str) -> 
     # Not 0 new tokens: some servers refuse that. The generated one is left out below.
     how: dict[str, Any] = {"echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0.0}
     with server.answering():
-        reply = client.completions.create(
-            model=server.model, prompt=prompt, extra_body=dict(server.options), **how
-        )
+        reply = client.completions.create(model=server.model, prompt=prompt, extra_body=dict(server.options), **how)
     found = _first_choice(reply).logprobs
     generated = reply.usage.completion_tokens if reply.usage else 1
     values, tokens = (

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from muscle_hf.errors import MissingDependencyError, MuscleError
+from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.tasks import Item, Source, Task
 from muscle_hf.files import read_yaml
 from muscle_hf.words import did_you_mean
@@ -172,11 +172,9 @@ def _template(text: str) -> Callable[[Mapping[str, Any]], str]:
 
 
 def _jinja(text: str) -> Callable[[Mapping[str, Any]], str]:
-    try:
-        from jinja2 import StrictUndefined, TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError as error:
-        raise MissingDependencyError("jinja2", "eval", "a task with Jinja templates") from error
+    from jinja2 import StrictUndefined, TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
     try:
         # Sandboxed: task files are passed around.
         template = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(

@@ -41,17 +41,9 @@ class ModelSize:
     """A base and the LoRA on it, counted.
 
     Args:
-        name: Of the base.
-        parameters: Of the base.
-        linear: Those in linear layers other than the output layer, which quantization compresses.
-        lora: Parameters of the adapter.
-        width: d of the hidden states.
-        mlp: Width inside the MLP.
-        layers: Of the body.
-        vocabulary: Of the output layer.
-        ranks: Of the adapter, added up over its layers.
-        gated: Whether the MLP has a gate.
-        rms_norm: Whether its norms are RMSNorm.
+        linear: Parameters in linear layers other than the output layer, which quantization compresses.
+        lora: Parameters of the adapter; ``ranks``: its ranks, added up over its layers.
+        width: d of the hidden states; ``mlp``: width inside the MLP, which may have a gate (``gated``).
     """
 
     name: str
@@ -82,13 +74,7 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class Spread:
-    """How an accelerate configuration spreads a run.
-
-    Args:
-        processes: GPUs.
-        shards_weights: FSDP, ZeRO-3.
-        shards_optimizer: These and ZeRO-2.
-    """
+    """How an accelerate configuration spreads a run over GPUs: FSDP and ZeRO-3 shard weights, ZeRO-2 the optimizer."""
 
     processes: int = 1
     shards_weights: bool = False
@@ -110,11 +96,9 @@ class Spread:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One training of a run.
+    """One training of a run: ``old``, ``new``, ``control`` or ``muscle``, and in words.
 
     Args:
-        name: ``old``, ``new``, ``control`` or ``muscle``.
-        what: In words.
         steps: Optimizer steps; None for rows whose number is not known.
         memory: Bytes at the peak on each GPU.
         seconds: On GPUs that reach :data:`FLOPS` times :data:`UTILIZATION`; None where the tokens are not known.
@@ -159,6 +143,11 @@ def size_of(side: ModelSettings, lora: LoraSettings) -> ModelSize:
     return size_of_config(side.base, config, lora)
 
 
+def training_of(name: str, settings: RunSettings) -> dict[str, Any]:
+    """The training arguments that the settings give for a model of the run."""
+    return {**settings.training, **(settings.task_training if name in (OLD, NEW) else {})}
+
+
 # ---- The model of memory and time ----
 
 
@@ -169,25 +158,18 @@ def memory_of(
 
     Args:
         name: ``old``, ``new``, ``control`` or ``muscle``.
-        old: v1's base.
-        new: v2's.
-        settings: Of the run.
-        spread: Over GPUs.
+        old: v1's base; ``new``: v2's; ``same_base``: they are one.
         length: Tokens of the longest row.
-        same_base: Whether v1 and v2 share one.
 
     Returns:
         Weights of the bases, adapters with gradients and optimizer states, activations, logits, and a constant.
     """
-    training = {**settings.training, **(settings.task_training if name in (OLD, NEW) else {})}
+    training = training_of(name, settings)
     size = old if name == OLD else new
     dtype = "bfloat16" if settings.dtype == "auto" else settings.dtype
     held = size.weight_bytes(dtype, settings.quantization)
-    teachers = 0
     if name == COMPAT:
-        held += 0 if same_base else old.weight_bytes(dtype, settings.quantization)
-        teachers = new.lora + old.lora
-    held += 4 * teachers
+        held += 4 * (new.lora + old.lora) + (0 if same_base else old.weight_bytes(dtype, settings.quantization))
     state = 2 if "8bit" in training.get("optim", "") else 8
     trained = 4 * size.lora + (4 + state) * size.lora / (spread.processes if spread.shards_optimizer else 1)
     if spread.shards_weights:
@@ -227,13 +209,11 @@ def flops_of(name: str, old: ModelSize, new: ModelSize, tokens: float, settings:
     pass through frozen weights, and once more a forward pass where activations are recomputed; both teachers' forward
     passes for the compatibility adapter.
     """
-    training = {**settings.training, **(settings.task_training if name in (OLD, NEW) else {})}
+    training = training_of(name, settings)
     size = old if name == OLD else new
     passes = 2 + (1 if _recomputes(training, settings) else 0)
-    weights = passes * size.parameters + 3 * size.lora
-    if name == COMPAT:
-        weights += new.parameters + old.parameters
-    return 2 * tokens * weights
+    teachers = new.parameters + old.parameters if name == COMPAT else 0
+    return 2 * tokens * (passes * size.parameters + 3 * size.lora + teachers)
 
 
 # ---- The plan of a run ----
@@ -279,13 +259,7 @@ def transfer_rows(run: Run) -> int:
 
 
 def plan_of(run: Run, spread: Spread, sizes: Mapping[str, ModelSize]) -> list[StepPlan]:
-    """The trainings of a run that are still to be done or may be, in order.
-
-    Args:
-        run: With its rows.
-        spread: Over GPUs.
-        sizes: Of both bases, by ``old`` and ``new``.
-    """
+    """The trainings of a run that are still to be done or may be, in order; ``sizes`` of both bases by side."""
     settings = run.settings
     lengths = token_lengths(run.data)
     limit = run.training.get("max_length") or (1024 if settings.trainer == "trl" else None)
@@ -294,19 +268,19 @@ def plan_of(run: Run, spread: Spread, sizes: Mapping[str, ModelSize]) -> list[St
     words = {OLD: "task adapter on v1", NEW: "task adapter on v2", CONTROL: "control", COMPAT: "compatibility adapter"}
     plans = []
     for name in run.models:
-        if name in (OLD, NEW) and (settings.old if name == OLD else settings.new).adapter:
+        if {OLD: settings.old.adapter, NEW: settings.new.adapter}.get(name):
             continue
-        training = {**run.training, **(settings.task_training if name in (OLD, NEW) else {})}
+        training = {**run.training, **training_of(name, settings)}
         rows = None if lengths is None else len(lengths) + (transfer_rows(run) if name == COMPAT else 0)
         steps = optimizer_steps(rows, training, spread.processes)
         longest = max(lengths) if lengths else limit or 1024
-        memory = memory_of(name, sizes[OLD], sizes[NEW], settings, spread, longest, same_base=same_base)
+        sides = sizes[OLD], sizes[NEW]
+        memory = memory_of(name, *sides, settings, spread, longest, same_base=same_base)
         seconds = None
         if lengths and steps is not None:
             per_step = training.get("per_device_train_batch_size", 8) * training.get("gradient_accumulation_steps", 1)
             tokens = steps * per_step * sum(lengths) / len(lengths)
-            work = flops_of(name, sizes[OLD], sizes[NEW], tokens, settings)
-            seconds = work / (FLOPS * UTILIZATION)
+            seconds = flops_of(name, *sides, tokens, settings) / (FLOPS * UTILIZATION)
         plans.append(StepPlan(name, words[name], steps, memory, seconds))
     return plans
 
@@ -315,7 +289,7 @@ def disk_of(run: Run, sizes: Mapping[str, ModelSize], plans: Sequence[StepPlan])
     """Bytes of the adapters that are trained and of their checkpoints, at the most that lie there at a time."""
     total = 0.0
     for plan in plans:
-        training = {**run.training, **(run.settings.task_training if plan.name in (OLD, NEW) else {})}
+        training = {**run.training, **training_of(plan.name, run.settings)}
         weights = 4 * sizes[OLD if plan.name == OLD else NEW].lora
         kept = checkpoints_of(training, plan.steps)
         # A checkpoint holds the optimizer's two moments besides.
