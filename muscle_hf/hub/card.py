@@ -166,7 +166,7 @@ def eval_results(card: Card) -> list[EvalResult]:
         taken.append(dataset)
         quality = "accuracy" if task["kind"] == "correct" else plain(task["metric"])
 
-        def add(metric: str, label: str, value: Any, dataset: dict[str, str] = dataset, name: str = name) -> None:
+        def add(metric: str, label: str, value: Any, dataset: dict[str, Any] = dataset, name: str = name) -> None:
             """An entry of the model-index; none for a rate that is nan."""
             number = estimate(value).value
             if number == number:
@@ -191,9 +191,10 @@ def eval_results(card: Card) -> list[EvalResult]:
     return results
 
 
-def _data_set(card: Card, task: str) -> dict[str, str]:
+def _data_set(card: Card, task: str) -> dict[str, Any]:
     """A task's data set in the model-index: what the answers say; else the publisher's only one; else the task."""
-    origins = [origin for model in card.comparison["models"] for origin in model.get("origins") or []]
+    models = card.comparison["models"] if card.comparison else []
+    origins = [origin for model in models for origin in model.get("origins") or []]
     said = [origin.get("data") for origin in origins if isinstance(origin, dict)]
     said = [data for data in said if isinstance(data, dict) and data.get("task") == task and data.get("path")]
     if said and all(data == said[0] for data in said):

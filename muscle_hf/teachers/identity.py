@@ -23,7 +23,7 @@ def describe_model(
     """A model in memory as a provenance describes ``old`` and ``new``: its predictions say so what gave them.
 
     Args:
-        model: With the adapter active that is meant, if it has one. Every weight is read once, to hash it.
+        model: With the adapter active that is meant, if it has one (several at once have no hash). Every weight is read once, to hash it.
         folder: Where the adapter's file is, which is hashed too.
         name: The adapter's: a Hub id, or a folder.
         revision: The adapter's commit on the Hub.
@@ -32,17 +32,17 @@ def describe_model(
         ``base`` and ``adapter``; None is what cannot be hashed (weights that were left on the disk), and an adapter
         that there is not.
     """
-    active = model.active_adapter if isinstance(model, PeftModel) else None
+    active = model.active_adapters if isinstance(model, PeftModel) else []
     adapter = None
-    if active is not None:
+    if active:
         file = None if folder is None else Path(folder, WEIGHTS_FILE)
         adapter = {
             "name": public_name(name),
             "revision": revision,
-            "sha256": _hash_or_none(adapter_parameters(model, active)),
+            "sha256": _hash_or_none(adapter_parameters(model, active[0])) if len(active) == 1 else None,
             "file_sha256": file_sha256(file) if file is not None and file.is_file() else None,
         }
-    return {"base": describe_base(base_of(model), _hash_or_none(base_weights(model, active))), "adapter": adapter}
+    return {"base": describe_base(base_of(model), _hash_or_none(base_weights(model, *active[:1]))), "adapter": adapter}
 
 
 def describe_base(base: nn.Module, sha256: str | None) -> dict[str, Any]:
