@@ -23,7 +23,8 @@ def describe_model(
     """A model in memory as a provenance describes ``old`` and ``new``: its predictions say so what gave them.
 
     Args:
-        model: With the adapter active that is meant, if it has one (several at once have no hash). Every weight is read once, to hash it.
+        model: With the adapter active that is meant, if it has one; several at once have no hash. Every weight is read
+            once, to hash it.
         folder: Where the adapter's file is, which is hashed too.
         name: The adapter's: a Hub id, or a folder.
         revision: The adapter's commit on the Hub.
