@@ -33,7 +33,7 @@ def test_from_a_folder_to_the_hub_and_back(
     assert main(["card", str(adapter), "--comparison", str(tmp_path / "comparison.json"), *completed]) == 0
     assert main(["push", str(adapter), REPO, "--message", "A better one"]) == 0
     told = capsys.readouterr().out
-    assert "muscle-hf pull tester/compat" in told and "checkpoint-4/" in told
+    assert "pull tester/compat" in told and "checkpoint-4/" in told
     assert bases.repo(REPO).titles[-1] == "A better one"
     assert main(["push", str(adapter), REPO]) == 0
     told = capsys.readouterr().out

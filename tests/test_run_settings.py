@@ -54,9 +54,9 @@ def test_a_title_need_not_be_yaml(file, text):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--learning_rat", "1"], "learning_rate"),
+        (["--learning_rat", "1"], "'learning_rate'"),
         (["--lora.rank", "1"], "unknown setting lora.rank"),
-        (["--card.titel", "x"], "unknown setting card.titel; title"),
+        (["--card.titel", "x"], r"card\.titel.*'title'"),
         (["--card.language", "en"], "card.language is 'en'; expected list"),
         (["--card.history", "[]"], "unknown setting card.history"),
         (["--lora.r", "many"], "lora.r is 'many'; expected int"),
@@ -81,7 +81,7 @@ def test_wrong_overrides_say_what_is_wrong(file, words, message):
         ("task: sst2\n", "missing: old, new, output_dir"),
         ("[]", "must be a mapping"),
         ("task: {", "not valid YAML"),
-        (MINIMAL + "tsak: x\n", "task"),
+        (MINIMAL + "tsak: x\n", "tsak.*'task'"),
     ],
 )
 def test_wrong_files_say_what_is_wrong(tmp_path, text, message):
@@ -89,7 +89,7 @@ def test_wrong_files_say_what_is_wrong(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(MuscleError, match=message):
         load_settings(path)
-    with pytest.raises(MuscleError, match="cannot be read"):
+    with pytest.raises(MuscleError, match="nowhere.yaml"):
         load_settings(tmp_path / "nowhere.yaml")
 
 
