@@ -89,7 +89,7 @@ def test_wrong_files_say_what_is_wrong(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(MuscleError, match=message):
         load_settings(path)
-    with pytest.raises(MuscleError, match="nowhere.yaml"):
+    with pytest.raises(MuscleError, match=r"nowhere\.yaml"):
         load_settings(tmp_path / "nowhere.yaml")
 
 
