@@ -21,11 +21,10 @@ from transformers import (
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.engine import evaluate_task
 from muscle_hf.evaluation.loading import load_for_evaluation
-from muscle_hf.evaluation.predictions import Prediction, predictions_of, read_predictions
+from muscle_hf.evaluation.predictions import Prediction, predictions_of, read_predictions, update_between
 from muscle_hf.evaluation.scoring import check_items
 from muscle_hf.evaluation.state import random_state_kept
 from muscle_hf.evaluation.tasks import Item, Task
-from muscle_hf.metrics import flip_metrics, flip_metrics_from_correct, smooth_flip_metrics
 from muscle_hf.teachers.checks import text_tokenizer
 from muscle_hf.teachers.teacher import Teacher
 
@@ -248,42 +247,16 @@ def training_flips(
         new: The new model's.
         epsilon: Similarity tasks: changes of at most this size are no flips.
     """
-    flips = _smooth_flips if current[0].correct is None else _flips
-    result = flips(old, current, epsilon)
-    if new is None:
-        return result
-    update, against = flips(old, new, epsilon), flips(new, current, epsilon)
-    value = "score" if current[0].correct is None else "acc"
-    result[f"{value}_new"] = update[value]
-    for rate in ("nfr", "pfr"):
-        result[f"{rate}_new"] = update[rate]
-        result[f"{rate}_against_new"] = against[rate]
-    result["delta_nfr"] = result["nfr"] - update["nfr"]
-    if update["nfr"]:
-        result["delta_nfr_percent"] = 100 * result["delta_nfr"] / update["nfr"]
-    return result
-
-
-def _flips(old: Sequence[Prediction], new: Sequence[Prediction], epsilon: float) -> dict[str, float]:
-    if isinstance(new[0].prediction, int):
-        targets = [prediction.target for prediction in new]
-        found = flip_metrics([p.prediction for p in old], [p.prediction for p in new], targets)
-    else:
-        found = flip_metrics_from_correct([p.correct for p in old], [p.correct for p in new])
-    names = {"acc_new": "acc"} | {name: name for name in ("acc_old", "nfr", "pfr", "nfr_mc", "btc", "relative_nfr")}
-    return _known(found, names)
-
-
-def _smooth_flips(old: Sequence[Prediction], new: Sequence[Prediction], epsilon: float) -> dict[str, float]:
-    found = smooth_flip_metrics([p.score for p in old], [p.score for p in new], epsilon=epsilon)
-    names = {"score_new": "score", "score_old": "score_old", "nfr_smooth": "nfr", "pfr_smooth": "pfr"}
-    names |= {"m_g": "m_g", "m_r": "m_r"}
-    return _known(found, names)
-
-
-def _known(found: Mapping[str, float], names: Mapping[str, str]) -> dict[str, float]:
+    found = update_between(old, current, epsilon).numbers()
+    if new is not None:
+        value = "score" if "score" in found else "acc"
+        update, against = (update_between(*pair, epsilon).numbers() for pair in ((old, new), (new, current)))
+        found |= {f"{name}_new": update[name] for name in (value, "nfr", "pfr")}
+        found |= {f"{name}_against_new": against[name] for name in ("nfr", "pfr")}
+        found["delta_nfr"] = found["nfr"] - update["nfr"]
+        found["delta_nfr_percent"] = 100 * found["delta_nfr"] / update["nfr"] if update["nfr"] else math.nan
     # A rate over no item at all is left out of the logs: nan is no JSON.
-    return {name: float(found[key]) for key, name in names.items() if key in found and not math.isnan(found[key])}
+    return {name: float(number) for name, number in found.items() if not math.isnan(number)}
 
 
 def _is_predictions(side: Any) -> bool:

@@ -10,8 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import check_encoding, json_rows, not_utf8, write_text
+from muscle_hf.metrics.update import Update
 
 if TYPE_CHECKING:
     from muscle_hf.evaluation.tasks import Item
@@ -145,6 +148,29 @@ def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
             raise MuscleError(f"{path}: item {prediction.id!r} of task {prediction.task!r} occurs twice")
         seen.add(key)
     return predictions
+
+
+def update_between(old: Sequence[Prediction], new: Sequence[Prediction], epsilon: float = 0.0) -> Update:
+    """The flip numbers of an updated model against the old one.
+
+    Args:
+        old: The old model's predictions.
+        new: The updated one's, of the same items in the same order.
+        epsilon: Similarity tasks: changes of at most this size are no flips.
+    """
+    scored = new[0].correct is None
+    before, after = (
+        np.array([p.score if scored else p.correct for p in side], dtype=np.float64) for side in (old, new)
+    )
+    choice = all(isinstance(p.prediction, int) for p in new)
+    return Update(
+        before,
+        after,
+        kind="score" if scored else "correct",
+        epsilon=epsilon,
+        answers=tuple(np.array([p.prediction for p in side]) for side in (old, new)) if choice else None,  # type: ignore[arg-type]
+        choice=choice,
+    )
 
 
 def predictions_of(items: Sequence[Item], given: Iterable[Prediction], task: str, whose: str) -> list[Prediction]:

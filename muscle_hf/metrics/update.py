@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muscle_hf.metrics.flips import fell, guessed_flips, quadrants
+from muscle_hf.metrics.flips import ratio as _ratio
 from muscle_hf.metrics.intervals import (
     Estimate,
     Side,
@@ -127,6 +128,26 @@ class Update:
         """What each item adds to the PFR."""
         return np.maximum(self.after - self.before, 0.0) if self.rated else self.gained.astype(np.int8)
 
+    def numbers(self) -> dict[str, float]:
+        """Without intervals, for logs: ``acc`` (``score``) and ``acc_old``, ``nfr``, ``pfr``; of answers also ``btc``,
+        ``relative_nfr`` and, of choices, ``nfr_mc``; of scores ``m_g``, ``m_r``. nan where a denominator is empty."""
+        value = "score" if self.kind == "score" else "acc"
+        means = {value: self.after, f"{value}_old": self.before, "nfr": self.loss, "pfr": self.gain}
+        found = {name: _ratio(values.sum(), len(values)) for name, values in means.items()}
+        if self.kind == "score":
+            change = self.after - self.before
+            sizes = {"m_g": change[self.gained], "m_r": -change[self.lost]}
+            return found | {name: _ratio(moved.sum(), len(moved)) for name, moved in sizes.items()}
+        if self.choice and self.answers is not None:
+            found["nfr_mc"] = _ratio(self.lost_mc.sum(), len(self.after))
+        q = quadrants(*self.right)
+        return found | {"btc": q.btc, "relative_nfr": q.relative_nfr}
+
+    @property
+    def lost_mc(self) -> Bools:
+        """Wrong and another answer than the old one."""
+        return ~self.right[1] & (self.answers[0] != self.answers[1])  # type: ignore[index]
+
     # ---- numbers with intervals ----
 
     def share(self, indicator: Bools, among: Bools | None = None) -> Estimate:
@@ -200,10 +221,9 @@ class Update:
                 lambda lost, old, new, n: np.maximum(lost / n - guessed_flips(old / n, new / n, self.chance), 0.0)
             )
         if self.answers is not None and not self.rated:
-            same = self.answers[0] == self.answers[1]
             if self.choice:
-                rates["nfr_mc"] = self.share(~new & ~same)
-            rates["agreement"] = self.share(same)
+                rates["nfr_mc"] = self.share(self.lost_mc)
+            rates["agreement"] = self.share(self.answers[0] == self.answers[1])
         if self.rated:
             return rates
         rates |= {"btc": self.share(new, old), "bec": self.share(~old, ~new), "nfi": self.share(old, ~new)}

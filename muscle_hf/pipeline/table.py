@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from muscle_hf.evaluation.predictions import update_between
 from muscle_hf.evaluation.tasks import METRICS
-from muscle_hf.metrics import (
-    Estimate,
-    bootstrap,
-    flip_metrics,
-    nfr_change,
-    paired_difference,
-    smooth_flip_metrics,
-)
+from muscle_hf.metrics import Estimate
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,8 +69,7 @@ class Result:
     def of(cls, predictions: Mapping[str, Sequence[Prediction]]) -> Result:
         """Compare predictions by the models' names (``old``, ``new``, and ``control`` or ``muscle``)."""
         first = predictions[OLD][0]
-        compare = _compare_right_and_wrong if first.correct is not None else _compare_scores
-        return cls(first.task, first.metric, len(predictions[OLD]), compare(predictions))
+        return cls(first.task, first.metric, len(predictions[OLD]), _rows(predictions))
 
     def row(self, model: str) -> Row:
         """The row of a model.
@@ -105,48 +96,24 @@ class Result:
         return _without_nan(asdict(self))
 
 
-def _compare_right_and_wrong(predictions: Mapping[str, Sequence[Prediction]]) -> list[Row]:
-    def correct(model: str) -> np.ndarray:
-        return np.array([prediction.correct for prediction in predictions[model]], dtype=bool)
-
-    old = correct(OLD)
+def _rows(predictions: Mapping[str, Sequence[Prediction]]) -> list[Row]:
     choices = predictions[OLD][0].metric in METRICS["choice"]
-    targets = [prediction.target for prediction in predictions[OLD]]
-    rows = [Row(OLD, float(old.mean()))]
+    plain = update_between(predictions[OLD], predictions[NEW])
+    rows = [Row(OLD, float(plain.before.mean()))]
     for model in (name for name in TITLES if name in predictions and name != OLD):
-        new = correct(model)
-        answers = [[prediction.prediction for prediction in predictions[name]] for name in (OLD, model)]
+        update = plain if model == NEW else update_between(predictions[OLD], predictions[model])
+        found = update.numbers()
         rows.append(
             Row(
                 model,
-                float(new.mean()),
-                nfr=float((old & ~new).mean()),
-                nfr_mc=flip_metrics(*answers, targets)["nfr_mc"] if choices else math.nan,
-                pfr=float((~old & new).mean()),
-                change=None if model == NEW else nfr_change(old, correct(NEW), new),
-                quality_change=None if model == NEW else paired_difference(correct(NEW), new),
+                found["acc" if update.kind == "correct" else "score"],
+                nfr=found["nfr"],
+                nfr_mc=found["nfr_mc"] if choices else math.nan,
+                pfr=found["pfr"],
+                change=None if model == NEW else update.mean(update.loss - plain.loss),
+                quality_change=None if model == NEW else replace(update, before=plain.after).change,
             )
         )
-    return rows
-
-
-def _compare_scores(predictions: Mapping[str, Sequence[Prediction]]) -> list[Row]:
-    def scores(model: str) -> np.ndarray:
-        return np.array([prediction.score for prediction in predictions[model]], dtype=float)
-
-    old = scores(OLD)
-    rows = [Row(OLD, float(old.mean()))]
-    for model in (name for name in TITLES if name in predictions and name != OLD):
-        new = scores(model)
-        metrics = smooth_flip_metrics(old, new)
-        changes = {}
-        if model != NEW:
-            # An item that got worse is a negative flip of "not worse than v1", which v1 itself never is.
-            changes["change"] = nfr_change(old >= old, scores(NEW) >= old, new >= old)
-            changes["quality_change"] = bootstrap(
-                lambda total, items: total / items, new - scores(NEW), np.ones(len(new))
-            )
-        rows.append(Row(model, float(new.mean()), nfr=metrics["nfr_smooth"], pfr=metrics["pfr_smooth"], **changes))
     return rows
 
 

@@ -7,7 +7,7 @@ import hashlib
 from typing import Any
 
 from muscle_hf.compare.document import Document
-from muscle_hf.report import charts, flip_data, flows, inheritance, slices
+from muscle_hf.report import charts, flip_data, flows, inheritance, rows, slices
 from muscle_hf.report import wording as w
 from muscle_hf.report.candidates import trade_off
 from muscle_hf.report.markup import Markup, asset
@@ -34,6 +34,7 @@ def render(document: Document) -> str:
         document=document,
         data=flip_data.to_script(flip_data.pack(document)),
         inheritance=inheritance,
+        rows=rows,
         slices=slices,
         flows=flows,
         trade_off=trade_off,

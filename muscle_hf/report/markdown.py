@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from muscle_hf.compare.document import Document, Flip, Gate, GateCheck, TaskResult
-from muscle_hf.report import inheritance
+from muscle_hf.compare.document import Document, Flip, Gate, TaskResult
+from muscle_hf.report import inheritance, rows
 from muscle_hf.report import wording as w
 from muscle_hf.report.text import one_line
 
@@ -41,19 +41,16 @@ def render(document: Document, *, worst: int = 10, slices: int = 10) -> str:
     if document.gate is not None:
         parts.append(_gate_table(document.gate))
     results = [*document.totals, *document.tasks]
-    if len(document.tasks) > 1:
-        parts.append(_overview(document))
-    else:
-        parts += [part for task in document.tasks for part in _task_section(document, task)]
+    parts.append(_data_table(rows.OVERVIEW_HEADER, rows.overview(results), 2))
     parts += [f"{_plain(task.name)}: {_plain(w.advice(document, task), None)}" for task in results[:_ADVISED]]
     if document.noise:
-        parts.append(_noise_table(document))
+        table = _data_table(rows.NOISE_HEADER, rows.noise(document.noise), 1)
+        parts.append(f"### Noise floor: what re-running the same model changes\n\n{table}")
     parts.append(_footer(document))
     length = sum(len(part) + 2 for part in parts)
     for task in results:
-        details = "\n\n".join(_task_section(document, task)) if len(document.tasks) > 1 else ""
         for folded in (
-            details and _details(f"{_plain(task.name)}: every rate", details),
+            _rates_section(document, task),
             _slices_section(task, slices),
             _flips_section(document, task, worst),
             _inherited_slices(task, slices),
@@ -96,91 +93,33 @@ def _heading(gate: Gate | None) -> str:
     return f"## {_GATE_MARKS[gate.verdict]} Model update: {gate.verdict}{budget}"
 
 
-def _broken_first(check: GateCheck) -> int:
-    return list(_GATE_MARKS).index(check.verdict)
-
-
 def _gate_table(gate: Gate) -> str:
-    rows = (
-        (
-            _plain(check.task),
-            _plain(check.label),
-            w.rule_text(check),
-            w.with_interval(w.decisive(check), w.show_limited(check)),
-            w.ABSENT if check.noise_floor is None else w.percent(check.noise_floor),
-            f"{_GATE_MARKS[check.verdict]} {check.verdict}",
-        )
-        for check in sorted(gate.checks, key=_broken_first)[:_CHECKS]
-    )
-    table = _table(["Task", "Model", "Limit", "Measured, bound", "Noise floor", "Verdict"], rows)
-    if len(gate.checks) > _CHECKS:
-        table += f"\n\nand {len(gate.checks) - _CHECKS} more limits"
+    checks = w.broken_first(gate.checks)
+    marked = [(*cells, f"{_GATE_MARKS[verdict]} {verdict}") for *cells, verdict in rows.gate(checks[:_CHECKS])]
+    parts = [_data_table(rows.GATE_HEADER, marked, 2)]
+    if len(checks) > _CHECKS:
+        parts.append(f"and {len(checks) - _CHECKS} more limits")
     if len(gate.by_candidate) > 1:
-        table = (
-            ", ".join(f"{_plain(label)}: {verdict}" for label, verdict in gate.by_candidate.items()) + "\n\n" + table
-        )
-    reasons = [
-        f"- {check.verdict}: {_plain(w.reason(check), limit=None)}" for check in gate.checks if check.verdict != "pass"
-    ][:_CHECKS]
-    return "\n\n".join([table, "\n".join(reasons)] if reasons else [table])
+        parts.insert(0, ", ".join(f"{_plain(label)}: {verdict}" for label, verdict in gate.by_candidate.items()))
+    broken = [check for check in checks if check.verdict != "pass"]
+    reasons = [f"- {check.verdict}: {_plain(w.reason(check), limit=None)}" for check in broken[:_CHECKS]]
+    return "\n\n".join([*parts, "\n".join(reasons)] if reasons else parts)
 
 
-def _overview(document: Document) -> str:
-    """A row for each task and updated model, totals first."""
-    rows = []
-    for task in (*document.totals, *document.tasks):
-        show = w.show_quality(task)
-        for update in task.updates:
-            rate = w.negative_rate(task, update)
-            rows.append(
-                [
-                    _plain(task.name),
-                    _plain(update.label),
-                    w.count(task.items),
-                    f"{show(task.accuracy_old.value)} → {show(update.accuracy.value)}",
-                    w.with_interval(update.change, w.show_change(task)),
-                    w.ABSENT if rate is None else w.with_interval(rate),
-                    update.verdict,
-                ]
-            )
-    return _table(["Task", "Model", "Items", "Quality", "Change", "NFR", "Verdict"], rows)
+def _data_table(header: Iterable[str], cells: Iterable[Sequence[str]], data: int) -> str:
+    """A table whose first cells, ``data`` of them, are from data."""
+    return _table(header, [[*(_plain(cell) for cell in row[:data]), *row[data:]] for row in cells])
 
 
-def _task_section(document: Document, task: TaskResult) -> list[str]:
-    show, change, key = w.show_quality(task), w.show_change(task), w.negative_key(task)
-    symbol = w.measure(key).symbol
-    header = [
-        "Model",
-        w.quality(task),
-        "Change",
-        "Breaks",
-        "Repairs",
-        symbol,
-        f"Δ{symbol} against new",
-        "p",
-        "Verdict",
-    ]
-    old = _plain(document.models[0].label)
-    rows = [[old, w.with_interval(task.accuracy_old, show), *[""] * (len(header) - 2)]]
-    for update in task.updates:
-        held = update.against_new
-        rate = w.negative_rate(task, update)
-        rows.append(
-            [
-                _plain(update.label),
-                w.with_interval(update.accuracy, show),
-                w.with_interval(update.change, change),
-                w.count(w.negatives(task, update)),
-                w.count(w.positives(task, update)),
-                w.ABSENT if rate is None else w.with_interval(rate),
-                "" if held is None else f"{w.with_interval(held.delta_nfr, w.points)} ({held.verdict})",
-                w.p_value(update.p_adjusted),
-                update.verdict,
-            ]
-        )
-    left_out = f", {w.count(task.left_out)} left out" if task.left_out else ""
-    title = f"### {_plain(task.name)} ({w.count(task.items)} items, {_plain(task.metric)}{left_out})"
-    return [f"{title}\n\n{_table([_plain(cell) for cell in header], rows)}", *_inheritance_section(task)]
+def _rates_section(document: Document, task: TaskResult) -> str:
+    header = ["", *(_plain(w.name(model.label)) for model in document.models)]
+    table = _table(header, [[_plain(title), *cells] for title, *cells in rows.all_rates(task)])
+    more = [_plain(words, None) for words in w.repeat_words(task)]
+    measured = rows.measure_rows(task)
+    if measured:
+        more.append(_data_table(rows.MEASURE_HEADER, measured, 2))
+    title = _plain(f"{task.name}: every number ({w.size(task)})")
+    return _details(title, "\n\n".join([table, *more, *_inheritance_section(task)]))
 
 
 def _details(summary: str, content: str) -> str:
@@ -188,11 +127,11 @@ def _details(summary: str, content: str) -> str:
 
 
 def _slices_section(task: TaskResult, limit: int) -> str:
-    rows = [[_plain(slice_), _plain(label), *rest] for slice_, label, *rest in w.slice_rows(task, limit)]
-    if not rows:
+    found = rows.slice_rows(task, limit)
+    if not found:
         return ""
-    summary = f"{_plain(w.slices_title(task, limit))}; p corrected for their number"
-    return _details(summary, _table(w.SLICE_HEADER, rows))
+    summary = f"{_plain(rows.slices_title(task, limit))}; p corrected for their number"
+    return _details(summary, f"{_plain(w.slices_words(task), None)}\n\n{_data_table(rows.SLICE_HEADER, found, 2)}")
 
 
 def _flips_section(document: Document, task: TaskResult, worst: int) -> str:
@@ -207,17 +146,20 @@ def _flips_section(document: Document, task: TaskResult, worst: int) -> str:
 def _inheritance_section(task: TaskResult) -> list[str]:
     if not inheritance.audited(task):
         return []
-    rows = [[_plain(label), *rest] for label, *rest in inheritance.rows(task)]
     note = f"<sub>{_plain(inheritance.explanation(task), limit=None)}</sub>"
-    return [f"#### {_plain(inheritance.title(task))}", _table(inheritance.header(task), rows), note]
+    return [
+        f"#### {_plain(inheritance.title(task))}",
+        _data_table(inheritance.header(task), inheritance.rows(task), 1),
+        note,
+    ]
 
 
 def _inherited_slices(task: TaskResult, limit: int) -> str:
-    rows = [[_plain(slice_), _plain(label), *rest] for slice_, label, *rest in inheritance.slice_rows(task, limit)]
-    if not rows:
+    found = inheritance.slice_rows(task, limit)
+    if not found:
         return ""
     summary = f"{_plain(task.name)}: slices in which errors of old come back"
-    return _details(summary, _table(inheritance.slice_header(task), rows))
+    return _details(summary, _data_table(inheritance.slice_header(task), found, 2))
 
 
 def _inherited_items(document: Document, task: TaskResult, limit: int) -> str:
@@ -239,21 +181,6 @@ def _flip(document: Document, flip: Flip) -> str:
         text = "(answer not in the log)" if answer is None else _code(answer)
         lines.append(f"  - {_plain(model.label)} {mark}: {text}")
     return "\n".join(lines)
-
-
-def _noise_table(document: Document) -> str:
-    rows = (
-        (
-            _plain(floor.task),
-            w.count(floor.runs),
-            w.with_interval(floor.nfr),
-            w.percent(floor.nfr_max),
-            w.percent(floor.answers_changed),
-        )
-        for floor in document.noise
-    )
-    table = _table(["Task", "Runs", "NFR", "Largest", "Answers changed"], rows)
-    return f"### Noise floor: what re-running the same model changes\n\n{table}"
 
 
 def _footer(document: Document) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -11,8 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from muscle_hf.compare.document import Document, Flip, Gate, NoiseFloor, TaskResult, Update
-from muscle_hf.report import inheritance
+from muscle_hf.compare.document import Document, Flip, Gate, NoiseFloor, TaskResult
+from muscle_hf.report import inheritance, rows
 from muscle_hf.report import wording as w
 from muscle_hf.report.text import one_line
 
@@ -77,21 +76,13 @@ def _print_overview(document: Document, console: Console, full: bool) -> None:
         "verdict: paired test, corrected for the number of tasks (–: no difference shown)."
     )
     table = _table(title, columns, caption)
-    for task in [*document.totals, *tasks]:
-        show, change = w.show_quality(task), w.show_change(task)
-        for place, update in enumerate(task.updates):
-            rate, level = w.negative_rate(task, update), show(update.accuracy.value)
-            table.add_row(
-                *[_data(task.name if place == 0 else "", limit=40)] * several,
-                _data(w.name(update.label) + (" (control)" if update.role == "control" else "")),
-                level if narrow else f"{show(task.accuracy_old.value)} → {level}",
-                change(update.change.value) if narrow else w.with_interval(update.change, change),
-                w.count(w.negatives(task, update)),
-                w.count(w.positives(task, update)),
-                w.ABSENT if rate is None else w.percent(rate.value) if several else w.with_interval(rate),
-                _verdict(update.verdict, short=True),
-                end_section=several and place == len(task.updates) - 1 and task in document.totals,
-            )
+    shown = rows.overview([*document.totals, *tasks], intervals=not narrow)
+    for place, (task, model, before, after, change, breaks, repairs, nfr, verdict) in enumerate(shown):
+        first = place == 0 or shown[place - 1][0] != task
+        # A narrow screen has the old model's level no room.
+        level = after if narrow else f"{before} → {after.split()[0]}"
+        cells = (_data(model), level, change, breaks, repairs, nfr, _verdict(verdict, short=True))
+        table.add_row(*[_data(task if first else "", limit=40)] * several, *cells)
     console.print(table)
     if len(tasks) < len(document.tasks):
         rest = len(document.tasks) - len(tasks)
@@ -128,64 +119,19 @@ def _table(title: str, columns: Iterable[str], caption: str | None = None) -> Ta
 
 def _task_table(document: Document, task: TaskResult) -> Table:
     """Rows are measures, columns are models: narrow terminals wrap an interval below its value."""
-    title = f"{task.name}: {w.count(task.items)} items, {task.metric}"
-    if task.left_out:
-        title += f" ({w.count(task.left_out)} left out)"
-    level = w.level_name(task.accuracy_old)
-    caption = f"[low, high]: {level} intervals. p: paired test against old, corrected for the number of tasks."
-    table = _table(title, ["", *(model.label for model in document.models)], caption)
-    show, change = w.show_quality(task), w.show_change(task)
-
-    def row(name: str, old: str, cells: Iterable[str | Text]) -> None:
-        table.add_row(_data(name), old, *cells)
-
-    row(
-        w.quality(task),
-        w.with_interval(task.accuracy_old, show),
-        (w.with_interval(update.accuracy, show) for update in task.updates),
+    caption = (
+        f"[low, high]: {w.level_name(task.accuracy_old)} intervals. p: paired test against old, corrected for the "
+        "number of tasks."
     )
-    row("change", "", (w.with_interval(update.change, change) for update in task.updates))
-    for key in _keys(update.counts for update in task.updates):
-        row(w.COUNTS.get(key, key), "", (w.count(update.counts.get(key, 0)) for update in task.updates))
-    for key in _keys(update.rates for update in task.updates):
-        row(w.measure(key).symbol, "", (_rate(update, key) for update in task.updates))
-    row("p", "", (w.p_value(update.p_adjusted) for update in task.updates))
-    row("verdict", "", (_verdict(update.verdict) for update in task.updates))
-    if any(update.against_new for update in task.updates):
-        table.add_section()
-        _add_against_new(table, task)
+    table = _table(f"{task.name}: {w.size(task)}", ["", *(w.name(model.label) for model in document.models)], caption)
+    for title, *cells in rows.all_rates(task):
+        table.add_row(_data(title), *(_verdict(cell) if title.startswith("verdict") else cell for cell in cells))
     return table
-
-
-def _keys(mappings: Iterable[dict]) -> list[str]:
-    return list(dict.fromkeys(key for mapping in mappings for key in mapping))
-
-
-def _rate(update: Update, key: str) -> str:
-    estimate = update.rates.get(key)
-    return w.ABSENT if estimate is None else w.with_interval(estimate, w.show_rate(key))
 
 
 def _verdict(verdict: str, short: bool = False) -> Text:
     words = w.ABSENT if short and verdict == "no difference shown" else verdict
     return Text(words, style=_VERDICT_STYLES.get(verdict, QUIET))
-
-
-def _add_against_new(table: Table, task: TaskResult) -> None:
-    held = [update.against_new for update in task.updates]
-    symbol = w.measure(w.negative_key(task)).symbol
-
-    def row(name: str, cells: Iterable[str | Text]) -> None:
-        table.add_row(_data(name), "", *cells)
-
-    row(f"Δ{symbol} against new", ("" if a is None else w.with_interval(a.delta_nfr, w.points) for a in held))
-    row("in percent", ("" if a is None else _relative(a.delta_nfr_percent) for a in held))
-    row("p against new", ("" if a is None else w.p_value(a.p_adjusted) for a in held))
-    row("verdict against new", ("" if a is None else _verdict(a.verdict) for a in held))
-
-
-def _relative(value: float) -> str:
-    return w.ABSENT if not math.isfinite(value) else f"{value:+.1f}%".replace("-", w.MINUS)
 
 
 def _print_flips(document: Document, task: TaskResult, console: Console, worst: int) -> None:
@@ -236,20 +182,20 @@ def _print_items(document: Document, flips: Sequence[Flip], console: Console) ->
 
 def _slices_table(task: TaskResult, limit: int) -> Table:
     caption = "p: corrected for the number of slices of the task."
-    table = _table(w.slices_title(task, limit), w.SLICE_HEADER, caption)
-    for *cells, verdict in w.slice_rows(task, limit):
+    table = _table(rows.slices_title(task, limit), rows.SLICE_HEADER, caption)
+    for *cells, verdict in rows.slice_rows(task, limit):
         table.add_row(*map(_data, cells), _verdict(verdict))
     return table
 
 
-def plan_table(rows: Sequence[tuple[str, str, float, float, int | None]], level: float) -> Table:
+def plan_table(plan: Sequence[tuple[str, str, float, float, int | None]], level: float) -> Table:
     """How many items limits need, by what is expected of the update."""
     table = _table(
         "Items that decide a limit",
         ["limit", "task", "if it is really", "items"],
         f"With {100 * level:g}% confidence and a power of 80%. Changes of accuracy: if 10% of the items flip.",
     )
-    for rule, task, limit, expected, needed in rows:
+    for rule, task, limit, expected, needed in plan:
         show = w.percent if rule == "max_nfr" else w.points
         table.add_row(
             f"{w.RULES[rule]} {show(limit)}",
@@ -262,44 +208,25 @@ def plan_table(rows: Sequence[tuple[str, str, float, float, int | None]], level:
 
 def noise_table(noise: Sequence[NoiseFloor]) -> Table:
     """What re-running the same model changes, a row a task."""
-    table = _table(
-        "Noise floor: what re-running the same model changes",
-        ["task", "runs", "items", "NFR", "largest", "answers changed"],
-    )
-    for floor in noise:
-        table.add_row(
-            _data(floor.task),
-            w.count(floor.runs),
-            w.count(floor.items),
-            w.with_interval(floor.nfr),
-            w.percent(floor.nfr_max),
-            w.percent(floor.answers_changed),
-        )
+    table = _table("Noise floor: what re-running the same model changes", rows.NOISE_HEADER)
+    for row in rows.noise(noise):
+        table.add_row(*map(_data, row))
     return table
 
 
 def _print_gate(gate: Gate, console: Console, full: bool) -> None:
     if full:
-        table = _table("Gate", ["task", "model", "limit", "measured, bound", "noise floor", "verdict"])
-        for check in gate.checks:
-            table.add_row(
-                _data(check.task),
-                _data(check.label),
-                w.rule_text(check),
-                w.with_interval(w.decisive(check), w.show_limited(check)),
-                "" if check.noise_floor is None else w.percent(check.noise_floor),
-                _verdict(check.verdict),
-            )
+        table = _table("Gate", rows.GATE_HEADER)
+        for *cells, verdict in rows.gate(gate.checks):
+            table.add_row(*map(_data, cells), _verdict(verdict))
         console.print(table)
     for label, verdict in gate.by_candidate.items():
-        kept = [check for check in gate.checks if check.label == label and check.verdict == verdict]
-        reasons = [] if verdict == "pass" else [w.reason(check) for check in kept]
-        line = Text.assemble(f"Gate {w.VERDICT_MARKS[verdict]} ", _data(w.name(label)), ": ", _verdict(verdict))
-        if verdict == "pass":
-            line.append(f" ({len(kept)} limit{'' if len(kept) == 1 else 's'} kept)")
-        console.print(line)
+        reasons = w.reasons(gate, label)
+        console.print(
+            Text.assemble(f"Gate {w.VERDICT_MARKS[verdict]} ", _data(w.name(label)), ": ", _verdict(verdict))
+        )
         for reason in reasons if full else reasons[:_REASONS]:
-            console.print(_data(f"  {reason}"))
+            console.print(Text("  ").append_text(_data(reason)))
         if not full and len(reasons) > _REASONS:
             console.print(Text(f"  and {len(reasons) - _REASONS} more (--full)", style=QUIET))
     line = Text.assemble(f"Gate {w.VERDICT_MARKS[gate.verdict]} ", _verdict(gate.verdict))

@@ -68,8 +68,6 @@ RULES: dict[str, str] = {
     "baseline": "No worse than the baseline",
 }
 
-SLICE_HEADER = ("Slice", "Model", "Items", "NFR", "Change", "p", "Verdict")
-
 SCORE_RULES: dict[str, str] = {
     "max_nfr": "Items that got worse at most",
     "max_regression": "Fall of the mean score at most",
@@ -252,33 +250,6 @@ def worst_flips(task: TaskResult, limit: int) -> list[Flip]:
     return found
 
 
-def slice_rows(task: TaskResult, limit: int) -> list[tuple[str, ...]]:
-    """The ``limit`` slices of each updated model that regress most, as the cells under :data:`SLICE_HEADER`.
-
-    The first two are from data, to be escaped.
-    """
-    show = show_change(task)
-    return [
-        (
-            f"{one_line(piece.column, 30)} = {one_line(piece.value, 40)}",
-            update.label,
-            count(piece.items),
-            with_interval(piece.nfr),
-            with_interval(piece.change, show),
-            p_value(piece.p_adjusted),
-            piece.verdict,
-        )
-        for update in task.updates
-        for piece in update.slices[:limit]
-    ]
-
-
-def slices_title(task: TaskResult, limit: int) -> str:
-    """What is said above :func:`slice_rows`."""
-    total = max(len(update.slices) for update in task.updates)
-    return f"Slices of {one_line(task.name, 80)} that regress most ({min(limit, total)} of {total})"
-
-
 def answer_mark(flip: Flip, label: str) -> str:
     """``✓`` right, ``✗`` wrong, a score, or nothing if unknown."""
     correct, score = flip.correct.get(label), flip.scores.get(label)
@@ -349,30 +320,16 @@ def _signed(text: str) -> str:
     return text.replace("-", MINUS)
 
 
-# ---- what the page is made of ----
-
-
-class Panel(NamedTuple):
-    """A picture of one rate of several models: heading, rows, formatter, lines through it, caption."""
-
-    heading: str
-    rows: list[tuple[str, Estimate, str]]
-    show: Show
-    marks: list[tuple[str, float, str]]
-    zero: bool
-    caption: str
+def _who(model: Model) -> str:
+    file = re.split(r"[/\\]", model.source.rstrip("/\\"))[-1].split(".jsonl")[0]
+    generic = model.label in ("old", "new", "compat") and file not in ("", model.label, "memory")
+    return f"{model.label} ({name(file)})" if generic else name(model.label)
 
 
 def title(document: Document) -> str:
     """``new, muscle against old``, with the names of their files where labels are only places."""
     old, *updated = (_who(model) for model in document.models)
     return f"{', '.join(updated)} against {old}"
-
-
-def _who(model: Model) -> str:
-    file = re.split(r"[/\\]", model.source.rstrip("/\\"))[-1].split(".jsonl")[0]
-    generic = model.label in ("old", "new", "compat") and file not in ("", model.label, "memory")
-    return f"{model.label} ({name(file)})" if generic else name(model.label)
 
 
 def names(updates: Sequence[Update]) -> list[str]:
@@ -405,93 +362,16 @@ def broken_first(checks: Sequence[GateCheck]) -> list[GateCheck]:
     return sorted(checks, key=lambda check: ("fail", "too little data", "pass").index(check.verdict))
 
 
-def noise_rows(document: Document) -> list[tuple[str, ...]]:
-    """A row for each measured noise floor; the first cell is from data."""
-    return [
-        (
-            name(floor.task),
-            count(floor.runs),
-            with_interval(floor.nfr),
-            percent(floor.nfr_max),
-            percent(floor.answers_changed),
-        )
-        for floor in document.noise
-    ]
-
-
 def size(task: TaskResult) -> str:
     """``400 items, judged by acc, 3 left out``."""
     left_out = f", {count(task.left_out)} left out" if task.left_out else ""
     return f"{count(task.items)} items, judged by {one_line(task.metric, 60)}{left_out}"
 
 
-def panels(document: Document, task: TaskResult) -> list[Panel]:
-    """Accuracy and flips of several updated models, to be drawn on one scale; nothing where there is but one."""
-    if len(task.updates) < 2:
-        return []
-    levels = [(document.models[0].label, task.accuracy_old, "plain")]
-    levels += [(update.label, update.accuracy, "plain") for update in task.updates]
-    heading = quality(task)[0].upper() + quality(task)[1:]
-    marks = [("chance", task.chance, "noise")] if task.chance is not None else []
-    caption = f"Dot: measured. Line: {level_name(task.accuracy_old)} interval. {chance_words(task)}".strip()
-    found = [Panel(heading, levels, show_quality(task), marks, False, caption)]
-    keys = {"nfr": "worse", "nfr_smooth": "worse", "pfr": "better", "pfr_smooth": "better", "nfr_mc": "worse"}
-    for key, css in keys.items():
-        rows = [(update.label, update.rates[key], css) for update in task.updates if key in update.rates]
-        if len(rows) > 1:
-            marks, note = _flip_marks(document, task) if key in ("nfr", "nfr_smooth") else ([], "")
-            what = measure(key)
-            found.append(
-                Panel(
-                    f"{what.name} ({what.symbol})",
-                    rows,
-                    show_rate(key),
-                    marks,
-                    True,
-                    f"{what.symbol}: {what.meaning}.{note}",
-                )
-            )
-    return found
-
-
 def limits(document: Document, task: TaskResult) -> list[float]:
     """The gate's limits on negative flips of a task."""
     checks = document.gate.checks if document.gate else []
     return sorted({check.limit for check in checks if check.task == task.name and check.rule == "max_nfr"})
-
-
-def _flip_marks(document: Document, task: TaskResult) -> tuple[list[tuple[str, float, str]], str]:
-    floors = [floor.nfr.value for floor in document.noise if floor.task == task.name]
-    marks = [("limit", limit, "limit") for limit in limits(document, task)]
-    marks += [("", floor, "noise") for floor in floors]
-    return marks, f" Dotted: the noise floor, {percent(floors[0])}." if floors else ""
-
-
-def all_rates(task: TaskResult) -> list[tuple[str, ...]]:
-    """A row for each rate, a column for each updated model."""
-
-    def row(title: str, cell: Callable[[Update], str]) -> tuple[str, ...]:
-        return (title, *(cell(update) for update in task.updates))
-
-    def rate(key: str) -> Callable[[Update], str]:
-        return lambda u: with_interval(u.rates[key], show_rate(key)) if key in u.rates else ABSENT
-
-    keys = dict.fromkeys(key for update in task.updates for key in update.rates)
-    show, change = show_quality(task), show_change(task)
-    rows = [
-        row(quality(task), lambda u: with_interval(u.accuracy, show)),
-        row("change", lambda u: with_interval(u.change, change)),
-        *(row(measure(key).symbol, rate(key)) for key in keys),
-        row("p against old", lambda u: p_value(u.p_adjusted)),
-    ]
-    if any(update.against_new for update in task.updates):
-        symbol = measure(negative_key(task)).symbol
-        for title, cell in (
-            (f"Δ{symbol} against new", lambda held: with_interval(held.delta_nfr, points)),
-            ("p against new", lambda held: p_value(held.p_adjusted)),
-        ):
-            rows.append(row(title, lambda u, cell=cell: ABSENT if u.against_new is None else cell(u.against_new)))
-    return rows
 
 
 def repeat_words(task: TaskResult) -> list[str]:
@@ -507,33 +387,6 @@ def repeat_words(task: TaskResult) -> list[str]:
                 f"have {percent(update.nfr_by_chance)} by luck ({p_equals(update.p_adjusted)})."
             )
     return words
-
-
-MEASURE_HEADER = ("Beside the answers", "Model", "Old", "New", "Change")
-
-
-def measure_rows(task: TaskResult) -> list[tuple[str, ...]]:
-    """What answers take: a row for each measure and updated model; the first two cells are from data."""
-    return [
-        (
-            one_line(m.name, 60),
-            name(update.label),
-            *map(amount, (m.old, m.new)),
-            with_interval(m.change, signed_amount),
-        )
-        for update in task.updates
-        for m in update.measures
-    ]
-
-
-def amount(value: float) -> str:
-    """A number of any size, three digits."""
-    return _signed(f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}")
-
-
-def signed_amount(value: float) -> str:
-    """A change of :func:`amount`."""
-    return ("+" if value > 0 else "") + amount(value)
 
 
 def slices_words(task: TaskResult) -> str:
@@ -554,24 +407,14 @@ def slices_words(task: TaskResult) -> str:
     return " ".join(sentences)
 
 
-def glossary(document: Document) -> dict[str, str]:
-    """The words that a report uses, explained."""
-    used = dict.fromkeys(key for task in document.tasks for update in task.updates for key in update.rates)
-    words = {f"{measure(key).name} ({measure(key).symbol})": measure(key).meaning for key in used}
-    words["p"] = (
-        "how often chance alone would make a difference at least this large; paired, two-sided, corrected for the "
-        "number of tasks (or slices)"
-    )
-    level = f"{level_name(document.tasks[0].accuracy_old)} " if document.tasks else ""
-    words["interval"] = f"[low, high]: in {level}of repetitions such a range holds the true value"
-    if document.totals:
-        words["total"] = "mean over the tasks, every task weighing the same"
-    return words
+def amount(value: float) -> str:
+    """A number of any size, three digits."""
+    return _signed(f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}")
 
 
-def source_rows(document: Document) -> list[tuple[str, ...]]:
-    """Where the predictions came from."""
-    return [(name(model.label), model.role, model.source, model.format) for model in document.models]
+def signed_amount(value: float) -> str:
+    """A change of :func:`amount`."""
+    return ("+" if value > 0 else "") + amount(value)
 
 
 def settings(document: Document) -> str:

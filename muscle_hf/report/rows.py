@@ -1,0 +1,218 @@
+"""Rows of the tables that several reports have, as text; cells with names, tasks and columns are from data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from muscle_hf.compare.document import AgainstNew, Document, GateCheck, NoiseFloor, TaskResult, Update
+from muscle_hf.metrics import Estimate
+from muscle_hf.report import wording as w
+from muscle_hf.report.text import one_line
+
+OVERVIEW_HEADER = ("Task", "Model", "Old", "New", "Change", "Breaks", "Repairs", "NFR", "Verdict")
+GATE_HEADER = ("Task", "Model", "Limit", "Measured, bound", "Noise floor", "Verdict")
+NOISE_HEADER = ("Task", "Runs", "Items", "NFR", "Largest", "Answers changed")
+SLICE_HEADER = ("Slice", "Model", "Items", "NFR", "Change", "p", "Verdict")
+MEASURE_HEADER = ("Beside the answers", "Model", "Old", "New", "Change")
+
+
+def overview(tasks: Iterable[TaskResult], *, intervals: bool = True) -> list[tuple[str, ...]]:
+    """A row for each task and updated model under :data:`OVERVIEW_HEADER`; ``intervals`` of all but the old model."""
+    rows = []
+    for task in tasks:
+        level, change = w.show_quality(task), w.show_change(task)
+        for update in task.updates:
+            rate = w.negative_rate(task, update)
+            told = w.with_interval if intervals else lambda estimate, show=w.percent: show(estimate.value)
+            rows.append(
+                (
+                    one_line(task.name, 60),
+                    w.name(update.label) + (" (control)" if update.role == "control" else ""),
+                    level(task.accuracy_old.value),
+                    told(update.accuracy, level),
+                    told(update.change, change),
+                    w.count(w.negatives(task, update)),
+                    w.count(w.positives(task, update)),
+                    w.ABSENT if rate is None else told(rate),
+                    update.verdict,
+                )
+            )
+    return rows
+
+
+def all_rates(task: TaskResult) -> list[tuple[str, ...]]:
+    """A row for each number, a column for the old and each updated model."""
+
+    def row(title: str, cell: Callable[[Update], str], old: str = "") -> tuple[str, ...]:
+        return (title, old, *(cell(update) for update in task.updates))
+
+    def rate(key: str) -> Callable[[Update], str]:
+        return lambda u: w.with_interval(u.rates[key], w.show_rate(key)) if key in u.rates else w.ABSENT
+
+    def held(cell: Callable[[AgainstNew], str]) -> Callable[[Update], str]:
+        return lambda u: "" if u.against_new is None else cell(u.against_new)
+
+    show, change = w.show_quality(task), w.show_change(task)
+    counts = dict.fromkeys(key for update in task.updates for key in update.counts)
+    rates = dict.fromkeys(key for update in task.updates for key in update.rates)
+    rows = [
+        row(w.quality(task), lambda u: w.with_interval(u.accuracy, show), w.with_interval(task.accuracy_old, show)),
+        row("change", lambda u: w.with_interval(u.change, change)),
+        *(row(w.COUNTS.get(key, key), lambda u, key=key: w.count(u.counts.get(key, 0))) for key in counts),
+        *(row(w.measure(key).symbol, rate(key)) for key in rates),
+        row("p", lambda u: w.p_value(u.p_adjusted)),
+        row("verdict", lambda u: u.verdict),
+    ]
+    if any(update.against_new for update in task.updates):
+        symbol = w.measure(w.negative_key(task)).symbol
+        rows += [
+            row(f"Δ{symbol} against new", held(lambda h: w.with_interval(h.delta_nfr, w.points))),
+            row("in percent", held(lambda h: _relative(h.delta_nfr_percent))),
+            row("p against new", held(lambda h: w.p_value(h.p_adjusted))),
+            row("verdict against new", held(lambda h: h.verdict)),
+        ]
+    return rows
+
+
+def _relative(value: float) -> str:
+    return f"{value:+.1f}%".replace("-", w.MINUS) if math.isfinite(value) else w.ABSENT
+
+
+def gate(checks: Iterable[GateCheck]) -> list[tuple[str, ...]]:
+    """A row for each limit under :data:`GATE_HEADER`."""
+    return [
+        (
+            one_line(check.task, 60),
+            w.name(check.label),
+            w.rule_text(check),
+            w.with_interval(w.decisive(check), w.show_limited(check)),
+            w.percent(check.noise_floor),
+            check.verdict,
+        )
+        for check in checks
+    ]
+
+
+def noise(floors: Sequence[NoiseFloor]) -> list[tuple[str, ...]]:
+    """What re-running the same model changes, a row a task, under :data:`NOISE_HEADER`."""
+    return [
+        (
+            one_line(floor.task, 60),
+            w.count(floor.runs),
+            w.count(floor.items),
+            w.with_interval(floor.nfr),
+            w.percent(floor.nfr_max),
+            w.percent(floor.answers_changed),
+        )
+        for floor in floors
+    ]
+
+
+def sources(document: Document) -> list[tuple[str, ...]]:
+    """Where the predictions came from."""
+    return [(w.name(model.label), model.role, model.source, model.format) for model in document.models]
+
+
+class Panel(NamedTuple):
+    """A picture of one rate of several models: heading, rows, formatter, lines through it, caption."""
+
+    heading: str
+    rows: list[tuple[str, Estimate, str]]
+    show: w.Show
+    marks: list[tuple[str, float, str]]
+    zero: bool
+    caption: str
+
+
+def panels(document: Document, task: TaskResult) -> list[Panel]:
+    """Accuracy and flips of several updated models, to be drawn on one scale; nothing where there is but one."""
+    if len(task.updates) < 2:
+        return []
+    levels = [(document.models[0].label, task.accuracy_old, "plain")]
+    levels += [(update.label, update.accuracy, "plain") for update in task.updates]
+    heading = w.quality(task)[0].upper() + w.quality(task)[1:]
+    marks = [("chance", task.chance, "noise")] if task.chance is not None else []
+    caption = f"Dot: measured. Line: {w.level_name(task.accuracy_old)} interval. {w.chance_words(task)}".strip()
+    found = [Panel(heading, levels, w.show_quality(task), marks, False, caption)]
+    keys = {"nfr": "worse", "nfr_smooth": "worse", "pfr": "better", "pfr_smooth": "better", "nfr_mc": "worse"}
+    for key, css in keys.items():
+        rows = [(update.label, update.rates[key], css) for update in task.updates if key in update.rates]
+        if len(rows) > 1:
+            marks, note = _flip_marks(document, task) if key in ("nfr", "nfr_smooth") else ([], "")
+            what = w.measure(key)
+            found.append(
+                Panel(
+                    f"{what.name} ({what.symbol})",
+                    rows,
+                    w.show_rate(key),
+                    marks,
+                    True,
+                    f"{what.symbol}: {what.meaning}.{note}",
+                )
+            )
+    return found
+
+
+def _flip_marks(document: Document, task: TaskResult) -> tuple[list[tuple[str, float, str]], str]:
+    floors = [floor.nfr.value for floor in document.noise if floor.task == task.name]
+    marks = [("limit", limit, "limit") for limit in w.limits(document, task)]
+    marks += [("", floor, "noise") for floor in floors]
+    return marks, f" Dotted: the noise floor, {w.percent(floors[0])}." if floors else ""
+
+
+def measure_rows(task: TaskResult) -> list[tuple[str, ...]]:
+    """What answers take: a row for each measure and updated model; the first two cells are from data."""
+    return [
+        (
+            one_line(m.name, 60),
+            w.name(update.label),
+            *map(w.amount, (m.old, m.new)),
+            w.with_interval(m.change, w.signed_amount),
+        )
+        for update in task.updates
+        for m in update.measures
+    ]
+
+
+def glossary(document: Document) -> dict[str, str]:
+    """The words that a report uses, explained."""
+    used = dict.fromkeys(key for task in document.tasks for update in task.updates for key in update.rates)
+    words = {f"{w.measure(key).name} ({w.measure(key).symbol})": w.measure(key).meaning for key in used}
+    words["p"] = (
+        "how often chance alone would make a difference at least this large; paired, two-sided, corrected for the "
+        "number of tasks (or slices)"
+    )
+    level = f"{w.level_name(document.tasks[0].accuracy_old)} " if document.tasks else ""
+    words["interval"] = f"[low, high]: in {level}of repetitions such a range holds the true value"
+    if document.totals:
+        words["total"] = "mean over the tasks, every task weighing the same"
+    return words
+
+
+def slice_rows(task: TaskResult, limit: int) -> list[tuple[str, ...]]:
+    """The ``limit`` slices of each updated model that regress most, as the cells under :data:`SLICE_HEADER`.
+
+    The first two are from data, to be escaped.
+    """
+    show = w.show_change(task)
+    return [
+        (
+            f"{one_line(piece.column, 30)} = {one_line(piece.value, 40)}",
+            update.label,
+            w.count(piece.items),
+            w.with_interval(piece.nfr),
+            w.with_interval(piece.change, show),
+            w.p_value(piece.p_adjusted),
+            piece.verdict,
+        )
+        for update in task.updates
+        for piece in update.slices[:limit]
+    ]
+
+
+def slices_title(task: TaskResult, limit: int) -> str:
+    """What is said above :func:`slice_rows`."""
+    total = max(len(update.slices) for update in task.updates)
+    return f"Slices of {one_line(task.name, 80)} that regress most ({min(limit, total)} of {total})"
