@@ -296,6 +296,9 @@ def _decide(
         f"{100 * level:g}% confidence; the limit is {limit:{unit}}"
     )
     message = task.doubt or message
+    unjudged = sum(sum(kinds.values()) for kinds in task.missing.values())
+    if unjudged:
+        message += f"; {unjudged:,} answers are missing ({'left out' if task.left_out else 'counted as wrong'})"
     # The floor is one of flips, not of differences.
     noise = None if rule in _DIFFERENCES else floor
     if noise is not None and limit < noise:

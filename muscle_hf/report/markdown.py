@@ -114,7 +114,7 @@ def _data_table(header: Iterable[str], cells: Iterable[Sequence[str]], data: int
 def _rates_section(document: Document, task: TaskResult) -> str:
     header = ["", *(_plain(w.name(model.label)) for model in document.models)]
     table = _table(header, [[_plain(title), *cells] for title, *cells in rows.all_rates(task)])
-    more = [_plain(words, None) for words in w.repeat_words(task)]
+    more = [_plain(words, None) for words in (*w.repeat_words(task), w.missing_words(task)) if words]
     measured = rows.measure_rows(task)
     if measured:
         more.append(_data_table(rows.MEASURE_HEADER, measured, 2))

@@ -89,7 +89,7 @@ def _print_overview(document: Document, console: Console, full: bool) -> None:
         console.print(Text(f"and {rest} more tasks, which lose less (--full)", style=QUIET))
     for task in document.totals or document.tasks[:_ADVISED]:
         console.print(_data(f"{task.name}: " * several + w.advice(document, task)))
-        told = [w.slices_words(task)] if not several else []
+        told = [w.missing_words(task), *([] if several else [w.slices_words(task)])]
         for words in filter(None, w.repeat_words(task) + told):
             console.print(_data(words, QUIET))
 

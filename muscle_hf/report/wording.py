@@ -374,6 +374,16 @@ def limits(document: Document, task: TaskResult) -> list[float]:
     return sorted({check.limit for check in checks if check.task == task.name and check.rule == "max_nfr"})
 
 
+def missing_words(task: TaskResult) -> str:
+    """How many items have no judged answer, by model and kind."""
+    told = [
+        f"{name(label)} {', '.join(f'{count(number)} {kind}' for kind, number in kinds.items())}"
+        for label, kinds in task.missing.items()
+    ]
+    done = f"{count(task.left_out)} items left out" if task.left_out else "counted as wrong"
+    return f"Without a judged answer: {'; '.join(told)} ({done})." if told else ""
+
+
 def repeat_words(task: TaskResult) -> list[str]:
     """How flaky items are that were answered several times, and what that makes of flips."""
     if not task.flaky:
