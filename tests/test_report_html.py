@@ -538,6 +538,7 @@ def test_there_is_no_picture_with_one_dot_and_good_news_is_said():
     assert "no slice got worse" in page
     pictures = re.findall(r"<figure>.*?</figure>", page, re.DOTALL)
     assert pictures and not any(picture.count('class="dot') == 1 for picture in pictures)
+    assert ">None<" not in page
 
 
 @needs_chromium

@@ -119,7 +119,8 @@ def compare(
         totals=totals,
         gate=gate,
         noise=floors,
-        warnings=warnings,
+        # What is doubted stands with its task, and on top of every report.
+        warnings=[text for text in warnings if not any(task.doubt and task.doubt in text for task in joined)],
         options={
             **dataclasses.asdict(analysis),
             "missing": "drop" if allow_partial else missing,

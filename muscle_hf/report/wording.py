@@ -280,6 +280,8 @@ def advice(document: Document, task: TaskResult) -> str:
     old = name(document.models[0].label)
     if not task.items or not candidates:
         return "There is nothing to compare."
+    if task.doubt:
+        return "What is right and wrong here cannot be trusted, so nothing is recommended."
     if not fit:
         which = name(candidates[0].label) if len(candidates) == 1 else "Every candidate"
         return f"{which} is worse than {old} beyond chance: keep {old}. {chance_words(task)}".strip()
@@ -354,7 +356,7 @@ def reasons(gate: Gate, label: str) -> list[str]:
     verdict = gate.by_candidate[label]
     if verdict == "pass":
         return [f"All {len(checks)} limits are kept." if len(checks) > 1 else "The limit is kept."]
-    return [f"{name(check.task)}: {check.message}" for check in checks if check.verdict == verdict]
+    return list(dict.fromkeys(f"{name(check.task)}: {check.message}" for check in checks if check.verdict == verdict))
 
 
 def broken_first(checks: Sequence[GateCheck]) -> list[GateCheck]:
