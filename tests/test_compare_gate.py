@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from muscle_hf.compare import (
     read_budget,
 )
 from muscle_hf.compare.noise import noise_json, read_noise
-from muscle_hf.report import wording
+from muscle_hf.report import junit, wording
 
 
 def gate_of(old, new, *compat, **kwargs):
@@ -216,5 +217,7 @@ def test_the_total_has_limits_of_its_own():
     ]
     gate = gate_of(old, new, budget=Budget(limits={"max_nfr": {"total": 0.035}}))
     assert [(check.task, check.verdict) for check in gate.checks] == [("total", "pass")]
+    document = compare(*sources(old, new), budget=Budget(limits={"max_nfr": {"total": 0.001}}))
+    assert ElementTree.fromstring(junit.render(document)).get("failures") == "1"
     each = gate_of(old, new, budget=Budget(limits={"max_nfr": {"*": 0.035}}))
     assert {check.task for check in each.checks} == {f"t{t}" for t in range(5)} and each.exit_code == 3

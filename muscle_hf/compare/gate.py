@@ -11,9 +11,10 @@ from muscle_hf.compare.analyse import AnalysisOptions, update_of
 from muscle_hf.compare.document import Gate, GateCheck, GateVerdict, NoiseFloor, TaskResult, Update, worst_verdict
 from muscle_hf.compare.join import Joined
 from muscle_hf.compare.lm_eval_format import base_task
+from muscle_hf.compare.totals import average
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import read_json, read_yaml
-from muscle_hf.metrics.intervals import Estimate, Side, mean_estimate
+from muscle_hf.metrics.intervals import Estimate, Side
 from muscle_hf.metrics.power import items_for_change, items_for_rate
 from muscle_hf.words import did_you_mean
 
@@ -227,7 +228,7 @@ def _checks(
                     update, before=update.after, after=update.before, runs=update.runs and update.runs[::-1]
                 )
             found.append(getattr(update, name))
-        return found[0] if len(found) == 1 else mean_estimate(found)
+        return found[0] if len(found) == 1 else average(found, options.cluster is not None, side)
 
     def check(rule: str, limit: float, name: str, what: str) -> GateCheck:
         upper = rule != "min_accuracy_gain"

@@ -14,7 +14,7 @@ from muscle_hf.compare import document as d
 from muscle_hf.compare.analyse import AnalysisOptions, update_of, verdict
 from muscle_hf.compare.join import Joined
 from muscle_hf.compare.lm_eval_format import base_task
-from muscle_hf.metrics.intervals import Estimate, mean_estimate, pooled_rate
+from muscle_hf.metrics.intervals import Estimate, Side, mean_estimate, pooled_rate
 from muscle_hf.metrics.significance import cluster_sign_test, stratified_mcnemar
 from muscle_hf.metrics.update import Update
 
@@ -40,11 +40,11 @@ def groups(joined: Sequence[Joined]) -> dict[str, list[int]]:
     return {TOTAL if not name or len(found) == 1 else f"{TOTAL} {name}": places for name, places in several.items()}
 
 
-def average(estimates: Sequence[Estimate], clustered: bool = False) -> Estimate:
+def average(estimates: Sequence[Estimate], clustered: bool = False, side: Side = "two-sided") -> Estimate:
     """The mean of the tasks' estimates with an interval: of shares Wilson's, which knows that none is below zero."""
     if not clustered and all(estimate.total is not None for estimate in estimates):
         counts, totals = ([getattr(e, name) or 0 for e in estimates] for name in ("count", "total"))
-        return pooled_rate(counts, totals, level=estimates[0].level)
+        return pooled_rate(counts, totals, level=estimates[0].level, side=side)
     return mean_estimate(estimates)
 
 

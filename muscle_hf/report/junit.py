@@ -30,7 +30,7 @@ def render(document: Document) -> str:
     """
     root = ET.Element("testsuites", {"name": "muscle-hf compare"})
     totals = [0, 0, 0]
-    for task in document.tasks:
+    for task in (*document.totals, *document.tasks):
         counts = _add_suite(root, document, task)
         totals = [total + one for total, one in zip(totals, counts, strict=True)]
     _set_counts(root, totals)
@@ -92,6 +92,8 @@ def _add_properties(suite: ET.Element, document: Document, task: TaskResult) -> 
 
     add("items", task.items)
     add("left_out", task.left_out)
+    if task.doubt:
+        add("doubt", task.doubt)
     old = document.models[0].label
     add(f"{old}.{_metric(task)}", task.accuracy_old.value)
     for update in task.updates:
