@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import lzma
 import re
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import pytest
+import rows as generator
+from corpus import documents, popularity
+from lexicon import ISSUES, LINES, QUEUES, TONES
+from pretrain import RECIPES, new_model, pretrain, train_tokenizer
+from world import AMBIGUOUS_SHARE, SPLITS, products, queue_of, split_of, tickets
 
+from muscle_hf import MuscleError, demo
 from muscle_hf.demo import SETTINGS, TASKS, VERSIONS, base, rows
-from muscle_hf.demo.corpus import documents, popularity
-from muscle_hf.demo.lexicon import ISSUES, LINES, QUEUES, TONES
-from muscle_hf.demo.pretrain import RECIPES, new_model, pretrain, train_tokenizer
-from muscle_hf.demo.world import AMBIGUOUS_SHARE, SPLITS, products, queue_of, split_of, tickets
 
 SPLIT_NAMES = ("train", "validation", "test")
 
@@ -29,6 +33,26 @@ def items(task: str, split: str, **options):
 def test_rows_are_deterministic_and_a_smaller_count_is_a_prefix(task):
     assert rows(task, "train", seed=3, count=40) == rows(task, "train", seed=3, count=60)[:40]
     assert rows(task, "train", seed=3, count=40) != rows(task, "train", seed=4, count=40)
+
+
+@pytest.mark.parametrize(("task", "kind"), [("routing", "tickets"), ("summary", "tickets"), ("refund", "returns")])
+@pytest.mark.parametrize("split", SPLIT_NAMES)
+def test_the_rows_of_the_package_are_those_that_the_generator_writes(task, kind, split):
+    for seed, count in ((0, 120), (9, 30)):
+        assert rows(task, split, seed=seed, count=count) == generator.rows(kind, split, seed, count)
+
+
+@pytest.mark.slow
+def test_the_generator_writes_the_files_of_the_package(tmp_path):
+    """All that the demo and the study's seeds use, byte for byte."""
+    assert generator.main(["--output", str(tmp_path), "--seeds", "0"]) == 0
+    carried = Path(demo.__file__).parent / "data"
+    assert {file.name for file in carried.iterdir()} == {
+        f"{kind}-{seed}.jsonl.xz" for kind in generator.COUNTS for seed in generator.SEEDS
+    }
+    for file in tmp_path.iterdir():
+        assert lzma.decompress(file.read_bytes()) == lzma.decompress((carried / file.name).read_bytes())
+    assert sum(file.stat().st_size for file in carried.iterdir()) < 2_000_000
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -52,7 +76,7 @@ def test_pretraining_text_holds_no_text_of_a_task():
     read = "\n".join(islice(documents(RECIPES["v2"]), 3000))
     for task in TASKS:
         for split in SPLIT_NAMES:
-            assert not [row["text"] for row in rows(task, split, count=300) if row["text"] in read]
+            assert not [row["text"] for row in rows(task, split) if row["text"] in read]
 
 
 def test_corpora_are_deterministic_and_differ():
@@ -69,6 +93,10 @@ def test_unknown_names_are_refused_with_the_known_ones():
         rows("triage", "test")
     with pytest.raises(ValueError, match="train, validation, test"):
         rows("routing", "pretraining")
+    with pytest.raises(MuscleError, match="seed"):
+        rows("routing", "test", seed=10)
+    with pytest.raises(MuscleError, match="1200"):
+        rows("routing", "test", count=1201)
     with pytest.raises(ValueError, match="v1, v2"):
         base("v3")
     with pytest.raises(ValueError, match="pretraining"):

@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task", choices=(*TASK_NAMES, "all"), default="routing", help="which of the three tasks (default: routing)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of data, order and initialisation (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of data, order and initialisation, 0 to 9 (default: 0)")
     parser.add_argument("--output", default="demo-output", metavar="FOLDER", help="default: demo-output")
 
 

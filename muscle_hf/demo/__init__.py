@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from muscle_hf.demo.settings import SETTINGS, TaskSettings
-from muscle_hf.demo.tasks import TASKS, rows
+from muscle_hf.demo.tasks import SETTINGS, TASKS, TaskSettings, rows
 
 VERSIONS = ("v1", "v2")
 

@@ -11,9 +11,9 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from muscle_hf.demo.lexicon import ISSUES, LINES, QUEUES, Queue
-from muscle_hf.demo.refunds import spoken_steps, worked_return
-from muscle_hf.demo.world import Product, Ticket, Weights, call, clause_about, product_of, products, tickets
+from lexicon import ISSUES, LINES, QUEUES, Queue
+from refunds import spoken_steps, worked_return
+from world import Product, Ticket, Weights, call, clause_about, product_of, products, tickets
 
 _QUEUE_BY_NAME = {queue.name: queue for queue in QUEUES}
 

@@ -6,8 +6,8 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from muscle_hf.demo.lexicon import LINES, fill
-from muscle_hf.demo.world import SPLITS, Product, Weights, product_of, split_of
+from lexicon import LINES, fill
+from world import SPLITS, Product, Weights, product_of, split_of
 
 _FORMS = (
     "I sent back {my|the} {p}. I paid {a} for it, {o}, and {the postage was|posting it cost} {b}.",
@@ -70,7 +70,7 @@ def returns(split: str, seed: int | str, weights: Weights | None = None) -> Iter
     """Endless, deterministic, distinct returns of ``split``.
 
     Raises:
-        ValueError: ``split`` is none of :data:`muscle_hf.demo.world.SPLITS`.
+        ValueError: ``split`` is none of :data:`world.SPLITS`.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")

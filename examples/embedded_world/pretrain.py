@@ -1,6 +1,6 @@
 """Pretrains the two embedded bases, v1 from nothing (tokenizer included) and v2 from v1.
 
-    OMP_NUM_THREADS=1 python -m muscle_hf.demo.pretrain --output muscle_hf/demo/bases
+    OMP_NUM_THREADS=1 python examples/embedded_world/pretrain.py --output muscle_hf/demo/bases
 
 The bases in the package come from this command on one thread of a 2-core x86-64 machine (AVX2, no GPU), with the seed
 in :data:`SEED`: about 0.15 s a step where the core is free, so 5 minutes for v1 and half a minute for v2. The same
@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from muscle_hf.demo.corpus import Recipe, documents
+from corpus import Recipe, documents
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -169,14 +169,16 @@ def _readme(version: str, model: LlamaForCausalLM) -> str:
     return (
         f"# {version} of the embedded world\n\nA Llama-type model of {parameters:,} parameters, {origin} "
         f"on {recipe.tokens:,} tokens of generated help-desk text by "
-        "`python -m muscle_hf.demo.pretrain`. It knows invented products and sayings and nothing else: it serves to "
-        "try out model updates in seconds.\n\nLicence: Apache-2.0, like the package.\n"
+        "`python examples/embedded_world/pretrain.py`. It knows invented products and sayings and nothing else: it "
+        "serves to try out model updates in seconds.\n\nLicence: Apache-2.0, like the package.\n"
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Writes ``OUTPUT/v1`` and ``OUTPUT/v2``."""
-    parser = argparse.ArgumentParser(prog="python -m muscle_hf.demo.pretrain", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python examples/embedded_world/pretrain.py", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder in which v1/ and v2/ are written")
     parser.add_argument("--only", choices=tuple(RECIPES), help="pretrain this base alone (v2 starts from OUTPUT/v1)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")

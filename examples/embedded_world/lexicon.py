@@ -1,6 +1,6 @@
 """The words of the embedded world: queues, product lines, and the many ways in which customers name a problem.
 
-Everything here is written for this package. ``{p}`` stands for the product as the customer calls it ("my Talvik"),
+Everything here is written for this world. ``{p}`` stands for the product as the customer calls it ("my Talvik"),
 ``{a|b|c}`` for one of several wordings.
 """
 

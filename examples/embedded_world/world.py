@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from muscle_hf.demo.lexicon import (
+from lexicon import (
     ISSUES,
     JOINERS,
     LINES,
@@ -55,7 +55,7 @@ class Ticket:
         product: The product that it is about.
         issue: The problem that decides the queue.
         wording: ``plain`` or ``idiom``.
-        tone: A key of :data:`muscle_hf.demo.lexicon.TONES`.
+        tone: A key of :data:`lexicon.TONES`.
         ambiguous: Two problems of different queues are open, and either may have been taken first.
         settled: Another problem is mentioned that is not the reason to write.
     """
