@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -16,7 +16,6 @@ from muscle_hf.losses.chunked import Stream, chunk_rows, chunked_terms, chunked_
 from muscle_hf.teachers import Teacher
 from muscle_hf.teachers.batch import Batch
 from muscle_hf.teachers.body import Head, HeadNotApart, count_parameters
-from muscle_hf.teachers.cache.source import CachedTargets
 from muscle_hf.teachers.kinds import ModelKind
 from muscle_hf.teachers.placing import is_sharded
 from muscle_hf.teachers.teacher import require_finite, without_labels
@@ -24,8 +23,25 @@ from muscle_hf.teachers.weights import base_of
 
 logger = logging.get_logger(__name__)
 
-# What says which tokens a teacher's targets are of: the teacher itself, or a cache in front of it.
-Source = Teacher | CachedTargets
+
+class Source(Protocol):
+    """What gives a teacher's targets: the teacher itself, or a cache in front of it."""
+
+    @property
+    def head(self) -> Head | None:
+        """The teacher's output head, where it is apart."""
+
+    def prepare(self, batch: Batch) -> Any:
+        """Begin with what can be done for a batch while the device computes."""
+
+    def targets(self, batch: Batch, needed: Tensor | None = None) -> Stream:
+        """As :meth:`~muscle_hf.teachers.Teacher.targets`."""
+
+    def work(self, batch: Batch) -> float:
+        """As :meth:`~muscle_hf.teachers.Teacher.work`."""
+
+    def flush(self) -> None:
+        """Write to the disk what is to be kept and is only in memory."""
 
 
 class Step:
@@ -174,7 +190,7 @@ def make_step(
     *,
     chunk_size: int | None = None,
     skip: bool = True,
-    caches: Callable[[], Mapping[str, CachedTargets]] | None = None,
+    caches: Callable[[], Mapping[str, Source]] | None = None,
     whole_because: str | None = None,
 ) -> Step:
     """The step of a trainer whose models are in place.

@@ -20,8 +20,7 @@ from muscle_hf.hub.files import regular_files
 from muscle_hf.hub.publishing import hub_api, prepare_repository, publish
 from muscle_hf.hub.state import CardState
 from muscle_hf.record import PROVENANCE_FILE
-from muscle_hf.teachers.loading import local_model_folder
-from muscle_hf.teachers.origin import origin_of
+from muscle_hf.teachers.origin import local_model_folder, origin_of
 from muscle_hf.teachers.weights import base_of
 
 logger = logging.get_logger(__name__)

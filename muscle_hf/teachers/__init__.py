@@ -2,7 +2,6 @@
 
 from muscle_hf.teachers.casting import make_student, make_teacher
 from muscle_hf.teachers.kinds import ModelKind, kind_of
-from muscle_hf.teachers.loading import load_task_model
 from muscle_hf.teachers.teacher import AdapterTeacher, ModelTeacher, Teacher, TeacherOutputError
 
 __all__ = [
@@ -12,7 +11,6 @@ __all__ = [
     "Teacher",
     "TeacherOutputError",
     "kind_of",
-    "load_task_model",
     "make_student",
     "make_teacher",
 ]

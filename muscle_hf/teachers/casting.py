@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
@@ -25,23 +25,13 @@ from muscle_hf.teachers.adapters import (
 )
 from muscle_hf.teachers.checks import check_recorded_base, only_active_adapter, same_architecture, same_config
 from muscle_hf.teachers.kinds import ModelKind, kind_of
-from muscle_hf.teachers.loading import (
-    FETCH_KEYS,
-    AdapterFolder,
-    find_adapter,
-    load_adapter_base,
-    load_model,
-    local_model_folder,
-    put_adapter,
-)
-from muscle_hf.teachers.sharing import (
-    can_share,
-    changes_base,
-    check_student,
-    same_base_after,
-)
+from muscle_hf.teachers.origin import local_model_folder
+from muscle_hf.teachers.sharing import can_share, changes_base, check_student, same_base_after
 from muscle_hf.teachers.teacher import AdapterTeacher, ModelTeacher, Teacher
 from muscle_hf.teachers.weights import base_of, base_weights, is_quantized, same_as_files, same_weights
+
+if TYPE_CHECKING:
+    from muscle_hf.teachers.loading import AdapterFolder
 
 logger = logging.get_logger(__name__)
 
@@ -233,6 +223,8 @@ def _same_base(model: nn.Module, adapter: str | None, student: PeftModel) -> boo
 
 
 def _from_name(role: str, name: str, student: PeftModel, kind: ModelKind, arguments: dict[str, Any]) -> Teacher:
+    from muscle_hf.teachers.loading import FETCH_KEYS, find_adapter, load_model
+
     # A teacher computes in the student's precision unless told otherwise.
     base = base_of(student)
     arguments.setdefault("dtype", getattr(base, "dtype", None))
@@ -257,6 +249,8 @@ def _from_name(role: str, name: str, student: PeftModel, kind: ModelKind, argume
 def _from_adapter(
     role: str, adapter: AdapterFolder, student: PeftModel, kind: ModelKind, arguments: dict[str, Any]
 ) -> Teacher:
+    from muscle_hf.teachers.loading import load_adapter_base, put_adapter
+
     # The order matters: the base's files are read only for an adapter that can be put on the student's.
     if can_share(student, adapter.config):
         folder = local_model_folder(adapter.base, adapter.base_revision)

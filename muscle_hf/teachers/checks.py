@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from peft.utils import PeftType
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedConfig
@@ -17,8 +17,7 @@ from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.kinds import ModelKind
-from muscle_hf.teachers.loading import local_model_folder, refuse_prompts
-from muscle_hf.teachers.origin import origin_of
+from muscle_hf.teachers.origin import local_model_folder, origin_of
 from muscle_hf.teachers.teacher import Teacher
 from muscle_hf.teachers.weights import base_of, base_weights, folder_hash, is_quantized, same_as_files, same_weights
 
@@ -249,3 +248,16 @@ def only_active_adapter(model: PeftModel, owner: str) -> str:
     if model.get_model_status().merged_adapters:
         raise MuscleError(f"{owner} has an adapter merged into its base; call unmerge_adapter() first")
     return active[0]
+
+
+def refuse_prompts(config: PeftConfig, owner: str) -> None:
+    """Refuse adapters that put virtual tokens before the text: their logits and the labels do not line up.
+
+    Raises:
+        MuscleError: It is one.
+    """
+    if config.is_prompt_learning:
+        raise MuscleError(
+            f"{owner} has an adapter of type {config.peft_type.value}, which puts virtual tokens before the text "
+            "instead of changing the base's layers; use LoRA or another adapter that can be merged"
+        )

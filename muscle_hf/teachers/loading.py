@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HFValidationError,
@@ -31,6 +31,7 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.files import readable
 from muscle_hf.record import PROVENANCE_FILE, check_weights, is_commit, read_provenance
 from muscle_hf.teachers.adapters import read_adapter
+from muscle_hf.teachers.checks import refuse_prompts
 from muscle_hf.teachers.kinds import ModelKind
 
 logger = logging.get_logger(__name__)
@@ -169,20 +170,6 @@ def _no_safetensors(name: str) -> str:
         f"the adapter {name} has no {SAFETENSORS_WEIGHTS_NAME}. Pickled weights are never loaded: load it where you "
         "trust it and save it again with save_pretrained()"
     )
-
-
-def local_model_folder(name: str | None, revision: str | None = None) -> Path | None:
-    """The folder of a model's files if it is on this disk: a folder itself, or in the Hub's cache; else None."""
-    if not name:
-        return None
-    if os.path.isdir(name):
-        return Path(name)
-    try:
-        return Path(
-            snapshot_download(name, revision=revision, allow_patterns=["*.safetensors"], local_files_only=True)
-        )
-    except (LocalEntryNotFoundError, HFValidationError):
-        return None
 
 
 def load_model(
@@ -353,19 +340,6 @@ def put_adapter(
     # Once more, strictly: PEFT only warns of weights that are missing or have no place.
     read_adapter(model, model.active_adapter, adapter.folder)
     return model
-
-
-def refuse_prompts(config: PeftConfig, owner: str) -> None:
-    """Refuse adapters that put virtual tokens before the text: their logits and the labels do not line up.
-
-    Raises:
-        MuscleError: It is one.
-    """
-    if config.is_prompt_learning:
-        raise MuscleError(
-            f"{owner} has an adapter of type {config.peft_type.value}, which puts virtual tokens before the text "
-            "instead of changing the base's layers; use LoRA or another adapter that can be merged"
-        )
 
 
 def _fit_embeddings(base: nn.Module, adapter: AdapterFolder) -> None:

@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import constants
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from torch import nn
 
@@ -76,3 +76,17 @@ def _cached_commit(base: nn.Module, name: str) -> str | None:
     main = repository / "refs" / constants.DEFAULT_REVISION
     present = main.read_text(encoding="utf-8").strip() if main.is_file() else None
     return present if present in commits else commits[-1]
+
+
+def local_model_folder(name: str | None, revision: str | None = None) -> Path | None:
+    """The folder of a model's files if it is on this disk: a folder itself, or in the Hub's cache; else None."""
+    if not name:
+        return None
+    if os.path.isdir(name):
+        return Path(name)
+    try:
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=["*.safetensors"], local_files_only=True)
+        )
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sized
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -21,11 +21,10 @@ from muscle_hf.data import count_trained, nothing_to_train_on, require_class_col
 from muscle_hf.errors import MuscleError
 from muscle_hf.losses.masks import MaskFunction
 from muscle_hf.losses.sums import mean_terms, sum_terms
-from muscle_hf.provenance import Provenance, describe_objective
 from muscle_hf.refusals import refuse_filler_rows, refuse_missing_weights, refuse_start, refuse_unsupported
 from muscle_hf.saving import SavingMixin
 from muscle_hf.search import SearchMixin
-from muscle_hf.step import Step, make_step
+from muscle_hf.step import Source, Step, make_step
 from muscle_hf.teachers import Teacher, kind_of, make_student, make_teacher
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, keep_quantized_trainable
 from muscle_hf.teachers.batch import (
@@ -37,16 +36,14 @@ from muscle_hf.teachers.batch import (
     sequences_of,
     trained_labels,
 )
-from muscle_hf.teachers.cache import HiddenStore, teacher_fingerprint
-from muscle_hf.teachers.cache.opening import open_cache, open_caches
-from muscle_hf.teachers.cache.source import CachedTargets
-from muscle_hf.teachers.cached import cached_teacher
-from muscle_hf.teachers.calibration import CalibrateAtStart, calibrate
 from muscle_hf.teachers.checks import check_label_sets, check_tokenizers, text_tokenizer
 from muscle_hf.teachers.placing import is_sharded
-from muscle_hf.teachers.start import start_from_teacher
 from muscle_hf.teachers.weights import base_of
 from muscle_hf.transfer.trainer import TransferMixin
+
+if TYPE_CHECKING:
+    from muscle_hf.provenance import Provenance
+    from muscle_hf.teachers.cache import HiddenStore
 
 logger = logging.get_logger(__name__)
 
@@ -117,6 +114,8 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         self.teacher_temperatures = dict.fromkeys(self.teachers, 1.0)
         if self.settings.calibrate_teachers:
             self._require_held_out()
+            from muscle_hf.teachers.calibration import CalibrateAtStart
+
             self.add_callback(CalibrateAtStart(self.calibrate_teachers))
         self._step = self._make_step()
         if is_sharded(self.accelerator):
@@ -147,6 +146,8 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
             keep_quantized_trainable(teacher.model)
             check_label_sets(self.kind, teacher.model, self.student)
         if self.settings.start_from == "old":
+            from muscle_hf.teachers.start import start_from_teacher
+
             start_from_teacher(self.student, self.teachers["old"])
         return self.student
 
@@ -156,6 +157,8 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
 
         cached = None
         if self.settings.teacher_cache and isinstance(source, (str, os.PathLike)):
+            from muscle_hf.teachers.cached import cached_teacher
+
             cached = cached_teacher(
                 role,
                 source,
@@ -182,9 +185,11 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         """
         settings, accelerator, caches = self.settings, self.accelerator, None
         if settings.teacher_cache:
+            from muscle_hf.teachers.cache.opening import open_caches
+
             precision, size = accelerator.mixed_precision, self._training_size()
 
-            def caches() -> Mapping[str, CachedTargets]:
+            def caches() -> Mapping[str, Source]:
                 folder = settings.teacher_cache
                 return open_caches(folder, self.teachers, self.kind, self.open_cache, size, precision)
 
@@ -221,6 +226,8 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
 
         None in processes that save nothing, but under ZeRO-3, whose weights are hashed by all together.
         """
+        from muscle_hf.provenance import Provenance
+
         if not self.args.should_save and not is_deepspeed_zero3_enabled():
             return None
         return Provenance.of(
@@ -228,6 +235,8 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         )
 
     def _described_objective(self) -> dict[str, Any]:
+        from muscle_hf.provenance import describe_objective
+
         return describe_objective(self.muscle_objective, self.settings.trained_tokens)
 
     def open_cache(self, teacher: Teacher, folder: str | os.PathLike | None = None) -> HiddenStore:
@@ -236,6 +245,9 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         Raises:
             MuscleError: The objective needs more than the compact form keeps, or k is out of range.
         """
+        from muscle_hf.teachers.cache.fingerprint import teacher_fingerprint
+        from muscle_hf.teachers.cache.opening import open_cache
+
         described = None if self.provenance is None else getattr(self.provenance, teacher.role)
         precision = self.accelerator.mixed_precision
         fingerprint = teacher.fingerprint or teacher_fingerprint(
@@ -513,6 +525,8 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         Raises:
             MuscleError: The rows have no trained token, or a teacher's logits are not finite there.
         """
+        from muscle_hf.teachers.calibration import calibrate
+
         several = self.eval_dataset if isinstance(self.eval_dataset, dict) else [None]
         inputs = (inputs for name in several for inputs in self.get_eval_dataloader(name))
         batches = (self.batch_of(self._prepare_inputs(batch)) for batch in inputs)
