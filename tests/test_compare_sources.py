@@ -10,7 +10,7 @@ import pytest
 from compare_files import choice_predictions, write, write_lines
 
 from muscle_hf import MuscleError
-from muscle_hf.compare import ReadOptions, compare, read_source, source_of
+from muscle_hf.compare import Budget, ReadOptions, compare, read_source, source_of
 
 LOGS = Path(__file__).parent / "data" / "lm_eval"
 
@@ -383,3 +383,22 @@ def test_rows_in_blocks_and_row_by_row_are_the_same(tmp_path):
         for name, (codes, values) in left.columns.items():
             other_codes, other_values = right.columns[name]
             assert [values[c] for c in codes] == [other_values[c] for c in other_codes]
+
+
+def test_several_metrics_at_once():
+    sides = str(LOGS / "old"), str(LOGS / "new")
+    both = compare(*sides, read=ReadOptions(tasks=["endings"], metric="acc,acc_norm"))
+    assert [(task.name, task.metric) for task in both.tasks] == [
+        ("endings [acc]", "acc"),
+        ("endings [acc_norm]", "acc_norm"),
+    ]
+    for task in both.tasks:
+        (alone,) = compare(*sides, read=ReadOptions(tasks=["endings"], metric=task.metric)).tasks
+        assert task.updates[0].rates == alone.updates[0].rates
+    assert both.totals == []  # the items of one task are not counted twice
+    limited = compare(
+        *sides,
+        read=ReadOptions(tasks=["endings"], metric="acc,acc_norm"),
+        budget=Budget(limits={"max_nfr": {"endings": 0.5}}),
+    )
+    assert len(limited.gate.checks) == 2

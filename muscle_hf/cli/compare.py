@@ -67,7 +67,9 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments about reading logs, shared with ``muscle-hf noise``."""
     reading = parser.add_argument_group("reading")
     reading.add_argument("--task", action="append", default=[], metavar="NAME", help="only this task (repeatable)")
-    reading.add_argument("--metric", help="metric to compare, where a log has several (exact_match, acc, the first)")
+    reading.add_argument(
+        "--metric", help="metric to compare, where a log has several, or several A,B (exact_match, acc, the first)"
+    )
     reading.add_argument("--filter", help="lm-eval filter to compare (each is a table of its own)")
     reading.add_argument(
         "--columns",

@@ -82,10 +82,7 @@ def compare(
     _check_labels(names, len(given), candidates, controls)
     wanted = [*(analysis.slices or ()), *([analysis.cluster] if analysis.cluster else []), *read.wanted]
     read = dataclasses.replace(read, wanted=wanted)
-    sources = {
-        name: read_source(entry, read) if isinstance(entry, str) else entry
-        for name, entry in zip(names, given, strict=True)
-    }
+    sources = {name: _read(entry, read) for name, entry in zip(names, given, strict=True)}
     joined, warnings = join(
         sources, missing="drop" if allow_partial else missing, ignore_prompts=ignore_prompts, wanted=wanted
     )
@@ -129,6 +126,22 @@ def compare(
         },
         meta={"version": _version()},
     )
+
+
+def _read(entry: str | Source, read: ReadOptions) -> Source:
+    """A side; by several metrics, each task is one of its own for each."""
+    if not isinstance(entry, str):
+        return entry
+    metrics = [metric.strip() for metric in (read.metric or "").split(",")]
+    if len(metrics) == 1:
+        return read_source(entry, read)
+    found = [read_source(entry, dataclasses.replace(read, metric=metric)) for metric in metrics]
+    tables = {
+        (name := f"{task} [{metric}]"): dataclasses.replace(table, task=name)
+        for metric, source in zip(metrics, found, strict=True)
+        for task, table in source.tables.items()
+    }
+    return dataclasses.replace(found[0], tables=tables)
 
 
 def _path(entry: str | Source) -> str:

@@ -10,8 +10,7 @@ from typing import Any
 from muscle_hf.compare.analyse import AnalysisOptions, update_of
 from muscle_hf.compare.document import Gate, GateCheck, GateVerdict, NoiseFloor, TaskResult, Update, worst_verdict
 from muscle_hf.compare.join import Joined
-from muscle_hf.compare.lm_eval_format import base_task
-from muscle_hf.compare.totals import average
+from muscle_hf.compare.totals import average, base_name
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import read_json, read_yaml
 from muscle_hf.metrics.intervals import Estimate, Side
@@ -50,7 +49,7 @@ class Budget:
     def limit(self, rule: str, task: str) -> float | None:
         """The limit of a rule for a task: the task's own, that of the task without its filter, or the general one."""
         table = self.limits.get(rule, {})
-        return next((table[name] for name in (task, base_task(task), _ALL) if name in table), None)
+        return next((table[name] for name in (task, base_name(task), _ALL) if name in table), None)
 
 
 def parse_limit(rule: str, text: str, where: str) -> tuple[str, float]:
@@ -180,7 +179,7 @@ def check_gate(
     if budget.empty:
         return None
     results = [*totals, *tasks]
-    names = {name for task in results for name in (task.name, base_task(task.name))}
+    names = {name for task in results for name in (task.name, base_name(task.name))}
     for rule, table in budget.limits.items():
         for task in table:
             if task not in names and task != _ALL:

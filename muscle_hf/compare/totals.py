@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,19 +24,26 @@ TOTAL = "total"
 _RATES = ("nfr", "pfr", "nfr_adjusted", "nfr_mc", "agreement", "nfr_smooth", "pfr_smooth")
 
 
+def base_name(task: str) -> str:
+    """A task's name without its filter and without the metric that several metrics put behind it."""
+    return base_task(re.sub(r" \[[^\]]*\]$", "", task))
+
+
 def groups(joined: Sequence[Joined]) -> dict[str, list[int]]:
     """Which tasks can be put together: name of the total -> numbers of the tasks.
 
     Those with right and wrong answers, and those with scores of one metric. Several filters of one task are none:
     they would count it twice.
     """
+    graded = [base_name(task.task) for task in joined if task.kind == "correct"]
+    twice = len(set(graded)) < len(graded)  # by several metrics
     found: dict[str, list[int]] = defaultdict(list)
     for place, task in enumerate(joined):
-        found["" if task.kind == "correct" else task.metric].append(place)
+        found["" if task.kind == "correct" and not twice else task.metric].append(place)
     several = {
         name: places
         for name, places in found.items()
-        if len(places) > 1 and len({base_task(joined[place].task) for place in places}) == len(places)
+        if len(places) > 1 and len({base_name(joined[place].task) for place in places}) == len(places)
     }
     return {TOTAL if not name or len(found) == 1 else f"{TOTAL} {name}": places for name, places in several.items()}
 
