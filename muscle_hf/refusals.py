@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from accelerate.data_loader import IterableDatasetShard
 from peft import PeftConfig
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.integrations import is_fsdp_enabled
 
+from muscle_hf.compat.accelerate import IterableDatasetShard
 from muscle_hf.errors import MuscleError
 from muscle_hf.losses import Objective
 from muscle_hf.teachers.weights import is_quantized

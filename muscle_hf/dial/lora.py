@@ -20,10 +20,10 @@ from typing import NamedTuple
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 from torch import Tensor
 
+from muscle_hf.compat.peft import get_pattern_key
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import readable
 from muscle_hf.hub.serving import CHANGES_BASE

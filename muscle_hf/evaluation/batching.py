@@ -127,7 +127,7 @@ def run_batches(
     Raises:
         MuscleError: A single piece of work does not fit into memory.
     """
-    from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+    from muscle_hf.compat.accelerate import clear_device_cache, should_reduce_batch_size
 
     results: dict[int, Any] = {}
     waiting = [list(batch) for batch in reversed(batches)]

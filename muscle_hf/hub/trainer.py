@@ -10,9 +10,10 @@ from typing import Any
 
 from huggingface_hub import CommitInfo
 from transformers.trainer_utils import HubStrategy, SaveStrategy
-from transformers.utils import PushInProgress, logging
+from transformers.utils import logging
 
 from muscle_hf.checkpoints import SaveError
+from muscle_hf.compat.transformers import PushInProgress
 from muscle_hf.errors import MuscleError
 from muscle_hf.hub.callback import MuscleCardCallback, license_in, measured_emissions
 from muscle_hf.hub.card import write_card
@@ -44,7 +45,7 @@ class PublishesCard:
         self.card_state = CardState()
         for role in ("old", "new"):
             base = base_of(self.teachers[role].model)
-            name = getattr(getattr(base, "config", None), "_name_or_path", None)
+            name = getattr(getattr(base, "config", None), "name_or_path", None)
             folder = local_model_folder(name, origin_of(base).revision)
             setattr(self.card_state, f"license_{role}", license_in(folder))
         self.add_callback(MuscleCardCallback(self.card_state))

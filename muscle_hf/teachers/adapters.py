@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, PeftType, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file
 from torch import nn
 
+from muscle_hf.compat.peft import AuxiliaryTrainingWrapper, BaseTuner, BaseTunerLayer
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import readable
 from muscle_hf.teachers.sharing import can_share, file_adds_only, same_base_after, starts_neutral

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from peft import LoraConfig
-from peft.tuners.tuners_utils import check_target_module_exists
-from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from muscle_hf.compat.peft import INCLUDE_LINEAR_LAYERS_SHORTHAND, check_target_module_exists
 from muscle_hf.teachers.kinds import CAUSAL_LM
 from muscle_hf.teachers.loading import auto_class_of
 

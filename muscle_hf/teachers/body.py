@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from muscle_hf.compat.peft import AuxiliaryTrainingWrapper, BaseTunerLayer
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.weights import base_of
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 from transformers.utils import logging
-from transformers.utils.quantization_config import QuantizationMethod
 
+from muscle_hf.compat.transformers import QuantizationMethod
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.adapters import (
     NEW_ADAPTER,

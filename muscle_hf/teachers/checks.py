@@ -114,7 +114,7 @@ def find_vocabulary(model: nn.Module, adapter: str | None = None) -> dict[str, i
         None if there is none on disk.
     """
     base = base_of(model)
-    name = getattr(getattr(base, "config", None), "_name_or_path", None)
+    name = getattr(getattr(base, "config", None), "name_or_path", None)
     folders = local_model_folder(name, origin_of(base).revision), local_model_folder(adapter)
     folder = next((folder for folder in folders if folder and any(folder.glob("tokenizer*"))), None)
     if folder is None:
@@ -195,7 +195,7 @@ def check_recorded_base(model: PeftModel, adapter: str) -> None:
     """
     base = base_of(model)
     recorded = model.peft_config[adapter].base_model_name_or_path
-    present = getattr(base.config, "_name_or_path", None)
+    present = getattr(base.config, "name_or_path", None)
     if not recorded or not present or _same_name(recorded, present):
         return
     refusal = MuscleError(

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.auto import modeling_auto
 
+from muscle_hf.compat.transformers import modeling_auto
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.weights import base_of
 

@@ -39,7 +39,7 @@ def origin_of(model: nn.Module) -> Origin:
     commits of a repository lie there.
     """
     base = base_of(model)
-    name = getattr(getattr(base, "config", None), "_name_or_path", None)
+    name = getattr(getattr(base, "config", None), "name_or_path", None)
     if not name:
         return Origin(None, None, False)
     if found := _SNAPSHOT.search(name):

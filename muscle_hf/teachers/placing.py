@@ -64,7 +64,7 @@ def _zero3(accelerator: Accelerator):
 
 
 def _shard_fsdp(model: nn.Module, accelerator: Accelerator) -> nn.Module:
-    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+    from muscle_hf.compat.accelerate import fsdp2_prepare_model
 
     plugin = _fsdp(accelerator)
     if plugin.fsdp_version != 2:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel
-from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from torch import nn
 
+from muscle_hf.compat.peft import check_target_module_exists
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.weights import base_weights, whole
 

@@ -15,11 +15,10 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from muscle_hf.compat.peft import AuxiliaryTrainingWrapper, BaseTunerLayer, ModulesToSaveWrapper
 from muscle_hf.errors import MuscleError
 
 

@@ -209,7 +209,7 @@ class TeacherFiles:
         kept = getattr(model, "_keep_in_fp32_modules", None) if dtype == torch.float16 else None
         if (kept or getattr(model, "_keep_in_fp32_modules_strict", None)) and dtype in (torch.float16, torch.bfloat16):
             raise MuscleError(f"{type(model).__name__} keeps some weights in float32: its fingerprint needs the model")
-        model.config._name_or_path = self.name
+        model.config.name_or_path = self.name
         return model
 
 
