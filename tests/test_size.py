@@ -18,7 +18,7 @@ for name, module in list(sys.modules.items()):
 # To reach: 6,000.
 LOADED_BY_THE_TRAINER = 20_000
 # To reach: 23,000.
-IN_THE_PACKAGE = 32_000
+IN_THE_PACKAGE = 33_000
 
 
 def lines(files: list[Path]) -> int:
