@@ -59,7 +59,7 @@ def return_row(case: Return) -> dict[str, Any]:
 
 
 def rows(kind: str, split: str, seed: int, count: int | None = None) -> list[dict[str, Any]]:
-    """The first rows of a kind (a key of :data:`COUNTS`), split and seed; by default those that the package carries."""
+    """The first rows of a kind (a key of :data:`COUNTS`), split and seed; by default all of the package."""
     every: Iterator[dict[str, Any]]
     every = map(ticket_row, tickets(split, seed)) if kind == "tickets" else map(return_row, returns(split, seed))
     return list(islice(every, COUNTS[kind][split] if count is None else count))
