@@ -16,7 +16,7 @@ for name, module in list(sys.modules.items()):
         print("loaded:", module.__file__)
 """
 # To reach: 6,000.
-LOADED_BY_THE_TRAINER = 20_000
+LOADED_BY_THE_TRAINER = 6_600
 # To reach: 23,000.
 IN_THE_PACKAGE = 33_000
 

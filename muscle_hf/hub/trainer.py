@@ -1,4 +1,7 @@
-"""The Hub side of ``MuscleTrainer``: Trainer's own hooks, with our card and our choice of files."""
+"""The Hub side of ``MuscleTrainer``: Trainer's own hooks, with our card and our choice of files.
+
+Cards and uploads are imported where they are made: a trainer that only trains needs neither.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import shutil
 import tempfile
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitInfo
 from transformers.trainer_utils import HubStrategy, SaveStrategy
@@ -15,14 +18,12 @@ from transformers.utils import logging
 from muscle_hf.checkpoints import SaveError
 from muscle_hf.compat.transformers import PushInProgress
 from muscle_hf.errors import MuscleError
-from muscle_hf.hub.callback import MuscleCardCallback, license_in, measured_emissions
-from muscle_hf.hub.card import write_card
-from muscle_hf.hub.files import regular_files
-from muscle_hf.hub.publishing import hub_api, prepare_repository, publish
-from muscle_hf.hub.state import CardState
 from muscle_hf.record import PROVENANCE_FILE
 from muscle_hf.teachers.origin import local_model_folder, origin_of
 from muscle_hf.teachers.weights import base_of
+
+if TYPE_CHECKING:
+    from muscle_hf.hub.state import CardState
 
 logger = logging.get_logger(__name__)
 
@@ -40,6 +41,9 @@ class PublishesCard:
     card_state: CardState
 
     def __init__(self, *args: Any, **kwargs: Any):
+        from muscle_hf.hub.callback import MuscleCardCallback, license_in
+        from muscle_hf.hub.state import CardState
+
         super().__init__(*args, **kwargs)
         # What the card will say is collected from here on.
         self.card_state = CardState()
@@ -61,6 +65,8 @@ class PublishesCard:
             HubError: The Hub refuses or cannot be reached.
             MuscleError: Nobody is logged in, the name is none, or the repository holds a model of another kind.
         """
+        from muscle_hf.hub.publishing import hub_api, prepare_repository
+
         if not self.is_world_process_zero():
             return
         name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
@@ -128,6 +134,8 @@ class PublishesCard:
 
     def write_card(self, folder: str) -> None:
         """Keep the card's state beside an adapter that was saved, and render the card from it."""
+        from muscle_hf.hub.card import write_card
+
         try:
             self._save_card_state(folder)
             write_card(folder, self.hub_model_id)
@@ -135,6 +143,8 @@ class PublishesCard:
             raise SaveError(f"the adapter in {folder} is saved, but its card could not be written: {error}") from error
 
     def _save_card_state(self, folder: str) -> None:
+        from muscle_hf.hub.callback import measured_emissions
+
         emissions = measured_emissions(self.callback_handler)
         if emissions is not None:
             self.card_state.emissions_kg = emissions
@@ -165,6 +175,8 @@ class PublishesCard:
         Raises:
             MuscleError: It could not be uploaded; what was saved is whole, and the call can be repeated.
         """
+        from muscle_hf.hub.publishing import publish
+
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = token or self.args.hub_token
         if self.hub_model_id is None:
@@ -208,6 +220,9 @@ class PublishesCard:
             self.push_in_progress = PushInProgress([job])
 
     def _push_copy(self, checkpoint_folder: str, targets: list[str], message: str) -> Future:
+        from muscle_hf.hub.files import regular_files
+        from muscle_hf.hub.publishing import publish
+
         # Training goes on meanwhile, and may rotate this checkpoint away before it is uploaded.
         copy = tempfile.TemporaryDirectory(prefix="muscle-hf-push-")
         try:
