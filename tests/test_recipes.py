@@ -250,7 +250,7 @@ def test_a_whole_run_on_tiny_models_reads_every_setting(name, tmp_path_factory, 
         table = reproduction_table(lines, small, Result.of(predictions))
         given = {key: value for key, value in vars(published).items() if value is not None}
         assert given.pop("source") in table
-        assert {line.figure: line.published for line in lines if line.published is not None} == given
+        assert {name: line["published"] for name, line in lines.items() if line["published"] is not None} == given
 
 
 def files_of(file):
@@ -281,7 +281,7 @@ def test_reproduce_sets_measured_beside_published(tmp_path, capsys):
 def test_figures_that_a_table_does_not_give_stay_empty():
     result = Result("piqa", "acc", 4, [Row("old", 0.5), Row("new", 0.75, nfr=0.25, pfr=0.5)])
     published = config.Published("Table 9", nfr=20.0)
-    lines = {x.figure: (x.published, x.measured) for x in compare_with_published(published, result, {})}
+    lines = {name: tuple(line.values()) for name, line in compare_with_published(published, result, {}).items()}
     assert lines == {"v1": (None, 50.0), "v2": (None, 75.0), "nfr": (20.0, 25.0)}
 
 

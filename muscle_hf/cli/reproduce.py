@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(settings.output_dir)
     predictions = load_result_predictions(folder)
     result = Result.of(predictions)
-    lines = recipes.compare_with_published(settings.published, result, predictions)
-    table = recipes.reproduction_table(lines, settings, result)
-    print(f"{table}\n{recipes.write_reproduction(folder, lines, table)}")
+    figures = recipes.compare_with_published(settings.published, result, predictions)
+    table = recipes.reproduction_table(figures, settings, result)
+    print(f"{table}\n{recipes.write_reproduction(folder, figures, table)}")
     return 0

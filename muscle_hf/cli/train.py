@@ -38,16 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def do_run(args: argparse.Namespace, settings: RunSettings, processes: Processes) -> int:
-    """Do a run, in this process or in those that accelerate launches.
-
-    Args:
-        args: Of the command, with ``config``, ``smoke`` and ``overrides``.
-        settings: That they name.
-        processes: Likewise.
-
-    Returns:
-        The exit code.
-    """
+    """Do a run, in this process or in those that accelerate launches; gives the exit code."""
     from muscle_hf.pipeline.launch import interruptible
     from muscle_hf.pipeline.recipes import find_recipe
 

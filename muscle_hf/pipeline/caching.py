@@ -19,13 +19,7 @@ from muscle_hf.trainer import MuscleTrainer
 
 @dataclass(frozen=True)
 class Cached:
-    """What is in the cache of one teacher.
-
-    Args:
-        plans: What was missing, per data set.
-        folder: Where it is.
-        sequences: How many the folder holds.
-    """
+    """What is in the cache of one teacher: what was missing, per data set; the folder; how many sequences it holds."""
 
     plans: list[CachePlan]
     folder: str
@@ -35,14 +29,7 @@ class Cached:
 def cache_run(
     settings: RunSettings, folder: str | os.PathLike, batch_size: int | None = None, say: Callable[[str], None] = print
 ) -> dict[str, Cached]:
-    """:func:`cache_teachers` for the compatibility adapter of a run; task adapters that are missing are trained first.
-
-    Args:
-        settings: Of the run.
-        folder: Of the cache.
-        batch_size: Rows per forward pass.
-        say: Told the steps and sizes, on the main process.
-    """
+    """:func:`cache_teachers` for the compatibility adapter of a run; missing task adapters are trained first."""
     whole = make_run(settings, say)
     # Teachers that would read the cache themselves are of no use to fill it.
     changed = {"teacher_cache": None} if "teacher_cache" in whole.training else {}

@@ -24,16 +24,11 @@ def card_words(settings: RunSettings, task: Task) -> dict[str, Any]:
 def complete_run_card(
     adapter: Path, words: Mapping[str, Any], predictions: Mapping[str, Sequence[Prediction]]
 ) -> Path:
-    """Put a run's flips on the card of its compatibility adapter.
+    """Put a run's flips on the card of its compatibility adapter; gives the card's path.
 
     Args:
-        adapter: Folder of the compatibility adapter.
         words: Fields of :class:`~muscle_hf.hub.CardState`.
-        predictions: By model: ``old``, ``new``, ``muscle``, and ``control`` if there is one: the baseline of the
-            errors that come back.
-
-    Returns:
-        The path of the card.
+        predictions: By model, ``control`` if there is one: the baseline of the errors that come back.
     """
     from muscle_hf.compare import compare, source_of
 

@@ -16,7 +16,7 @@ from muscle_hf.errors import MissingDependencyError, MuscleError
 from muscle_hf.evaluation.registry import describe_data, load_items, place_of_rows, to_item
 from muscle_hf.evaluation.rows import find_rows, read_rows
 from muscle_hf.evaluation.tasks import Item, Source, Task
-from muscle_hf.pipeline.config import DataSettings, RunSettings, SplitSettings
+from muscle_hf.pipeline.config import DataSettings, RunSettings, SplitSettings, TransferSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -58,15 +58,11 @@ def load_splits(task: Task | None, data: DataSettings) -> Splits:
         _refuse_overlap(data, task, source, place, len(test))
     if data.format == "task" and not data.streaming:
 
-        def items(split: SplitSettings) -> list[Item]:
-            return load_items(task, source, split.split, start=split.start, limit=split.limit)
+        def items(rows: SplitSettings | TransferSettings) -> list[Item]:
+            place = getattr(rows, "source", None) or source
+            return load_items(task, place, rows.split, start=rows.start, limit=rows.limit)
 
-        train, transfer = items(data.train), []
-        if data.transfer is not None:
-            where = data.transfer.source or source
-            transfer = load_items(
-                task, where, data.transfer.split, start=data.transfer.start, limit=data.transfer.limit
-            )
+        train, transfer = items(data.train), [] if data.transfer is None else items(data.transfer)
         if data.validation is not None:
             return Splits(train, items(data.validation), test, transfer)
         return Splits(*_hold_out(train, data.validation_share), test, transfer)
@@ -121,16 +117,14 @@ def _hold_out(train: Any, share: float) -> tuple[Any, Any]:
     def is_held(index: int) -> bool:
         return int((index + 1) * held) > int(index * held)
 
-    if hasattr(train, "filter") and not hasattr(train, "select"):
-        return (
-            train.filter(lambda row, index: not is_held(index), with_indices=True),
-            train.filter(lambda row, index: is_held(index), with_indices=True),
+    if hasattr(train, "filter") and not hasattr(train, "select"):  # a stream
+        kept, held_out = (
+            train.filter(lambda row, index, side=side: is_held(index) is side, with_indices=True)
+            for side in (False, True)
         )
-    parts = [[index for index in range(len(train)) if is_held(index) is held_out] for held_out in (False, True)]
-    if hasattr(train, "select"):
-        kept, held_out = (train.select(part) for part in parts)
-    else:
-        kept, held_out = ([train[index] for index in part] for part in parts)
+        return kept, held_out
+    chosen = train.select if hasattr(train, "select") else lambda part: [train[index] for index in part]
+    kept, held_out = (chosen([i for i in range(len(train)) if is_held(i) is side]) for side in (False, True))
     return kept, held_out
 
 
@@ -202,9 +196,12 @@ def _dataset(
         rows = datasets.Dataset.from_list(read_rows(place, split.split))
     rows = _part(rows, split)
     if data.format == "task":
-        return rows.map(lambda row, index: _as_prompt(to_item(task, row, index)), with_indices=True).select_columns(
-            ["prompt", "completion"]
-        )
+
+        def as_prompt(row: dict[str, Any], index: int) -> dict[str, str]:
+            item = to_item(task, row, index)
+            return {"prompt": item.prompt, "completion": item.target}
+
+        rows = rows.map(as_prompt, with_indices=True).select_columns(["prompt", "completion"])
     return rows
 
 
@@ -218,21 +215,16 @@ def _part(rows: Dataset | IterableDataset, split: SplitSettings) -> Dataset | It
     return rows.select(range(split.start, stop))
 
 
-def _as_prompt(item: Item) -> dict[str, str]:
-    return {"prompt": item.prompt, "completion": item.target}
-
-
 # ---- What trainers take ----
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Rows for training, the same for task and compatibility adapters.
+    """Rows for training, the same for task and compatibility adapters: tokenized, or ones that TRL tokenizes.
 
     Args:
         tokenizer: v2's, which is also v1's.
-        train: Tokenized rows; or rows that TRL tokenizes.
-        validation: Likewise; may be empty.
+        validation: May be empty.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -273,11 +265,7 @@ class TrainingData:
         return not hasattr(self.validation, "__len__") or len(self.validation) > 0
 
     def for_trainer(self, arguments: TrainingArguments) -> dict[str, Any]:
-        """The arguments of a trainer that hold data.
-
-        Args:
-            arguments: Of the trainer; those of TRL's get datasets, which it tokenizes and collates.
-        """
+        """The arguments of a trainer that hold data; TRL's gets datasets, which it tokenizes and collates."""
         if is_trl(arguments):
             parts = [_as_dataset(self.train), _as_dataset(self.validation) if self.validates else None]
             collator = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,25 +80,10 @@ def accelerate_config(name: str) -> Path:
 # ---- Measured against published ----
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One figure of a run, in percent or percentage points.
-
-    Args:
-        figure: Its name, a field of :class:`Published`.
-        published: What the paper gives; None if nothing.
-        measured: What the run gave; None if nothing (an adapter was not trained).
-    """
-
-    figure: str
-    published: float | None
-    measured: float | None
-
-
 def compare_with_published(
     published: Published | None, result: Result, predictions: Mapping[str, Sequence[Prediction]]
-) -> list[Comparison]:
-    """Set a run's figures beside published ones.
+) -> dict[str, dict[str, float | None]]:
+    """Set a run's figures beside published ones, in percent and percentage points.
 
     Args:
         published: May be None: all figures are measured only.
@@ -107,15 +91,15 @@ def compare_with_published(
         predictions: Its answers by model.
 
     Returns:
-        One entry a figure that either side has.
+        Field of :class:`Published` -> ``published`` and ``measured``, of those that either side has.
     """
     measured = {name: 100 * value for name, value in _figures(result, predictions).items()}
     if measured.get("nfr") and "nfr_change" in measured:
         measured["nfr_change_percent"] = 100 * measured["nfr_change"] / measured["nfr"]
     known = {} if published is None else dataclasses.asdict(published)
     names = [field.name for field in dataclasses.fields(Published) if field.name != "source"]
-    lines = [Comparison(name, known.get(name), measured.get(name)) for name in names]
-    return [line for line in lines if line.published is not None or line.measured is not None]
+    both = {name: {"published": known.get(name), "measured": measured.get(name)} for name in names}
+    return {name: values for name, values in both.items() if any(value is not None for value in values.values())}
 
 
 def _figures(result: Result, predictions: Mapping[str, Sequence[Prediction]]) -> dict[str, float]:
@@ -139,33 +123,25 @@ def _figures(result: Result, predictions: Mapping[str, Sequence[Prediction]]) ->
     return {name: value for name, value in figures.items() if not math.isnan(value)}
 
 
-def reproduction_table(lines: Sequence[Comparison], settings: RunSettings, result: Result) -> str:
+def reproduction_table(
+    figures: Mapping[str, Mapping[str, float | None]], settings: RunSettings, result: Result
+) -> str:
     """Published and measured figures as Markdown."""
     source = "" if settings.published is None else f" ({settings.published.source})"
-
-    def cell(value: float | None) -> str:
-        return "" if value is None else f"{value:.2f}"
-
-    def difference(line: Comparison) -> str:
-        both = line.published is not None and line.measured is not None
-        return f"{line.measured - line.published:+.2f}" if both else ""
-
-    rows = [f"| {x.figure} | {cell(x.published)} | {cell(x.measured)} | {difference(x)} |" for x in lines]
-    head = f"| Figure | Published{source} | Measured | Difference |\n| --- | ---: | ---: | ---: |\n"
+    rows = [f"| Figure | Published{source} | Measured | Difference |", "| --- | ---: | ---: | ---: |"]
+    for name, values in figures.items():
+        cells = ["" if value is None else f"{value:.2f}" for value in values.values()]
+        difference = f"{values['measured'] - values['published']:+.2f}" if None not in values.values() else ""
+        rows.append(f"| {' | '.join([name, *cells, difference])} |")
     models = f"{settings.old.base} to {settings.new.base}, {result.task}, {result.items} test items"
-    return f"{models}. Percent and percentage points.\n\n{head}" + "\n".join(rows) + "\n"
+    return f"{models}. Percent and percentage points.\n\n" + "\n".join(rows) + "\n"
 
 
-def write_reproduction(folder: Path, lines: Sequence[Comparison], table: str) -> Path:
-    """Write measured against published figures beside a run's result.
-
-    Returns:
-        The Markdown file; a JSON file of the same name lies beside it.
-    """
+def write_reproduction(folder: Path, figures: Mapping[str, Mapping[str, float | None]], table: str) -> Path:
+    """Write measured against published figures beside a run's result, as JSON and Markdown; the path of the latter."""
     from muscle_hf.checkpoints import staged
 
     with staged(folder) as stage:
-        content = {line.figure: {"published": line.published, "measured": line.measured} for line in lines}
-        write_json(stage / f"{REPRODUCTION_FILE}.json", content)
+        write_json(stage / f"{REPRODUCTION_FILE}.json", figures)
         write_text(stage / f"{REPRODUCTION_FILE}.md", table)
     return folder / f"{REPRODUCTION_FILE}.md"

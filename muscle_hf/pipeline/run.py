@@ -24,12 +24,14 @@ from muscle_hf.evaluation.registry import load_task, python_variable
 from muscle_hf.evaluation.tasks import Item, Task
 from muscle_hf.files import alone, read_json, write_json, write_text
 from muscle_hf.hub.completing import complete_card
+from muscle_hf.hub.publishing import prepare_repository, publish
 from muscle_hf.pipeline import steps
 from muscle_hf.pipeline.card import card_words, complete_run_card
 from muscle_hf.pipeline.config import ModelSettings, RunSettings
 from muscle_hf.pipeline.data import Splits, TrainingData, check_rows, describe_test_data, load_splits
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, Result
 from muscle_hf.record import file_sha256
+from muscle_hf.teachers.start import start_from
 from muscle_hf.trainer import MuscleTrainer
 from muscle_hf.transfer.prompts import Checker, TransferPrompts
 
@@ -126,10 +128,11 @@ class Run:
             return self._whole()
 
     def _whole(self) -> Result | None:
-        finishes = self._process.is_main_process and self.settings.compatibility
+        finishes, to_hub = self._process.is_main_process and self.settings.compatibility, None
         if finishes:
             arguments = steps.training_arguments(self.settings.config_class, self.training, self.folder / COMPAT)
-            steps.prepare_publishing(arguments)
+            if (to_hub := steps.publication(arguments)) is not None:
+                prepare_repository(**to_hub)
         for name in self.models:
             self.adapter(name)
         result = None if self.task is None else self.evaluate()
@@ -139,7 +142,8 @@ class Run:
                 complete_run_card(self.folder / COMPAT, words, load_result_predictions(self.folder))
             elif self.settings.card:
                 complete_card(self.folder / COMPAT, self.settings.card)
-            steps.publish_compatibility(self.folder / COMPAT, arguments)
+            if to_hub is not None:
+                publish(self.folder / COMPAT, **to_hub)
         return result
 
     @property
@@ -201,9 +205,7 @@ class Run:
         """
         if name in VERSIONS:
             return self._task_adapter(name)
-        if name == CONTROL:
-            return self._control()
-        return self._compatibility()
+        return self._control() if name == CONTROL else self._compatibility()
 
     def _task_adapter(self, name: str) -> Path | str:
         side = self.settings.old if name == OLD else self.settings.new
@@ -248,7 +250,7 @@ class Run:
             arguments = steps.training_arguments(self.settings.plain_class, training, folder)
             model = self._student()
             if self._starts_from_old:
-                steps.start_from_old(model, self.side(OLD), self._how)
+                start_from(model, steps.load_task_adapter(self.side(OLD), self._how, trainable=False))
             steps.train_plainly(model, self.data, arguments, name="control")
 
         self.adapter(NEW)

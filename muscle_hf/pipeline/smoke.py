@@ -28,12 +28,8 @@ _NEEDS_CUDA = {"optim": "adamw_torch", "tf32": None, "bf16": False, "fp16": Fals
 def smoke_settings(settings: RunSettings) -> RunSettings:
     """Settings with tiny models and few rows put in; all others stay, so that they are tried out too.
 
-    Args:
-        settings: Of a run.
-
-    Returns:
-        They write into ``smoke`` under the run's output folder. Rows come from ``recipes/samples`` (our own, in the
-        form of the real data set) if there are some for the task, otherwise from the run's own data.
+    They write into ``smoke`` under the run's output folder. Rows come from ``recipes/samples`` (our own, in the form
+    of the real data set) if there are some for the task, otherwise from the run's own data.
 
     Raises:
         MuscleError: There is neither a sample nor a source.
@@ -52,7 +48,7 @@ def smoke_settings(settings: RunSettings) -> RunSettings:
     if not on_gpu:
         training["use_cpu"] = True
     with process_state(training).main_process_first():  # several at once would read each other's half-written files
-        old, new = (ModelSettings(str(tiny_model(folder / "models" / name, seed))) for name, seed in _MODELS)
+        old, new = (ModelSettings(str(tiny_model(folder / "models" / f"v{n}", seed=n))) for n in (1, 2))
     return dataclasses.replace(
         settings,
         old=old,
@@ -65,9 +61,6 @@ def smoke_settings(settings: RunSettings) -> RunSettings:
         attention=settings.attention if on_gpu else None,
         dtype=settings.dtype if on_gpu else "float32",
     )
-
-
-_MODELS = (("v1", 1), ("v2", 2))
 
 
 def _few_rows(settings: RunSettings) -> object:
@@ -88,22 +81,13 @@ def _few_rows(settings: RunSettings) -> object:
     def few(split: Any, limit: int) -> Any:
         return dataclasses.replace(split, limit=min(limit, split.limit or limit))
 
-    validation = None if data.validation is None else few(data.validation, TEST_ROWS)
-    train, test = few(data.train, TRAIN_ROWS), few(data.test, TEST_ROWS)
-    transfer = None if data.transfer is None else few(data.transfer, TRAIN_ROWS)
-    return dataclasses.replace(data, train=train, validation=validation, test=test, transfer=transfer)
+    parts = {"train": TRAIN_ROWS, "validation": TEST_ROWS, "test": TEST_ROWS, "transfer": TRAIN_ROWS}
+    rows = {name: few(part, n) for name, n in parts.items() if (part := getattr(data, name)) is not None}
+    return dataclasses.replace(data, **rows)
 
 
 def tiny_model(folder: Path, seed: int) -> Path:
-    """Make a random Llama of some thousand parameters, with the demo's tokenizer.
-
-    Args:
-        folder: Where it goes.
-        seed: Of its weights.
-
-    Returns:
-        ``folder``.
-    """
+    """Make a random Llama of some thousand parameters, with the demo's tokenizer, in ``folder``, which is returned."""
     tokenizer = AutoTokenizer.from_pretrained(demo.base("v2"), trust_remote_code=False)
     tokenizer.chat_template = _CHAT_TEMPLATE
     tokenizer.model_max_length = 4096

@@ -17,7 +17,6 @@ from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from torch import Tensor
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedTokenizerBase,
     Trainer,
@@ -32,9 +31,9 @@ from muscle_hf.config import MuscleConfig
 from muscle_hf.console import hush_deprecations
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.engine import evaluate_task
+from muscle_hf.evaluation.loading import tokenizer_of
 from muscle_hf.evaluation.predictions import Prediction, signed
 from muscle_hf.evaluation.tasks import Item, Task
-from muscle_hf.hub.publishing import prepare_repository, publish
 from muscle_hf.pipeline.config import LoraSettings, ModelSettings, RunSettings
 from muscle_hf.pipeline.data import TrainingData, is_trl
 from muscle_hf.pipeline.interrupt import StopOnInterrupt
@@ -42,18 +41,14 @@ from muscle_hf.teachers.identity import describe_model
 from muscle_hf.teachers.kinds import CAUSAL_LM
 from muscle_hf.teachers.loading import find_adapter, load_model, load_task_model
 from muscle_hf.teachers.origin import origin_of
-from muscle_hf.teachers.start import check_bases, start_from
+from muscle_hf.teachers.start import check_bases
 from muscle_hf.teachers.weights import is_quantized
 from muscle_hf.trainer import MuscleTrainer
 from muscle_hf.transfer.prompts import TransferPrompts
 
 
 def process_state(training: Mapping[str, Any]) -> PartialState:
-    """This process among those of a run; without being told, several on the CPU would each take themselves for all.
-
-    Args:
-        training: The run's training arguments.
-    """
+    """This process among those of a run; without being told, several on the CPU would each take themselves for all."""
     cpu = bool(training.get("use_cpu")) or parse_flag_from_env("ACCELERATE_USE_CPU")
     # One process alone has no group, whose backend it could be.
     backend = {"backend": training.get("ddp_backend")} if "LOCAL_RANK" in os.environ else {}
@@ -99,26 +94,12 @@ def loading(settings: RunSettings) -> dict[str, Any]:
 
 
 def load_tokenizer(side: ModelSettings) -> PreTrainedTokenizerBase:
-    """The tokenizer saved with a base.
-
-    Raises:
-        MuscleError: There is none.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(side.base, revision=side.revision or "main", trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise MuscleError(f"no tokenizer can be loaded from {side.base}: {error}") from error
+    """The tokenizer saved with a base."""
+    return tokenizer_of(None, side.base, side.revision, {})
 
 
 def task_adapter_model(side: ModelSettings, lora: LoraSettings, how: Mapping[str, Any], seed: int) -> PeftModel:
-    """A base with a fresh LoRA.
-
-    Args:
-        side: The base.
-        lora: Of the adapter.
-        how: The base is loaded, see :func:`loading`.
-        seed: The adapter is drawn from.
-    """
+    """A base, loaded as :func:`loading` says, with a fresh LoRA drawn from a seed."""
     set_seed(seed)
     base = load_model(side.base, CAUSAL_LM, {"revision": side.revision or "main", **how})
     if is_quantized(base):
@@ -151,22 +132,8 @@ def load_task_adapter(
     )
 
 
-def start_from_old(model: PeftModel, old: ModelSettings, how: Mapping[str, Any]) -> None:
-    """Give v2's adapter the weights of v1's; v1's base is in memory while it does.
-
-    Raises:
-        MuscleError: The adapters differ in layers, shapes or scaling.
-    """
-    start_from(model, load_task_adapter(old, how, trainable=False))
-
-
 def check_start(old: ModelSettings, new: ModelSettings, lora: LoraSettings) -> None:
-    """Whether v1's adapter can be put on v2's base, from their configurations.
-
-    Args:
-        old: v1, with or without its adapter.
-        new: v2.
-        lora: Of the adapter that v1 gets where it has none yet.
+    """Whether v1's adapter, or the LoRA that it would get, can be put on v2's base, from their configurations.
 
     Raises:
         MuscleError: The layers differ that the adapter is on, or there is no base or no adapter.
@@ -189,11 +156,7 @@ def check_start(old: ModelSettings, new: ModelSettings, lora: LoraSettings) -> N
 def train_plainly(model: PeftModel, data: TrainingData, arguments: TrainingArguments, *, name: str) -> None:
     """Train an adapter with plain cross-entropy and save it in ``output_dir``: a task adapter, or the control.
 
-    Args:
-        model: With the adapter.
-        data: Its rows.
-        arguments: Those of TRL choose its SFTTrainer. Checkpoints that lie in ``output_dir`` are gone on from.
-        name: On the progress bar.
+    Checkpoints that lie there are gone on from; ``name`` is on the progress bar.
 
     Raises:
         Interrupted: By Ctrl-C; a checkpoint was saved.
@@ -212,15 +175,9 @@ def compatibility_trainer(
     how: Mapping[str, Any],
     transfer: TransferPrompts | None = None,
 ) -> MuscleTrainer:
-    """The trainer of the compatibility adapter on v2, from v2's task adapter.
+    """The trainer of the compatibility adapter, from v2's task model; arguments of TRL's choose ``MuscleSFTTrainer``.
 
-    Args:
-        model: v2's task model.
-        old: v1.
-        data: The rows that the task adapters were trained on.
-        arguments: Those of TRL choose :class:`~muscle_hf.MuscleSFTTrainer`.
-        how: The bases are loaded; precision and quantization of v1's follow v2's.
-        transfer: Prompts without labels.
+    Precision and quantization of v1's base follow v2's, its attention ``how``.
     """
     where = {"revision": old.adapter_revision, "base_model": old.base, "base_revision": old.revision}
     attention = {key: how[key] for key in how if key == "attn_implementation"}
@@ -235,15 +192,7 @@ def compatibility_trainer(
 
 
 def train_compatibility(trainer: MuscleTrainer, *, name: str) -> None:
-    """Train the compatibility adapter and save it in ``output_dir``.
-
-    Args:
-        trainer: From :func:`compatibility_trainer`.
-        name: On the progress bar.
-
-    Raises:
-        Interrupted: By Ctrl-C; a checkpoint was saved.
-    """
+    """:func:`train_plainly` for the compatibility adapter, with a card."""
     _fit(trainer, name)
     # As an internal call: it is published at the end of the run, with its flips on the card.
     trainer.save_model(_internal_call=True)
@@ -306,17 +255,13 @@ def answer(
     *,
     how: Mapping[str, Any],
     batch_size: int | None,
-    data: Mapping[str, Any],
+    data: Mapping[str, Any] | None = None,
 ) -> list[Prediction]:
-    """What a base with an adapter answers to the items of a task; several processes share the items.
+    """What a base, loaded as :func:`loading` says, answers with an adapter; several processes share the items.
 
     Args:
-        side: The base.
         adapter: Folder or Hub id.
-        task: What is asked.
-        items: Of the task.
-        how: The base is loaded, see :func:`loading`.
-        batch_size: Sequences per forward pass.
+        batch_size: Sequences per forward pass; None: chosen.
         data: Where the items come from, for the predictions to say.
     """
     model = load_task_adapter(dataclasses.replace(side, adapter=str(adapter)), how, trainable=False)
@@ -333,32 +278,15 @@ def answer(
 
 def unpublished(settings: Mapping[str, Any], cls: type[TrainingArguments] = TrainingArguments) -> dict[str, Any]:
     """The settings that ``cls`` knows but for those that upload: task adapters and the control stay here."""
+    return {key: value for key, value in _known(cls, settings).items() if not key.startswith(("hub_", "push_to_hub"))}
+
+
+def publication(arguments: TrainingArguments) -> dict[str, Any] | None:
+    """Where and how the training arguments have the compatibility adapter published; None: nowhere."""
+    if not arguments.push_to_hub:
+        return None
     return {
-        key: value
-        for key, value in _known(cls, settings).items()
-        if key != "push_to_hub" and not key.startswith("hub_")
-    }
-
-
-def prepare_publishing(arguments: TrainingArguments) -> None:
-    """See to the repository, if the training arguments say ``push_to_hub``: what it refuses is known before training.
-
-    Raises:
-        MuscleError: Nobody is logged in, the name is none, or the repository holds a model of another kind.
-        HubError: The Hub refuses or cannot be reached.
-    """
-    if arguments.push_to_hub:
-        prepare_repository(arguments.hub_model_id, **_repository(arguments))
-
-
-def publish_compatibility(folder: Path, arguments: TrainingArguments) -> None:
-    """Publish the compatibility adapter with its finished card, if the training arguments say ``push_to_hub``."""
-    if arguments.push_to_hub:
-        publish(folder, arguments.hub_model_id, **_repository(arguments))
-
-
-def _repository(arguments: TrainingArguments) -> dict[str, Any]:
-    return {
+        "repo_id": arguments.hub_model_id,
         "token": arguments.hub_token,
         "private": arguments.hub_private_repo,
         "revision": arguments.hub_revision,
