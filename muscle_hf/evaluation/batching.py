@@ -27,13 +27,7 @@ _ACCELERATOR_LEAST_CHUNK = 8192
 
 
 def token_budget(device: torch.device, vocabulary: int, cache_bytes: int) -> int:
-    """Padded tokens that a batch starts with.
-
-    Args:
-        device: Where the model is.
-        vocabulary: Logits per token.
-        cache_bytes: What a token occupies in the cache of keys and values.
-    """
+    """Padded tokens that a batch starts with; ``cache_bytes``: of keys and values of a token."""
     if device.type == "cpu":
         return max(256, min(CPU_TOKENS, _CPU_LOGITS // vocabulary, _CPU_CACHE_BYTES // cache_bytes))
     return max(1024, min(ACCELERATOR_TOKENS, _ACCELERATOR_LOGITS // vocabulary))
@@ -51,9 +45,7 @@ def plan_batches(
     """Group work into batches of similar length, the longest first (so that too little memory shows at once).
 
     Args:
-        work: What is to be computed.
-        length: Tokens of the longest sequence of a piece of work.
-        key: What to sort by, if not by ``length``.
+        length: Tokens of the longest sequence of a piece of work, which is sorted by ``key``, if not by that.
         rows: Sequences that a piece of work has.
         batch_size: The most sequences in a batch; a piece of work with more of them is a batch by itself.
         tokens: The most padded tokens in a batch where ``batch_size`` is None.
@@ -80,16 +72,7 @@ def plan_batches(
 def chunks_of_similar_length(
     lengths: Sequence[int], device: torch.device, most_rows: int | None = None
 ) -> list[list[int]]:
-    """Cut rows into chunks, longest first, so that little of a chunk is padding.
-
-    Args:
-        lengths: Tokens of each row.
-        device: Where they are computed.
-        most_rows: The most rows in a chunk.
-
-    Returns:
-        Indices into ``lengths``, chunk by chunk.
-    """
+    """Cut rows, by their lengths in tokens, into chunks of indices, longest first, of which little is padding."""
     chunks: list[list[int]] = []
     real = 0
     least = _CPU_LEAST_CHUNK if device.type == "cpu" else _ACCELERATOR_LEAST_CHUNK
@@ -115,7 +98,6 @@ def run_batches(
     """Compute every batch; one that does not fit into memory is halved, and so are the later ones of its size.
 
     Args:
-        work: What is to be computed.
         batches: Indices into ``work``.
         run: Computes the results of a batch, one for each piece of work.
         done: Called with the indices of pieces that are finished, and their results.

@@ -22,13 +22,7 @@ _LOGITS_AT_ONCE = 2**26
 
 @dataclass(frozen=True)
 class Group:
-    """Continuations of one context.
-
-    Args:
-        context: Token ids, at least one.
-        continuations: Token ids of each continuation, at least one each.
-        owners: Where each continuation's result belongs: (item, choice).
-    """
+    """Token ids of continuations and of their one context, and where each one's result belongs: (item, choice)."""
 
     context: tuple[int, ...]
     continuations: tuple[tuple[int, ...], ...]
@@ -43,12 +37,9 @@ class Group:
 def group_by_context(
     pairs: Sequence[tuple[list[int], list[int]]], owners: Sequence[tuple[int, int]], facts: ModelFacts
 ) -> list[Group]:
-    """Collect pairs with the same context; what is too long for the model loses tokens on the left.
+    """Collect pairs of context and continuation of an item with the same context, by their owners (item, choice).
 
-    Args:
-        pairs: Token ids of context and continuation.
-        owners: (item, choice) of each pair; only pairs of one item are grouped.
-        facts: How many tokens the model takes. The last one of a continuation is predicted, not read.
+    What is too long for the model loses tokens on the left; the last one of a continuation is predicted, not read.
     """
     collected: dict[tuple[int, tuple[int, ...]], list[tuple[tuple[int, ...], tuple[int, int]]]] = {}
     cut = 0
@@ -77,11 +68,10 @@ class ChoiceScorer:
     """Scores groups of continuations; shares the context's computation if the model allows it.
 
     Args:
-        facts: The model and what was found out about it.
+        groups: All that will be scored. The same on all processes, so that they decide alike.
         batch_size: The most sequences in one forward pass, None for no limit within a batch.
         share: Whether to compute a context once for all its continuations; None: where two of the groups show that
             it is exact.
-        groups: All that will be scored. The same on all processes, so that they decide alike.
     """
 
     def __init__(
@@ -213,15 +203,9 @@ class ChoiceScorer:
 
 
 def _summed(logits: torch.Tensor, targets: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of ``targets`` summed over the ``scored`` positions of each row.
+    """Log-probabilities of ``targets`` (token ids) summed over the ``scored`` positions of each row; float64, (rows,).
 
-    Args:
-        logits: ``(rows, positions, vocabulary)``, any float dtype; the softmax is taken in fp32.
-        targets: Token ids, ``(rows, positions)``.
-        scored: Bool, ``(rows, positions)``.
-
-    Returns:
-        float64, ``(rows,)``.
+    ``logits`` are of any float dtype, ``(rows, positions, vocabulary)``; the softmax is taken in fp32.
     """
     found = torch.zeros(targets.shape, dtype=torch.float64, device=logits.device)
     where = scored.nonzero()

@@ -36,14 +36,7 @@ class _StopStrings(StoppingCriteria):
 
 
 class Generator:
-    """Generates the answers to prompts.
-
-    Args:
-        facts: The model and what was found out about it.
-        tokenizer: Its tokenizer.
-        task: Length, stop strings and n-gram rule.
-        synced: Whether all processes take part in every step (sharded models).
-    """
+    """Generates answers to prompts; ``synced``: all processes take part in every step (sharded models)."""
 
     def __init__(self, facts: ModelFacts, tokenizer: PreTrainedTokenizerBase, task: Task, *, synced: bool = False):
         self.facts = facts

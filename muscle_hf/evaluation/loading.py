@@ -21,28 +21,10 @@ from muscle_hf.teachers.loading import FETCH_KEYS, AdapterFolder, find_adapter, 
 
 
 def load_for_evaluation(
-    name: str | os.PathLike[str],
-    task: Task,
-    *,
-    adapter: str | os.PathLike[str] | None = None,
-    revision: str | None = None,
-    device: str | torch.device | None = None,
-    **arguments: Any,
+    name: str | os.PathLike[str], task: Task, **arguments: Any
 ) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
-    """Load a task model and its tokenizer.
-
-    Args:
-        name: Folder or Hub id of an adapter or a model; with ``adapter``, of the base.
-        task: Decides the kind of model: a language model or a classification head.
-        adapter: Folder or Hub id of the adapter to put on ``name``, whatever base it records.
-        revision: Branch, tag or commit of ``name``, or of ``adapter`` where that is given.
-        device: Where to put the model; by default the accelerator, if there is one. Not with ``device_map``.
-        **arguments: ``dtype``, ``device_map``, ``quantization_config``, ``token``, ``cache_dir``, ...
-
-    Raises:
-        MuscleError: Nothing there, or it cannot be loaded.
-    """
-    return load_described(name, task, adapter=adapter, revision=revision, device=device, **arguments)[:2]
+    """A task model and its tokenizer; arguments and errors as of :func:`load_described`."""
+    return load_described(name, task, **arguments)[:2]
 
 
 def load_described(
@@ -54,10 +36,21 @@ def load_described(
     device: str | torch.device | None = None,
     **arguments: Any,
 ) -> tuple[torch.nn.Module, PreTrainedTokenizerBase, Callable[[], dict[str, Any]]]:
-    """:func:`load_for_evaluation`, and what describes the model by its hashes (:func:`describe_model`) if called.
+    """A task model, its tokenizer, and what describes the model by its hashes (:func:`describe_model`) if called.
 
-    That also holds the base against the adapter's provenance: another one is refused, or warned of where the user
-    names the base.
+    That also holds the base against the adapter's provenance: another one is refused, or warned of where the user names
+    the base.
+
+    Args:
+        name: Folder or Hub id of an adapter or a model; with ``adapter``, of the base.
+        task: Decides the kind of model: a language model or a classification head.
+        adapter: Folder or Hub id of the adapter to put on ``name``, whatever base it records.
+        revision: Branch, tag or commit of ``name``, or of ``adapter`` where that is given.
+        device: Where to put the model; by default the accelerator, if there is one. Not with ``device_map``.
+        **arguments: ``dtype``, ``device_map``, ``quantization_config``, ``token``, ``cache_dir``, ...
+
+    Raises:
+        MuscleError: Nothing there, or it cannot be loaded.
     """
     if device is not None:
         _check_device(device)

@@ -16,10 +16,7 @@ class ModelFacts:
     """A model, ready to be asked.
 
     Args:
-        model: The model or PEFT model.
         base: The model itself, without PEFT's shell (adapters stay active in it).
-        device: Where inputs go.
-        dtype: Floating type of the weights.
         vocabulary: Width of the output head.
         cache_bytes: The most that a token can occupy in the cache of keys and values.
         max_length: The most tokens the model takes.
@@ -78,15 +75,9 @@ class ModelFacts:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and attention mask of a batch, both int64 of shape ``(rows, longest)``."""
         width = max(map(len, rows))
-        ids, mask = [], []
-        for row in rows:
-            gap = width - len(row)
-            if side == "left":
-                ids.append([self.pad_id] * gap + list(row))
-                mask.append([0] * gap + [1] * len(row))
-            else:
-                ids.append(list(row) + [self.pad_id] * gap)
-                mask.append([1] * len(row) + [0] * gap)
+        order = -1 if side == "left" else 1
+        ids = [[*row[::order], *[self.pad_id] * (width - len(row))][::order] for row in rows]
+        mask = [([1] * len(row) + [0] * (width - len(row)))[::order] for row in rows]
         return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
 
     def positions(self, mask: torch.Tensor, last: int | None = None) -> dict[str, Any]:

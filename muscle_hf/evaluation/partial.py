@@ -15,14 +15,7 @@ from muscle_hf.files import SaveError, StrPath, json_rows, write_text
 
 
 class PartialAnswers:
-    """A file with a line for what the run is, then a line per answer.
-
-    Args:
-        path: Of the file.
-        who: Plain data on what answers: a model's weights, or a server, and its settings.
-        task: What is asked.
-        chat: Whether prompts are put into a chat template.
-    """
+    """A file with a line for the run (``who``: plain data on what answers, and its settings), then one per answer."""
 
     def __init__(self, path: StrPath, who: Any, task: Task, chat: bool):
         settings = [who, task.name, task.kind, chat, task.max_new_tokens, list(task.stop), task.no_repeat_ngram_size]
