@@ -68,33 +68,16 @@ def evaluate_task(
     answers = crew.from_main(lambda: kept.read(items)) if kept is not None else {}
     asked = [item for item in items if item.id not in answers]
     if asked:
-        found = _ask(model, tokenizer, task, asked, crew, kept, batch_size=batch_size, progress=progress, chat=chat)
+        prompts = chat_prompts(tokenizer, asked) if chat else [item.prompt for item in asked]
+        facts = ModelFacts.of(crew.inner(model), tokenizer)
+        if crew.lockstep:
+            # The wrapper must be called, by all processes and for each forward pass alike; a cached prefix makes more.
+            facts = replace(facts, model=model, can_share=False)
+        with untouched(model):
+            run = _Run(facts, tokenizer, task, asked, prompts, batch_size, progress, crew, kept)
+            found = _ANSWERS[task.kind](run)
         answers |= {item.id: answer for item, answer in zip(asked, found, strict=True)}
     return predictions_from(task, items, answers)
-
-
-def _ask(
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    task: Task,
-    items: Sequence[Item],
-    crew: _Crew,
-    kept: PartialAnswers | None,
-    *,
-    batch_size: int | None,
-    progress: bool,
-    chat: bool,
-) -> list[Any]:
-    """The raw answers to items: log-likelihoods of choices or classes, or a text."""
-    prompts = chat_prompts(tokenizer, items) if chat else [item.prompt for item in items]
-    inner = crew.inner(model)
-    facts = ModelFacts.of(inner, tokenizer)
-    if crew.lockstep:
-        # The wrapper must be called, by all processes and for each forward pass alike; a cached prefix makes more.
-        facts = replace(facts, model=model, can_share=False)
-    with untouched(model):
-        answer = _ANSWERS[task.kind]
-        return answer(_Run(facts, tokenizer, task, items, prompts, batch_size, progress, crew, kept))
 
 
 @dataclass(frozen=True)
@@ -258,13 +241,7 @@ def chat_prompts(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> l
 
 @dataclass(frozen=True)
 class _Crew:
-    """The processes that share the work.
-
-    Args:
-        rank: This process.
-        size: How many there are.
-        lockstep: Whether each forward pass needs all of them (sharded weights).
-    """
+    """The processes that share the work; ``lockstep``: each forward pass needs all of them (sharded weights)."""
 
     rank: int = 0
     size: int = 1

@@ -38,8 +38,8 @@ def load_described(
 ) -> tuple[torch.nn.Module, PreTrainedTokenizerBase, Callable[[], dict[str, Any]]]:
     """A task model, its tokenizer, and what describes the model by its hashes (:func:`describe_model`) if called.
 
-    That also holds the base against the adapter's provenance: another one is refused, or warned of where the user names
-    the base.
+    That also holds the base against the adapter's provenance: another one is refused, or warned of where the user
+    names the base.
 
     Args:
         name: Folder or Hub id of an adapter or a model; with ``adapter``, of the base.

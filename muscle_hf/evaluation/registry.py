@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,18 +65,16 @@ def load_rows(
     Raises:
         MuscleError: The task names no data set, or there is no such data.
     """
-    loaded = load_task(task)
-    splits = loaded.source.splits if loaded.source else None
-    return read_rows(_source_of(loaded, source), split, splits=splits)
+    place, splits = _source_of(load_task(task), source)
+    return read_rows(place, split, splits=splits)
 
 
 def place_of_rows(
     task: str | os.PathLike[str] | Task, source: str | os.PathLike[str] | Source | None = None, split: str = "test"
 ) -> tuple[str | None, ...]:
     """Where :func:`load_rows` finds a split, which may be where it finds another: a file, or a split on the Hub."""
-    loaded = load_task(task)
-    splits = loaded.source.splits if loaded.source else None
-    place = find_rows(_source_of(loaded, source), split, splits=splits)
+    named, splits = _source_of(load_task(task), source)
+    place = find_rows(named, split, splits=splits)
     if isinstance(place, Source):
         return place.path, place.name, place.revision, place.splits.get(split, split)
     return (str(place.resolve()),)
@@ -94,12 +93,13 @@ def describe_data(
     return {"task": load_task(task).name, **(dict(zip(names, place, strict=True)) if len(place) == len(names) else {})}
 
 
-def _source_of(task: Task, source: str | os.PathLike[str] | Source | None) -> str | os.PathLike[str] | Source:
-    if source is not None:
-        return source
-    if task.source is None:
+def _source_of(
+    task: Task, source: str | os.PathLike[str] | Source | None
+) -> tuple[str | os.PathLike[str] | Source, Mapping[str, str]]:
+    """Where the rows are, and the splits that stand in for the task's."""
+    if source is None and task.source is None:
         raise MuscleError(f"task {task.name!r} names no data set; say where its rows are")
-    return task.source
+    return source if source is not None else task.source, task.source.splits if task.source else {}
 
 
 def load_items(

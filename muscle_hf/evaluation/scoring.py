@@ -59,11 +59,6 @@ def choice_scores(metric: str, choices: Sequence[str], log_likelihoods: Sequence
     return scores
 
 
-def choose(task: Task, item: Item, log_likelihoods: Sequence[float]) -> int:
-    """Index of the chosen choice by :func:`choice_scores`; the first one among equals, as ``argmax`` does."""
-    return int(choice_scores(task.metric, item.choices, log_likelihoods).argmax())
-
-
 def chosen_prediction(task: Task, item: Item, log_likelihoods: Sequence[float]) -> Prediction:
     """The prediction of a choice or classification task.
 
@@ -74,7 +69,8 @@ def chosen_prediction(task: Task, item: Item, log_likelihoods: Sequence[float]) 
         raise MuscleError(
             f"the model gives nan for item {item.id!r}; try another dtype (bfloat16 in place of float16)"
         )
-    index = choose(task, item, log_likelihoods)
+    # The first one among equals.
+    index = int(choice_scores(task.metric, item.choices, log_likelihoods).argmax())
     return Prediction(
         task=task.name,
         id=item.id,

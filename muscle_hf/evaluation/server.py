@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -109,28 +109,16 @@ def evaluate_task_on_server(
     Raises:
         MuscleError: The server refuses, keeps failing, or lacks what the task needs; or ``partial`` is of another run.
     """
+    from tqdm.auto import tqdm
+
     check_items(task, items)
     ask = _question(server, task, chat)
     who = [server.url, server.model, dict(server.options)]
     kept = None if partial is None else PartialAnswers(partial, who, task, chat)
     answers: dict[str, Any] = kept.read(items) if kept is not None else {}
-    _ask_all(server, [item for item in items if item.id not in answers], ask, answers, kept, progress)
-    return predictions_from(task, items, answers)
-
-
-def _ask_all(
-    server: Server,
-    items: Sequence[Item],
-    ask: Callable[[OpenAI, Item], Any],
-    answers: dict[str, Any],
-    kept: PartialAnswers | None,
-    progress: bool,
-) -> None:
-    from tqdm.auto import tqdm
-
     client = server.client()
     with ThreadPoolExecutor(max_workers=max(1, server.concurrency)) as pool:
-        pending: dict[Future[Any], Item] = {pool.submit(ask, client, item): item for item in items}
+        pending = {pool.submit(ask, client, item): item for item in items if item.id not in answers}
         try:
             for future in tqdm(as_completed(pending), total=len(pending), desc=server.model, disable=not progress):
                 item = pending[future]
@@ -141,6 +129,7 @@ def _ask_all(
             # What is under way may finish; what has not begun must not.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    return predictions_from(task, items, answers)
 
 
 def _question(server: Server, task: Task, chat: bool) -> Callable[[OpenAI, Item], Any]:

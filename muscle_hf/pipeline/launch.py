@@ -31,15 +31,7 @@ _FEW = 2
 
 
 def settings_of_command(description: str, *, choices: Sequence[str] = ()) -> Any:
-    """The settings that the command line of a recipe script names.
-
-    Args:
-        description: Of the script.
-        choices: What its first word may be, if it takes one.
-
-    Returns:
-        The settings; with ``choices`` also the chosen one.
-    """
+    """The settings that a recipe script's command line names; with ``choices`` also its first word, one of these."""
     if not _speaks():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -58,27 +50,18 @@ def script(work: Callable[[], None]) -> None:
     except MuscleError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    if code == 0:
-        _leave_group()
+    from torch import distributed
+
+    if code == 0 and distributed.is_available() and distributed.is_initialized():
+        # Threads of the group that still run while Python ends abort one process in six under DeepSpeed, after all is
+        # saved.
+        distributed.destroy_process_group()
     # Anything else than 0 torch's launcher takes for a crash; it reports the signal itself.
     sys.exit(0 if "TORCHELASTIC_RUN_ID" in os.environ else code)
 
 
-def _leave_group() -> None:
-    """End the process group: threads of it that still run while Python ends abort one process in six under DeepSpeed,
-    after all is saved."""
-    from torch import distributed
-
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
-
-
 def interruptible(work: Callable[[], None]) -> int:
-    """Do work that Ctrl-C may end, which is then said on the main process.
-
-    Returns:
-        The exit code: 0, or 130 if it was interrupted.
-    """
+    """Do work that Ctrl-C may end, which is then said on the main process; gives the exit code: 0, or 130."""
     from muscle_hf.pipeline.interrupt import Interrupted
 
     try:
@@ -151,13 +134,7 @@ def resolved(args: argparse.Namespace, overrides: Sequence[str]) -> RunSettings:
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that do a run.
-
-    Args:
-        config: The accelerate configuration; None: none.
-        number: How many.
-        on_cpu: They use the CPU.
-    """
+    """The processes that do a run: an accelerate configuration, if there is one; how many; whether on the CPU."""
 
     config: Path | None = None
     number: int = 1
@@ -193,15 +170,9 @@ class Processes:
         return self.config is not None or self.number > 1
 
     def launch(self, arguments: Sequence[str]) -> int:
-        """Run the recipe script of a whole run under ``accelerate launch``.
+        """Run the recipe script of a whole run under ``accelerate launch``; gives its exit code.
 
         Ctrl-C (and SIGTERM, SIGHUP) go to the processes that train, which save a checkpoint and end by themselves.
-
-        Args:
-            arguments: Of the script.
-
-        Returns:
-            The exit code.
 
         Raises:
             MuscleError: There are too few GPUs, or the configuration cannot be started from here.

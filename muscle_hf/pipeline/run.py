@@ -79,14 +79,8 @@ def run_task(settings: RunSettings, task: Task, splits: Splits, say: Callable[[s
 class Run:
     """A run whose steps can be done one by one; each needs those before it, and does them where they are missing.
 
-    Args:
-        settings: What to do.
-        task: What is evaluated; None: nothing.
-        splits: The rows.
-        say: Told the steps, on the main process.
-
     Raises:
-        MuscleError: The task is not for causal language models.
+        MuscleError: The task (None: nothing is evaluated) is not for causal language models, or settings do not fit it.
     """
 
     test_data: Mapping[str, str | None] = {}
@@ -195,10 +189,7 @@ class Run:
         return dataclasses.replace(side, adapter=str(self.adapter(name)), adapter_revision=None)
 
     def adapter(self, name: str) -> Path | str:
-        """The adapter of a model, trained if it is missing.
-
-        Args:
-            name: ``old``, ``new``, ``control`` or ``muscle``.
+        """The adapter of a model (``old``, ``new``, ``control`` or ``muscle``), trained if it is missing.
 
         Returns:
             Its folder; for a task adapter that the settings name, what they say.
@@ -279,12 +270,7 @@ class Run:
         return self._once(COMPAT, "Compatibility adapter", key, work)
 
     def compatibility_trainer(self, folder: Path, **changed: Any) -> MuscleTrainer:
-        """The trainer of the compatibility adapter; the task adapters are trained if they are missing.
-
-        Args:
-            folder: Its ``output_dir``.
-            changed: Training arguments in place of the settings'.
-        """
+        """The trainer of the compatibility adapter in a folder, with training arguments ``changed``; trains what is missing."""
         old = self.side(OLD)
         training = {**self.training, **self.target, **changed}
         arguments = steps.training_arguments(self.settings.config_class, training, folder)
@@ -413,8 +399,9 @@ class Run:
             if self._process.is_main_process:
                 if before and not same:
                     logger.warning(f"{folder} was trained with other settings or data; it is trained again.")
-                if not same:
-                    _remove_checkpoints(folder)
+                # Going on from those of other settings or data would mix the two.
+                for checkpoint in () if same else folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+                    shutil.rmtree(checkpoint)
                 folder.mkdir(parents=True, exist_ok=True)
                 write_json(note, {"key": key, "done": False}, indent=None)
             self._process.wait_for_everyone()
@@ -452,12 +439,6 @@ def _load_checker(name: str | None) -> Checker | None:
     if not callable(checker):
         raise MuscleError(f"data.transfer.checker: {name} is no function but {checker!r}")
     return checker
-
-
-def _remove_checkpoints(folder: Path) -> None:
-    # Of other settings or data: going on from them would mix the two.
-    for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        shutil.rmtree(checkpoint)
 
 
 def _weights_key(side: ModelSettings) -> str:
