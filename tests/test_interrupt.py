@@ -15,7 +15,7 @@ from muscle_hf.cli.main import main
 from muscle_hf.demo.run import demo_settings, demo_splits
 from muscle_hf.pipeline import steps
 from muscle_hf.pipeline.data import Splits
-from muscle_hf.pipeline.interrupt import Interrupted, StopOnInterrupt
+from muscle_hf.pipeline.interrupt import Interrupted, stop_on_interrupt
 from muscle_hf.pipeline.run import run_task
 
 
@@ -40,7 +40,7 @@ def test_training_stops_after_the_step_and_saves(number, tmp_path, capsys):
     before = signal.getsignal(number)
     trainer = builders.trainer(tmp_path, max_steps=5, callbacks=[Press(2, number=number)])
     with pytest.raises(Interrupted, match=r"v2 was stopped at step 2 of 5.*goes on from there"):  # noqa: SIM117
-        with StopOnInterrupt(trainer, "v2"):
+        with stop_on_interrupt(trainer, "v2"):
             trainer.train()
     assert (tmp_path / "checkpoint-2" / "trainer_state.json").is_file()
     assert "once more stops at once" in capsys.readouterr().err
@@ -49,21 +49,21 @@ def test_training_stops_after_the_step_and_saves(number, tmp_path, capsys):
 
 def test_a_second_one_stops_at_once(tmp_path):
     trainer = builders.trainer(tmp_path, max_steps=5, callbacks=[Press(2, times=2, pause=1.1)])
-    with pytest.raises(KeyboardInterrupt), StopOnInterrupt(trainer, "v2"):
+    with pytest.raises(KeyboardInterrupt), stop_on_interrupt(trainer, "v2"):
         trainer.train()
     assert not (tmp_path / "checkpoint-2").exists()
 
 
 def test_a_signal_that_arrives_twice_is_one(tmp_path):
     trainer = builders.trainer(tmp_path, max_steps=5, callbacks=[Press(2, times=2, number=signal.SIGTERM)])
-    with pytest.raises(Interrupted, match="at step 2 of 5"), StopOnInterrupt(trainer, "v2"):
+    with pytest.raises(Interrupted, match="at step 2 of 5"), stop_on_interrupt(trainer, "v2"):
         trainer.train()
     assert (tmp_path / "checkpoint-2" / "trainer_state.json").is_file()
 
 
 def test_at_the_last_step_there_is_nothing_to_stop(tmp_path):
     trainer = builders.trainer(tmp_path, max_steps=2, callbacks=[Press(2)])
-    with StopOnInterrupt(trainer, "v2"):
+    with stop_on_interrupt(trainer, "v2"):
         trainer.train()
     assert trainer.state.global_step == 2
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,20 +56,19 @@ def load_splits(task: Task | None, data: DataSettings) -> Splits:
         place = _test_source(data, task)
         test = load_items(task, place, data.test.split, start=data.test.start, limit=data.test.limit)
         _refuse_overlap(data, task, source, place, len(test))
-    if data.format == "task" and not data.streaming:
 
-        def items(rows: SplitSettings | TransferSettings) -> list[Item]:
-            place = getattr(rows, "source", None) or source
-            return load_items(task, place, rows.split, start=rows.start, limit=rows.limit)
+    def items(rows: SplitSettings | TransferSettings) -> list[Item]:
+        place = getattr(rows, "source", None) or source
+        return load_items(task, place, rows.split, start=rows.start, limit=rows.limit)
 
-        train, transfer = items(data.train), [] if data.transfer is None else items(data.transfer)
-        if data.validation is not None:
-            return Splits(train, items(data.validation), test, transfer)
-        return Splits(*_hold_out(train, data.validation_share), test, transfer)
-    train = _dataset(source, task, data, data.train)
-    if data.validation is not None:
-        return Splits(train, _dataset(source, task, data, data.validation), test)
-    return Splits(*_hold_out(train, data.validation_share), test)
+    is_items = data.format == "task" and not data.streaming
+    rows_of = items if is_items else partial(_dataset, source, task, data)
+    train = rows_of(data.train)
+    if data.validation is None:
+        train, validation = _hold_out(train, data.validation_share)
+    else:
+        validation = rows_of(data.validation)
+    return Splits(train, validation, test, [] if data.transfer is None else items(data.transfer))
 
 
 def _source(data: DataSettings, task: Task | None) -> str | Source | None:

@@ -39,42 +39,46 @@ def handling(handler: Callable[[int, FrameType | None], None], signals: Sequence
             signal.signal(number, before)
 
 
-class StopOnInterrupt(TrainerCallback):
+@contextlib.contextmanager
+def stop_on_interrupt(trainer: Trainer, name: str) -> Iterator[None]:
     """Within the block, Ctrl-C (or SIGTERM, which launchers and Slurm send) stops training after the present step.
 
     A second Ctrl-C, more than a second later, stops at once. With several processes, all stop at the same step when
     one is told to.
 
+    Args:
+        trainer: That trains in the block.
+        name: Of what it trains, for the message.
+
     Raises:
-        Interrupted: At the end of the block, if training was stopped; says of ``name``.
+        Interrupted: At the end of the block, if training was stopped.
     """
+    stop = _Stop(trainer)
+    trainer.add_callback(stop)
+    try:
+        with handling(stop.on_signal):
+            yield
+            if stop.stopped_at is not None:
+                # The launcher ends all processes as soon as one has ended: not before the checkpoint is whole.
+                trainer.accelerator.wait_for_everyone()
+    finally:
+        trainer.remove_callback(stop)
+    if stop.stopped_at is not None:
+        raise Interrupted(
+            f"{name} was stopped at step {stop.stopped_at} of {trainer.state.max_steps}; the checkpoint is in "
+            f"{trainer.args.output_dir}. The same command goes on from there"
+        )
 
-    def __init__(self, trainer: Trainer, name: str):
+
+class _Stop(TrainerCallback):
+    """Ends training at the end of a step, once a signal has asked for it."""
+
+    def __init__(self, trainer: Trainer):
         self._trainer = trainer
-        self._name = name
         self._asked_at: float | None = None
-        self._stopped_at: int | None = None
-        self._handling = handling(self._on_signal)
+        self.stopped_at: int | None = None
 
-    def __enter__(self) -> StopOnInterrupt:
-        self._trainer.add_callback(self)
-        self._handling.__enter__()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        stopped = kind is None and self._stopped_at is not None
-        if stopped:
-            # The launcher ends all processes as soon as one has ended: not before the checkpoint is whole.
-            self._trainer.accelerator.wait_for_everyone()
-        self._handling.__exit__(None, None, None)
-        self._trainer.remove_callback(self)
-        if stopped:
-            raise Interrupted(
-                f"{self._name} was stopped at step {self._stopped_at} of {self._trainer.state.max_steps}; the "
-                f"checkpoint is in {self._trainer.args.output_dir}. The same command goes on from there"
-            )
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._asked_at is None:
             self._asked_at = now
@@ -88,7 +92,7 @@ class StopOnInterrupt(TrainerCallback):
         if state.global_step < state.max_steps and self._any_asked():
             control.should_save = True
             control.should_training_stop = True
-            self._stopped_at = state.global_step
+            self.stopped_at = state.global_step
 
     def _any_asked(self) -> bool:
         accelerator = self._trainer.accelerator

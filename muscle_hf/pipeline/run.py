@@ -80,7 +80,7 @@ class Run:
     """A run whose steps can be done one by one; each needs those before it, and does them where they are missing.
 
     Raises:
-        MuscleError: The task (None: nothing is evaluated) is not for causal language models, or settings do not fit it.
+        MuscleError: The task (None: nothing is evaluated) is not for causal LMs, or does not fit the settings.
     """
 
     test_data: Mapping[str, str | None] = {}
@@ -270,7 +270,7 @@ class Run:
         return self._once(COMPAT, "Compatibility adapter", key, work)
 
     def compatibility_trainer(self, folder: Path, **changed: Any) -> MuscleTrainer:
-        """The trainer of the compatibility adapter in a folder, with training arguments ``changed``; trains what is missing."""
+        """The trainer of the compatibility adapter, in a folder, with training arguments ``changed``."""
         old = self.side(OLD)
         training = {**self.training, **self.target, **changed}
         arguments = steps.training_arguments(self.settings.config_class, training, folder)

@@ -36,7 +36,7 @@ from muscle_hf.evaluation.predictions import Prediction, signed
 from muscle_hf.evaluation.tasks import Item, Task
 from muscle_hf.pipeline.config import LoraSettings, ModelSettings, RunSettings
 from muscle_hf.pipeline.data import TrainingData, is_trl
-from muscle_hf.pipeline.interrupt import StopOnInterrupt
+from muscle_hf.pipeline.interrupt import stop_on_interrupt
 from muscle_hf.teachers.identity import describe_model
 from muscle_hf.teachers.kinds import CAUSAL_LM
 from muscle_hf.teachers.loading import find_adapter, load_model, load_task_model
@@ -219,7 +219,7 @@ def _fit(trainer: Trainer, name: str) -> None:
         trainer.remove_callback(callback)
     if not trainer.args.disable_tqdm:
         trainer.add_callback(QuietProgress(name))
-    with StopOnInterrupt(trainer, name):
+    with stop_on_interrupt(trainer, name):
         checkpoint = last_whole_checkpoint(trainer.args.output_dir)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from muscle_hf.compare.document import plain
 from muscle_hf.evaluation.predictions import update_between
 from muscle_hf.evaluation.tasks import METRICS
 from muscle_hf.metrics import Estimate
@@ -93,15 +94,15 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; nan becomes null."""
-        return _without_nan(asdict(self))
+        return plain(self)
 
 
 def _rows(predictions: Mapping[str, Sequence[Prediction]]) -> list[Row]:
     choices = predictions[OLD][0].metric in METRICS["choice"]
-    plain = update_between(predictions[OLD], predictions[NEW])
-    rows = [Row(OLD, float(plain.before.mean()))]
+    without = update_between(predictions[OLD], predictions[NEW])
+    rows = [Row(OLD, float(without.before.mean()))]
     for model in (name for name in TITLES if name in predictions and name != OLD):
-        update = plain if model == NEW else update_between(predictions[OLD], predictions[model])
+        update = without if model == NEW else update_between(predictions[OLD], predictions[model])
         found = update.numbers()
         rows.append(
             Row(
@@ -110,19 +111,11 @@ def _rows(predictions: Mapping[str, Sequence[Prediction]]) -> list[Row]:
                 nfr=found["nfr"],
                 nfr_mc=found["nfr_mc"] if choices else math.nan,
                 pfr=found["pfr"],
-                change=None if model == NEW else update.mean(update.loss - plain.loss),
-                quality_change=None if model == NEW else replace(update, before=plain.after).change,
+                change=None if model == NEW else update.mean(update.loss - without.loss),
+                quality_change=None if model == NEW else replace(update, before=without.after).change,
             )
         )
     return rows
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(part) for part in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 _QUALITY = {
