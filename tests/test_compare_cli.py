@@ -94,7 +94,7 @@ def test_budget_baseline_and_noise(files, tmp_path, capsys):
         (["--max-nfr", "lots"], "--max-nfr: 'lots' must be a number"),
         (["--max-nfr", "2"], "write 0.02 or 2%"),
         (["--max-nfr", "away=0.1"], "'away', which was not compared"),
-        (["--columns", "prediction"], "must be ROLE=NAME"),
+        (["--columns", "prediction"], "must be NAME=VALUE"),
         (["--json", "-", "--markdown", "-"], "only one output"),
         (["--json", "no/such/folder/x.json"], "does not exist"),
         (["--html", "."], "is a folder; name a file in it"),
@@ -106,7 +106,7 @@ def test_budget_baseline_and_noise(files, tmp_path, capsys):
         (["--baseline", "."], "there is no baseline file ."),
         (["--slices", "tome"], "'tone'"),
         (["--labels", "a,b,c"], "2 models need 2 different labels"),
-        (["--task", "roads"], "no task 'roads'; it has ways"),
+        (["--task", "roads"], "no task 'roads'; there are: ways"),
     ],
 )
 def test_bad_use_is_two_and_writes_nothing(files, options, message, tmp_path, capsys):

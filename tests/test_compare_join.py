@@ -37,7 +37,7 @@ def test_long_lists_are_cut():
 
 def test_nothing_in_common():
     old, new = choice_predictions(5, 1, 1), choice_predictions(10, 1, 1)[5:]
-    with pytest.raises(MuscleError, match="no item is left"):
+    with pytest.raises(MuscleError, match="No item is left"):
         compare(*sources(old, new), allow_partial=True)
 
 

@@ -149,7 +149,7 @@ def test_harness_filters_are_never_mixed():
     assert list(chosen.tables) == ["names (first-word)"]
     assert both.tables["names (first-word)"].values.tolist() == chosen.tables["names (first-word)"].values.tolist()
     assert len(chosen.tables["names (first-word)"].ids) == 20
-    with pytest.raises(MuscleError, match="no predictions of filter 'nothing'"):
+    with pytest.raises(MuscleError, match=r"no filter 'nothing'.*'none'"):
         read_source(str(LOGS / "old"), ReadOptions(filter="nothing"))
 
 
@@ -186,13 +186,13 @@ def test_other_prompts_are_an_error_unless_ignored(tmp_path):
 
 
 def test_changed_items_are_an_error(tmp_path):
-    with pytest.raises(MuscleError, match=r"changed in new.*no item"):
+    with pytest.raises(MuscleError, match=r"changed in new.*No item"):
         compare(str(LOGS / "old"), edited_log(tmp_path, doc_hash="ab" * 32), read=ReadOptions(tasks=["endings"]))
 
 
 def test_a_metric_missing_on_one_side(tmp_path):
     one = ReadOptions(tasks=["endings"], metric="acc_norm")
-    with pytest.raises(MuscleError, match=r"line 1: .*no metric 'acc_norm'.*it has acc\. Choose"):
+    with pytest.raises(MuscleError, match=r"no metric 'acc_norm'.*it has acc\. Choose"):
         compare(str(LOGS / "old"), edited_log(tmp_path, metrics=["acc"]), read=one)
     with pytest.raises(MuscleError, match="different metrics"):
         compare(str(LOGS / "old"), edited_log(tmp_path, metrics=["f1"], f1=0.5), read=ReadOptions(tasks=["endings"]))
@@ -227,8 +227,8 @@ GOOD = json.dumps(choice_predictions(1, 1.0, 1, id="x")[0].to_dict())
     [
         ('{"task": "ways", "id"\n', "line 1500: not valid JSON"),
         ("[1, 2]\n", "line 1500: expected an object"),
-        ('{"task": "ways"}\n', "line 1500: a prediction needs the fields"),
-        (GOOD.replace('"correct": true', '"correct": 3') + "\n", "line 1500: 'correct' must be true, false or null"),
+        ('{"task": "ways"}\n', "line 1500: .*'id'"),
+        (GOOD.replace('"correct": true', '"correct": 3') + "\n", "line 1500: .*'correct'"),
         (GOOD.replace('"id": "x"', '"id": "item-7"') + "\n", "occur more than once: 'item-7'"),
         (GOOD.replace('"acc"', '"acc_norm"') + "\n", "line 1500: .*mixes the metrics 'acc' and 'acc_norm'"),
         (
@@ -298,15 +298,15 @@ def test_missing_answers_follow_one_rule_in_every_format(suffix, field, value, k
     [
         ("", {}, "is empty"),
         ("\n\n", {}, "only blank lines"),
-        ('{"key": 1, "correct": true}\n', {}, "--columns id=NAME.*correct, key"),
+        ('{"nr": 1, "said": true}\n', {}, "id=NAME.*correct=NAME.*nr, said"),
         ('{"id": 1, "cleverness": 1}\n', {}, "nothing says which answers are right"),
         ('{"id": 1, "said": 1, "truth": 2}\n', {"prediction": "sayd", "target": "truth"}, "did you mean 'said'"),
         ('{"id": 1, "correct": 1}\n', {"predicton": "id"}, "unknown column role 'predicton'.*'prediction'"),
         ('{"id": 1, "correct": 0.5}\n', {}, "right or wrong.*score=correct"),
         ('{"id": 1, "score": "high"}\n', {}, "'high', which is no number"),
         ('{"id": null, "correct": 1}\n', {}, "every item needs an id"),
-        ('[{"id": 1}]\n', {}, "one object a line"),
-        ('[\n {"id": 1}\n]\n', {}, "one object a line"),
+        ('[{"id": 1}, 2]\n', {}, "named fields"),
+        ('[\n {"id": 1},\n', {}, "not valid JSON"),
     ],
 )
 def test_bad_plain_files(content, options, message, tmp_path):
@@ -322,7 +322,7 @@ def test_bad_plain_files(content, options, message, tmp_path):
         ("id,correct\n1,1\n2\n", "line 3: fewer fields"),
         ("id,correct\n1,1,9\n", "line 2: more fields"),
         ('id,correct\n1,"1\n', "not valid CSV|fewer"),
-        ("id,correct\n", "has no rows"),
+        ("id,correct\n", "no predictions"),
     ],
 )
 def test_bad_csv(content, message, tmp_path):
@@ -343,7 +343,7 @@ def test_bad_paths(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(MuscleError, match="no readable Parquet"):
         read_source(str(tmp_path / "a.parquet"))
-    with pytest.raises(MuscleError, match="no task 'ways2'; it has ways"):
+    with pytest.raises(MuscleError, match=r"no task 'ways2'.*'ways'"):
         read_source(write(tmp_path / "a.jsonl", choice_predictions(3, 1, 1)), ReadOptions(tasks=["ways2"]))
 
 
@@ -364,7 +364,7 @@ def test_several_tasks_in_one_file_and_one_task_in_several(tmp_path):
 def test_without_the_fast_parser_the_result_is_the_same(tmp_path, monkeypatch):
     path = write(tmp_path / "p.jsonl", choice_predictions(500, 0.8, 1))
     fast = read_source(path).tables["ways"]
-    monkeypatch.setattr("muscle_hf.compare.sources._fast_loads", json.loads)
+    monkeypatch.setattr("muscle_hf.compare.records._fast_loads", json.loads)
     slow = read_source(path).tables["ways"]
     assert slow.ids == fast.ids and (slow.values == fast.values).all() and (slow.content == fast.content).all()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from muscle_hf.errors import MuscleError
@@ -66,7 +67,8 @@ _OUTPUTS = {
 def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments about reading logs, shared with ``muscle-hf noise``."""
     reading = parser.add_argument_group("reading")
-    reading.add_argument("--task", action="append", default=[], metavar="NAME", help="only this task (repeatable)")
+    for name, text in (("--task", "only this task, or those of a pattern (mmlu_*)"), ("--skip-task", "not this task")):
+        reading.add_argument(name, action="append", default=[], metavar="NAME", help=f"{text}; repeatable")
     reading.add_argument(
         "--metric", help="metric to compare, where a log has several, or several A,B (exact_match, acc, the first)"
     )
@@ -75,8 +77,14 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
         "--columns",
         metavar="ROLE=NAME,...",
         default="",
-        help="columns of a plain file; roles: id (# numbers), prediction, target, correct, score, task, prompt, hash",
+        help="columns, or JMESPath to nested fields: id (# numbers, a+b joins), prediction, target, correct (also "
+        "score>=7), score, task, prompt, hash, choices, error, model",
     )
+    reading.add_argument("--rows", metavar="PATH", help="JMESPath to the rows of a JSON document, such as 'results[]'")
+    reading.add_argument(
+        "--where", action="append", default=[], metavar="NAME=VALUE", help="only rows with this value; repeatable"
+    )
+    reading.add_argument("--right", metavar="WORD,...", default="", help="words of the correct column that mean right")
     reading.add_argument(
         "--missing",
         choices=["error", "wrong", "drop"],
@@ -130,19 +138,31 @@ def reading_options(args: argparse.Namespace) -> ReadOptions:
     """The options of :func:`add_reading_arguments` as the library takes them."""
     from muscle_hf.compare import ReadOptions
 
-    columns = {}
-    for entry in filter(None, args.columns.split(",")):
-        role, equals, name = entry.partition("=")
-        if not equals or not name:
-            raise MuscleError(f"--columns: {entry!r} must be ROLE=NAME, for example prediction=answer")
-        columns[role.strip()] = name.strip()
     return ReadOptions(
         metric=args.metric,
         filter=args.filter,
-        columns=columns,
+        columns=_pairs("--columns", _PAIRS.split(args.columns) if args.columns else [], "prediction=answer"),
         tasks=args.task,
+        skip=args.skip_task,
         lower_is_better=args.lower_is_better,
+        rows=args.rows,
+        where=_pairs("--where", args.where, "model=base"),
+        right=[word for word in args.right.split(",") if word],
     )
+
+
+# Columns are split where the next role begins: paths may hold commas.
+_PAIRS = re.compile(r",(?=\s*\w+\s*=(?!=))")
+
+
+def _pairs(option: str, entries: Sequence[str], example: str) -> dict[str, str]:
+    pairs = {}
+    for entry in entries:
+        name, equals, value = entry.partition("=")
+        if not equals or not value.strip():
+            raise MuscleError(f"{option}: {entry!r} must be NAME=VALUE, for example {example}")
+        pairs[name.strip()] = value.strip()
+    return pairs
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from muscle_hf.compare.analyse import AnalysisOptions, TaskAnalysis, correct_tasks
 from muscle_hf.compare.document import Document, Model, NoiseFloor, Role, TaskResult
@@ -14,8 +16,9 @@ from muscle_hf.compare.gate import Budget, check_gate
 from muscle_hf.compare.inheritance import audit
 from muscle_hf.compare.join import Joined, Missing, join
 from muscle_hf.compare.repeats import check_repeats, count_repeats
+from muscle_hf.compare.rows import ReadOptions
 from muscle_hf.compare.slices import find_slices
-from muscle_hf.compare.sources import ReadOptions, Source, read_source
+from muscle_hf.compare.sources import Source, as_source
 from muscle_hf.compare.totals import groups, total_of
 from muscle_hf.errors import MuscleError
 
@@ -33,9 +36,9 @@ def default_labels(paths: Sequence[str]) -> list[str]:
 
 
 def compare(
-    old: str | Source,
-    new: str | Source,
-    *compat: str | Source,
+    old: Any,
+    new: Any,
+    *compat: Any,
     labels: Sequence[str] | None = None,
     read: ReadOptions | None = None,
     analysis: AnalysisOptions | None = None,
@@ -50,7 +53,9 @@ def compare(
     """Compares the answers of an old model with those of updated ones.
 
     Args:
-        old: Predictions of the old model: a path (:func:`~muscle_hf.compare.sources.read_source`) or what was read.
+        old: Predictions of the old model: a path (:func:`~muscle_hf.compare.sources.read_source`), a table in memory
+            (:func:`~muscle_hf.compare.sources.source_of`: a data frame, a data set, a list of dictionaries), or what
+            was read.
         new: Predictions of the plain update.
         *compat: Predictions of compatibility models, if any.
         labels: Short unique names of all models; ``old``, ``new``, ``compat`` by default.
@@ -82,7 +87,7 @@ def compare(
     _check_labels(names, len(given), candidates, controls)
     wanted = [*(analysis.slices or ()), *([analysis.cluster] if analysis.cluster else []), *read.wanted]
     read = dataclasses.replace(read, wanted=wanted)
-    sources = {name: _read(entry, read) for name, entry in zip(names, given, strict=True)}
+    sources = {name: as_source(entry, read) for name, entry in zip(names, given, strict=True)}
     joined, warnings = join(
         sources, missing="drop" if allow_partial else missing, ignore_prompts=ignore_prompts, wanted=wanted
     )
@@ -128,24 +133,8 @@ def compare(
     )
 
 
-def _read(entry: str | Source, read: ReadOptions) -> Source:
-    """A side; by several metrics, each task is one of its own for each."""
-    if not isinstance(entry, str):
-        return entry
-    metrics = [metric.strip() for metric in (read.metric or "").split(",")]
-    if len(metrics) == 1:
-        return read_source(entry, read)
-    found = [read_source(entry, dataclasses.replace(read, metric=metric)) for metric in metrics]
-    tables = {
-        (name := f"{task} [{metric}]"): dataclasses.replace(table, task=name)
-        for metric, source in zip(metrics, found, strict=True)
-        for task, table in source.tables.items()
-    }
-    return dataclasses.replace(found[0], tables=tables)
-
-
-def _path(entry: str | Source) -> str:
-    return entry if isinstance(entry, str) else entry.path
+def _path(entry: Any) -> str:
+    return entry.path if isinstance(entry, Source) else str(entry) if isinstance(entry, (str, os.PathLike)) else ""
 
 
 def _role(place: int) -> Role:

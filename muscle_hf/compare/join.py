@@ -317,8 +317,12 @@ def _assemble(
     left_out: int,
     wanted: Sequence[str],
 ) -> Joined:
-    values = {label: _pick(table.values, rows[label], np.nan) for label, table in tables.items()}
-    graded = _is_graded(task, tables, values)
+    runs = {label: _runs(table, rows[label]) for label, table in tables.items() if table.runs is not None}
+    values = {
+        label: _mean_run(runs[label]) if label in runs else _pick(table.values, rows[label], np.nan)
+        for label, table in tables.items()
+    }
+    graded = _is_graded(task, tables, {label: runs.get(label, value) for label, value in values.items()})
     if not graded and any(np.isnan(value).any() for value in values.values()):
         known = np.concatenate([value[~np.isnan(value)] for value in values.values()])
         if known.min() < 0 or known.max() > 1:
@@ -333,7 +337,7 @@ def _assemble(
         metric=next(iter(tables.values())).metric,
         kind="correct" if graded else "score",
         ids=ids,
-        values=values if graded else _equalized(values),
+        values=_equalized(values),
         answers={
             label: None if table.answers is None else _pick(table.answers, rows[label], -1)
             for label, table in tables.items()
@@ -345,7 +349,21 @@ def _assemble(
         rows=rows,
         own_columns=own_columns,
         doubt=_doubt(tables, values) if graded else "",
+        runs=runs,
     )
+
+
+def _runs(table: Answers, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The values of an item's repeats, (items, most repeats), nan behind the last one; those without one are wrong."""
+    runs = table.runs[rows]  # type: ignore[index]
+    answered = np.arange(runs.shape[1]) < table.repeats[rows][:, None]  # type: ignore[index]
+    return np.where((rows < 0)[:, None] | ~answered, np.nan, np.nan_to_num(runs))
+
+
+def _mean_run(runs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean over an item's repeats."""
+    answered = (~np.isnan(runs)).sum(axis=1)
+    return np.divide(np.nansum(runs, axis=1), answered, out=np.full(len(runs), np.nan), where=answered > 0)
 
 
 def _is_graded(task: str, tables: dict[str, Answers], values: dict[str, NDArray[np.float64]]) -> bool:

@@ -7,16 +7,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from muscle_hf.compare.answers import answer_key, as_number, directed
-from muscle_hf.compare.table import Detail, Row, hash_key
-from muscle_hf.errors import MuscleError
+from muscle_hf.compare.table import NotJudged, choose_metric, hash_key, likeliest
 
 # The harness's name for answers that went through no filter.
 _NO_FILTER = "none"
-_SIGNS = {"doc_id", "doc", "filtered_resps", "metrics"}
-# The metric that is compared if none is asked for: the first of these that the task has, else its first one.
-_PREFERRED = ("exact_match", "acc", "em", "pass@1")
 _GRADED = {"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em", "pass@1"}
+_FIELDS = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics"}
+_FIELDS |= {"doc_hash", "prompt_hash", "target_hash"}
+_FLAGS = ("True", "False", True, False)
 
 
 def base_task(name: str) -> str:
@@ -24,116 +22,81 @@ def base_task(name: str) -> str:
     return name.partition(" (")[0]
 
 
-class LmEvalFormat:
-    """Rows of one ``samples_<task>_<time>.jsonl``.
+class Rows:
+    """Rows of one ``samples_<task>_<time>.jsonl`` by roles.
 
     Args:
         task: Name of the task, from the file's name.
         metric: Metric to compare; by default exact_match, acc, or the task's first.
         filter: Keep only the rows of this filter; by default every filter is a table of its own.
-        lower_is_better: Whether lower scores are better; None if only names can tell.
     """
 
-    name = "lm-eval"
+    def __init__(self, task: str, metric: str | None, filter: str | None) -> None:
+        self.task, self.metric, self.filter = task, metric, filter
+        self.filters: set[str] = set()
+        self._chosen: dict[tuple[str, ...], str] = {}
 
-    def __init__(self, task: str, metric: str | None, filter: str | None, lower_is_better: bool | None = None) -> None:
-        self.task, self.metric, self.filter, self.lower_is_better = task, metric, filter, lower_is_better
-        self._metric: dict[tuple[str, ...], str] = {}
+    def __call__(self, row: Mapping[str, Any], texts: bool) -> dict[str, Any] | None:
+        """One row; None for a row of another filter.
 
-    @staticmethod
-    def recognises(row: Mapping[str, Any]) -> bool:
-        """Whether a row is of this format."""
-        return row.keys() >= _SIGNS
-
-    def extract(self, row: Mapping[str, Any]) -> Row | None:
-        """What counts in a row; None for a row of another filter."""
+        Args:
+            row: As the harness wrote it.
+            texts: Whether the texts for readers are needed as well.
+        """
         name = row.get("filter", _NO_FILTER)
+        self.filters.add(name)
         if self.filter is not None and name != self.filter:
             return None
-        metric = self._chosen_metric(row)
+        metric = self._metric(row)
         value = row[metric]
-        if value is None or isinstance(value, (int, float)):
-            value = as_number(value, metric)
-        else:
-            raise MuscleError(
+        if value is not None and not isinstance(value, (int, float)):
+            raise NotJudged(
                 f"metric {metric!r} has no number per item ({str(value)[:60]!r}); choose another with --metric: "
-                f"{', '.join(row['metrics'])}"
+                f"{', '.join(self._names(row))}"
             )
-        answer, choice = self._answer(row)
-        doc, graded = row["doc"], metric in _GRADED
-        if not graded:
-            metric, value = directed(metric, value, self.lower_is_better)
-        return Row(
-            self.task if name == _NO_FILTER else f"{self.task} ({name})",
-            str(row["doc_id"]),
-            value,
-            True if graded else None,
-            None if answer is None else answer_key(answer),
-            (hash_key(row.get("doc_hash")) ^ hash_key(row.get("target_hash"))) or 1,
-            hash_key(row.get("prompt_hash")),
-            metric,
-            choice,
-            {key: entry for key, entry in doc.items() if entry.__class__ in (str, int, float, bool)}
-            if doc.__class__ is dict
-            else None,
-        )
+        answer, likelihoods = self._answer(row, metric)
+        doc = row["doc"] if isinstance(row["doc"], dict) else {}
+        result = {
+            "task": self.task if name == _NO_FILTER else f"{self.task} ({name})",
+            "id": row["doc_id"],
+            "correct" if metric in _GRADED else "score": value,
+            "metric": metric,
+            "prediction": answer,
+            "hash": hash_key(row.get("doc_hash")) ^ hash_key(row.get("target_hash")),
+            "prompt_hash": row.get("prompt_hash"),
+            "log_likelihoods": likelihoods,
+            "columns": {key: entry for key, entry in doc.items() if entry.__class__ in (str, int, float, bool)},
+        }
+        return result | _texts(row, likelihoods) if texts else result
 
-    def _chosen_metric(self, row: Mapping[str, Any]) -> str:
-        present = tuple(row["metrics"])
-        chosen = self._metric.get(present)
-        if chosen is None:
-            chosen = self.metric or next(
-                (name for name in _PREFERRED if name in present), present[0] if present else ""
-            )
-            if chosen not in present:
-                raise MuscleError(
-                    f"task {self.task!r} has no metric {chosen!r} here; it has {', '.join(present) or 'none'}. "
-                    "Choose one that it has with --metric, or leave the task out with --task"
-                )
-            self._metric[present] = chosen
-        return chosen
+    def _names(self, row: Mapping[str, Any]) -> list[str]:
+        """The metrics of a row: before 0.4.5 the log does not list them."""
+        return row.get("metrics") or [name for name in row if name not in _FIELDS]
 
-    def _answer(self, row: Mapping[str, Any]) -> tuple[Any, bool]:
-        """The chosen index (the log does not store it: highest log-likelihood) or the text; whether it is a choice."""
+    def _metric(self, row: Mapping[str, Any]) -> str:
+        names = tuple(self._names(row))
+        if names not in self._chosen:
+            self._chosen[names] = choose_metric(names, self.metric, self.task)
+        return self._chosen[names]
+
+    def _answer(self, row: Mapping[str, Any], metric: str) -> tuple[Any, list[float] | None]:
+        """The answer (index of a choice: the log has only the log-likelihoods) and the choices' log-likelihoods."""
         responses = row["filtered_resps"]
         likelihoods = _log_likelihoods(responses)
         if likelihoods is None:
-            first = responses[0] if responses else None
-            return (first if first.__class__ is str else None if first is None else json.dumps(first)), False
+            return responses[0] if responses else None, None
         if len(likelihoods) < 2:
-            return None, False
-        arguments = list((row.get("arguments") or {}).values())
-        choices = _number_of_choices(row, likelihoods)
-        scores = likelihoods[:choices]
-        if self._chosen_metric(row) in ("acc_norm", "acc_bytes") and len(arguments) >= choices:
+            return None, None
+        if "acc_mutual_info" in self._names(row) and len(likelihoods) % 2 == 0:
+            likelihoods = likelihoods[: len(likelihoods) // 2]  # the second half are the unconditional ones
+        scores = likelihoods
+        if metric in ("acc_norm", "acc_bytes"):
             # The harness divides by the length of the choice without the delimiter before it.
-            texts = [str(argument.get("arg_1", "")) for argument in arguments[:choices]]
-            texts = [text[1:] if text[:1] == " " else text for text in texts]
-            sizes = [len(t.encode()) if self._chosen_metric(row) == "acc_bytes" else len(t) for t in texts]
-            if all(sizes):
+            texts = [text[1:] if text[:1] == " " else text for text in _choices(row, len(likelihoods))]
+            sizes = [len(text.encode()) if metric == "acc_bytes" else len(text) for text in texts]
+            if len(sizes) == len(scores) and all(sizes):
                 scores = [score / size for score, size in zip(scores, sizes, strict=True)]
-        return max(range(choices), key=scores.__getitem__), True
-
-    def detail(self, row: Mapping[str, Any]) -> Detail:
-        """The texts of a row."""
-        arguments = list((row.get("arguments") or {}).values())
-        answer, choice = self._answer(row)
-        likelihoods = _log_likelihoods(row["filtered_resps"]) if choice else []
-        number = _number_of_choices(row, likelihoods) if choice else 0
-        choices = [str(argument.get("arg_1", "")).strip() for argument in arguments[:number]]
-        target = str(row.get("target", ""))
-        indices = _indices(target, choices) if choice else []
-        prompt = arguments[0].get("arg_0") if arguments else None
-        doc = row["doc"] if isinstance(row["doc"], dict) else {}
-        return Detail(
-            prompt=prompt if isinstance(prompt, str) else None if prompt is None else json.dumps(prompt),
-            target=" | ".join(choices[i] for i in indices if i < len(choices)) or target,
-            answer=choices[answer] if choice and answer < len(choices) else None if answer is None else str(answer),
-            choices=choices,
-            target_indices=indices,
-            log_likelihoods=likelihoods[:number],
-            columns={key: entry for key, entry in doc.items() if isinstance(entry, (str, int, float, bool))},
-        )
+        return likeliest(scores), likelihoods
 
 
 def _log_likelihoods(responses: Any) -> list[float] | None:
@@ -146,12 +109,26 @@ def _log_likelihoods(responses: Any) -> list[float] | None:
         return None
 
 
-_FLAGS = ("True", "False", True, False)
+def _arguments(row: Mapping[str, Any]) -> list[Any]:
+    """The arguments of each request: objects ``arg_0, arg_1`` or, before 0.4.4, lists."""
+    arguments = row.get("arguments") or {}
+    listed = list(arguments.values()) if isinstance(arguments, Mapping) else list(arguments)
+    return [list(entry.values()) if isinstance(entry, Mapping) else entry for entry in listed]
 
 
-def _number_of_choices(row: Mapping[str, Any], likelihoods: list[float]) -> int:
-    halved = "acc_mutual_info" in row["metrics"] and len(likelihoods) % 2 == 0
-    return len(likelihoods) // 2 if halved else len(likelihoods)  # the second half are the unconditional ones
+def _choices(row: Mapping[str, Any], number: int) -> list[str]:
+    return [str(entry[1]) if len(entry) > 1 else "" for entry in _arguments(row)[:number]]
+
+
+def _texts(row: Mapping[str, Any], likelihoods: list[float] | None) -> dict[str, Any]:
+    arguments, target = _arguments(row), row.get("target", "")
+    prompt = arguments[0][0] if arguments and arguments[0] else None
+    texts = {"prompt": prompt if isinstance(prompt, str) or prompt is None else json.dumps(prompt), "target": target}
+    if likelihoods is None:
+        return texts
+    choices = [text.strip() for text in _choices(row, len(likelihoods))]
+    indices = _indices(str(target), choices)
+    return texts | {"choices": choices, "target": [i for i in indices if i < len(choices)] or target}
 
 
 def _indices(target: str, choices: list[str]) -> list[int]:

@@ -10,7 +10,7 @@ import json
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,55 +18,66 @@ from numpy.typing import NDArray
 from muscle_hf.compare.answers import ANSWERED, NO_SCORE
 from muscle_hf.errors import MuscleError
 
+# Which of several measures is compared if none is asked for: the first of these that there is, else the first one.
+_PREFERRED = (
+    "exact_match",
+    "acc",
+    "em",
+    "pass@1",
+    "extractive_match",
+    "correctness",
+    "correct",
+    "accuracy",
+    "quasi_exact_match",
+)
 # Text longer than this, and columns with more distinct values, are no slices unless they are asked for by name.
 _MAX_LABEL = 100
 _MAX_VALUES = 1000
 
 
-class Row(NamedTuple):
-    """What one row of a log says, in the form that all formats share.
+class NotJudged(MuscleError):
+    """A task cannot be compared, though others of the same log can."""
+
+
+class RowError(MuscleError):
+    """What is wrong with a row; ``row`` is its place among those that were handed over."""
+
+    def __init__(self, row: int, text: str) -> None:
+        super().__init__(text)
+        self.row = row
+
+
+@dataclass
+class Batch:
+    """Rows of one task that were judged by one metric, in columns; they are in the order of the log.
 
     Args:
-        task: Name of the task; tables are split by it.
-        id: The item's id within the task.
-        value: 1 or 0 for right or wrong, or a score, higher is better; nan where there is none.
-        graded: True if ``value`` is right or wrong, False if it is a score, None if only the values can tell.
-        answer: The answer as a number that is equal for equal answers (index, or hash of the text); None if unknown.
-        content: Identity of the item's content, 0 if unknown.
-        prompt: Identity of the prompt as the model saw it, 0 if unknown or covered by ``content``.
-        metric: What the value is.
-        choice: Whether the answer is one of a few choices, so that flips among wrong answers count.
-        columns: Further columns of the item, or None.
-        missing: Why there is no value, an index into :data:`~muscle_hf.compare.answers.KINDS`.
-        free_text: Whether a sentence or more was held verbatim against a reference.
+        task: Name of the task.
+        metric: What the values are.
+        graded: True if they are right or wrong, False for scores, None if only the values can tell.
+        ids: The item of each row.
+        values: 1 / 0 or scores, higher is better, float64; nan where there is none.
+        missing: Why, int8: an index into :data:`~muscle_hf.compare.answers.KINDS`, 0 where there is a value.
+        answers: Equal for equal answers, int64; None if unknown.
+        content: Identity of each item's content, uint64; 0 where unknown.
+        prompts: Identity of each prompt, uint64; 0 where unknown or covered by ``content``.
+        choice: Whether the answers are among a few choices, so that flips among wrong answers count.
+        columns: Further columns.
+        free_text: Number of answers of a sentence or more that were held verbatim against a reference.
     """
 
     task: str
-    id: str
-    value: float
+    metric: str
     graded: bool | None
-    answer: int | None
-    content: int
-    prompt: int
-    metric: str
-    choice: bool
-    columns: Mapping[str, Any] | None
-    missing: int = ANSWERED
-    free_text: bool = False
-
-
-class Batch(NamedTuple):
-    """Consecutive rows that share task, metric, kind and the names of their columns: :class:`Row` in columns."""
-
-    task: str
-    metric: str
-    graded: bool
-    choice: bool
     ids: list[str]
     values: NDArray[np.float64]
-    answers: NDArray[np.int64]
+    missing: NDArray[np.int8]
+    answers: NDArray[np.int64] | None
     content: NDArray[np.uint64]
+    prompts: NDArray[np.uint64]
+    choice: bool
     columns: dict[str, list[Any]]
+    free_text: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,23 +95,25 @@ class Detail:
 
 @dataclass
 class Answers:
-    """One model's answers to one task.
+    """One model's answers to one task; an item that was answered several times is one item.
 
     Args:
         task: Name of the task.
         metric: What ``values`` are.
         source: Where they came from, for messages.
-        ids: The item of each row.
-        values: 1 / 0 or scores, float64; nan where there is none.
-        missing: Why, int8: an index into :data:`~muscle_hf.compare.answers.KINDS`, 0 where there is a value.
-        graded: See :class:`Row`.
-        answers: Equal for equal answers, int64; None if some are unknown.
+        ids: The items.
+        values: 1 / 0 or scores, the mean of an item's repeats, float64; nan where there is none.
+        graded: See :class:`Batch`.
+        answers: Equal for equal answers, int64; None if unknown or repeated.
         content: Identity of each item's content, uint64; 0 where unknown.
         prompts: Identity of each prompt, uint64; 0 where unknown.
         choice: Whether the task is multiple choice.
         columns: Codes (int32, -1 for missing) and the values that they stand for.
-        fetch: Reads the texts of rows by their numbers.
-        free_text: Number of answers of a sentence or more that were held verbatim against a reference.
+        fetch: Reads the texts of items by their numbers (the first of several answers).
+        missing: See :class:`Batch`; of repeats, why any of them has no value.
+        free_text: See :class:`Batch`.
+        repeats: How often each item was answered, int64; None if each was once.
+        runs: The value of each repeat, float64, (items, most repeats), nan where there is none; None like ``repeats``.
     """
 
     task: str
@@ -117,21 +130,45 @@ class Answers:
     fetch: Callable[[Sequence[int]], list[Detail]]
     missing: NDArray[np.int8]
     free_text: int = 0
+    repeats: NDArray[np.int64] | None = None
+    runs: NDArray[np.float64] | None = None
 
 
 def text_key(text: str) -> int:
-    """A 63-bit number that is equal for equal texts within this process."""
-    return hash(text) & 0x7FFFFFFFFFFFFFFF
+    """A 63-bit number that is equal for equal texts within this process, never 0."""
+    return hash(text) & 0x7FFFFFFFFFFFFFFF or 1
 
 
 def hash_key(digest: Any) -> int:
     """A logged hash as a 64-bit number; at least 16 hex digits of it count. 0 for none."""
     if not digest:
         return 0
+    if digest.__class__ is int:
+        return digest & 0xFFFFFFFFFFFFFFFF
     try:
         return int(digest[:16], 16) or 1
     except (ValueError, TypeError):
-        return text_key(str(digest)) or 1
+        return text_key(str(digest))
+
+
+def likeliest(scores: Sequence[float]) -> int:
+    """The choice with the highest score, the first of equals."""
+    return max(range(len(scores)), key=scores.__getitem__)
+
+
+def choose_metric(names: Sequence[str], asked: str | None, task: str) -> str:
+    """The measure that is compared, where a log has several.
+
+    Raises:
+        NotJudged: There is none, or not the one that was asked for.
+    """
+    chosen = asked or next((name for name in _PREFERRED if name in names), names[0] if names else "")
+    if chosen not in names:
+        raise NotJudged(
+            f"task {task!r} has no metric {chosen!r} here; it has {', '.join(names) or 'none'}. Choose one that every "
+            "side has with --metric"
+        )
+    return chosen
 
 
 class _Column:
@@ -140,152 +177,153 @@ class _Column:
     def __init__(self, keep: bool) -> None:
         self.codes, self.index, self.keep = array("i"), {}, keep
 
-    def add(self, row: int, value: Any) -> bool:
-        """Notes the value of a row; False if the column turns out to be no slice."""
-        if value.__class__ in (list, dict):
-            value = json.dumps(value, ensure_ascii=False)
-        if not self.keep and isinstance(value, str) and len(value) > _MAX_LABEL:
-            return False
-        code = self.index.setdefault(value, len(self.index))
-        if code >= _MAX_VALUES and not self.keep:
-            return False
-        if len(self.codes) < row:
-            self.codes.extend([-1] * (row - len(self.codes)))
-        self.codes.append(-1 if value is None else code)
-        return True
-
-    def add_many(self, row: int, values: list[Any]) -> bool:
-        """The same for consecutive rows from ``row`` on."""
+    def add(self, row: int, values: list[Any]) -> bool:
+        """Notes the values of consecutive rows from ``row`` on; False if the column turns out to be no slice."""
+        self.codes.extend([-1] * (row - len(self.codes)))
         try:
             codes = [self.index[value] for value in values]
         except (KeyError, TypeError):
-            return all(self.add(row + i, value) for i, value in enumerate(values))
+            return all(self._add_one(value) for value in values)
         if None in self.index:
             codes = [-1 if value is None else code for value, code in zip(values, codes, strict=True)]
-        self.codes.extend([-1] * (row - len(self.codes)))
         self.codes.fromlist(codes)
         return True
+
+    def _add_one(self, value: Any) -> bool:
+        if isinstance(value, (list, dict)):
+            if not self.keep:
+                return False
+            value = json.dumps(value, ensure_ascii=False, default=str)
+        if not self.keep and isinstance(value, str) and len(value) > _MAX_LABEL:
+            return False
+        code = self.index.setdefault(value, len(self.index))
+        self.codes.append(-1 if value is None else code)
+        return code < _MAX_VALUES or self.keep
 
 
 class TableBuilder:
     """Collects the rows of one task.
 
     Args:
-        first: The first row; metric, kind and task of all others must be the same.
+        first: The first rows; metric, kind and task of all others must be the same.
         source: Where the rows come from, for messages.
         wanted: Columns that are kept whatever they hold.
     """
 
-    def __init__(self, first: Row, source: str, wanted: Sequence[str]) -> None:
-        self.task, self.metric, self.graded, self.choice = first.task, first.metric, None, True
+    def __init__(self, first: Batch, source: str, wanted: Sequence[str]) -> None:
+        self.task, self.metric, self.graded = first.task, first.metric, first.graded
         self.source, self.wanted = source, wanted
         self.ids: list[str] = []
-        self.values, self.answers = array("d"), array("q")
-        self.content, self.prompts, self.places = array("Q"), array("Q"), array("q")
-        self.missing, self.answers_known, self.free_text = array("b"), False, 0
-        self.columns: dict[str, _Column] = {}
-        self.dropped: set[str] = set()
+        self.parts: list[tuple[Batch, NDArray[np.int64]]] = []
+        self.columns: dict[str, _Column | None] = {}
 
-    def add(self, row: Row, place: int) -> None:
-        """Appends a row; ``place`` is where its text can be found again."""
-        if self.graded is None:
-            self.graded = row.graded
-        if row.metric == self.metric and row.graded != self.graded and not row.missing:
-            odd = "has no 'correct', which the others have" if self.graded else "has 'correct', the others a score"
-            raise MuscleError(f"task {self.task!r}: item {row.id!r} {odd}; judge all items of a task in one way")
-        if row.metric != self.metric:
-            raise MuscleError(
-                f"task {self.task!r} mixes the metrics {self.metric!r} and {row.metric!r} (item {row.id!r}); "
-                "write one metric per task, or give the tasks different names"
-            )
-        self.ids.append(row.id)
-        self.values.append(row.value)
-        self.answers_known |= row.answer is not None
-        self.answers.append(-1 if row.answer is None else row.answer)
-        self.choice &= row.choice or row.missing > 0
-        self.missing.append(row.missing)
-        self.free_text += row.free_text
-        self.content.append(row.content)
-        self.prompts.append(row.prompt)
-        self.places.append(place)
-        if row.columns:
-            self._add_columns(row.columns)
-
-    def accepts(self, batch: Batch) -> bool:
-        """Whether the batch is of this table's metric and kind; if not, adding its rows says what is wrong."""
-        return (batch.metric, batch.graded, True) == (self.metric, self.graded, batch.choice or not self.choice)
-
-    def add_batch(self, batch: Batch, places: NDArray[np.int64]) -> None:
-        """Appends many rows at once."""
-        start = len(self.ids)
-        self.ids.extend(batch.ids)
-        self.values.frombytes(batch.values.tobytes())
-        self.answers.frombytes(batch.answers.tobytes())
-        self.content.frombytes(batch.content.tobytes())
-        self.prompts.frombytes(bytes(8 * len(batch.ids)))
-        self.places.frombytes(places.tobytes())
-        self.missing.frombytes(bytes(len(batch.ids)))
-        for name, values in batch.columns.items():
-            column = self._column(name)
-            if column is not None and not column.add_many(start, values):
-                self._drop(name)
-
-    def _column(self, name: str) -> _Column | None:
-        if name in self.dropped:
-            return None
-        if name not in self.columns:
-            self.columns[name] = _Column(name in self.wanted)
-        return self.columns[name]
-
-    def _drop(self, name: str) -> None:
-        del self.columns[name]
-        self.dropped.add(name)
-
-    def _add_columns(self, columns: Mapping[str, Any]) -> None:
-        number = len(self.ids) - 1
-        for name, value in columns.items():
-            column = self._column(name)
-            if column is not None and not column.add(number, value):
-                self._drop(name)
-
-    def build(self, fetch_places: Callable[[Sequence[int]], list[Detail]]) -> Answers:
-        """The finished table.
+    def add(self, batch: Batch, places: NDArray[np.int64]) -> None:
+        """Appends rows; ``places`` is where their texts can be found again.
 
         Raises:
-            MuscleError: An id occurs twice.
+            RowError: They were judged in another way than those before.
         """
-        self._check()
-        values = np.frombuffer(self.values, dtype=np.float64)
-        missing = np.frombuffer(self.missing, dtype=np.int8)
+        if batch.metric != self.metric:
+            raise RowError(
+                0,
+                f"task {self.task!r} mixes the metrics {self.metric!r} and {batch.metric!r} (item {batch.ids[0]!r}); "
+                "write one metric per task, or give the tasks different names",
+            )
+        if self.graded is None:
+            self.graded = batch.graded
+        if batch.graded is not None and batch.graded != self.graded:
+            odd = "has no 'correct', which the others have" if self.graded else "has 'correct', the others a score"
+            raise RowError(0, f"task {self.task!r}: item {batch.ids[0]!r} {odd}; judge all items of a task in one way")
+        start = len(self.ids)
+        for name, values in batch.columns.items():
+            column = self.columns.setdefault(name, _Column(name in self.wanted))
+            if column is not None and not column.add(start, values):
+                self.columns[name] = None
+        batch.columns = {}
+        self.ids.extend(batch.ids)
+        self.parts.append((batch, places))
+
+    def build(self, fetch_places: Callable[[Sequence[int]], list[Detail]]) -> tuple[Answers, str]:
+        """The finished table, and what readers should know of it.
+
+        Raises:
+            MuscleError: An id stands for several items.
+        """
+        batches, size = [batch for batch, _ in self.parts], len(self.ids)
+        places = np.concatenate([places for _, places in self.parts])
+        values = np.concatenate([batch.values for batch in batches])
+        missing = np.concatenate([batch.missing for batch in batches])
         missing = np.where((missing == ANSWERED) & ~np.isfinite(values), NO_SCORE, missing).astype(np.int8)
-        places = np.frombuffer(self.places, dtype=np.int64)
-        size = len(self.ids)
+        answers = None
+        if any(batch.answers is not None for batch in batches):
+            unknown = [np.full(len(b.ids), -1) if b.answers is None else b.answers for b in batches]
+            answers = np.concatenate(unknown)
         columns = {}
         for name, column in self.columns.items():
-            column.codes.extend([-1] * (size - len(column.codes)))
-            columns[name] = (np.frombuffer(column.codes, dtype=np.int32), list(column.index))
-        return Answers(
+            if column is not None:
+                column.codes.extend([-1] * (size - len(column.codes)))
+                columns[name] = (np.frombuffer(column.codes, dtype=np.int32), list(column.index))
+        table = Answers(
             task=self.task,
             metric=self.metric,
             source=self.source,
             ids=self.ids,
             values=np.where(missing == ANSWERED, values, np.nan),
-            missing=missing,
             graded=self.graded,
-            answers=np.frombuffer(self.answers, dtype=np.int64) if self.answers_known else None,
-            content=np.frombuffer(self.content, dtype=np.uint64),
-            prompts=np.frombuffer(self.prompts, dtype=np.uint64),
-            choice=self.choice,
+            answers=answers,
+            content=np.concatenate([batch.content for batch in batches]),
+            prompts=np.concatenate([batch.prompts for batch in batches]),
+            choice=all(batch.choice for batch in batches),
             columns=columns,
             fetch=lambda rows: fetch_places([int(places[row]) for row in rows]),
-            free_text=self.free_text,
+            missing=missing,
+            free_text=sum(batch.free_text for batch in batches),
         )
+        return (table, "") if len(set(self.ids)) == size else _folded(table)
 
-    def _check(self) -> None:
-        if len(set(self.ids)) < len(self.ids):
-            seen: set[str] = set()
-            twice = list(dict.fromkeys(key for key in self.ids if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
-            raise MuscleError(
-                f"{self.source}: {len(twice)} id(s) of task {self.task!r} occur more than once: "
-                f"{', '.join(map(repr, twice[:5]))}; every item needs an id of its own"
-            )
+
+def _folded(table: Answers) -> tuple[Answers, str]:
+    """One row an item, where items were answered several times."""
+    ids = list(dict.fromkeys(table.ids))
+    place = {key: number for number, key in enumerate(ids)}
+    items = np.fromiter((place[key] for key in table.ids), np.int64, len(table.ids))
+    first = np.unique(items, return_index=True)[1]
+    known = (table.content != 0) & (table.content[first[items]] != 0)
+    other = known & (table.content != table.content[first[items]])
+    if other.any():
+        shown = ", ".join(map(repr, dict.fromkeys(table.ids[row] for row in np.flatnonzero(other)[:50])))
+        raise MuscleError(
+            f"{table.source}: id(s) of task {table.task!r} occur more than once: {shown[:300]}, for different items; "
+            "every item needs an id of its own (--columns id=A+B joins columns)"
+        )
+    repeats = np.bincount(items)
+    order = np.argsort(items, kind="stable")
+    turn = np.arange(len(items)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+    runs = np.full((len(ids), int(repeats.max())), np.nan)
+    runs[items[order], turn] = table.values[order]
+    missing = np.zeros(len(ids), dtype=np.int8)
+    np.maximum.at(missing, items, table.missing)
+    total = np.nansum(runs, axis=1)
+    counted = (~np.isnan(runs)).sum(axis=1)
+    rows_of = table.fetch
+    folded = Answers(
+        task=table.task,
+        metric=table.metric,
+        source=table.source,
+        ids=ids,
+        values=np.divide(total, counted, out=np.full(len(ids), np.nan), where=counted > 0),
+        graded=table.graded,
+        answers=None,
+        content=table.content[first],
+        prompts=table.prompts[first],
+        choice=table.choice,
+        columns={name: (codes[first], names) for name, (codes, names) in table.columns.items()},
+        fetch=lambda rows: rows_of([int(first[row]) for row in rows]),
+        missing=missing,
+        free_text=table.free_text,
+        repeats=repeats,
+        runs=runs,
+    )
+    least, most = int(repeats.min()), int(repeats.max())
+    times = f"{most}" if least == most else f"{least} to {most}"
+    return folded, f"task {table.task!r}: items have {times} answers each, which count together as a rate"

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from muscle_hf.compare.analyse import AnalysisOptions, TaskAnalysis
 from muscle_hf.compare.document import Model, Update, plain
 from muscle_hf.compare.join import Joined, Missing, join
-from muscle_hf.compare.sources import ReadOptions, Source, read_source
+from muscle_hf.compare.rows import ReadOptions
+from muscle_hf.compare.sources import Source, as_source
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.scoring import choice_scores
 from muscle_hf.metrics.intervals import Estimate
@@ -108,10 +109,7 @@ def measure_targets(
             or do not say which choice is right.
     """
     _check_shares(shares)
-    sides = {
-        name: read_source(side, read or ReadOptions()) if isinstance(side, str) else side
-        for name, side in (("old", old), ("new", new))
-    }
+    sides = {name: as_source(side, read or ReadOptions()) for name, side in (("old", old), ("new", new))}
     joined, warnings = join(sides, missing="drop" if allow_partial else missing)
     return [replace(_measure(task, shares, level), warnings=warnings) for task in joined]
 

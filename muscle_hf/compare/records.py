@@ -1,0 +1,309 @@
+"""Rows of logs, from files or from memory, in blocks; a row can be read again by its place."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muscle_hf.errors import MissingDependencyError, MuscleError
+from muscle_hf.files import not_utf8, parse_json
+
+try:  # a fast parser where the extra "compare" is installed; the same results without, also for integers of any size
+    from msgspec.json import decode as _fast_loads
+except ImportError:
+    _fast_loads = json.loads
+
+Row = Mapping[str, Any]
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".eval")
+_PACKED = (".gz", ".zst")
+# Bytes of lines, and number of rows in memory, that are handled at once: few enough to be gone before the garbage
+# collector counts them as lasting, which would set off searches through all objects.
+_BYTES, _ROWS = 1 << 16, 1000
+_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
+
+class Block(NamedTuple):
+    """Consecutive rows.
+
+    Args:
+        rows: The rows.
+        places: Where each can be read again (:attr:`Records.again`), int64.
+        numbers: The line or row that messages name, from 1.
+    """
+
+    rows: list[Row]
+    places: NDArray[np.int64]
+    numbers: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Records:
+    """The rows of one file or table.
+
+    Args:
+        kind: ``jsonl``, ``json``, ``csv``, ``parquet``, ``eval`` or ``memory``.
+        unit: What rows are counted by in messages: ``line`` or ``row``.
+        blocks: The rows, from the start at each call.
+        again: The rows at some places.
+        document: For one JSON document: all of it; its rows are still to be found (:func:`rows_of`).
+    """
+
+    kind: str
+    unit: str
+    blocks: Callable[[], Iterator[Block]]
+    again: Callable[[Sequence[int]], list[Row]]
+    document: Any = None
+
+
+def suffix_of(file: Path) -> str:
+    """The suffix that tells the format, without that of a compressed file."""
+    return Path(file.stem if file.suffix.lower() in _PACKED else file.name).suffix.lower()
+
+
+def stem_of(file: Path) -> str:
+    """The name of a file without its suffixes."""
+    return Path(file.stem if file.suffix.lower() in _PACKED else file.name).stem
+
+
+def open_records(file: Path) -> Records:
+    """The rows of a file.
+
+    Raises:
+        MuscleError: The format is not known, or the file is empty or damaged.
+    """
+    suffix = suffix_of(file)
+    if suffix not in SUFFIXES:
+        raise MuscleError(f"{file}: unknown format {suffix or '(no suffix)'!r}; known are {', '.join(SUFFIXES)}")
+    if file.stat().st_size == 0:
+        raise MuscleError(f"{file} is empty; was the run that writes it stopped?")
+    if suffix == ".parquet":
+        return _parquet(file)
+    if suffix == ".eval":
+        return document_records(_inspect_log(file), "eval")
+    with _open(file) as stream:
+        if suffix in (".csv", ".tsv"):
+            return in_memory(_csv_rows(file, stream), "csv")
+        start = stream.tell()
+        first = stream.readline()
+        whole = first.lstrip()[:1] == b"[" or (suffix == ".json" and not _is_object(first)) or not first.strip()
+        if whole and (text := first + stream.read()).strip():
+            document = _document(file, text)
+            if document is not None:
+                return document_records(document, "json")
+    return _lines(file, start)
+
+
+def in_memory(rows: Sequence[Row], kind: str = "memory") -> Records:
+    """Rows that are in memory."""
+
+    def blocks() -> Iterator[Block]:
+        for start in range(0, len(rows), _ROWS):
+            block = list(rows[start : start + _ROWS])
+            yield Block(block, np.arange(start, start + len(block)), range(start + 1, start + len(block) + 1))
+
+    return Records(kind, "row", blocks, lambda places: [rows[place] for place in places])
+
+
+def document_records(document: Any, kind: str) -> Records:
+    """A JSON document whose rows are still to be found."""
+    return Records(kind, "row", lambda: iter(()), lambda _: [], document)
+
+
+def rows_of(table: Any) -> list[Row]:
+    """The rows of a table in memory.
+
+    Args:
+        table: A data frame of pandas or polars, a ``datasets.Dataset``, a list of dictionaries, an object of
+            dictionaries by id (the id becomes the field ``key``), or ``{"columns": [...], "data": [[...], ...]}``.
+
+    Raises:
+        MuscleError: It is none of these.
+    """
+    if isinstance(table, Mapping):
+        if set(table) >= {"columns", "data"}:
+            return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+        table = [{"key": key, **row} for key, row in table.items() if isinstance(row, Mapping)]
+    elif hasattr(table, "to_dicts"):  # polars
+        table = table.to_dicts()
+    elif hasattr(table, "to_dict") and hasattr(table, "columns"):  # pandas
+        table = table.to_dict("records")
+    rows = [row.to_dict() if hasattr(row, "to_dict") else row for row in table] if _is_list(table) else None
+    if rows is None or not all(isinstance(row, Mapping) for row in rows):
+        raise MuscleError(
+            "rows must be a data frame, a datasets.Dataset or a list of dictionaries with named fields, not "
+            f"{type(table).__name__}"
+        )
+    return rows
+
+
+def _is_list(table: Any) -> bool:
+    return isinstance(table, Iterable) and not isinstance(table, (str, bytes))
+
+
+def _open(file: Path) -> IO[bytes]:
+    """The bytes of a file, unpacked, in UTF-8 and after the byte-order mark."""
+    try:
+        if file.suffix.lower() == ".gz":
+            stream: IO[bytes] = io.BytesIO(gzip.decompress(file.read_bytes()))
+        elif file.suffix.lower() == ".zst":
+            stream = io.BytesIO(_unpack_zst(file))
+        else:
+            stream = file.open("rb")
+    except (OSError, EOFError, ValueError) as error:
+        raise MuscleError(f"{file}: the compressed file is damaged or cut off ({error})") from error
+    start = stream.read(3)
+    coding = next((coding for mark, coding in _MARKS.items() if start.startswith(mark)), None)
+    stream.seek(3 if coding == "utf-8-sig" else 0)
+    return io.BytesIO(stream.read().decode(coding).encode()) if coding == "utf-16" else stream
+
+
+def _unpack_zst(file: Path) -> bytes:
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise MissingDependencyError("pyarrow", "compare", "reading .zst files") from error
+    with pyarrow.input_stream(str(file), compression="zstd") as stream:
+        return stream.read()
+
+
+def _is_object(line: bytes) -> bool:
+    """Whether a line is a whole JSON object, as files named .json often have one a line."""
+    try:
+        return isinstance(json.loads(line), dict) and line.endswith(b"\n")
+    except ValueError:
+        return False
+
+
+def _document(file: Path, text: bytes) -> Any:
+    """One JSON document; None if there are several, one a line."""
+    try:
+        return _loads(text, str(file))
+    except MuscleError as error:
+        if text.lstrip()[:1] == b"[" or suffix_of(file) == ".json":
+            raise MuscleError(f"{error}; was its writer stopped?") from error
+        return None
+
+
+def _loads(text: bytes, where: str) -> Any:
+    try:
+        return _fast_loads(text)
+    except (ValueError, RecursionError):  # the fast parser refuses NaN and lone surrogates
+        return parse_json(text, where)
+
+
+def _lines(file: Path, start: int) -> Records:
+    def blocks() -> Iterator[Block]:
+        place, number = start, 1
+        with _open(file) as stream:
+            while lines := stream.readlines(_BYTES):
+                ends = place + np.cumsum(np.fromiter(map(len, lines), np.int64, len(lines)))
+                places = np.concatenate([[place], ends[:-1]])
+                rows = _parse_block(lines, file, number)
+                numbers: Sequence[int] = range(number, number + len(lines))
+                if None in rows:  # blank lines
+                    known = [i for i, row in enumerate(rows) if row is not None]
+                    rows, places = [rows[i] for i in known], places[known]
+                    numbers = [number + i for i in known]
+                yield Block(rows, places, numbers)  # type: ignore[arg-type]
+                place, number = int(ends[-1]), number + len(lines)
+
+    def again(places: Sequence[int]) -> list[Row]:
+        with _open(file) as stream:
+            rows = []
+            for place in places:
+                stream.seek(place)
+                rows.append(_parse(stream.readline(), file, 0))
+            return rows
+
+    return Records("jsonl", "line", blocks, again)
+
+
+def _parse_block(lines: list[bytes], file: Path, number: int) -> list[Row | None]:
+    """The rows of consecutive lines, None for blank ones."""
+    try:
+        rows = [_fast_loads(line) for line in lines]
+        if set(map(type, rows)) == {dict}:
+            return rows  # type: ignore[return-value]
+    except (ValueError, RecursionError):
+        pass  # the line by line way below finds out which line it is, or that it is only blank
+    return [_parse(line, file, number + i) if line.strip() else None for i, line in enumerate(lines)]
+
+
+def _parse(line: bytes, file: Path, number: int) -> Row:
+    try:
+        row = _loads(line, f"{file}, line {number}")
+    except MuscleError as error:
+        end = "" if line.endswith(b"\n") else ". The file ends in the middle of a line: was its writer stopped?"
+        raise MuscleError(f"{error}{end}") from error
+    if row.__class__ is not dict:
+        raise MuscleError(f"{file}, line {number}: expected an object with named fields")
+    return row
+
+
+# What the fields beyond the header go by: no text, as a column may have any name ("" is that of pandas' index).
+_MORE = object()
+
+
+def _csv_rows(file: Path, stream: IO[bytes]) -> list[Row]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    start = stream.tell()
+    header = stream.readline().decode("utf-8", "replace")
+    stream.seek(start)
+    delimiter = "\t" if suffix_of(file) == ".tsv" else max(",;\t", key=header.count)
+    lines = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+    reader = csv.DictReader(lines, delimiter=delimiter, restkey=_MORE, strict=True)  # type: ignore[type-var]
+    rows = []
+    try:
+        for row in reader:
+            if _MORE in row or None in row.values():
+                raise MuscleError(
+                    f"{file}, line {reader.line_num}: {'more' if _MORE in row else 'fewer'} fields than the "
+                    f"{len(reader.fieldnames or [])} of the header; is a quote or the end of the file missing?"
+                )
+            rows.append(row)
+    except UnicodeDecodeError as error:
+        raise not_utf8(file, error) from error
+    except csv.Error as error:
+        raise MuscleError(f"{file}, line {reader.line_num}: not valid CSV ({error})") from error
+    return rows
+
+
+def _parquet(file: Path) -> Records:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise MissingDependencyError("pyarrow", "compare", "reading Parquet files") from error
+    try:
+        table = parquet.read_table(file, memory_map=True)
+    except (OSError, ValueError) as error:
+        raise MuscleError(f"{file} is no readable Parquet file: {error}") from error
+
+    def blocks() -> Iterator[Block]:
+        start = 0
+        for batch in table.to_batches(max_chunksize=_ROWS):
+            rows, end = batch.to_pylist(), start + len(batch)
+            yield Block(rows, np.arange(start, end), range(start + 1, end + 1))
+            start = end
+
+    return Records("parquet", "row", blocks, lambda places: table.take(list(places)).to_pylist())
+
+
+def _inspect_log(file: Path) -> Any:
+    """A log of inspect_ai in its own packed form, as the document that its JSON form is."""
+    try:
+        from inspect_ai.log import read_eval_log
+    except ImportError as error:
+        raise MissingDependencyError("inspect_ai", "inspect", f"reading {file.name}") from error
+    return read_eval_log(str(file)).model_dump(mode="json")

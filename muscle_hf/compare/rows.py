@@ -1,0 +1,512 @@
+"""Rows of a log, whose fields have roles, as columns of a table."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muscle_hf.compare.answers import (
+    ANSWERED,
+    ERROR,
+    NO_ANSWER,
+    NO_SCORE,
+    answer_key,
+    as_flag,
+    as_number,
+    is_free_text,
+    is_missing,
+    matches,
+    normal,
+    sign_of,
+    targets_of,
+)
+from muscle_hf.compare.layouts import PLAIN, ROLES, Layout, find_roles, plain_name
+from muscle_hf.compare.table import Batch, Detail, NotJudged, RowError, choose_metric, hash_key, text_key
+from muscle_hf.errors import MissingDependencyError, MuscleError
+from muscle_hf.words import did_you_mean
+
+Row = Mapping[str, Any]
+Getter = Callable[[Sequence[Row]], list[Any]]
+
+ROW_NUMBER = "#"
+_THRESHOLD = re.compile(r"^(?P<path>[^<>=!]+?)\s*(?P<sign>>=|<=|>|<)\s*(?P<limit>-?[0-9.]+(?:e-?[0-9]+)?)$")
+_COMPARE: dict[str, Callable[[float, float], bool]] = {
+    ">=": lambda a, b: a >= b,
+    "<=": lambda a, b: a <= b,
+    ">": lambda a, b: a > b,
+    "<": lambda a, b: a < b,
+}
+_LISTED = 20
+# More than one model in a file is wrong already; the rest need not be told apart.
+_MOST_ORIGINS = 10
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How to read logs.
+
+    Args:
+        metric: Metric to compare, for logs with several.
+        filter: lm-eval filter to compare; by default each is a table of its own.
+        columns: Role -> column or JMESPath. ``id`` may join several by "+", and number the rows with "#"; ``correct``
+            may be a comparison (``score>=7``).
+        tasks: Only these tasks, by their name with or without the filter, or a pattern (``mmlu_*``); all by default.
+        skip: Not these tasks, in the same way.
+        wanted: Columns that are needed for slices or clusters, whatever they hold.
+        lower_is_better: Whether lower scores are better; None to go by the measure's name, and ask where it says so.
+        rows: JMESPath to the rows of a JSON document.
+        where: Column or JMESPath -> value of the rows that count, where a file holds several runs.
+        right: Words that say "right" in the column of right and wrong; all others are wrong.
+    """
+
+    metric: str | None = None
+    filter: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    tasks: Sequence[str] = ()
+    skip: Sequence[str] = ()
+    wanted: Sequence[str] = ()
+    lower_is_better: bool | None = None
+    rows: str | None = None
+    where: Mapping[str, str] = field(default_factory=dict)
+    right: Sequence[str] = ()
+
+
+def search(path: str, value: Any) -> Any:
+    """What a JMESPath finds in a value."""
+    return _compiled(path)(value)
+
+
+def _compiled(path: str) -> Callable[[Any], Any]:
+    try:
+        import jmespath
+    except ImportError as error:
+        raise MissingDependencyError("jmespath", "compare", f"the path {path!r}") from error
+    try:
+        return jmespath.compile(path).search
+    except jmespath.exceptions.JMESPathError as error:
+        raise MuscleError(f"{path!r} is no JMESPath: {error}") from error
+
+
+def getter(path: str, present: Mapping[str, str]) -> Getter:
+    """Reads a column by its name, in any case and spelling, or by a JMESPath.
+
+    Args:
+        path: As users and layouts give it.
+        present: Plain name -> name of the columns that there are.
+    """
+    name = path if path in present.values() else present.get(plain_name(path)) if _is_name(path) else None
+    if name is not None:
+        return lambda rows: [row.get(name) for row in rows]
+    parts = path.split(".")
+    if all(part.isidentifier() for part in parts):
+        return lambda rows: _descend(rows, parts)
+    if found := _THRESHOLD.match(path):
+        inner, compare, limit = getter(found["path"], present), _COMPARE[found["sign"]], float(found["limit"])
+        return lambda rows: [
+            None if math.isnan(number := as_number(value, path)) else compare(number, limit) for value in inner(rows)
+        ]
+    find = _compiled(path)
+    return lambda rows: [find(row) for row in rows]
+
+
+def _is_name(path: str) -> bool:
+    """Whether a path can only be the name of a column."""
+    return re.fullmatch(r"[\w\- ]+", path) is not None
+
+
+def _descend(rows: Sequence[Any], parts: Sequence[str]) -> list[Any]:
+    values = list(rows)
+    for part in parts:
+        values = [value.get(part) if isinstance(value, Mapping) else None for value in values]
+    return values
+
+
+def each(function: Callable[[Any], Any], values: Sequence[Any]) -> list[Any]:
+    """A function of each value; errors say which row it was."""
+    place, result = 0, []
+    try:
+        for place, value in enumerate(values):  # noqa: B007
+            result.append(function(value))
+    except RowError:
+        raise
+    except MuscleError as error:
+        raise type(error)(str(error)) if isinstance(error, NotJudged) else RowError(place, str(error)) from error
+    return result
+
+
+class RowReader:
+    """Reads the rows of one file by their roles.
+
+    Args:
+        layout: What the file looks like.
+        first: Some rows from its start, which tell the columns.
+        options: See :class:`ReadOptions`.
+        task: What the task is called if no column says it.
+        kind: What the format is called if the layout has no name.
+
+    Raises:
+        MuscleError: A column does not exist (the nearest name is suggested), or roles are missing.
+    """
+
+    def __init__(self, layout: Layout, first: Sequence[Row], options: ReadOptions, task: str, kind: str) -> None:
+        if layout.prepare and options.columns:
+            layout = PLAIN
+        self.name, self.layout, self.options, self.task = layout.name or kind, layout, options, task
+        self.prepare = layout.prepare(task, options.metric, options.filter) if layout.prepare else None
+        present = dict.fromkeys(ROLES if self.prepare else (str(name) for row in first for name in row))
+        self.present = {plain_name(name): name for name in present}
+        self.roles = self._roles(list(present))
+        self.how, self.metric = self._judged(first)
+        self.roles = {role: path.replace("{metric}", self.metric) for role, path in self.roles.items()}
+        self._check_paths(first)
+        self.getters = {role: self._getter(role, path) for role, path in self.roles.items()}
+        self.others = {} if self.prepare else {name: getter(name, self.present) for name in self._others(present)}
+        self.rules = {path: getter(path, self.present) for path in options.where}
+        self.models: set[str] = set()
+        self.unmatched: dict[str, set[str]] = {path: set() for path in options.where}
+        # What gave the answers, each once; None for rows that do not say.
+        self.origins: list[Mapping[str, Any] | None] = []
+        self.number = 0
+        self._where = _compiled(layout.where) if layout.where else None
+
+    def _roles(self, present: Sequence[str]) -> dict[str, str]:
+        unknown = [role for role in self.options.columns if role not in ROLES]
+        if unknown:
+            raise MuscleError(f"unknown column role {unknown[0]!r}; {did_you_mean(unknown[0], ROLES)}")
+        found = {} if self.layout.columns else find_roles(present)
+        roles = {**(self.layout.columns or found), **self.options.columns}
+        problems = []
+        if "id" not in roles:
+            problems.append(
+                "no column with the items' ids: name it with id=NAME, or id=# if all files have the same rows in the "
+                "same order"
+            )
+        if not _how(roles):
+            problems.append(
+                "nothing says which answers are right: name a column of 1 and 0 with correct=NAME, of scores with "
+                "score=NAME, or of answers and right answers with prediction=NAME,target=NAME"
+            )
+        if problems:
+            raise MuscleError(
+                f"{'; '.join(problems)}. Use --columns ROLE=NAME,...; the columns are {', '.join(present)}"
+            )
+        return roles
+
+    def _judged(self, first: Sequence[Row]) -> tuple[str, str]:
+        """How answers are judged (correct, score, exact_match; rows: as each row says), and the metric."""
+        if "metric" in self.roles and "metric" not in self.options.columns:
+            return "rows", ""
+        metric = ""
+        if self.layout.metrics:
+            names = (search(self.layout.metrics, row) for row in first)
+            metric = choose_metric(next(filter(None, names), []), self.options.metric, self.task)
+        how = _how(self.options.columns) or _how(self.roles)
+        if metric and "score" in self.layout.columns and self.options.metric:
+            how = "score"
+        if self.options.right and "correct" not in self.roles and "score" in self.roles:
+            self.roles["correct"] = self.roles["score"]
+        how = "correct" if self.options.right else how
+        return how, metric if metric and (how == "score" or "{metric}" in self.roles["correct"]) else how
+
+    def _check_paths(self, first: Sequence[Row]) -> None:
+        for role, path in self.options.columns.items():
+            for part in self._parts(path):
+                if part == ROW_NUMBER:
+                    continue
+                if _is_name(part) and plain_name(part) not in self.present:
+                    raise MuscleError(f"there is no column {part!r}; {did_you_mean(part, self.present.values())}")
+                if all(value is None for value in getter(part, self.present)(first)):
+                    raise MuscleError(f"{role}: no row has anything at {part!r}")
+
+    def _parts(self, path: str) -> list[str]:
+        return [path] if path in self.present.values() else path.split("+")
+
+    def _getter(self, role: str, path: str) -> Getter:
+        if path == ROW_NUMBER:
+            return lambda rows: [None] * len(rows)  # numbered by read()
+        if role in ("id", "task") and len(self._parts(path)) > 1:
+            parts = [getter(part, self.present) for part in self._parts(path)]
+            return lambda rows: [_joined(values) for values in zip(*(part(rows) for part in parts), strict=True)]
+        return getter(path, self.present)
+
+    def _others(self, present: Mapping[str, Any]) -> list[str]:
+        used = {part for path in self.roles.values() for part in self._parts(path)}
+        used |= {self.present.get(plain_name(part), "") for part in used if _is_name(part)}
+        nested = [name for name in self.options.wanted if name not in present and not _is_name(name)]
+        return [name for name in present if name not in used] + nested
+
+    def read(self, rows: Sequence[Row]) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+        """The rows that count, by task, and which of the given ones they are.
+
+        Raises:
+            RowError: A row cannot be read.
+            NotJudged: The task has no number per item.
+        """
+        rows, chosen = self._chosen(rows)
+        if not rows:
+            return
+        if "model" in self.getters:
+            self._check_model(self.getters["model"](rows))
+        if "origin" in self.getters:
+            self._note(self.getters["origin"](rows))
+        numbers = range(self.number, self.number + len(rows))
+        self.number += len(rows)
+        for (task, metric), places in self._groups(rows):
+            part = rows if len(places) == len(rows) else [rows[i] for i in places]
+            numbered = [numbers[i] for i in places] if self.roles["id"] == ROW_NUMBER else None
+            columns = _Columns(self.getters, part, numbered)
+            try:
+                yield chosen[places], self._batch(self.task if is_missing(task) else str(task), str(metric), columns)
+            except RowError as error:
+                raise RowError(int(chosen[places][error.row]), str(error)) from error
+
+    def _groups(self, rows: Sequence[Row]) -> list[tuple[tuple[Any, Any], NDArray[np.int64]]]:
+        """The rows of each task and metric."""
+        names = [
+            self.getters[role](rows) if role in self.getters else [default]
+            for role, default in (("task", None), ("metric", self.metric))
+        ]
+        if all(len(set(values)) == 1 for values in names):
+            return [((names[0][0], names[1][0]), np.arange(len(rows)))]
+        groups: dict[tuple[Any, Any], list[int]] = {}
+        for i, key in enumerate(zip(*(v if len(v) == len(rows) else v * len(rows) for v in names), strict=True)):
+            groups.setdefault(key, []).append(i)
+        return [(key, np.array(places, dtype=np.int64)) for key, places in groups.items()]
+
+    def _chosen(self, rows: Sequence[Row]) -> tuple[Sequence[Row], NDArray[np.int64]]:
+        keep = np.ones(len(rows), dtype=bool)
+        if self._where is not None:
+            keep &= [bool(self._where(row)) for row in rows]
+        for path, get in self.rules.items():
+            found = list(map(normal, get(rows)))
+            keep &= [value == normal(self.options.where[path]) for value in found]
+            if len(self.unmatched[path]) < _LISTED:
+                self.unmatched[path].update(found)
+        if not keep.all():
+            rows = [row for row, kept in zip(rows, keep, strict=True) if kept]
+        chosen = np.flatnonzero(keep)
+        if self.prepare is not None:
+            prepared = each(lambda row: self.prepare(row, False), rows)  # type: ignore[misc]
+            kept = [i for i, row in enumerate(prepared) if row is not None]
+            rows, chosen = [prepared[i] for i in kept], chosen[kept]
+        return rows, chosen
+
+    def _check_model(self, models: list[Any] | None) -> None:
+        self.models.update(str(model) for model in models or () if model is not None)
+        if len(self.models) > 1:
+            path = self.roles["model"].partition(" ||")[0]
+            raise MuscleError(
+                f"the file holds answers of several models; choose one with --where '{path}=NAME': "
+                f"{', '.join(sorted(self.models))}"
+            )
+
+    def _note(self, origins: list[Any]) -> None:
+        """Keeps what gave the answers."""
+        for origin in origins[:1] if origins.count(origins[0]) == len(origins) else origins:
+            if origin not in self.origins and len(self.origins) < _MOST_ORIGINS:
+                self.origins.append(origin if isinstance(origin, Mapping) else None)
+
+    def _other_columns(self, rows: Sequence[Row], mappings: list[Any] | None) -> dict[str, list[Any]]:
+        columns = {name: get(rows) for name, get in self.others.items()}
+        names = dict.fromkeys(name for entry in mappings or () if isinstance(entry, Mapping) for name in entry)
+        for name in names:
+            columns[name] = [entry.get(name) if isinstance(entry, Mapping) else None for entry in mappings or ()]
+        return columns
+
+    def _batch(self, task: str, metric: str, columns: _Columns) -> Batch:
+        predictions = columns["prediction"]
+        unanswered = _missing(predictions)
+        metric, graded, values, missing = self._values(metric, columns, unanswered)
+        free = 0
+        if self.how == "exact_match":
+            pairs = zip(predictions, columns["target"], strict=True)
+            free = sum(is_free_text(said) or any(map(is_free_text, targets_of(right))) for said, right in pairs)
+        answers = None
+        if not unanswered.all():
+            pairs = zip(predictions, unanswered.tolist(), strict=True)
+            answers = np.array([-1 if lost else answer_key(value) for value, lost in pairs], dtype=np.int64)
+        digests = columns["prompt_hash"] if "prompt_hash" in self.getters else []
+        choices, likelihoods = columns["choices"], columns["log_likelihoods"]
+        return Batch(
+            task=task,
+            metric=metric,
+            graded=graded,
+            ids=each(self._id, columns["id"]),
+            values=values,
+            missing=missing,
+            answers=answers,
+            content=_content(columns),
+            prompts=np.array([hash_key(value) for value in digests] or [0] * len(values), dtype=np.uint64),
+            choice=answers is not None
+            and (
+                all(choices)
+                or all(likelihoods)
+                or all(map(any, zip(choices, likelihoods, missing.tolist(), strict=True)))
+            ),
+            columns=self._other_columns(columns.rows, columns["columns"]),
+            free_text=free,
+        )
+
+    def _id(self, value: Any) -> str:
+        if value is None or value == "":
+            raise MuscleError(f"the column {self.roles['id']!r} is empty; every item needs an id")
+        return value if value.__class__ is str else str(value)
+
+    def _values(
+        self, metric: str, columns: _Columns, unanswered: NDArray[np.bool_]
+    ) -> tuple[str, bool | None, NDArray[np.float64], NDArray[np.int8]]:
+        """The metric's name, whether it is right or wrong, the values, and why some are missing."""
+        graded: bool | None = True
+        if self.how == "exact_match":
+            values = self._verbatim(columns["prediction"], columns["target"])
+        elif self.how == "correct":
+            values = self._numbers("correct", columns["correct"])
+            if not self.layout.columns or "correct" in self.options.columns:
+                values = values if sign_of(self.roles["correct"], self.options.lower_is_better) > 0 else 1 - values
+        elif self.how == "score":
+            values, graded = self._numbers("score", columns["score"]), None if self.layout.open else False
+            metric, values = self._directed(metric, values, self.roles["score"] if metric == "score" else metric)
+        else:
+            values, graded = self._as_rows_say(columns)
+            if graded is not True:
+                metric, values = self._directed(metric, values, metric)
+        failed = np.zeros(len(values), dtype=bool)
+        if "error" in self.getters:
+            failed = np.array([not (is_missing(value) or value is False) for value in columns["error"]])
+        # What a run that failed is given as a score is no judgement of the model.
+        sure = bool(self.layout.columns) or "error" in self.options.columns
+        lost = np.isnan(values) | (failed & (sure | (unanswered & (values == 0))))
+        kinds = np.where(failed, ERROR, np.where(unanswered & ("prediction" in self.getters), NO_ANSWER, NO_SCORE))
+        return metric, graded, np.where(lost, np.nan, values), np.where(lost, kinds, ANSWERED).astype(np.int8)
+
+    def _directed(self, metric: str, values: NDArray[np.float64], name: str) -> tuple[str, NDArray[np.float64]]:
+        return (metric, values) if sign_of(name, self.options.lower_is_better) > 0 else (f"-{metric}", -values)
+
+    def _verbatim(self, predictions: list[Any], targets: list[Any]) -> NDArray[np.float64]:
+        names = (self.roles["prediction"], self.roles["target"])
+
+        def judged(pair: tuple[Any, Any]) -> float:
+            return math.nan if is_missing(pair[0]) or is_missing(pair[1]) else float(matches(*pair, names))
+
+        return np.array(each(judged, list(zip(predictions, targets, strict=True))), dtype=np.float64)
+
+    def _as_rows_say(self, columns: _Columns) -> tuple[NDArray[np.float64], bool | None]:
+        flags, scores = (self._numbers(role, columns[role]) for role in ("correct", "score"))
+        known, scored = ~np.isnan(flags), ~np.isnan(scores)
+        if known.any() and (~known & scored).any():
+            raise RowError(
+                int((~known & scored).argmax()) if known[0] else int(known.argmax()),
+                f"item {columns['id'][int((~known & scored).argmax())]!r} has no 'correct', which the others have; "
+                "judge all items of a task in one way",
+            )
+        graded = True if known.any() else None if self.layout.open or not scored.any() else False
+        return np.where(known, flags, scores), graded
+
+    def _numbers(self, role: str, values: list[Any]) -> NDArray[np.float64]:
+        kinds = set(map(type, values))
+        if kinds <= {bool} or (role == "score" and kinds <= {float, int}):
+            return np.array(values, dtype=np.float64)
+        if kinds == {type(None)}:
+            return np.full(len(values), np.nan)
+        words, name = self.layout.words, self.roles[role]
+        right = {normal(word).lower() for word in self.options.right}
+
+        def number(value: Any) -> float:
+            if isinstance(value, str) and value in words:
+                return words[value]
+            if right and not is_missing(value):
+                return float(normal(value).lower() in right)
+            return as_flag(value, name) if role == "correct" else as_number(value, name)
+
+        return np.array(each(number, values), dtype=np.float64)
+
+    def detail(self, row: Row) -> Detail:
+        """The texts of a row."""
+        if self.prepare is not None:
+            row = self.prepare(row, True) or {}
+        found = {role: get([row])[0] for role, get in self.getters.items()}
+        prompt, prediction = found.get("prompt"), found.get("prediction")
+        choices = [str(choice) for choice in found.get("choices") or []]
+        likelihoods = list(found.get("log_likelihoods") or [])
+        targets = targets_of(found.get("target"))
+
+        def text(answer: Any) -> str:
+            index = answer if answer.__class__ is int and choices else -1
+            return choices[index] if 0 <= index < len(choices) else _text(answer)
+
+        indices = [entry for entry in targets if entry.__class__ is int] if choices or likelihoods else []
+        columns = {name: values[0] for name, values in self._other_columns([row], [found.get("columns")]).items()}
+        return Detail(
+            prompt=None if prompt is None else _text(prompt),
+            target=" | ".join(map(text, targets)),
+            answer=None if is_missing(prediction) else text(prediction),
+            choices=choices,
+            target_indices=indices,
+            log_likelihoods=likelihoods,
+            columns={name: value for name, value in columns.items() if not isinstance(value, (list, dict))},
+        )
+
+
+def _how(roles: Mapping[str, Any]) -> str:
+    """What the answers are judged by; empty if the roles do not say."""
+    if "correct" in roles:
+        return "correct"
+    if "score" in roles:
+        return "score"
+    return "exact_match" if {"prediction", "target"} <= roles.keys() else ""
+
+
+def _joined(values: Sequence[Any]) -> str | None:
+    known = [str(value) for value in values if value is not None]
+    return "/".join(known) if known else None
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+class _Columns(dict[str, list[Any]]):
+    """The values of each role, read when they are first asked for; nothing for roles that no column has."""
+
+    def __init__(self, getters: Mapping[str, Getter], rows: Sequence[Row], numbers: list[int] | None) -> None:
+        super().__init__({} if numbers is None else {"id": numbers})
+        self.getters, self.rows = getters, rows
+
+    def __missing__(self, role: str) -> list[Any]:
+        self[role] = self.getters[role](self.rows) if role in self.getters else [None] * len(self.rows)
+        return self[role]
+
+
+def _missing(values: list[Any]) -> NDArray[np.bool_]:
+    if set(map(type, values)) == {int}:
+        return np.zeros(len(values), dtype=bool)
+    return np.array(list(map(is_missing, values)), dtype=bool)
+
+
+def _content(columns: _Columns) -> NDArray[np.uint64]:
+    """Identity of each item: the logged hash, else the texts; 0 where neither is there."""
+    digests = columns["hash"]
+    if any(digests):
+        try:  # the usual case, ten times as fast
+            packed = bytes.fromhex("".join([digest[:16] for digest in digests]))
+            if len(packed) == 8 * len(digests):
+                return np.maximum(np.frombuffer(packed, dtype=">u8").astype(np.uint64), 1)
+        except (TypeError, ValueError):
+            pass
+        return np.array([hash_key(digest) for digest in digests], dtype=np.uint64)
+    texts = zip(columns["prompt"], columns["target"], columns["choices"], strict=True)
+    return np.array([_text_of(*item) for item in texts], dtype=np.uint64)
+
+
+def _text_of(prompt: Any, target: Any, choices: Any) -> int:
+    targets = targets_of(target)
+    if is_missing(prompt) and not choices and not targets:
+        return 0
+    return text_key(repr((prompt, sorted(map(normal, targets)), choices)))
