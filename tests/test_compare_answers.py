@@ -109,7 +109,7 @@ def test_answers_that_never_equal_their_targets_say_nothing(tmp_path):
     sides = [write_lines(tmp_path / name, rows) for name in ("old.jsonl", "new.jsonl")]
     document = compare(*sides, budget=BUDGET)
     assert document.gate.verdict == "too little data" and document.gate.exit_code == 3
-    assert document.tasks[0].doubt and document.tasks[0].doubt in document.warnings[0]
+    assert document.tasks[0].doubt
 
 
 def test_free_text_against_a_reference_says_little(tmp_path):
