@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -23,6 +25,20 @@ PRESETS: dict[str, dict[str, Any]] = {
     "consensus": {**_PAPER, "mask": "mean"},
     "calibrated_consensus": {**_PAPER, "mask": "mean", "calibrate_teachers": True},
 }
+
+
+def documented_fields(docstring: str) -> Callable[..., Any]:
+    """A maker of dataclass fields whose help text is what a docstring says of them, so that it is written once.
+
+    Args:
+        docstring: With a section ``Args:``, four columns in.
+
+    Returns:
+        A function of a field's name, its default (None) and further metadata for ``HfArgumentParser``.
+    """
+    entries = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", docstring, re.MULTILINE)
+    helps = {name: re.sub(r"\s+", " ", text).replace("``", "") for name, text in entries}
+    return lambda name, default=None, **more: field(default=default, metadata={"help": helps[name], **more})
 
 
 # `repr=False` keeps TrainingArguments' own repr, which hides tokens; the one that `dataclass` writes shows them.
@@ -70,102 +86,26 @@ class MuscleConfig(TrainingArguments):
             no cross-entropy to smooth.
     """
 
-    preset: str = field(
-        default="paper",
-        metadata={"help": f"Settings by one name: {', '.join(PRESETS)}; what is set beside it counts."},
-    )
-    temperature: float = field(
-        default=2.0, metadata={"help": "Temperature T of the distillation, equation (1) of the paper; > 0."}
-    )
-    mask: str | None = field(
-        default=None,
-        metadata={
-            "help": "Which tokens follow the old model: student_wrong (the method), old_right, always_old, "
-            "old_likelier (LL_L), old_likelier_sequence (LL_S), or a function of your own as "
-            "'package.module:function'; all names and their equations are in docs/objective.md. By default the "
-            "preset's: student_wrong without one."
-        },
-    )
-    compatibility_weight: float = field(
-        default=1.0,
-        metadata={
-            "help": "Weight lambda of the compatibility loss, equation (5), in (0, 1]; the cross-entropy gets "
-            "1 - lambda, so 1 means no cross-entropy."
-        },
-    )
-    scale_by_temperature_squared: bool = field(
-        default=False, metadata={"help": "Multiply the compatibility loss by T^2 (the paper does not)."}
-    )
-    trained_tokens: TrainedTokens = field(
-        default="labels",
-        metadata={
-            "help": "Tokens that are trained on: 'labels' (every label that is not -100; context and answer in the "
-            "paper), 'completion' (of these, where completion_mask is 1), 'assistant' (where assistant_masks is 1)."
-        },
-    )
-    transfer_mask: str | None = field(
-        default=None,
-        metadata={
-            "help": "What rows without labels follow: mean, mean(0.65) (v1's share), more_confident, "
-            "more_confident_sequence, always_old, always_new, or 'package.module:function'; by default mean."
-        },
-    )
-    transfer_ratio: float | None = field(
-        default=None,
-        metadata={"help": "Rows without labels for each labelled row in an epoch; all of them by default."},
-    )
-    divergence: str = field(
-        default="kl",
-        metadata={"help": "How far the student is from a teacher: kl (the paper's) or logit_difference (ELODI's)."},
-    )
-    blend: str = field(
-        default="probabilities",
-        metadata={"help": "What tokens follow that follow both teachers: the mean of their probabilities or logits."},
-    )
-    calibrate_teachers: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Fit a temperature of each teacher on eval_dataset before training, so that none is too sure. By "
-            "default the preset's: off without one.",
-            # HfArgumentParser lets a flag stand alone only where its default is a boolean.
-            "nargs": "?",
-            "const": True,
-        },
-    )
-    check_base: bool = field(
-        default=True,
-        metadata={"help": "Refuse an adapter that records another base model than the one it sits on."},
-    )
-    loss_chunk_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Trained tokens whose logits are held at a time, so that memory does not grow with tokens times "
-            "vocabulary; by default as many as fit into 2 MiB on a CPU and 512 MiB elsewhere, but 256 at least. 0 "
-            "holds whole logits."
-        },
-    )
-    skip_unneeded_teachers: bool = field(
-        default=True,
-        metadata={"help": "Run a teacher's body only on rows with a token that follows it, where that saves time."},
-    )
-    start_from: StartFrom = field(
-        default="new",
-        metadata={
-            "help": "Whose task adapter the student starts from: new (the paper) or old (v1's weights on v2's base, "
-            "where both bases have one size)."
-        },
-    )
-    teacher_cache: str | None = field(
-        default=None,
-        metadata={"help": "Folder that keeps the teachers' hidden states, so that a teacher sees each row once."},
-    )
-    teacher_cache_top_k: int | None = field(
-        default=None,
-        metadata={
-            "help": "Keep so many of a teacher's likeliest tokens in teacher_cache, and the rest as one, in place of "
-            "its hidden states: smaller, but not exact."
-        },
-    )
+    _field = documented_fields(__doc__)
+
+    preset: str = _field("preset", "paper")
+    temperature: float = _field("temperature", 2.0)
+    mask: str | None = _field("mask")
+    compatibility_weight: float = _field("compatibility_weight", 1.0)
+    scale_by_temperature_squared: bool = _field("scale_by_temperature_squared", False)
+    trained_tokens: TrainedTokens = _field("trained_tokens", "labels")
+    transfer_mask: str | None = _field("transfer_mask")
+    transfer_ratio: float | None = _field("transfer_ratio")
+    divergence: str = _field("divergence", "kl")
+    blend: str = _field("blend", "probabilities")
+    # HfArgumentParser lets a flag stand alone only where its default is a boolean.
+    calibrate_teachers: bool | None = _field("calibrate_teachers", nargs="?", const=True)
+    check_base: bool = _field("check_base", True)
+    loss_chunk_size: int | None = _field("loss_chunk_size")
+    skip_unneeded_teachers: bool = _field("skip_unneeded_teachers", True)
+    start_from: StartFrom = _field("start_from", "new")
+    teacher_cache: str | None = _field("teacher_cache")
+    teacher_cache_top_k: int | None = _field("teacher_cache_top_k")
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
