@@ -22,11 +22,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from muscle_hf import MuscleTrainer
-from muscle_hf.losses.divergence import kl_and_slope, kl_divergence
+from muscle_hf.cache import TopTokens
+from muscle_hf.objective.divergence import kl_and_slope, kl_divergence
 from muscle_hf.pipeline.config import load_settings
 from muscle_hf.pipeline.run import make_run
 from muscle_hf.pipeline.steps import hush
-from muscle_hf.teachers.cache import TopTokens
 
 SEED = 0
 ROOT = Path(__file__).parents[1]

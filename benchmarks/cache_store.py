@@ -22,7 +22,7 @@ import torch
 from reporting import publish, where
 from safetensors.torch import save_file
 
-from muscle_hf.teachers.cache import HiddenStore, KeyRules, row_keys
+from muscle_hf.cache import HiddenStore, KeyRules, row_keys
 from muscle_hf.teachers.kinds import CAUSAL_LM
 
 TEACHER = "0" * 64

@@ -23,8 +23,8 @@ from reporting import publish, timed, where
 from torch import Tensor
 from torch.nn import functional
 
-from muscle_hf.losses import Objective
-from muscle_hf.losses.chunked import Stream, chunk_rows, chunked_terms
+from muscle_hf.objective import Objective
+from muscle_hf.objective.chunked import Stream, chunk_rows, chunked_terms
 
 VOCABULARY, WIDTH, TOKENS = 128_256, 2048, 512
 MEMORY_WIDTH, MEMORY_TOKENS = 64, {"naive": (256, 512), "chunked": (512, 8192), "liger": (512,)}

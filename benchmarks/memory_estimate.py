@@ -28,11 +28,11 @@ from transformers import (
 )
 
 from muscle_hf import MuscleConfig, MuscleTrainer
-from muscle_hf.data import PaddingCollator
-from muscle_hf.losses import chunked
+from muscle_hf.objective import chunked
 from muscle_hf.pipeline import plan
 from muscle_hf.pipeline.config import LoraSettings, ModelSettings, RunSettings
 from muscle_hf.pipeline.table import COMPAT, NEW
+from muscle_hf.training.data import PaddingCollator
 
 MIB = 2**20
 VOCABULARY, LENGTH, BATCH, RANK = 4096, 128, 4, 16

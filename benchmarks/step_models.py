@@ -22,8 +22,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaMode
 
 import muscle_hf
 from muscle_hf import MuscleConfig, MuscleTrainer
-from muscle_hf.data import PaddingCollator
 from muscle_hf.pipeline.caching import cache_teachers
+from muscle_hf.training.data import PaddingCollator
 
 DEMO_BASE = Path(muscle_hf.__file__).parent / "demo" / "bases" / "v2"
 SFT, NAIVE, GKD = (

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from muscle_hf.lazy import lazy_exports
+from muscle_hf.moved import offer_old_paths
 
 __version__ = "0.1.0"
+
+offer_old_paths()
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "FlipMetricsCallback": "callbacks",
-        "MuscleConfig": "config",
+        "MuscleConfig": "training.config",
         "MuscleError": "errors",
         "MuscleMixin": "trainer",
         "MuscleSFTConfig": "sft",
@@ -18,7 +21,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "MuscleSeq2SeqConfig": "seq2seq",
         "MuscleSeq2SeqTrainer": "seq2seq",
         "MuscleTrainer": "trainer",
-        "TransferPrompts": "transfer.prompts",
+        "TransferPrompts": "prompts",
         "load_compatible": "hub.load",
     },
 )

@@ -8,10 +8,10 @@ from typing import Any
 from torch import nn
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainingArguments
 
-from muscle_hf.config import MuscleConfig
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.weights import base_of
 from muscle_hf.trainer import MuscleMixin
+from muscle_hf.training.config import MuscleConfig
 
 
 @dataclass(repr=False)

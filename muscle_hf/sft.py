@@ -13,12 +13,12 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from muscle_hf.config import MuscleConfig
 from muscle_hf.errors import MissingDependencyError, MuscleError
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters
 from muscle_hf.teachers.kinds import CAUSAL_LM
 from muscle_hf.teachers.loading import load_task_model
 from muscle_hf.trainer import MuscleMixin
+from muscle_hf.training.config import MuscleConfig
 
 try:
     from trl import SFTConfig, SFTTrainer

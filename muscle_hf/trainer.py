@@ -39,7 +39,7 @@ class MuscleTrainer(MuscleMixin, Trainer):
         transfer_dataset: Rows without labels that are trained on beside ``train_dataset`` and follow the teachers by
             ``args.transfer_mask``: rows whose labels say, by any id but -100, where something is trained (for
             classifiers none are needed), or :class:`~muscle_hf.TransferPrompts`, which the models answer.
-        mask: A mask function of your own (see ``muscle_hf.losses.masks``) instead of ``args.mask``.
+        mask: A mask function of your own (see ``muscle_hf.objective.masks``) instead of ``args.mask``.
 
     Raises:
         MuscleError: Something does not fit, before anything is trained; the message says what to do.

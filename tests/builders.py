@@ -15,9 +15,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 
 from muscle_hf import MuscleConfig, MuscleTrainer
-from muscle_hf.data import PaddingCollator
-from muscle_hf.losses.sums import FIGURES
+from muscle_hf.objective.sums import FIGURES
 from muscle_hf.teachers.weights import base_of
+from muscle_hf.training.data import PaddingCollator
 
 torch.set_num_threads(1)
 # Trainer collects garbage before each run, which takes longer than the run with all of these imports to look at.

@@ -268,7 +268,7 @@ def test_different_label_sets(tmp_path):
 
 def test_dataset_without_labels(tmp_path):
     rows = builders.without(builders.rows(), "labels")
-    from muscle_hf.data import PaddingCollator
+    from muscle_hf.training.data import PaddingCollator
 
     refused("no labels", tmp_path, train_dataset=rows, data_collator=PaddingCollator())
 

@@ -12,7 +12,7 @@ from builders import with_lora
 from scipy.optimize import minimize_scalar
 
 from muscle_hf import MuscleError
-from muscle_hf.teachers.calibration import fitted_temperature, negative_log_likelihoods
+from muscle_hf.training.calibration import fitted_temperature, negative_log_likelihoods
 
 SETTINGS = {"calibrate_teachers": True, "num_train_epochs": 1}
 

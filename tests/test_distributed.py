@@ -30,8 +30,8 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from muscle_hf.bundled import bundled
 from muscle_hf.errors import MuscleError
-from muscle_hf.provenance import read_provenance
 from muscle_hf.teachers import AdapterTeacher, ModelTeacher
+from muscle_hf.training.provenance import read_provenance
 
 CONFIGS = bundled("recipes") / "accelerate"
 DEEPSPEED = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"

@@ -35,7 +35,7 @@ def scene(tmp_path_factory):
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
     from muscle_hf import demo
-    from muscle_hf.data import encode_items
+    from muscle_hf.training.data import encode_items
 
     folder = tmp_path_factory.mktemp("documents")
     tokenizer = AutoTokenizer.from_pretrained(demo.base("v2"))

@@ -17,7 +17,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from muscle_hf.callbacks import FlipMetricsCallback, training_flips
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation import encode_pair, evaluate_task, write_predictions
-from muscle_hf.provenance import read_provenance
+from muscle_hf.training.provenance import read_provenance
 
 TASK, ITEMS = make_choice_task(10)
 

@@ -103,7 +103,7 @@ def test_no_code_refuses_a_task_of_ones_own(own: Path, name: str, capsys: pytest
 
 def test_the_variable_refuses_masks_and_harness_functions_too(own: Path, monkeypatch: pytest.MonkeyPatch):
     from muscle_hf.evaluation.harness import run_harness
-    from muscle_hf.losses.named import resolve_mask
+    from muscle_hf.objective.named import resolve_mask
 
     monkeypatch.setenv(NO_CODE, "1")
     with pytest.raises(MuscleError, match="own_mask"):

@@ -99,7 +99,7 @@ print("loaded:", [name for name in sys.argv[2:] if name in sys.modules])
 def test_names_are_saved_as_utf_8_whatever_the_locale(tmp_path):
     code = """
 import locale, pathlib, sys, builders
-from muscle_hf.provenance import read_provenance
+from muscle_hf.training.provenance import read_provenance
 names = {2: "other", 0: "Gr\\xf6\\xdfe", 1: "\\u6295\\u8bc9"}
 labels = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
 v1, v2 = (builders.with_lora(builders.bert_sequences(seed, **labels), 10 * seed) for seed in (1, 2))

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muscle_hf import MuscleError
-from muscle_hf.losses import MASKS, Objective, kl_divergence, resolve_mask
-from muscle_hf.losses.sums import mean_terms, sum_terms
+from muscle_hf.objective import MASKS, Objective, kl_divergence, resolve_mask
+from muscle_hf.objective.sums import mean_terms, sum_terms
 
 # What the warning says is true, and not what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:.*unstable without the auxiliary cross-entropy")
@@ -177,7 +177,7 @@ def test_own_mask_gets_the_logits_of_the_trained_tokens_without_gradient():
         (lambda student, old, new, labels, more: None, "must be a function"),
         ("nonsense", "unknown mask 'nonsense'; choose one of student_wrong"),
         ("no.such.module:mask", "cannot be imported"),
-        ("muscle_hf.losses.masks:nothing", "cannot be imported"),
+        ("muscle_hf.objective.masks:nothing", "cannot be imported"),
     ],
 )
 def test_mask_that_cannot_be_used_is_refused_at_once(mask, message):

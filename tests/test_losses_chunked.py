@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from muscle_hf.losses import MASK_NAMES, MASKS, Objective, TokenTerms, resolve_mask
-from muscle_hf.losses.chunked import Stream, chunk_rows, chunked_terms, chunked_weights
-from muscle_hf.losses.divergence import DIVERGENCES, Divergence
-from muscle_hf.losses.objective import BLENDS
-from muscle_hf.teachers.body import Head
+from muscle_hf.objective import MASK_NAMES, MASKS, Objective, TokenTerms, resolve_mask
+from muscle_hf.objective.chunked import Stream, chunk_rows, chunked_terms, chunked_weights
+from muscle_hf.objective.divergence import DIVERGENCES, Divergence
+from muscle_hf.objective.objective import BLENDS
+from muscle_hf.teachers.head import Head
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*unstable without the auxiliary cross-entropy")
 

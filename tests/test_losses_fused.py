@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from muscle_hf.losses import divergence, fused
-from muscle_hf.losses.fused import Fused
+from muscle_hf.objective import divergence, fused
+from muscle_hf.objective.fused import Fused
 
 WIDTH = 300
 ROWS = (5, 12, 1, 33, 2)
@@ -67,7 +67,7 @@ def test_elsewhere_nothing_is_compiled_and_what_cannot_be_compiled_runs_as_it_is
         raise torch._dynamo.exc.TorchDynamoException("no Triton here")
 
     function.compiled = broken
-    with caplog.at_level(logging.WARNING, "muscle_hf.losses.fused"):
+    with caplog.at_level(logging.WARNING, "muscle_hf.objective.fused"):
         for _ in range(2):
             assert function(torch.ones(2).as_subclass(OnCuda)).tolist() == [2, 2]
     assert caplog.text.count("no Triton here") == 1

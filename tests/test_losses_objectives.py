@@ -9,8 +9,8 @@ import torch
 from test_losses import evaluate, random_tokens
 
 from muscle_hf import MuscleError
-from muscle_hf.losses import MASK_NAMES, Objective, resolve_mask
-from muscle_hf.losses.divergence import TOP_TOKENS, kl_divergence, logit_difference
+from muscle_hf.objective import MASK_NAMES, Objective, resolve_mask
+from muscle_hf.objective.divergence import TOP_TOKENS, kl_divergence, logit_difference
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*unstable without the auxiliary cross-entropy")
 

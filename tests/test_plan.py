@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 from muscle_hf import demo
 from muscle_hf.cli.main import main
-from muscle_hf.losses import chunked
+from muscle_hf.objective import chunked
 from muscle_hf.pipeline import plan
 from muscle_hf.pipeline.config import (
     DataSettings,

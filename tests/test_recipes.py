@@ -18,7 +18,6 @@ from transformers import TrainingArguments
 from muscle_hf import MuscleConfig
 from muscle_hf.bundled import bundled
 from muscle_hf.cli.main import main
-from muscle_hf.config import PRESETS
 from muscle_hf.errors import MuscleError
 from muscle_hf.pipeline import config, smoke
 from muscle_hf.pipeline.config import load_settings
@@ -32,6 +31,7 @@ from muscle_hf.pipeline.recipes import (
 from muscle_hf.pipeline.run import load_result_predictions, make_run
 from muscle_hf.pipeline.steps import hush, training_arguments
 from muscle_hf.pipeline.table import Result, Row
+from muscle_hf.training.config import PRESETS
 
 pytest.importorskip("trl")
 

@@ -8,7 +8,6 @@ import json
 import pytest
 
 from muscle_hf import demo
-from muscle_hf.data import encode_items
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation import load_items
 from muscle_hf.evaluation.registry import load_task
@@ -17,6 +16,7 @@ from muscle_hf.pipeline.data import TrainingData, load_splits, row_format
 from muscle_hf.pipeline.run import make_run, run
 from muscle_hf.pipeline.smoke import tiny_model
 from muscle_hf.pipeline.steps import load_tokenizer, training_arguments
+from muscle_hf.training.data import encode_items
 
 pytest.importorskip("trl")
 

@@ -8,11 +8,11 @@ import torch
 from peft import PeftModel
 
 from muscle_hf import MuscleError
+from muscle_hf.cache.teacher import CachedTeacher
 from muscle_hf.pipeline.config import LoraSettings, ModelSettings
 from muscle_hf.pipeline.steps import check_start
 from muscle_hf.teachers import AdapterTeacher, ModelTeacher
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters
-from muscle_hf.teachers.cached import CachedTeacher
 from muscle_hf.teachers.start import start_from
 
 V1, V2 = 1, 2

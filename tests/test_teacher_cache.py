@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muscle_hf import MuscleError
-from muscle_hf.teachers.cache import Column, HiddenStore, predicted_bytes, require_space
+from muscle_hf.cache import Column, HiddenStore, predicted_bytes, require_space
 
 TEACHER = "a" * 64
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muscle_hf import MuscleConfig, MuscleError
-from muscle_hf.losses.divergence import kl_and_slope, kl_divergence
+from muscle_hf.cache import HiddenStore, TopTokens
+from muscle_hf.objective.divergence import kl_and_slope, kl_divergence
 from muscle_hf.pipeline.caching import cache_teachers
-from muscle_hf.teachers.cache import HiddenStore, TopTokens
 
 SHAPES = {
     "count": st.integers(0, 5),

@@ -13,8 +13,8 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from muscle_hf.cache import KeyRules, SequenceKey, row_keys
 from muscle_hf.teachers.batch import IGNORED, Batch
-from muscle_hf.teachers.cache import KeyRules, SequenceKey, row_keys
 from muscle_hf.teachers.kinds import CAUSAL_LM, SEQ2SEQ_LM, SEQUENCE_CLASSIFICATION, kind_of
 
 Row = list[int]

@@ -13,12 +13,7 @@ from peft import PeftModel
 from torch import nn
 
 from muscle_hf import MuscleError
-from muscle_hf.data import PaddingCollator
-from muscle_hf.losses.divergence import kl_divergence
-from muscle_hf.teachers import AdapterTeacher, ModelTeacher, Teacher, kind_of, load_task_model
-from muscle_hf.teachers.batch import IGNORED, Batch
-from muscle_hf.teachers.body import Head
-from muscle_hf.teachers.cache import (
+from muscle_hf.cache import (
     HiddenStore,
     KeyRules,
     TopTokens,
@@ -29,7 +24,12 @@ from muscle_hf.teachers.cache import (
     row_keys,
     teacher_fingerprint,
 )
+from muscle_hf.objective.divergence import kl_divergence
+from muscle_hf.teachers import AdapterTeacher, ModelTeacher, Teacher, kind_of, load_task_model
+from muscle_hf.teachers.batch import IGNORED, Batch
+from muscle_hf.teachers.head import Head
 from muscle_hf.teachers.kinds import CAUSAL_LM
+from muscle_hf.training.data import PaddingCollator
 
 TOKENIZER = builders.tokenizer()
 COLLATE = PaddingCollator()

@@ -12,13 +12,13 @@ import yaml
 from torch.utils.data import IterableDataset
 
 from muscle_hf import MuscleError
+from muscle_hf.cache import HiddenStore, KeyRules, row_keys, teacher_fingerprint
 from muscle_hf.cli.main import main
 from muscle_hf.pipeline.caching import cache_teachers
 from muscle_hf.pipeline.config import load_settings
 from muscle_hf.pipeline.run import make_run
 from muscle_hf.teachers import AdapterTeacher, ModelTeacher
 from muscle_hf.teachers.batch import Batch
-from muscle_hf.teachers.cache import HiddenStore, KeyRules, row_keys, teacher_fingerprint
 from muscle_hf.teachers.kinds import CAUSAL_LM
 
 

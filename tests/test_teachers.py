@@ -11,7 +11,7 @@ from builders import with_lora
 from peft import LoraConfig, PeftModel
 
 from muscle_hf import MuscleError
-from muscle_hf.losses import resolve_mask
+from muscle_hf.objective import resolve_mask
 from muscle_hf.teachers import AdapterTeacher, ModelTeacher
 from muscle_hf.teachers.adapters import adapter_parameters, copy_adapter, frozen_view
 from muscle_hf.teachers.weights import base_weights, content_hash, folder_hash

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import DataCollatorWithFlattening
 
 from muscle_hf import MuscleError
-from muscle_hf.refusals import refuse_filler_rows
+from muscle_hf.training.refusals import refuse_filler_rows
 
 WAYS = {
     "padded": {},

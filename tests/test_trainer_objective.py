@@ -12,7 +12,7 @@ import reference
 import torch
 from builders import with_lora
 
-from muscle_hf.losses import MASKS
+from muscle_hf.objective import MASKS
 from muscle_hf.teachers import AdapterTeacher, ModelTeacher
 
 KINDS = {

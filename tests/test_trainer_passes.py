@@ -11,8 +11,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer
 
 from muscle_hf import MuscleError
-from muscle_hf.losses import MASKS
-from muscle_hf.teachers.cached import CachedTeacher
+from muscle_hf.cache.teacher import CachedTeacher
+from muscle_hf.objective import MASKS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*unstable without the auxiliary cross-entropy")
 PLAIN = {"loss_chunk_size": 0}
@@ -220,7 +220,7 @@ def test_the_cache_of_another_teacher_is_not_used(tmp_path):
 
 
 def test_a_disk_that_is_too_small_is_refused_before_training(tmp_path, monkeypatch):
-    from muscle_hf.teachers.cache import build
+    from muscle_hf.cache import build
 
     monkeypatch.setattr(build, "_SPARE_BYTES", 2**60)
     with pytest.raises(MuscleError, match="room for"):

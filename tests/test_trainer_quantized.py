@@ -9,13 +9,13 @@ from builders import with_lora
 from peft import LoraConfig, PeftModel, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from muscle_hf.data import PaddingCollator
+from muscle_hf.cache import HiddenStore, KeyRules, build_cache, row_keys, teacher_fingerprint
 from muscle_hf.teachers import AdapterTeacher, ModelTeacher
 from muscle_hf.teachers.adapters import adapter_parameters, keep_quantized_trainable
 from muscle_hf.teachers.batch import Batch
-from muscle_hf.teachers.body import Head
-from muscle_hf.teachers.cache import HiddenStore, KeyRules, build_cache, row_keys, teacher_fingerprint
+from muscle_hf.teachers.head import Head
 from muscle_hf.teachers.kinds import CAUSAL_LM
+from muscle_hf.training.data import PaddingCollator
 
 pytest.importorskip("bitsandbytes")
 

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from muscle_hf import MuscleConfig, MuscleError, MuscleTrainer
-from muscle_hf.losses import MASKS
+from muscle_hf.objective import MASKS
 
 FIGURES = ("loss", "kl_old", "kl_new", "ce", "share_old", "token_accuracy")
 

@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from muscle_hf import MuscleError
-from muscle_hf.provenance import read_provenance
 from muscle_hf.teachers.weights import folder_hash
+from muscle_hf.training.provenance import read_provenance
 
 CARD = {"README.md", "muscle_card.json", "card_curves.svg"}
 TOKEN = "hf_ThisIsNotARealTokenButItMustNotBeSaved"

@@ -18,9 +18,9 @@ from transformers import DataCollatorForLanguageModeling
 
 from muscle_hf import MuscleError, TransferPrompts
 from muscle_hf.evaluation import Item, Task
-from muscle_hf.losses import kl_divergence, resolve_mask
+from muscle_hf.objective import kl_divergence, resolve_mask
 from muscle_hf.teachers.adapters import frozen_view
-from muscle_hf.transfer.rows import MarkingCollator, MixedRows
+from muscle_hf.training.transfer_rows import MarkingCollator, MixedRows
 
 
 def transfer_rows(count=6, seed=9):

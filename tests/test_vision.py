@@ -10,12 +10,12 @@ from peft import LoraConfig, get_peft_model
 from vision_models import FAMILIES, rows
 
 from muscle_hf import MuscleError
+from muscle_hf.cache import KeyRules
 from muscle_hf.evaluation import Item, Task, encode_pair, evaluate_task
 from muscle_hf.teachers import kind_of, make_student, make_teacher
-from muscle_hf.teachers.cache import KeyRules
 from muscle_hf.teachers.kinds import CAUSAL_LM, SEQ2SEQ_LM
 from muscle_hf.teachers.loading import auto_class_of, load_model, load_task_model
-from muscle_hf.teachers.placing import give_padding_token
+from muscle_hf.teachers.sharding import give_padding_token
 
 ROWS = {"text": (), "one image a row": (1,), "none or two": (2, 0, 0)}
 CHOICES = (" w5 w6", " w7")

@@ -19,7 +19,7 @@ from answers import V1, V2, Answers, probabilities, read_versions
 from study import ROOT, Cell, load_plan
 
 from muscle_hf.compare.targets import target_choices
-from muscle_hf.teachers.calibration import fitted_temperature, negative_log_likelihoods
+from muscle_hf.training.calibration import fitted_temperature, negative_log_likelihoods
 
 SHARES = (0.5, 0.55, 0.6, 0.65)
 RESULT = ROOT / "benchmarks" / "results" / "study_gate.md"

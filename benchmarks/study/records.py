@@ -23,7 +23,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from study import Cell
 
 from muscle_hf.evaluation import Prediction, read_predictions
-from muscle_hf.provenance import PROVENANCE_FILE
+from muscle_hf.training.provenance import PROVENANCE_FILE
 
 RECORDS = Path(__file__).with_name("records")
 

@@ -162,10 +162,10 @@ def _old_predictions(
 def _write(
     output: Path, path: DialPath, chosen: DialPoint | None, choice: dict[str, Any], old: list[Prediction]
 ) -> None:
-    from muscle_hf.checkpoints import staged
     from muscle_hf.dial.path import label
     from muscle_hf.evaluation.predictions import write_predictions
     from muscle_hf.report import dial as report
+    from muscle_hf.training.checkpoints import staged
 
     for name in _PARTS:  # what an earlier run chose or measured must not stand beside this one's
         part = output / name

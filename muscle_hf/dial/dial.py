@@ -20,7 +20,6 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from muscle_hf.checkpoints import staged
 from muscle_hf.dial.lora import LoraAdapter, interpolate
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.loading import load_for_evaluation
@@ -33,6 +32,7 @@ from muscle_hf.teachers.adapters import adapter_parameters, add_adapter, frozen_
 from muscle_hf.teachers.checks import check_recorded_base
 from muscle_hf.teachers.loading import FETCH_KEYS, AdapterFolder, find_adapter
 from muscle_hf.teachers.weights import base_weights, content_hash
+from muscle_hf.training.checkpoints import staged
 
 logger = logging.get_logger(__name__)
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from muscle_hf.checkpoints import staged
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import read_json
 from muscle_hf.hub.body import ADAPTER_CONFIG, REPORT_FILE
@@ -17,6 +16,7 @@ from muscle_hf.hub.files import is_card, pack
 from muscle_hf.hub.origins import check_origins
 from muscle_hf.hub.state import CardState, provenance_in, save_metrics, trimmed_comparison
 from muscle_hf.record import PROVENANCE_FILE
+from muscle_hf.training.checkpoints import staged
 
 
 def complete_card(

@@ -6,10 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
-from muscle_hf.checkpoints import staged
 from muscle_hf.errors import MuscleError
 from muscle_hf.hub.fetching import Fetched
 from muscle_hf.hub.files import is_published, regular_files
+from muscle_hf.training.checkpoints import staged
 
 
 def copy_to(fetched: Fetched, folder: str | os.PathLike) -> Path:

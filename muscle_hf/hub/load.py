@@ -17,13 +17,13 @@ from muscle_hf.hub.body import ADAPTER_CONFIG
 from muscle_hf.hub.errors import hub_errors
 from muscle_hf.hub.fetching import Fetched, fetch
 from muscle_hf.hub.files import TOKENIZER_FILES, valid_repo_id
-from muscle_hf.provenance import describe_tokenizer
 from muscle_hf.record import PROVENANCE_FILE, is_commit, unrecorded
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER
 from muscle_hf.teachers.kinds import KINDS, ModelKind
 from muscle_hf.teachers.loading import load_model, read_adapter_config
 from muscle_hf.teachers.origin import local_model_folder
 from muscle_hf.teachers.weights import base_of, base_weights, content_hash, folder_hash, is_quantized
+from muscle_hf.training.provenance import describe_tokenizer
 
 _AFTERWARDS = "Nothing was loaded; run the same again, or pass a local copy of the base as base_model=."
 

@@ -1,7 +1,7 @@
 """What a card is rendered from: the state that training collects and the flips that an evaluation measured.
 
 Three files beside the weights hold everything that a card says, so that it can be rendered again at any time:
-``muscle_provenance.json`` (:mod:`muscle_hf.provenance`), ``muscle_card.json`` (:class:`CardState`) and
+``muscle_provenance.json`` (:mod:`muscle_hf.training.provenance`), ``muscle_card.json`` (:class:`CardState`) and
 ``muscle_metrics.json`` (a comparison, :mod:`muscle_hf.compare.document`, without the items).
 """
 

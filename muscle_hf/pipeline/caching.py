@@ -9,11 +9,11 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
+from muscle_hf.cache import CachePlan, KeyRules, build_cache
 from muscle_hf.errors import MuscleError
 from muscle_hf.pipeline.config import RunSettings
 from muscle_hf.pipeline.run import make_run
 from muscle_hf.pipeline.table import COMPAT
-from muscle_hf.teachers.cache import CachePlan, KeyRules, build_cache
 from muscle_hf.trainer import MuscleTrainer
 
 

@@ -15,7 +15,7 @@ from muscle_hf.words import did_you_mean
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-    from muscle_hf.config import MuscleConfig
+    from muscle_hf.training.config import MuscleConfig
 
 
 @dataclass
@@ -235,7 +235,7 @@ class RunSettings:
             from muscle_hf.sft import MuscleSFTConfig
 
             return MuscleSFTConfig
-        from muscle_hf.config import MuscleConfig
+        from muscle_hf.training.config import MuscleConfig
 
         return MuscleConfig
 

@@ -11,12 +11,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from muscle_hf.data import PaddingCollator, encode_items
 from muscle_hf.errors import MissingDependencyError, MuscleError
 from muscle_hf.evaluation.registry import describe_data, load_items, place_of_rows, to_item
 from muscle_hf.evaluation.rows import find_rows, read_rows
 from muscle_hf.evaluation.tasks import Item, Source, Task
 from muscle_hf.pipeline.config import DataSettings, RunSettings, SplitSettings, TransferSettings
+from muscle_hf.training.data import PaddingCollator, encode_items
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -238,7 +238,7 @@ class TrainingData:
         validation: Sequence[Item] | Dataset | IterableDataset,
         **how: bool,
     ) -> TrainingData:
-        """Tokenize items, for every adapter alike; ``how`` is what :func:`muscle_hf.data.encode_items` takes.
+        """Tokenize items, for every adapter alike; ``how`` is what :func:`muscle_hf.training.data.encode_items` takes.
 
         Rows that TRL tokenizes stay as they are.
         """

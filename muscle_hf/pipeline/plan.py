@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from muscle_hf.losses.chunked import chunk_rows
+from muscle_hf.objective.chunked import chunk_rows
 from muscle_hf.pipeline.config import LoraSettings, ModelSettings, RunSettings
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD
 

@@ -139,7 +139,7 @@ def reproduction_table(
 
 def write_reproduction(folder: Path, figures: Mapping[str, Mapping[str, float | None]], table: str) -> Path:
     """Write measured against published figures beside a run's result, as JSON and Markdown; the path of the latter."""
-    from muscle_hf.checkpoints import staged
+    from muscle_hf.training.checkpoints import staged
 
     with staged(folder) as stage:
         write_json(stage / f"{REPRODUCTION_FILE}.json", figures)

@@ -16,7 +16,6 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from muscle_hf.checkpoints import staged
 from muscle_hf.compare import measure_targets, source_of
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.predictions import Prediction, read_predictions, write_predictions
@@ -30,10 +29,11 @@ from muscle_hf.pipeline.card import card_words, complete_run_card
 from muscle_hf.pipeline.config import ModelSettings, RunSettings
 from muscle_hf.pipeline.data import Splits, TrainingData, check_rows, describe_test_data, load_splits
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, Result
+from muscle_hf.prompts import Checker, TransferPrompts
 from muscle_hf.record import file_sha256
 from muscle_hf.teachers.start import start_from
 from muscle_hf.trainer import MuscleTrainer
-from muscle_hf.transfer.prompts import Checker, TransferPrompts
+from muscle_hf.training.checkpoints import staged
 
 logger = logging.get_logger(__name__)
 

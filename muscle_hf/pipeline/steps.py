@@ -26,8 +26,6 @@ from transformers import (
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from muscle_hf.checkpoints import last_whole_checkpoint, staged
-from muscle_hf.config import MuscleConfig
 from muscle_hf.console import hush_deprecations
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.engine import evaluate_task
@@ -37,6 +35,7 @@ from muscle_hf.evaluation.tasks import Item, Task
 from muscle_hf.pipeline.config import LoraSettings, ModelSettings, RunSettings
 from muscle_hf.pipeline.data import TrainingData, is_trl
 from muscle_hf.pipeline.interrupt import stop_on_interrupt
+from muscle_hf.prompts import TransferPrompts
 from muscle_hf.teachers.identity import describe_model
 from muscle_hf.teachers.kinds import CAUSAL_LM
 from muscle_hf.teachers.loading import find_adapter, load_model, load_task_model
@@ -44,7 +43,8 @@ from muscle_hf.teachers.origin import origin_of
 from muscle_hf.teachers.start import check_bases
 from muscle_hf.teachers.weights import is_quantized
 from muscle_hf.trainer import MuscleTrainer
-from muscle_hf.transfer.prompts import TransferPrompts
+from muscle_hf.training.checkpoints import last_whole_checkpoint, staged
+from muscle_hf.training.config import MuscleConfig
 
 
 def process_state(training: Mapping[str, Any]) -> PartialState:

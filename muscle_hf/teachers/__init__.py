@@ -1,16 +1,18 @@
 """Frozen teachers: the old and the new task model, on as few copies of a base as possible."""
 
-from muscle_hf.teachers.casting import make_student, make_teacher
-from muscle_hf.teachers.kinds import ModelKind, kind_of
-from muscle_hf.teachers.teacher import AdapterTeacher, ModelTeacher, Teacher, TeacherOutputError
+from muscle_hf.lazy import lazy_exports
 
-__all__ = [
-    "AdapterTeacher",
-    "ModelKind",
-    "ModelTeacher",
-    "Teacher",
-    "TeacherOutputError",
-    "kind_of",
-    "make_student",
-    "make_teacher",
-]
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "AdapterTeacher": "teacher",
+        "ModelKind": "kinds",
+        "ModelTeacher": "teacher",
+        "Teacher": "teacher",
+        "TeacherOutputError": "teacher",
+        "kind_of": "kinds",
+        "load_task_model": "loading",
+        "make_student": "roles",
+        "make_teacher": "roles",
+    },
+)

@@ -15,18 +15,16 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.losses.chunked import Stream
+from muscle_hf.objective.chunked import Stream
 from muscle_hf.teachers.adapters import adapter_parameters, frozen_view, keep_quantized_trainable
 from muscle_hf.teachers.batch import IGNORED, LABEL_KEYS, Batch
-from muscle_hf.teachers.body import Head, HeadNotApart, count_parameters
+from muscle_hf.teachers.head import Head, HeadNotApart, count_parameters
 from muscle_hf.teachers.kinds import SEQ2SEQ_LM, kind_of
-from muscle_hf.teachers.placing import give_padding_token, is_sharded, shard, to_device
+from muscle_hf.teachers.sharding import give_padding_token, is_sharded, shard, to_device
 from muscle_hf.teachers.weights import base_of, base_weights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from muscle_hf.teachers.cache.fingerprint import Fingerprint
 
 logger = logging.get_logger(__name__)
 
@@ -54,7 +52,7 @@ class Teacher(ABC):
 
     on_students_base = False
     # Of a teacher that is known by what a cache holds of it.
-    fingerprint: Fingerprint | None = None
+    fingerprint: Any = None
 
     def __init__(self, role: str):
         self.role = role

@@ -16,15 +16,9 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import logging
 
-from muscle_hf.config import MuscleConfig
-from muscle_hf.data import count_trained, nothing_to_train_on, require_class_column, require_trained_labels
 from muscle_hf.errors import MuscleError
-from muscle_hf.losses.masks import MaskFunction
-from muscle_hf.losses.sums import mean_terms, sum_terms
-from muscle_hf.refusals import refuse_filler_rows, refuse_missing_weights, refuse_start, refuse_unsupported
-from muscle_hf.saving import SavingMixin
-from muscle_hf.search import SearchMixin
-from muscle_hf.step import Source, Step, make_step
+from muscle_hf.objective.masks import MaskFunction
+from muscle_hf.objective.sums import mean_terms, sum_terms
 from muscle_hf.teachers import Teacher, kind_of, make_student, make_teacher
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, keep_quantized_trainable
 from muscle_hf.teachers.batch import (
@@ -37,13 +31,19 @@ from muscle_hf.teachers.batch import (
     trained_labels,
 )
 from muscle_hf.teachers.checks import check_label_sets, check_tokenizers, text_tokenizer
-from muscle_hf.teachers.placing import is_sharded
+from muscle_hf.teachers.sharding import is_sharded
 from muscle_hf.teachers.weights import base_of
-from muscle_hf.transfer.trainer import TransferMixin
+from muscle_hf.training.config import MuscleConfig
+from muscle_hf.training.data import count_trained, nothing_to_train_on, require_class_column, require_trained_labels
+from muscle_hf.training.refusals import refuse_filler_rows, refuse_missing_weights, refuse_start, refuse_unsupported
+from muscle_hf.training.saving import SavingMixin
+from muscle_hf.training.search import SearchMixin
+from muscle_hf.training.step import Source, Step, make_step
+from muscle_hf.training.transfer import TransferMixin
 
 if TYPE_CHECKING:
-    from muscle_hf.provenance import Provenance
-    from muscle_hf.teachers.cache import HiddenStore
+    from muscle_hf.cache import HiddenStore
+    from muscle_hf.training.provenance import Provenance
 
 logger = logging.get_logger(__name__)
 
@@ -114,7 +114,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         self.teacher_temperatures = dict.fromkeys(self.teachers, 1.0)
         if self.settings.calibrate_teachers:
             self._require_held_out()
-            from muscle_hf.teachers.calibration import CalibrateAtStart
+            from muscle_hf.training.calibration import CalibrateAtStart
 
             self.add_callback(CalibrateAtStart(self.calibrate_teachers))
         self._step = self._make_step()
@@ -157,7 +157,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
 
         cached = None
         if self.settings.teacher_cache and isinstance(source, (str, os.PathLike)):
-            from muscle_hf.teachers.cached import cached_teacher
+            from muscle_hf.cache.teacher import cached_teacher
 
             cached = cached_teacher(
                 role,
@@ -185,7 +185,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         """
         settings, accelerator, caches = self.settings, self.accelerator, None
         if settings.teacher_cache:
-            from muscle_hf.teachers.cache.opening import open_caches
+            from muscle_hf.cache.opening import open_caches
 
             precision, size = accelerator.mixed_precision, self._training_size()
 
@@ -226,7 +226,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
 
         None in processes that save nothing, but under ZeRO-3, whose weights are hashed by all together.
         """
-        from muscle_hf.provenance import Provenance
+        from muscle_hf.training.provenance import Provenance
 
         if not self.args.should_save and not is_deepspeed_zero3_enabled():
             return None
@@ -235,7 +235,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         )
 
     def _described_objective(self) -> dict[str, Any]:
-        from muscle_hf.provenance import describe_objective
+        from muscle_hf.training.provenance import describe_objective
 
         return describe_objective(self.muscle_objective, self.settings.trained_tokens)
 
@@ -245,8 +245,8 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         Raises:
             MuscleError: The objective needs more than the compact form keeps, or k is out of range.
         """
-        from muscle_hf.teachers.cache.fingerprint import teacher_fingerprint
-        from muscle_hf.teachers.cache.opening import open_cache
+        from muscle_hf.cache.fingerprint import teacher_fingerprint
+        from muscle_hf.cache.opening import open_cache
 
         described = None if self.provenance is None else getattr(self.provenance, teacher.role)
         precision = self.accelerator.mixed_precision
@@ -525,7 +525,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         Raises:
             MuscleError: The rows have no trained token, or a teacher's logits are not finite there.
         """
-        from muscle_hf.teachers.calibration import calibrate
+        from muscle_hf.training.calibration import calibrate
 
         several = self.eval_dataset if isinstance(self.eval_dataset, dict) else [None]
         inputs = (inputs for name in several for inputs in self.get_eval_dataloader(name))

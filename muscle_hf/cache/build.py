@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from muscle_hf.cache.keys import KeyRules, row_keys
+from muscle_hf.cache.shards import KEY_BYTES, Column
+from muscle_hf.cache.store import HiddenStore
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.batch import Batch
-from muscle_hf.teachers.body import Head
-from muscle_hf.teachers.cache.keys import KeyRules, row_keys
-from muscle_hf.teachers.cache.shards import KEY_BYTES, Column
-from muscle_hf.teachers.cache.store import HiddenStore
+from muscle_hf.teachers.head import Head
 from muscle_hf.teachers.kinds import kind_of
 from muscle_hf.teachers.teacher import Teacher
 from muscle_hf.teachers.weights import base_of

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.losses.divergence import DIVERGENCES, Divergence, blended
-from muscle_hf.losses.masks import Mask
-from muscle_hf.losses.named import MASKS, resolve_mask
+from muscle_hf.objective.divergence import DIVERGENCES, Divergence, blended
+from muscle_hf.objective.masks import Mask
+from muscle_hf.objective.named import MASKS, resolve_mask
 
 BLENDS = ("probabilities", "logits")
 # Called with ``old`` or ``new`` and the numbers of some tokens, ascending; None: all of them.
@@ -60,7 +60,7 @@ class Objective:
         transfer_mask: The same in rows without labels, where there is no cross-entropy either; it may not look at
             labels.
         divergence: How far the student is from a teacher: ``kl``, or ``logit_difference``
-            (:func:`~muscle_hf.losses.divergence.logit_difference`), which knows no temperature.
+            (:func:`~muscle_hf.objective.divergence.logit_difference`), which knows no temperature.
         blend: What a token follows that follows both teachers: the mean of their ``probabilities``, or of their
             ``logits``.
         compatibility_weight: lambda of equation (5); 1 leaves the cross-entropy out.
@@ -197,7 +197,7 @@ class Objective:
             weight: (N, 3), from :meth:`weights`.
             labels: (N,), int64.
             labelled: (N,), boolean; by default all are.
-            fast: Make the gradient of the KL by hand (:class:`~muscle_hf.losses.divergence.Divergence`).
+            fast: Make the gradient of the KL by hand (:class:`~muscle_hf.objective.divergence.Divergence`).
         """
         frozen = student.detach()
         follows_old, follows_new, of_label = weight.unbind(-1)

@@ -10,7 +10,7 @@ from transformers.integrations import is_fsdp_enabled
 
 from muscle_hf.compat.accelerate import IterableDatasetShard
 from muscle_hf.errors import MuscleError
-from muscle_hf.losses import Objective
+from muscle_hf.objective import Objective
 from muscle_hf.teachers.weights import is_quantized
 
 

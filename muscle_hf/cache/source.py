@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from muscle_hf.losses.chunked import Stream
+from muscle_hf.cache.compact import CompactStream
+from muscle_hf.cache.keys import KeyRules, SequenceKey, row_keys
+from muscle_hf.cache.store import HiddenStore
+from muscle_hf.objective.chunked import Stream
 from muscle_hf.teachers.batch import Batch
-from muscle_hf.teachers.body import Head
-from muscle_hf.teachers.cache.compact import CompactStream
-from muscle_hf.teachers.cache.keys import KeyRules, SequenceKey, row_keys
-from muscle_hf.teachers.cache.store import HiddenStore
+from muscle_hf.teachers.head import Head
 from muscle_hf.teachers.teacher import Teacher
 
 logger = logging.get_logger(__name__)

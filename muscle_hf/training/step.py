@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.losses import Objective, TokenTerms
-from muscle_hf.losses.chunked import Stream, chunk_rows, chunked_terms, chunked_weights
+from muscle_hf.objective import Objective, TokenTerms
+from muscle_hf.objective.chunked import Stream, chunk_rows, chunked_terms, chunked_weights
 from muscle_hf.teachers import Teacher
 from muscle_hf.teachers.batch import Batch
-from muscle_hf.teachers.body import Head, HeadNotApart, count_parameters
+from muscle_hf.teachers.head import Head, HeadNotApart, count_parameters
 from muscle_hf.teachers.kinds import ModelKind
-from muscle_hf.teachers.placing import is_sharded
+from muscle_hf.teachers.sharding import is_sharded
 from muscle_hf.teachers.teacher import require_finite, without_labels
 from muscle_hf.teachers.weights import base_of
 
@@ -55,7 +55,7 @@ class Step:
         sources: ``old`` and ``new``.
         temperatures: What each teacher's logits are divided by; looked up at each step.
         head: The student's output head, to make logits of a few tokens at a time; None for whole logits.
-        chunk_size: Tokens at a time; by default what :func:`~muscle_hf.losses.chunked.chunk_rows` says.
+        chunk_size: Tokens at a time; by default what :func:`~muscle_hf.objective.chunked.chunk_rows` says.
         skip: Whether teachers' bodies may be skipped.
     """
 

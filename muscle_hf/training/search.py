@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 from transformers.trainer_utils import BestRun, default_compute_objective
 
-from muscle_hf.config import MuscleConfig
-from muscle_hf.losses.sums import FIGURES
-from muscle_hf.refusals import refuse_unsupported
+from muscle_hf.objective.sums import FIGURES
+from muscle_hf.training.config import MuscleConfig
+from muscle_hf.training.refusals import refuse_unsupported
 
 
 class SearchMixin:

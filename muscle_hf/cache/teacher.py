@@ -12,10 +12,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from muscle_hf.cache import Fingerprint, TeacherFiles, file_fingerprint, load_head
+from muscle_hf.cache.store import MANIFEST, folder_name
 from muscle_hf.errors import MuscleError
-from muscle_hf.teachers.body import Head
-from muscle_hf.teachers.cache import Fingerprint, TeacherFiles, file_fingerprint, load_head
-from muscle_hf.teachers.cache.store import MANIFEST, folder_name
+from muscle_hf.teachers.head import Head
 from muscle_hf.teachers.kinds import ModelKind
 from muscle_hf.teachers.loading import FETCH_KEYS
 from muscle_hf.teachers.teacher import Teacher

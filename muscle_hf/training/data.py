@@ -16,20 +16,19 @@ from muscle_hf.teachers.batch import IGNORED, LABEL_COLUMNS, no_class, unknown_c
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from muscle_hf.evaluation import Item
 
 # Rows looked at to tell how many tokens all of them have.
 _SAMPLE = 256
 
 
 def encode_items(
-    tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], *, answers_only: bool = False, end_answers: bool = True
+    tokenizer: PreTrainedTokenizerBase, items: Sequence[Any], *, answers_only: bool = False, end_answers: bool = True
 ) -> list[dict[str, list[int]]]:
     """Tokenize each item's prompt and right answer for training; the same for task and compatibility adapters.
 
     Args:
         tokenizer: Of both bases.
-        items: With a target each.
+        items: With a ``prompt`` and a ``target`` each.
         answers_only: Ignore the context's labels; by default context and answer are trained on (A.1 of the paper).
         end_answers: Close each answer with the tokenizer's EOS, if it has one.
 

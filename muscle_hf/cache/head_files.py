@@ -12,9 +12,9 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from torch import nn
 
+from muscle_hf.cache.fingerprint import TeacherFiles
 from muscle_hf.errors import MuscleError
-from muscle_hf.teachers.body import Head
-from muscle_hf.teachers.cache.fingerprint import TeacherFiles
+from muscle_hf.teachers.head import Head
 from muscle_hf.teachers.kinds import ModelKind
 from muscle_hf.teachers.weights import find_weights
 

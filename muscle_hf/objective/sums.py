@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from muscle_hf.losses.masks import widest_float
-from muscle_hf.losses.objective import TokenTerms
+from muscle_hf.objective.masks import widest_float
+from muscle_hf.objective.objective import TokenTerms
 
 _COLUMNS = ("tokens", "loss", "weight_old", "weight_new", "kl_old", "kl_new", "labelled", "cross_entropy", "correct")
 # The figures of `mean_terms` beside the loss.

@@ -32,7 +32,7 @@ from muscle_hf.teachers.weights import base_of, content_hash
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-    from muscle_hf.losses import Objective
+    from muscle_hf.objective import Objective
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "datasets", "trl", "bitsandbytes")
 # Settings that name a place or a secret rather than how the adapter was trained.
@@ -217,7 +217,7 @@ def describe_objective(objective: Objective, trained_tokens: str) -> dict[str, A
 
 def changed_settings(args: TrainingArguments) -> dict[str, Any]:
     """The training arguments that were set to something else than their defaults; no tokens, no local paths."""
-    from muscle_hf.config import PRESETS
+    from muscle_hf.training.config import PRESETS
 
     changed = {}
     without_preset, preset = PRESETS["paper"], PRESETS.get(getattr(args, "preset", None), {})

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.losses.chunked import Stream, chunk_rows
+from muscle_hf.objective.chunked import Stream, chunk_rows
 
 # Stands for the log of no probability at all: what is kept has to be finite.
 _NOTHING = -1e30

@@ -1,6 +1,6 @@
 """The objective without N x V: logits, mask, KL and gradient of a few tokens at a time.
 
-The twin of :class:`muscle_hf.losses.Objective` applied to whole logits: the same figures, from the last hidden states.
+The twin of :class:`muscle_hf.objective.Objective` applied to whole logits: the same figures, from hidden states.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from muscle_hf.losses.masks import Mask
-from muscle_hf.losses.objective import Objective, TokenTerms
+from muscle_hf.objective.masks import Mask
+from muscle_hf.objective.objective import Objective, TokenTerms
 
 # Logits of one chunk: enough rows for full matrix products (a CPU reaches its peak with few, and gains by staying in
 # its caches), and nothing beside a model. About eight buffers of this size live at once.

@@ -5,13 +5,13 @@
 exact), ``build`` (ahead of training).
 """
 
-from muscle_hf.teachers.cache.build import CachePlan, build_cache, plan_cache, predicted_bytes, require_space
-from muscle_hf.teachers.cache.compact import CompactStream, TopTokens
-from muscle_hf.teachers.cache.fingerprint import Fingerprint, TeacherFiles, file_fingerprint, teacher_fingerprint
-from muscle_hf.teachers.cache.head import load_head
-from muscle_hf.teachers.cache.keys import KeyRules, SequenceKey, row_keys
-from muscle_hf.teachers.cache.shards import Column
-from muscle_hf.teachers.cache.store import HiddenStore, RowStore
+from muscle_hf.cache.build import CachePlan, build_cache, plan_cache, predicted_bytes, require_space
+from muscle_hf.cache.compact import CompactStream, TopTokens
+from muscle_hf.cache.fingerprint import Fingerprint, TeacherFiles, file_fingerprint, teacher_fingerprint
+from muscle_hf.cache.head_files import load_head
+from muscle_hf.cache.keys import KeyRules, SequenceKey, row_keys
+from muscle_hf.cache.shards import Column
+from muscle_hf.cache.store import HiddenStore, RowStore
 
 __all__ = [
     "CachePlan",

@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 from transformers import TrainingArguments
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.losses import Objective, resolve_mask
-from muscle_hf.losses.masks import MaskFunction
+from muscle_hf.objective import Objective, resolve_mask
+from muscle_hf.objective.masks import MaskFunction
 
 TrainedTokens = Literal["labels", "completion", "assistant"]
 StartFrom = Literal["new", "old"]
@@ -52,8 +52,8 @@ class MuscleConfig(TrainingArguments):
             is much weaker than v2 (docs/study.md). What is set beside it counts, a value that ``paper`` has as well
             (``dataclasses.replace`` sets every field of its copy).
         temperature: T of equation (1), > 0.
-        mask: Which tokens follow the old model: a name in ``muscle_hf.losses.MASKS`` or ``"package.module:function"``;
-            by default the preset's, ``student_wrong`` without one.
+        mask: Which tokens follow the old model: a name in ``muscle_hf.objective.MASKS`` (docs/objective.md has their
+            equations) or ``"package.module:function"``; by default the preset's, ``student_wrong`` without one.
         compatibility_weight: lambda of equation (5), in (0, 1]; 1 leaves the cross-entropy out.
         scale_by_temperature_squared: Multiply the compatibility loss by T^2, as other distillation losses do.
         trained_tokens: ``labels``: every token whose label is not -100 (the paper trains on context and answer);
@@ -93,7 +93,7 @@ class MuscleConfig(TrainingArguments):
     mask: str | None = _field("mask")
     compatibility_weight: float = _field("compatibility_weight", 1.0)
     scale_by_temperature_squared: bool = _field("scale_by_temperature_squared", False)
-    trained_tokens: TrainedTokens = _field("trained_tokens", "labels")
+    trained_tokens: TrainedTokens = _field("trained_tokens", "labels")  # noqa: RUF009
     transfer_mask: str | None = _field("transfer_mask")
     transfer_ratio: float | None = _field("transfer_ratio")
     divergence: str = _field("divergence", "kl")
@@ -103,7 +103,7 @@ class MuscleConfig(TrainingArguments):
     check_base: bool = _field("check_base", True)
     loss_chunk_size: int | None = _field("loss_chunk_size")
     skip_unneeded_teachers: bool = _field("skip_unneeded_teachers", True)
-    start_from: StartFrom = _field("start_from", "new")
+    start_from: StartFrom = _field("start_from", "new")  # noqa: RUF009
     teacher_cache: str | None = _field("teacher_cache")
     teacher_cache_top_k: int | None = _field("teacher_cache_top_k")
 

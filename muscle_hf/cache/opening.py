@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
+from muscle_hf.cache.build import predicted_bytes, require_space
+from muscle_hf.cache.compact import TopTokens
+from muscle_hf.cache.fingerprint import Fingerprint
+from muscle_hf.cache.keys import KeyRules
+from muscle_hf.cache.shards import Column
+from muscle_hf.cache.source import CachedTargets
+from muscle_hf.cache.store import HiddenStore
 from muscle_hf.errors import MuscleError
-from muscle_hf.losses import Objective
-from muscle_hf.teachers.cache.build import predicted_bytes, require_space
-from muscle_hf.teachers.cache.compact import TopTokens
-from muscle_hf.teachers.cache.fingerprint import Fingerprint
-from muscle_hf.teachers.cache.keys import KeyRules
-from muscle_hf.teachers.cache.shards import Column
-from muscle_hf.teachers.cache.source import CachedTargets
-from muscle_hf.teachers.cache.store import HiddenStore
+from muscle_hf.objective import Objective
 from muscle_hf.teachers.kinds import ModelKind
 from muscle_hf.teachers.teacher import Teacher
 from muscle_hf.teachers.weights import base_of

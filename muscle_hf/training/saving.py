@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from muscle_hf.checkpoints import is_whole, last_whole_checkpoint, staged, whole_or_nothing
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, read_adapter
-from muscle_hf.teachers.placing import is_sharded
+from muscle_hf.teachers.sharding import is_sharded
+from muscle_hf.training.checkpoints import is_whole, last_whole_checkpoint, staged, whole_or_nothing
 
 _TIMING = re.compile(r"runtime|per_second|total_flos|preparation_time|memory|mem_")
 

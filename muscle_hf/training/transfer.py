@@ -9,8 +9,8 @@ from torch.utils.data import IterableDataset, Subset
 from transformers import TrainerCallback
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.teachers.placing import is_sharded
-from muscle_hf.transfer.rows import AnsweredRows, MarkingCollator, MixedRows, Models, check_columns
+from muscle_hf.teachers.sharding import is_sharded
+from muscle_hf.training.transfer_rows import AnsweredRows, MarkingCollator, MixedRows, Models, check_columns
 
 
 class TransferMixin:

@@ -15,12 +15,12 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from muscle_hf.data import encode_answers
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation import Item, Prediction, Task, evaluate_task, read_predictions, write_predictions
 from muscle_hf.teachers import Teacher
 from muscle_hf.teachers.weights import content_hash
-from muscle_hf.transfer.rows import AnsweredRows, Models
+from muscle_hf.training.data import encode_answers
+from muscle_hf.training.transfer_rows import AnsweredRows, Models
 
 ANSWERS = ("old", "new", "both", "student", "choices")
 FOLDER = "transfer_answers"

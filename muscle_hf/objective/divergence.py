@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.losses.fused import Fused
+from muscle_hf.objective.fused import Fused
 
 DIVERGENCES = ("kl", "logit_difference")
 # Of the tokens that a teacher finds likeliest, so many are compared by `logit_difference`.

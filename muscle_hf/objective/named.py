@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.losses.divergence import label_log_likelihood
-from muscle_hf.losses.masks import Mask, MaskFunction, widest_float
+from muscle_hf.objective.divergence import label_log_likelihood
+from muscle_hf.objective.masks import Mask, MaskFunction, widest_float
 from muscle_hf.user_code import about_to_run
 
 _STUDENT, _OLD, _NEW = (frozenset({name}) for name in ("student", "old", "new"))

@@ -17,11 +17,9 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from muscle_hf.errors import MuscleError
-from muscle_hf.files import write_json
-from muscle_hf.teachers.cache.compact import TopTokens
-from muscle_hf.teachers.cache.fingerprint import Fingerprint
-from muscle_hf.teachers.cache.shards import (
+from muscle_hf.cache.compact import TopTokens
+from muscle_hf.cache.fingerprint import Fingerprint
+from muscle_hf.cache.shards import (
     DAMAGED,
     KEY_BYTES,
     UNFINISHED,
@@ -32,6 +30,8 @@ from muscle_hf.teachers.cache.shards import (
     shard_files,
     write_shard,
 )
+from muscle_hf.errors import MuscleError
+from muscle_hf.files import write_json
 
 logger = logging.get_logger(__name__)
 
