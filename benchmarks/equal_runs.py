@@ -148,7 +148,8 @@ def causal(
     old, student = task_model(llama(2 if same_base else 1), 10), task_model(llama(2), 20, lora_dropout=dropout)
     if by_path:
         llama(1).save_pretrained(folder / "base")
-        old = task_model(transformers.AutoModelForCausalLM.from_pretrained(folder / "base"), 10)
+        base = transformers.AutoModelForCausalLM.from_pretrained(folder / "base", trust_remote_code=False)
+        old = task_model(base, 10)
         old.save_pretrained(folder / "old")
         old = str(folder / "old")
     return trainer(folder, student, old, transfer_dataset=transfer, **settings)
@@ -175,7 +176,9 @@ def qlora(folder: Path) -> MuscleTrainer:
 
     def quantized(seed: int) -> PeftModel:
         config = transformers.BitsAndBytesConfig(**NF4)
-        base = transformers.AutoModelForCausalLM.from_pretrained(folder / "base", quantization_config=config)
+        base = transformers.AutoModelForCausalLM.from_pretrained(
+            folder / "base", quantization_config=config, trust_remote_code=False
+        )
         return task_model(prepare_model_for_kbit_training(base, use_gradient_checkpointing=False), seed)
 
     return trainer(folder, quantized(20), quantized(10))
