@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import platform
 import subprocess
@@ -342,28 +343,28 @@ def where() -> str:
     return ", ".join([f"CPU ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})", *versions])
 
 
-def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """In words; empty where nothing differs."""
-    if before == now:
-        return ""
-    if any(len(before[key]) != len(now[key]) for key in FIGURES):
-        return "another number of figures was logged"
+def difference(before: dict[str, Any], now: dict[str, Any]) -> float:
+    """The largest difference of two figures, as a share of the former; infinite where others were logged."""
+    if any(len(before[key]) != len(now[key]) for key in FIGURES) or before["processes"] != now["processes"]:
+        return math.inf
     pairs = [pair for key in FIGURES for pair in zip(before[key], now[key], strict=True)]
-    largest = max(abs(a - b) / max(abs(a), 1e-12) for a, b in pairs)
-    adapter = "another adapter" if before["adapter"] != now["adapter"] else "the same adapter"
-    return f"{adapter}; figures differ by up to {largest:.1e} of their size"
+    return max(abs(a - b) / max(abs(a), 1e-12) for a, b in pairs)
 
 
-def compare(before: dict[str, Any], now: dict[str, Any]) -> int:
-    """Print what differs; how many runs do."""
+def compare(before: dict[str, Any], now: dict[str, Any], within: float) -> int:
+    """Print what differs; how many runs differ by more than ``within``."""
     if before["where"] != now["where"]:
         print(f"The record was made elsewhere, where rounding may differ: {before['where']}; here: {now['where']}")
-    differing = {name: difference(before["runs"][name], found) for name, found in now["runs"].items()}
-    differing = {name: words for name, words in differing.items() if words}
-    for name, words in differing.items():
-        print(f"{name}: {words}")
+    differing = {
+        name: difference(before["runs"][name], found)
+        for name, found in now["runs"].items()
+        if found != before["runs"][name]
+    }
+    for name, largest in differing.items():
+        adapter = "the same" if before["runs"][name]["adapter"] == now["runs"][name]["adapter"] else "another"
+        print(f"{name}: {adapter} adapter; figures differ by up to {largest:.1e} of their size")
     print(f"{len(now['runs']) - len(differing)} of {len(now['runs'])} runs are equal")
-    return len(differing)
+    return sum(not 0 < largest <= within for largest in differing.values())
 
 
 def main() -> int:
@@ -372,6 +373,9 @@ def main() -> int:
     parser.add_argument("file", help="of the record; of 'one': the run")
     parser.add_argument("folder", nargs="?", type=Path, help="of 'one'")
     parser.add_argument("--only", help="runs whose names have this in them")
+    parser.add_argument(
+        "--within", type=float, default=0.0, metavar="SHARE", help="differences of figures that are let pass"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -389,7 +393,7 @@ def main() -> int:
         Path(given.file).write_text(json.dumps(record(names), indent=1) + "\n", encoding="utf-8")
         return 0
     before = json.loads(Path(given.file).read_text(encoding="utf-8"))
-    return int(compare(before, record(names)) > 0)
+    return int(compare(before, record(names), given.within) > 0)
 
 
 if __name__ == "__main__":
