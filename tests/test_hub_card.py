@@ -19,7 +19,7 @@ from markdown_it import MarkdownIt
 
 from muscle_hf import MuscleError
 from muscle_hf.hub import CardState, render_card, write_card
-from muscle_hf.hub.card import CARD_FILE, parse_card
+from muscle_hf.hub.card import CARD_FILE
 from muscle_hf.hub.completing import complete_card, export_card
 from muscle_hf.hub.licenses import inherited_license
 from muscle_hf.hub.serving import serving_problems
@@ -208,7 +208,7 @@ def test_nothing_from_outside_acts_in_the_card(adapter: Path, tmp_path: Path, te
     data, expected = front_matter(card), front_matter(plain)
     assert data.keys() == expected.keys()
     assert data["library_name"] == "peft" and isinstance(data["tags"][-1], str)
-    assert parse_card(card).data.to_dict().keys() == parse_card(plain).data.to_dict().keys()
+    assert ModelCard(card).data.to_dict().keys() == ModelCard(plain).data.to_dict().keys()
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u200b\u202e]", card)
     assert len(card) < 60_000, "a long text is cut"
     for snippet in re.findall(r"```python\n(.*?)```", card, re.DOTALL):

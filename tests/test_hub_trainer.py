@@ -12,11 +12,12 @@ from types import SimpleNamespace
 import pytest
 from hub_server import TOKEN, HubServer, front_matter
 from hub_world import NEW, files_in, make_trainer
+from huggingface_hub import ModelCard
 from transformers import Trainer, TrainerCallback
 
 from muscle_hf import MuscleError, MuscleTrainer
 from muscle_hf.hub import HubError
-from muscle_hf.hub.card import MARKER, parse_card
+from muscle_hf.hub.card import MARKER
 
 REPO = "tester/run"
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "muscle_provenance.json"}
@@ -85,7 +86,7 @@ def test_pushing_by_hand_and_again(bases: HubServer, tmp_path: Path):
     assert not bases.repos.keys() & {("model", REPO)}
     commit = trainer.push_to_hub("First", tags="help-desk", language="en", license="mit", dataset_tags="acme/tickets")
     assert commit.oid == bases.repo(REPO).branches["main"]
-    data = parse_card(published(bases)["README.md"].decode()).data
+    data = ModelCard(published(bases)["README.md"].decode()).data
     assert {"muscle-hf", "help-desk"} <= set(data.tags)
     assert (data.language, data.license, data.datasets) == (["en"], "mit", ["acme/tickets"])
     sent, commits = bases.received, len(bases.repo(REPO).commits)
@@ -166,7 +167,7 @@ def test_other_writers_do_not_clobber_the_card(bases: HubServer, tmp_path: Path,
         steps[step]()
     text = published(bases)["README.md"].decode()
     assert MARKER in text and "foreign" not in text
-    assert parse_card(text).data.base_model == NEW
+    assert ModelCard(text).data.base_model == NEW
     assert MARKER in (tmp_path / "run" / "README.md").read_text()
 
 

@@ -1,8 +1,9 @@
-"""What a card's body shows: facts of one adapter, turned into rows that the template lays out."""
+"""What is known of one adapter, and what of it the card's template shows."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,13 +12,12 @@ from typing import Any
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.hub.licenses import License, inherited_license
-from muscle_hf.hub.logged import LoggedFlips, logged_flips
-from muscle_hf.hub.measured import headline, level, task_rows
 from muscle_hf.hub.origins import check_origins
 from muscle_hf.hub.serving import serving_problems
-from muscle_hf.hub.state import CardState, load_metrics, provenance_in
-from muscle_hf.hub.text import Markdown, code, literal, markdown, plain, shell_word
-from muscle_hf.report.wording import decimal, percent
+from muscle_hf.hub.state import CardState, load_metrics, provenance_in, worst_slices
+from muscle_hf.hub.text import plain
+from muscle_hf.metrics import Estimate
+from muscle_hf.report.inheritance import ENOUGH
 
 ADAPTER_CONFIG = "adapter_config.json"
 REPORT_FILE = "report.html"
@@ -30,10 +30,11 @@ _AUTO_CLASSES = {
 }
 # Of the LoRA's configuration, what a reader wants to know.
 _LORA_SETTINGS = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "modules_to_save")
-_PARENTS = {"new": "dial, t = 0: v2's task adapter", "compat": "dial, t = 1: compatibility adapter"}
 # Settings that say how a run was watched and kept rather than what was trained.
 _HOUSEKEEPING = frozenset({"disable_tqdm", "do_train", "do_eval", "do_predict", "use_cpu", "report_to", "push_to_hub"})
 _HOUSEKEEPING_KINDS = ("logging_", "log_", "save_", "hub_", "dataloader_", "trackio", "debug")
+_LOGGED = ("acc", "score", "nfr", "nfr_mc", "pfr")
+_SHOWN_SLICES = 5
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,11 @@ class Card:
         return str(self.config.get("task_type"))
 
     @property
+    def generates(self) -> bool:
+        """Whether the model writes text."""
+        return self.task_type in ("CAUSAL_LM", "SEQ_2_SEQ_LM")
+
+    @property
     def title(self) -> str:
         """Headline of the card."""
         if self.state.title:
@@ -115,180 +121,111 @@ class Card:
         return inherited_license(self.state.license_old, self.state.license_new, self.state.license)
 
 
-def card_context(card: Card, picture_names: list[str], curves_file: str) -> dict[str, Any]:
-    """The template's variables. Plain strings are escaped by the template; :class:`Markdown` is not.
+def card_context(card: Card, pictures: Iterable[str]) -> dict[str, Any]:
+    """The template's variables: facts, which it puts into words and escapes.
 
     Args:
         card: The adapter.
-        picture_names: Pictures that exist, the quadrants in the order of the tasks.
-        curves_file: Name of the one that shows the training curves.
+        pictures: Names of the pictures that exist.
     """
-    provenance, state = card.provenance, card.state
-    new = provenance["new"]["base"]
-    revision = new["revision"]
-    tasks = (card.comparison or {}).get("tasks", [])
-    base = f"path/to/{card.base_name}" if card.base_is_local else card.base_name
-    repo = card.repo_id or "USER/REPO"
-    history_keys = sorted({key for entry in state.history for key in entry})
+    provenance, state, comparison = card.provenance, card.state, card.comparison or {}
+    tasks = [_of_adapter(task) for task in comparison.get("tasks", [])]
+    logged = {key for entry in state.history for key in entry}
     return {
-        "title": card.title,
-        "summary": state.summary or _summary(card),
-        "headlines": [line for task in tasks if (line := headline(task))],
-        "old": _model_row(provenance["old"]),
-        "new": _model_row(provenance["new"]),
-        "base_is_local": card.base_is_local,
-        "base_note": state.base_note,
-        "repo_literal": literal(repo),
-        "repo_word": shell_word(repo),
-        "base_literal": literal(base),
-        "base_word": shell_word(base),
-        "revision_argument": Markdown(f", revision={literal(revision)}" if revision else ""),
-        "serve_revision": Markdown(f" --revision {shell_word(revision)}" if revision else ""),
+        "card": card,
+        "provenance": provenance,
+        "state": state,
+        "old": provenance["old"],
+        "new": provenance["new"],
+        "base": f"path/to/{card.base_name}" if card.base_is_local else card.base_name,
+        "repo": card.repo_id or "USER/REPO",
         "auto_class": _AUTO_CLASSES.get(card.task_type, "AutoModelForCausalLM"),
-        "generates": card.task_type in ("CAUSAL_LM", "SEQ_2_SEQ_LM"),
         "serving_problems": serving_problems(card.config),
         "max_lora_rank": _next_rank(card.config),
-        "level": level(tasks),
-        "kinds": {task["kind"] for task in tasks},
-        "tasks": [task_rows(task, picture_names, index) for index, task in enumerate(tasks)],
-        "logged": [] if tasks else [_logged(flips) for flips in logged_flips(provenance["metrics"])],
-        "unverified": ", ".join(markdown(label, 60) for label in card.unverified),
+        "tasks": tasks,
+        "logged": [] if tasks else logged_flips(provenance["metrics"]),
+        "unverified": card.unverified,
         "audited": any(update.get("inheritance") for task in tasks for update in task["updates"]),
-        "warnings": (card.comparison or {}).get("warnings", []),
-        "has_report": card.has_report,
-        "examples": [{name: markdown(value, 300) for name, value in row.items()} for row in state.examples],
-        "dial": _dial(provenance.get("dial")),
-        "objective": [(_words(name), code(value)) for name, value in provenance["objective"].items()],
-        "other_mask": provenance["objective"].get("mask") != "student_wrong",
-        "from_old": provenance["training"].get("start_from") == "old",
-        "data": list(_data_rows(card)),
-        "settings": list(_setting_rows(card)),
-        "curves": Markdown(curves_file) if curves_file in picture_names else None,
-        "curves_text": ", ".join(
-            key for key in history_keys if key in ("loss", "eval_loss", "eval_kl_old", "eval_kl_new")
-        ),
-        "final_metrics": [(code(name), code(_number(value))) for name, value in sorted(provenance["metrics"].items())],
-        "hashes": list(_hash_rows(provenance)),
-        "created": provenance.get("created") or "at an unknown time",
+        "warnings": comparison.get("warnings", []),
+        "settings": list(_settings(card)),
+        "pictures": set(pictures),
+        "curves": ", ".join(sorted(logged & {"loss", "eval_loss", "eval_kl_old", "eval_kl_new"})),
         "packages": ", ".join(f"{name} {version}" for name, version in provenance["packages"].items()),
-        "made_by": code(state.made_by) if state.made_by else None,
-        "notes": state.notes,
-        "license_text": card.license.explanation,
-        "environment": list(_environment_rows(state)),
     }
 
 
-def _dial(dial: Mapping[str, Any] | None) -> Markdown | None:
-    """Of a point between v2's adapter and a compatibility adapter (:mod:`muscle_hf.dial`): where, and how chosen."""
-    if not dial:
-        return None
-    choice, t, chosen = dial.get("choice"), dial["t"], ""
-    if choice:
-        rule = "by hand" if choice["rule"] == "choose" else f"by the rule {choice['rule']}"
-        chosen = (
-            f"Chosen {markdown(rule)} on {choice['items']} items of {markdown(choice['task'], 80)} (split "
-            f"{markdown(choice['split'], 80)}). Figures on those items would be too good."
-        )
-    if t in (0, 1):
-        whole = "the compatibility adapter" if t else "v2's task adapter"
-        words = f"These weights are {whole} itself, one end of a dial between the two."
-    elif dial["new"] is None:
-        words = (
-            f"These weights are a point on a dial: the delta of each layer is {t:g} times that of the compatibility "
-            "adapter, whose training is described here."
-        )
-    else:
-        words = (
-            f"These weights are a point between two adapters: the delta of each layer is {1 - t:g} times that of v2's "
-            f"task adapter plus {t:g} times that of the compatibility adapter, whose training is described here."
-        )
-    return Markdown(f"{words} {chosen}".strip())
-
-
-def _summary(card: Card) -> Markdown:
-    old, new = (code(card.provenance[role]["base"]["name"]) for role in ("old", "new"))
-    task = f" for {markdown(card.state.task)}" if card.state.task else ""
-    return Markdown(
-        f"A **compatibility adapter**{task}: a LoRA on {new}, trained so that the update from {old} keeps "
-        "what the old model gets right."
+def estimate(value: Mapping[str, Any]) -> Estimate:
+    """An estimate read back from JSON, in which nan is null."""
+    return Estimate(
+        **{key: math.nan if v is None and key in ("value", "low", "high") else v for key, v in value.items()}
     )
 
 
-def _logged(flips: LoggedFlips) -> dict[str, Any]:
-    rows = []
-    for rate, name in (("acc", "accuracy"), ("score", "score"), ("nfr", "NFR"), ("nfr_mc", "NFR_mc"), ("pfr", "PFR")):
-        if rate in flips.compat:
-            show = decimal if rate == "score" else percent
-            values = {role: show(getattr(flips, role).get(rate)) for role in ("old", "new", "compat")}
-            rows.append({"name": name, **values})
-    return {"name": plain(flips.name), "rows": rows}
+def number(value: Any) -> str:
+    """A setting or a logged figure."""
+    if value is None:
+        return "–"
+    return f"{value:.6g}" if isinstance(value, float) else plain(value)
 
 
-def _model_row(description: Mapping[str, Any]) -> dict[str, Markdown]:
-    base, adapter = description["base"], description["adapter"]
-    named = (adapter or {}).get("name")
-    shown = code(named) if named else Markdown("yes" if adapter else "merged into the base")
+def logged_flips(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The last flips that ``FlipMetricsCallback`` logged, for cards of adapters without a comparison.
+
+    Args:
+        metrics: ``metrics`` of a provenance.
+
+    Returns:
+        For each callback or evaluation set its ``name``, empty for an only one, and the rates of ``old``, ``new`` (the
+        plain update) and ``compat``.
+    """
+    known = {key: float(v) for key, v in metrics.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+    found = []
+    for prefix in [key.removesuffix("nfr") for key in known if key.startswith("eval_") and key.endswith("nfr")]:
+        rates = {
+            role: {rate: known[key] for rate in _LOGGED if (key := f"{prefix}{rate}{suffix}") in known}
+            for role, suffix in (("old", "_old"), ("new", "_new"), ("compat", ""))
+        }
+        if rates["compat"].keys() & {"acc", "score"}:  # else another rate that ends in nfr
+            found.append({"name": prefix.removeprefix("eval_").strip("_"), **rates})
+    return found
+
+
+def _of_adapter(task: Mapping[str, Any]) -> dict[str, Any]:
+    """A task of a trimmed comparison, and beside it what the card reads it by."""
+    new, compat = (next(update for update in task["updates"] if update["role"] == role) for role in ("new", "compat"))
+    before = {(entry["column"], entry["value"]): entry["nfr"] for entry in new.get("slices", [])}
+    worst = [
+        (entry, before.get((entry["column"], entry["value"])))
+        for entry in worst_slices(compat.get("slices", []))[:_SHOWN_SLICES]
+    ]
+    audit = compat.get("inheritance") or {}
+    baselines = [(entry["label"], entry["inheritance"]) for entry in task.get("baselines", [])]
+    inheriting = [
+        piece
+        for piece in audit.get("slices", [])
+        if piece["returned"]["count"] and piece["returned"]["total"] >= ENOUGH
+    ]
     return {
-        "base": code(base["name"]),
-        "revision": code(base["revision"])
-        if base["revision"]
-        else Markdown("unknown" if base["on_hub"] else "local copy"),
-        "adapter": shown,
+        **task,
+        "new": new,
+        "compat": compat,
+        "against": compat.get("against_new") or {},
+        "worst": [pair for pair in worst if any(rate and rate["value"] for rate in (pair[0]["nfr"], pair[1]))],
+        "audit": audit,
+        "audits": [("this adapter", audit), *baselines],
+        "inheriting": inheriting[:_SHOWN_SLICES],
     }
 
 
-def _data_rows(card: Card) -> Iterable[tuple[Any, Any]]:
-    if card.state.datasets:
-        yield "data sets", Markdown(", ".join(code(name) for name in card.state.datasets))
-    for split, description in card.provenance["data"].items():
-        named = description if "class" not in description else {"": description}
-        for part, facts in named.items():
-            rows = facts.get("rows")
-            amount = f"{rows} rows, " if rows is not None else ""
-            digest = f"SHA-256 {code(facts['sha256'][:16])}…" if facts.get("sha256") else "not hashed"
-            if facts.get("sha256") and facts.get("rows_hashed") != rows:
-                digest += f" over {facts['rows_hashed']} of them"
-            yield f"{split} {part}".strip(), Markdown(amount + digest)
-
-
-def _setting_rows(card: Card) -> Iterable[tuple[Any, Any]]:
+def _settings(card: Card) -> Iterable[tuple[str, Any]]:
     for name in _LORA_SETTINGS:
         value = card.config.get(name)
         if value not in (None, False, 0, 0.0, [], {}) or name == "r":
-            text = ", ".join(sorted(map(str, value))) if isinstance(value, list) else value
-            yield code(name), code(text)
+            yield name, ", ".join(sorted(map(str, value))) if isinstance(value, list) else value
     for name, value in card.provenance["training"].items():
         told = name not in _HOUSEKEEPING and not name.startswith(_HOUSEKEEPING_KINDS)
         if told and value not in ([], {}, None) and not isinstance(value, dict):
-            yield code(name), code(_number(value))
-
-
-def _hash_rows(provenance: Mapping[str, Any]) -> Iterable[tuple[str, Markdown]]:
-    yield "this adapter", code(provenance.get("adapter_sha256"))
-    if provenance.get("adapter_file_sha256"):
-        yield "its file, adapter_model.safetensors", code(provenance["adapter_file_sha256"])
-    for role, name in (("new", "new"), ("old", "old")):
-        for part in ("base", "adapter"):
-            description = provenance[role][part]
-            if description:
-                yield f"{name} {part if part == 'base' else 'task adapter'}", code(description["sha256"])
-    for key, name in _PARENTS.items():
-        if (provenance.get("dial") or {}).get(key):
-            yield name, code(provenance["dial"][key]["sha256"])
-    if provenance.get("tokenizer"):
-        yield f"vocabulary ({provenance['tokenizer']['tokens']} tokens)", code(provenance["tokenizer"]["sha256"])
-
-
-def _environment_rows(state: CardState) -> Iterable[tuple[str, Any]]:
-    if state.hardware:
-        yield "hardware", state.hardware
-    if state.train_seconds is not None:
-        yield (
-            "training time",
-            f"{state.train_seconds:.0f} s" if state.train_seconds < 600 else f"{state.train_seconds / 3600:.2f} h",
-        )
-    if state.emissions_kg is not None:
-        yield "emissions (codecarbon)", f"{1000 * state.emissions_kg:.3g} g CO2eq"
+            yield name, number(value)
 
 
 def _next_rank(config: Mapping[str, Any]) -> int:
@@ -296,13 +233,3 @@ def _next_rank(config: Mapping[str, Any]) -> int:
     needed = max(rank for rank in ranks if isinstance(rank, int))
     # Servers accept a few sizes only, the smallest of which is 8.
     return next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= needed), needed)
-
-
-def _words(name: str) -> str:
-    return {"compatibility_weight": "lambda (weight of the compatibility loss)"}.get(name, name.replace("_", " "))
-
-
-def _number(value: Any) -> Any:
-    if value is None:
-        return "–"
-    return f"{value:.6g}" if isinstance(value, float) else plain(value)

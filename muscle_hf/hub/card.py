@@ -5,20 +5,21 @@ from __future__ import annotations
 import functools
 import os
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
 from muscle_hf.bundled import bundled
 from muscle_hf.files import write_text
-from muscle_hf.hub.body import Card, card_context
+from muscle_hf.hub.body import Card, card_context, estimate, logged_flips, number
 from muscle_hf.hub.figures import curves_svg, quadrants_svg
-from muscle_hf.hub.logged import logged_flips
-from muscle_hf.hub.measured import estimate
 from muscle_hf.hub.state import CardState
-from muscle_hf.hub.text import Markdown, markdown, plain
+from muscle_hf.hub.text import Markdown, code, literal, markdown, plain, shell_word
+from muscle_hf.report import wording
+from muscle_hf.report.inheritance import counted
 
 CARD_FILE = "README.md"
 BACKUP_FILE = "README.md.bak"
@@ -79,11 +80,10 @@ def render_card(
     card = Card.read(folder, repo_id)
     card = replace(card, provenance=provenance or card.provenance, state=state or card.state)
     pictures = _pictures(card)
-    context = card_context(card, picture_names=list(pictures), curves_file=CURVES_FILE)
     template = Path(template) if template else bundled("model_cards") / "template.md"
     front_matter = card_data(card).to_yaml(line_break="\n").strip()
     body = _compiled(template.read_text(encoding="utf-8"))
-    text = body.render(front_matter=Markdown(front_matter), marker=Markdown(MARKER), **context)
+    text = body.render(front_matter=Markdown(front_matter), marker=Markdown(MARKER), **card_context(card, pictures))
     return Rendered(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", pictures)
 
 
@@ -155,40 +155,56 @@ def card_data(card: Card) -> ModelCardData:
 
 def eval_results(card: Card) -> list[EvalResult]:
     """The rates of every task for the model-index: of the adapter, and with the suffix ``_v2`` of the plain update."""
-    if card.comparison is None:
-        return _logged_results(card)
-    results, taken = [], []
-    for task in card.comparison["tasks"]:
+    return [
+        EvalResult(
+            task_type=_PIPELINES.get(card.task_type, "text-generation"),
+            dataset_name=name,
+            metric_type=metric,
+            metric_name=label,
+            metric_value=round(value, 6),
+            **dataset,
+        )
+        for name, dataset, figures in (_logged(card) if card.comparison is None else _measured(card))
+        for metric, label, value in figures
+        if value == value
+    ]
+
+
+# Name of the task, its data set, and type, name and value of each figure.
+_Results = Iterator[tuple[str, dict[str, Any], list[tuple[str, str, float]]]]
+
+
+def _measured(card: Card) -> _Results:
+    taken = []
+    for task in (card.comparison or {})["tasks"]:
         name = plain(task["name"])
         dataset = _data_set(card, task["name"])
         if dataset in taken:  # a model-index would put the figures of two tasks under one of them
             dataset = {"dataset_type": name}
         taken.append(dataset)
         quality = "accuracy" if task["kind"] == "correct" else plain(task["metric"])
-
-        def add(metric: str, label: str, value: Any, dataset: dict[str, Any] = dataset, name: str = name) -> None:
-            """An entry of the model-index; none for a rate that is nan."""
-            number = estimate(value).value
-            if number == number:
-                results.append(
-                    EvalResult(
-                        task_type=_PIPELINES.get(card.task_type, "text-generation"),
-                        dataset_name=name,
-                        **dataset,
-                        metric_type=metric,
-                        metric_name=label,
-                        metric_value=round(number, 6),
-                    )
-                )
-
-        add(f"{quality}_v1", f"{quality} (old model)", task["accuracy_old"])
+        figures = [(f"{quality}_v1", f"{quality} (old model)", task["accuracy_old"])]
         for update in sorted(task["updates"], key=lambda update: update["role"]):
             suffix, owner = ("_v2", " (plain update)") if update["role"] == "new" else ("", "")
-            add(quality + suffix, quality + owner, update["accuracy"])
-            for rate, label in _INDEXED.items():
-                if rate in update["rates"]:
-                    add(rate + suffix, label + owner, update["rates"][rate])
-    return results
+            figures.append((quality + suffix, quality + owner, update["accuracy"]))
+            rates = [(rate, label) for rate, label in _INDEXED.items() if rate in update["rates"]]
+            figures += [(rate + suffix, label + owner, update["rates"][rate]) for rate, label in rates]
+        yield name, dataset, [(metric, label, estimate(value).value) for metric, label, value in figures]
+
+
+def _logged(card: Card) -> _Results:
+    for flips in logged_flips(card.provenance["metrics"]):
+        name = plain(flips["name"] or card.state.task or "evaluation set")
+        figures = []
+        for role, suffix, owner in (
+            ("old", "_v1", " (old model)"),
+            ("compat", "", ""),
+            ("new", "_v2", " (plain update)"),
+        ):
+            for rate, value in flips[role].items():
+                label = "accuracy" if rate == "acc" else rate
+                figures.append((label + suffix, _INDEXED.get(rate, label) + owner, value))
+        yield name, {"dataset_type": name}, figures
 
 
 def _data_set(card: Card, task: str) -> dict[str, Any]:
@@ -201,30 +217,6 @@ def _data_set(card: Card, task: str) -> dict[str, Any]:
         fields = {"type": "path", "config": "config", "revision": "revision", "split": "split"}
         return {f"dataset_{name}": plain(said[0][key]) for name, key in fields.items() if said[0].get(key)}
     return {"dataset_type": plain(card.state.datasets[0] if len(card.state.datasets) == 1 else task)}
-
-
-def _logged_results(card: Card) -> list[EvalResult]:
-    results = []
-    for flips in logged_flips(card.provenance["metrics"]):
-        name = plain(flips.name or card.state.task or "evaluation set")
-        for suffix, owner, rates in (
-            ("_v1", " (old model)", flips.old),
-            ("", "", flips.compat),
-            ("_v2", " (plain update)", flips.new),
-        ):
-            for rate, value in rates.items():
-                label = {"acc": "accuracy", "score": "score"}.get(rate, rate)
-                results.append(
-                    EvalResult(
-                        task_type=_PIPELINES.get(card.task_type, "text-generation"),
-                        dataset_type=name,
-                        dataset_name=name,
-                        metric_type=label + suffix,
-                        metric_name=_INDEXED.get(rate, label) + owner,
-                        metric_value=round(value, 6),
-                    )
-                )
-    return results
 
 
 def _pictures(card: Card) -> dict[str, str]:
@@ -250,13 +242,16 @@ def _compiled(template: str) -> Any:
     environment = Environment(
         finalize=markdown, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
+    environment.filters |= {"code": code, "literal": literal, "markdown": markdown, "plain": plain, "word": shell_word}
+    environment.filters |= {"number": number, "interval": _interval, "counted": _counted, "raw": Markdown}
+    names = ("percent", "points", "decimal", "signed_decimal", "measure", "COUNTS")
+    environment.globals |= {name: getattr(wording, name) for name in names}
     return environment.from_string(template)
 
 
-def parse_card(text: str) -> ModelCard:
-    """A card's text through ``huggingface_hub``'s own parser.
+def _interval(value: Mapping[str, Any] | None, show: wording.Show = wording.percent) -> str:
+    return wording.with_interval(estimate(value), show) if value else ""
 
-    Raises:
-        ValueError: The front matter is no YAML mapping, or its model-index is not one.
-    """
-    return ModelCard(text)
+
+def _counted(rate: Mapping[str, Any] | None) -> str:
+    return counted(estimate(rate)) if rate else wording.ABSENT
