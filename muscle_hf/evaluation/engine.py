@@ -16,8 +16,7 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.batching import plan_batches, run_batches, token_budget
 from muscle_hf.evaluation.choices import ChoiceScorer, group_by_context
 from muscle_hf.evaluation.generate import Generator
-from muscle_hf.evaluation.heads import score_classes
-from muscle_hf.evaluation.models import ModelFacts
+from muscle_hf.evaluation.models import ModelFacts, score_classes
 from muscle_hf.evaluation.partial import PartialAnswers
 from muscle_hf.evaluation.predictions import Prediction
 from muscle_hf.evaluation.scoring import check_items, predictions_from

@@ -17,6 +17,7 @@ from muscle_hf.errors import MissingDependencyError, MuscleError
 from muscle_hf.evaluation.loading import load_for_evaluation, tokenizer_of
 from muscle_hf.evaluation.state import untouched
 from muscle_hf.evaluation.tasks import Task
+from muscle_hf.files import StrPath
 from muscle_hf.teachers.adapters import frozen_view, put_beside
 from muscle_hf.teachers.loading import FETCH_KEYS, find_adapter
 from muscle_hf.teachers.sharing import adds_only
@@ -50,7 +51,7 @@ class HarnessModel:
                 yield
 
 
-def load_sides(names: Mapping[str, str | os.PathLike[str]], **arguments: Any) -> dict[str, HarnessModel]:
+def load_sides(names: Mapping[str, StrPath], **arguments: Any) -> dict[str, HarnessModel]:
     """Load several task models; adapters of the same base share one copy of it.
 
     Args:
@@ -83,8 +84,8 @@ def run_harness(
     sides: Mapping[str, HarnessModel],
     tasks: Sequence[str | Mapping[str, Any]],
     *,
-    output: str | os.PathLike[str] | None = None,
-    include_path: str | os.PathLike[str] | None = None,
+    output: StrPath | None = None,
+    include_path: StrPath | None = None,
     batch_size: int | str = 8,
     **options: Any,
 ) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from muscle_hf.errors import MismatchError, MuscleError
 from muscle_hf.evaluation.tasks import Task
-from muscle_hf.files import readable
+from muscle_hf.files import StrPath, readable
 from muscle_hf.record import PROVENANCE_FILE, read_provenance, same_base
 from muscle_hf.teachers.identity import describe_model
 from muscle_hf.teachers.kinds import CAUSAL_LM, SEQ2SEQ_LM, SEQUENCE_CLASSIFICATION, ModelKind
@@ -21,17 +21,17 @@ from muscle_hf.teachers.loading import FETCH_KEYS, AdapterFolder, find_adapter, 
 
 
 def load_for_evaluation(
-    name: str | os.PathLike[str], task: Task, **arguments: Any
+    name: StrPath, task: Task, **arguments: Any
 ) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
     """A task model and its tokenizer; arguments and errors as of :func:`load_described`."""
     return load_described(name, task, **arguments)[:2]
 
 
 def load_described(
-    name: str | os.PathLike[str],
+    name: StrPath,
     task: Task,
     *,
-    adapter: str | os.PathLike[str] | None = None,
+    adapter: StrPath | None = None,
     revision: str | None = None,
     device: str | torch.device | None = None,
     **arguments: Any,

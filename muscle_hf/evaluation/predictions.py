@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.files import check_encoding, json_rows, not_utf8, write_text
+from muscle_hf.files import StrPath, check_encoding, json_rows, not_utf8, write_text
 from muscle_hf.metrics.update import Update
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def item_hash(item: Item) -> str:
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def write_predictions(path: str | os.PathLike[str], predictions: Iterable[Prediction]) -> Path:
+def write_predictions(path: StrPath, predictions: Iterable[Prediction]) -> Path:
     """Write predictions as JSON lines; the file appears whole or not at all.
 
     Args:
@@ -111,7 +110,7 @@ def write_predictions(path: str | os.PathLike[str], predictions: Iterable[Predic
     return write_text(path, (json.dumps(row.to_dict(), ensure_ascii=False) + "\n" for row in predictions))
 
 
-def iter_predictions(path: str | os.PathLike[str]) -> Iterator[Prediction]:
+def iter_predictions(path: StrPath) -> Iterator[Prediction]:
     """Read a prediction file row by row.
 
     Raises:
@@ -132,7 +131,7 @@ def iter_predictions(path: str | os.PathLike[str]) -> Iterator[Prediction]:
         raise not_utf8(source, error) from error
 
 
-def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
+def read_predictions(path: StrPath) -> list[Prediction]:
     """Read a whole prediction file.
 
     Raises:

@@ -11,8 +11,9 @@ from typing import Any
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.builtin import TASKS
-from muscle_hf.evaluation.rows import Rows, find_rows, read_rows
+from muscle_hf.evaluation.rows import Place, Rows, find_rows, read_rows
 from muscle_hf.evaluation.tasks import Item, Source, Task
+from muscle_hf.files import StrPath
 from muscle_hf.user_code import about_to_run
 from muscle_hf.words import did_you_mean
 
@@ -22,7 +23,7 @@ def builtin_tasks() -> list[str]:
     return list(TASKS)
 
 
-def load_task(name: str | os.PathLike[str] | Task) -> Task:
+def load_task(name: StrPath | Task) -> Task:
     """A task by what the user wrote.
 
     Args:
@@ -51,9 +52,7 @@ def load_task(name: str | os.PathLike[str] | Task) -> Task:
     )
 
 
-def load_rows(
-    task: str | os.PathLike[str] | Task, source: str | os.PathLike[str] | Source | None = None, split: str = "test"
-) -> Rows:
+def load_rows(task: StrPath | Task, source: Place | None = None, split: str = "test") -> Rows:
     """The rows of a task's split, as the data set has them.
 
     Args:
@@ -69,9 +68,7 @@ def load_rows(
     return read_rows(place, split, splits=splits)
 
 
-def place_of_rows(
-    task: str | os.PathLike[str] | Task, source: str | os.PathLike[str] | Source | None = None, split: str = "test"
-) -> tuple[str | None, ...]:
+def place_of_rows(task: StrPath | Task, source: Place | None = None, split: str = "test") -> tuple[str | None, ...]:
     """Where :func:`load_rows` finds a split, which may be where it finds another: a file, or a split on the Hub."""
     named, splits = _source_of(load_task(task), source)
     place = find_rows(named, split, splits=splits)
@@ -80,9 +77,7 @@ def place_of_rows(
     return (str(place.resolve()),)
 
 
-def describe_data(
-    task: str | os.PathLike[str] | Task, source: str | os.PathLike[str] | Source | None = None, split: str = "test"
-) -> dict[str, str | None]:
+def describe_data(task: StrPath | Task, source: Place | None = None, split: str = "test") -> dict[str, str | None]:
     """What the origin of predictions says of their data; arguments as of :func:`load_rows`.
 
     Returns:
@@ -93,9 +88,7 @@ def describe_data(
     return {"task": load_task(task).name, **(dict(zip(names, place, strict=True)) if len(place) == len(names) else {})}
 
 
-def _source_of(
-    task: Task, source: str | os.PathLike[str] | Source | None
-) -> tuple[str | os.PathLike[str] | Source, Mapping[str, str]]:
+def _source_of(task: Task, source: Place | None) -> tuple[Place, Mapping[str, str]]:
     """Where the rows are, and the splits that stand in for the task's."""
     if source is None and task.source is None:
         raise MuscleError(f"task {task.name!r} names no data set; say where its rows are")
@@ -103,8 +96,8 @@ def _source_of(
 
 
 def load_items(
-    task: str | os.PathLike[str] | Task,
-    source: str | os.PathLike[str] | Source | None = None,
+    task: StrPath | Task,
+    source: Place | None = None,
     split: str = "test",
     *,
     start: int = 0,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +11,11 @@ from typing import IO, Any
 
 from muscle_hf.errors import MissingDependencyError, MuscleError
 from muscle_hf.evaluation.tasks import Source
-from muscle_hf.files import check_encoding, json_rows, not_utf8, parse_json, read_text
+from muscle_hf.files import StrPath, check_encoding, json_rows, not_utf8, parse_json, read_text
 
 Rows = list[dict[str, Any]]
+# A file, a folder with a file per split, or a dataset on the Hub (its id, or more of it).
+Place = StrPath | Source
 
 # Names that the same split goes by in file names.
 _ALIASES = {
@@ -24,7 +25,7 @@ _ALIASES = {
 }
 
 
-def read_rows(source: str | os.PathLike[str] | Source, split: str, *, splits: Mapping[str, str] | None = None) -> Rows:
+def read_rows(source: Place, split: str, *, splits: Mapping[str, str] | None = None) -> Rows:
     """All rows of a split.
 
     Args:
@@ -44,9 +45,7 @@ def read_rows(source: str | os.PathLike[str] | Source, split: str, *, splits: Ma
     return _with_labels(rows, labels) if labels.is_file() else rows
 
 
-def find_rows(
-    source: str | os.PathLike[str] | Source, split: str, *, splits: Mapping[str, str] | None = None
-) -> Path | Source:
+def find_rows(source: Place, split: str, *, splits: Mapping[str, str] | None = None) -> Path | Source:
     """The file that holds a split, or the dataset on the Hub; arguments and errors as in :func:`read_rows`."""
     if isinstance(source, Source):
         return source

@@ -317,16 +317,11 @@ def cache_of(run: Run, sizes: Mapping[str, ModelSize]) -> float:
     if not run.training.get("teacher_cache"):
         return 0.0
     parts = [part for part in (run.data.train, run.data.validation) if hasattr(part, "__len__")]
-    tokens = sum(map(_trained_tokens, parts))
+    # Tokens that TRL makes are not counted; the first one of a row is nobody's next one.
+    labels = [row["labels"] for part in parts for row in part if "labels" in row]
+    tokens = sum(label != -100 for row in labels for label in row[1:])
     half = run.training.get("bf16") or run.training.get("fp16") or run.settings.dtype in ("bfloat16", "float16")
     return tokens * (2 if half else 4) * (sizes[OLD].width + sizes[NEW].width)
-
-
-def _trained_tokens(rows: Any) -> int:
-    """Of tokenized rows; others, whose tokens TRL makes, are not counted."""
-    labels = [row["labels"] for row in rows if "labels" in row]
-    # The first token is nobody's next one.
-    return sum(sum(label != -100 for label in row[1:]) for row in labels)
 
 
 def describe(run: Run, spread: Spread) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,24 +27,15 @@ def recipes() -> dict[str, Path]:
     root = bundled("recipes")
     files = sorted(root.rglob("*.yaml"))
     # What other files include says nothing about where its results go.
-    return {
-        file.relative_to(root).with_suffix("").as_posix(): file for file in files if "output_dir" in _own_keys(file)
-    }
-
-
-def _own_keys(file: Path) -> list[str]:
-    return [line.split(":")[0] for line in file.read_text(encoding="utf-8").splitlines() if line[:1].isalpha()]
+    whole = [file for file in files if "\noutput_dir:" in "\n" + file.read_text(encoding="utf-8")]
+    return {file.relative_to(root).with_suffix("").as_posix(): file for file in whole}
 
 
 def title_of(file: Path) -> str:
     """What the first sentence of a recipe says that it is."""
     lines = file.read_text(encoding="utf-8").splitlines()
-    words = []
-    for line in lines:
-        if not line.startswith("# ") or line.startswith("#  "):
-            break
-        words.append(line[2:])
-    return " ".join(words).rstrip(":")
+    said = takewhile(lambda line: line.startswith("# ") and not line.startswith("#  "), lines)
+    return " ".join(line[2:] for line in said).rstrip(":")
 
 
 def find_recipe(name: str) -> Path:

@@ -16,7 +16,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from muscle_hf.compare import measure_targets, source_of
+from muscle_hf.compare import compare, measure_targets, source_of
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.predictions import Prediction, read_predictions, write_predictions
 from muscle_hf.evaluation.registry import load_task, python_variable
@@ -25,7 +25,6 @@ from muscle_hf.files import alone, read_json, write_json, write_text
 from muscle_hf.hub.completing import complete_card
 from muscle_hf.hub.publishing import prepare_repository, publish
 from muscle_hf.pipeline import steps
-from muscle_hf.pipeline.card import card_words, complete_run_card
 from muscle_hf.pipeline.config import ModelSettings, RunSettings
 from muscle_hf.pipeline.data import Splits, TrainingData, check_rows, describe_test_data, load_splits
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, Result
@@ -131,11 +130,7 @@ class Run:
             self.adapter(name)
         result = None if self.task is None else self.evaluate()
         if finishes:
-            if self.task is not None:
-                words = card_words(self.settings, self.task)
-                complete_run_card(self.folder / COMPAT, words, load_result_predictions(self.folder))
-            elif self.settings.card:
-                complete_card(self.folder / COMPAT, self.settings.card)
+            self._complete_card()
             if to_hub is not None:
                 publish(self.folder / COMPAT, **to_hub)
         return result
@@ -146,6 +141,21 @@ class Run:
         if not self.settings.compatibility:
             return [OLD, NEW]
         return [OLD, NEW, *([CONTROL] if self.settings.control else []), COMPAT]
+
+    def _complete_card(self) -> None:
+        """On the compatibility adapter's card: the flips, the task, its data set on the Hub, what ``card`` says."""
+        words, flips = dict(self.settings.card), {}
+        if self.task is not None:
+            from_hub = self.settings.data.source is None and self.task.source is not None
+            words = {"task": self.task.name, **({"datasets": [self.task.source.path]} if from_hub else {}), **words}
+            predictions = load_result_predictions(self.folder)
+            # The control is the baseline of the errors that come back.
+            labels = {OLD: "old", NEW: "new", COMPAT: "compat", CONTROL: "control: plain training for as long"}
+            labels = {name: label for name, label in labels.items() if name in predictions}
+            sources = [source_of(predictions[name], name) for name in labels]
+            flips = {"comparison": compare(*sources, labels=list(labels.values())), "label": labels[COMPAT]}
+        if words:
+            complete_card(self.folder / COMPAT, words, **flips)
 
     # ---- Adapters ----
 
