@@ -12,7 +12,6 @@ from transformers import AutoConfig
 
 from muscle_hf import demo
 from muscle_hf.cli.main import main
-from muscle_hf.objective import chunked
 from muscle_hf.pipeline import plan
 from muscle_hf.pipeline.config import (
     DataSettings,
@@ -142,7 +141,6 @@ def test_memory_is_what_a_step_holds(family, name, how, monkeypatch):
     monkeypatch.syspath_prepend(str(folder))
     import memory_estimate
 
-    monkeypatch.setattr(chunked, "_BLOCK_BYTES", 2**40)
     monkeypatch.setattr(memory_estimate, "VOCABULARY", 2048)
     config = memory_estimate.FAMILIES[family]
     for key, value in {
