@@ -117,13 +117,8 @@ def measures(joined: Joined, label: str, options: AnalysisOptions) -> list[d.Mea
         if _COST.search(name) and name in joined.own_columns.get(label, {})
     }
     if not joined.choice:
-        items = sample(joined)
-        pairs["answer length (characters)"] = tuple(
-            np.array(
-                [math.nan if row.answer is None else 1.0 * len(row.answer) for row in joined.details(name, items)]
-            )
-            for name in (old, label)
-        )  # type: ignore[assignment]
+        lengths = [_lengths(joined, name) for name in (old, label)]
+        pairs["answer length (characters)"] = (lengths[0], lengths[1])
     found = []
     for name, (before, after) in pairs.items():
         known = ~np.isnan(before) & ~np.isnan(after)
@@ -132,6 +127,11 @@ def measures(joined: Joined, label: str, options: AnalysisOptions) -> list[d.Mea
             means = float(before[known].mean()), float(after[known].mean())
             found.append(d.Measure(name, *means, change, int(known.sum())))
     return found
+
+
+def _lengths(joined: Joined, label: str) -> NDArray[np.float64]:
+    details = joined.details(label, sample(joined))
+    return np.array([math.nan if row.answer is None else float(len(row.answer)) for row in details])
 
 
 def _numbers_of(column: tuple[NDArray[np.int32], list[Any]]) -> NDArray[np.float64]:

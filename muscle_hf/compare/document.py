@@ -323,7 +323,8 @@ class TaskResult:
 
 def worst_verdict(verdicts: Iterable[GateVerdict]) -> GateVerdict:
     """``fail`` if there is one, else ``too little data`` if there is one, else ``pass``."""
-    return max(verdicts, key=("pass", "too little data", "fail").index, default="pass")
+    found = set(verdicts)
+    return "fail" if "fail" in found else "too little data" if "too little data" in found else "pass"
 
 
 @dataclass(frozen=True)
@@ -439,7 +440,7 @@ class Document:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: a row for each task and updated model."""
-        rows = [("task", "model", "old", "new", "change", "NFR", "verdict")]
+        rows: list[tuple[str, ...]] = [("task", "model", "old", "new", "change", "NFR", "verdict")]
         for task in (*self.totals, *self.tasks):
             for update in task.updates:
                 nfr = update.rates.get("nfr") or update.rates.get("nfr_smooth")

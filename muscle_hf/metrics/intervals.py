@@ -131,7 +131,7 @@ def cluster_sums(columns: NDArray[np.float64], clusters: ArrayLike) -> NDArray[n
     if len(labels) != len(columns):
         raise MuscleError(f"unequal lengths: {len(columns)} items, {len(labels)} cluster labels")
     _, codes = np.unique(labels, return_inverse=True)
-    return np.column_stack([np.bincount(codes, weights=column) for column in columns.T])
+    return np.column_stack([np.bincount(codes, weights=column).astype(np.float64) for column in columns.T])
 
 
 def bootstrap(

@@ -190,14 +190,15 @@ class Update:
     @cached_property
     def by_runs(self) -> bool:
         """Whether the rates are those of the runs, so that exchanging runs says what chance makes of them."""
-        return self.rated and all(
-            np.allclose(value, np.nanmean(runs, 1))
-            for value, runs in zip((self.before, self.after), self.runs, strict=True)  # type: ignore[arg-type]
-        )
+        if self.kind != "correct" or self.runs is None:
+            return False
+        pairs = zip((self.before, self.after), self.runs, strict=True)
+        return all(np.allclose(value, np.nanmean(runs, 1)) for value, runs in pairs)
 
     @cached_property
     def permuted(self) -> tuple[float, float]:
         """Of items right at a rate: p-value of the change, and the NFR that chance alone makes of two equal models."""
+        assert self.runs is not None
         return run_permutation_test(*self.runs, seed=self.seed)
 
     @property
@@ -216,9 +217,10 @@ class Update:
     def _rates_of_answers(self) -> dict[str, Estimate]:
         old, new = self.right
         rates = {"nfr": self.nfr, "pfr": self.pfr}
-        if self.chance is not None and len(old):
+        chance = self.chance
+        if chance is not None and len(old):
             rates["nfr_adjusted"] = self._of_sums(
-                lambda lost, old, new, n: np.maximum(lost / n - guessed_flips(old / n, new / n, self.chance), 0.0)
+                lambda lost, old, new, n: np.maximum(lost / n - guessed_flips(old / n, new / n, chance), 0.0)
             )
         if self.answers is not None and not self.rated:
             if self.choice:

@@ -42,8 +42,9 @@ def trade_off(document: Document, task: TaskResult) -> TradeOff:
         (w.percent, w.show_quality(task)),
         min(w.limits(document, task), default=None),
     )
-    told = [(letter, label) for label, letter in short.items() if letter != label]
-    rows = [tag("li", tag("b", letter), f" {w.name(label)}") for letter, label in told]
+    roles = {update.label: " (control)" if update.role == "control" else "" for update, _ in rated}
+    told = [(letter, w.name(label) + roles[label]) for label, letter in short.items() if letter != label]
+    rows = [tag("li", tag("b", letter), f" {name}") for letter, name in told]
     return TradeOff(picture, tag("ul", rows, class_="legend") if rows else Markup())
 
 

@@ -50,10 +50,8 @@ def page(template: str, script: str = "", **context: Any) -> str:
         context: What the template shows.
     """
     style = asset("charts.css") + asset("report.css")
-    shared = {"w": w, "charts": charts, "one_line": one_line}
-    return render_template(
-        template, style=Markup(style), script=Markup(script), csp=_policy(script, style), **shared, **context
-    )
+    shared = {"w": w, "charts": charts, "one_line": one_line, "csp": _policy(script, style)}
+    return render_template(template, {**shared, "style": Markup(style), "script": Markup(script), **context})
 
 
 def _policy(script: str, style: str) -> Markup:

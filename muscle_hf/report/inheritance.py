@@ -111,7 +111,7 @@ def slice_rows(task: TaskResult, limit: int) -> list[tuple[str, ...]]:
             counted(piece.inherited),
         )
         for update, found in audited(task)
-        for piece in [p for p in found.slices if p.returned.count and p.returned.total >= ENOUGH][:limit]
+        for piece in [p for p in found.slices if p.returned.count and (p.returned.total or 0) >= ENOUGH][:limit]
     ]
 
 

@@ -62,12 +62,12 @@ def _attribute(key: str, value: str | int | float | bool | None) -> str:
 
 def asset(name: str) -> str:
     """A file of the reports' assets."""
-    return files("muscle_hf.report").joinpath("assets", name).read_text(encoding="utf-8")
+    return (files("muscle_hf.report") / "assets" / name).read_text(encoding="utf-8")
 
 
-def render(template: str, **context: Any) -> str:
+def render(template: str, context: dict[str, Any]) -> str:
     """A page from a template in the assets; what stands in it from data is made harmless as in :func:`tag`."""
-    return _templates().get_template(template).render(**context)
+    return _templates().get_template(template).render(context)
 
 
 @cache

@@ -36,7 +36,7 @@ def render(
     Everything from data goes through :func:`muscle_hf.report.text.one_line` and into ``Text`` objects, so neither
     terminal control sequences nor rich's own markup in it have any effect.
     """
-    console = console or Console()
+    console = Console() if console is None else console
     shown = len(document.warnings) if full else _WARNINGS
     print_warnings([f"{task.name}: {task.doubt}" for task in document.tasks if task.doubt], console)
     print_warnings(document.warnings[:shown], console)
