@@ -40,8 +40,9 @@ def slice_columns(joined: Joined, wanted: Sequence[str] | None) -> dict[str, tup
     if wanted is None:
         wanted = [
             name
-            for name, (_, values) in joined.columns.items()
-            if len(values) in _CATEGORIES and len(joined.ids) >= _ITEMS_PER_VALUE * len(values)
+            for name, (codes, _) in joined.columns.items()
+            if (found := len(np.unique(codes[codes >= 0]))) in _CATEGORIES
+            and len(joined.ids) >= _ITEMS_PER_VALUE * found
         ]
     return {name: _labelled(name, *_column(joined, name)) for name in wanted}
 
