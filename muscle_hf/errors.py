@@ -4,8 +4,6 @@ import importlib.metadata
 import re
 import shlex
 
-from muscle_hf.console import python
-
 
 class MuscleError(ValueError):
     """Something in the input is wrong; the message says what it is and what to do."""
@@ -15,10 +13,16 @@ class MismatchError(MuscleError):
     """An adapter and what it is put on, or its own record, do not belong together."""
 
 
+class SaveError(MuscleError):
+    """Something could not be written; what was saved before is whole."""
+
+
 class MissingDependencyError(MuscleError, ImportError):
     """An optional package is needed for this feature and is not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str):
+        from muscle_hf.console import python
+
         super().__init__(f"{purpose} needs {package}; install it with: {python()} -m pip install {_of_extra(extra)}")
 
 

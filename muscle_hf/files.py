@@ -14,17 +14,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from muscle_hf.errors import MuscleError
+from muscle_hf.errors import MuscleError, SaveError
 
 StrPath = str | os.PathLike[str]
 
 # Files that hold answers or rows, as opposed to reports beside them.
 LOG_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-
-
-class SaveError(MuscleError):
-    """Something could not be written; what was saved before is whole."""
 
 
 # ---- Reading ----

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from muscle_hf.errors import MismatchError, MuscleError
-from muscle_hf.files import read_json
 
 PROVENANCE_FILE = "muscle_provenance.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -26,6 +25,8 @@ def read_provenance(folder: str | os.PathLike) -> dict[str, Any]:
     file = Path(folder, PROVENANCE_FILE)
     if not file.is_file():
         raise MuscleError(f"{folder} has no {PROVENANCE_FILE}: it was not saved by MuscleTrainer")
+    from muscle_hf.files import read_json
+
     content = read_json(file)
     if content.get("format") != FORMAT:
         raise MuscleError(f"{file} has format {content.get('format')}; this version reads format {FORMAT}: upgrade")

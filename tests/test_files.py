@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from muscle_hf.cli.main import main
-from muscle_hf.errors import MuscleError
+from muscle_hf.errors import MuscleError, SaveError
 from muscle_hf.evaluation.predictions import read_predictions
 from muscle_hf.evaluation.rows import read_file
-from muscle_hf.files import SaveError, check_outputs, read_json, read_yaml, write_json, write_text
+from muscle_hf.files import check_outputs, read_json, read_yaml, write_json, write_text
 from muscle_hf.words import did_you_mean
 
 ROWS = [{"id": i, "prediction": i % 3, "target": 0} for i in range(60)]

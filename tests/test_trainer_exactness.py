@@ -16,6 +16,7 @@ from builders import with_lora
 from transformers import TrainerCallback
 
 from muscle_hf.teachers import ModelTeacher
+from muscle_hf.training.calibration import calibrated
 
 
 class Gradients(TrainerCallback):
@@ -99,10 +100,7 @@ def evaluated(trainer, rows=7, batch=3):
     trainer.args.per_device_eval_batch_size = batch
     trainer.eval_dataset = half_right_rows()[:rows]
     metrics = {name: value for name, value in trainer.evaluate().items() if builders.is_figure(name)}
-    trainer.calibrate_teachers()
-    found = {**metrics, **trainer.teacher_temperatures}
-    trainer.teacher_temperatures.update(old=1.0, new=1.0)
-    return found
+    return {**metrics, **calibrated(trainer)}
 
 
 def launch(folder: Path, processes: int) -> list[dict]:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from muscle_hf.errors import MuscleError
+from muscle_hf.errors import MuscleError, SaveError
 from muscle_hf.evaluation.predictions import item_hash
 from muscle_hf.evaluation.tasks import Item, Task
-from muscle_hf.files import SaveError, StrPath, json_rows, write_text
+from muscle_hf.files import StrPath, json_rows, write_text
 
 
 class PartialAnswers:

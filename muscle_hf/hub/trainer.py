@@ -16,11 +16,10 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 
 from muscle_hf.compat.transformers import PushInProgress
-from muscle_hf.errors import MuscleError
+from muscle_hf.errors import MuscleError, SaveError
 from muscle_hf.record import PROVENANCE_FILE
 from muscle_hf.teachers.origin import local_model_folder, origin_of
 from muscle_hf.teachers.weights import base_of
-from muscle_hf.training.checkpoints import SaveError
 
 if TYPE_CHECKING:
     from muscle_hf.hub.state import CardState

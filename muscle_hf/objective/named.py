@@ -16,7 +16,6 @@ from torch import Tensor
 from muscle_hf.errors import MuscleError
 from muscle_hf.objective.divergence import label_log_likelihood
 from muscle_hf.objective.masks import Mask, MaskFunction, widest_float
-from muscle_hf.user_code import about_to_run
 
 _STUDENT, _OLD, _NEW = (frozenset({name}) for name in ("student", "old", "new"))
 _BOTH = _OLD | _NEW
@@ -222,6 +221,8 @@ def resolve_mask(mask: str | MaskFunction | Mask) -> Mask:
             f"unknown mask {mask!r}; choose one of {', '.join(MASK_NAMES)}, or name a function of your own as "
             "'package.module:function'"
         )
+    from muscle_hf.user_code import about_to_run
+
     about_to_run(f"the Python module {module}, for the mask {function!r}")
     try:
         return Mask(mask, getattr(importlib.import_module(module), function))

@@ -16,7 +16,6 @@ from torch import nn
 
 from muscle_hf.compat.peft import AuxiliaryTrainingWrapper, BaseTuner, BaseTunerLayer
 from muscle_hf.errors import MuscleError
-from muscle_hf.files import readable
 from muscle_hf.teachers.sharing import can_share, file_adds_only, same_base_after, starts_neutral
 
 # What the compatibility adapter is called in the model: `Trainer` saves and reloads only this name at the root of a
@@ -171,6 +170,8 @@ def read_adapter(model: PeftModel, name: str, folder: Path) -> None:
     if not file.is_file():
         raise MuscleError(f"{folder} holds no {SAFETENSORS_WEIGHTS_NAME}; pickled adapters are not read")
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    from muscle_hf.files import readable
+
     with readable(f"the weights in {folder}"):
         weights = load_file(file)
     try:

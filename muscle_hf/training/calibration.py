@@ -62,14 +62,44 @@ def fitted_temperature(costs: Tensor) -> float:
     return float((LOG_TEMPERATURES[least] + shift * step).exp())
 
 
-class CalibrateAtStart(TrainerCallback):
-    """Calls a trainer's ``calibrate_teachers`` when its training starts."""
+class CalibrateTeachers(TrainerCallback):
+    """Sets and logs ``teacher_temperatures`` of a trainer when its training starts.
 
-    def __init__(self, calibrate_teachers: Callable[[], None]):
-        self._calibrate = calibrate_teachers
+    Args:
+        trainer: Of which ``args.calibrate_teachers`` is set.
+
+    Raises:
+        MuscleError: There are no rows to fit on, or the cache keeps probabilities of another temperature.
+    """
+
+    def __init__(self, trainer: Any):
+        if not trainer.eval_dataset:
+            raise MuscleError(
+                "calibrate_teachers fits the teachers' temperatures on rows that neither task adapter was trained on; "
+                "pass them as eval_dataset"
+            )
+        if trainer.settings.teacher_cache_top_k:
+            raise MuscleError(
+                "a cache with teacher_cache_top_k keeps probabilities, which calibrate_teachers would have to change; "
+                "leave one of the two out"
+            )
+        self._trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._calibrate()
+        found = calibrated(self._trainer)
+        self._trainer.teacher_temperatures.update(found)
+        self._trainer.log({f"{role}_teacher_temperature": value for role, value in found.items()})
+
+
+def calibrated(trainer: Any) -> dict[str, float]:
+    """The temperature of each teacher of a trainer, fitted on the labels of its ``eval_dataset``, or of several."""
+    several = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else [None]
+    inputs = (inputs for name in several for inputs in trainer.get_eval_dataloader(name))
+    batches = (trainer.batch_of(trainer._prepare_inputs(batch)) for batch in inputs)
+    held_out = ((batch, *trainer.data_rows(batch)) for batch in batches)
+    # The gathering that drops rows repeated to fill the last batch.
+    gather = trainer.accelerator.gather_for_metrics
+    return calibrate(list(trainer.teachers), held_out, trainer.logits_of_teacher, gather)
 
 
 def calibrate(

@@ -15,7 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from muscle_hf.files import SaveError
+from muscle_hf.errors import SaveError
 
 logger = logging.get_logger(__name__)
 

@@ -113,10 +113,9 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         self._eval_sums: Tensor | None = None
         self.teacher_temperatures = dict.fromkeys(self.teachers, 1.0)
         if self.settings.calibrate_teachers:
-            self._require_held_out()
-            from muscle_hf.training.calibration import CalibrateAtStart
+            from muscle_hf.training.calibration import CalibrateTeachers
 
-            self.add_callback(CalibrateAtStart(self.calibrate_teachers))
+            self.add_callback(CalibrateTeachers(self))
         self._step = self._make_step()
         if is_sharded(self.accelerator):
             # From here on no process has whole weights any more to hash.
@@ -213,10 +212,8 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         labelled = self.datasets()["train"]
         if not isinstance(labelled, Sized) or not len(labelled):
             return 0, 0
-        rows, tokens = (
-            len(self.train_dataset),
-            count_trained(*self.rows_and_collator(labelled, "training"), self.trained_labels),
-        )
+        rows = len(self.train_dataset)
+        tokens = count_trained(*self.rows_and_collator(labelled, "training"), self.trained_labels)
         # Transfer rows may have no answers yet; they are taken to be as long as the others.
         return rows, round(tokens * rows / len(labelled))
 
@@ -504,34 +501,3 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         # With auto_find_batch_size it begins anew after a batch that was too large.
         self._train_sums = None
         return super()._inner_training_loop(*args, **kwargs)
-
-    # ---- Calibration ----
-
-    def _require_held_out(self) -> None:
-        if not self.eval_dataset:
-            raise MuscleError(
-                "calibrate_teachers fits the teachers' temperatures on rows that neither task adapter was trained on; "
-                "pass them as eval_dataset"
-            )
-        if self.settings.teacher_cache_top_k:
-            raise MuscleError(
-                "a cache with teacher_cache_top_k keeps probabilities, which calibrate_teachers would have to change; "
-                "leave one of the two out"
-            )
-
-    def calibrate_teachers(self) -> None:
-        """Set and log ``teacher_temperatures``, fitted on the labels of ``eval_dataset``.
-
-        Raises:
-            MuscleError: The rows have no trained token, or a teacher's logits are not finite there.
-        """
-        from muscle_hf.training.calibration import calibrate
-
-        several = self.eval_dataset if isinstance(self.eval_dataset, dict) else [None]
-        inputs = (inputs for name in several for inputs in self.get_eval_dataloader(name))
-        batches = (self.batch_of(self._prepare_inputs(batch)) for batch in inputs)
-        held_out = ((batch, *self.data_rows(batch)) for batch in batches)
-        # The gathering that drops rows repeated to fill the last batch.
-        gather = self.accelerator.gather_for_metrics
-        self.teacher_temperatures.update(calibrate(list(self.teachers), held_out, self.logits_of_teacher, gather))
-        self.log({f"{role}_teacher_temperature": value for role, value in self.teacher_temperatures.items()})

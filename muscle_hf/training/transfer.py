@@ -10,7 +10,6 @@ from transformers import TrainerCallback
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.sharding import is_sharded
-from muscle_hf.training.transfer_rows import AnsweredRows, MarkingCollator, MixedRows, Models, check_columns
 
 
 class TransferMixin:
@@ -25,9 +24,12 @@ class TransferMixin:
         Raises:
             MuscleError: They cannot be mixed with the training rows.
         """
-        self._transfer = transfer
+        self._transfer, self._answered = transfer, False
         if transfer is None:
             return
+        from muscle_hf.training.transfer_rows import AnsweredRows, MarkingCollator, MixedRows, check_columns
+
+        self._answered = isinstance(transfer, AnsweredRows)
         if not isinstance(self.train_dataset, Sized) or isinstance(self.train_dataset, IterableDataset):
             raise MuscleError("transfer_dataset needs a train_dataset with a length: it is mixed with its rows")
         if self.compute_loss_func is not None:
@@ -37,7 +39,7 @@ class TransferMixin:
                 "with dataloader_persistent_workers=True the workers keep the rows of the first epoch, but those of "
                 "transfer_dataset change from epoch to epoch; leave it out (dataloader_num_workers may stay)"
             )
-        if isinstance(self._transfer, AnsweredRows):
+        if self._answered:
             if not self.kind.shifts_labels:
                 raise MuscleError(
                     f"answers to transfer prompts are made for causal LMs; for a {self.kind.name} model pass rows as "
@@ -60,7 +62,7 @@ class TransferMixin:
         self.data_collator = MarkingCollator(self.data_collator)
         self._signature_columns = None
         self.add_callback(TransferEpochs(self))
-        if not isinstance(self._transfer, AnsweredRows):
+        if not self._answered:
             self._check_transfer_rows()
 
     def _check_transfer_rows(self) -> None:
@@ -74,8 +76,10 @@ class TransferMixin:
             epoch: From 0.
             resumes: Whether training goes on from a checkpoint, and with the answers that were made before it.
         """
-        if not isinstance(self._transfer, AnsweredRows):
+        if not self._answered:
             return
+        from muscle_hf.training.transfer_rows import Models
+
         if not resumes:
             if self.args.should_save:
                 self._transfer.forget(self.args.output_dir)
@@ -98,7 +102,7 @@ class TransferMixin:
     def datasets(self) -> dict[str, Any]:
         """What is trained and evaluated on: ``train`` and ``eval``, and with transfer rows ``transfer``."""
         found = {"train": self.train_dataset, "eval": self.eval_dataset}
-        if isinstance(self.train_dataset, MixedRows):
+        if self._transfer is not None:
             found["train"] = self.train_dataset.labelled
             found["transfer"] = self._transfer
         return found
