@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from muscle_hf.cli.main import main
+from muscle_hf.compare import compare
 from muscle_hf.errors import MuscleError, SaveError
 from muscle_hf.evaluation.predictions import read_predictions
 from muscle_hf.evaluation.rows import read_file
@@ -162,10 +163,14 @@ def test_utf16_files_are_named_as_such(read, encoding, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "tsv"])
-def test_utf16_logs_are_named_as_such(suffix, sides, tmp_path, capsys):
-    (tmp_path / f"log.{suffix}").write_text("id,prediction,target\n1,0,0\n", encoding="utf-16")
-    assert main(["compare", sides[0], str(tmp_path / f"log.{suffix}")]) == 2
-    assert "UTF-16" in capsys.readouterr().err
+def test_utf16_logs_are_read(suffix, tmp_path):
+    rows = {"jsonl": '{"id": 1, "prediction": "é", "target": "é"}\n', "csv": "id,prediction,target\n1,é,é\n"}
+    text = rows["jsonl" if suffix == "jsonl" else "csv"].replace(",", "\t" if suffix == "tsv" else ",")
+    for encoding in ("utf-8", "utf-16"):
+        (tmp_path / f"{encoding}.{suffix}").write_text(text, encoding=encoding)
+    document = compare(*(tmp_path / f"{encoding}.{suffix}" for encoding in ("utf-8", "utf-16")))
+    assert document.tasks[0].items == 1
+    assert document.tasks[0].accuracy_old.value == document.tasks[0].updates[0].accuracy.value == 1
 
 
 @pytest.mark.parametrize("read", [read_json, read_yaml, read_predictions, lambda path: read_file(path)])
