@@ -81,7 +81,9 @@ def patient_output() -> Iterator[None]:
         sys.stdout, sys.stderr = former
 
 
-def _patient(stream: io.TextIOBase) -> io.TextIOBase:
+def _patient(stream: io.TextIOBase | None) -> io.TextIOBase:
+    if stream is None:  # closed by whoever started this (`>&-`)
+        return open(os.devnull, "w", encoding="utf-8")
     if not isinstance(stream, io.TextIOWrapper):
         return stream
     stream.reconfigure(errors="backslashreplace")

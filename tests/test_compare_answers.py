@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,7 @@ BUDGET = Budget(limits={"max_nfr": {"*": 0.05}, "max_regression": {"*": 0.03}})
         ("1e3", 1000),
         (-0.0, 0),
         (2**64, str(2**64)),
+        (Decimal("1.50"), 1.5),
         ({"b": 1, "a": [2]}, {"a": [2], "b": 1}),
     ],
 )

@@ -323,6 +323,7 @@ def test_bad_plain_files(content, options, message, tmp_path):
         ("id,correct\n1,1,9\n", "line 2: more fields"),
         ('id,correct\n1,"1\n', "not valid CSV|fewer"),
         ("id,correct\n", "no predictions"),
+        ("id,correct,correct\n1,1,0\n", "'correct'"),
     ],
 )
 def test_bad_csv(content, message, tmp_path):

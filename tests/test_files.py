@@ -128,6 +128,10 @@ def test_a_reader_who_leaves_does_not_change_the_gate(limit, code, sides, tmp_pa
     ended = subprocess.run(["bash", "-c", shell], stderr=subprocess.PIPE, text=True, timeout=120)
     assert int((tmp_path / "code").read_text()) == code
     assert page.is_file() and not ended.stderr
+    # Closed before the start, as services do.
+    shell = f"{command}; echo $? > {tmp_path}/code"
+    subprocess.run(["bash", "-c", f"({shell}) >&- 2>&-"], timeout=120)
+    assert int((tmp_path / "code").read_text()) == code
 
 
 @posix

@@ -61,8 +61,8 @@ def normal(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, int):
         return str(value)
-    if isinstance(value, float):
-        return _digits(repr(value)) if math.isfinite(value) else str(value)
+    if isinstance(value, (float, Decimal)):  # a Decimal keeps its zeros: 1.50
+        return _digits(str(value)) if math.isfinite(value) else str(value)
     if isinstance(value, (list, tuple, Mapping)):
         return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
     return str(value)

@@ -266,6 +266,9 @@ def _csv_rows(file: Path, stream: IO[bytes]) -> list[Row]:
     reader = csv.DictReader(lines, delimiter=delimiter, restkey=_MORE, strict=True)  # type: ignore[type-var]
     rows = []
     try:
+        names = [name for name in reader.fieldnames or [] if name]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise MuscleError(f"{file}: the header names {twice!r} twice; give each column a name of its own")
         for row in reader:
             if _MORE in row or None in row.values():
                 raise MuscleError(
