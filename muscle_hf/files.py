@@ -107,6 +107,19 @@ def read_json(path: StrPath, what: str = "file") -> Any:
     return parse_json(read_text(path, what), str(path))
 
 
+def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
+    """As :func:`parse_json`, of a JSON object; anything else is refused."""
+    value = parse_json(text, where)
+    if not isinstance(value, dict):
+        raise MuscleError(f"{where}: expected an object with named fields")
+    return value
+
+
+def read_object(path: StrPath, what: str = "file") -> dict[str, Any]:
+    """The JSON object in a file; arguments and errors as of :func:`read_text` and :func:`parse_object`."""
+    return parse_object(read_text(path, what), str(path))
+
+
 def read_yaml(path: StrPath, what: str = "file") -> Any:
     """The value in a YAML file; arguments and errors as of :func:`read_text`, and it may not be YAML."""
     import yaml

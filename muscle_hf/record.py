@@ -14,23 +14,37 @@ from muscle_hf.errors import MismatchError, MuscleError
 PROVENANCE_FILE = "muscle_provenance.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 FORMAT = 1
+_PARTS = ("objective", "training", "data", "packages", "metrics")
+_BASE_FIELDS = ("name", "revision", "on_hub", "architecture", "dtype", "quantization", "sha256")
 
 
 def read_provenance(folder: str | os.PathLike) -> dict[str, Any]:
-    """The provenance of a saved compatibility adapter.
+    """The provenance of a saved compatibility adapter, which may come from anybody, whole.
 
     Raises:
-        MuscleError: There is none, or it is of a later format.
+        MuscleError: There is none, parts of it are missing, or it is of a later format.
     """
     file = Path(folder, PROVENANCE_FILE)
     if not file.is_file():
         raise MuscleError(f"{folder} has no {PROVENANCE_FILE}: it was not saved by MuscleTrainer")
-    from muscle_hf.files import read_json
+    from muscle_hf.files import read_object
 
-    content = read_json(file)
+    content = read_object(file)
     if content.get("format") != FORMAT:
         raise MuscleError(f"{file} has format {content.get('format')}; this version reads format {FORMAT}: upgrade")
+    missing = [name for name in _PARTS if not isinstance(content.get(name), Mapping)]
+    for role in ("old", "new"):
+        side = _mapping(content.get(role))
+        base = _mapping(side.get("base"))
+        missing += [f"{role}.base.{name}" for name in _BASE_FIELDS if name not in base]
+        missing += [] if "adapter" in side else [f"{role}.adapter"]
+    if missing:
+        raise MuscleError(f"{file} is damaged: it lacks {', '.join(missing)}")
     return content
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def check_weights(folder: str | os.PathLike, provenance: Mapping[str, Any]) -> bool:

@@ -61,6 +61,17 @@ def test_pull_at_a_revision(bases: HubServer, adapter: Path, capsys: pytest.Capt
     assert first in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("damage", [b"", b'{"format": 1', b"[]", b"null", b"[" * 99_999, b"\xff\xfe{\0}\0"])
+def test_no_damaged_file_of_a_folder_is_a_crash(bases: HubServer, adapter: Path, damage: bytes):
+    for name in ("adapter_config.json", "muscle_provenance.json", "muscle_card.json", "tokenizer_config.json"):
+        before = (adapter / name).read_bytes()
+        (adapter / name).write_bytes(damage)
+        done = [main([*words]) for words in (("push", str(adapter), REPO, "--dry-run"), ("pull", str(adapter)))]
+        done.append(main(["card", str(adapter)]))
+        assert set(done) <= {0, 2} and 2 in done, name
+        (adapter / name).write_bytes(before)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

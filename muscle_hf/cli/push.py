@@ -30,8 +30,8 @@ def run(args: argparse.Namespace) -> int:
     from muscle_hf.console import command
     from muscle_hf.hub import publish
     from muscle_hf.hub.files import pack
-    from muscle_hf.hub.state import provenance_in
     from muscle_hf.hub.text import plain
+    from muscle_hf.record import read_provenance
 
     if args.dry_run:
         parcel = pack(args.folder, args.repo, base_model=args.base_model, keep_card=args.keep_card)
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"unchanged: {len(done.unchanged)} files")
     _say(done.left_out, done.notes)
     # A base that is no repository must be at hand where the adapter is loaded.
-    local = args.base_model is None and not provenance_in(args.folder)["new"]["base"]["on_hub"]
+    local = args.base_model is None and not read_provenance(args.folder)["new"]["base"]["on_hub"]
     print(
         f"{done.commit.commit_url}\n"
         f"Use it: {command('pull', done.repo_id, *(['--base-model', 'FOLDER'] if local else []))}, or "

@@ -61,7 +61,7 @@ def load_described(
     if adapter is not None and found is None:
         raise MuscleError(f"{adapter} is not an adapter but a model; name it alone")
     override = name if adapter is not None else None
-    base = os.fspath(override or (found.config.base_model_name_or_path if found else name))
+    base = os.fspath(override or (found.base if found else name))
     model = load_task_model(source, _kind(task, base, fetch), base_model=override, revision=revision, **arguments)
     if "device_map" not in arguments:
         model.to(device or torch.accelerator.current_accelerator() or "cpu")

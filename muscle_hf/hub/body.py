@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -11,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.files import read_object
 from muscle_hf.hub.licenses import License, inherited_license
 from muscle_hf.hub.origins import check_origins
 from muscle_hf.hub.serving import serving_problems
-from muscle_hf.hub.state import CardState, load_metrics, provenance_in, worst_slices
+from muscle_hf.hub.state import CardState, load_metrics, worst_slices
 from muscle_hf.hub.text import plain
 from muscle_hf.metrics import Estimate
+from muscle_hf.record import read_provenance
 from muscle_hf.report.inheritance import ENOUGH
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -64,13 +65,13 @@ class Card:
         Raises:
             MuscleError: It holds no compatibility adapter.
         """
-        provenance = provenance_in(folder)
+        provenance = read_provenance(folder)
         config_file = Path(folder, ADAPTER_CONFIG)
         if not config_file.is_file():
             raise MuscleError(f"{folder} has no {ADAPTER_CONFIG}: it is not the folder of a saved adapter")
         return cls(
             provenance=provenance,
-            config=json.loads(config_file.read_text(encoding="utf-8")),
+            config=read_object(config_file),
             state=CardState.load(folder),
             comparison=load_metrics(folder, provenance.get("adapter_sha256")),
             repo_id=repo_id,

@@ -14,8 +14,8 @@ from muscle_hf.hub.body import ADAPTER_CONFIG, REPORT_FILE
 from muscle_hf.hub.card import CARD_FILE, write_card
 from muscle_hf.hub.files import is_card, pack
 from muscle_hf.hub.origins import check_origins
-from muscle_hf.hub.state import CardState, provenance_in, save_metrics, trimmed_comparison
-from muscle_hf.record import PROVENANCE_FILE
+from muscle_hf.hub.state import CardState, save_metrics, trimmed_comparison
+from muscle_hf.record import PROVENANCE_FILE, read_provenance
 from muscle_hf.training.checkpoints import staged
 
 
@@ -43,7 +43,7 @@ def complete_card(
         MuscleError: The folder holds no compatibility adapter, or the comparison is none.
         MismatchError: The comparison's answers were given by other models than this adapter and those before it.
     """
-    provenance = provenance_in(folder)
+    provenance = read_provenance(folder)
     state = replace(CardState.load(folder), **dict(changes or {}))
     if comparison is None and examples:
         raise MuscleError("examples come from a comparison: name one")

@@ -16,8 +16,7 @@ from muscle_hf.hub.body import ADAPTER_CONFIG
 from muscle_hf.hub.errors import hub_errors
 from muscle_hf.hub.files import ADAPTER_FILES, WEIGHTS_FILE, is_published, is_safe_path, valid_repo_id
 from muscle_hf.hub.publishing import hub_api
-from muscle_hf.hub.state import provenance_in
-from muscle_hf.record import PROVENANCE_FILE, check_weights
+from muscle_hf.record import PROVENANCE_FILE, check_weights, read_provenance
 
 logger = logging.get_logger(__name__)
 
@@ -72,7 +71,7 @@ def fetch(
         raise MuscleError(f"{name} is neither a folder nor a repository's id (NAMESPACE/NAME)")
     else:
         folder, commit = _download(name, revision, token, cache_dir)
-    provenance = provenance_in(folder)
+    provenance = read_provenance(folder)
     check_weights(folder, provenance)
     return Fetched(folder, name, commit, provenance)
 

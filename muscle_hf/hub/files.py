@@ -14,10 +14,11 @@ from typing import Any
 from huggingface_hub.utils import get_token, validate_repo_id
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.files import parse_json, parse_object
 from muscle_hf.hub.body import ADAPTER_CONFIG, REPORT_FILE
 from muscle_hf.hub.card import CARD_FILE, is_ours, render_card
-from muscle_hf.hub.state import CARD_STATE_FILE, METRICS_FILE, CardState, load_metrics, provenance_in
-from muscle_hf.record import PROVENANCE_FILE, WEIGHTS_FILE, check_weights
+from muscle_hf.hub.state import CARD_STATE_FILE, METRICS_FILE, CardState, load_metrics
+from muscle_hf.record import PROVENANCE_FILE, WEIGHTS_FILE, check_weights, read_provenance
 
 # Everything that is published or fetched, and nothing else: no checkpoints, optimizer states, pickles, caches or code.
 ADAPTER_FILES = (ADAPTER_CONFIG, WEIGHTS_FILE, PROVENANCE_FILE)
@@ -129,7 +130,7 @@ def pack(
             f"{folder} is not the folder of a saved compatibility adapter: it has no {', '.join(missing)}. Pass the "
             "output_dir of a MuscleTrainer (or one of its checkpoints)"
         )
-    provenance = provenance_in(folder)
+    provenance = read_provenance(folder)
     checked = check_weights(folder, provenance)
     others = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     parcel = Parcel(dict(contents), sorted(name for name in others if name not in contents))
@@ -153,7 +154,7 @@ def _name_base(parcel: Parcel, provenance: dict[str, Any], base_model: str | Non
     if base_model is not None:
         base.update(name=base_model, revision=base_revision, on_hub=True)
         parcel.contents[PROVENANCE_FILE] = _json(provenance)
-    config = json.loads(_text(parcel.contents[ADAPTER_CONFIG]))
+    config = parse_object(_text(parcel.contents[ADAPTER_CONFIG]), ADAPTER_CONFIG)
     name, revision = base["name"], base["revision"]
     if name is None:
         name = Path(str(config.get("base_model_name_or_path") or "unknown")).name
@@ -214,7 +215,7 @@ def _refuse_secrets(parcel: Parcel, folder: Path, token: str | bool | None) -> N
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in _FREE_TEXT):
             continue
         found = next((place for place in places if re.search(re.escape(place) + r"(?=[/\\\"'\s]|$)", text)), None)
-        found = found or (_local_path_in(json.loads(text)) if name.endswith(".json") else None)
+        found = found or (_local_path_in(parse_json(text, name)) if name.endswith(".json") else None)
         if found:
             raise MuscleError(
                 f"{name} names a place on this machine ({found}); nothing was uploaded. Replace it in the file, or "

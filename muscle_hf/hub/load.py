@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from muscle_hf.errors import MismatchError, MuscleError
+from muscle_hf.files import readable
 from muscle_hf.hub.body import ADAPTER_CONFIG
 from muscle_hf.hub.errors import hub_errors
 from muscle_hf.hub.fetching import Fetched, fetch
@@ -150,10 +151,8 @@ def _tokenizer(
     own = any((fetched.folder / name).is_file() for name in TOKENIZER_FILES if name.startswith("tokenizer"))
     where = str(fetched.folder) if own else source
     revision = {} if own or os.path.isdir(source) else {"revision": source_revision or "main"}
-    try:
+    with readable(f"the tokenizer of {fetched.repo_id}"):
         return AutoTokenizer.from_pretrained(where, trust_remote_code=False, **revision, **access)
-    except (OSError, ValueError) as error:
-        raise MuscleError(f"the tokenizer of {fetched.repo_id} cannot be loaded: {error}") from error
 
 
 def _config_problems(fetched: Fetched, config: PeftConfig) -> list[str]:

@@ -17,8 +17,8 @@ import muscle_hf
 from muscle_hf.errors import MuscleError
 from muscle_hf.hub.errors import hub_errors
 from muscle_hf.hub.files import WEIGHTS_FILE, Parcel, is_card, is_published, pack, valid_repo_id
-from muscle_hf.hub.state import CardState, provenance_in
-from muscle_hf.record import PROVENANCE_FILE
+from muscle_hf.hub.state import CardState
+from muscle_hf.record import PROVENANCE_FILE, read_provenance
 
 _AFTERWARDS = (
     "Nothing local was changed, and the repository has all of an upload or none of it: mend that and run the same "
@@ -229,7 +229,7 @@ def _licenses(folder: Path, api: HfApi, base_model: str | None) -> dict[str, str
 
     A base whose page cannot be read (gated, or gone) stays unknown, which the card then says.
     """
-    state, provenance = CardState.load(folder), provenance_in(folder)
+    state, provenance = CardState.load(folder), read_provenance(folder)
     found = {}
     for name, role in (("license_old", "old"), ("license_new", "new")):
         base = provenance[role]["base"]

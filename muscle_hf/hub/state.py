@@ -8,7 +8,6 @@ Three files beside the weights hold everything that a card says, so that it can 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -17,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.files import read_json, write_json
-from muscle_hf.record import PROVENANCE_FILE, read_provenance
+from muscle_hf.files import read_object, write_json
 
 CARD_STATE_FILE = "muscle_card.json"
 METRICS_FILE = "muscle_metrics.json"
@@ -32,35 +30,6 @@ PUBLISHER_FIELDS = (
     *("title", "summary", "task", "language", "datasets", "tags", "license", "license_old", "license_new"),
     *("base_note", "notes", "made_by"),
 )
-_BASE_FIELDS = ("name", "revision", "on_hub", "architecture", "dtype", "quantization", "sha256")
-
-
-def provenance_in(folder: str | os.PathLike) -> dict[str, Any]:
-    """The provenance in a folder that may come from anybody, whole.
-
-    Raises:
-        MuscleError: There is none, or parts of it are missing.
-    """
-    try:
-        content = read_provenance(folder)
-        missing = [
-            f"{role}.base.{name}"
-            for role in ("old", "new")
-            for name in _BASE_FIELDS
-            if name not in content[role]["base"] or "adapter" not in content[role]
-        ]
-        missing += [
-            name for name in ("objective", "training", "data", "packages", "metrics") if not _mapping(content, name)
-        ]
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise MuscleError(f"{PROVENANCE_FILE} in {folder} is damaged ({type(error).__name__}: {error})") from error
-    if missing:
-        raise MuscleError(f"{PROVENANCE_FILE} in {folder} is damaged: it lacks {', '.join(missing)}")
-    return content
-
-
-def _mapping(content: Mapping[str, Any], name: str) -> bool:
-    return isinstance(content[name], Mapping)
 
 
 @dataclass
@@ -230,10 +199,10 @@ def _read(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        content = read_json(file)
+        content = read_object(file)
     except MuscleError as error:
         raise MuscleError(f"{error}; delete it to start anew") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if content.get("format") != FORMAT:
         raise MuscleError(f"{file} is not of format {FORMAT}, which this version reads; delete it or upgrade")
     return content
 

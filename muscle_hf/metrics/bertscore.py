@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.files import readable
 
 
 class BertScore:
@@ -36,11 +37,9 @@ class BertScore:
 
         self.layer, self.batch_size = layer, batch_size
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
+        with readable(f"BERTScore's encoder {model!r}"):
             self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
             encoder = AutoModel.from_pretrained(model, use_safetensors=True, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise MuscleError(f"BERTScore cannot load the encoder {model!r}: {error}") from error
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.encoder = encoder.eval().to(self.device)

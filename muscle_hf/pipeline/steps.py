@@ -27,11 +27,11 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from muscle_hf.console import hush_deprecations
-from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.engine import evaluate_task
 from muscle_hf.evaluation.loading import tokenizer_of
 from muscle_hf.evaluation.predictions import Prediction, signed
 from muscle_hf.evaluation.tasks import Item, Task
+from muscle_hf.files import readable
 from muscle_hf.pipeline.config import LoraSettings, ModelSettings, RunSettings
 from muscle_hf.pipeline.data import TrainingData, is_trl
 from muscle_hf.pipeline.interrupt import stop_on_interrupt
@@ -140,13 +140,11 @@ def check_start(old: ModelSettings, new: ModelSettings, lora: LoraSettings) -> N
     """
     adapter = find_adapter(old.adapter, old.adapter_revision, {}) if old.adapter else None
     target = getattr(adapter.config, "target_modules", None) if adapter else lora.target_modules
-    try:
+    with readable("the bases' configurations, which start_from 'old' compares,"):
         configs = [
             AutoConfig.from_pretrained(side.base, revision=side.revision or "main", trust_remote_code=False)
             for side in (old, new)
         ]
-    except (OSError, ValueError) as error:
-        raise MuscleError(f"start_from is 'old', but the bases cannot be compared: {error}") from error
     check_bases(*configs, target or "all-linear")
 
 

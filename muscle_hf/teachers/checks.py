@@ -119,10 +119,13 @@ def find_vocabulary(model: nn.Module, adapter: str | None = None) -> dict[str, i
     folder = next((folder for folder in folders if folder and any(folder.glob("tokenizer*"))), None)
     if folder is None:
         return None
+    from muscle_hf.files import readable
+
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_vocab()
-    except (OSError, ValueError, ImportError) as error:
-        logger.warning(f"The tokenizer in {folder.name} cannot be read ({error}); vocabularies are compared by size.")
+        with readable(f"the tokenizer in {folder.name}"):
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_vocab()
+    except MuscleError as error:
+        logger.warning(f"{error}; vocabularies are compared by size.")
         return None
 
 
