@@ -21,6 +21,7 @@ from muscle_hf.compare.rows import ReadOptions
 from muscle_hf.compare.sources import Source, as_source
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.scoring import choice_scores
+from muscle_hf.metrics.flips import fell
 from muscle_hf.metrics.intervals import Estimate
 
 Floats = NDArray[np.float64]
@@ -158,7 +159,7 @@ def choose_target(masks: Sequence[str], correct: NDArray[np.bool_], old_correct:
     accuracy = values.mean(axis=1)
     behind = values[accuracy.argmax()] - values
     error = behind.std(axis=1) / np.sqrt(max(1, values.shape[1]))
-    flips = (old_correct & ~correct).mean(axis=1)
+    flips = fell(old_correct, correct).mean(axis=1)
     allowed = np.flatnonzero(behind.mean(axis=1) <= error)
     return masks[min(allowed, key=lambda index: (flips[index], -accuracy[index], index))]
 
