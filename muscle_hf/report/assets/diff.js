@@ -119,7 +119,7 @@ function alike(pieces) {
 
 // A button that copies a text exactly as it is, control characters and all.
 function copyButton(text) {
-  const button = element("button", "more-text", "Copy");
+  const button = element("button", "copy", "Copy");
   button.type = "button";
   button.addEventListener("click", async () => {
     try { await navigator.clipboard.writeText(text); button.textContent = "Copied"; }
