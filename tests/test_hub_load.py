@@ -19,6 +19,7 @@ from muscle_hf import MuscleError, load_compatible
 from muscle_hf.evaluation.loading import load_for_evaluation
 from muscle_hf.evaluation.tasks import Task
 from muscle_hf.hub import HubError, MismatchError, fetch, publish
+from muscle_hf.hub.fetching import copy_to
 from muscle_hf.teachers.kinds import CAUSAL_LM
 from muscle_hf.teachers.loading import load_task_model
 
@@ -328,14 +329,12 @@ def test_a_damaged_provenance_is_told(pushed: HubServer, cache: Path, damage: by
 
 
 def test_a_fetched_adapter_can_be_copied(pushed: HubServer, cache: Path, tmp_path: Path):
-    from muscle_hf.hub.copying import copy_to
-
     fetched = fetch(REPO, cache_dir=cache)
-    target = copy_to(fetched, tmp_path / "mine")
+    target = copy_to(fetched.folder, tmp_path / "mine")
     assert files_in(target) == files_in(fetched.folder)
     (target / "thesis.tex").write_text("mine")
     with pytest.raises(MuscleError, match=r"thesis.tex"):
-        copy_to(fetched, target)
+        copy_to(fetched.folder, target)
     shutil.rmtree(target)
 
 

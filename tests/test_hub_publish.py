@@ -218,7 +218,7 @@ def test_a_local_base_is_published_by_name_only_and_that_is_said(
     folder = train_on_local_bases(tmp_path, base_files)
     done = publish(folder, REPO)
     assert main(["push", str(folder), REPO]) == 0
-    assert f"muscle-hf pull {REPO} --base-model FOLDER" in capsys.readouterr().out
+    assert f" pull {REPO} --base-model FOLDER" in capsys.readouterr().out
     assert any("local folder" in note and "base_model" in note for note in done.notes)
     for name, raw in published(bases).items():
         assert str(tmp_path).encode() not in raw, name

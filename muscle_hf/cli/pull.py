@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Fetch, check, and say what the adapter was trained for."""
     from muscle_hf.hub import fetch, load_compatible
-    from muscle_hf.hub.copying import copy_to
+    from muscle_hf.hub.fetching import copy_to
     from muscle_hf.hub.text import plain
     from muscle_hf.record import unrecorded
 
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
             base_model=args.base_model,
             allow_mismatch=args.allow_mismatch,
         )
-    folder = copy_to(fetched, args.to) if args.to else fetched.folder
+    folder = copy_to(fetched.folder, args.to) if args.to else fetched.folder
     old, new = (fetched.provenance[role]["base"] for role in ("old", "new"))
     print(f"old base: {plain(old['name'])} ({plain(old['revision'] or 'local copy')})")
     print(f"new base: {plain(new['name'])} ({plain(new['revision'] or 'local copy')})")

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
@@ -32,8 +32,6 @@ from muscle_hf.teachers.weights import content_hash
 
 _KEY = re.compile(r"(?P<module>.+)\.(?P<part>lora_[AB]\.weight|lora_embedding_[AB]|lora_B\.bias)")
 _PREFIX = "base_model.model."
-# Names of the factors of a layer, and of an embedding.
-_FACTORS = (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B"))
 # Settings after which the adapter is more than a sum of `scaling * B @ A`, and what each is called.
 _NOT_LINEAR = {
     "use_dora": "DoRA rescales each column by a learned magnitude",
@@ -55,7 +53,7 @@ class _Layer(NamedTuple):
     b: Tensor
     bias: Tensor | None
     scaling: float
-    embedding: bool
+    names: tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -143,23 +141,20 @@ class LoraAdapter:
         for key, tensor in self.weights.items():
             if match := _KEY.fullmatch(key):
                 parts.setdefault(match["module"], {})[match["part"]] = tensor
-        layers = {}
+        layers, config = {}, self.config
         for module, found in parts.items():
-            embedding = "lora_embedding_A" in found
-            names = _FACTORS[embedding]
+            kind = "lora_embedding_{}" if "lora_embedding_A" in found else "lora_{}.weight"
+            names = kind.format("A"), kind.format("B")
             if not set(names) <= found.keys():
                 raise MuscleError(f"the adapter's file is incomplete: {module} lacks one of its two factors")
             a, b = (found[name] for name in names)
             if a.shape[0] != b.shape[1]:
                 raise MuscleError(f"{module} is a layer in groups, whose factors cannot be put side by side")
-            layers[module] = _Layer(a, b, found.get("lora_B.bias"), self._scaling(module, a.shape[0]), embedding)
+            pattern = get_pattern_key(config.alpha_pattern.keys(), module.removeprefix(_PREFIX))
+            alpha = config.alpha_pattern.get(pattern, config.lora_alpha)
+            scaling = alpha / (math.sqrt(a.shape[0]) if config.use_rslora else a.shape[0])
+            layers[module] = _Layer(a, b, found.get("lora_B.bias"), scaling, names)
         return layers
-
-    def _scaling(self, module: str, rank: int) -> float:
-        config = self.config
-        name = module.removeprefix(_PREFIX)
-        alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), name), config.lora_alpha)
-        return alpha / (math.sqrt(rank) if config.use_rslora else rank)
 
     def _others(self) -> dict[str, Tensor]:
         """Tensors that replace the base's as a whole: heads, biases, embeddings."""
@@ -203,17 +198,18 @@ def interpolate(new: LoraAdapter | None, compat: LoraAdapter, t: float) -> LoraA
         _check_together(new, compat)
     if t in (0, 1):
         return compat if t or new is None else new
-    sides = [(new._layers(), 1 - t)] if new is not None else []
-    sides.append((compat._layers(), t))
-    modules = list(dict.fromkeys(name for layers, _ in sides for name in layers))
-    present = {m: [(layers[m], weight) for layers, weight in sides if m in layers] for m in modules}
+    sides = [] if new is None else [(new._layers(), 1 - t)]
+    present: dict[str, list[tuple[_Layer, float]]] = {}
+    for layers, weight in [*sides, (compat._layers(), t)]:
+        for module, layer in layers.items():
+            present.setdefault(module, []).append((layer, weight))
     rank = max(sum(layer.a.shape[0] for layer, _ in parts) for parts in present.values())
     has_bias = any(layer.bias is not None for parts in present.values() for layer, _ in parts)
     weights: dict[str, Tensor] = {}
     for module, parts in present.items():
-        weights.update(_joined(module, parts, rank, has_bias))
-    before = {} if new is None else new._others()
-    weights.update({key: _between(tensor, compat.weights[key], t) for key, tensor in before.items()})
+        weights |= {f"{module}.{name}": tensor for name, tensor in _joined(parts, rank, has_bias).items()}
+    whole = {} if new is None else new._others()
+    weights |= {key: _between(tensor, compat.weights[key], t) for key, tensor in whole.items()}
     return LoraAdapter(_joined_config(new or compat, compat, rank, has_bias), weights)
 
 
@@ -278,7 +274,7 @@ def _plain(value: object) -> object:
     return sorted(set(value)) if names else value  # type: ignore[call-overload]
 
 
-def _joined(module: str, parts: list[tuple[_Layer, float]], rank: int, has_bias: bool) -> dict[str, Tensor]:
+def _joined(parts: list[tuple[_Layer, float]], rank: int, has_bias: bool) -> dict[str, Tensor]:
     """The factors of a layer: those of the parts side by side, each times its weight, filled up to a rank."""
     dtype = torch.float32
     for layer, _ in parts:
@@ -287,15 +283,13 @@ def _joined(module: str, parts: list[tuple[_Layer, float]], rank: int, has_bias:
     above = torch.cat([layer.a.to(dtype) for layer, _ in parts])
     beside = torch.cat([(layer.b.double() * (weight * layer.scaling)).to(dtype) for layer, weight in parts], dim=1)
     missing = rank - above.shape[0]
-    if missing:
-        above = torch.cat([above, above.new_zeros(missing, *above.shape[1:])])
-        beside = torch.cat([beside, beside.new_zeros(beside.shape[0], missing, *beside.shape[2:])], dim=1)
-    names = _FACTORS[parts[0][0].embedding]
-    found = {f"{module}.{names[0]}": above.contiguous(), f"{module}.{names[1]}": beside.contiguous()}
+    above = torch.cat([above, above.new_zeros(missing, *above.shape[1:])])
+    beside = torch.cat([beside, beside.new_zeros(beside.shape[0], missing, *beside.shape[2:])], dim=1)
+    found = dict(zip(parts[0][0].names, (above.contiguous(), beside.contiguous()), strict=True))
     if has_bias:
         zero = torch.zeros(beside.shape[0], dtype=torch.float64, device=beside.device)
         biases = [zero if layer.bias is None else layer.bias.double() * (w * layer.scaling) for layer, w in parts]
-        found[f"{module}.lora_B.bias"] = torch.stack(biases).sum(0).to(dtype)
+        found["lora_B.bias"] = torch.stack(biases).sum(0).to(dtype)
     return found
 
 
@@ -310,23 +304,14 @@ def _between(new: Tensor, compat: Tensor, t: float) -> Tensor:
 
 
 def _joined_config(new: LoraAdapter, compat: LoraAdapter, rank: int, has_bias: bool) -> LoraConfig:
-    config = copy.deepcopy(compat.config)
-    settings = {
-        "r": rank,
-        "lora_alpha": rank,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-        "use_rslora": False,
-        "init_lora_weights": True,
-        "lora_bias": has_bias,
-        "inference_mode": True,
-    }
+    settings: dict[str, Any] = {"r": rank, "lora_alpha": rank, "rank_pattern": {}, "alpha_pattern": {}}
+    settings |= {"use_rslora": False, "init_lora_weights": True, "lora_bias": has_bias, "inference_mode": True}
     selections = [[_plain(getattr(side.config, name, None)) for name in _SELECTION] for side in (new, compat)]
     if selections[0] != selections[1]:
         # By their full names: patterns of two adapters together could match more than either.
         modules = {name.removeprefix(_PREFIX) for side in (new, compat) for name in side._layers()}
-        settings |= {"target_modules": modules, "exclude_modules": None}
-        settings |= {"layers_to_transform": None, "layers_pattern": None}
+        settings |= {**dict.fromkeys(_SELECTION), "target_modules": modules}
+    config = copy.deepcopy(compat.config)
     for name, value in settings.items():
         setattr(config, name, value)
     return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,17 @@ from transformers.utils import logging
 from muscle_hf.errors import MuscleError
 from muscle_hf.hub.body import ADAPTER_CONFIG
 from muscle_hf.hub.errors import hub_errors
-from muscle_hf.hub.files import ADAPTER_FILES, WEIGHTS_FILE, is_published, is_safe_path, valid_repo_id
+from muscle_hf.hub.files import (
+    ADAPTER_FILES,
+    WEIGHTS_FILE,
+    is_published,
+    is_safe_path,
+    regular_files,
+    valid_repo_id,
+)
 from muscle_hf.hub.publishing import hub_api
 from muscle_hf.record import PROVENANCE_FILE, check_weights, read_provenance
+from muscle_hf.training.checkpoints import staged
 
 logger = logging.get_logger(__name__)
 
@@ -74,6 +83,28 @@ def fetch(
     provenance = read_provenance(folder)
     check_weights(folder, provenance)
     return Fetched(folder, name, commit, provenance)
+
+
+def copy_to(source: Path, folder: str | os.PathLike) -> Path:
+    """Copy an adapter's files, from the Hub's cache or from a checkpoint, all or none.
+
+    Args:
+        source: Holds an adapter.
+        folder: Is created; must be empty or hold the same adapter.
+
+    Raises:
+        MuscleError: The folder holds something else or cannot be written, or a file of the adapter is a link.
+    """
+    folder = Path(folder)
+    if folder.is_dir():
+        foreign = [path.name for path in folder.iterdir() if not is_published(path.name)]
+        if foreign:
+            raise MuscleError(f"{folder} holds other files ({', '.join(sorted(foreign)[:3])}); name an empty folder")
+    with staged(folder) as stage:
+        for name, file in regular_files(source).items():
+            (stage / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, stage / name)
+    return folder
 
 
 def _download(

@@ -107,15 +107,12 @@ def pack(
     keep_card: bool = False,
     token: str | bool | None = None,
 ) -> Parcel:
-    """Collect what is published of an adapter's folder; the folder itself is not touched.
+    """Collect what :func:`~muscle_hf.hub.publish` uploads of an adapter's folder; the folder itself is not touched.
 
     Args:
-        folder: Written by ``MuscleTrainer``.
-        repo_id: For the card.
-        base_model: Hub id of the new base, if it was trained on from a local copy.
-        base_revision: Commit of it.
+        folder: As of ``publish``, and so ``repo_id``, ``base_model`` and ``keep_card``.
+        base_revision: Commit of the base.
         licenses: ``license_old`` and ``license_new``, where the folder's card state does not know them.
-        keep_card: Publish README.md as it is, rather than rendering it.
         token: Is looked for in every text that goes out.
 
     Raises:

@@ -60,15 +60,7 @@ def hub_api(token: str | bool | None = None) -> HfApi:
 
 
 def create_repository(repo_id: str, *, token: str | bool | None = None, private: bool | None = None) -> str:
-    """Create a model repository, or find it there.
-
-    Args:
-        repo_id: ``name``, which goes to the token's own namespace, or ``namespace/name``.
-        token: Of the Hub; by default the stored one.
-        private: Of a new repository.
-
-    Returns:
-        The id with its namespace.
+    """Create a model repository, or find it there, and give its id with its namespace.
 
     Raises:
         HubError: The Hub refuses or cannot be reached.
@@ -87,12 +79,7 @@ def create_repository(repo_id: str, *, token: str | bool | None = None, private:
 def prepare_repository(
     repo_id: str, *, token: str | bool | None = None, private: bool | None = None, revision: str | None = None
 ) -> str:
-    """:func:`create_repository`, and refuse what :func:`publish` would refuse about it: before anything is computed.
-
-    Raises:
-        MuscleError: As of :func:`create_repository`; or it holds a model that no upload of ours can replace.
-        HubError: The Hub refuses or cannot be reached.
-    """
+    """:func:`create_repository`, and refuse early what :func:`publish` would refuse about the repository."""
     repo_id = create_repository(repo_id, token=token, private=private)
     with hub_errors(f"looking into {repo_id}", _AFTERWARDS, token):
         api = hub_api(token)
@@ -173,21 +160,12 @@ def _commit(
     # What an earlier upload left and this adapter lacks (a report, say) would be taken for part of it.
     left = [name for name in there if name not in wanted and is_published(name.removeprefix(prefix))]
     removed = left if ours else []
-    outcome = (uploaded, unchanged, removed, parcel.left_out, parcel.notes)
-    if not uploaded and not removed:
-        commit = CommitInfo(
-            commit_url=f"{api.endpoint}/{repo_id}/commit/{head}",
-            commit_message=commit_message,
-            commit_description="",
-            oid=head,
-        )
-        return Published(repo_id, commit, *outcome)
     operations = [CommitOperationAdd(name, wanted[name]) for name in uploaded]
     operations += [CommitOperationDelete(name) for name in removed]
     commit = api.create_commit(
         repo_id, operations, commit_message=commit_message, revision=revision, parent_commit=head
     )
-    return Published(repo_id, commit, *outcome)
+    return Published(repo_id, commit, uploaded, unchanged, removed, parcel.left_out, parcel.notes)
 
 
 def _refuse_model(repo_id: str, there: Iterable[str]) -> None:

@@ -5,7 +5,6 @@ Cards and uploads are imported where they are made: a trainer that only trains n
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from concurrent.futures import Future
 from pathlib import Path
@@ -106,16 +105,9 @@ class PublishesCard:
     ) -> None:
         """Add to the card's state and render the card into ``output_dir``, where an adapter has been saved.
 
-        Args:
-            language: Codes such as ``en``.
-            license: The publisher's choice, instead of what the bases leave.
-            tags: Further tags.
-            model_name: Headline.
-            finetuned_from: Is known from the provenance.
-            tasks: What the adapter is for.
-            dataset_tags: Hub ids of the data sets.
-            dataset: Names of data sets that are not on the Hub go into the provenance by themselves.
-            dataset_args: As ``dataset``.
+        The arguments are Trainer's. ``license`` is the publisher's choice, instead of what the bases leave,
+        ``model_name`` the headline, ``tasks`` what the adapter is for. ``finetuned_from``, ``dataset`` and
+        ``dataset_args`` change nothing: the provenance knows.
         """
         if not self.is_world_process_zero():
             return
@@ -204,14 +196,13 @@ class PublishesCard:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self._report_failed_pushes()
-        at = f"step {self.state.global_step}"
-        if self.args.save_strategy == SaveStrategy.EPOCH:
-            at = f"epoch {int(self.state.epoch)}"
-        targets = [""]
-        if self.args.hub_strategy == HubStrategy.CHECKPOINT:
-            targets.append("last-checkpoint")
-        elif self.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
-            targets.append(Path(checkpoint_folder).name)
+        by_epoch = self.args.save_strategy == SaveStrategy.EPOCH
+        at = f"epoch {int(self.state.epoch)}" if by_epoch else f"step {self.state.global_step}"
+        snapshots = {
+            HubStrategy.CHECKPOINT: "last-checkpoint",
+            HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name,
+        }
+        targets = ["", *(name for strategy, name in snapshots.items() if strategy == self.args.hub_strategy)]
         job = self._push_copy(checkpoint_folder, targets, f"Training in progress, {at}")
         if running:
             self.push_in_progress.jobs.append(job)
@@ -219,28 +210,24 @@ class PublishesCard:
             self.push_in_progress = PushInProgress([job])
 
     def _push_copy(self, checkpoint_folder: str, targets: list[str], message: str) -> Future:
-        from muscle_hf.hub.files import regular_files
+        from muscle_hf.hub.fetching import copy_to
         from muscle_hf.hub.publishing import publish
 
         # Training goes on meanwhile, and may rotate this checkpoint away before it is uploaded.
         copy = tempfile.TemporaryDirectory(prefix="muscle-hf-push-")
         try:
-            files = regular_files(Path(checkpoint_folder))
+            folder = copy_to(Path(checkpoint_folder), Path(copy.name, "adapter"))
         except MuscleError as error:
             refused: Future = Future()
             refused.set_exception(error)
             return refused
-        for name, file in files.items():
-            target = Path(copy.name, name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
         # Checkpoints hold what resuming needs; the card that goes out is rendered from this.
-        self._save_card_state(copy.name)
+        self._save_card_state(str(folder))
         options = {"token": self.args.hub_token, "revision": self.args.hub_revision, "commit_message": message}
         repo_id = self.hub_model_id
 
         def push() -> None:
-            with copy as folder:
+            with copy:
                 for path in targets:
                     publish(folder, repo_id, path_in_repo=path, **options)
 
