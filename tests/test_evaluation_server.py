@@ -20,7 +20,7 @@ import torch
 from evaluation_models import make_choice_task, make_generation_task, make_model, make_tokenizer
 
 from muscle_hf.cli.main import main
-from muscle_hf.errors import MuscleError
+from muscle_hf.errors import MissingDependencyError, MuscleError
 from muscle_hf.evaluation import Server, evaluate_task, evaluate_task_on_server, read_predictions
 
 GENERATION = make_generation_task(5)
@@ -169,6 +169,12 @@ def test_tasks_that_a_server_cannot_answer(scripted):
     with pytest.raises(MuscleError, match="http://"):
         evaluate_task_on_server(replace(scripted, url="localhost:8000"), task, items)
     assert not Scripted.requests
+
+
+def test_the_client_is_an_extra(scripted, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(MissingDependencyError, match="openai"):
+        evaluate_task_on_server(scripted, *GENERATION, progress=False)
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ class Server:
     api_key: str | None = field(default=None, repr=False)
     concurrency: int = 8
     timeout: float = 600.0
-    retries: int = 8
+    retries: int = 16
     options: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: PreTrainedTokenizerBase | None = field(default=None, repr=False)
 
@@ -80,7 +80,9 @@ class Server:
             what = f"answers with HTTP {error.status_code}: {error.response.text[:2000]}"
             raise MuscleError(f"{self.url} {what}") from error
         except OpenAIError as error:
-            raise MuscleError(f"{self.url} still fails after {self.retries} retries: {error}") from error
+            raise MuscleError(
+                f"{self.url} still fails after {self.retries} retries: {error.__cause__ or error}"
+            ) from error
 
 
 def evaluate_task_on_server(
@@ -112,11 +114,10 @@ def evaluate_task_on_server(
     from tqdm.auto import tqdm
 
     check_items(task, items)
-    ask = _question(server, task, chat)
+    ask, client = _question(server, task, chat), server.client()
     who = [server.url, server.model, dict(server.options)]
     kept = None if partial is None else PartialAnswers(partial, who, task, chat)
     answers: dict[str, Any] = kept.read(items) if kept is not None else {}
-    client = server.client()
     with ThreadPoolExecutor(max_workers=max(1, server.concurrency)) as pool:
         pending = {pool.submit(ask, client, item): item for item in items if item.id not in answers}
         try:
