@@ -37,6 +37,10 @@ _LOWER = frozenset(_LOWER_WORDS.split())
 _HIGHER = {"reciprocal", "inverse", "inv", "neg", "negative", "free"}
 
 
+class NotJudged(MuscleError):
+    """A task cannot be compared, though others of the same log can."""
+
+
 def is_missing(value: Any) -> bool:
     """Whether a field holds nothing: null, nan, an empty text, or what CSV files write for these."""
     if value is None:
@@ -71,9 +75,9 @@ def normal(value: Any) -> str:
 def _digits(number: str) -> str:
     if number.isdigit():
         return number
-    sign, digits, exponent = Decimal(number).as_tuple()
+    sign, digits, shift = Decimal(number).as_tuple()
     text = "".join(map(str, digits)).rstrip("0")
-    exponent += len(digits) - len(text)
+    exponent = int(shift) + len(digits) - len(text)
     if not text:
         return "0"
     if 0 <= exponent < _MAX_DIGITS:
@@ -138,6 +142,8 @@ def as_number(value: Any, column: str) -> float:
     """
     if is_missing(value):
         return math.nan
+    if isinstance(value, str) and (word := normal(value)) in ("true", "false"):
+        return float(word == "true")
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
@@ -177,16 +183,11 @@ def sign_of(name: str, lower_is_better: bool | None) -> int:
         lower_is_better: What the user says; None for nothing.
 
     Raises:
-        MuscleError: The name says that lower is better, and the user says nothing.
+        NotJudged: The name says that lower is better, and the user says nothing.
     """
     if lower_is_better is None and is_lower_better(name):
-        raise MuscleError(
+        raise NotJudged(
             f"{name!r} is better when lower, by its name; say so with --lower-is-better (its negative is compared "
             "then), or that it is not with --higher-is-better, or choose another measure (--metric, --columns)"
         )
     return -1 if lower_is_better else 1
-
-
-def directed(metric: str, value: float, lower_is_better: bool | None) -> tuple[str, float]:
-    """A score such that higher is better, and what it is called then."""
-    return (f"-{metric}", -value) if sign_of(metric, lower_is_better) < 0 else (metric, value)

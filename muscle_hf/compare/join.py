@@ -372,7 +372,7 @@ def _is_graded(task: str, tables: dict[str, Answers], values: dict[str, NDArray[
         raise MuscleError(f"task {task!r} is right / wrong for some models and a score for others; use one of them")
     # A metric that is usually right or wrong but was averaged over repeats is a score here.
     whole = all((np.isin(value, (0.0, 1.0)) | np.isnan(value)).all() for value in values.values())
-    return whole and (hints.pop() if hints else True)
+    return whole and hints != {False}
 
 
 def _equalized(values: dict[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:

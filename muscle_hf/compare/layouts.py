@@ -18,13 +18,13 @@ SYNONYMS: dict[str, str] = {
     "id": "id item_id example_id doc_id question_id instance_id task_id sample_id problem_id case_id test_id qid idx "
     "index uid uuid key",
     "prediction": "prediction pred predicted predictions output response generated_text completion model_output "
-    "model_answer model_response actual_output generated generation predicted_text answer",
+    "model_answer model_response actual_output outputs generated generation predicted_text answer",
     "target": "target label gold reference references expected ground_truth groundtruth expected_output gold_answer "
     "correct_answer reference_answer ideal answer targets labels",
     "correct": "correct is_correct iscorrect exact_match acc right passed pass success resolved solved",
     "score": "score similarity rougeL rouge1 reward rating f1 value",
     "task": "task task_name subset dataset benchmark",
-    "prompt": "prompt question input query instruction text",
+    "prompt": "prompt question input inputs query instruction text",
     "hash": "hash prompt_hash doc_hash",
     "choices": "choices options",
     "error": "error exception",
@@ -137,7 +137,7 @@ LAYOUTS = (
         metrics="type(stats) == 'object' && keys(stats) || stats[].name.name",
         columns={
             "id": "instance_id+perturbation.name",
-            "score": "type(stats) == 'object' && stats.\"{metric}\" || stats[?name.name=='{metric}'].mean | [0]",
+            "score": "type(stats) == 'object' && stats.\"{metric}\" || (stats[?name.name=='{metric}'].mean | [0])",
             "prediction": "mapped_output || predicted_text",
         },
         open=True,

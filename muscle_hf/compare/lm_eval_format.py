@@ -7,7 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from muscle_hf.compare.table import NotJudged, choose_metric, hash_key, likeliest
+from muscle_hf.compare.answers import NotJudged
+from muscle_hf.compare.table import choose_metric, hash_key, likeliest
 
 # The harness's name for answers that went through no filter.
 _NO_FILTER = "none"

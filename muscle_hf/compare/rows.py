@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ from muscle_hf.compare.answers import (
     ERROR,
     NO_ANSWER,
     NO_SCORE,
+    NotJudged,
     answer_key,
     as_flag,
     as_number,
@@ -28,21 +28,12 @@ from muscle_hf.compare.answers import (
     targets_of,
 )
 from muscle_hf.compare.layouts import PLAIN, ROLES, Layout, find_roles, plain_name
-from muscle_hf.compare.table import Batch, Detail, NotJudged, RowError, choose_metric, hash_key, text_key
-from muscle_hf.errors import MissingDependencyError, MuscleError
+from muscle_hf.compare.paths import Getter, Row, compiled, getter, is_name, search
+from muscle_hf.compare.table import Batch, Detail, RowError, choose_metric, hash_key, text_key
+from muscle_hf.errors import MuscleError
 from muscle_hf.words import did_you_mean
 
-Row = Mapping[str, Any]
-Getter = Callable[[Sequence[Row]], list[Any]]
-
 ROW_NUMBER = "#"
-_THRESHOLD = re.compile(r"^(?P<path>[^<>=!]+?)\s*(?P<sign>>=|<=|>|<)\s*(?P<limit>-?[0-9.]+(?:e-?[0-9]+)?)$")
-_COMPARE: dict[str, Callable[[float, float], bool]] = {
-    ">=": lambda a, b: a >= b,
-    "<=": lambda a, b: a <= b,
-    ">": lambda a, b: a > b,
-    "<": lambda a, b: a < b,
-}
 _LISTED = 20
 # More than one model in a file is wrong already; the rest need not be told apart.
 _MOST_ORIGINS = 10
@@ -76,56 +67,6 @@ class ReadOptions:
     rows: str | None = None
     where: Mapping[str, str] = field(default_factory=dict)
     right: Sequence[str] = ()
-
-
-def search(path: str, value: Any) -> Any:
-    """What a JMESPath finds in a value."""
-    return _compiled(path)(value)
-
-
-def _compiled(path: str) -> Callable[[Any], Any]:
-    try:
-        import jmespath
-    except ImportError as error:
-        raise MissingDependencyError("jmespath", "compare", f"the path {path!r}") from error
-    try:
-        return jmespath.compile(path).search
-    except jmespath.exceptions.JMESPathError as error:
-        raise MuscleError(f"{path!r} is no JMESPath: {error}") from error
-
-
-def getter(path: str, present: Mapping[str, str]) -> Getter:
-    """Reads a column by its name, in any case and spelling, or by a JMESPath.
-
-    Args:
-        path: As users and layouts give it.
-        present: Plain name -> name of the columns that there are.
-    """
-    name = path if path in present.values() else present.get(plain_name(path)) if _is_name(path) else None
-    if name is not None:
-        return lambda rows: [row.get(name) for row in rows]
-    parts = path.split(".")
-    if all(part.isidentifier() for part in parts):
-        return lambda rows: _descend(rows, parts)
-    if found := _THRESHOLD.match(path):
-        inner, compare, limit = getter(found["path"], present), _COMPARE[found["sign"]], float(found["limit"])
-        return lambda rows: [
-            None if math.isnan(number := as_number(value, path)) else compare(number, limit) for value in inner(rows)
-        ]
-    find = _compiled(path)
-    return lambda rows: [find(row) for row in rows]
-
-
-def _is_name(path: str) -> bool:
-    """Whether a path can only be the name of a column."""
-    return re.fullmatch(r"[\w\- ]+", path) is not None
-
-
-def _descend(rows: Sequence[Any], parts: Sequence[str]) -> list[Any]:
-    values = list(rows)
-    for part in parts:
-        values = [value.get(part) if isinstance(value, Mapping) else None for value in values]
-    return values
 
 
 def each(function: Callable[[Any], Any], values: Sequence[Any]) -> list[Any]:
@@ -162,6 +103,7 @@ class RowReader:
         self.prepare = layout.prepare(task, options.metric, options.filter) if layout.prepare else None
         present = dict.fromkeys(ROLES if self.prepare else (str(name) for row in first for name in row))
         self.present = {plain_name(name): name for name in present}
+        self.notes: list[str] = []
         self.roles = self._roles(list(present))
         self.how, self.metric = self._judged(first)
         self.roles = {role: path.replace("{metric}", self.metric) for role, path in self.roles.items()}
@@ -174,7 +116,7 @@ class RowReader:
         # What gave the answers, each once; None for rows that do not say.
         self.origins: list[Mapping[str, Any] | None] = []
         self.number = 0
-        self._where = _compiled(layout.where) if layout.where else None
+        self._where = compiled(layout.where) if layout.where else None
 
     def _roles(self, present: Sequence[str]) -> dict[str, str]:
         unknown = [role for role in self.options.columns if role not in ROLES]
@@ -183,6 +125,9 @@ class RowReader:
         found = {} if self.layout.columns else find_roles(present)
         roles = {**(self.layout.columns or found), **self.options.columns}
         problems = []
+        if "id" not in roles and "prompt" in roles:
+            roles["id"] = roles["prompt"]
+            self.notes.append(f"no column has ids, so items are told by their {roles['prompt']!r}")
         if "id" not in roles:
             problems.append(
                 "no column with the items' ids: name it with id=NAME, or id=# if all files have the same rows in the "
@@ -220,7 +165,7 @@ class RowReader:
             for part in self._parts(path):
                 if part == ROW_NUMBER:
                     continue
-                if _is_name(part) and plain_name(part) not in self.present:
+                if is_name(part) and plain_name(part) not in self.present:
                     raise MuscleError(f"there is no column {part!r}; {did_you_mean(part, self.present.values())}")
                 if all(value is None for value in getter(part, self.present)(first)):
                     raise MuscleError(f"{role}: no row has anything at {part!r}")
@@ -238,8 +183,8 @@ class RowReader:
 
     def _others(self, present: Mapping[str, Any]) -> list[str]:
         used = {part for path in self.roles.values() for part in self._parts(path)}
-        used |= {self.present.get(plain_name(part), "") for part in used if _is_name(part)}
-        nested = [name for name in self.options.wanted if name not in present and not _is_name(name)]
+        used |= {self.present.get(plain_name(part), "") for part in used if is_name(part)}
+        nested = [name for name in self.options.wanted if name not in present and not is_name(name)]
         return [name for name in present if name not in used] + nested
 
     def read(self, rows: Sequence[Row]) -> Iterator[tuple[NDArray[np.int64], Batch]]:
@@ -450,7 +395,11 @@ class RowReader:
             choices=choices,
             target_indices=indices,
             log_likelihoods=likelihoods,
-            columns={name: value for name, value in columns.items() if not isinstance(value, (list, dict))},
+            columns={
+                name: value
+                for name, value in columns.items()
+                if value is not None and not isinstance(value, (list, dict))
+            },
         )
 
 

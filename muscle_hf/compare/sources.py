@@ -5,13 +5,15 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from muscle_hf.compare.answers import NotJudged
 from muscle_hf.compare.layouts import PLAIN, Layout, find_layout
 from muscle_hf.compare.lm_eval_format import base_task
+from muscle_hf.compare.paths import search
 from muscle_hf.compare.records import (
     SUFFIXES,
     Records,
@@ -21,10 +23,9 @@ from muscle_hf.compare.records import (
     stem_of,
     suffix_of,
 )
-from muscle_hf.compare.rows import ReadOptions, RowReader, search
-from muscle_hf.compare.table import Answers, Detail, NotJudged, RowError, TableBuilder
+from muscle_hf.compare.rows import ReadOptions, RowReader
+from muscle_hf.compare.table import Answers, Detail, RowError, TableBuilder
 from muscle_hf.errors import MuscleError
-from muscle_hf.evaluation.predictions import Prediction
 from muscle_hf.words import did_you_mean
 
 # The time stamps that lm-evaluation-harness and lighteval put at the end of file names.
@@ -89,8 +90,6 @@ def source_of(data: Any, name: str = "memory", options: ReadOptions | None = Non
     Raises:
         MuscleError: It is empty, or its columns are not enough.
     """
-    if isinstance(data, Iterable) and not hasattr(data, "columns") and not isinstance(data, dict):
-        data = [row.to_dict() if isinstance(row, Prediction) else row for row in data]
     options, source = options or ReadOptions(), Source(name, "", {})
     rows = _rows_in(data, options) if isinstance(data, dict) else (rows_of(data), PLAIN)
     if not rows[0]:
@@ -244,7 +243,7 @@ def _add(
     source.tables.update(tables)
     source.origins += [origin for origin in reader.origins if origin not in source.origins]
     source.warnings += [f"{name}: {note}" for note in notes]
-    return reader.prepare.filters if hasattr(reader.prepare, "filters") else set()
+    return getattr(reader.prepare, "filters", set())
 
 
 def _read(
@@ -282,4 +281,5 @@ def _read(
         return [chosen_reader.detail(row) for row in records.again(places)]
 
     built = {key: builder.build(fetch) for key, builder in builders.items()}
-    return reader, {key: table for key, (table, _) in built.items()}, [note for _, note in built.values() if note]
+    notes = reader.notes + [note for _, note in built.values() if note]
+    return reader, {key: table for key, (table, _) in built.items()}, notes

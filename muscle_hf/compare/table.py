@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from muscle_hf.compare.answers import ANSWERED, NO_SCORE
+from muscle_hf.compare.answers import ANSWERED, NO_SCORE, NotJudged
 from muscle_hf.errors import MuscleError
 
 # Which of several measures is compared if none is asked for: the first of these that there is, else the first one.
@@ -33,10 +33,6 @@ _PREFERRED = (
 # Text longer than this, and columns with more distinct values, are no slices unless they are asked for by name.
 _MAX_LABEL = 100
 _MAX_VALUES = 1000
-
-
-class NotJudged(MuscleError):
-    """A task cannot be compared, though others of the same log can."""
 
 
 class RowError(MuscleError):

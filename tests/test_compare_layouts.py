@@ -1,0 +1,292 @@
+"""Logs of the usual tools are read at first try, and any other by saying where its rows and columns are."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from compare_files import choice_predictions, write, write_lines
+from tool_logs import LOGS, alpaca_eval, answers, evalplus, lm_eval_0_4_3, mlflow, mt_bench, openai_evals, write_log
+
+from muscle_hf import MuscleError
+from muscle_hf.compare import ReadOptions, compare, measure_noise, read_source, source_of
+
+TOOLS = Path(__file__).parent / "data" / "tools"
+
+
+def outcome(document) -> tuple[int, int, int]:
+    """Items, and how many got worse and better."""
+    (task,) = document.tasks
+    counts = task.updates[0].counts
+    names = ("negative_flips", "positive_flips") if task.kind == "correct" else ("regressed", "improved")
+    return task.items, *(counts[name] for name in names)
+
+
+@pytest.mark.parametrize("tool", LOGS)
+def test_logs_in_the_form_of_a_tool(tool, tmp_path):
+    make, name = LOGS[tool]
+    document = compare(*(write_log(tmp_path / side, make(side), name) for side in ("old", "new")))
+    assert document.models[0].format == tool.partition(" ")[0]
+    turns = 2 if tool == "mt-bench" else 1
+    assert outcome(document) == (4 * turns, turns, turns)
+    assert not document.tasks[0].doubt and not document.tasks[0].missing
+
+
+@pytest.mark.parametrize("tool", ["deepeval", "promptfoo", "inspect"])
+def test_logs_that_a_tool_made(tool):
+    name = "inspect-{}.json.gz" if tool == "inspect" else f"{tool}-{{}}.json"
+    sides = [str(TOOLS / name.format(side)) for side in ("old", "new")]
+    if tool == "promptfoo":  # whose last answer is an error of the provider
+        with pytest.raises(MuscleError, match=r"error in new \(1\)"):
+            compare(*sides)
+    document = compare(*sides, missing="drop")
+    assert outcome(document) == {"deepeval": (4, 1, 1), "promptfoo": (3, 1, 1), "inspect": (4, 2, 1)}[tool]
+    (flip,) = [flip for flip in document.tasks[0].flips if flip.answers["new"] == "5"]
+    assert flip.answers["old"] == flip.target == "4" and flip.prompt == "What is 2+2?"
+
+
+def test_a_packed_log_of_inspect_ai_is_its_json():
+    pytest.importorskip("inspect_ai")
+    packed, plain = (read_source(str(TOOLS / f"inspect-new.{form}")).tables["sums"] for form in ("eval", "json.gz"))
+    assert packed.ids == plain.ids and (packed.runs == plain.runs).all()
+
+
+def test_epochs_are_repeats():
+    table = read_source(str(TOOLS / "inspect-new.json.gz"), ReadOptions(metric="includes")).tables["sums"]
+    assert table.ids == ["sum-1", "sum-2", "sum-3", "sum-4"] and table.metric == "includes"
+    assert table.repeats.tolist() == [2] * 4
+    assert table.runs.tolist() == [[1, 1], [0, 0], [1, 1], [1, 0]] and table.values.tolist() == [1, 0, 1, 0.5]
+
+
+def test_samples_are_repeats_and_uneven_ones_are_told(tmp_path):
+    log = evalplus("old")
+    log["eval"]["HumanEval/1"] *= 3
+    source = read_source(write_log(tmp_path, log, "log.json"))
+    assert source.tables["predictions"].repeats.tolist() == [3, 1, 1, 1]
+    assert any("1 to 3" in note for note in source.warnings)
+    base = read_source(write_log(tmp_path, log, "log.json"), ReadOptions(metric="base")).tables["predictions"]
+    assert base.values.tolist() == [1.0] * 4
+
+
+def test_a_repeat_without_a_value_is_missing_or_wrong(tmp_path):
+    rows = [{"id": i, "correct": True} for i in (1, 1, 2, 2)]
+    broken = [*rows[:3], {"id": 2, "correct": None}]
+    sides = [write_lines(tmp_path / name, side) for name, side in (("a.jsonl", rows), ("b.jsonl", broken))]
+    with pytest.raises(MuscleError, match=r"new \(1\): '2'"):
+        compare(*sides)
+    assert compare(*sides, missing="drop").tasks[0].items == 1
+    assert compare(*sides, missing="wrong").tasks[0].updates[0].accuracy.value == pytest.approx(0.75)
+
+
+def test_one_id_for_different_items_is_no_repeat(tmp_path):
+    rows = [{"id": 1, "prediction": i, "target": i} for i in range(3)]
+    with pytest.raises(MuscleError, match="more than once"):
+        read_source(write_lines(tmp_path / "a.jsonl", rows))
+    joined = ReadOptions(columns={"id": "id+target"})
+    assert len(read_source(write_lines(tmp_path / "a.jsonl", rows), joined).tables["predictions"].ids) == 3
+
+
+def test_several_models_in_one_file(tmp_path):
+    path = write_log(tmp_path, mt_bench("old") + mt_bench("new"), "log.jsonl")
+    with pytest.raises(MuscleError, match="--where 'model=NAME': new, old"):
+        read_source(path)
+    sides = [read_source(path, ReadOptions(where={"model": side})) for side in ("old", "new")]
+    assert outcome(compare(*sides)) == (8, 2, 2)
+    with pytest.raises(MuscleError, match=r"model is new, old"):
+        read_source(path, ReadOptions(where={"model": "none"}))
+
+
+def test_a_judge_that_gave_no_score(tmp_path):
+    rows = mt_bench("old")
+    rows[0]["score"] = -1
+    table = read_source(write_log(tmp_path, rows, "log.jsonl")).tables["predictions"]
+    assert table.missing.tolist() == [3] + [0] * 7
+
+
+def test_events_without_their_head(tmp_path):
+    path = write_log(tmp_path, openai_evals("old")[1:], "log.jsonl")
+    assert read_source(path).tables["predictions"].values.tolist() == [1, 1, 0, 1]
+
+
+def test_tables_of_columns_and_data(tmp_path):
+    sides = [write_log(tmp_path / side, mlflow(side), "eval_results_table.json") for side in ("old", "new")]
+    document = compare(*sides)
+    assert outcome(document) == (4, 1, 1) and any("'inputs'" in note for note in document.warnings)
+
+
+RESULTS = {
+    "config": {"model": "x"},
+    "results": [
+        {
+            "nr": i,
+            "part": "ab"[i % 2],
+            "scores": {"match": {"value": grade}, "points": points},
+            "said": {"text": str(i)},
+        }
+        for i, (grade, points) in enumerate([("A", 9), ("C", 7), ("pass", 7.5), ("D", 2), ("F", 6.9)])
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "right"),
+    [
+        ({"columns": {"id": "nr", "correct": "scores.match.value"}, "right": ["A", "C", "pass"]}, [1, 1, 1, 0, 0]),
+        ({"columns": {"id": "nr", "correct": "scores.points>=7"}}, [1, 1, 1, 0, 0]),
+        ({"columns": {"id": "part+nr", "correct": "scores.points < 7"}}, [0, 0, 0, 1, 1]),
+        ({"columns": {"id": "nr", "correct": "contains(['A', 'pass'], scores.match.value)"}}, [1, 0, 1, 0, 0]),
+        ({"columns": {"id": "NR", "correct": "scores.points>=7"}, "where": {"part": "a"}}, [1, 1, 0]),
+        ({"columns": {"id": "nr", "score": "scores.points"}, "lower_is_better": True}, [-9, -7, -7.5, -2, -6.9]),
+    ],
+)
+def test_users_say_where_rows_and_columns_are(options, right, tmp_path):
+    path = write_log(tmp_path, RESULTS, "log.json")
+    for rows in ("results[]", None):  # the only list of rows is found
+        table = read_source(path, ReadOptions(rows=rows, **options)).tables["predictions"]
+        assert table.values.tolist() == right
+    assert source_of(RESULTS, options=ReadOptions(**options)).tables["predictions"].values.tolist() == right
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"id": "nr", "correct": "scores.match.grade"}, "nothing at|no row has anything"),
+        ({"id": "nr", "correct": "scores.[match"}, "JMESPath"),
+        ({"id": "mr", "correct": "scores.points>=7"}, "'nr'"),
+        ({"id": "nr"}, "correct=NAME"),
+        ({"prediction": "said.text"}, r"id=NAME.*correct=NAME"),
+    ],
+)
+def test_what_is_wrong_with_paths(columns, message, tmp_path):
+    with pytest.raises(MuscleError, match=message):
+        read_source(write_log(tmp_path, RESULTS, "log.json"), ReadOptions(columns=columns))
+
+
+def test_a_document_with_several_lists_of_rows(tmp_path):
+    with pytest.raises(MuscleError, match="--rows"):
+        read_source(write_log(tmp_path, {"a": [{"id": 1}], "b": [{"id": 1}]}, "log.json"))
+    by_id = write_log(tmp_path, {"x": {"resolved": True}, "y": {"resolved": False}}, "log.json")
+    assert read_source(by_id).tables["predictions"].ids == ["x", "y"]
+
+
+ROWS = [{"Task ID": f"é{i}", "Model-Output": answer, "groundTruth": target} for i, answer, target, _ in answers("old")]
+
+
+def csv_text(delimiter: str) -> str:
+    return "\n".join([delimiter.join(ROWS[0]), *(delimiter.join(row.values()) for row in ROWS)]) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("semicolon.csv", csv_text(";").encode()),
+        ("mark.csv", csv_text(",").encode("utf-8-sig")),
+        ("utf16.csv", csv_text(",").encode("utf-16")),
+        ("utf16.tsv", csv_text("\t").encode("utf-16")),
+        ("rows.csv.gz", gzip.compress(csv_text(",").encode())),
+        ("list.json", json.dumps(ROWS).encode()),
+        ("list.jsonl", json.dumps(ROWS, indent=1).encode()),
+        ("lines.json", "".join(json.dumps(row) + "\n" for row in ROWS).encode()),
+        ("mark.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS).encode("utf-8-sig")),
+        ("lines.jsonl.gz", gzip.compress("".join(json.dumps(row) + "\n" for row in ROWS).encode())),
+        ("utf16.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS).encode("utf-16")),
+    ],
+)
+def test_files_of_every_kind(name, content, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(content)
+    (table,) = read_source(str(path)).tables.values()
+    assert table.ids == [row["Task ID"] for row in ROWS] and table.values.tolist() == [1, 1, 0, 1]
+    assert [detail.answer for detail in table.fetch([2, 0])] == ["?", "2"]
+
+
+def test_zstandard(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    path = tmp_path / "lines.jsonl.zst"
+    with pa.output_stream(str(path), compression="zstd") as stream:
+        stream.write("".join(json.dumps(row) + "\n" for row in ROWS).encode())
+    assert read_source(str(path)).tables["predictions"].values.tolist() == [1, 1, 0, 1]
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(MuscleError, match="damaged"):
+        read_source(str(path))
+
+
+def test_tables_in_memory():
+    rows = [
+        {"id": i, "prediction": answer, "target": target, "topic": i % 2} for i, answer, target, _ in answers("old")
+    ]
+    other = [row | {"prediction": answer} for row, (_, answer, _, _) in zip(rows, answers("new"), strict=True)]
+    made = [list]
+    for module, make in (("pandas", "DataFrame"), ("polars", "DataFrame"), ("datasets", "Dataset.from_list")):
+        try:
+            found = __import__(module)
+        except ImportError:
+            continue
+        for part in make.split("."):
+            found = getattr(found, part)
+        made.append(found)
+    assert len(made) >= 3
+    for make in made:
+        assert outcome(compare(make(rows), make(other))) == (4, 1, 1)
+        assert measure_noise([source_of(make(rows)), source_of(make(other))])[0].nfr.value == 0.25
+    with pytest.raises(MuscleError, match="data frame"):
+        compare(3, rows)
+
+
+def test_a_file_in_a_folder_is_a_task_and_tasks_are_chosen_by_patterns(tmp_path):
+    for side in ("old", "new"):
+        for task in ("mmlu_law", "mmlu_art", "gsm8k"):
+            rows = [{"id": i, "correct": ok} for i, _, _, ok in answers(side)]
+            write_log(tmp_path / side, rows, f"{task}.jsonl")
+    sides = [str(tmp_path / side) for side in ("old", "new")]
+    assert [task.name for task in compare(*sides).tasks] == ["gsm8k", "mmlu_art", "mmlu_law"]
+    for options, left in (
+        ({"tasks": ["mmlu_*"]}, {"mmlu_art", "mmlu_law"}),
+        ({"skip": ["mmlu_*"]}, {"gsm8k"}),
+        ({"tasks": ["mmlu_*"], "skip": ["mmlu_art"]}, {"mmlu_law"}),
+    ):
+        assert set(read_source(sides[0], ReadOptions(**options)).tables) == left
+    with pytest.raises(MuscleError, match=r"'mmlu_x\*'"):
+        read_source(sides[0], ReadOptions(tasks=["mmlu_x*"]))
+
+
+def test_tasks_without_a_number_per_item_are_left_out(tmp_path):
+    rows = lm_eval_0_4_3("old")
+    corpus = [
+        {key: value for key, value in row.items() if key != "exact_match"} | {"bleu": ["2", "4"]} for row in rows
+    ]
+    perplexity = [{key: row[key] for key in row if key != "exact_match"} | {"perplexity": 3.5} for row in rows]
+    home = tmp_path / "model"
+    for task, log in (("sums", rows), ("translation", corpus), ("text", perplexity)):
+        write_log(home, log, f"samples_{task}_2026-01-01T00-00-00.000001.jsonl")
+    source = read_source(str(home))
+    assert set(source.tables) == {"sums"}
+    assert sum("translation" in note or "text" in note for note in source.warnings) == 2
+    with pytest.raises(MuscleError, match="bleu"):
+        read_source(str(home), ReadOptions(tasks=["translation"]))
+
+
+def test_a_preference_is_a_score(tmp_path):
+    sides = [write_log(tmp_path / side, alpaca_eval(side), "annotations.json") for side in ("old", "new")]
+    task = compare(*sides).tasks[0]
+    assert task.kind == "score" and task.accuracy_old.value == pytest.approx(1.625)
+
+
+def test_the_command_reads_what_the_library_reads(tmp_path):
+    path = write_log(tmp_path, RESULTS, "log.json")
+    command = [sys.executable, "-m", "muscle_hf.cli.main", "compare", path, path, "--quiet", "--json", "-"]
+    command += ["--rows", "results[]", "--where", "part=a", "--right", "A,pass"]
+    command += ["--columns", "id=join('-', [part, to_string(nr)]),correct=scores.match.value"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    task = json.loads(done.stdout)["tasks"][0]
+    assert (task["items"], task["accuracy_old"]["count"]) == (3, 2)
+
+
+def test_own_predictions_need_no_choice_of_columns(tmp_path):
+    rows = choice_predictions(6, 0.5, 1)
+    table = read_source(write(tmp_path / "own.jsonl", rows), ReadOptions(columns={"id": "#", "correct": "correct"}))
+    assert table.tables["ways"].ids == [str(i) for i in range(6)]
