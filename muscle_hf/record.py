@@ -75,7 +75,8 @@ def same_base(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> bool | N
     commits = [(base.get("name"), base.get("revision")) for base in (recorded, found)]
     if commits[0] == commits[1] and is_commit(recorded.get("revision")):
         return True
-    if recorded.get("architecture") != found.get("architecture"):
+    kinds = {base.get("architecture") for base in (recorded, found)} - {None}
+    if len(kinds) > 1:
         return False
     # Quantized weights are packed by library and machine.
     quantized = recorded.get("quantization") or found.get("quantization")

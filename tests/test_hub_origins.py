@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hub_server import TOKEN, HubServer, front_matter
 from hub_world import NEW, OLD, add_bases, task_model
 
 from muscle_hf.cli.main import main
-from muscle_hf.compare import compare
+from muscle_hf.compare import compare, source_of
 from muscle_hf.evaluation.predictions import read_predictions, signed, write_predictions
 from muscle_hf.hub import MismatchError, publish
 from muscle_hf.hub.origins import check_origins
@@ -172,6 +173,13 @@ def test_published_figures_of_other_models_are_said_and_not_pushed(
     assert "figures:  not of this adapter" in capsys.readouterr().out
 
 
+def test_however_many_data_sets_a_log_has_each_model_in_it_is_kept(asked: Path):
+    found = read_predictions(asked / "compat.jsonl")[0]
+    origins = [{**found.origin, "data": {"task": str(n)}} for n in range(20)] + [{**found.origin, "adapter": None}]
+    rows = [replace(found, id=str(n), origin=origin) for n, origin in enumerate([*origins, "mine", "mine"])]
+    assert source_of(rows).origins == [*origins, None]
+
+
 def test_bases_are_told_apart_only_where_they_can_be():
     base = {
         "name": "a/b",
@@ -189,6 +197,7 @@ def test_bases_are_told_apart_only_where_they_can_be():
     assert same_base({**base, "revision": "main"}, {**half, "revision": "main"}) is None
     assert same_base({**base, "revision": "a" * 40}, {**half, "revision": "a" * 40}) is True
     assert same_base(base, {**base, "sha256": None}) is None
+    assert same_base(base, {"name": "a/b"}) is None
     packed = {**base, "quantization": {"load_in_4bit": True}}
     assert same_base(packed, {**packed, "sha256": "2"}) is None
 

@@ -35,8 +35,6 @@ from muscle_hf.words import did_you_mean
 
 ROW_NUMBER = "#"
 _LISTED = 20
-# More than one model in a file is wrong already; the rest need not be told apart.
-_MOST_ORIGINS = 10
 
 
 @dataclass(frozen=True)
@@ -255,8 +253,9 @@ class RowReader:
     def _note(self, origins: list[Any]) -> None:
         """Keeps what gave the answers."""
         for origin in origins[:1] if origins.count(origins[0]) == len(origins) else origins:
-            if origin not in self.origins and len(self.origins) < _MOST_ORIGINS:
-                self.origins.append(origin if isinstance(origin, Mapping) else None)
+            known = origin if isinstance(origin, Mapping) else None
+            if known not in self.origins:
+                self.origins.append(known)
 
     def _other_columns(self, rows: Sequence[Row], mappings: list[Any] | None) -> dict[str, list[Any]]:
         columns = {name: get(rows) for name, get in self.others.items()}
