@@ -190,10 +190,12 @@ class Run:
         mine = steps.load_tokenizer(self.settings.old)
         return self.data if mine.get_vocab() == self.data.tokenizer.get_vocab() else self._tokenized(self.settings.old)
 
+    def _version(self, name: str) -> ModelSettings:
+        return self.settings.old if name == OLD else self.settings.new
+
     def side(self, name: str) -> ModelSettings:
         """The base of a model of the run, with its adapter, which is trained if it is missing."""
-        version = OLD if name == OLD else NEW
-        side = self.settings.old if version == OLD else self.settings.new
+        side = self._version(name)
         if name in VERSIONS:
             return side if side.adapter else dataclasses.replace(side, adapter=str(self.adapter(name)))
         return dataclasses.replace(side, adapter=str(self.adapter(name)), adapter_revision=None)
@@ -209,7 +211,7 @@ class Run:
         return self._control() if name == CONTROL else self._compatibility()
 
     def _task_adapter(self, name: str) -> Path | str:
-        side = self.settings.old if name == OLD else self.settings.new
+        side = self._version(name)
         if side.adapter:
             return side.adapter
         training, version = self._plain_training(), VERSIONS[name]
@@ -222,7 +224,7 @@ class Run:
         return self._once(name, f"Task adapter on {version}", self._task_key(name), work)
 
     def _task_key(self, name: str) -> str:
-        side = self.settings.old if name == OLD else self.settings.new
+        side = self._version(name)
         return _weights_key(side) if side.adapter else self._key(side, self._plain_training())
 
     def _plain_training(self, *, task: bool = True) -> dict[str, Any]:

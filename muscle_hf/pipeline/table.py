@@ -29,16 +29,16 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Row:
-    """One model of a run; all rates are fractions.
+    """One model of a run; rates are fractions, nan where there are none.
 
     Args:
         model: ``old``, ``new``, ``control`` or ``muscle``.
         quality: Accuracy, or the mean similarity.
-        nfr: Negative flips against v1 (for similarities: share of items that got worse); nan for v1 itself.
-        nfr_mc: With flips among wrong answers; nan where there are no choices.
+        nfr: Negative flips against v1 (for similarities: share of items that got worse).
+        nfr_mc: With flips among wrong answers, where there are choices.
         pfr: Positive flips (for similarities: share of items that got better).
         change: NFR minus v2's, with its 95 % interval (paired bootstrap over items); None for v1 and v2.
-        quality_change: Quality minus v2's, with its 95 % interval; None for v1 and v2.
+        quality_change: Quality minus v2's, likewise.
     """
 
     model: str
@@ -52,14 +52,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """The figures of a run.
-
-    Args:
-        task: Its name.
-        metric: ``acc``, ``exact_match``, ``rouge1``, ...
-        items: Test items.
-        rows: One a model.
-    """
+    """The figures of a run: task, metric (``acc``, ``exact_match``, ``rouge1``, ...), test items, a row a model."""
 
     task: str
     metric: str
