@@ -114,6 +114,17 @@ def test_answers_that_never_equal_their_targets_say_nothing(tmp_path):
     assert document.tasks[0].doubt
 
 
+@pytest.mark.parametrize("old", ["Answer: B", "b.", 1])
+def test_one_model_whose_answers_never_equal_their_targets(old, tmp_path):
+    rows = [{"id": i, "prediction": "B", "target": "B"} for i in range(400)]
+    sides = [lines(tmp_path / "old.jsonl", *(row | {"prediction": old} for row in rows))]
+    sides.append(write_lines(tmp_path / "new.jsonl", rows))
+    document = compare(*sides, budget=BUDGET)
+    assert document.gate.exit_code == 3 and "old" in document.tasks[0].doubt
+    judged = [lines(tmp_path / f"{i}.jsonl", *({"id": row["id"], "correct": i} for row in rows)) for i in (0, 1)]
+    assert compare(*judged, budget=BUDGET).gate.exit_code == 0
+
+
 def test_free_text_against_a_reference_says_little(tmp_path):
     said = "the cat sat on the mat and looked at item {}"
     old = [{"id": i, "prediction": said.format(i), "target": f"a cat was seen on the mat of {i}"} for i in range(400)]

@@ -24,6 +24,8 @@ _LISTED = 10
 _BLOCK = 10_000
 # Scores that differ by less than this, relative to their size, are equal: 0.1 + 0.2 and 0.3.
 _EQUAL = 1e-9
+# Of so many answers that were held against their targets here, one should be right.
+_ENOUGH = 20
 _REMEDY = (
     "Say what becomes of them: --missing wrong counts them as wrong, --missing drop leaves them out for every model"
 )
@@ -433,10 +435,13 @@ def _same_column(
 
 def _doubt(tables: dict[str, Answers], values: dict[str, NDArray[np.float64]]) -> str:
     """Why it cannot be told which answers are right."""
-    if not any(value.any() for value in values.values()):
+    never = [label for label, value in values.items() if not value.any()]
+    alone = [label for label in never if tables[label].verbatim and len(values[label]) >= _ENOUGH]
+    if len(never) == len(values) or alone:
+        whose = "any model" if len(never) == len(values) else " and ".join(alone)
         return (
-            "no answer of any model is right; check that answers and targets are of the same form (an index, a "
-            "letter, the text of a choice), or give a column that says which are right (--columns correct=NAME)"
+            f"no answer of {whose} is right; check that answers and targets are of the same form (an index, a letter, "
+            "the text of a choice, a number alone), or give a column that says who is right (--columns correct=NAME)"
         )
     verbatim = {label for label, table in tables.items() if 2 * table.free_text > len(table.ids)}
     if verbatim and all(value.mean() < 0.5 for value in values.values()):

@@ -295,13 +295,14 @@ class RowReader:
                 or all(map(any, zip(choices, likelihoods, missing.tolist(), strict=True)))
             ),
             columns=self._other_columns(columns.rows, columns["columns"]),
+            verbatim=self.how == "exact_match",
             free_text=free,
         )
 
     def _id(self, value: Any) -> str:
         if value is None or value == "":
             raise MuscleError(f"the column {self.roles['id']!r} is empty; every item needs an id")
-        return value if value.__class__ is str else str(value)
+        return value if value.__class__ is str else normal(value)
 
     def _values(
         self, metric: str, columns: _Columns, unanswered: NDArray[np.bool_]

@@ -59,7 +59,8 @@ class Batch:
         prompts: Identity of each prompt, uint64; 0 where unknown or covered by ``content``.
         choice: Whether the answers are among a few choices, so that flips among wrong answers count.
         columns: Further columns.
-        free_text: Number of answers of a sentence or more that were held verbatim against a reference.
+        verbatim: Whether answers were held word by word against their targets here, not judged by the tool.
+        free_text: Number of answers of a sentence or more among these.
     """
 
     task: str
@@ -73,6 +74,7 @@ class Batch:
     prompts: NDArray[np.uint64]
     choice: bool
     columns: dict[str, list[Any]]
+    verbatim: bool = False
     free_text: int = 0
 
 
@@ -107,6 +109,7 @@ class Answers:
         columns: Codes (int32, -1 for missing) and the values that they stand for.
         fetch: Reads the texts of items by their numbers (the first of several answers).
         missing: See :class:`Batch`; of repeats, why any of them has no value.
+        verbatim: See :class:`Batch`.
         free_text: See :class:`Batch`.
         repeats: How often each item was answered, int64; None if each was once.
         runs: The value of each repeat, float64, (items, most repeats), nan where there is none; None like ``repeats``.
@@ -125,6 +128,7 @@ class Answers:
     columns: dict[str, tuple[NDArray[np.int32], list[Any]]]
     fetch: Callable[[Sequence[int]], list[Detail]]
     missing: NDArray[np.int8]
+    verbatim: bool = False
     free_text: int = 0
     repeats: NDArray[np.int64] | None = None
     runs: NDArray[np.float64] | None = None
@@ -273,6 +277,7 @@ class TableBuilder:
             columns=columns,
             fetch=lambda rows: fetch_places([int(places[row]) for row in rows]),
             missing=missing,
+            verbatim=batches[0].verbatim,
             free_text=sum(batch.free_text for batch in batches),
         )
         return (table, "") if len(set(self.ids)) == size else _folded(table)
@@ -316,6 +321,7 @@ def _folded(table: Answers) -> tuple[Answers, str]:
         columns={name: (codes[first], names) for name, (codes, names) in table.columns.items()},
         fetch=lambda rows: rows_of([int(first[row]) for row in rows]),
         missing=missing,
+        verbatim=table.verbatim,
         free_text=table.free_text,
         repeats=repeats,
         runs=runs,
