@@ -19,6 +19,7 @@ from muscle_hf.errors import MuscleError, SaveError
 from muscle_hf.record import PROVENANCE_FILE
 from muscle_hf.teachers.origin import local_model_folder, origin_of
 from muscle_hf.teachers.weights import base_of
+from muscle_hf.training.base import TrainerParts
 
 if TYPE_CHECKING:
     from muscle_hf.hub.state import CardState
@@ -28,7 +29,7 @@ logger = logging.get_logger(__name__)
 _SNAPSHOTS = (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
 
 
-class PublishesCard:
+class PublishesCard(TrainerParts):
     """Overrides of ``transformers.Trainer`` that publish a compatibility adapter and nothing else.
 
     Every ``hub_strategy`` uploads the adapter, its tokenizer, provenance, metrics and card. Optimizer states stay

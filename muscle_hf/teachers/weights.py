@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from peft import PeftModel
@@ -21,10 +21,13 @@ from torch import Tensor, nn
 from muscle_hf.compat.peft import AuxiliaryTrainingWrapper, BaseTunerLayer, ModulesToSaveWrapper
 from muscle_hf.errors import MuscleError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def base_of(model: nn.Module) -> nn.Module:
+
+def base_of(model: nn.Module) -> PreTrainedModel:
     """The base model inside a ``PeftModel``, or the model itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    return cast("PreTrainedModel", model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
 def base_weights(model: nn.Module, adapter: str | None = None) -> dict[str, Tensor]:

@@ -16,12 +16,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, read_adapter
 from muscle_hf.teachers.sharding import is_sharded
+from muscle_hf.training.base import TrainerParts
 from muscle_hf.training.checkpoints import is_whole, last_whole_checkpoint, staged, whole_or_nothing
 
 _TIMING = re.compile(r"runtime|per_second|total_flos|preparation_time|memory|mem_")
 
 
-class SavingMixin:
+class SavingMixin(TrainerParts):
     """The compatibility adapter alone, whole or not at all."""
 
     _best_loaded_at = 0

@@ -9,11 +9,12 @@ from torch import nn
 from transformers.trainer_utils import BestRun, default_compute_objective
 
 from muscle_hf.objective.sums import FIGURES
+from muscle_hf.training.base import TrainerParts
 from muscle_hf.training.config import MuscleConfig
 from muscle_hf.training.refusals import refuse_unsupported
 
 
-class SearchMixin:
+class SearchMixin(TrainerParts):
     """What ``MuscleMixin`` does anew in each trial of ``hyperparameter_search``."""
 
     def call_model_init(self, trial: Any = None) -> nn.Module:

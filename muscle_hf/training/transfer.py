@@ -10,9 +10,10 @@ from transformers import TrainerCallback
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.sharding import is_sharded
+from muscle_hf.training.base import TrainerParts
 
 
-class TransferMixin:
+class TransferMixin(TrainerParts):
     """Rows without labels beside the training rows."""
 
     def mix_in_transfer_rows(self, transfer: Any) -> None:

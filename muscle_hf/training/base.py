@@ -1,0 +1,51 @@
+"""What the parts of the trainer know of each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import Trainer as TrainerBase
+
+    from muscle_hf.objective import Objective
+    from muscle_hf.objective.masks import MaskFunction
+    from muscle_hf.teachers import ModelKind, Teacher
+    from muscle_hf.training.config import MuscleConfig
+    from muscle_hf.training.provenance import Provenance
+else:
+    TrainerBase = object
+
+
+class TrainerParts(TrainerBase):
+    """A part of a trainer: mixed into ``transformers.Trainer``, or a class derived from it, beside the others.
+
+    Attributes:
+        student: v2 with the compatibility adapter active.
+        kind: Of all three models.
+        teachers: ``old`` and ``new``.
+        settings: The method's.
+        muscle_objective: What is trained.
+        provenance: What the adapter comes from; None in processes that save nothing.
+    """
+
+    student: PeftModel
+    kind: ModelKind
+    teachers: dict[str, Teacher]
+    settings: MuscleConfig
+    muscle_objective: Objective
+    provenance: Provenance | None
+    _mask: MaskFunction | None
+    train_dataset: Any
+    eval_dataset: Any
+
+    if TYPE_CHECKING:
+
+        @property
+        def tokenizer(self) -> Any: ...
+        def trained_labels(self, inputs: Any) -> Any: ...
+        def _require_trained(self, rows: Any, name: str) -> None: ...
+        def _described_objective(self) -> dict[str, Any]: ...
+        def _cast(self, model: Any) -> PeftModel: ...
+        def _make_step(self) -> Any: ...
+        def _place_teachers(self) -> None: ...
