@@ -426,6 +426,15 @@ def test_broken_files_are_named(adapter: Path):
         render_card(adapter.parent)
 
 
+@pytest.mark.parametrize("task", [None, {}, {"name": 1, "updates": [{"role": "new"}, {"role": "compat"}]}])
+def test_a_comparison_that_is_none_is_told(adapter: Path, task: Any):
+    digest = json.loads((adapter / "muscle_provenance.json").read_text())["adapter_sha256"]
+    content = {"format": 1, "adapter_sha256": digest, "comparison": {"models": [], "tasks": [task]}}
+    (adapter / "muscle_metrics.json").write_text(json.dumps(content))
+    with pytest.raises(MuscleError):
+        render_card(adapter)
+
+
 def test_state_of_another_version_keeps_what_is_known(tmp_path: Path):
     (tmp_path / "muscle_card.json").write_text(json.dumps({"format": 1, "title": "x", "from_the_future": 1}))
     assert CardState.load(tmp_path).title == "x"

@@ -80,11 +80,11 @@ def rows(task_name: str, split: str, *, seed: int = 0, count: int | None = None)
         raise MuscleError(f"unknown demo task {task_name!r}; choose one of {', '.join(TASKS)}")
     if split not in TASK_SPLITS:
         raise MuscleError(f"unknown split {split!r}; choose one of {', '.join(TASK_SPLITS)}")
-    count = getattr(SETTINGS[task_name], split) if count is None else count
+    wanted: int = getattr(SETTINGS[task_name], split) if count is None else count
     found = _carried(_KINDS[task_name], seed)[split]
-    if not 0 <= count <= len(found):
-        raise MuscleError(f"there are {len(found)} rows of {task_name}, {split}, a seed; {count} were asked for")
-    return [dict(row) for row in found[:count]]
+    if not 0 <= wanted <= len(found):
+        raise MuscleError(f"there are {len(found)} rows of {task_name}, {split}, a seed; {wanted} were asked for")
+    return [dict(row) for row in found[:wanted]]
 
 
 @cache

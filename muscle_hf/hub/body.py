@@ -157,9 +157,11 @@ def card_context(card: Card, pictures: Iterable[str]) -> dict[str, Any]:
 
 def estimate(value: Mapping[str, Any]) -> Estimate:
     """An estimate read back from JSON, in which nan is null."""
-    return Estimate(
-        **{key: math.nan if v is None and key in ("value", "low", "high") else v for key, v in value.items()}
-    )
+    content: dict[str, Any] = dict(value)
+    for key in ("value", "low", "high"):
+        if content[key] is None:
+            content[key] = math.nan
+    return Estimate(**content)
 
 
 def number(value: Any) -> str:

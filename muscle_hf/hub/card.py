@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, StrictUndefined, Template, UndefinedError
 
 from muscle_hf.bundled import bundled
+from muscle_hf.errors import MuscleError
 from muscle_hf.files import write_text
 from muscle_hf.hub.body import Card, card_context, estimate, logged_flips, number
 from muscle_hf.hub.figures import curves_svg, quadrants_svg
@@ -79,11 +81,14 @@ def render_card(
     """
     card = Card.read(folder, repo_id)
     card = replace(card, provenance=provenance or card.provenance, state=state or card.state)
-    pictures = _pictures(card)
     template = Path(template) if template else bundled("model_cards") / "template.md"
-    front_matter = card_data(card).to_yaml(line_break="\n").strip()
     body = _compiled(template.read_text(encoding="utf-8"))
-    text = body.render(front_matter=Markdown(front_matter), marker=Markdown(MARKER), **card_context(card, pictures))
+    try:
+        pictures = _pictures(card)
+        front_matter = Markdown(card_data(card).to_yaml(line_break="\n").strip())
+        text = body.render(front_matter=front_matter, marker=Markdown(MARKER), **card_context(card, pictures))
+    except (AttributeError, KeyError, TypeError, UndefinedError) as error:  # a fetched file may hold anything
+        raise MuscleError(f"a file of the card in {folder} is damaged ({type(error).__name__}: {error})") from error
     return Rendered(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", pictures)
 
 
@@ -235,9 +240,7 @@ def _pictures(card: Card) -> dict[str, str]:
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(template: str) -> Any:
-    from jinja2 import Environment, StrictUndefined
-
+def _compiled(template: str) -> Template:
     # Every value is escaped unless it was made for Markdown: a template cannot forget to.
     environment = Environment(
         finalize=markdown, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True

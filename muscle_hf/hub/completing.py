@@ -83,15 +83,11 @@ def export_card(folder: str | os.PathLike, target: str | os.PathLike) -> Path:
 
 def example_flips(content: Mapping[str, Any], label: str, count: int) -> list[dict[str, Any]]:
     """The first flips of a comparison with their texts, as a card shows them."""
-    new = next(model["label"] for model in content["models"] if model["role"] == "new")
-    old = next(model["label"] for model in content["models"] if model["role"] == "old")
+    names = {model["role"]: model["label"] for model in reversed(content["models"])} | {"compat": label}
     flips = [flip for task in content["tasks"] for flip in task["flips"]]
     return [
-        {
-            "prompt": flip["prompt"] or flip["id"],
-            "target": flip["target"],
-            **{role: flip["answers"].get(name) for role, name in (("old", old), ("new", new), ("compat", label))},
-        }
+        {"prompt": flip["prompt"] or flip["id"], "target": flip["target"]}
+        | {role: flip["answers"].get(names[role]) for role in ("old", "new", "compat")}
         for flip in flips[:count]
     ]
 

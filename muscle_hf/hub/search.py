@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from huggingface_hub import EvalResult
 from huggingface_hub.hf_api import ModelInfo
 
 from muscle_hf.hub.card import TAGS
@@ -98,28 +99,23 @@ def _listing(info: ModelInfo) -> Listing:
         commit=info.sha,
         old=_text(data.get("old_model")),
         new=_text(base) or _text(data.get("new_model")),
-        tasks=list(_rates(data.get("model-index"))),
+        tasks=list(_rates(getattr(info.card_data, "eval_results", None))),
         license=_text(data.get("license")),
         private=bool(info.private),
     )
 
 
-def _rates(model_index: Any) -> Iterator[TaskRates]:
+def _rates(results: list[EvalResult] | None) -> Iterator[TaskRates]:
     # Anybody can tag anything: what is not shaped like one of our cards is passed over.
-    for entry in model_index if isinstance(model_index, list) else []:
-        for result in entry.get("results") or [] if isinstance(entry, Mapping) else []:
-            if not isinstance(result, Mapping) or not isinstance(result.get("metrics"), list):
-                continue
-            values = {
-                metric.get("type"): metric.get("value") for metric in result["metrics"] if isinstance(metric, Mapping)
-            }
-            name = "nfr" if "nfr" in values else "nfr_smooth"
-            if isinstance(values.get(name), (int, float)):
-                dataset = result.get("dataset")
-                task = dataset.get("name") if isinstance(dataset, Mapping) else None
-                before = values.get(f"{name}_v2")
-                before = float(before) if isinstance(before, (int, float)) else math.nan
-                yield TaskRates(_text(task) or "?", before, float(values[name]))
+    by_task: dict[str | None, dict[str, Any]] = {}
+    for result in results or []:
+        by_task.setdefault(_text(result.dataset_name), {})[str(result.metric_type)] = result.metric_value
+    for task, values in by_task.items():
+        name = "nfr" if "nfr" in values else "nfr_smooth"
+        after, before = values.get(name), values.get(f"{name}_v2")
+        if isinstance(after, (int, float)):
+            known = isinstance(before, (int, float))
+            yield TaskRates(task or "?", float(before) if known else math.nan, float(after))
 
 
 def _text(value: Any) -> str | None:
