@@ -372,35 +372,40 @@ class RowReader:
 
         return np.array(each(number, values), dtype=np.float64)
 
-    def detail(self, row: Row) -> Detail:
-        """The texts of a row."""
+    def details(self, rows: Sequence[Row]) -> list[Detail]:
+        """The texts of some rows."""
         if self.prepare is not None:
-            row = self.prepare(row, True) or {}
-        found = {role: get([row])[0] for role, get in self.getters.items()}
-        prompt, prediction = found.get("prompt"), found.get("prediction")
-        choices = [str(choice) for choice in found.get("choices") or []]
-        likelihoods = list(found.get("log_likelihoods") or [])
-        targets = targets_of(found.get("target"))
+            rows = [self.prepare(row, True) or {} for row in rows]
+        columns = _Columns(self.getters, rows, None)
+        others = self._other_columns(rows, columns["columns"])
+        roles = ("prompt", "prediction", "target", "choices", "log_likelihoods")
+        texts = zip(*(columns[role] for role in roles), strict=True)
+        return [
+            _detail(*entry, {name: values[place] for name, values in others.items()})
+            for place, entry in enumerate(texts)
+        ]
 
-        def text(answer: Any) -> str:
-            index = answer if answer.__class__ is int and choices else -1
-            return choices[index] if 0 <= index < len(choices) else _text(answer)
 
-        indices = [entry for entry in targets if entry.__class__ is int] if choices or likelihoods else []
-        columns = {name: values[0] for name, values in self._other_columns([row], [found.get("columns")]).items()}
-        return Detail(
-            prompt=None if prompt is None else _text(prompt),
-            target=" | ".join(map(text, targets)),
-            answer=None if is_missing(prediction) else text(prediction),
-            choices=choices,
-            target_indices=indices,
-            log_likelihoods=likelihoods,
-            columns={
-                name: value
-                for name, value in columns.items()
-                if value is not None and not isinstance(value, (list, dict))
-            },
-        )
+def _detail(
+    prompt: Any, prediction: Any, target: Any, choices: Any, likelihoods: Any, columns: Mapping[str, Any]
+) -> Detail:
+    choices, targets = [str(choice) for choice in choices or []], targets_of(target)
+
+    def text(answer: Any) -> str:
+        known = answer.__class__ is int and 0 <= answer < len(choices)
+        return choices[answer] if known else _text(answer)
+
+    return Detail(
+        prompt=None if prompt is None else _text(prompt),
+        target=" | ".join(map(text, targets)),
+        answer=None if is_missing(prediction) else text(prediction),
+        choices=choices,
+        target_indices=[entry for entry in targets if entry.__class__ is int] if choices or likelihoods else [],
+        log_likelihoods=list(likelihoods or []),
+        columns={
+            name: value for name, value in columns.items() if value is not None and not isinstance(value, (list, dict))
+        },
+    )
 
 
 def _how(roles: Mapping[str, Any]) -> str:

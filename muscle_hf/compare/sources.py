@@ -278,7 +278,7 @@ def _read(
     chosen_reader = reader
 
     def fetch(places: Sequence[int]) -> list[Detail]:
-        return [chosen_reader.detail(row) for row in records.again(places)]
+        return chosen_reader.details(records.again(places))
 
     built = {key: builder.build(fetch) for key, builder in builders.items()}
     notes = reader.notes + [note for _, note in built.values() if note]
