@@ -200,6 +200,9 @@ def saved_tensors(model: PeftModel, name: str) -> set[int]:
 
 def _missing(model: PeftModel, name: str, keys: list[str]) -> list[str]:
     """Those of the names left empty whose tensors belong into an adapter's file, and which no other name filled."""
+    # All of the base is among them, and of an adapter only what has its name.
+    if not any(name in key.split(".") for key in keys):
+        return []
     tensors, empty = model.state_dict(keep_vars=True), set(keys)
     # Tied layers and banks that layers share are one tensor under many names, and in the file under one of them.
     filled = {id(tensor) for key, tensor in tensors.items() if key not in empty}
