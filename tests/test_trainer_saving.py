@@ -18,7 +18,7 @@ import torch
 from builders import with_lora
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from muscle_hf import MuscleError
 from muscle_hf.teachers.weights import folder_hash
@@ -354,6 +354,21 @@ def test_full_disk_leaves_the_previous_checkpoint_whole(size, limited, tmp_path)
     again = run(tmp_path / "run", tmp_path, **WIDE)
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 10
+
+
+def test_full_disk_ends_the_plain_training_of_a_run_in_the_same_way(limited, tmp_path):
+    from muscle_hf.pipeline.steps import adapter_saving
+
+    model = on_disk(tmp_path, "v2", 2, **WIDE["lora"])
+    arguments = TrainingArguments(tmp_path / "run", max_steps=4, save_steps=2, report_to="none", use_cpu=True)
+    rows, tokenizer = builders.rows(8), builders.tokenizer()
+    given = {"train_dataset": rows, "processing_class": tokenizer, "data_collator": builders.collate}
+    trainer = adapter_saving(Trainer)(model, arguments, **given)
+    trainer.add_callback(FullDisk(2, 250_000))
+    with pytest.raises(MuscleError, match=r"checkpoint-4.*checkpoint-2"):
+        trainer.train()
+    limit_files(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-2"]
 
 
 def test_full_disk_at_the_final_save_leaves_the_saved_adapter_whole(limited, tmp_path):

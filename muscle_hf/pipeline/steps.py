@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     BitsAndBytesConfig,
@@ -43,7 +43,7 @@ from muscle_hf.teachers.origin import origin_of
 from muscle_hf.teachers.start import check_bases
 from muscle_hf.teachers.weights import is_quantized
 from muscle_hf.trainer import MuscleTrainer
-from muscle_hf.training.checkpoints import last_whole_checkpoint, staged
+from muscle_hf.training.checkpoints import last_whole_checkpoint, saving_checkpoint, staged
 from muscle_hf.training.config import MuscleConfig
 
 
@@ -229,7 +229,9 @@ def adapter_saving(cls: type[Trainer]) -> type[Trainer]:
     """
 
     class AdapterSaving(cls):
-        _save_checkpoint = Trainer._save_checkpoint
+        def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+            with saving_checkpoint(self, trial):
+                Trainer._save_checkpoint(self, model, trial)
 
         def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
             if not self.args.should_save:

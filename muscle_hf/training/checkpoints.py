@@ -10,7 +10,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
@@ -74,6 +76,12 @@ def last_whole_checkpoint(run_folder: str | os.PathLike) -> Path | None:
             return path
         logger.warning(f"{path} was not written to its end and is passed over.")
     return None
+
+
+def saving_checkpoint(trainer: Trainer, trial: Any) -> contextlib.AbstractContextManager[None]:
+    """:func:`whole_or_nothing` around a trainer's checkpoint of this step, in the process that writes it."""
+    folder = Path(trainer._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}")
+    return whole_or_nothing(folder) if trainer.args.should_save else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from pathlib import Path
@@ -11,13 +10,12 @@ from typing import Any
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, read_adapter
 from muscle_hf.teachers.sharding import is_sharded
 from muscle_hf.training.base import TrainerParts
-from muscle_hf.training.checkpoints import is_whole, last_whole_checkpoint, staged, whole_or_nothing
+from muscle_hf.training.checkpoints import is_whole, last_whole_checkpoint, saving_checkpoint, staged
 
 _TIMING = re.compile(r"runtime|per_second|total_flos|preparation_time|memory|mem_")
 
@@ -52,8 +50,7 @@ class SavingMixin(TrainerParts):
         return os.fspath(wanted)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        with whole_or_nothing(folder) if self.args.should_save else contextlib.nullcontext():
+        with saving_checkpoint(self, trial):
             self.accelerator.wait_for_everyone()  # the others write their random states into the same folder
             super()._save_checkpoint(model, trial)
 
