@@ -61,8 +61,10 @@ def test_without_a_control_nothing_is_said():
     assert result_of(False, old=50, new=60, muscle=90).warnings == []
 
 
-@pytest.mark.parametrize("side", ["old", "new"])
-@pytest.mark.parametrize("name", ["control", "muscle"])
+@pytest.mark.parametrize(
+    ("side", "name"),
+    [*((side, name) for side in ("old", "new") for name in ("control", "muscle")), ("old", "new"), ("new", "old")],
+)
 def test_a_run_does_not_train_over_its_own_task_adapter(side, name, tmp_path):
     settings = demo_settings("routing", 0, tmp_path / "run")
     named = dataclasses.replace(getattr(settings, side), adapter=str(Path(tmp_path, "other", "..", "run", name)))

@@ -160,10 +160,10 @@ class Run:
     # ---- Adapters ----
 
     def _check_folders(self) -> None:
-        sides = (self.settings.old, self.settings.new)
-        named = {Path(side.adapter).resolve() for side in sides if side.adapter}
-        for name in (CONTROL, COMPAT):
-            if name in self.models and (self.folder / name).resolve() in named:
+        sides = {OLD: self.settings.old, NEW: self.settings.new}
+        named = {name: Path(side.adapter).resolve() for name, side in sides.items() if side.adapter}
+        for name in self.models:
+            if name not in named and (self.folder / name).resolve() in named.values():
                 raise MuscleError(
                     f"{self.folder / name} is a task adapter of this run, which would train its own {name} adapter "
                     "there; give it another output_dir"
