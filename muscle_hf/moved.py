@@ -26,6 +26,7 @@ MOVED = {
     "muscle_hf.data": "muscle_hf.training.data",
     "muscle_hf.provenance": "muscle_hf.training.provenance",
     "muscle_hf.checkpoints": "muscle_hf.training.checkpoints",
+    "muscle_hf.evaluation.encoding": "muscle_hf.encoding",
     "muscle_hf.transfer.prompts": "muscle_hf.prompts",
 }
 
@@ -59,4 +60,5 @@ def _now(name: str) -> str | None:
 def offer_old_paths() -> None:
     """Let imports of old paths find what they stand for; called when the package is imported."""
     if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
-        sys.meta_path.append(_Moved())
+        # Ahead of the finder of files, which would load what is under a package that moved a second time.
+        sys.meta_path.insert(0, _Moved())
