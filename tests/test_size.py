@@ -18,7 +18,7 @@ for name, module in list(sys.modules.items()):
 # To reach: 6,000.
 LOADED_BY_THE_TRAINER = 6_600
 # To reach: 23,000.
-IN_THE_PACKAGE = 33_000
+IN_THE_PACKAGE = 31_500
 
 
 def lines(files: list[Path]) -> int:

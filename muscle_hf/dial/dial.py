@@ -211,15 +211,11 @@ class Dial:
         provenance = self._provenance()
         with staged(folder) as stage:
             _write_adapter(stage, point)
-            file_hash = file_sha256(stage / SAFETENSORS_WEIGHTS_NAME)
-            adapter_hash = content_hash(adapter_parameters(self.model, self._put(t)).items())
-            record = {
-                "format": FORMAT,
-                **lineage,
-                "adapter_sha256": adapter_hash,
-                "adapter_file_sha256": file_hash,
-                "choice": None if choice is None else dict(choice),
+            hashes = {
+                "adapter_sha256": content_hash(adapter_parameters(self.model, self._put(t)).items()),
+                "adapter_file_sha256": file_sha256(stage / SAFETENSORS_WEIGHTS_NAME),
             }
+            record = {"format": FORMAT, **lineage, **hashes, "choice": None if choice is None else dict(choice)}
             write_json(stage / DIAL_FILE, record)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(stage)
@@ -227,7 +223,7 @@ class Dial:
                 now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
                 # The figures and times of training are those of the compatibility adapter, not of the point.
                 provenance |= {"metrics": {}, "created": now, "dial": {**lineage, "choice": record["choice"]}}
-                provenance |= {"adapter_sha256": adapter_hash, "adapter_file_sha256": file_hash}
+                provenance |= hashes
                 write_json(stage / PROVENANCE_FILE, provenance)
                 self._copy_card_state(stage)
         return Path(folder)
@@ -250,9 +246,8 @@ class Dial:
 
     def _provenance(self) -> dict[str, Any] | None:
         folder = self._folders[1]
-        if folder is None or not (folder.folder / PROVENANCE_FILE).is_file():
-            return None
-        return copy.deepcopy(read_provenance(folder.folder))
+        known = folder is not None and (folder.folder / PROVENANCE_FILE).is_file()
+        return read_provenance(folder.folder) if known else None
 
     def _check_lineage(self) -> None:
         """Warn where the compatibility adapter was trained from another adapter than the one given as v2's."""
@@ -286,15 +281,7 @@ def find_ends(
 ) -> tuple[AdapterFolder | None, AdapterFolder]:
     """Fetch both adapters and make sure, before any base is loaded, that there is something exact between them.
 
-    Args:
-        new: See :meth:`Dial.load`.
-        compat: See :meth:`Dial.load`.
-        new_revision: See :meth:`Dial.load`.
-        compat_revision: See :meth:`Dial.load`.
-        **arguments: Those that say where to fetch from count.
-
-    Returns:
-        None for v2 where it is a whole model.
+    Takes what :meth:`Dial.load` takes, and gives None for v2 where it is a whole model.
 
     Raises:
         MuscleError: One of them is missing, the second is no adapter, or they cannot be mixed.
