@@ -83,6 +83,7 @@ APART = {
     "lokr": partial(peft.LoKrConfig, r=4, **QV),
     "miss": partial(peft.MissConfig, r=4, init_weights="bat", **QV),
     "oft": partial(peft.OFTConfig, r=0, oft_block_size=4, **QV),
+    "oft coft": partial(peft.OFTConfig, r=0, oft_block_size=4, coft=True, **QV),
     "osf": partial(peft.OSFConfig, effective_rank=4, **QV),
     "peanut": partial(peft.PeanutConfig, r=4, **QV),
     "psoft": partial(peft.PsoftConfig, r=4, **QV),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import builders
 import datasets
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import DataCollatorWithPadding, Trainer
 
 from muscle_hf import MuscleError
@@ -98,6 +99,37 @@ def test_a_speech_model_is_loaded_from_a_folder(tmp_path):
     )
     assert isinstance(trainer.teachers["old"].model, model_class)
     assert trainer.evaluate()["eval_kl_old"] > 0
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_classifier_of_sound_with_running_statistics(same, tmp_path):
+    """What a training forward leaves in the base would change both teachers, and is in no adapter."""
+    config = transformers.Wav2Vec2ConformerConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, conv_dim=(8,),
+        conv_kernel=(10,), conv_stride=(5,), num_feat_extract_layers=1, num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2, conv_depthwise_kernel_size=3, classifier_proj_size=8, num_labels=3,
+        mask_time_prob=0.0, layerdrop=0.0,
+    )  # fmt: skip
+
+    model_class = transformers.Wav2Vec2ConformerForSequenceClassification
+    model = functools.partial(task_model, model_class, config, target_modules=["linear_q", "linear_v"])
+    table = [{"input_values": torch.randn(200).tolist(), "labels": index % 3} for index in range(8)]
+    sound = torch.tensor([row["input_values"] for row in table])
+    old, new = model(2 if same else 1, 10).eval(), model(2, 20).eval()
+    with torch.no_grad():
+        expected = {"old": old(sound).logits, "new": new(sound).logits}
+    trainer = builders.trainer(
+        tmp_path, new, old, train_dataset=table, data_collator=transformers.default_data_collator
+    )
+    trainer.train()
+    for role, teacher in trainer.teachers.items():
+        assert torch.equal(teacher.logits({"input_values": sound}), expected[role])
+    trainer.save_model()
+    torch.manual_seed(2)
+    base = model_class(config)
+    with torch.no_grad():
+        again = PeftModel.from_pretrained(base, tmp_path).eval()(sound).logits
+        assert torch.equal(again, trainer.student.eval()(sound).logits)
 
 
 class Router(transformers.BertForSequenceClassification):
@@ -269,6 +301,13 @@ def test_labels_that_are_no_classes_are_refused_before_training(case, split, tmp
 
 def test_unusual_labels_that_are_classes_work(tmp_path):
     words = {"refund": 0, "repair": 1, "other": 2}
+
+    def number(batch):
+        return {**batch, "labels": [words[label] for label in batch["labels"]]}
+
+    def endless():
+        yield from itertools.cycle(GOOD)
+
     cases = {
         "words that the collator maps": (
             lambda rows: raw([{**row, "labels": words[row["labels"]]} for row in rows]),
@@ -278,6 +317,12 @@ def test_unusual_labels_that_are_classes_work(tmp_path):
         "one column": (raw, labelled([[0], [1]] * 4)),
         "numpy": (PADDING, labelled(list(np.arange(8) % 3))),
         "tensors": (PADDING, datasets.Dataset.from_list(labelled([0, 1] * 4)).with_format("torch")),
+        "words that the dataset maps": (
+            PADDING,
+            datasets.Dataset.from_list(labelled([*words, *words, "refund", "other"])).with_transform(number),
+        ),
+        "a stream without an end": (PADDING, datasets.IterableDataset.from_generator(endless)),
+        "a stream of known columns": (PADDING, datasets.Dataset.from_list(GOOD).to_iterable_dataset()),
     }
     for name, (collate, rows) in cases.items():
         models = builders.with_lora(builders.bert_sequences(2), 20), builders.with_lora(builders.bert_sequences(1), 10)

@@ -35,6 +35,12 @@ class AskingMuscleTrainer(MuscleMixin, AskingTrainer):
     """The same with the objective."""
 
 
+class OverridingMuscleTrainer(MuscleTrainer):
+    """A script's own trainer, of which no more than the parent was changed."""
+
+    prediction_step = AskingTrainer.prediction_step
+
+
 def make(folder, trainer_class=MuscleSeq2SeqTrainer, config=MuscleSeq2SeqConfig, **settings):
     kept = {name: settings.pop(name) for name in ("compute_metrics", "eval_dataset") if name in settings}
     return trainer_class(
@@ -91,11 +97,12 @@ def test_without_generation_it_is_muscle_trainer(tmp_path):
     assert runs[0] == runs[1]
 
 
+@pytest.mark.parametrize("trainer_class", [AskingMuscleTrainer, OverridingMuscleTrainer])
 @pytest.mark.parametrize("loss_alone", [True, False])
-def test_a_trainer_that_asks_the_model_for_its_loss_evaluates_the_objective(loss_alone, tmp_path):
+def test_a_trainer_that_asks_the_model_for_its_loss_evaluates_the_objective(loss_alone, trainer_class, tmp_path):
     expected = make(tmp_path / "plain", MuscleTrainer, MuscleConfig).evaluate()
     metrics = {} if loss_alone else {"compute_metrics": lambda prediction: {"rows": len(prediction.predictions)}}
-    trainer = make(tmp_path / "asking", AskingMuscleTrainer, MuscleConfig, **metrics)
+    trainer = make(tmp_path / "asking", trainer_class, MuscleConfig, **metrics)
     found = trainer.evaluate()
     assert figures(found) == pytest.approx(figures(expected), rel=1e-5)
     assert found.get("eval_rows") == (None if loss_alone else 8)

@@ -56,6 +56,31 @@ def test_a_step_is_the_step_on_padded_rows(way, whole, rows, tmp_path):
         assert value == pytest.approx(expected[name], rel=1e-4), name
 
 
+def test_a_mask_for_each_kind_of_layer_is_as_long_as_its_rows(rows, tmp_path):
+    """Behind the last trained token everything is cut, or nothing."""
+
+    def padded(table):
+        batch = {**builders.collate(table)}
+        fill = {"labels": -100}
+        return {name: torch.nn.functional.pad(v, (0, 16), value=fill.get(name, 0)) for name, v in batch.items()}
+
+    def masked(table):
+        batch = padded(table)
+        seen = batch.pop("attention_mask").bool()[:, None, None] & torch.ones(36, 36, dtype=torch.bool).tril()
+        mask = torch.where(seen, 0.0, -1e9)
+        return {**batch, "attention_mask": {"full_attention": mask, "sliding_attention": mask}}
+
+    rows[0] = {name: (values * 4)[:20] for name, values in rows[0].items()}  # so that each batch is of one length
+    found = []
+    for collate in (padded, masked):
+        model, old = builders.with_lora(builders.gemma2(2), 20), builders.with_lora(builders.gemma2(1), 10)
+        settings = {"per_device_eval_batch_size": 8, "data_collator": collate, "remove_unused_columns": False}
+        found.append(
+            figures(builders.trainer(tmp_path, model, old, train_dataset=rows, eval_dataset=rows, **settings))
+        )
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
 @pytest.mark.parametrize("filled_by", list(WAYS))
 @pytest.mark.parametrize("read_by", list(WAYS))
 def test_one_cache_serves_every_kind_of_batch(filled_by, read_by, rows, tmp_path):

@@ -112,6 +112,8 @@ class Batch:
             if isinstance(value, Tensor) and value.dim() > 0 and key != UNLABELLED
         }
         plain = tensors.keys() <= _PER_TOKEN and all(value.dim() == 2 for value in tensors.values())
+        # A mask for each kind of layer, say.
+        plain = plain and not any(isinstance(value, Mapping) for value in self.inputs.values())
         # Tokens of an image, or of a prefix, see those of their type that follow.
         plain = plain and not any(bool(tensors[name].any()) for name in _TOKEN_TYPES & tensors.keys())
         if not self.kind.shifts_labels or not plain or "input_ids" not in tensors or not self.labels.numel():

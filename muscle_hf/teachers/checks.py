@@ -19,7 +19,15 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.kinds import ModelKind
 from muscle_hf.teachers.origin import local_model_folder, origin_of
 from muscle_hf.teachers.teacher import Teacher
-from muscle_hf.teachers.weights import base_of, base_weights, folder_hash, is_quantized, same_as_files, same_weights
+from muscle_hf.teachers.weights import (
+    base_of,
+    base_weights,
+    folder_hash,
+    input_embeddings,
+    is_quantized,
+    same_as_files,
+    same_weights,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -151,6 +159,8 @@ def check_tokenizers(tokenizer: Any, old_tokenizer: Any, teacher: Teacher, new: 
     ]
     if check_vocabularies(*vocabularies) or _same_embeddings(old, new):
         return
+    if input_embeddings(old) is None and input_embeddings(new) is None:
+        return  # of sound, say: there are no tokens to number
     sizes = [getattr(base_of(model).config.get_text_config(), "vocab_size", None) for model in (old, new)]
     if sizes[0] != sizes[1]:
         raise MuscleError(
@@ -166,7 +176,7 @@ def check_tokenizers(tokenizer: Any, old_tokenizer: Any, teacher: Teacher, new: 
 
 def _same_embeddings(old: nn.Module, new: nn.Module) -> bool:
     """Whether both number the tokens in one way for certain: two copies of a base, or of one that was trained."""
-    found = [base_of(model).get_input_embeddings() for model in (old, new)]
+    found = [input_embeddings(model) for model in (old, new)]
     weights = [getattr(getattr(layer, "base_layer", layer), "weight", None) for layer in found]
     if any(not isinstance(weight, Tensor) or weight.is_meta for weight in weights):
         return False

@@ -33,6 +33,7 @@ from muscle_hf.record import PROVENANCE_FILE, check_weights, is_commit, read_pro
 from muscle_hf.teachers.adapters import read_adapter
 from muscle_hf.teachers.checks import refuse_prompts
 from muscle_hf.teachers.kinds import ModelKind
+from muscle_hf.teachers.weights import input_embeddings
 
 logger = logging.get_logger(__name__)
 
@@ -348,17 +349,17 @@ def _fit_embeddings(base: nn.Module, adapter: AdapterFolder) -> None:
     Raises:
         MuscleError: The adapter does not hold the rows of the new tokens, so that they would be drawn at random.
     """
-    try:
-        found = (base.get_input_embeddings(), base.get_output_embeddings())
-    except (AttributeError, NotImplementedError):
+    embeddings = input_embeddings(base)
+    if embeddings is None:
         return
+    found = (embeddings, base.get_output_embeddings())
     layers = {name: layer for name, layer in base.named_modules() if any(layer is each for each in found)}
     file_name = adapter.folder / SAFETENSORS_WEIGHTS_NAME
     with safe_open(file_name, framework="pt") as file:
         keys = {name: _embedding_key(file.keys(), name) for name in layers}
         held = {name: key and file.get_slice(key).get_shape()[0] for name, key in keys.items()}
     rows = {count for count in held.values() if count is not None}
-    size = found[0].weight.size(0)
+    size = embeddings.weight.size(0)
     if len(rows) != 1 or rows == {size}:
         return
     tied = len({id(layer.weight) for layer in layers.values()}) == 1

@@ -30,6 +30,14 @@ def base_of(model: nn.Module) -> PreTrainedModel:
     return cast("PreTrainedModel", model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
+def input_embeddings(model: nn.Module) -> nn.Module | None:
+    """The layer that looks tokens up; None in a model that reads none (sound, images)."""
+    try:
+        return base_of(model).get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+
+
 def base_weights(model: nn.Module, adapter: str | None = None) -> dict[str, Tensor]:
     """The base's own tensors by the names they have without adapters.
 

@@ -139,7 +139,7 @@ def require_class_column(rows: Any, classes: int, name: str) -> None:
         for part, its_rows in rows.items():
             require_class_column(its_rows, classes, f"{name} {part!r}")
         return
-    if hasattr(rows, "column_names") and hasattr(rows, "with_format"):
+    if hasattr(rows, "with_format") and isinstance(rows, Sized) and rows.format["type"] != "custom":
         names, table = rows.column_names, rows.with_format(None)
     elif isinstance(rows, list) and rows and isinstance(rows[0], Mapping):
         names, table = rows[0], None

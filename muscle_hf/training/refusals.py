@@ -60,7 +60,7 @@ def refuse_unsupported(trainer: Trainer, objective: Objective) -> None:
         raise MuscleError(
             "compute_loss_func replaces the cross-entropy that label_smoothing_factor would smooth; use one of them"
         )
-    if getattr(args, "predict_with_generate", False) and not _has_own_prediction_step(type(trainer)):
+    if getattr(args, "predict_with_generate", False) and type(trainer).prediction_step is Trainer.prediction_step:
         raise MuscleError(
             "predict_with_generate is set, but this trainer does not generate; use MuscleSeq2SeqTrainer with a "
             "MuscleSeq2SeqConfig"
@@ -81,12 +81,6 @@ def refuse_unsupported(trainer: Trainer, objective: Objective) -> None:
             "sequence and context parallelism split the sequences that teachers and student are compared on; "
             "use data parallelism (DDP, FSDP, ZeRO)"
         )
-
-
-def _has_own_prediction_step(trainer_class: type) -> bool:
-    """Whether a trainer under or over the mixin evaluates in another way than Trainer."""
-    steps = [vars(parent)["prediction_step"] for parent in trainer_class.__mro__ if "prediction_step" in vars(parent)]
-    return len([step for step in steps if step is not Trainer.prediction_step]) > 1
 
 
 def refuse_filler_rows(dataloader: DataLoader, processes: int) -> None:

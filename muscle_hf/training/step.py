@@ -70,6 +70,7 @@ class Step:
     ):
         self.student, self.sources, self.temperatures = student, sources, temperatures
         self.head, self.chunk_size, self._skip = head, chunk_size, skip
+        self._running = [m for m in student.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
 
     def __call__(
         self,
@@ -140,6 +141,9 @@ class Step:
     # ---- The student ----
 
     def _student(self, model: nn.Module, batch: Batch, whole: bool) -> tuple[Any, Stream]:
+        for module in self._running:
+            # Its running statistics are the base's, which the teachers share and which is not saved.
+            module.eval()
         inputs = without_labels(base_of(self.student), batch.inputs)
         if self.head is not None and not whole:
             with self.head.captured() as found:

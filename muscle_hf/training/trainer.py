@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sized
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -447,13 +447,19 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
             self._train_sums = None
         super().log(logs, start_time)
 
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
+    def _prediction_step(
+        self,
+        step: Callable[..., tuple[Tensor | None, Any, Any]],
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[Tensor | None, Any, Any]:
-        """As Trainer's, or as that of the trainer under this mixin, with the objective as the loss."""
+        """What ``step``, that of the trainer under or over this mixin, gives, with the objective as the loss."""
         self._loss_alone, noted = prediction_loss_only, self._eval_sums
         try:
-            loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+            loss, logits, labels = step(model, inputs, prediction_loss_only, *args, **kwargs)
             if loss is not None and self._eval_sums is noted:
                 # A trainer that asks the model itself for its loss, as Seq2SeqTrainer does where it generates.
                 self._loss_alone = True
@@ -473,7 +479,14 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         """Trainer's, with the objective's figures among the metrics, as means over all trained tokens."""
         refuse_filler_rows(dataloader, self.accelerator.num_processes)
         self._eval_sums = None
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        # Here, not by an override, which a class of the user's own that is derived from this one would pass by.
+        self.prediction_step = partial(self._prediction_step, self.prediction_step)
+        try:
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+        finally:
+            del self.prediction_step
         if self._eval_sums is not None:
             means = mean_terms(self._eval_sums)
             if self.compute_loss_func is not None:
