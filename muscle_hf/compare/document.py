@@ -436,7 +436,8 @@ class Document:
         tasks = ", ".join(f"{task.name} ({task.items} items)" for task in self.tasks[:3])
         more = f" and {len(self.tasks) - 3} more" if len(self.tasks) > 3 else ""
         gate = "" if self.gate is None else f"; gate: {self.gate.verdict}"
-        return f"<Document of {labels}: {tasks}{more}{gate}>"
+        text = f"<Document of {labels}: {tasks}{more}{gate}>"
+        return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: a row for each task and updated model."""

@@ -37,6 +37,7 @@ The keys of the dictionaries are ``items``, ``both_right``, ``positive_flips``, 
 An empty denominator gives nan, never 0.
 """
 
+from muscle_hf.lazy import lazy_exports
 from muscle_hf.metrics.flips import (
     Quadrants,
     fell,
@@ -116,3 +117,6 @@ __all__ = [
     "stratified_mcnemar",
     "wilson_interval",
 ]
+
+# Of the submodules that are not imported above.
+__getattr__, _, _ = lazy_exports(__name__, {})

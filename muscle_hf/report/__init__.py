@@ -8,3 +8,7 @@
 Everything in a document that comes from data (texts, ids, labels, columns) is hostile until a renderer has made it
 harmless: :mod:`muscle_hf.report.text` spells out control characters, each renderer escapes the rest.
 """
+
+from muscle_hf.lazy import lazy_exports
+
+__getattr__, __dir__, __all__ = lazy_exports(__name__, {})
