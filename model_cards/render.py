@@ -19,8 +19,7 @@ from muscle_hf.demo import TASKS
 from muscle_hf.demo.run import demo_settings
 from muscle_hf.hub.card import write_card
 from muscle_hf.hub.completing import export_card
-from muscle_hf.pipeline.card import complete_run_card
-from muscle_hf.pipeline.run import RESULT_FILE, load_result_predictions
+from muscle_hf.pipeline.run import RESULT_FILE, complete_run_card
 from muscle_hf.pipeline.table import COMPAT
 
 ROOT = Path(__file__).parent
@@ -62,7 +61,7 @@ def render(name: str, run: Path | None, words: Mapping[str, Any]) -> str:
     target = ROOT / name
     if run is not None:
         task = json.loads((run / RESULT_FILE).read_text())["result"]["task"]
-        complete_run_card(run / COMPAT, {"task": task, **words}, load_result_predictions(run))
+        complete_run_card(run, {"task": task, **words})
         export_card(run / COMPAT, target)
         return f"{name}: from its run"
     if target.is_dir():

@@ -267,4 +267,5 @@ def test_one_screen_of_many_tasks():
 def test_a_document_says_what_it_is():
     document = hostile_document()
     assert len(repr(full_document())) < 200 and "gate: fail" in repr(full_document())
-    assert repr(document).isprintable() and "<script" not in document._repr_html_() and "<td>routing</td>" in full_document()._repr_html_()
+    assert repr(document).isprintable()
+    assert "<script" not in document._repr_html_() and "<td>routing</td>" in full_document()._repr_html_()

@@ -144,18 +144,13 @@ class Run:
 
     def _complete_card(self) -> None:
         """On the compatibility adapter's card: the flips, the task, its data set on the Hub, what ``card`` says."""
-        words, flips = dict(self.settings.card), {}
+        words = dict(self.settings.card)
         if self.task is not None:
             from_hub = self.settings.data.source is None and self.task.source is not None
             words = {"task": self.task.name, **({"datasets": [self.task.source.path]} if from_hub else {}), **words}
-            predictions = load_result_predictions(self.folder)
-            # The control is the baseline of the errors that come back.
-            labels = {OLD: "old", NEW: "new", COMPAT: "compat", CONTROL: "control: plain training for as long"}
-            labels = {name: label for name, label in labels.items() if name in predictions}
-            sources = [source_of(predictions[name], name) for name in labels]
-            flips = {"comparison": compare(*sources, labels=list(labels.values())), "label": labels[COMPAT]}
-        if words:
-            complete_card(self.folder / COMPAT, words, **flips)
+            complete_run_card(self.folder, words)
+        elif words:
+            complete_card(self.folder / COMPAT, words)
 
     # ---- Adapters ----
 
@@ -430,6 +425,17 @@ def load_result_predictions(folder: Path) -> Mapping[str, list[Prediction]]:
     """The predictions of a finished run, by model; of models that its last settings left out nothing is read."""
     rows = read_json(folder / RESULT_FILE, "result of a run")["result"]["rows"]
     return {row["model"]: read_predictions(folder / PREDICTIONS / f"{row['model']}.jsonl") for row in rows}
+
+
+def complete_run_card(folder: Path, words: Mapping[str, Any]) -> None:
+    """Put the flips of a finished run on the card of its compatibility adapter, and what else it shall say."""
+    predictions = load_result_predictions(folder)
+    # The control is the baseline of the errors that come back.
+    labels = {OLD: "old", NEW: "new", COMPAT: "compat", CONTROL: "control: plain training for as long"}
+    labels = {name: label for name, label in labels.items() if name in predictions}
+    sources = [source_of(predictions[name], name) for name in labels]
+    comparison = compare(*sources, labels=list(labels.values()))
+    complete_card(folder / COMPAT, words, comparison=comparison, label=labels[COMPAT])
 
 
 def _read_note(note: Path) -> dict[str, Any]:
