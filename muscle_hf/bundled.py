@@ -1,4 +1,4 @@
-"""Files that lie at the top of a checkout and travel inside an installed package."""
+"""Files that travel inside an installed package: recipes and cards from the top of a checkout, the embedded bases."""
 
 from __future__ import annotations
 
@@ -24,3 +24,17 @@ def bundled(name: str) -> Path:
         if folder.is_dir():
             return folder
     raise MuscleError(f"the folder {name!r} is missing from this installation of muscle-hf; install it again")
+
+
+VERSIONS = ("v1", "v2")
+
+
+def base(version: str) -> Path:
+    """The folder of an embedded base: a Llama-type model in safetensors with its tokenizer.
+
+    Raises:
+        ValueError: ``version`` is neither ``v1`` nor ``v2``.
+    """
+    if version not in VERSIONS:
+        raise ValueError(f"unknown base {version!r}; choose one of {', '.join(VERSIONS)}")
+    return Path(__file__).parent / "demo" / "bases" / version

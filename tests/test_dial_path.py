@@ -22,10 +22,9 @@ from transformers import AutoModelForCausalLM
 
 from muscle_hf import MuscleError, load_compatible
 from muscle_hf.cli.main import main
-from muscle_hf.dial import Dial, DialPath, DialPoint, check_points, choose, walk
+from muscle_hf.dial import Dial, DialPath, DialPoint, check_points, choose, report, walk
 from muscle_hf.evaluation import evaluate_task, read_predictions, write_predictions
 from muscle_hf.metrics import Estimate, flip_metrics
-from muscle_hf.report import dial as report
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "dial.md"
 

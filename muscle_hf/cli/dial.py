@@ -77,11 +77,10 @@ def run(args: argparse.Namespace) -> int:
 
     from muscle_hf.compare import AnalysisOptions
     from muscle_hf.compare.comparison import check_options
-    from muscle_hf.dial import Dial, check_points, choose, walk
+    from muscle_hf.dial import Dial, check_points, choose, report, walk
     from muscle_hf.dial.dial import find_ends
     from muscle_hf.dial.path import check_rule
     from muscle_hf.pipeline.steps import free_memory
-    from muscle_hf.report import dial as report
 
     console = Console()
     points = [*args.points, *([] if args.choose is None else [args.choose])]
@@ -162,9 +161,9 @@ def _old_predictions(
 def _write(
     output: Path, path: DialPath, chosen: DialPoint | None, choice: dict[str, Any], old: list[Prediction]
 ) -> None:
+    from muscle_hf.dial import report
     from muscle_hf.dial.path import label
     from muscle_hf.evaluation.predictions import write_predictions
-    from muscle_hf.report import dial as report
     from muscle_hf.training.checkpoints import staged
 
     for name in _PARTS:  # what an earlier run chose or measured must not stand beside this one's

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from muscle_hf import demo
-from muscle_hf.bundled import bundled
+from muscle_hf.bundled import base, bundled
 from muscle_hf.errors import MuscleError
 from muscle_hf.pipeline.config import ModelSettings, RunSettings, SplitSettings
 from muscle_hf.pipeline.steps import process_state
@@ -88,7 +87,7 @@ def _few_rows(settings: RunSettings) -> object:
 
 def tiny_model(folder: Path, seed: int) -> Path:
     """Make a random Llama of some thousand parameters, with the demo's tokenizer, in ``folder``, which is returned."""
-    tokenizer = AutoTokenizer.from_pretrained(demo.base("v2"), trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(base("v2"), trust_remote_code=False)
     tokenizer.chat_template = _CHAT_TEMPLATE
     tokenizer.model_max_length = 4096
     config = LlamaConfig(
