@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import shlex
 import shutil
@@ -49,6 +50,8 @@ def command(*words: object) -> str:
 def hush_deprecations() -> None:
     """Silence what libraries warn each other of: nobody who runs a command can do anything about it."""
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+    # A faster kernel for 4-bit weights on a CPU is missing: said at import, whatever is done.
+    logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
 
 
 class _MayClose(io.FileIO):

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from compare_files import choice_predictions, flipping, score_predictions, sources, three
+from compare_files import choice_predictions, flipping, score_predictions, sources, three, write
 
 from muscle_hf import MuscleError
 from muscle_hf.compare import (
@@ -207,6 +207,18 @@ def test_a_control_is_shown_and_never_judged():
     for bad in ({"controls": ["x"]}, {"controls": ["c"], "candidates": ["c"]}, {"controls": ["b", "c"]}):
         with pytest.raises(MuscleError, match="control"):
             compare(*sources(old, compat, new), labels=["a", "b", "c"], **bad)
+
+
+def test_models_are_named_by_any_path_that_leads_to_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ("old", "new", "muscle", "control")
+    for name, rows in zip(names, [*three(200), three(200)[1]], strict=True):
+        write(tmp_path / f"{name}.jsonl", rows)
+    (tmp_path / "link.jsonl").symlink_to("muscle.jsonl")
+    budget, sides = Budget(limits={"max_nfr": {"*": 0.5}}), [f"{name}.jsonl" for name in names]
+    for control, candidate in (("./control.jsonl", "muscle"), (str(tmp_path / "control.jsonl"), "link.jsonl")):
+        document = compare(*sides, labels=names, budget=budget, controls=[control], candidates=[candidate])
+        assert document.gate.by_candidate == {"muscle": "pass"} and document.models[3].role == "control"
 
 
 def test_the_total_has_limits_of_its_own():

@@ -122,7 +122,7 @@ def _add_gate_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="LABEL",
-        help="the model that would ship (all COMPAT, or NEW without any); repeatable",
+        help="the model that would ship, its label or its path (all COMPAT, or NEW without any); repeatable",
     )
     gate.add_argument(
         "--control",

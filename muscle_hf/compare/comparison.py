@@ -65,8 +65,8 @@ def compare(
         allow_partial: The same as ``missing="drop"``.
         ignore_prompts: Compare answers to the same items even if the models saw other prompts.
         budget: Limits of the gate.
-        candidates: Labels of the models that would ship, which the gate judges: by default the compatibility models,
-            or the new one if there are none.
+        candidates: Labels (or paths) of the models that would ship, which the gate judges: by default the
+            compatibility models, or the new one if there are none.
         controls: Labels (or paths) of models that are shown beside the others and never judged, such as v2's adapter
             trained on without the old model.
         noise: Noise floors to show (:func:`~muscle_hf.compare.noise.measure_noise`).
@@ -81,9 +81,10 @@ def compare(
     read, analysis = read or ReadOptions(), analysis or AnalysisOptions()
     check_options(analysis)
     names = list(labels) if labels is not None else default_labels([_path(entry) for entry in given])
-    paths = [_path(entry) for entry in given]
     # A default label is not what somebody typed who named the file.
-    controls = [names[paths.index(name)] if name in paths and name not in names else name for name in controls]
+    places = {os.path.realpath(_path(entry)): name for entry, name in zip(given, names, strict=False)}
+    controls = [name if name in names else places.get(os.path.realpath(name), name) for name in controls]
+    candidates = [name if name in names else places.get(os.path.realpath(name), name) for name in candidates or ()]
     _check_labels(names, len(given), candidates, controls)
     wanted = [*(analysis.slices or ()), *([analysis.cluster] if analysis.cluster else []), *read.wanted]
     read = dataclasses.replace(read, wanted=wanted)
