@@ -196,7 +196,7 @@ class FlipMetricsCallback(TrainerCallback):
             raise MuscleError("flip metrics need the tokenizer; pass tokenizer=, or processing_class= to the trainer")
         return evaluate_task(model, text_tokenizer(tokenizer), self.task, self.items, **self._settings)
 
-    def _computed(self, side: Side, tokenizer: PreTrainedTokenizerBase | None) -> list[Prediction]:
+    def _computed(self, side: Any, tokenizer: PreTrainedTokenizerBase | None) -> list[Prediction]:
         if isinstance(side, Teacher):
             with side.answering() as model:
                 return self._run(model, tokenizer)

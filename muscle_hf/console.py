@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TextIO
 
 PROGRAM = "muscle-hf"
 # As a shell says of a program that Ctrl-C ended.
@@ -57,7 +58,7 @@ def hush_deprecations() -> None:
 class _MayClose(io.FileIO):
     """A descriptor whose reader may leave before the end (``| head``): the rest goes nowhere, the work goes on."""
 
-    def write(self, data: object) -> int:
+    def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except BrokenPipeError:
@@ -84,7 +85,7 @@ def patient_output() -> Iterator[None]:
         sys.stdout, sys.stderr = former
 
 
-def _patient(stream: io.TextIOBase | None) -> io.TextIOBase:
+def _patient(stream: TextIO | None) -> TextIO:
     if stream is None:  # closed by whoever started this (`>&-`)
         return open(os.devnull, "w", encoding="utf-8")
     if not isinstance(stream, io.TextIOWrapper):

@@ -8,7 +8,7 @@ those after as many as the prompt has by itself.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from muscle_hf.errors import MuscleError
 
@@ -90,7 +90,7 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> li
     if not texts:
         return []
     prefix_id = prefix_token_id(tokenizer)
-    prefix = tokenizer.decode(prefix_id) if prefix_id is not None else ""
+    prefix = str(tokenizer.decode(prefix_id)) if prefix_id is not None else ""
     closing = _closing_tokens(tokenizer)
     # A chat template already writes BOS as text; a second one would change the answers.
     opened = [bool(prefix) and text.startswith(prefix) for text in texts]
@@ -112,7 +112,8 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> li
 
 def prefix_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token that stands for an empty prompt: BOS, else EOS, else none."""
-    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    found: Any = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return found
 
 
 def _move_blanks(prompt: str, continuation: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -71,14 +71,15 @@ class TransferPrompts(AnsweredRows):
                 "leave it out, or take old, new or both"
             )
         self.items = [_as_item(index, prompt) for index, prompt in enumerate(self.prompts)]
-        if self.task is None:
+        task = self.task
+        if task is None:
             if any(item.choices for item in self.items):
                 raise MuscleError("these transfer prompts have choices; pass the task= that says how to choose")
-            self.task = Task("transfer", "generation", _not_from_rows, "exact_match", self.max_new_tokens)
-        if self.task.kind == "classification":
+            self.task = task = Task("transfer", "generation", _not_from_rows, "exact_match", self.max_new_tokens)
+        if task.kind == "classification":
             raise MuscleError("a classification head needs no answers: pass its rows without labels instead")
-        if self.answers == "choices" and self.task.kind != "choice":
-            raise MuscleError(f"the task {self.task.name!r} has no choices to train on; take the models' answers")
+        if self.answers == "choices" and task.kind != "choice":
+            raise MuscleError(f"the task {task.name!r} has no choices to train on; take the models' answers")
 
     @property
     def renewed(self) -> bool:
@@ -93,7 +94,7 @@ class TransferPrompts(AnsweredRows):
     def _questions(self) -> str:
         """What a model is asked, whoever it is."""
         asked = [(item.id, item.prompt, item.choices) for item in self.items]
-        return hashlib.sha256(repr((asked, self.task.rules())).encode()).hexdigest()
+        return hashlib.sha256(repr((asked, cast("Task", self.task).rules())).encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
         """For the provenance of what is trained on them."""
@@ -139,14 +140,14 @@ class TransferPrompts(AnsweredRows):
         shared = None if who is models.student else models.shared
         file = Path(shared or models.folder, FOLDER, f"{name}-{key}.jsonl")
         known = [read_predictions(file) if state.is_main_process and file.is_file() else None]
-        found = broadcast_object_list(known)[0]
+        found, task = broadcast_object_list(known)[0], cast("Task", self.task)
         if found is None:
-            with who.answering() if isinstance(who, Teacher) else contextlib.nullcontext(who) as model:
+            with contextlib.nullcontext(who) if isinstance(who, nn.Module) else who.answering() as model:
                 found = evaluate_task(
                     model,
                     models.tokenizer,
-                    _without_scoring(self.task),
-                    [_without_answer(item, self.task) for item in self.items],
+                    _without_scoring(task),
+                    [_without_answer(item, task) for item in self.items],
                     batch_size=self.batch_size,
                     progress=models.progress,
                 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainingArguments
@@ -12,6 +12,9 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.weights import base_of
 from muscle_hf.trainer import MuscleMixin
 from muscle_hf.training.config import MuscleConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(repr=False)
@@ -44,6 +47,7 @@ class MuscleSeq2SeqTrainer(MuscleMixin, Seq2SeqTrainer):
     """
 
     config_class = MuscleSeq2SeqConfig
+    args: Seq2SeqTrainingArguments
 
     def __init__(
         self,
@@ -57,4 +61,4 @@ class MuscleSeq2SeqTrainer(MuscleMixin, Seq2SeqTrainer):
         super().__init__(model, args, *positional, **arguments)
         if self.args.generation_config is not None:
             # It was set on PEFT's wrapper, which leaves generating to the model within.
-            base_of(self.student).generation_config = self.model.generation_config
+            base_of(self.student).generation_config = cast("PreTrainedModel", self.model).generation_config

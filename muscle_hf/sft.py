@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from peft import PeftModel
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ class MuscleSFTTrainer(MuscleMixin, _SFTPreparation):
             raise MuscleError("args is a MuscleConfig; MuscleSFTTrainer takes a MuscleSFTConfig")
         if getattr(args, "loss_type", None) == "chunked_nll":
             # Some versions' default: plain cross-entropy too, for which TRL cuts the logits off the model's outputs.
-            args = copy.copy(args)
+            args = cast("SFTConfig", copy.copy(args))
             args.loss_type = "nll"
         _refuse_unsupported_sft(args)
         if isinstance(model, (str, os.PathLike)):
@@ -116,8 +116,8 @@ class MuscleSFTTrainer(MuscleMixin, _SFTPreparation):
 
 
 def _refuse_unsupported_sft(args: TrainingArguments | None) -> None:
-    if getattr(args, "loss_type", "nll") != "nll":
-        raise MuscleError(f"loss_type={args.loss_type!r} has no place: the loss is the MUSCLE objective; leave it out")
+    if (kind := getattr(args, "loss_type", "nll")) != "nll":
+        raise MuscleError(f"loss_type={kind!r} has no place: the loss is the MUSCLE objective; leave it out")
     template = getattr(args, "chat_template_path", None)
     if template is not None and not (os.path.isfile(template) and Path(template).suffix in (".jinja", ".j2")):
         raise MuscleError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -113,4 +114,5 @@ class CompactStream(Stream):
     form: TopTokens
 
     def logits(self, rows: slice | Tensor, student: Tensor | None = None, chosen: Tensor | None = None) -> Tensor:
-        return self.form.logits(self.hidden[rows], student if chosen is None else student[chosen])
+        own = cast("Tensor", student)
+        return self.form.logits(self.hidden[rows], own if chosen is None else own[chosen])

@@ -11,16 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
-from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedConfig
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.checks import computing_config, parts_of, vocabulary_hash
@@ -97,7 +97,7 @@ def teacher_fingerprint(
     adapter = None
     if weights:
         known = None if provenance is None else (provenance["adapter"] or {}).get("sha256")
-        config = teacher.model.peft_config[teacher.adapter]
+        config = cast("PeftModel", teacher.model).peft_config[cast("str", teacher.adapter)]
         adapter = _describe_adapter(known or content_hash(weights.items()), config)
     known = None if provenance is None else provenance["base"]["sha256"]
     origin = origin_of(base)
@@ -191,7 +191,7 @@ class TeacherFiles:
 
     def build_on_meta(
         self, kind: ModelKind, dtype: torch.dtype | str | None, attn_implementation: str | None = None
-    ) -> nn.Module:
+    ) -> PreTrainedModel:
         """The base's modules without weights, as ``from_pretrained`` would make them.
 
         Raises:
@@ -227,7 +227,11 @@ def _adapter_as_loaded(adapter: AdapterFolder, dtype: torch.dtype) -> dict[str, 
 
 
 def _content(
-    base: nn.Module, base_hash: str, adapter: dict[str, Any] | None, tokenizer: Any, autocast: torch.dtype | str | None
+    base: PreTrainedModel,
+    base_hash: str,
+    adapter: dict[str, Any] | None,
+    tokenizer: Any,
+    autocast: torch.dtype | str | None,
 ) -> dict[str, Any]:
     config = base.config
     content: dict[str, Any] = {
@@ -285,8 +289,8 @@ def _autocast_name(autocast: torch.dtype | str | None) -> str | None:
 
 
 def _loaded_dtype(dtype: torch.dtype | str | None, config: PreTrainedConfig) -> torch.dtype:
-    if dtype in (None, "auto"):
-        dtype = getattr(config, "dtype", None) or torch.float32
+    if dtype is None or dtype == "auto":
+        dtype = cast("torch.dtype", getattr(config, "dtype", None) or torch.float32)
     return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 

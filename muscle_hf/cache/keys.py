@@ -7,7 +7,7 @@ import inspect
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -108,7 +108,7 @@ class KeyRules:
 def _excluded(text: Any, rope: Mapping[str, Any]) -> str | None:
     kinds = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, Mapping)}
     if found := kinds & _BATCH_DEPENDENT_ROPE:
-        return f"its rotary embedding ({', '.join(found)}) follows the longest row of the batch"
+        return f"its rotary embedding ({', '.join(map(str, found))}) follows the longest row of the batch"
     if getattr(text, "expert_capacity", None) is not None:
         return "its experts drop tokens when the rest of the batch fills them"
     return None
@@ -216,7 +216,8 @@ class _Batch:
         if not self.usable:
             return None
         if member is None:
-            member = np.ones(self.ids.shape[1], dtype=bool) if self.mask is None else self.mask[row] != 0
+            kept = np.ones(self.ids.shape[1], dtype=bool) if self.mask is None else self.mask[row] != 0
+            member = cast("np.ndarray", kept)
         if self.rules.looks_back and not self.inputs:
             member = member & (np.arange(member.size) <= np.flatnonzero(chosen)[-1])
         digest = hashlib.sha256(b"muscle_hf.row/1")

@@ -94,5 +94,5 @@ def open_cache(
 
 def _expected(model: nn.Module, precision: str | None) -> Column:
     base = base_of(model)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, getattr(base, "dtype", torch.float32))
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision or "", getattr(base, "dtype", torch.float32))
     return Column(dtype, (base.config.get_text_config().hidden_size,))

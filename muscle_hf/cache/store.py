@@ -111,18 +111,18 @@ class RowStore:
         if key in self._buffer:
             return self._buffer[key]
         place = self._places.get(key)
-        if place is None:
+        shard = None if place is None else self._shards[place >> _SHARD_BITS]
+        if place is None or shard is None:
             return None
-        number = place >> _SHARD_BITS
         try:
-            return self._shards[number].row(place & (2**_SHARD_BITS - 1))
+            return shard.row(place & (2**_SHARD_BITS - 1))
         except DamagedShard as damage:
-            self._set_aside(self._shards[number].file, damage)
-            self._shards[number] = None
+            self._set_aside(shard.file, damage)
+            self._shards[place >> _SHARD_BITS] = None
             self._places = {}
-            for other, shard in enumerate(self._shards):
-                if shard is not None:
-                    self._enter(other, shard)
+            for number, other in enumerate(self._shards):
+                if other is not None:
+                    self._enter(number, other)
             return self._row(key)  # another shard may hold it as well
 
     def refresh(self) -> int:
@@ -297,7 +297,7 @@ class HiddenStore(RowStore):
             width, dtype = form.width, torch.float32
         if (width is None) != (dtype is None):
             raise MuscleError("width and dtype of a HiddenStore are given together, or neither")
-        columns = None if width is None else {"hidden": Column(dtype, (width,))}
+        columns = None if width is None or dtype is None else {"hidden": Column(dtype, (width,))}
         variant = "" if form is None else form.name
         super().__init__(folder, fingerprint, columns, variant=variant, shard_bytes=shard_bytes)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+from peft import PeftModel
+
 # Which modules a configuration adapts, to read it off without building the adapter.
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
@@ -17,6 +21,7 @@ __all__ = [
     "BaseTuner",
     "BaseTunerLayer",
     "ModulesToSaveWrapper",
+    "active_adapter",
     "check_target_module_exists",
     "get_pattern_key",
 ]
@@ -28,3 +33,8 @@ PRIVATE = {
     "BaseTunerLayer": {"_active_adapter": _SWITCH, "_disable_adapters": _SWITCH},
     "AuxiliaryTrainingWrapper": {"_active_adapter": _SWITCH, "_adapters": _SWITCH, "_disable_adapters": _SWITCH},
 }
+
+
+def active_adapter(model: PeftModel) -> str:
+    """The name of a model's active adapter; the annotation allows several, which its own setters do not make."""
+    return cast("str", model.active_adapter)

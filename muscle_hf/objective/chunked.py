@@ -40,9 +40,9 @@ class Stream:
 
     def divided_by(self, temperature: float) -> Stream:
         """The same with its logits divided by a temperature."""
-        if self.head is None:
+        if (head := self.head) is None:
             return Stream(self.hidden / temperature, None)
-        return Stream(self.hidden, lambda hidden: self.head(hidden) / temperature)
+        return Stream(self.hidden, lambda hidden: head(hidden) / temperature)
 
     def logits(self, rows: slice | Tensor, student: Tensor | None = None, chosen: Tensor | None = None) -> Tensor:
         """Logits of some tokens.
@@ -213,14 +213,15 @@ class _ChunkedTerms(torch.autograd.Function):
     def forward(ctx, hidden: Tensor, work: _Work) -> tuple[Tensor, ...]:
         wanted = ctx.needs_input_grad[0]
         gradient = torch.zeros_like(hidden, dtype=_nothing(hidden).dtype) if wanted else None
-        parts = []
+        parts, head = [], work.student.head
+        assert head is not None, "only what is behind an output head is cut into chunks"
         for rows in _chunks(work.labels, work.sequence_ids, work.chunk_size):
             own = hidden[rows].detach().requires_grad_(wanted)
             with torch.set_grad_enabled(wanted):
-                terms = _terms_of_chunk(work, rows, work.student.head(own))
+                terms = _terms_of_chunk(work, rows, head(own))
             if gradient is not None:
                 # What float16 would round to zero is not lost; a token's slopes are at most 1 each.
-                dtypes = hidden.dtype, getattr(work.student.head, "dtype", None)
+                dtypes = hidden.dtype, getattr(head, "dtype", None)
                 scale = 2.0**10 if torch.float16 in dtypes else 1.0
                 (slope,) = torch.autograd.grad(terms.loss, own, torch.full_like(terms.loss, scale))
                 gradient[rows] = slope.to(gradient.dtype) / scale

@@ -50,7 +50,7 @@ class Fused:
             return self.plain(*arguments)
         try:
             return self.compiled(*arguments)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except torch._dynamo.exc.TorchDynamoException as error:  # pyright: ignore[reportAttributeAccessIssue]
             self._broken = True
             logger.warning(
                 f"The loss could not be compiled for the GPU, so it runs in more passes over memory, with the same "

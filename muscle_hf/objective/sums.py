@@ -55,7 +55,7 @@ def mean_terms(sums: Tensor) -> dict[str, float]:
         tokens that follow the old model), and over the tokens with a label ``ce`` and ``token_accuracy``. A mean over
         no token at all is left out: nan is no JSON.
     """
-    total = dict(zip(_COLUMNS, sums.tolist(), strict=True))
+    total: dict[str, float] = dict(zip(_COLUMNS, sums.tolist(), strict=True))
     parts = {
         "loss": ("loss", "tokens"),
         "kl_old": ("kl_old", "weight_old"),

@@ -6,7 +6,7 @@ import contextlib
 import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -14,9 +14,9 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, PeftType, get_peft_model_state_
 from safetensors.torch import load_file
 from torch import nn
 
-from muscle_hf.compat.peft import AuxiliaryTrainingWrapper, BaseTuner, BaseTunerLayer
+from muscle_hf.compat.peft import AuxiliaryTrainingWrapper, BaseTuner, BaseTunerLayer, active_adapter
 from muscle_hf.errors import MuscleError
-from muscle_hf.teachers.sharing import can_share, file_adds_only, same_base_after, starts_neutral
+from muscle_hf.teachers.sharing import adds_only, can_share, file_adds_only, same_base_after, starts_neutral
 
 # What the compatibility adapter is called in the model: `Trainer` saves and reloads only this name at the root of a
 # folder.
@@ -62,6 +62,7 @@ def adapter_state(model: nn.Module, adapter: str) -> dict[str, Any]:
     for module_name, module in model.named_modules():
         if not isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper, BaseTuner)):
             continue
+        module = cast("nn.Module", module)
         held = {**module._modules, **module._buffers}
         if not isinstance(module, BaseTuner):  # which keeps schedules of the training by the adapter's name
             held |= vars(module)
@@ -225,7 +226,7 @@ def put_beside(model: PeftModel, folder: Path, config: PeftConfig, name: str) ->
     Raises:
         MuscleError: It was trained for another base.
     """
-    if not can_share(model, config) or not file_adds_only(folder, config, model):
+    if not (can_share(model, config) and adds_only(config) and file_adds_only(folder, config, model)):
         return False
     add_adapter(model, name, config, autocast_dtype=True)
     read_adapter(model, name, folder)
@@ -246,7 +247,7 @@ def frozen_view(model: PeftModel, adapter: str | None) -> Iterator[None]:
         try:
             for module in training:
                 module.training = False
-            layers = [module for module in modules if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+            layers: list[Any] = [m for m in modules if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
             stack.enter_context(_switched(model, adapter, layers))
             yield
         finally:
@@ -256,7 +257,7 @@ def frozen_view(model: PeftModel, adapter: str | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _switched(model: PeftModel, adapter: str | None, layers: list[nn.Module]) -> Iterator[None]:
+def _switched(model: PeftModel, adapter: str | None, layers: list[Any]) -> Iterator[None]:
     lora = all(config.peft_type is PeftType.LORA for config in model.peft_config.values())
     if not lora or any(getattr(layer, "merged", False) for layer in layers):
         with _switched_by_peft(model, adapter):
@@ -266,7 +267,7 @@ def _switched(model: PeftModel, adapter: str | None, layers: list[nn.Module]) ->
         raise MuscleError(f"the model has no adapter {adapter!r}; it has {', '.join(model.peft_config)}")
     # PEFT walks the model several times to switch, and turns over what `requires_grad` says of every adapter: in a
     # large model that takes as long as starting a forward pass on a GPU.
-    owners = (model, model.base_model)
+    owners: tuple[Any, ...] = (model, model.base_model)
     before = [(layer, layer._active_adapter, layer._disable_adapters) for layer in layers]
     active, disabled = [owner.active_adapter for owner in owners], model._adapters_disabled
     try:
@@ -288,7 +289,7 @@ def _switched(model: PeftModel, adapter: str | None, layers: list[nn.Module]) ->
             layer._active_adapter, layer._disable_adapters = was_active, was_disabled
 
 
-def _holds(layer: nn.Module, adapter: str) -> bool:
+def _holds(layer: BaseTunerLayer | AuxiliaryTrainingWrapper, adapter: str) -> bool:
     if isinstance(layer, AuxiliaryTrainingWrapper):
         return adapter in layer._adapters
     return any(adapter in getattr(layer, name) for name in layer.adapter_layer_names)
@@ -297,7 +298,7 @@ def _holds(layer: nn.Module, adapter: str) -> bool:
 @contextlib.contextmanager
 def _switched_by_peft(model: PeftModel, adapter: str | None) -> Iterator[None]:
     """The same for adapters of any kind."""
-    active = model.active_adapter
+    active = active_adapter(model)
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     with contextlib.ExitStack() as stack:
         try:
@@ -319,7 +320,7 @@ def keep_quantized_trainable(model: nn.Module) -> None:
 
     They do so at their first eval-mode forward, after which training silently yields no gradients.
     """
-    for module in model.modules():
+    for module in cast("Iterator[Any]", model.modules()):
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
             if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):

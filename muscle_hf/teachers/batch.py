@@ -65,7 +65,8 @@ class Batch:
     @cached_property
     def places(self) -> tuple[Tensor, Tensor]:
         """The rows and columns of the trained tokens, (N,) each."""
-        return self.chosen.nonzero(as_tuple=True)
+        rows, columns = self.chosen.nonzero(as_tuple=True)
+        return rows, columns
 
     @property
     def rows(self) -> Tensor:

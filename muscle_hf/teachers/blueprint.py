@@ -31,5 +31,5 @@ def target_layers(model: PreTrainedModel, target_modules: str | Sequence[str]) -
     layers = linear_layers(model)
     if target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND:
         return layers
-    config = LoraConfig(target_modules=target_modules)
+    config = LoraConfig(target_modules=target_modules if isinstance(target_modules, str) else list(target_modules))
     return {name: layer for name, layer in layers.items() if check_target_module_exists(config, name)}

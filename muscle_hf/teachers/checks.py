@@ -178,9 +178,8 @@ def _same_embeddings(old: nn.Module, new: nn.Module) -> bool:
     """Whether both number the tokens in one way for certain: two copies of a base, or of one that was trained."""
     found = [input_embeddings(model) for model in (old, new)]
     weights = [getattr(getattr(layer, "base_layer", layer), "weight", None) for layer in found]
-    if any(not isinstance(weight, Tensor) or weight.is_meta for weight in weights):
-        return False
-    return same_weights(*({"embeddings": weight} for weight in weights))
+    known = [{"embeddings": weight} for weight in weights if isinstance(weight, Tensor) and not weight.is_meta]
+    return len(known) == 2 and same_weights(*known)
 
 
 def check_label_sets(kind: ModelKind, old: nn.Module, new: nn.Module) -> None:
@@ -191,7 +190,7 @@ def check_label_sets(kind: ModelKind, old: nn.Module, new: nn.Module) -> None:
     """
     if not kind.names_classes:
         return
-    names = [base_of(model).config.id2label for model in (old, new)]
+    names = [base_of(model).config.id2label or {} for model in (old, new)]
     unnamed = [all(label == f"LABEL_{index}" for index, label in labels.items()) for labels in names]
     if len(names[0]) != len(names[1]) or (not any(unnamed) and names[0] != names[1]):
         raise MuscleError(
@@ -216,8 +215,8 @@ def check_recorded_base(model: PeftModel, adapter: str) -> None:
         "it records; if it is the same model under another name, set check_base=False"
     )
     folder, moved = local_model_folder(recorded), local_model_folder(present)
-    if _has_weights(folder) and not is_quantized(base):
-        same_files = _has_weights(moved) and folder_hash(moved) == folder_hash(folder)
+    if folder is not None and _has_weights(folder) and not is_quantized(base):
+        same_files = moved is not None and _has_weights(moved) and folder_hash(moved) == folder_hash(folder)
         if not same_files and not same_as_files(base_weights(model, adapter), folder, base.base_model_prefix):
             raise refusal
     elif not os.path.isdir(present) and not os.path.isabs(recorded):
@@ -228,8 +227,8 @@ def check_recorded_base(model: PeftModel, adapter: str) -> None:
         )
 
 
-def _has_weights(folder: Path | None) -> bool:
-    return folder is not None and any(folder.glob("*.safetensors"))
+def _has_weights(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors"))
 
 
 def _same_name(one: str, other: str) -> bool:
@@ -251,8 +250,8 @@ def only_active_adapter(model: PeftModel, owner: str) -> str:
     refuse_prompts(config, owner)
     if config.is_adaption_prompt:
         raise MuscleError(
-            f"{owner} has an adapter of type {config.peft_type.value}, which is not added to the base's own layers; "
-            "use LoRA or another adapter that can be merged"
+            f"{owner} has an adapter of type {PeftType(config.peft_type).value}, which is not added to the base's own "
+            "layers; use LoRA or another adapter that can be merged"
         )
     if config.peft_type is PeftType.POLY:
         raise MuscleError(
@@ -271,6 +270,6 @@ def refuse_prompts(config: PeftConfig, owner: str) -> None:
     """
     if config.is_prompt_learning:
         raise MuscleError(
-            f"{owner} has an adapter of type {config.peft_type.value}, which puts virtual tokens before the text "
-            "instead of changing the base's layers; use LoRA or another adapter that can be merged"
+            f"{owner} has an adapter of type {PeftType(config.peft_type).value}, which puts virtual tokens before the "
+            "text instead of changing the base's layers; use LoRA or another adapter that can be merged"
         )

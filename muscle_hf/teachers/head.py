@@ -59,7 +59,7 @@ class Head:
     def __init__(
         self,
         model: nn.Module,
-        autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+        autocast: Callable[..., contextlib.AbstractContextManager] = contextlib.nullcontext,
     ):
         base = base_of(model)
         module = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None

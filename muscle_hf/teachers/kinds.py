@@ -153,8 +153,8 @@ def kind_of(model: nn.Module) -> ModelKind:
             + ", ".join(kind.name for kind in KINDS)
         )
     if kind.names_classes:
-        problem = getattr(config, "problem_type", None)
-        if config.num_labels < 2 or problem not in (None, "single_label_classification"):
+        config, problem = base.config, getattr(base.config, "problem_type", None)
+        if (config.num_labels or 0) < 2 or problem not in (None, "single_label_classification"):
             raise MuscleError(
                 f"{type(base).__name__} has {config.num_labels} labels and problem_type {problem!r}; flips are "
                 "defined for choosing one of two or more classes (problem_type 'single_label_classification')"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -19,14 +19,15 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
-from peft import PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from muscle_hf.compat.peft import active_adapter
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import readable
 from muscle_hf.record import PROVENANCE_FILE, check_weights, is_commit, read_provenance
@@ -180,7 +181,7 @@ def load_model(
     *,
     adapter: Path | None = None,
     whole: bool = False,
-) -> nn.Module:
+) -> PreTrainedModel:
     """Load a plain model with an Auto class, from safetensors.
 
     Args:
@@ -223,7 +224,7 @@ def auto_class_of(
         return getattr(transformers, kind.auto_class)
     others = ("AutoModelForSpeechSeq2Seq", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
     tried = (kind.auto_class, *others)
-    classes = {auto: _MODELS[auto][type(config)] for auto in tried if type(config) in _MODELS[auto]}
+    classes: dict[str, Any] = {auto: _MODELS[auto][type(config)] for auto in tried if type(config) in _MODELS[auto]}
     found = [getattr(transformers, auto) for auto in classes or tried]
     if len(set(classes.values())) < 2:
         return found[0]
@@ -284,7 +285,7 @@ def load_task_model(
 
 def load_adapter_base(
     adapter: AdapterFolder, kind: ModelKind, arguments: Mapping[str, Any], labels: PreTrainedConfig | None = None
-) -> nn.Module:
+) -> PreTrainedModel:
     """Load the base of an adapter at its revision.
 
     Args:
@@ -307,7 +308,7 @@ def load_adapter_base(
 
 
 def put_adapter(
-    adapter: AdapterFolder, base: nn.Module, trainable: bool = False, dropout: float | None = None
+    adapter: AdapterFolder, base: PreTrainedModel, trainable: bool = False, dropout: float | None = None
 ) -> PeftModel:
     """Put an adapter on a base that is loaded; arguments as of :func:`load_task_model`.
 
@@ -315,19 +316,19 @@ def put_adapter(
         MuscleError: It was trained for another base, or a dropout is given to what is no LoRA.
     """
     refuse_prompts(adapter.config, adapter.name)
-    if "_niter_" in str(getattr(adapter.config, "init_lora_weights", "")):
+    if "_niter_" in (start := str(getattr(adapter.config, "init_lora_weights", ""))):
         raise MuscleError(
-            f"the adapter {adapter.name} was initialised with {adapter.config.init_lora_weights!r}, whose changes to "
+            f"the adapter {adapter.name} was initialised with {start!r}, whose changes to "
             f"the base are drawn at random at each loading: {_CONVERT}"
         )
-    changed = {}
+    changed: dict[str, Any] = {}
     if dropout is not None:
         if not hasattr(adapter.config, "lora_dropout"):
             raise MuscleError(
                 f"the adapter {adapter.name} is no LoRA but {adapter.config.peft_type}: it has no dropout"
             )
-        changed["config"] = copy(adapter.config)
-        changed["config"].lora_dropout = dropout
+        changed["config"] = config = cast("LoraConfig", copy(adapter.config))
+        config.lora_dropout = dropout
     _fit_embeddings(base, adapter)
     try:
         model = PeftModel.from_pretrained(base, str(adapter.folder), is_trainable=trainable, **changed)
@@ -339,11 +340,11 @@ def put_adapter(
             f"{_CONVERT}"
         ) from error
     # Once more, strictly: PEFT only warns of weights that are missing or have no place.
-    read_adapter(model, model.active_adapter, adapter.folder)
+    read_adapter(model, active_adapter(model), adapter.folder)
     return model
 
 
-def _fit_embeddings(base: nn.Module, adapter: AdapterFolder) -> None:
+def _fit_embeddings(base: PreTrainedModel, adapter: AdapterFolder) -> None:
     """Give a base the vocabulary that an adapter was saved with, where tokens were added before it was trained.
 
     Raises:
@@ -353,11 +354,13 @@ def _fit_embeddings(base: nn.Module, adapter: AdapterFolder) -> None:
     if embeddings is None:
         return
     found = (embeddings, base.get_output_embeddings())
-    layers = {name: layer for name, layer in base.named_modules() if any(layer is each for each in found)}
+    layers: dict[str, Any] = {
+        name: layer for name, layer in base.named_modules() if any(layer is each for each in found)
+    }
     file_name = adapter.folder / SAFETENSORS_WEIGHTS_NAME
     with safe_open(file_name, framework="pt") as file:
         keys = {name: _embedding_key(file.keys(), name) for name in layers}
-        held = {name: key and file.get_slice(key).get_shape()[0] for name, key in keys.items()}
+        held = {name: file.get_slice(key).get_shape()[0] if key else None for name, key in keys.items()}
     rows = {count for count in held.values() if count is not None}
     size = embeddings.weight.size(0)
     if len(rows) != 1 or rows == {size}:
@@ -373,7 +376,7 @@ def _fit_embeddings(base: nn.Module, adapter: AdapterFolder) -> None:
     with safe_open(file_name, framework="pt") as file, torch.no_grad():
         for name, key in keys.items():
             if key is not None:
-                base.get_submodule(name).weight.copy_(file.get_tensor(key))
+                layers[name].weight.copy_(file.get_tensor(key))
 
 
 def _embedding_key(keys: Iterable[str], layer: str) -> str | None:

@@ -195,7 +195,7 @@ def _from_model(
             f"{role}_model and model are two PeftModels around one base, and both call their adapter {adapter!r}, so "
             "that the one loaded last has replaced the other. Give the adapters different names (adapter_name=)"
         )
-    config = model.peft_config[adapter] if isinstance(model, PeftModel) else None
+    config = model.peft_config[adapter] if isinstance(model, PeftModel) and adapter is not None else None
     if not can_share(student, config):
         if base_of(model) is base_of(student):
             raise MuscleError(
@@ -205,7 +205,7 @@ def _from_model(
         return ModelTeacher(role, model)
     if not _same_base(model, adapter, student):
         return ModelTeacher(role, model)
-    if not isinstance(model, PeftModel):
+    if not isinstance(model, PeftModel) or adapter is None:
         return AdapterTeacher(role, student, None)
     name = _free_name(role, student)
     copy_adapter(model, adapter, student, name)

@@ -54,11 +54,11 @@ def shard(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     return _shard_zero3(model, accelerator)
 
 
-def _fsdp(accelerator: Accelerator):
+def _fsdp(accelerator: Accelerator) -> Any:
     return getattr(accelerator.state, "fsdp_plugin", None)
 
 
-def _zero3(accelerator: Accelerator):
+def _zero3(accelerator: Accelerator) -> Any:
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     return plugin if plugin is not None and plugin.zero_stage == 3 else None
 

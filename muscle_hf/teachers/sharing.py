@@ -11,6 +11,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel
@@ -51,7 +52,7 @@ _CONVERT = (
 )
 
 
-def adds_only(config: PeftConfig) -> bool:
+def adds_only(config: PeftConfig) -> TypeGuard[LoraConfig]:
     """Whether an adapter of this configuration is a plain LoRA, which leaves the base alone that it is put on."""
     if type(config) is not LoraConfig or not starts_neutral(config) or config.init_lora_weights == "mica":
         return False
@@ -77,10 +78,11 @@ def can_share(model: PeftModel, config: PeftConfig | None) -> bool:
     # PEFT's layer for attention modules merges adapters into the base for each forward, which rounds.
     attention = any(isinstance(module, nn.MultiheadAttention) for module in model.modules())
     configs = (config, *model.peft_config.values())
-    return not attention and all(map(adds_only, configs)) and _replace_apart(model, configs)
+    plain = [each for each in configs if adds_only(each)]
+    return not attention and len(plain) == len(configs) and _replace_apart(model, plain)
 
 
-def file_adds_only(folder: Path, config: PeftConfig, model: PeftModel) -> bool:
+def file_adds_only(folder: Path, config: LoraConfig, model: PeftModel) -> bool:
     """Whether the file of an adapter holds nothing for the base that a model does not have already.
 
     Args:
@@ -102,7 +104,7 @@ def file_adds_only(folder: Path, config: PeftConfig, model: PeftModel) -> bool:
     return True
 
 
-def _replace_apart(model: PeftModel, configs: Sequence[PeftConfig]) -> bool:
+def _replace_apart(model: PeftModel, configs: Sequence[LoraConfig]) -> bool:
     """Whether what only some adapters replace as a whole (``modules_to_save``) is none of the others' business."""
     if len({config.task_type for config in configs} & {None, *_WITH_HEADS}) > 1:
         return False  # PEFT makes the first adapter's head a part of all
@@ -137,9 +139,9 @@ def check_student(config: PeftConfig, owner: str) -> None:
     Raises:
         MuscleError: Says which setting, and what to do.
     """
-    if getattr(config, "bias", "none") != "none":
+    if (bias := getattr(config, "bias", "none")) != "none":
         raise MuscleError(
-            f"the adapter of {owner} trains the base's biases (bias={config.bias!r}), which the teacher on the same "
+            f"the adapter of {owner} trains the base's biases (bias={bias!r}), which the teacher on the same "
             "base shares; train it with bias='none', or merge it into the base and pass a peft_config"
         )
     if getattr(config, "kasa_config", None) is not None:

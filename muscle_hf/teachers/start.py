@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from peft import PeftModel
+from peft.utils import PeftType
 from transformers import PreTrainedConfig
 
 from muscle_hf.errors import MuscleError
@@ -41,7 +42,7 @@ def start_from_teacher(student: PeftModel, teacher: Teacher) -> None:
         MuscleError: v1 has no adapter, or one that does not fit; the student is as it was.
     """
     teacher = teacher.whole()
-    if teacher.adapter is None:
+    if teacher.adapter is None or not isinstance(teacher.model, PeftModel):
         raise MuscleError(f"start_from is 'old', but old_model has no adapter that v2's base could get. {_INSTEAD}")
     start_from(student, teacher.model, teacher.adapter, STUDENT_ADAPTER)
 
@@ -63,8 +64,8 @@ def start_from(model: PeftModel, old: PeftModel, old_adapter: str | None = None,
     theirs, own = old.peft_config[old_adapter], model.peft_config[adapter]
     if theirs.peft_type != own.peft_type:
         raise MuscleError(
-            f"start_from is 'old', but v1's adapter is of type {theirs.peft_type.value}, v2's of type "
-            f"{own.peft_type.value}. {_INSTEAD}"
+            f"start_from is 'old', but v1's adapter is of type {PeftType(theirs.peft_type).value}, v2's of type "
+            f"{PeftType(own.peft_type).value}. {_INSTEAD}"
         )
     for owner, config in (("v1", theirs), ("v2", own)):
         if changes_base(config):
@@ -103,8 +104,9 @@ def check_bases(old: PreTrainedConfig, new: PreTrainedConfig, target_modules: st
     Raises:
         MuscleError: These layers differ in name or shape.
     """
-    layers = (target_layers(blueprint(config), target_modules) for config in (old, new))
-    _compare(*({name: layer.weight.shape for name, layer in of.items()} for of in layers), "bases")
+    theirs, own = (target_layers(blueprint(config), target_modules) for config in (old, new))
+    sizes = {name: layer.weight.shape for name, layer in theirs.items()}
+    _compare(sizes, {name: layer.weight.shape for name, layer in own.items()}, "bases")
 
 
 def _compare(old: Mapping[str, torch.Size], new: Mapping[str, torch.Size], what: str) -> None:

@@ -14,6 +14,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from muscle_hf.compat.peft import active_adapter
 from muscle_hf.errors import MuscleError
 from muscle_hf.objective.chunked import Stream
 from muscle_hf.teachers.adapters import adapter_parameters, frozen_view, keep_quantized_trainable
@@ -25,6 +26,7 @@ from muscle_hf.teachers.weights import base_of, base_weights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from transformers import PreTrainedModel
 
 logger = logging.get_logger(__name__)
 
@@ -222,7 +224,7 @@ class ModelTeacher(Teacher):
         self,
         role: str,
         model: nn.Module,
-        autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+        autocast: Callable[..., contextlib.AbstractContextManager] = contextlib.nullcontext,
     ):
         super().__init__(role)
         # Layers that repacked themselves would round, and hash to another model than the one that was given.
@@ -254,7 +256,7 @@ class ModelTeacher(Teacher):
 
     @property
     def adapter(self) -> str | None:
-        return self._model.active_adapter if isinstance(self._model, PeftModel) else None
+        return active_adapter(self._model) if isinstance(self._model, PeftModel) else None
 
 
 def _forward(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
@@ -267,7 +269,7 @@ def _forward(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     return kind_of(base).logits_of(model(**prepared))
 
 
-def without_labels(base: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def without_labels(base: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs of a forward pass that computes logits and no loss.
 
     Args:
@@ -283,7 +285,7 @@ def without_labels(base: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]
         prepared["decoder_input_ids"] = made = _shifted_right(base, inputs["labels"])
         if base.config.model_type == "encoder-decoder":
             # The one model that does not look at places of its decoder where nothing is trained.
-            prepared.setdefault("decoder_attention_mask", (made != base.config.pad_token_id).to(made.dtype))
+            prepared.setdefault("decoder_attention_mask", made.ne(base.config.pad_token_id).to(made.dtype))
     accepted = inspect.signature(base.forward).parameters
     unseen = [name for name in prepared if name.startswith(_MEDIA_INPUTS) and name not in accepted]
     if unseen and "input_ids" in accepted:
@@ -298,7 +300,7 @@ def without_labels(base: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]
     return prepared
 
 
-def _shifted_right(base: nn.Module, labels: Tensor) -> Tensor:
+def _shifted_right(base: PreTrainedModel, labels: Tensor) -> Tensor:
     """The decoder's inputs, as the model itself makes them of labels (B, L)."""
     own = getattr(base, "prepare_decoder_input_ids_from_labels", None)
     if own is not None:
@@ -310,7 +312,7 @@ def _shifted_right(base: nn.Module, labels: Tensor) -> Tensor:
     return started.masked_fill(started == IGNORED, padding)
 
 
-def _token(base: nn.Module, name: str) -> int:
+def _token(base: PreTrainedModel, name: str) -> int:
     for config in (base.config, base.config.get_text_config()):
         if (token := getattr(config, name, None)) is not None:
             return token

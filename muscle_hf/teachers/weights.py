@@ -53,7 +53,7 @@ def base_weights(model: nn.Module, adapter: str | None = None) -> dict[str, Tens
     base = base_of(model)
     left_out: list[str] = []
     for name, module in base.named_modules():
-        if isinstance(module, ModulesToSaveWrapper) and adapter in module.modules_to_save:
+        if isinstance(module, ModulesToSaveWrapper) and adapter is not None and adapter in module.modules_to_save:
             left_out.append(f"{name}.original_module.")
         if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
             layers = (*module.adapter_layer_names, *module.other_param_names)
@@ -75,7 +75,7 @@ def _is_split(tensor: Tensor) -> bool:
 
 
 def _shape_of(tensor: Tensor) -> torch.Size:
-    return tensor.ds_shape if _is_split(tensor) else tensor.shape
+    return getattr(tensor, "ds_shape", tensor.shape)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -38,6 +38,12 @@ class TrainerParts(TrainerBase):
     _mask: MaskFunction | None
     train_dataset: Any
     eval_dataset: Any
+    _signature_columns: list[str] | None
+
+    @property
+    def run_folder(self) -> str:
+        """Where checkpoints go."""
+        return cast("str", self.args.output_dir)
 
     if TYPE_CHECKING:
 

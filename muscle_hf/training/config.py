@@ -86,7 +86,7 @@ class MuscleConfig(TrainingArguments):
             no cross-entropy to smooth.
     """
 
-    _field = documented_fields(__doc__)
+    _field = documented_fields(__doc__ or "")
 
     preset: str = _field("preset", "paper")
     temperature: float = _field("temperature", 2.0)
@@ -153,13 +153,15 @@ class MuscleConfig(TrainingArguments):
         Raises:
             MuscleError: A setting is out of range, or the mask is unknown.
         """
+        own, transfer_mask = self.mask if mask is None else mask, self.transfer_mask
+        assert own is not None and transfer_mask is not None  # the preset's, if no others
         return Objective(
             temperature=self.temperature,
-            mask=resolve_mask(self.mask if mask is None else mask),
+            mask=resolve_mask(own),
             compatibility_weight=self.compatibility_weight,
             scale_by_temperature_squared=self.scale_by_temperature_squared,
             label_smoothing=self.label_smoothing_factor,
-            transfer_mask=resolve_mask(self.transfer_mask),
+            transfer_mask=resolve_mask(transfer_mask),
             divergence=self.divergence,
             blend=self.blend,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -165,7 +165,7 @@ def count_trained(rows: Any, collate: Callable[[list], Any], trained_labels: Cal
     """
     if not isinstance(rows, Sized) or not hasattr(rows, "__getitem__") or not len(rows):
         return 0
-    sample = range(0, len(rows), max(1, len(rows) // _SAMPLE))
+    table, sample = cast("Sequence[Any]", rows), range(0, len(rows), max(1, len(rows) // _SAMPLE))
     with torch.random.fork_rng(devices=[]):
-        found = sum(int((trained_labels(collate([rows[i]])) != IGNORED).sum()) for i in sample)
+        found = sum(int((trained_labels(collate([table[i]])) != IGNORED).sum()) for i in sample)
     return round(found * len(rows) / len(sample))

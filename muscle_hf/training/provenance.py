@@ -99,7 +99,7 @@ class Provenance:
             datasets: By name; None for one that there is not.
         """
         hashes: dict[tuple[int, frozenset[str]], str] = {}
-        labels = base_of(teachers["new"].model).config.id2label if kind.names_classes else None
+        labels: Any = base_of(teachers["new"].model).config.id2label if kind.names_classes else None
         return cls(
             old=_describe_teacher(teachers["old"], hashes),
             new=_describe_teacher(teachers["new"], hashes),
@@ -220,7 +220,7 @@ def changed_settings(args: TrainingArguments) -> dict[str, Any]:
     from muscle_hf.training.config import PRESETS
 
     changed = {}
-    without_preset, preset = PRESETS["paper"], PRESETS.get(getattr(args, "preset", None), {})
+    without_preset, preset = PRESETS["paper"], PRESETS.get(getattr(args, "preset", ""), {})
     for name, value in args.to_dict().items():
         # The defaults are read off the class: constructing a second set of arguments would reset the accelerator.
         setting = type(args).__dataclass_fields__[name]

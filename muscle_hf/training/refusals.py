@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from peft import PeftConfig
 from torch import nn
 from torch.utils.data import DataLoader
@@ -73,7 +75,7 @@ def refuse_unsupported(trainer: Trainer, objective: Objective) -> None:
         )
     processes = trainer.accelerator.num_processes
     if processes > 1 and trainer.accelerator.dispatch_batches is False and trainer.eval_dataset is not None:
-        several = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"": trainer.eval_dataset}
+        several: Any = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"": trainer.eval_dataset}
         for dataset in several.values():
             refuse_filler_rows(trainer.get_eval_dataloader(dataset), processes)
     if max(trainer.get_sp_size(), trainer.get_cp_size()) > 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
@@ -34,20 +34,19 @@ class SavingMixin(TrainerParts):
         Raises:
             MuscleError: There is no such checkpoint, it was cut off, or its teachers were others.
         """
-        if wanted is True:
-            wanted = last_whole_checkpoint(self.args.output_dir)
-            if wanted is None:
-                raise MuscleError(f"there is no checkpoint to resume from in {self.args.output_dir}")
-        if not wanted:
+        found = last_whole_checkpoint(self.run_folder) if wanted is True else wanted
+        if wanted and found is None:
+            raise MuscleError(f"there is no checkpoint to resume from in {self.run_folder}")
+        if not found:
             return None
-        if not is_whole(Path(wanted)):
+        if not is_whole(Path(found)):
             raise MuscleError(
-                f"{os.fspath(wanted)} is not a checkpoint that was written to its end; resume_from_checkpoint=True "
+                f"{os.fspath(found)} is not a checkpoint that was written to its end; resume_from_checkpoint=True "
                 "takes the last whole one"
             )
         if self.provenance is not None:
-            self.provenance.check_same_models(Path(wanted))
-        return os.fspath(wanted)
+            self.provenance.check_same_models(Path(found))
+        return os.fspath(found)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         with saving_checkpoint(self, trial):
@@ -58,8 +57,8 @@ class SavingMixin(TrainerParts):
         """Save the compatibility adapter alone, with the tokenizer and its provenance; no teachers, no pickles."""
         if not self.args.should_save:
             return
-        with staged(output_dir or self.args.output_dir) as folder:
-            self.student.save_pretrained(folder, selected_adapters=[STUDENT_ADAPTER], state_dict=state_dict)
+        with staged(output_dir or self.run_folder) as folder:
+            self.student.save_pretrained(str(folder), selected_adapters=[STUDENT_ADAPTER], state_dict=state_dict)
             # PEFT's card names a base by its place on this disk.
             (folder / "README.md").unlink(missing_ok=True)
             if (processing := self.processing_class or self.tokenizer) is not None:
@@ -68,6 +67,7 @@ class SavingMixin(TrainerParts):
             if is_sharded(self.accelerator):
                 # A process has no more than its own shards, but what was saved is whole.
                 weights = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+            assert self.provenance is not None  # in processes that save
             self.provenance.save(folder, weights, self.args, self._described_objective(), self.final_metrics())
 
     def final_metrics(self) -> dict[str, float]:
@@ -89,6 +89,6 @@ class SavingMixin(TrainerParts):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_best_model()
         else:
-            read_adapter(self.student, STUDENT_ADAPTER, Path(self.state.best_model_checkpoint))
+            read_adapter(self.student, STUDENT_ADAPTER, Path(cast("str", self.state.best_model_checkpoint)))
         # What was logged after the best step is not about the weights that are now in the model.
         self._best_loaded_at = len(self.state.log_history)

@@ -36,9 +36,11 @@ class Source(Protocol):
 
     def targets(self, batch: Batch, needed: Tensor | None = None) -> Stream:
         """As :meth:`~muscle_hf.teachers.Teacher.targets`."""
+        ...
 
     def work(self, batch: Batch) -> float:
         """As :meth:`~muscle_hf.teachers.Teacher.work`."""
+        ...
 
     def flush(self) -> None:
         """Write to the disk what is to be kept and is only in memory."""
@@ -98,7 +100,7 @@ class Step:
         """
         cut = batch.trimmed() if self.head is not None else batch
         outputs, student = self._student(model, batch if whole else cut, whole)
-        if student.head is None:
+        if student.head is None or self.head is None:
             # Here the values are made of all tokens at once; that of a teacher's body is not worth a second look.
             size, skip = None, False
         else:
@@ -128,7 +130,9 @@ class Step:
         """A teacher's own logits of the trained tokens, (n, V), a few tokens at a time, whatever its temperature."""
         cut = batch.trimmed() if self.head is not None else batch
         stream = self.sources[role].targets(cut)
-        size = len(cut.rows) if stream.head is None else self.chunk_size or chunk_rows(self.head.vocabulary)
+        size = len(cut.rows)
+        if stream.head is not None and self.head is not None:
+            size = self.chunk_size or chunk_rows(self.head.vocabulary)
         with torch.no_grad():
             for rows in torch.arange(len(cut.rows), device=cut.labels.device).split(max(1, size)):
                 yield stream.logits(rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sized
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -38,7 +38,7 @@ from muscle_hf.training.data import count_trained, nothing_to_train_on, require_
 from muscle_hf.training.refusals import refuse_filler_rows, refuse_missing_weights, refuse_start, refuse_unsupported
 from muscle_hf.training.saving import SavingMixin
 from muscle_hf.training.search import SearchMixin
-from muscle_hf.training.step import Source, Step, make_step
+from muscle_hf.training.step import Step, make_step
 from muscle_hf.training.transfer import TransferMixin
 
 if TYPE_CHECKING:
@@ -183,14 +183,11 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
                 does not fit.
         """
         settings, accelerator, caches = self.settings, self.accelerator, None
-        if settings.teacher_cache:
+        if folder := settings.teacher_cache:
             from muscle_hf.cache.opening import open_caches
 
-            precision, size = accelerator.mixed_precision, self._training_size()
-
-            def caches() -> Mapping[str, Source]:
-                folder = settings.teacher_cache
-                return open_caches(folder, self.teachers, self.kind, self.open_cache, size, precision)
+            arguments = self.teachers, self.kind, self.open_cache, self._training_size(), accelerator.mixed_precision
+            caches = partial(open_caches, folder, *arguments)
 
         reason = "compute_loss_func gets whole logits" if self.compute_loss_func is not None else None
         if self.args.torch_compile:
@@ -250,7 +247,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         fingerprint = teacher.fingerprint or teacher_fingerprint(
             teacher, self.tokenizer, autocast=precision, provenance=described
         )
-        folder, top_k = folder or self.settings.teacher_cache, self.settings.teacher_cache_top_k
+        folder, top_k = cast("str", folder or self.settings.teacher_cache), self.settings.teacher_cache_top_k
         return open_cache(folder, teacher, self.student, self.muscle_objective, fingerprint, top_k)
 
     def add_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
@@ -298,7 +295,8 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         read = [MASK_COLUMNS.get(self.settings.trained_tokens), UNLABELLED, TRAINED_COUNT]
-        self._signature_columns += [name for name in read if name and name not in self._signature_columns]
+        known = self._signature_columns or []
+        self._signature_columns = known + [name for name in read if name and name not in known]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Trainer's, after making sure that nothing but the compatibility adapter is in it.
@@ -314,7 +312,8 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
                 "only the adapter may be trained, since the teachers share the rest"
             )
         if self.optimizer is not None and not self.is_fsdp_enabled:
-            optimized = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+            groups = cast("torch.optim.Optimizer", self.optimizer).param_groups
+            optimized = {id(parameter) for group in groups for parameter in group["params"]}
             if missing := trainable - optimized:
                 raise MuscleError(
                     f"the optimizer that was passed lacks {len(missing)} of the {len(trainable)} parameters of the "
@@ -436,12 +435,12 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
             self._train_sums = total if self._train_sums is None else self._train_sums + total
         else:
             # The same gathering that the losses get, which drops rows repeated to fill the last batch.
-            total = self.accelerator.gather_for_metrics(sums).sum(dim=0)
+            total = cast("Tensor", self.accelerator.gather_for_metrics(sums)).sum(dim=0)
             self._eval_sums = total if self._eval_sums is None else self._eval_sums + total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._train_sums is not None:
-            means = mean_terms(self.accelerator.reduce(self._train_sums, reduction="sum"))
+            means = mean_terms(cast("Tensor", self.accelerator.reduce(self._train_sums, reduction="sum")))
             means.pop("loss", None)  # Trainer's own is the mean over steps
             logs.update(means)
             self._train_sums = None
@@ -488,13 +487,13 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         finally:
             del self.prediction_step
         if self._eval_sums is not None:
-            means = mean_terms(self._eval_sums)
+            means, metrics = mean_terms(self._eval_sums), cast("dict[str, float]", output.metrics)
             if self.compute_loss_func is not None:
                 means.pop("loss", None)
             else:
                 # Trainer's mean of batch means depends on the batch size; this is the mean over tokens, or nothing.
-                output.metrics.pop(f"{metric_key_prefix}_loss", None)
-            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
+                metrics.pop(f"{metric_key_prefix}_loss", None)
+            metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         return output
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:

@@ -57,9 +57,10 @@ class TransferMixin(TrainerParts):
             transfer = range(len(self._transfer))
         else:
             self._set_signature_columns_if_needed()
-            check_columns(self.train_dataset, self._transfer, self._signature_columns)
-        ratio = self.settings.transfer_ratio
-        self.train_dataset = MixedRows(self.train_dataset, transfer, ratio, self.args.data_seed or self.args.seed)
+            check_columns(self.train_dataset, self._transfer, self._signature_columns or ())
+        labelled: Any = self.train_dataset
+        seed = self.args.data_seed or self.args.seed
+        self.train_dataset = MixedRows(labelled, transfer, self.settings.transfer_ratio, seed)
         self.data_collator = MarkingCollator(self.data_collator)
         self._signature_columns = None
         self.add_callback(TransferEpochs(self))
@@ -89,7 +90,7 @@ class TransferMixin(TrainerParts):
             self.student,
             self.teachers,
             self.tokenizer,
-            self.args.output_dir,
+            self.run_folder,
             self.settings.teacher_cache,
             self.args.seed,
             not self.args.disable_tqdm,

@@ -128,7 +128,7 @@ class MixedRows(Dataset):
         place = self.epoch * self.transfer_count + index - len(self.labelled)
         given = dict(self.transfer[self._order[place % len(self._order)]])
         # A classifier has one place to predict at, whatever a row says is right there.
-        row = given | dict.fromkeys(self._classes, 0)
+        row: dict[str, Any] = given | dict.fromkeys(self._classes, 0)
         if "attention_mask" in self._columns and "attention_mask" not in row:
             row["attention_mask"] = [1] * len(row["input_ids"])
         row = {name: row[name] for name in self._columns if name in row} | {UNLABELLED: True}
@@ -143,7 +143,7 @@ class MarkingCollator:
         collate: The collator.
     """
 
-    def __init__(self, collate: Callable[[list], Mapping[str, Any]]):
+    def __init__(self, collate: Callable[[list], Any]):
         self.collate = collate
 
     def __getattr__(self, name: str) -> Any:
