@@ -7,7 +7,7 @@ import inspect
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -215,16 +215,15 @@ class _Batch:
         """Of the tokens ``member`` (L,) of a row (None: all that are not padding), trained at ``chosen`` (L',)."""
         if not self.usable:
             return None
-        if member is None:
-            kept = np.ones(self.ids.shape[1], dtype=bool) if self.mask is None else self.mask[row] != 0
-            member = cast("np.ndarray", kept)
+        real = np.ones(self.ids.shape[1], dtype=bool) if self.mask is None else self.mask[row] != 0
+        own: np.ndarray = real if member is None else member
         if self.rules.looks_back and not self.inputs:
-            member = member & (np.arange(member.size) <= np.flatnonzero(chosen)[-1])
+            own = own & (np.arange(own.size) <= np.flatnonzero(chosen)[-1])
         digest = hashlib.sha256(b"muscle_hf.row/1")
-        _add(digest, "input_ids", self.ids[row][member])
-        _add(digest, "positions", self._own_positions(row, member))
-        parts = self._decoder(row, chosen) if self.rules.decodes else self._trained(row, member, chosen)
-        if parts is None or (rest := self._rest(row, member)) is None:
+        _add(digest, "input_ids", self.ids[row][own])
+        _add(digest, "positions", self._own_positions(row, own))
+        parts = self._decoder(row, chosen) if self.rules.decodes else self._trained(row, own, chosen)
+        if parts is None or (rest := self._rest(row, own)) is None:
             return None
         for name, value in (*parts.items(), *rest.items()):
             _add(digest, name, value)
