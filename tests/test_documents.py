@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "recipes" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+STUDY = ROOT / "benchmarks" / "study" / "REPORT.md"
+DOCUMENTS = [ROOT / "README.md", ROOT / "recipes" / "README.md", STUDY, *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 # Documents whose snippets are run by a test of their own, beside what they describe.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -48,6 +49,8 @@ def test_cells_name_what_there_is():
         update = PLAN["updates"][cell["update"]]
         assert cell["task"] in PLAN["tasks"] and set(update.values()) <= set(PLAN["versions"])
         assert set(cell["groups"]) <= set(PLAN["groups"])
+    named = [name for row in PLAN["names"].values() for name in row["methods"]]
+    assert sorted(named) == sorted(PLAN["methods"])
     tuned_on = {cell["tuned_on"] for cell in PLAN["cells"].values() if "tuned_on" in cell}
     assert tuned_on | {PLAN["tuning"]["cell"]} == set(TUNED) <= set(PLAN["cells"])
     assert set(PLAN["tuning"]["seeds"]) <= set(PLAN["seeds"])
@@ -96,7 +99,7 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
     study.mkdir(parents=True)
     (tmp_path / "benchmarks" / "results").mkdir()
     (tmp_path / "docs").mkdir()
-    for file in ("benchmarks/reporting.py", "docs/study.md", "docs/dial.md"):
+    for file in ("benchmarks/reporting.py", "benchmarks/study/REPORT.md", "docs/study.md", "docs/dial.md"):
         (tmp_path / file).write_text((ROOT / file).read_text())
     for file in STUDY.glob("*.py"):
         (study / file.name).write_text(file.read_text())
@@ -144,12 +147,24 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
     table = script("report.py")
     for name in plan["methods"]:
         assert f"(`{name}`) | 1 |" in table
-    text = (tmp_path / "docs" / "study.md").read_text()
+    text = (study / "REPORT.md").read_text()
     assert "| [demo-routing](" in text
     assert (tmp_path / "benchmarks/results/study-demo-routing.svg").read_text().startswith("<svg")
     over_cells = {f"study_muscle-{figure}.svg" for figure in ("nfr", "acc_new")}
     assert {file.name for file in tmp_path.glob("benchmarks/results/study_*.svg")} == over_cells
-    assert all(f"](../benchmarks/results/{file})" in text for file in over_cells)
+    assert all(f"](../results/{file})" in text for file in over_cells)
+    page = (tmp_path / "docs" / "study.md").read_text()
+    correct = np.mean(
+        [
+            digit == right
+            for digit, right in zip(
+                *(found for found in (record["models"]["muscle"]["answers"], record["items"]["right"])), strict=True
+            )
+        ]
+    )
+    (row,) = re.findall(r"^\| the paper's objective \| .* \| ([\d.]+) % \|$", page, re.MULTILINE)
+    assert row == f"{100 * correct:.1f}"
+    assert "consensus after plain training | first" in page
 
 
 def test_flips_between_two_seeds_are_counted_over_all_pairs_with_the_same_items(monkeypatch):

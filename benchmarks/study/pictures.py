@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from answers import BOTH, V1, V2
 from compared import CONTROL, Seeds, over_cells, with_model
+from page import PageRow
 
 from muscle_hf.metrics import Estimate
 from muscle_hf.report import charts, wording
@@ -51,6 +52,19 @@ def picture(title: str, figures: Mapping[str, Mapping[str, float]], seeds: Seeds
     return _alone(charts.trade_off(title, points, (V1, old), axes, (wording.percent,) * 2, None))
 
 
+def page_picture(rows: list[PageRow]) -> str:
+    """Accuracy against negative flips, means over the cells, as an SVG that stands alone."""
+    points = []
+    for row in rows:
+        flips, accuracy = (Estimate(mean, mean, mean) for mean in (float(row.nfr.mean()), float(row.accuracy.mean())))
+        leads = not any(other.nfr.mean() < flips.value and other.accuracy.mean() > accuracy.value for other in rows)
+        points.append(charts.Point(row.name, flips, accuracy, leads))
+    axes = ("negative flips", "accuracy")
+    title = "Accuracy against negative flips, means over six updates"
+    unknown = Estimate(math.nan, math.nan, math.nan)
+    return _alone(charts.trade_off(title, points, ("", unknown), axes, (wording.percent,) * 2, None))
+
+
 def overview(cells: Mapping[str, Seeds], name: str, reference: str) -> dict[str, str]:
     """A method's changes of NFR and of accuracy against a control over the cells that have both: an SVG a figure.
 
@@ -70,8 +84,9 @@ def overview(cells: Mapping[str, Seeds], name: str, reference: str) -> dict[str,
 
 
 def _alone(drawn: Markup) -> str:
-    """With the reports' style sheet and the namespace that files need."""
-    style = asset("charts.css")
+    """With the reports' style sheet, its ground (a page may be dark where the system is light), and the namespace that
+    files need."""
+    style = asset("charts.css") + "svg { background: var(--surface); }"
     text = str(drawn)
     start = text.index(">") + 1
     head = text[:start].replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)

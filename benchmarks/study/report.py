@@ -1,6 +1,7 @@
-"""Tables and pictures of the study, from the records of what is finished: benchmarks/results/study.md and *.svg.
+"""Tables and pictures of the study, from the records of what is finished: benchmarks/results/study.md and *.svg, the
+tables of benchmarks/study/REPORT.md, and those of the page about it, docs/study.md (`--page`: these alone).
 
-    python benchmarks/study/report.py
+    python benchmarks/study/report.py [--page]
 
 Figures are means over seeds. Changes are paired over seeds and items: intervals from a bootstrap that resamples items
 (with all their seeds), p-values from a sign test that flips whole items, corrected by Holm over the methods of a cell.
@@ -16,7 +17,8 @@ from typing import Any
 
 from answers import V2, Answers
 from compared import CONTROL, Seeds
-from pictures import PAIRS, overview, picture
+from page import PAGE_CELLS, page_names, page_rows, page_table
+from pictures import PAIRS, overview, page_picture, picture
 from records import read_record
 from study import ROOT, load_plan, trial_name
 from tables import (
@@ -90,6 +92,8 @@ PICTURES = (
     "after Holm's correction over the cells), blue for the better."
 )
 MARK = "<!-- tables: written by benchmarks/study/report.py -->"
+PAGE = ROOT / "docs" / "study.md"
+NAMES_MARK = "<!-- names: written by benchmarks/study/report.py -->"
 WORDS = """{}.
 
 Accuracy (or mean similarity) / NFR in percent, means over the seeds that have the method; in
@@ -151,14 +155,26 @@ def settings(plan: Mapping[str, Any], parts: Parts) -> str:
     return "\n\n".join(f"Settings tuned on {cell}: {'; '.join(tuned.values())}." for cell, tuned in chosen.items())
 
 
+def finished(cell: str, plan: Mapping[str, Any]) -> dict[int, Answers]:
+    """The recorded seeds of a cell; one counts from the control on, which every method is compared with."""
+    read = {seed: read_record(cell, seed) for seed in plan["seeds"]}
+    return {seed: found for seed, found in read.items() if found is not None and CONTROL in found.quality}
+
+
+def write_page(plan: Mapping[str, Any]) -> None:
+    """Write figure and tables of the page about the study."""
+    cells = {name: tuple(finished(name, plan).values()) for name in PAGE_CELLS if name in plan["cells"]}
+    rows = page_rows({name: seeds for name, seeds in cells.items() if seeds})
+    (RESULTS / "study-page.svg").write_text(page_picture(rows), encoding="utf-8")
+    put_between(PAGE, MARK, "\n".join(page_table(rows)))
+    put_between(PAGE, NAMES_MARK, "\n".join(page_names(plan)))
+
+
 def write_report(plan: Mapping[str, Any]) -> None:
     """Write what the records of the plan's cells say into the results and the documents."""
     parts, texts = {}, []
     for name in plan["cells"]:
-        read = {seed: read_record(name, seed) for seed in plan["seeds"]}
-        # A seed counts from the control on, which every method is compared with.
-        read = {seed: found for seed, found in read.items() if found is not None and CONTROL in found.quality}
-        if not read:
+        if not (read := finished(name, plan)):
             continue
         seeds = tuple(read.values())
         lines, figures = cell_table(seeds, plan["methods"])
@@ -206,16 +222,16 @@ def write_report(plan: Mapping[str, Any]) -> None:
     legend = "; ".join(f"`{name}`: {plan['methods'][name]['says']}" for name in known)
     more = ("\n".join(make(parts)) for make in (goals, chance))
     words = WORDS.format(legend, summed_up, pictures, "\n\n".join(controls), *more, ablation)
-    words = words.replace("](#", "](../benchmarks/results/study.md#").replace(
-        "](study_", "](../benchmarks/results/study_"
-    )
-    put_between(ROOT / "docs" / "study.md", MARK, words)
+    words = words.replace("](#", "](../results/study.md#").replace("](study_", "](../results/study_")
+    put_between(ROOT / "benchmarks" / "study" / "REPORT.md", MARK, words)
     print(text)
+    write_page(plan)
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    write_report(load_plan())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--page", action="store_true", help="write the page's figure and tables alone: seconds")
+    (write_page if parser.parse_args().page else write_report)(load_plan())
 
 
 if __name__ == "__main__":
