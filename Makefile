@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 PYTEST ?=
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-newest test-fast lint clean
+.PHONY: demo docs test test-newest test-fast lint clean
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,11 @@ $(VENV)/.test: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@ $(VENV)/.demo
+
+$(VENV)/.docs: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/muscle-hf demo
@@ -41,6 +46,10 @@ lint: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports --no-cache --no-logo
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+# The site, in build/site; a broken link or reference is an error.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) $(VENV)-newest

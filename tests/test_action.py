@@ -130,7 +130,7 @@ def test_one_comment_is_kept_up_to_date(job, tmp_path, known):
 
 
 def test_the_page_tells_of_every_input():
-    page = (ROOT / "docs" / "gate-in-ci.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "howto" / "gate-in-ci.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in page for name in ACTION["inputs"])
     workflow = yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
     used = next(step for step in workflow["jobs"]["compare"]["steps"] if "muscle-hf" in step.get("uses", ""))

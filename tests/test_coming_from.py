@@ -15,7 +15,7 @@ from muscle_hf.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parent / "data" / "tools"
-PAGE = (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "howto" / "coming-from.md").read_text(encoding="utf-8")
 LINES = dict(re.findall(r"^\| (\w.*?) \| `(muscle-hf compare .*?)`", PAGE, re.MULTILINE))
 
 

@@ -26,7 +26,7 @@ from muscle_hf.dial import Dial, DialPath, DialPoint, check_points, choose, repo
 from muscle_hf.evaluation import evaluate_task, read_predictions, write_predictions
 from muscle_hf.metrics import Estimate, flip_metrics
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "dial.md"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "howto" / "dial.md"
 
 
 # ---- The path ----
@@ -293,7 +293,7 @@ def test_the_command_refuses_early(scene: Path, capsys):
 
 @pytest.mark.slow
 def test_the_documentation_runs(scene: Path, capsys):
-    """The commands and snippets of docs/dial.md, on small models."""
+    """The commands and snippets of docs/howto/dial.md, on small models."""
     for source, target in {"new": "adapters/task-v2", "compat": "out"}.items():
         shutil.copytree(source, target)
     Path("task.yaml").write_text('name: tiny\nkind: choice\nprompt: "{prompt}"\nchoices: choices\nanswer: answer\n')

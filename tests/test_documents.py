@@ -11,17 +11,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 STUDY = ROOT / "benchmarks" / "study" / "REPORT.md"
-DOCUMENTS = [ROOT / "README.md", ROOT / "recipes" / "README.md", STUDY, *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "recipes" / "README.md", STUDY, *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 # Documents whose snippets are run by a test of their own, beside what they describe.
 TESTED_ELSEWHERE = {
-    "tasks.md": "test_evaluation_tasks.py",
-    "evaluation.md": "test_flip_callback.py",
-    "measuring.md": "test_compare_documents.py",
-    "hub.md": "test_hub_documents.py",
-    "drop-in.md": "test_drop_in.py",
+    "compare.md": "test_compare_documents.py",
     "dial.md": "test_dial_path.py",
+    "drop-in.md": "test_drop_in.py",
+    "flips-while-training.md": "test_flip_callback.py",
+    "flips.md": "test_compare_documents.py",
+    "metrics.md": "test_compare_documents.py",
+    "publish-and-load.md": "test_hub_documents.py",
+    "tasks.md": "test_evaluation_tasks.py",
 }
 
 
@@ -47,6 +49,8 @@ def scene(tmp_path_factory):
         config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
         model = get_peft_model(AutoModelForCausalLM.from_pretrained(demo.base(version)), config)
         model.save_pretrained(folder / "adapters" / f"task-{version}")
+    # What the quickstart's demo leaves.
+    model.save_pretrained(folder / "demo-output" / "routing-seed0" / "muscle")
 
     def names():
         return {
@@ -98,7 +102,7 @@ def test_python_snippets_run(document, scene, monkeypatch):
     folder, names = scene
     monkeypatch.chdir(folder)
     namespace = fix_lengths(names())
-    if document.name in ("objective.md", "transfer.md"):
+    if document.name in ("objective.md", "prompts-without-labels.md", "qlora.md"):
         from peft import PeftModel
 
         from muscle_hf import MuscleConfig, MuscleTrainer
@@ -151,6 +155,28 @@ def test_links_between_documents_lead_somewhere():
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
             if not re.match(r"\w+:", target):
                 assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_the_files_of_the_first_update_can_be_read(tmp_path):
+    from muscle_hf.evaluation import load_task
+    from muscle_hf.pipeline.config import load_settings
+
+    page = (ROOT / "docs" / "tutorials" / "first-update.md").read_text()
+    for name, body in re.findall(r"<!-- file: (\S+) -->\n```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        (tmp_path / name).write_text(body)
+    row = {"text": "the parcel is late", "team": "delivery", "language": "en"}
+    assert load_task(str(tmp_path / "tickets.yaml")).to_item(row, 0).answers == (1,)
+    settings = load_settings(tmp_path / "update.yaml")
+    assert (settings.task, settings.data.source) == ("tickets.yaml", "tickets")
+
+
+def test_the_reference_has_every_public_name():
+    import muscle_hf
+
+    pages = "".join((ROOT / "docs" / "reference" / f"{page}.md").read_text() for page in ("api", "config"))
+    for name in muscle_hf.__all__:
+        if not name.startswith("_"):
+            assert re.search(rf"\b{name}\b", pages), name
 
 
 def test_readme_shows_the_measured_demo_table():

@@ -1,4 +1,4 @@
-"""Usual scripts with the documented lines changed, and nothing else: docs/drop-in.md applied and run."""
+"""Usual scripts with the documented lines changed, and nothing else: docs/howto/drop-in.md, seq2seq.md and trl.md applied and run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KINDS = {
 def changed(name: str) -> str:
     """A script after the diff that the document shows for it."""
     text = (SCRIPTS / f"{name}.py").read_text()
-    document = (ROOT / "docs" / "drop-in.md").read_text()
+    document = "".join((ROOT / "docs" / "howto" / f"{page}.md").read_text() for page in ("drop-in", "seq2seq", "trl"))
     diff = re.search(rf"<!-- tests/scripts/{name}\.py -->\n\n```diff\n(.*?)```", document, re.DOTALL)[1]
     for hunk in diff.split("@@\n"):
         lines = hunk.splitlines()

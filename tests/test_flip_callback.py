@@ -211,7 +211,7 @@ def test_no_old_model_is_said_before_training(tmp_path):
 
 
 def test_the_documented_example_runs(tmp_path, monkeypatch, sides):
-    text = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[1] / "docs" / "howto" / "flips-while-training.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"<!-- python: callback -->\n```python\n(.*?)```", text, re.S)
     monkeypatch.chdir(tmp_path)
     write_predictions("v1.jsonl", sides[0])

@@ -1,4 +1,4 @@
-"""Every snippet and command of docs/hub.md runs, from top to bottom, against the Hub on loopback."""
+"""Every snippet and command of docs/howto/publish-and-load.md runs, from top to bottom, against the Hub on loopback."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hub_world import make_trainer
 
 from muscle_hf.cli.main import main
 
-TEXT = (Path(__file__).parents[1] / "docs" / "hub.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).parents[1] / "docs" / "howto" / "publish-and-load.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 

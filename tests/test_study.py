@@ -98,8 +98,14 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
     study = tmp_path / "benchmarks" / "study"
     study.mkdir(parents=True)
     (tmp_path / "benchmarks" / "results").mkdir()
-    (tmp_path / "docs").mkdir()
-    for file in ("benchmarks/reporting.py", "benchmarks/study/REPORT.md", "docs/study.md", "docs/dial.md"):
+    for part in ("howto", "explanation"):
+        (tmp_path / "docs" / part).mkdir(parents=True)
+    for file in (
+        "benchmarks/reporting.py",
+        "benchmarks/study/REPORT.md",
+        "docs/explanation/study.md",
+        "docs/howto/dial.md",
+    ):
         (tmp_path / file).write_text((ROOT / file).read_text())
     for file in STUDY.glob("*.py"):
         (study / file.name).write_text(file.read_text())
@@ -153,7 +159,7 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
     over_cells = {f"study_muscle-{figure}.svg" for figure in ("nfr", "acc_new")}
     assert {file.name for file in tmp_path.glob("benchmarks/results/study_*.svg")} == over_cells
     assert all(f"](../results/{file})" in text for file in over_cells)
-    page = (tmp_path / "docs" / "study.md").read_text()
+    page = (tmp_path / "docs" / "explanation" / "study.md").read_text()
     correct = np.mean(
         [
             digit == right

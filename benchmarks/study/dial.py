@@ -80,7 +80,7 @@ def main() -> None:
     (RESULTS / "dial.md").write_text(
         f"# The dial on the study's adapters\n\n`{words}`, {where()}, one thread.\n\n{text}", encoding="utf-8"
     )
-    put_between(ROOT / "docs" / "dial.md", MARK, text)
+    put_between(ROOT / "docs" / "howto" / "dial.md", MARK, text)
 
 
 if __name__ == "__main__":

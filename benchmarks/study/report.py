@@ -1,5 +1,5 @@
 """Tables and pictures of the study, from the records of what is finished: benchmarks/results/study.md and *.svg, the
-tables of benchmarks/study/REPORT.md, and those of the page about it, docs/study.md (`--page`: these alone).
+tables of benchmarks/study/REPORT.md, and those of the page about it, docs/explanation/study.md (`--page`: these alone).
 
     python benchmarks/study/report.py [--page]
 
@@ -92,7 +92,7 @@ PICTURES = (
     "after Holm's correction over the cells), blue for the better."
 )
 MARK = "<!-- tables: written by benchmarks/study/report.py -->"
-PAGE = ROOT / "docs" / "study.md"
+PAGE = ROOT / "docs" / "explanation" / "study.md"
 NAMES_MARK = "<!-- names: written by benchmarks/study/report.py -->"
 WORDS = """{}.
 

@@ -1,6 +1,6 @@
 """The teacher cache: what a frozen teacher says about each row, computed once and kept on disk.
 
-``docs/cache.md`` says how it is used; the parts, from below: ``shards`` (a file), ``store`` (a folder of them),
+``docs/howto/cache.md`` says how it is used; the parts, from below: ``shards`` (a file), ``store`` (a folder of them),
 ``fingerprint`` (whose rows they are), ``keys`` (which row), ``head`` (logits without the body), ``compact`` (less than
 exact), ``build`` (ahead of training).
 """

@@ -27,7 +27,7 @@ def load_task(name: StrPath | Task) -> Task:
     """A task by what the user wrote.
 
     Args:
-        name: A built-in name (:func:`builtin_tasks`), a YAML file (docs/tasks.md), ``file.py:variable`` for a
+        name: A built-in name (:func:`builtin_tasks`), a YAML file (docs/howto/tasks.md), ``file.py:variable`` for a
             :class:`Task` in one's own Python file, or a task itself.
 
     Raises:

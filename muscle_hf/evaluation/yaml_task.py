@@ -1,4 +1,4 @@
-"""A task in a few lines of YAML; docs/tasks.md describes the fields."""
+"""A task in a few lines of YAML; docs/howto/tasks.md describes the fields."""
 
 from __future__ import annotations
 

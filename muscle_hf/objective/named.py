@@ -1,6 +1,6 @@
 """The masks that have a name: the paper's, the field's, and those that need no labels.
 
-Each function's docstring names its source; docs/objective.md has the table with equations.
+Each function's docstring names its source; docs/explanation/objective.md has the table with equations.
 """
 
 from __future__ import annotations

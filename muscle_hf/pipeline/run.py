@@ -88,7 +88,7 @@ class Run:
         if task is not None and task.kind == "classification":
             raise MuscleError(
                 f"the task {task.name!r} is for a classification head; this command trains causal LMs (use "
-                "MuscleTrainer in a script of your own, docs/trainer.md)"
+                "MuscleTrainer in a script of your own, docs/howto/two-models.md)"
             )
         if task is not None and settings.max_new_tokens is not None:
             task = dataclasses.replace(task, max_new_tokens=settings.max_new_tokens)

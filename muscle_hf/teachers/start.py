@@ -1,7 +1,7 @@
 """Where the student starts from: v2's task adapter, or v1's on v2's base.
 
 Two adapters that are trained on the same rows from different draws disagree on many answers, also on one and the same
-base; starting from v1's keeps what the draw decided (docs/study.md).
+base; starting from v1's keeps what the draw decided (docs/explanation/study.md).
 """
 
 from __future__ import annotations

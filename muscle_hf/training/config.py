@@ -49,10 +49,10 @@ class MuscleConfig(TrainingArguments):
     Args:
         preset: Settings by one name: ``paper`` (every default), ``consensus``: follow the mean of both models, on rows
             with and without labels, or ``calibrated_consensus``: the same with ``calibrate_teachers``, for a v1 that
-            is much weaker than v2 (docs/study.md). What is set beside it counts, a value that ``paper`` has as well
+            is much weaker than v2 (docs/explanation/study.md). What is set beside it counts, a value that ``paper`` has as well
             (``dataclasses.replace`` sets every field of its copy).
         temperature: T of equation (1), > 0.
-        mask: Which tokens follow the old model: a name in ``muscle_hf.objective.MASKS`` (docs/objective.md has their
+        mask: Which tokens follow the old model: a name in ``muscle_hf.objective.MASKS`` (docs/explanation/objective.md has their
             equations) or ``"package.module:function"``; by default the preset's, ``student_wrong`` without one.
         compatibility_weight: lambda of equation (5), in (0, 1]; 1 leaves the cross-entropy out.
         scale_by_temperature_squared: Multiply the compatibility loss by T^2, as other distillation losses do.
@@ -75,9 +75,9 @@ class MuscleConfig(TrainingArguments):
             By default the preset's, off without one.
         start_from: Whose task adapter the compatibility adapter starts from: ``new``, as in the paper, or ``old``:
             v1's weights on v2's base, which takes bases of one size and adapters of one configuration. The teachers
-            stay the two task models (docs/study.md).
+            stay the two task models (docs/explanation/study.md).
         teacher_cache: A folder that keeps the teachers' hidden states, so that each row is seen by a teacher once;
-            shared by epochs, runs and processes (docs/cache.md).
+            shared by epochs, runs and processes (docs/howto/cache.md).
         teacher_cache_top_k: Keep so many of a teacher's likeliest tokens there, and the rest as one, in place of its
             hidden states: smaller, but not exact.
 
