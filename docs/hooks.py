@@ -4,6 +4,7 @@ docstrings."""
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import html
 import importlib
 import posixpath
@@ -18,6 +19,7 @@ BESIDE = ("benchmarks/results/*.md", "benchmarks/results/*.svg", "benchmarks/stu
           "model_cards/README.md", "CONTRIBUTING.md")  # fmt: skip
 FOLDER = "repository"
 LINK = re.compile(r"(?<=\]\()([^)#\s]+)((?:#[^)\s]*)?)(?=\))")
+PAGE = re.compile(r"(?<![\w/\"])docs/([\w/-]+)\.md")
 ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|exc):<code>(~?)([\w.]+)</code>")
 
 
@@ -37,19 +39,26 @@ def on_page_markdown(markdown, page, config, files):
     here = page.file.src_uri
     if here.startswith(f"{FOLDER}/"):
         page.meta["search"] = {"exclude": True}
-    markdown = markdown.replace("<!-- commands: written by docs/hooks.py -->", _commands())
+    for mark, written in (("commands", _commands), ("fields", _fields)):
+        if (line := f"<!-- {mark}: written by docs/hooks.py -->") in markdown:
+            markdown = markdown.replace(line, written())
     parts = re.split(r"(^```.*?^```\n)", markdown, flags=re.MULTILINE | re.DOTALL)
     return "".join(part if part.startswith("```") else _with_links(part, here) for part in parts)
 
 
 def on_page_content(content, page, config, files):
-    """Sphinx's roles of the docstrings, as links where the site has the object."""
+    """Sphinx's roles and pages that docstrings name, as links where the site has them."""
 
     def link(match: re.Match) -> str:
         name = match[2].rpartition(".")[2] if match[1] else match[2]
         return f'<autoref identifier="{match[2]}" optional><code>{name}</code></autoref>'
 
-    return ROLE.sub(link, content)
+    def page_link(match: re.Match) -> str:
+        place = posixpath.relpath(f"{match[1]}.html", posixpath.dirname(page.file.src_uri) or ".")
+        return f'<a href="{place}">{match[1]}</a>'
+
+    content = ROLE.sub(link, content)
+    return PAGE.sub(page_link, content) if page.file.src_uri.startswith("reference/") else content
 
 
 def _with_links(text: str, here: str) -> str:
@@ -74,6 +83,18 @@ def _with_links(text: str, here: str) -> str:
     text = LINK.sub(moved, text)
     # What is no page is named, not linked.
     return re.sub(r"\[([^\]]*)\]\(!([^)]*)\)", lambda m: m[1] if m[1] == m[2] else f"{m[1]} (`{m[2]}`)", text)
+
+
+def _fields() -> str:
+    """What MuscleConfig adds to TrainingArguments."""
+    from muscle_hf.training.config import MuscleConfig
+
+    lines = ["| field | default | |", "| --- | --- | --- |"]
+    for field in dataclasses.fields(MuscleConfig):
+        if field.name in MuscleConfig.__annotations__:
+            default = "" if field.default is None else f"`{field.default}`"
+            lines.append(f"| `{field.name}` | {default} | {_cell(field.metadata['help'])} |")
+    return "\n".join(lines)
 
 
 def _commands() -> str:
@@ -102,17 +123,15 @@ def _command(name: str, parser: argparse.ArgumentParser) -> str:
 
 
 def _names(action: argparse.Action) -> str:
-    shown = action.metavar if isinstance(action.metavar, str) else (action.dest if action.choices is None else "")
-    if action.choices is not None and action.metavar is None:
-        shown = ", ".join(map(str, action.choices))
-    if not action.option_strings:
-        return f"`{shown}`".replace("|", "\\|")
-    value = "" if action.nargs == 0 else f" `{shown if action.metavar or action.choices else shown.upper()}`"
-    return " ".join(f"`{option}`" for option in action.option_strings) + value.replace("|", "\\|")
+    shown = action.metavar if isinstance(action.metavar, str) else action.dest.upper()
+    value = [] if action.nargs == 0 else [shown]
+    return " ".join(f"`{word}`" for word in [*action.option_strings, *value]).replace("|", "\\|")
 
 
 def _help(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
     text = (action.help or "") % {**vars(action), "prog": parser.prog}
+    if action.choices is not None and action.metavar is None:
+        text = f"{text}; one of {', '.join(map(str, action.choices))}"
     shown = isinstance(action.default, str | int | float) and not isinstance(action.default, bool)
     if shown and action.option_strings and "default" not in text and f"({action.default}" not in text:
         text += f" (default: {action.default})"

@@ -1,4 +1,4 @@
-"""Usual scripts with the documented lines changed, and nothing else: docs/howto/drop-in.md, seq2seq.md and trl.md applied and run."""
+"""Usual scripts with the documented lines changed, and nothing else: the diffs of docs/howto applied and run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every snippet and command of docs/howto/publish-and-load.md runs, from top to bottom, against the Hub on loopback."""
+"""Every snippet and command of docs/howto/publish-and-load.md runs, top to bottom, against the Hub on loopback."""
 
 from __future__ import annotations
 

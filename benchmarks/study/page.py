@@ -12,14 +12,14 @@ from compared import Seeds, means, with_model
 
 # Tasks with choices, one size of base, adapters well above chance.
 PAGE_CELLS = ("level-trec", "gap-trec", "rows-trec", "demo-routing", "level-sst2", "level-ag_news")
-# Readable name -> name in the records.
+# Readable name -> its label in the figure, and its name in the records.
 PAGE_METHODS = {
-    "v2 as it is": V2,
-    "plain training for longer": "ce_longer",
-    "the paper's objective": "muscle",
-    "focal distillation": "focal_ce",
-    "consensus after plain training": "long_transfer_mean",
-    "both models at inference (bound)": BOTH,
+    "v2 as it is": ("v2", V2),
+    "plain training for longer": ("plain training", "ce_longer"),
+    "the paper's objective": ("paper", "muscle"),
+    "focal distillation": ("focal", "focal_ce"),
+    "consensus after plain training": ("consensus", "long_transfer_mean"),
+    "both models at inference (bound)": ("both", BOTH),
 }
 
 
@@ -29,12 +29,14 @@ class PageRow:
 
     Args:
         name: What the page calls it.
+        label: What the figure calls it.
         nfr: Share of items that v1 has right and this model wrong.
         accuracy: Share of items that this model has right.
         nfr_of_v2: NFR of v2 on the same seeds.
     """
 
     name: str
+    label: str
     nfr: np.ndarray
     accuracy: np.ndarray
     nfr_of_v2: np.ndarray
@@ -43,7 +45,7 @@ class PageRow:
 def page_rows(cells: Mapping[str, Seeds]) -> list[PageRow]:
     """The rows whose model every cell has."""
     rows = []
-    for name, model in PAGE_METHODS.items():
+    for name, (label, model) in PAGE_METHODS.items():
         having = [with_model(seeds, model) for seeds in cells.values()]
         if not having or not all(having):
             continue
@@ -51,6 +53,7 @@ def page_rows(cells: Mapping[str, Seeds]) -> list[PageRow]:
         rows.append(
             PageRow(
                 name,
+                label,
                 *(np.array([one[figure] for one in found]) for figure in ("nfr", "acc_new")),
                 np.array([means(seeds, V2)["nfr"] for seeds in having]),
             )

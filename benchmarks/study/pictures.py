@@ -58,7 +58,7 @@ def page_picture(rows: list[PageRow]) -> str:
     for row in rows:
         flips, accuracy = (Estimate(mean, mean, mean) for mean in (float(row.nfr.mean()), float(row.accuracy.mean())))
         leads = not any(other.nfr.mean() < flips.value and other.accuracy.mean() > accuracy.value for other in rows)
-        points.append(charts.Point(row.name, flips, accuracy, leads))
+        points.append(charts.Point(row.label, flips, accuracy, leads))
     axes = ("negative flips", "accuracy")
     title = "Accuracy against negative flips, means over six updates"
     unknown = Estimate(math.nan, math.nan, math.nan)
@@ -86,7 +86,7 @@ def overview(cells: Mapping[str, Seeds], name: str, reference: str) -> dict[str,
 def _alone(drawn: Markup) -> str:
     """With the reports' style sheet, its ground (a page may be dark where the system is light), and the namespace that
     files need."""
-    style = asset("charts.css") + "svg { background: var(--surface); }"
+    style = asset("charts.css") + "svg { background: var(--surface); font-family: system-ui, sans-serif; }"
     text = str(drawn)
     start = text.index(">") + 1
     head = text[:start].replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)

@@ -1,5 +1,6 @@
 """Tables and pictures of the study, from the records of what is finished: benchmarks/results/study.md and *.svg, the
-tables of benchmarks/study/REPORT.md, and those of the page about it, docs/explanation/study.md (`--page`: these alone).
+tables of benchmarks/study/REPORT.md, and those of docs/explanation/study.md, the page about it (`--page`: these
+alone).
 
     python benchmarks/study/report.py [--page]
 

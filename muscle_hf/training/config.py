@@ -49,11 +49,12 @@ class MuscleConfig(TrainingArguments):
     Args:
         preset: Settings by one name: ``paper`` (every default), ``consensus``: follow the mean of both models, on rows
             with and without labels, or ``calibrated_consensus``: the same with ``calibrate_teachers``, for a v1 that
-            is much weaker than v2 (docs/explanation/study.md). What is set beside it counts, a value that ``paper`` has as well
-            (``dataclasses.replace`` sets every field of its copy).
+            is much weaker than v2 (docs/explanation/study.md). What is set beside it counts, a value that ``paper``
+            has as well (``dataclasses.replace`` sets every field of its copy).
         temperature: T of equation (1), > 0.
-        mask: Which tokens follow the old model: a name in ``muscle_hf.objective.MASKS`` (docs/explanation/objective.md has their
-            equations) or ``"package.module:function"``; by default the preset's, ``student_wrong`` without one.
+        mask: Which tokens follow the old model: a name in ``muscle_hf.objective.MASKS`` (their equations:
+            docs/explanation/objective.md) or ``"package.module:function"``; by default the preset's, ``student_wrong``
+            without one.
         compatibility_weight: lambda of equation (5), in (0, 1]; 1 leaves the cross-entropy out.
         scale_by_temperature_squared: Multiply the compatibility loss by T^2, as other distillation losses do.
         trained_tokens: ``labels``: every token whose label is not -100 (the paper trains on context and answer);
