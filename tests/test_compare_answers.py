@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from decimal import Decimal
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from compare_files import choice_predictions, score_predictions, sources, write_
 
 from muscle_hf import MuscleError
 from muscle_hf.compare import Budget, ReadOptions, compare, read_source
-from muscle_hf.compare.answers import answer_key, is_lower_better, normal
+from muscle_hf.compare.answers import answer_key, as_flag, as_number, is_lower_better, matches, normal
 
 
 def text_file(path: Path, content: str) -> str:
@@ -41,13 +42,15 @@ BUDGET = Budget(limits={"max_nfr": {"*": 0.05}, "max_regression": {"*": 0.03}})
         ("True", "true"),
         (False, "False"),
         (" a ", "a"),
-        ("0.50", 0.5),
+        ("5.00", 5),
         (1e22, 10**22),
         ("1e3", 1000),
         (-0.0, 0),
         (2**64, str(2**64)),
         (Decimal("1.50"), 1.5),
         ({"b": 1, "a": [2]}, {"a": [2], "b": 1}),
+        ("caf\u00e9", "cafe\u0301"),
+        ("a\r\nb", "a\nb"),
     ],
 )
 def test_equal_answers(left, right):
@@ -56,10 +59,26 @@ def test_equal_answers(left, right):
 
 @pytest.mark.parametrize(
     ("left", "right"),
-    [(2**64, 2**64 + 1), (2**53, 2**53 + 1), ("007", 7), (71, 72), ("a", "b"), (0.1 + 0.2, 0.3), (True, "yes")],
+    [(2**64, 2**64 + 1), (2**53, 2**53 + 1), ("007", 7), (71, 72), (0.1 + 0.2, 0.3), (True, "yes"), ("3.10", "3.1")],
 )
 def test_different_answers(left, right):
     assert normal(left) != normal(right) and answer_key(left) != answer_key(right)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "target", "right"),
+    [
+        ("3.10", "3.1", False),  # versions, dates
+        ("2024.10", ["2024.1", "2024.2"], False),
+        ("0.50", 0.5, True),
+        (2.5, "2.50", True),
+        ("3.10", "3.10", True),
+        ("5.00", "5", True),
+        ("1.5e3", 1500, True),
+    ],
+)
+def test_zeros_at_the_end_count_between_texts(prediction, target, right):
+    assert matches(prediction, target, ("prediction", "target")) == right
 
 
 def test_a_table_that_pandas_wrote(tmp_path):
@@ -234,3 +253,26 @@ def test_a_column_of_one_log_alone_is_a_slice_if_asked_for(tmp_path):
     assert compare(*sides).tasks[0].updates[0].slices == []
     asked = compare(*sides, analysis=AnalysisOptions(slices=["topic"])).tasks[0].updates[0].slices
     assert {entry.value for entry in asked} == {"t0", "t1", "t2"}
+
+
+def test_what_says_nothing_about_right_and_wrong():
+    assert all(math.isnan(as_flag(word, "correct")) for word in ("N/A", "None", "#N/A", "-", "", None, []))
+    assert all(math.isnan(as_number(word, "score")) for word in ("none", "n/a", "NaN", " "))
+    assert [as_flag(word, "correct") for word in ("t", "F", "TRUE", "No")] == [1, 0, 1, 0]
+    assert as_number("85%", "score") == 0.85
+
+
+@pytest.mark.parametrize("read", [as_flag, as_number])
+def test_the_part_of_a_structure_that_counts_is_named(read):
+    with pytest.raises(MuscleError, match=r"=graded\[0\]"):
+        read([True, False], "graded")
+    with pytest.raises(MuscleError, match=r"=scores\.judge"):
+        read({"judge": 1}, "scores")
+
+
+def test_a_column_of_right_choices_is_not_one_of_right_answers():
+    old = [{"id": i, "prediction": i % 2, "correct": i // 2 % 2} for i in range(80)]
+    new = [{**row, "prediction": 1 - row["prediction"]} for row in old]
+    document = compare(old, new, budget=BUDGET)
+    assert document.tasks[0].doubt and document.gate.verdict == "too little data"
+    assert not compare(old, old).tasks[0].doubt

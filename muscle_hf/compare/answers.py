@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
@@ -22,16 +23,21 @@ ANSWERED, NO_ANSWER, NO_SCORE, ERROR, ABSENT, CHANGED = range(len(KINDS))
 _NUMBER = re.compile(r"[+-]?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _INDEX = re.compile("0|[1-9][0-9]*")
 _NO_VALUE = {"", "nan", "null", "<na>"}
+# Where right and wrong or numbers are expected, these say nothing either; among answers they may be one.
+_NO_JUDGEMENT = {"none", "n/a", "#n/a", "na", "nat", "-", "--"}
+# Zeros behind a fraction in a text, where writers of numbers put none: 3.10 is a version or a date.
+_WRITTEN_ZEROS = re.compile(r"\.[0-9]*[1-9]0+")
 # Beyond this a number is not written out in digits.
 _MAX_DIGITS = 400
-_YES = {"1", "true", "yes", "y", "right", "correct", "pass", "passed", "success", "resolved"}
-_NO = {"0", "false", "no", "n", "wrong", "incorrect", "fail", "failed", "failure", "unresolved"}
+_YES = {"1", "true", "t", "yes", "y", "right", "correct", "pass", "passed", "success", "resolved"}
+_NO = {"0", "false", "f", "no", "n", "wrong", "incorrect", "fail", "failed", "failure", "unresolved"}
 # Answers of this many words are free text, which hardly ever equals a reference.
 _FREE_TEXT_WORDS = 5
 _LOWER_WORDS = """
-    wer cer ter mer perplexity ppl nll loss losses latency rank error errors err mae mse rmse brier ece distance cost
-    price duration seconds time runtime tokens bits bpb bpc entropy divergence regret fid toxicity wrong incorrect
-    failed failure failures fails
+    wer cer ter mer eer fpr fnr perplexity ppl nll loss losses latency delay ttft rank error errors err mae mse rmse
+    nrmse rmsle mape smape brier ece distance lpips cost price duration seconds time runtime steps turns attempts
+    retries tokens bits bpb bpc entropy divergence regret fid toxicity hallucination hallucinations bias harm
+    violation violations jailbreak wrong incorrect failed failure failures fails
 """
 _LOWER = frozenset(_LOWER_WORDS.split())
 _HIGHER = {"reciprocal", "inverse", "inv", "neg", "negative", "free"}
@@ -42,23 +48,28 @@ class NotJudged(MuscleError):
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a field holds nothing: null, nan, an empty text, or what CSV files write for these."""
+    """Whether a field holds nothing: null, nan, an empty text or list, or what CSV files write for these."""
     if value is None:
         return True
     if isinstance(value, str):
         return not value.strip() or (len(value) < 5 and value.strip().lower() in _NO_VALUE)
-    return isinstance(value, float) and math.isnan(value)
+    return math.isnan(value) if isinstance(value, float) else isinstance(value, (list, tuple)) and not value
 
 
 def normal(value: Any) -> str:
     """The text that stands for an answer: equal for equal answers.
 
     ``2``, ``2.0``, ``"2"`` and ``"2.00"`` are one answer, and so are ``True`` and ``"true"``. Integers count with all
-    their digits. A text with leading zeros is no number.
+    their digits. A text with zeros before a number or behind a fraction (``007``, ``3.10``) is no number. Line ends
+    and composed letters are the same in every coding.
     """
     if isinstance(value, str):
         text = value.strip()
-        if text[-1:].isdigit() and _NUMBER.fullmatch(text):
+        if not text.isascii():
+            text = unicodedata.normalize("NFC", text)
+        if "\r" in text:
+            text = text.replace("\r\n", "\n")
+        if text[-1:].isdigit() and _NUMBER.fullmatch(text) and not _WRITTEN_ZEROS.search(text):
             return _digits(text)
         return text.lower() if text.lower() in ("true", "false") else text
     if isinstance(value, bool):
@@ -114,18 +125,25 @@ def matches(prediction: Any, target: Any, names: tuple[str, str]) -> bool:
         if odd is not None:
             raise MuscleError(
                 f"the column {name!r} holds {'an object' if isinstance(odd, Mapping) else 'a list'}, which equals no "
-                f"answer; say which part of it counts, for example with --columns {role}={_paths(name, odd)[0]}; "
-                f"there are {', '.join(_paths(name, odd)[:10])}"
+                f"answer; say which part of it counts, for example with --columns {role}={paths_below(name, odd)[0]}; "
+                f"there are {', '.join(paths_below(name, odd)[:10])}"
             )
-    return normal(prediction) in set(map(normal, targets_of(target)))
+    return any(_equal(prediction, right) for right in targets_of(target))
 
 
-def _paths(name: str, value: Any) -> list[str]:
+def _equal(left: Any, right: Any) -> bool:
+    """Whether two answers are one; beside a number, a text is read as one whatever its zeros."""
+    if isinstance(left, str) is not isinstance(right, str):
+        left, right = (_WRITTEN_ZEROS.sub(lambda at: at[0].rstrip("0"), str(side).strip()) for side in (left, right))
+    return normal(left) == normal(right)
+
+
+def paths_below(name: str, value: Any) -> list[str]:
     """The paths below a value that lead to plain values."""
     if isinstance(value, Mapping):
-        return [path for key, entry in value.items() for path in _paths(f"{name}.{key}", entry)] or [name]
+        return [path for key, entry in value.items() for path in paths_below(f"{name}.{key}", entry)] or [name]
     if isinstance(value, (list, tuple)):
-        return _paths(f"{name}[0]", value[0]) if value else [name]
+        return paths_below(f"{name}[0]", value[0]) if value else [name]
     return [name]
 
 
@@ -140,14 +158,27 @@ def as_number(value: Any, column: str) -> float:
     Raises:
         MuscleError: It is something else.
     """
-    if is_missing(value):
+    if _says_nothing(value):
         return math.nan
     if isinstance(value, str) and (word := normal(value)) in ("true", "false"):
         return float(word == "true")
     try:
+        if isinstance(value, str) and value.rstrip().endswith("%"):
+            return float(value.rstrip().removesuffix("%")) / 100
         return float(value)
     except (TypeError, ValueError, OverflowError):
-        raise MuscleError(f"the column {column!r} holds {value!r}, which is no number") from None
+        raise MuscleError(
+            f"the column {column!r} holds {value!r}, which is no number{_part_of('score', column, value)}"
+        ) from None
+
+
+def _says_nothing(value: Any) -> bool:
+    return is_missing(value) or (isinstance(value, str) and value.strip().lower() in _NO_JUDGEMENT)
+
+
+def _part_of(role: str, column: str, value: Any) -> str:
+    path = paths_below(column, value)[0]
+    return "" if path == column else f"; say which part of it counts, for example with --columns '{role}={path}'"
 
 
 def as_flag(value: Any, column: str) -> float:
@@ -158,14 +189,14 @@ def as_flag(value: Any, column: str) -> float:
     """
     if value is True or value is False:
         return float(value)
-    if is_missing(value):
+    if _says_nothing(value):
         return math.nan
     word = normal(value).lower()
     if word in _YES | _NO:
         return float(word in _YES)
     raise MuscleError(
-        f"the column {column!r} must say right or wrong (true/false, 1/0), not {value!r}; "
-        f"for scores use --columns score={column}"
+        f"the column {column!r} must say right or wrong (true/false, 1/0), not {value!r}"
+        + (_part_of("correct", column, value) or f"; for scores use --columns score={column}")
     )
 
 

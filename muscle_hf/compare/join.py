@@ -26,6 +26,8 @@ _BLOCK = 10_000
 _EQUAL = 1e-9
 # Of so many answers that were held against their targets here, one should be right.
 _ENOUGH = 20
+# So many different answers in a whole task are labels, not texts.
+_LABELS = 10
 _REMEDY = (
     "Say what becomes of them: --missing wrong counts them as wrong, --missing drop leaves them out for every model"
 )
@@ -251,7 +253,10 @@ def _kept(
     changed = any((state == CHANGED).any() for state in states.values())
     if missing == "error" or (missing == "wrong" and changed) or not everywhere.any():
         hint = (
-            "No item is left to compare"
+            "No item is left to compare, as no id is in all logs. Are they ids of a run? Then say what tells the "
+            "items, for example with --columns id=prompt"
+            if np.logical_or.reduce([state == ABSENT for state in states.values()]).all()
+            else "No item is left to compare"
             if not everywhere.any()
             else "Changed items cannot be compared; leave them out for every model with --missing drop"
             if changed
@@ -334,23 +339,24 @@ def _assemble(
             )
     values = {label: np.nan_to_num(value) for label, value in values.items()}
     columns, own_columns = _split_columns(task, tables, rows, wanted)
+    answers = {
+        label: None if table.answers is None else _pick(table.answers, rows[label], -1)
+        for label, table in tables.items()
+    }
     return Joined(
         task=task,
         metric=next(iter(tables.values())).metric,
         kind="correct" if graded else "score",
         ids=ids,
         values=_equalized(values),
-        answers={
-            label: None if table.answers is None else _pick(table.answers, rows[label], -1)
-            for label, table in tables.items()
-        },
+        answers=answers,
         choice=all(table.choice for table in tables.values()),
         columns=columns,
         left_out=left_out,
         tables=tables,
         rows=rows,
         own_columns=own_columns,
-        doubt=_doubt(tables, values) if graded else "",
+        doubt=_doubt(tables, values, answers) if graded else "",
         runs=runs,
     )
 
@@ -433,7 +439,11 @@ def _same_column(
     return equal, (np.maximum(merged, -1), values)
 
 
-def _doubt(tables: dict[str, Answers], values: dict[str, NDArray[np.float64]]) -> str:
+def _doubt(
+    tables: dict[str, Answers],
+    values: dict[str, NDArray[np.float64]],
+    answers: Mapping[str, NDArray[np.int64] | None],
+) -> str:
     """Why it cannot be told which answers are right."""
     never = [label for label, value in values.items() if not value.any()]
     alone = [label for label in never if tables[label].verbatim and len(values[label]) >= _ENOUGH]
@@ -449,4 +459,24 @@ def _doubt(tables: dict[str, Answers], values: dict[str, NDArray[np.float64]]) -
             f"free text was held word by word against a reference ({', '.join(sorted(verbatim))}), which says little; "
             "give a column of a judge (--columns correct=NAME) or of a similarity (score=NAME)"
         )
+    if not any(table.verbatim for table in tables.values()) and _is_a_target(values, answers):
+        return (
+            "all models are right on the same items, whatever they answer; does the column of right and wrong hold "
+            "the right answer? Then say so (--columns prediction=NAME,target=NAME)"
+        )
     return ""
+
+
+def _is_a_target(values: dict[str, NDArray[np.float64]], answers: Mapping[str, NDArray[np.int64] | None]) -> bool:
+    """Whether what should say who is right (1, 0) looks like an index of the right choice.
+
+    Then it is the same for all models, and where it is 1, they have different labels for the one right answer.
+    """
+    first, *others = values.values()
+    known = [found for found in answers.values() if found is not None]
+    right = first > 0
+    if right.sum() < _ENOUGH or len(known) < len(values) or any((other != first).any() for other in others):
+        return False
+    labels = len(np.unique(np.concatenate(known)))
+    differ = np.logical_or.reduce([found[right] != known[0][right] for found in known])
+    return labels <= _LABELS and bool(differ.mean() > 0.2)

@@ -50,6 +50,8 @@ class Rows:
             return None
         metric = self._metric(row)
         value = row[metric]
+        if isinstance(value, Mapping):  # lmms-eval keeps what its aggregation needs beside the item's score
+            value = value.get("score", value)
         if value is not None and not isinstance(value, (int, float)):
             raise NotJudged(
                 f"metric {metric!r} has no number per item ({str(value)[:60]!r}); choose another with --metric: "

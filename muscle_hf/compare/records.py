@@ -262,6 +262,9 @@ def _csv_rows(file: Path, stream: IO[bytes]) -> list[Row]:
     header = stream.readline().decode("utf-8", "replace")
     stream.seek(start)
     delimiter = "\t" if suffix_of(file) == ".tsv" else max(",;\t", key=header.count)
+    if header.lower().startswith("sep="):  # Excel's line before the header
+        delimiter = header[4:5]
+        stream.readline()
     lines = io.TextIOWrapper(stream, encoding="utf-8", newline="")
     reader = csv.DictReader(lines, delimiter=delimiter, restkey=_MORE, strict=True)  # type: ignore[type-var]
     rows = []

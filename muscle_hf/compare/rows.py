@@ -24,6 +24,7 @@ from muscle_hf.compare.answers import (
     is_missing,
     matches,
     normal,
+    paths_below,
     sign_of,
     targets_of,
 )
@@ -34,6 +35,10 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.words import did_you_mean
 
 ROW_NUMBER = "#"
+# Columns of scores that do not say what was measured.
+_UNNAMED_SCORES = {"score", "similarity", "reward", "rating", "value"}
+# Fields that hold the judgements of a tool.
+_JUDGEMENTS = {"scores", "grades", "evaluation", "evaluations", "feedback", "feedback_scores", "judgement", "judgment"}
 _LISTED = 20
 
 
@@ -122,6 +127,9 @@ class RowReader:
             raise MuscleError(f"unknown column role {unknown[0]!r}; {did_you_mean(unknown[0], ROLES)}")
         found = {} if self.layout.columns else find_roles(present)
         roles = {**(self.layout.columns or found), **self.options.columns}
+        if (measure := self._measure()) and not self.layout.columns and not _how(self.options.columns):
+            role = "correct" if "correct" in find_roles([measure]) else "score"
+            roles = {name: path for name, path in roles.items() if name not in ("correct", "score")} | {role: measure}
         problems = []
         if "id" not in roles and "prompt" in roles:
             roles["id"] = roles["prompt"]
@@ -156,7 +164,28 @@ class RowReader:
         if self.options.right and "correct" not in self.roles and "score" in self.roles:
             self.roles["correct"] = self.roles["score"]
         how = "correct" if self.options.right else how
-        return how, metric if metric and (how == "score" or "{metric}" in self.roles["correct"]) else how
+        if metric and (how == "score" or "{metric}" in self.roles["correct"]):
+            return how, metric
+        if how == "exact_match" and not _how(self.options.columns):
+            self._note_judgements(first)
+            return how, how
+        path = self.roles.get(how, how)
+        if self.options.metric and path == self._measure():
+            return how, self.options.metric
+        named = how == "score" and not self.layout.columns and plain_name(path) not in _UNNAMED_SCORES
+        return how, path if named else how
+
+    def _measure(self) -> str | None:
+        """The column that has the name of the metric that was asked for."""
+        return self.present.get(plain_name(self.options.metric)) if self.options.metric else None
+
+    def _note_judgements(self, first: Sequence[Row]) -> None:
+        for name, value in {name: value for row in first for name, value in row.items()}.items():
+            if plain_name(name) in _JUDGEMENTS and value and isinstance(value, (list, Mapping)):
+                self.notes.append(
+                    f"answers were held word by word against their targets; for the judgements in {name!r} use "
+                    f"--columns correct=PATH or score=PATH, of {', '.join(paths_below(name, value)[:5])}"
+                )
 
     def _check_paths(self, first: Sequence[Row]) -> None:
         for role, path in self.options.columns.items():
@@ -300,9 +329,12 @@ class RowReader:
         )
 
     def _id(self, value: Any) -> str:
-        if value is None or value == "":
+        if value is None or value == "" or value != value:
             raise MuscleError(f"the column {self.roles['id']!r} is empty; every item needs an id")
-        return value if value.__class__ is str else normal(value)
+        if value.__class__ is not str:
+            return normal(value)
+        # Integers beside a missing value are floats to pandas.
+        return value[:-2] if value.endswith(".0") and value[:-2].isdecimal() else value
 
     def _values(
         self, metric: str, columns: _Columns, unanswered: NDArray[np.bool_]

@@ -30,6 +30,9 @@ _PREFERRED = (
     "accuracy",
     "quasi_exact_match",
 )
+# Columns whose values are no repeats of one another: what stands under another of them is another measurement.
+_APART = {"model", "model_name", "model_id", "metric", "metric_name", "judge", "grader", "scorer", "evaluator", "lang"}
+_APART |= {"language", "locale", "config"}
 # Text longer than this, and columns with more distinct values, are no slices unless they are asked for by name.
 _MAX_LABEL = 100
 _MAX_VALUES = 1000
@@ -297,6 +300,13 @@ def _folded(table: Answers) -> tuple[Answers, str]:
             f"{table.source}: id(s) of task {table.task!r} occur more than once: {shown[:300]}, for different items; "
             "every item needs an id of its own (--columns id=A+B joins columns)"
         )
+    for name, (codes, labels) in table.columns.items():
+        if str(name).lower() in _APART and (codes != codes[first[items]]).any():
+            raise MuscleError(
+                f"{table.source}: items of task {table.task!r} occur more than once, for several values of {name!r} "
+                f"({', '.join(map(str, labels[:10]))}); choose one with --where '{name}=VALUE', or make them items of "
+                f"their own with --columns id=ID+{name}"
+            )
     repeats = np.bincount(items)
     order = np.argsort(items, kind="stable")
     turn = np.arange(len(items)) - np.repeat(np.cumsum(repeats) - repeats, repeats)

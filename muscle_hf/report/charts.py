@@ -255,7 +255,8 @@ def trade_off(
         ]
     if math.isfinite(old[1].value):
         y_old = y_scale(old[1].value)
-        name = text(right - 4, y_old - 5, one_line(old[0], 40, middle=True), "tiny halo", "end")
+        # Above the picture: on the line, marks and their letters would lie over the name.
+        name = text(right, 16, f"╌╌ {one_line(old[0], 32, middle=True)}", "tiny", "end")
         parts += [line(left, y_old, right, y_old, "mark old"), name]
     parts += _candidates(points, x_scale, y_scale)
     words = "; ".join(f"{p.label}: {show[0](p.flips.value)} flips, {show[1](p.quality.value)}" for p in points)

@@ -16,6 +16,8 @@ from muscle_hf.report.text import one_line
 _ORDER = {"right": 0, "start": 0, "improved": 0, "unchanged": 1, "wrong": 2, "regressed": 2}
 _SHOWN = {"start": "items", "improved": "better", "unchanged": "same", "regressed": "worse"}
 _HEIGHT, _TOP, _BAR, _GAP = 190.0, 34.0, 9.0, 14.0
+# Characters of a name that fit above its column.
+_NAME = 14
 _COLUMNS = (52.0, WIDTH / 2 - _BAR / 2, WIDTH - 52.0 - _BAR)
 
 
@@ -70,10 +72,12 @@ def picture(labels: Sequence[str], flows: Sequence[Flow]) -> Markup:
         for column in (0, 1):
             start, end = offsets[column][flow.states], offsets[column + 1][flow.states]
             parts.append(_ribbon(column, start, end, thickness, story(flow).css, f"{w.count(flow.items)} items"))
-    for column, label in enumerate(labels):
+    # The title has the names; cut ones can look alike.
+    whole = all(len(one_line(label)) <= _NAME for label in labels)
+    for column, label in enumerate(labels if whole else ("old", "new", "compat")):
         anchor = ("start", "middle", "end")[column]
         x = (0.0, WIDTH / 2, float(WIDTH))[column]
-        parts.append(text(x, 18, one_line(label, 14, middle=True), "head", anchor))
+        parts.append(text(x, 18, one_line(label), "head", anchor))
         parts += _nodes(flows, column, offsets[column], total)
     told = "; ".join(f"{flow.items} {' to '.join(flow.states)}" for flow in flows)
     gaps = max(len({flow.states[column] for flow in flows}) for column in range(3)) - 1 if flows else 0
