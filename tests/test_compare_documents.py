@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import re
 import shlex
 import shutil
 from pathlib import Path
 
 import pytest
-from compare_files import choice_predictions, write
+from compare_files import choice_predictions, write, write_lines
 
 from muscle_hf.cli.main import main
 
@@ -34,6 +35,14 @@ def scene(tmp_path, monkeypatch):
     """The files that the page speaks of."""
     old, new = choice_predictions(300, 0.9, 1), choice_predictions(300, 0.88, 2)
     compat = [a if i % 2 else b for i, (a, b) in enumerate(zip(old, new, strict=True))]
+    for name in ("old", "new"):
+        results = [{"testIdx": i, "scores": {"match": {"value": "CI"[i % 2]}}} for i in range(20)]
+        (tmp_path / f"{name}.json").write_text(json.dumps({"results": results}), encoding="utf-8")
+    for name in ("monday", "friday"):
+        rows = [
+            {"model": m, "subject": s, "nr": i, "score": i} for m in ("base", "big") for s in "ab" for i in range(9)
+        ]
+        write_lines(tmp_path / f"{name}.jsonl", rows)
     again = [dataclasses.replace(old[0], prediction=3, correct=False), *old[1:]]
     for name, rows in {"old": old, "new": new, "compat": compat, "old_again": again}.items():
         write(tmp_path / f"{name}.jsonl", rows)

@@ -15,8 +15,8 @@ from muscle_hf.compare import lighteval_format, lm_eval_format
 
 # Role -> column names that are tried in a file of no known layout, in this order, in any case and spelling.
 SYNONYMS: dict[str, str] = {
-    "id": "custom_id id item_id example_id doc_id question_id instance_id task_id sample_id problem_id case_id test_id "
-    "dataset_item_id qid idx index testcase uid uuid key",
+    "id": "custom_id id item_id example_id doc_id question_id instance_id task_id sample_id problem_id case_id "
+    "test_id dataset_item_id qid idx index testcase uid uuid key",
     "prediction": "prediction pred predicted predictions output response generated_text completion model_output "
     "model_answer model_response actual_output outputs generated generation predicted_text answer",
     "target": "target label gold reference references expected ground_truth groundtruth expected_output gold_answer "
