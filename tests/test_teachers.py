@@ -202,10 +202,14 @@ def test_vocabularies_that_cannot_differ_are_not_warned_of(tmp_path, caplog):
     copy = builders.llama(2)
     with torch.no_grad():
         copy.model.norm.weight[0] += 1e-6
-    for old, unknown in ((copy, False), (builders.llama(7), True)):
+    # A base of its own, with something around its embeddings.
+    wrapped = with_lora(builders.llama(2), 10, trainable_token_indices=[3, 5])
+    with torch.no_grad():
+        wrapped.get_input_embeddings().token_adapter.trainable_tokens_delta["default"] += 1
+    for old, unknown in ((with_lora(copy, 10), False), (wrapped, False), (with_lora(builders.llama(7), 10), True)):
         # Said once of a pair of models.
-        old.config._name_or_path = f"old-{unknown}"
-        builders.trainer(tmp_path, with_lora(builders.llama(2), 20), with_lora(old, 10))
+        old.get_base_model().config._name_or_path = "old-base"
+        builders.trainer(tmp_path, with_lora(builders.llama(2), 20), old)
         assert any("old-" in text for text in caplog.messages) is unknown
 
 
@@ -215,7 +219,9 @@ def test_the_tokenizer_beside_an_adapter_is_compared(same, tmp_path, caplog):
     base = type(builders.llama(5)).from_pretrained(tmp_path / "base")
     with_lora(base, 10).save_pretrained(tmp_path / "old")
     words = [f"w{index}" for index in range(builders.VOCABULARY)]
-    builders.tokenizer(words if same else words[::-1]).save_pretrained(tmp_path / "old")
+    # Which may know more tokens than its base's.
+    for folder, its in (("old", same), ("base", not same)):
+        builders.tokenizer(words if its else words[::-1]).save_pretrained(tmp_path / folder)
     given = {"old_model": str(tmp_path / "old"), "processing_class": builders.tokenizer(words)}
     with contextlib.nullcontext() if same else pytest.raises(MuscleError):
         builders.trainer(tmp_path / "run", with_lora(builders.llama(2), 20), **given)

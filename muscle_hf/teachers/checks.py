@@ -112,7 +112,7 @@ def text_tokenizer(processing: Any, collator: Any = None) -> Any:
 
 
 def find_vocabulary(model: nn.Module, adapter: str | None = None) -> dict[str, int] | None:
-    """The vocabulary of the tokenizer saved with a model, or else with its adapter.
+    """The vocabulary of the tokenizer saved with a model's adapter, which may add tokens, or else with its base.
 
     Args:
         model: Of the vocabulary.
@@ -123,7 +123,7 @@ def find_vocabulary(model: nn.Module, adapter: str | None = None) -> dict[str, i
     """
     base = base_of(model)
     name = getattr(getattr(base, "config", None), "name_or_path", None)
-    folders = local_model_folder(name, origin_of(base).revision), local_model_folder(adapter)
+    folders = local_model_folder(adapter), local_model_folder(name, origin_of(base).revision)
     folder = next((folder for folder in folders if folder and any(folder.glob("tokenizer*"))), None)
     if folder is None:
         return None
@@ -177,7 +177,7 @@ def check_tokenizers(tokenizer: Any, old_tokenizer: Any, teacher: Teacher, new: 
 def _same_embeddings(old: nn.Module, new: nn.Module) -> bool:
     """Whether both number the tokens in one way for certain: two copies of a base, or of one that was trained."""
     found = [input_embeddings(model) for model in (old, new)]
-    weights = [getattr(getattr(layer, "base_layer", layer), "weight", None) for layer in found]
+    weights = [getattr(layer, "weight", None) for layer in found]
     known = [{"embeddings": weight} for weight in weights if isinstance(weight, Tensor) and not weight.is_meta]
     return len(known) == 2 and same_weights(*known)
 

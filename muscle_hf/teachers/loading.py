@@ -376,7 +376,7 @@ def _fit_embeddings(base: PreTrainedModel, adapter: AdapterFolder) -> None:
     with safe_open(file_name, framework="pt") as file, torch.no_grad():
         for name, key in keys.items():
             if key is not None:
-                layers[name].weight.copy_(file.get_tensor(key))
+                base.get_parameter(f"{name}.weight").copy_(file.get_tensor(key))
 
 
 def _embedding_key(keys: Iterable[str], layer: str) -> str | None:

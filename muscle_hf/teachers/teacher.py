@@ -180,9 +180,8 @@ class AdapterTeacher(Teacher):
         self._adapter = adapter
         # What is packed, sharded or parametrized changes its tensors without changing what they say. Some adapters
         # change themselves where they are used (OFT with coft), which is no matter of the base.
-        adapters = {id(p) for name in model.peft_config for p in adapter_parameters(model, name).values()}
-        parameters = base_of(model).parameters()
-        self._shared = [p for p in parameters if type(p) is nn.Parameter and id(p) not in adapters]
+        named, adapters = base_of(model).named_parameters(), set(model.peft_config)
+        self._shared = [p for n, p in named if type(p) is nn.Parameter and adapters.isdisjoint(n.split("."))]
         if any(getattr(config, "target_parameters", None) for config in model.peft_config.values()):
             self._shared = []
 

@@ -31,11 +31,15 @@ def base_of(model: nn.Module) -> PreTrainedModel:
 
 
 def input_embeddings(model: nn.Module) -> nn.Module | None:
-    """The layer that looks tokens up; None in a model that reads none (sound, images)."""
+    """The base's own layer that looks tokens up; None in a model that reads none (sound, images)."""
     try:
-        return base_of(model).get_input_embeddings()
+        layer = base_of(model).get_input_embeddings()
     except (AttributeError, NotImplementedError):
         return None
+    around = ("original_module", "token_adapter", "base_layer")
+    while layer is not None and (inner := next((name for name in around if name in layer._modules), None)):
+        layer = layer.get_submodule(inner)
+    return layer
 
 
 def base_weights(model: nn.Module, adapter: str | None = None) -> dict[str, Tensor]:
