@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from peft import PeftConfig
+import torch
+from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
@@ -13,6 +14,7 @@ from transformers.integrations import is_fsdp_enabled
 from muscle_hf.compat.accelerate import IterableDatasetShard
 from muscle_hf.errors import MuscleError
 from muscle_hf.objective import Objective
+from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters
 from muscle_hf.teachers.weights import is_quantized
 
 
@@ -102,3 +104,29 @@ def refuse_filler_rows(dataloader: DataLoader, processes: int) -> None:
             "fill the last batches, rows from its beginning would be counted again. Leave dispatch_batches out of "
             "accelerator_config, or evaluate on a dataset with a length"
         )
+
+
+def refuse_foreign_parameters(student: PeftModel, optimizer: torch.optim.Optimizer | None) -> None:
+    """Refuse to train anything but the compatibility adapter, or not all of it.
+
+    Args:
+        student: With the adapter active.
+        optimizer: That the user has passed, if any.
+
+    Raises:
+        MuscleError: Another parameter is trainable, or the optimizer lacks some.
+    """
+    trainable = {id(parameter) for parameter in adapter_parameters(student, STUDENT_ADAPTER).values()}
+    foreign = [name for name, p in student.named_parameters() if p.requires_grad and id(p) not in trainable]
+    if foreign:
+        raise MuscleError(
+            f"{len(foreign)} parameters outside the compatibility adapter are trainable (first: {foreign[0]}); "
+            "only the adapter may be trained, since the teachers share the rest"
+        )
+    if optimizer is not None:
+        optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if missing := trainable - optimized:
+            raise MuscleError(
+                f"the optimizer that was passed lacks {len(missing)} of the {len(trainable)} parameters of the "
+                "compatibility adapter, which the trainer makes; pass optimizer_cls_and_kwargs= instead"
+            )

@@ -20,7 +20,7 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.objective.masks import MaskFunction
 from muscle_hf.objective.sums import mean_terms, sum_terms
 from muscle_hf.teachers import Teacher, kind_of, make_student, make_teacher
-from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, keep_quantized_trainable
+from muscle_hf.teachers.adapters import keep_quantized_trainable
 from muscle_hf.teachers.batch import (
     MASK_COLUMNS,
     TRAINED_COUNT,
@@ -33,9 +33,9 @@ from muscle_hf.teachers.batch import (
 from muscle_hf.teachers.checks import check_label_sets, check_tokenizers, text_tokenizer
 from muscle_hf.teachers.sharding import is_sharded
 from muscle_hf.teachers.weights import base_of
+from muscle_hf.training import refusals
 from muscle_hf.training.config import MuscleConfig
 from muscle_hf.training.data import count_trained, nothing_to_train_on, require_class_column, require_trained_labels
-from muscle_hf.training.refusals import refuse_filler_rows, refuse_missing_weights, refuse_start, refuse_unsupported
 from muscle_hf.training.saving import SavingMixin
 from muscle_hf.training.search import SearchMixin
 from muscle_hf.training.step import Step, make_step
@@ -99,7 +99,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         if self.model_init is None:
             # A base that turned out to be v2's would stay in memory beside it.
             self._models = {}
-        refuse_unsupported(self, self.muscle_objective)
+        refusals.refuse_unsupported(self, self.muscle_objective)
         self._introduce()
         # The loss is normalised here, by the tokens of the whole batch, whatever the model's own loss does.
         self.model_accepts_loss_kwargs = True
@@ -127,11 +127,11 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
 
     def _cast(self, model: nn.Module) -> PeftModel:
         """Make ``model`` the student and find its teachers."""
-        refuse_missing_weights(model)
+        refusals.refuse_missing_weights(model)
         self._operations_per_token: int | None = None
         keep_quantized_trainable(model)
         self.student, new = make_student(model, self._peft_config, check_base=self.settings.check_base)
-        refuse_start(self.settings.start_from, self._peft_config)
+        refusals.refuse_start(self.settings.start_from, self._peft_config)
         self.kind = kind_of(self.student)
         old_model, old_arguments = self._models["old"]
         new_model, new_arguments = self._models["new"]
@@ -304,21 +304,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         Raises:
             MuscleError: Another parameter is trainable.
         """
-        trainable = {id(parameter) for parameter in adapter_parameters(self.student, STUDENT_ADAPTER).values()}
-        foreign = [name for name, p in self.student.named_parameters() if p.requires_grad and id(p) not in trainable]
-        if foreign:
-            raise MuscleError(
-                f"{len(foreign)} parameters outside the compatibility adapter are trainable (first: {foreign[0]}); "
-                "only the adapter may be trained, since the teachers share the rest"
-            )
-        if self.optimizer is not None and not self.is_fsdp_enabled:
-            groups = cast("torch.optim.Optimizer", self.optimizer).param_groups
-            optimized = {id(parameter) for group in groups for parameter in group["params"]}
-            if missing := trainable - optimized:
-                raise MuscleError(
-                    f"the optimizer that was passed lacks {len(missing)} of the {len(trainable)} parameters of the "
-                    "compatibility adapter, which the trainer makes; pass optimizer_cls_and_kwargs= instead"
-                )
+        refusals.refuse_foreign_parameters(self.student, None if self.is_fsdp_enabled else self.optimizer)
         return super().create_optimizer(model)
 
     # ---- The objective ----
@@ -476,7 +462,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Trainer's, with the objective's figures among the metrics, as means over all trained tokens."""
-        refuse_filler_rows(dataloader, self.accelerator.num_processes)
+        refusals.refuse_filler_rows(dataloader, self.accelerator.num_processes)
         self._eval_sums = None
         # Here, not by an override, which a class of the user's own that is derived from this one would pass by.
         self.prediction_step = partial(self._prediction_step, self.prediction_step)
