@@ -280,6 +280,15 @@ def test_what_peft_cannot_load_is_refused_with_its_reason(start, world, tmp_path
         builders.trainer(tmp_path / "run", world.alone(world.folder("all linear", 99)), str(folder))
 
 
+@pytest.mark.parametrize("kind", ["olora", "layer_replication"])
+def test_an_adapter_whose_base_v2_changed_is_no_teacher(kind, world, tmp_path):
+    model = PeftModel.from_pretrained(world.base(), world.folder("lora"), adapter_name="v1")
+    model.load_adapter(world.folder(kind), "v2", is_trainable=True)
+    model.set_adapter("v2")
+    with pytest.raises(MuscleError, match="'v1'"):
+        builders.trainer(tmp_path, model, model, old_model_kwargs={"adapter": "v1"})
+
+
 def test_what_changed_its_base_cannot_be_interpolated(world):
     with pytest.raises(MuscleError, match="olora"):
         LoraAdapter.read(world.folder("olora"))

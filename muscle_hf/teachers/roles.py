@@ -181,6 +181,11 @@ def _from_model(
                 f"{role}_model is model itself; name its adapter: {role}_model_kwargs={{'adapter': NAME}}, one of "
                 + ", ".join(name for name in student.peft_config if name not in (STUDENT_ADAPTER, NEW_ADAPTER))
             )
+        if changes_base(student.peft_config[STUDENT_ADAPTER]):
+            raise MuscleError(
+                f"{role}_model is the adapter {adapter!r} beside that of model, which changed the base that both are "
+                f"on. Give {adapter!r} as a folder or a model of its own"
+            )
         return AdapterTeacher(role, student, adapter)
     if kind_of(model) is not kind:
         raise MuscleError(f"{role}_model is a {kind_of(model).name}, but model is a {kind.name}")
