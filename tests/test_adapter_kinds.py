@@ -442,3 +442,12 @@ def test_resized_embeddings_of_which_the_adapter_lacks_a_part(tmp_path):
     model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     with pytest.raises(MuscleError, match="lm_head"):
         load_task_model(tmp_path / "adapter", CAUSAL_LM)
+
+
+@pytest.mark.parametrize("layer", ["lm_head", "embed_tokens"])
+def test_a_lora_on_tied_embeddings_is_refused_where_peft_does_not_load_what_it_trained(layer, tmp_path):
+    model = builders.with_lora(
+        builders.llama(2, tie_word_embeddings=True), 20, target_modules=[layer, "q_proj"], ensure_weight_tying=True
+    )
+    with pytest.raises(MuscleError, match="ensure_weight_tying=False"):
+        builders.trainer(tmp_path, model)

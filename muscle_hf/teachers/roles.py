@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.utils import logging
 
@@ -64,6 +65,7 @@ def make_student(
         )
     active = only_active_adapter(model, "model")
     check_student(model.peft_config[active], "model")
+    _check_tied(model, active)
     others = [name for name in model.peft_config if name != active]
     changing = [name for name in others if changes_base(model.peft_config[name])]
     if changing and not changes_base(model.peft_config[active]):
@@ -101,6 +103,19 @@ def make_student(
     setattr(model, _TASK_ADAPTER, task_adapter)
     activate_student(model)
     return model, AdapterTeacher("new", model, task_adapter)
+
+
+def _check_tied(model: PeftModel, adapter: str) -> None:
+    # PEFT trains such an adapter in one place and loads it into another.
+    tied = getattr(model.peft_config[adapter], "ensure_weight_tying", False)
+    base = base_of(model)
+    if tied and any(
+        isinstance(e, BaseTunerLayer) for e in (base.get_input_embeddings(), base.get_output_embeddings())
+    ):
+        raise MuscleError(
+            "the adapter of model is on embeddings that are tied (ensure_weight_tying=True), which PEFT does not load "
+            "as they were trained; train it with ensure_weight_tying=False, or merge it and pass a peft_config"
+        )
 
 
 def _fresh_student(model: nn.Module, peft_config: PeftConfig | None) -> tuple[PeftModel, AdapterTeacher]:
