@@ -16,7 +16,7 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parents[1]
 # Files outside of docs/ that become pages, so that links to them work on the site as in the repository.
 BESIDE = ("benchmarks/results/*.md", "benchmarks/results/*.svg", "benchmarks/study/REPORT.md", "recipes/README.md",
-          "model_cards/README.md", "CONTRIBUTING.md")  # fmt: skip
+          "model_cards/README.md", "AGENTS.md", "CONTRIBUTING.md")  # fmt: skip
 FOLDER = "repository"
 LINK = re.compile(r"(?<=\]\()([^)#\s]+)((?:#[^)\s]*)?)(?=\))")
 PAGE = re.compile(r"(?<![\w/\"])docs/([\w/-]+)\.md")
@@ -28,7 +28,10 @@ def _beside() -> dict[str, Path]:
 
 
 def on_files(files, config):
-    """Add the files beside the documents."""
+    """Add the files beside the documents, and the list of all pages for language models."""
+    listed = (ROOT / "llms.txt").read_text(encoding="utf-8")
+    listed = re.sub(r"\]\((?!docs/)", f"]({FOLDER}/", listed).replace("](docs/", "](").replace(".md)", ".html)")
+    files.append(File.generated(config, "llms.txt", content=listed))
     for name, path in _beside().items():
         files.append(File.generated(config, f"{FOLDER}/{name}", abs_src_path=str(path)))
     return files

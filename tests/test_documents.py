@@ -11,8 +11,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 STUDY = ROOT / "benchmarks" / "study" / "REPORT.md"
-DOCUMENTS = [ROOT / "README.md", ROOT / "recipes" / "README.md", STUDY, *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SKILL = ROOT / "skills" / "muscle-hf" / "SKILL.md"
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "AGENTS.md",
+    SKILL,
+    ROOT / "recipes" / "README.md",
+    STUDY,
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+# Also in a list, which is indented.
+BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 
 # Documents whose snippets are run by a test of their own, beside what they describe.
 TESTED_ELSEWHERE = {
@@ -177,6 +186,45 @@ def test_the_reference_has_every_public_name():
     for name in muscle_hf.__all__:
         if not name.startswith("_"):
             assert re.search(rf"\b{name}\b", pages), name
+
+
+def test_the_list_for_language_models_has_every_page_once():
+    listed = re.findall(r"\]\(([^)]+)\)", (ROOT / "llms.txt").read_text())
+    pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")} - {"docs/index.md"}
+    assert pages <= set(listed) and len(set(listed)) == len(listed)
+    assert all((ROOT / target).is_file() for target in listed)
+
+
+def test_the_skill_has_what_an_assistant_finds_it_by():
+    import yaml
+
+    _, head, body = SKILL.read_text().split("---\n", 2)
+    assert set(yaml.safe_load(head)) == {"name", "description"} and body.strip()
+    assert yaml.safe_load(head)["name"] == SKILL.parent.name
+    assert len(yaml.safe_load(head)["description"]) <= 1024
+
+
+@pytest.mark.slow
+def test_the_script_for_jobs_runs(tmp_path, monkeypatch):
+    """The Hub's own client reads its header; on this machine it does what it says."""
+    import runpy
+    import sys
+
+    from huggingface_hub import JobHardware
+    from huggingface_hub.cli._uv_script_header import parse_uv_script_header
+
+    from muscle_hf import demo
+
+    script = ROOT / "examples" / "train_update.py"
+    header = parse_uv_script_header(script.read_text())
+    assert header.flavor in {flavor.value for flavor in JobHardware} and header.secrets == ["HF_TOKEN"]
+    monkeypatch.chdir(tmp_path)
+    words = ["--old", demo.base("v1"), "--new", demo.base("v2"), "--task", "piqa", "--smoke", "--lora.r", "4"]
+    monkeypatch.setattr(sys, "argv", [str(script), *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(script), run_name="__main__")
+    assert ended.value.code == 0
+    assert list(tmp_path.rglob("muscle/adapter_model.safetensors"))
 
 
 def test_readme_shows_the_measured_demo_table():
