@@ -37,7 +37,7 @@ def _say(code: str) -> None:
     logger.warning("Running %s", code)
 
 
-def add_no_code_argument(parser: argparse.ArgumentParser) -> None:
+def add_no_code_argument(parser: argparse._ActionsContainer) -> None:
     """``--no-code``, of every command whose settings can name Python code."""
     parser.add_argument(
         "--no-code",

@@ -29,7 +29,7 @@ _ROW_BYTES = KEY_BYTES + 16
 # Left free on a disk that a cache is written to.
 _SPARE_BYTES = 256 * 2**20
 
-Autocast = Callable[[], contextlib.AbstractContextManager]
+Autocast = Callable[..., contextlib.AbstractContextManager]
 
 
 def predicted_bytes(rows: int, tokens: int, columns: Mapping[str, Column]) -> int:

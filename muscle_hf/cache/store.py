@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.files import write_json
 
 logger = logging.get_logger(__name__)
+
+_Store = TypeVar("_Store", bound="RowStore")
 
 MANIFEST = "manifest.json"
 SHARD_BYTES = 64 * 2**20
@@ -209,7 +211,7 @@ class RowStore:
         self.flush()
         self._shards, self._places, self._known = [], {}, set()
 
-    def __enter__(self) -> RowStore:
+    def __enter__(self: _Store) -> _Store:
         return self
 
     def __exit__(

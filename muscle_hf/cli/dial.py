@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.choose is not None:
         dial.point(args.choose)  # which can be saved, before anything is asked
-    path = walk(
+    path = walk(  # pyright: ignore[reportCallIssue] - not the module of that name
         dial,
         task,
         items,

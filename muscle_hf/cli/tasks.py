@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     if args.name is None:
         width = max(map(len, TASKS))
         for task in TASKS.values():
-            print(f"{task.name:{width}}  {task.kind:10}  {task.metric:11}  {task.source.path}")
+            print(f"{task.name:{width}}  {task.kind:10}  {task.metric:11}  {task.source.path if task.source else ''}")
         return 0
     task = load_task(args.name)
     made_up = args.data is None and not args.num_fewshot and examples().get(args.name)

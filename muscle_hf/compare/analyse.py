@@ -69,14 +69,14 @@ def update_of(
 ) -> Update:
     """A model against the old one (or the one named ``before``) on the items of a task."""
     old = before or joined.labels[0]
-    answers = joined.answers[old], joined.answers[label]
+    theirs, own = joined.answers[old], joined.answers[label]
     runs = joined.runs if joined.kind == "correct" else {}
     return Update(
         before=joined.values[old],
         after=joined.values[label],
-        kind=joined.kind,  # type: ignore[arg-type]
+        kind=joined.kind,
         epsilon=options.epsilon,
-        answers=None if answers[0] is None or answers[1] is None else answers,  # type: ignore[arg-type]
+        answers=None if theirs is None or own is None else (theirs, own),
         choice=joined.choice,
         chance=chance,
         runs=(runs[old], runs[label]) if old in runs and label in runs else None,
@@ -168,7 +168,7 @@ class TaskAnalysis:
         return d.TaskResult(
             name=joined.task,
             metric=joined.metric,
-            kind=joined.kind,  # type: ignore[arg-type]
+            kind=joined.kind,
             items=len(joined.ids),
             accuracy_old=old.quality(old.before),
             updates=[self._update(model) for model in self.models[1:]],
@@ -230,7 +230,7 @@ def _flows(new: Update, compat: Update) -> list[d.Flow]:
         codes = [np.zeros(len(new.before), dtype=np.int64), *(u.codes.astype(np.int64) for u in (new, compat))]
     sizes = [len(states) for states in names]
     joint = np.bincount(np.ravel_multi_index(codes, sizes), minlength=math.prod(sizes)).tolist()
-    return [d.Flow(states, n) for states, n in zip(itertools.product(*names), joint, strict=True)]  # type: ignore[arg-type]
+    return [d.Flow((old, mid, last), n) for (old, mid, last), n in zip(itertools.product(*names), joint, strict=True)]
 
 
 def correct_tasks(tasks: Sequence[d.TaskResult], level: float) -> list[d.TaskResult]:

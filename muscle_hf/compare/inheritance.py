@@ -56,7 +56,7 @@ def audit(joined: Joined, label: str, options: AnalysisOptions) -> Inheritance:
     found = returned_errors(joined, label, options.epsilon)
     update = update_of(joined, label, options)
 
-    def rate(indicator: Bools | None, among: Bools) -> Estimate | None:
+    def known(indicator: Bools | None, among: Bools) -> Estimate | None:
         return None if indicator is None else update.share(indicator, among)
 
     slices = []
@@ -64,15 +64,14 @@ def audit(joined: Joined, label: str, options: AnalysisOptions) -> Inheritance:
         for code, value in enumerate(names):
             among = found.shed & (codes == code)
             if among.any():
-                slices.append(
-                    InheritanceSlice(column, value, rate(found.returned, among), rate(found.inherited, among))
-                )
+                returned = update.share(found.returned, among)
+                slices.append(InheritanceSlice(column, value, returned, known(found.inherited, among)))
     return Inheritance(
         shed=int(found.shed.sum()),
-        returned=rate(found.returned, found.shed),
-        inherited=rate(found.inherited, found.shed),
-        usual=rate(*_alike(joined)) if joined.kind == "correct" and found.inherited is not None else None,
-        fresh=rate(found.fresh, found.settled),
+        returned=update.share(found.returned, found.shed),
+        inherited=known(found.inherited, found.shed),
+        usual=known(*_alike(joined)) if joined.kind == "correct" and found.inherited is not None else None,
+        fresh=update.share(found.fresh, found.settled),
         slices=sorted(slices, key=_surely, reverse=True),
         items=_listed(joined, found, options.max_flips),
     )
@@ -89,7 +88,7 @@ def _alike(joined: Joined) -> tuple[Bools | None, Bools]:
 def _surely(entry: InheritanceSlice) -> tuple[bool, float]:
     """What slices are sorted by: a few unlucky items make no slice bad."""
     rate = entry.returned if entry.inherited is None else entry.inherited
-    return rate.total >= ENOUGH, rate.low
+    return (rate.total or 0) >= ENOUGH, rate.low
 
 
 def _listed(joined: Joined, found: InheritedErrors, limit: int) -> list[InheritedItem]:

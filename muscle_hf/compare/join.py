@@ -14,6 +14,7 @@ from muscle_hf.compare.answers import ABSENT, ANSWERED, CHANGED, KINDS, normal
 from muscle_hf.compare.sources import Source
 from muscle_hf.compare.table import Answers, Detail
 from muscle_hf.errors import MuscleError
+from muscle_hf.metrics.update import Kind
 from muscle_hf.words import nearest
 
 Missing = Literal["error", "wrong", "drop"]
@@ -60,7 +61,7 @@ class Joined:
 
     task: str
     metric: str
-    kind: str
+    kind: Kind
     ids: list[str]
     values: dict[str, NDArray[np.float64]]
     answers: dict[str, NDArray[np.int64] | None]
@@ -363,8 +364,9 @@ def _assemble(
 
 def _runs(table: Answers, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """The values of an item's repeats, (items, most repeats), nan behind the last one; those without one are wrong."""
-    runs = table.runs[rows]  # type: ignore[index]
-    answered = np.arange(runs.shape[1]) < table.repeats[rows][:, None]  # type: ignore[index]
+    assert table.runs is not None and table.repeats is not None
+    runs = table.runs[rows]
+    answered = np.arange(runs.shape[1]) < table.repeats[rows][:, None]
     return np.where((rows < 0)[:, None] | ~answered, np.nan, np.nan_to_num(runs))
 
 

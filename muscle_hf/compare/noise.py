@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
@@ -91,7 +92,7 @@ def read_noise(path: str) -> list[NoiseFloor]:
         ) from error
 
 
-def _parse(entry: Mapping[str, object]) -> NoiseFloor:
+def _parse(entry: Mapping[str, Any]) -> NoiseFloor:
     changed = entry["answers_changed"]
-    nfr = Estimate(**entry["nfr"])  # type: ignore[arg-type]
-    return NoiseFloor(**{**entry, "nfr": nfr, "answers_changed": math.nan if changed is None else changed})  # type: ignore[arg-type]
+    nfr = Estimate(**entry["nfr"])
+    return NoiseFloor(**{**entry, "nfr": nfr, "answers_changed": math.nan if changed is None else changed})

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -216,7 +216,7 @@ def _lines(file: Path, start: int) -> Records:
                     known = [i for i, row in enumerate(rows) if row is not None]
                     rows, places = [rows[i] for i in known], places[known]
                     numbers = [number + i for i in known]
-                yield Block(rows, places, numbers)  # type: ignore[arg-type]
+                yield Block(cast("list[Row]", rows), places, numbers)
                 place, number = int(ends[-1]), number + len(lines)
 
     def again(places: Sequence[int]) -> list[Row]:
@@ -235,7 +235,7 @@ def _parse_block(lines: list[bytes], file: Path, number: int) -> list[Row | None
     try:
         rows = [_fast_loads(line) for line in lines]
         if set(map(type, rows)) == {dict}:
-            return rows  # type: ignore[return-value]
+            return rows
     except (ValueError, RecursionError):
         pass  # the line by line way below finds out which line it is, or that it is only blank
     return [_parse(line, file, number + i) if line.strip() else None for i, line in enumerate(lines)]
@@ -266,7 +266,7 @@ def _csv_rows(file: Path, stream: IO[bytes]) -> list[Row]:
         delimiter = header[4:5]
         stream.readline()
     lines = io.TextIOWrapper(stream, encoding="utf-8", newline="")
-    reader = csv.DictReader(lines, delimiter=delimiter, restkey=_MORE, strict=True)  # type: ignore[type-var]
+    reader = csv.DictReader(lines, delimiter=delimiter, restkey=cast("str", _MORE), strict=True)
     rows = []
     try:
         names = [name for name in reader.fieldnames or [] if name]

@@ -43,7 +43,7 @@ def count_repeats(joined: Joined, how: str) -> Joined:
         raise MuscleError(f"task {joined.task!r} has scores, which only their mean counts; leave out --repeats {how}")
     if how == "majority":
         return replace(joined, values={label: (value > 0.5) * 1.0 for label, value in joined.values.items()}, runs={})
-    k = int(_PASS.fullmatch(how)[1])  # type: ignore[index]
+    k = int(how.removeprefix("pass@"))
     values = {label: _pass_at(runs, k) for label, runs in joined.runs.items()}
     short = [label for label, runs in joined.runs.items() if (~np.isnan(runs)).sum(1).min() < k]
     if short or len(values) < len(joined.values):

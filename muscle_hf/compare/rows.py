@@ -264,8 +264,8 @@ class RowReader:
         if not keep.all():
             rows = [row for row, kept in zip(rows, keep, strict=True) if kept]
         chosen = np.flatnonzero(keep)
-        if self.prepare is not None:
-            prepared = each(lambda row: self.prepare(row, False), rows)  # type: ignore[misc]
+        if (prepare := self.prepare) is not None:
+            prepared = each(lambda row: prepare(row, False), rows)
             kept = [i for i, row in enumerate(prepared) if row is not None]
             rows, chosen = [prepared[i] for i in kept], chosen[kept]
         return rows, chosen
@@ -413,7 +413,7 @@ class RowReader:
         roles = ("prompt", "prediction", "target", "choices", "log_likelihoods")
         texts = zip(*(columns[role] for role in roles), strict=True)
         return [
-            _detail(*entry, {name: values[place] for name, values in others.items()})
+            _detail(*entry, columns={name: values[place] for name, values in others.items()})
             for place, entry in enumerate(texts)
         ]
 

@@ -133,7 +133,7 @@ def target_choices(old: Floats, new: Floats, shares: Sequence[float] = SHARES) -
     return {mask: p.argmax(axis=1) for mask, p in mixed.items()}
 
 
-def probabilities_of(scores: Sequence[Sequence[float]]) -> Floats:
+def probabilities_of(scores: Sequence[Sequence[float] | Floats]) -> Floats:
     """Softmax of each item's scores, (items, choices) float64; items with fewer choices have zeros behind them."""
     widest = max(map(len, scores))
     values = np.array([[*row, *[-np.inf] * (widest - len(row))] for row in scores], dtype=np.float64)
@@ -160,8 +160,9 @@ def choose_target(masks: Sequence[str], correct: NDArray[np.bool_], old_correct:
     behind = values[accuracy.argmax()] - values
     error = behind.std(axis=1) / np.sqrt(max(1, values.shape[1]))
     flips = fell(old_correct, correct).mean(axis=1)
-    allowed = np.flatnonzero(behind.mean(axis=1) <= error)
-    return masks[min(allowed, key=lambda index: (flips[index], -accuracy[index], index))]
+    allowed = np.flatnonzero(behind.mean(axis=1) <= error).tolist()
+    best: int = min(allowed, key=lambda index: (flips[index], -accuracy[index], index))
+    return masks[best]
 
 
 def _check_shares(shares: Sequence[float]) -> None:
@@ -171,8 +172,8 @@ def _check_shares(shares: Sequence[float]) -> None:
 
 
 def _measure(joined: Joined, shares: Sequence[float], level: float) -> Targets:
-    right, probabilities = _read_likelihoods(joined)
-    choices = target_choices(*probabilities, shares)
+    right, (old, new) = _read_likelihoods(joined)
+    choices = target_choices(old, new, shares)
     correct = {mask: right[np.arange(len(right)), chosen] for mask, chosen in choices.items()}
     joined.values |= {mask: found.astype(np.float64) for mask, found in correct.items()}
     joined.answers |= choices
@@ -194,6 +195,7 @@ def _measure(joined: Joined, shares: Sequence[float], level: float) -> Targets:
 
 def _target(update: Update) -> Target:
     held = update.against_new
+    assert held is not None  # as of every compatibility model
     return Target(update.label, update.accuracy, update.rates["nfr"], held.delta_accuracy, held.delta_nfr)
 
 

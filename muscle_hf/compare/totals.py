@@ -85,7 +85,7 @@ def total_of(
                 against_new=_against_new(column, joined, sides, options, updates),
             )
         )
-    chances = [task.chance for task in tasks]
+    chances = [task.chance for task in tasks if task.chance is not None]
     return d.TaskResult(
         name=name,
         metric=", ".join(dict.fromkeys(task.metric for task in tasks)),
@@ -95,7 +95,7 @@ def total_of(
         updates=updates,
         left_out=sum(task.left_out for task in tasks),
         doubt="; ".join(f"{task.name}: {task.doubt}" for task in tasks if task.doubt),
-        chance=None if None in chances else float(np.mean(chances)),  # type: ignore[arg-type]
+        chance=float(np.mean(chances)) if len(chances) == len(tasks) else None,
         tasks=[task.name for task in tasks],
     )
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel, set_peft_model_state_dict
@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from muscle_hf.compat.peft import active_adapter
 from muscle_hf.dial.lora import LoraAdapter, interpolate
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.loading import load_for_evaluation
@@ -70,7 +71,7 @@ class Dial:
     ):
         self.model, self.tokenizer = model, tokenizer
         self.names = (new, compat)
-        self._ends = tuple(None if name is None else LoraAdapter.of(model, name) for name in self.names)
+        self._ends = (None if new is None else LoraAdapter.of(model, new), LoraAdapter.of(model, compat))
         self._folders: tuple[AdapterFolder | None, AdapterFolder | None] = (None, None)
         for end, owner in zip(self._ends, ("v2's adapter", "the compatibility adapter"), strict=True):
             if end is not None and end.config.bias != "none":
@@ -108,19 +109,22 @@ class Dial:
                 between them.
         """
         folders = find_ends(new, compat, new_revision=new_revision, compat_revision=compat_revision, **arguments)
-        files = tuple(None if folder is None else LoraAdapter.read(folder.folder) for folder in folders)
+        before = None if folders[0] is None else LoraAdapter.read(folders[0].folder)
+        files = before, LoraAdapter.read(folders[1].folder)
         if folders[0] is None:
             if new_revision is not None:
                 raise MuscleError(f"{new} is a whole model: to choose a revision, fetch it and name its folder")
             where = {"adapter": compat, "revision": compat_revision}
-            model, tokenizer = load_for_evaluation(new, task, **where, **arguments)
-            names = (None, model.active_adapter)
+            loaded, tokenizer = load_for_evaluation(new, task, **where, **arguments)
+            model = cast("PeftModel", loaded)
+            names = (None, active_adapter(model))
         else:
             where = {"adapter": new} if base_model is not None else {}
-            model, tokenizer = load_for_evaluation(
+            loaded, tokenizer = load_for_evaluation(
                 base_model or new, task, revision=new_revision, **where, **arguments
             )
-            names = (model.active_adapter, _COMPAT)
+            model = cast("PeftModel", loaded)
+            names = (active_adapter(model), _COMPAT)
             try:
                 model.load_adapter(str(folders[1].folder), _COMPAT, is_trainable=False)
             except RuntimeError as error:
@@ -212,7 +216,7 @@ class Dial:
         with staged(folder) as stage:
             _write_adapter(stage, point)
             hashes = {
-                "adapter_sha256": content_hash(adapter_parameters(self.model, self._put(t)).items()),
+                "adapter_sha256": content_hash(adapter_parameters(self.model, cast("str", self._put(t))).items()),
                 "adapter_file_sha256": file_sha256(stage / SAFETENSORS_WEIGHTS_NAME),
             }
             record = {"format": FORMAT, **lineage, **hashes, "choice": None if choice is None else dict(choice)}
@@ -233,21 +237,22 @@ class Dial:
         return {"t": t, "rank": self.rank(t), "new": self._describe(0), "compat": self._describe(1)}
 
     def _describe(self, end: int) -> dict[str, Any] | None:
-        if self.names[end] is None:
+        name, adapter, folder = self.names[end], self._ends[end], self._folders[end]
+        if name is None or adapter is None:
             return None
-        folder, parameters = self._folders[end], adapter_parameters(self.model, self.names[end])
         return {
             "name": None if folder is None else public_name(folder.name),
             "revision": None if folder is None else folder.commit,
-            "rank": self._ends[end].rank,
-            "sha256": content_hash(parameters.items()),
+            "rank": adapter.rank,
+            "sha256": content_hash(adapter_parameters(self.model, name).items()),
             "file_sha256": None if folder is None else file_sha256(folder.folder / SAFETENSORS_WEIGHTS_NAME),
         }
 
     def _provenance(self) -> dict[str, Any] | None:
         folder = self._folders[1]
-        known = folder is not None and (folder.folder / PROVENANCE_FILE).is_file()
-        return read_provenance(folder.folder) if known else None
+        if folder is None or not (folder.folder / PROVENANCE_FILE).is_file():
+            return None
+        return read_provenance(folder.folder)
 
     def _check_lineage(self) -> None:
         """Warn where the compatibility adapter was trained from another adapter than the one given as v2's."""
@@ -266,7 +271,7 @@ class Dial:
 
     def _copy_card_state(self, stage: Path) -> None:
         """What people and training told of the compatibility adapter, but for what holds of its weights alone."""
-        folder = self._folders[1].folder
+        folder = cast("AdapterFolder", self._folders[1]).folder
         if (folder / CARD_STATE_FILE).is_file():
             dataclasses.replace(CardState.load(folder), examples=[], made_by=None).save(stage)
 

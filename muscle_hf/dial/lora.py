@@ -150,8 +150,8 @@ class LoraAdapter:
             a, b = (found[name] for name in names)
             if a.shape[0] != b.shape[1]:
                 raise MuscleError(f"{module} is a layer in groups, whose factors cannot be put side by side")
-            pattern = get_pattern_key(config.alpha_pattern.keys(), module.removeprefix(_PREFIX))
-            alpha = config.alpha_pattern.get(pattern, config.lora_alpha)
+            patterns = config.alpha_pattern or {}
+            alpha = patterns.get(get_pattern_key(list(patterns), module.removeprefix(_PREFIX)), config.lora_alpha)
             scaling = alpha / (math.sqrt(a.shape[0]) if config.use_rslora else a.shape[0])
             layers[module] = _Layer(a, b, found.get("lora_B.bias"), scaling, names)
         return layers
@@ -256,6 +256,7 @@ def _check_together(new: LoraAdapter, compat: LoraAdapter) -> None:
     if ours.keys() != theirs.keys():
         alone = sorted(ours.keys() ^ theirs.keys())[0]
         raise MuscleError(f"only one of the adapters holds {alone}, so that there is nothing between them")
+    shapes: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
     shapes = [(key, ours[key].shape, theirs[key].shape) for key in ours]
     layers = new._layers(), compat._layers()
     for module in layers[0].keys() & layers[1].keys():
@@ -268,10 +269,10 @@ def _check_together(new: LoraAdapter, compat: LoraAdapter) -> None:
         )
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> Any:
     """A setting to be compared: lists of names have no order, and PEFT repeats names in some."""
     names = isinstance(value, (list, set, tuple)) and all(isinstance(entry, str) for entry in value)
-    return sorted(set(value)) if names else value  # type: ignore[call-overload]
+    return sorted(set(value)) if names else value
 
 
 def _joined(parts: list[tuple[_Layer, float]], rank: int, has_bias: bool) -> dict[str, Tensor]:

@@ -120,8 +120,8 @@ def verdict(path: DialPath, chosen: DialPoint | None, rule: str, max_loss: float
     words += f", {quality} {show(chosen.accuracy.value)}"
     if chosen.change_of_accuracy is not None:
         words += f" ({w.with_interval(chosen.change_of_accuracy, show_change)})"
-        low, high = chosen.change_of_nfr.low, chosen.change_of_nfr.high  # type: ignore[union-attr]
-        if low <= 0 <= high:
+        change = chosen.change_of_nfr
+        if change is not None and change.low <= 0 <= change.high:
             words += f". Its change of {nfr} may be chance: the interval holds zero"
     return words + "."
 

@@ -72,7 +72,7 @@ def walk(
     answers: dict[float, list[Prediction]] = {}
     asked = None if keep is None else (dial.base_hash, identity_of(items), task.rules(), chat)
     for t in chosen:
-        file = None if keep is None else Path(keep, f"{label(t)}-{_question(dial, t, asked)}.jsonl")
+        file = None if keep is None or asked is None else Path(keep, f"{label(t)}-{_question(dial, t, asked)}.jsonl")
         if file is not None and file.is_file():
             answers[t] = predictions_of(items, read_predictions(file), task.name, label(t))
             continue

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import torch
 
@@ -173,7 +174,8 @@ class ChoiceScorer:
         """Encoder-decoder models: each context is encoded once, its continuations are decoded from it."""
         facts = self.facts
         ids, mask = facts.pad([group.context for group in groups], side="right")
-        encoded = facts.base.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+        encoder: Any = facts.base.get_encoder()
+        encoded = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         rows = [(g, ids) for g, group in enumerate(groups) for ids in group.continuations]
         start = self._decoder_start()
         sums: list[float] = []

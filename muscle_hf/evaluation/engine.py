@@ -231,7 +231,7 @@ def chat_prompts(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> l
     """
     if not getattr(tokenizer, "chat_template", None):
         raise MuscleError("a chat template was asked for, but the tokenizer has none; evaluate without it")
-    render = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
+    render: Any = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
     try:
         return [render([{"role": "user", "content": item.prompt}]) for item in items]
     except (TemplateError, TypeError, ValueError) as error:

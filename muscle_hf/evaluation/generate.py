@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.models import ModelFacts
@@ -69,7 +75,7 @@ class Generator:
         base = self.facts.base
         own, base.generation_config = base.generation_config, self._settings()
         try:
-            output = self.facts.model.generate(
+            output = cast("Any", self.facts.model).generate(
                 input_ids=ids,
                 attention_mask=mask,
                 stopping_criteria=StoppingCriteriaList(stopping),
@@ -95,12 +101,12 @@ class Generator:
 
     def _text(self, ids: list[int]) -> str:
         end = next((position for position, token in enumerate(ids) if token in self.eos), len(ids))
-        return cut_at(self.tokenizer.decode(ids[:end], skip_special_tokens=True), self.task.stop)
+        return cut_at(str(self.tokenizer.decode(ids[:end], skip_special_tokens=True)), self.task.stop)
 
 
 def _end_tokens(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every token that ends an answer: the model's own and the tokenizer's."""
     config = getattr(model, "generation_config", None)
     own = getattr(config, "eos_token_id", None)
-    own = own if isinstance(own, (list, tuple)) else [own]
-    return sorted({int(token) for token in (*own, tokenizer.eos_token_id) if token is not None})
+    ends: list[Any] = [*(own if isinstance(own, (list, tuple)) else [own]), tokenizer.eos_token_id]
+    return sorted({int(token) for token in ends if token is not None})

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from muscle_hf.compat.peft import active_adapter
 from muscle_hf.errors import MissingDependencyError, MuscleError
 from muscle_hf.evaluation.loading import load_for_evaluation, tokenizer_of
 from muscle_hf.evaluation.state import untouched
@@ -47,7 +48,7 @@ class HarnessModel:
             if self.adapter is None and not self.use_base:
                 yield
                 return
-            with frozen_view(self.model, None if self.use_base else self.adapter):
+            with frozen_view(cast("PeftModel", self.model), None if self.use_base else self.adapter):
                 yield
 
 
@@ -61,21 +62,22 @@ def load_sides(names: Mapping[str, StrPath], **arguments: Any) -> dict[str, Harn
     Raises:
         MuscleError: One of them cannot be found or loaded.
     """
-    anything = Task("harness", "generation", lambda row, index: row, metric="exact_match")
+    anything = Task("harness", "generation", cast("Any", lambda row, index: row), metric="exact_match")
     fetch = {key: arguments[key] for key in FETCH_KEYS if key in arguments}
     sides: dict[str, HarnessModel] = {}
-    shared: dict[tuple[str, str | None], PeftModel] = {}
+    shared: dict[tuple[str, str | None], Any] = {}
     for side, name in names.items():
         found = find_adapter(name, arguments.get("revision"), fetch)
-        base = (found.config.base_model_name_or_path, found.config.revision) if found is not None else None
-        if base in shared and put_beside(shared[base], found.folder, found.config, side):
-            sides[side] = HarnessModel(shared[base], tokenizer_of(found.folder, *base, fetch), adapter=side)
+        base: Any = (found.config.base_model_name_or_path, found.config.revision) if found is not None else None
+        if found is not None and base in shared and put_beside(shared[base], found.folder, found.config, side):
+            sides[side] = HarnessModel(shared[base], tokenizer_of(found.folder, base[0], base[1], fetch), adapter=side)
             continue
         model, tokenizer = load_for_evaluation(name, anything, **arguments)
         if base is not None:
             shared.setdefault(base, model)
         # Others may join a plain LoRA on its base later.
-        own = model.active_adapter if found is not None and adds_only(found.config) else None
+        joined = found is not None and adds_only(found.config)
+        own = active_adapter(cast("PeftModel", model)) if joined else None
         sides[side] = HarnessModel(model, tokenizer, adapter=own)
     return sides
 
@@ -130,8 +132,8 @@ def run_harness(
     for side, asked in sides.items():
         tracker = EvaluationTracker(output_path=os.fspath(output)) if output is not None else None
         with asked.active():
-            results = lm_eval.simple_evaluate(
-                model=HFLM(pretrained=asked.model, tokenizer=asked.tokenizer, batch_size=batch_size),
+            results = cast("Any", lm_eval.simple_evaluate)(
+                model=cast("Any", HFLM)(pretrained=asked.model, tokenizer=asked.tokenizer, batch_size=batch_size),
                 tasks=[name if isinstance(name, str) else dict(name) for name in tasks],
                 task_manager=manager,
                 evaluation_tracker=tracker,
@@ -139,7 +141,7 @@ def run_harness(
                 **options,
             )
         found[side] = results
-        if tracker is not None:
+        if tracker is not None and output is not None:
             _save(tracker, side, Path(output), results)
     return found
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ModelFacts:
     """
 
     model: torch.nn.Module
-    base: torch.nn.Module
+    base: PreTrainedModel
     device: torch.device
     dtype: torch.dtype
     vocabulary: int
@@ -39,17 +39,17 @@ class ModelFacts:
     @classmethod
     def of(cls, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> ModelFacts:
         """Find out about a model (PEFT or plain)."""
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        embedding = base.get_input_embeddings().weight
+        base = cast("PreTrainedModel", getattr(model, "get_base_model", lambda: model)())
+        embedding: Any = base.get_input_embeddings().weight
         config = base.config
         text_config = config.get_text_config()
-        peft_config = getattr(model, "active_peft_config", None)
+        peft_config: Any = getattr(model, "active_peft_config", None)
         virtual_tokens = bool(getattr(peft_config, "is_prompt_learning", False))
         arguments = frozenset(inspect.signature(base.forward).parameters)
         if virtual_tokens:
             arguments -= {"logits_to_keep", "position_ids"}
         own = getattr(text_config, "pad_token_id", None)
-        pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, own) if i is not None), 0)
+        pad_id: Any = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, own) if i is not None), 0)
         dtype = next((p.dtype for p in base.parameters() if p.dtype.is_floating_point), torch.float32)
         width = getattr(text_config, "hidden_size", 1024) * getattr(text_config, "num_hidden_layers", 12)
         return cls(

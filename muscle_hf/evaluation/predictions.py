@@ -162,12 +162,13 @@ def update_between(old: Sequence[Prediction], new: Sequence[Prediction], epsilon
         np.array([p.score if scored else p.correct for p in side], dtype=np.float64) for side in (old, new)
     )
     choice = all(isinstance(p.prediction, int) for p in new)
+    said: Any = tuple(np.array([p.prediction for p in side]) for side in (old, new)) if choice else None
     return Update(
         before,
         after,
         kind="score" if scored else "correct",
         epsilon=epsilon,
-        answers=tuple(np.array([p.prediction for p in side]) for side in (old, new)) if choice else None,  # type: ignore[arg-type]
+        answers=said,
         choice=choice,
     )
 

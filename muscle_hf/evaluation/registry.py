@@ -90,9 +90,10 @@ def describe_data(task: StrPath | Task, source: Place | None = None, split: str 
 
 def _source_of(task: Task, source: Place | None) -> tuple[Place, Mapping[str, str]]:
     """Where the rows are, and the splits that stand in for the task's."""
-    if source is None and task.source is None:
+    place = source if source is not None else task.source
+    if place is None:
         raise MuscleError(f"task {task.name!r} names no data set; say where its rows are")
-    return source if source is not None else task.source, task.source.splits if task.source else {}
+    return place, task.source.splits if task.source else {}
 
 
 def load_items(
@@ -160,7 +161,7 @@ def python_variable(text: str) -> Any:
     if path.suffix != ".py" or not path.is_file():
         raise MuscleError(f"there is no Python file {file!r}; {text!r} should be file.py:variable")
     about_to_run(f"the Python file {path.resolve()}, for {variable!r}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec: Any = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, variable):

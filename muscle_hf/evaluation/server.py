@@ -157,7 +157,7 @@ def _text(client: OpenAI, server: Server, task: Task, item: Item, chat: bool) ->
     more = dict(server.options)
     with server.answering():
         if chat:
-            messages = [{"role": "user", "content": item.prompt}]
+            messages: Any = [{"role": "user", "content": item.prompt}]
             reply = client.chat.completions.create(messages=messages, extra_body=more, **how)
             text = _first_choice(reply).message.content
         else:

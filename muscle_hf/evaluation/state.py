@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +17,10 @@ def untouched(model: torch.nn.Module) -> Iterator[None]:
 
     The active adapter and the configuration are not touched by the evaluation in the first place.
     """
-    modes = [(module, module.training) for module in model.modules()]
+    modes: list[tuple[Any, bool]] = [(module, module.training) for module in model.modules()]
     # One forward in eval mode makes bitsandbytes repack 4-bit weights for good on CPUs with AVX512-BF16; training
     # would then silently get no gradients.
-    repacking = [module for module in model.modules() if getattr(module, "support_avx512bf16_for_cpu", False)]
+    repacking = [module for module, _ in modes if getattr(module, "support_avx512bf16_for_cpu", False)]
     for module in repacking:
         module.support_avx512bf16_for_cpu = False
     model.eval()
@@ -38,7 +39,8 @@ def untouched(model: torch.nn.Module) -> Iterator[None]:
 def random_state_kept() -> Iterator[None]:
     """Restore the random states of Python, NumPy, torch and its accelerator on exit."""
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    devices = torch.accelerator.is_available() and torch.accelerator.current_accelerator().type
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    devices = None if accelerator is None else accelerator.type
     backend = getattr(torch, devices) if devices in ("cuda", "xpu", "mps") else None
     if backend is not None:
         device_state = backend.get_rng_state() if devices == "mps" else backend.get_rng_state_all()

@@ -78,7 +78,7 @@ def license_in(folder: Path | None) -> str | None:
     if not text.startswith("---"):
         return None
     try:
-        license_ = ModelCard(text, ignore_metadata_errors=True).data.license
+        license_ = ModelCard(text, ignore_metadata_errors=True).data.to_dict().get("license")
     except ValueError:
         return None  # front matter that is no YAML names no licence
     return license_ if isinstance(license_, str) else None

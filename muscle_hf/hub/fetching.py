@@ -6,7 +6,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
@@ -54,7 +54,7 @@ def fetch(
     *,
     revision: str | None = None,
     token: str | bool | None = None,
-    cache_dir: str | os.PathLike | None = None,
+    cache_dir: str | Path | None = None,
 ) -> Fetched:
     """Fetch a published compatibility adapter, or open a local one, and check its weights against its provenance.
 
@@ -108,7 +108,7 @@ def copy_to(source: Path, folder: str | os.PathLike) -> Path:
 
 
 def _download(
-    name: str, revision: str | None, token: str | bool | None, cache_dir: str | os.PathLike | None
+    name: str, revision: str | None, token: str | bool | None, cache_dir: str | Path | None
 ) -> tuple[Path, str]:
     with hub_errors(f"fetching {name}", _AFTERWARDS, token):
         try:
@@ -127,16 +127,15 @@ def _download(
         wanted = [path for path in names if is_published(path)]
         for path in wanted:
             file = hf_hub_download(name, path, revision=info.sha, token=token, cache_dir=cache_dir)
-        return Path(file).parents[wanted[-1].count("/")], info.sha
+        return Path(file).parents[wanted[-1].count("/")], cast("str", info.sha)
 
 
-def _from_cache(
-    name: str, revision: str | None, cache_dir: str | os.PathLike | None, error: Exception
-) -> tuple[Path, str]:
+def _from_cache(name: str, revision: str | None, cache_dir: str | Path | None, error: Exception) -> tuple[Path, str]:
     found = [try_to_load_from_cache(name, file, cache_dir=cache_dir, revision=revision) for file in ADAPTER_FILES]
-    if not all(isinstance(file, str) for file in found):
+    here = [Path(file) for file in found if isinstance(file, str)]
+    if len(here) < len(found):
         raise error
-    folder = Path(found[0]).parent
+    folder = here[0].parent
     logger.warning(f"The Hub cannot be reached; {name} is taken from the cache, at commit {folder.name}.")
     return folder, folder.name
 

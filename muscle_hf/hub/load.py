@@ -36,7 +36,7 @@ def load_compatible(
     base_model: str | os.PathLike | None = None,
     base_revision: str | None = None,
     token: str | bool | None = None,
-    cache_dir: str | os.PathLike | None = None,
+    cache_dir: str | Path | None = None,
     allow_mismatch: bool = False,
     **model_arguments: Any,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import EntryNotFoundError, HTTPError, RevisionNotFoundError
@@ -181,10 +182,11 @@ def _refuse_model(repo_id: str, there: Iterable[str]) -> None:
 
 def _head(api: HfApi, repo_id: str, revision: str | None) -> str:
     try:
-        return api.model_info(repo_id, revision=revision).sha
+        found = api.model_info(repo_id, revision=revision)
     except RevisionNotFoundError:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-        return api.model_info(repo_id, revision=revision).sha
+        api.create_branch(repo_id, branch=cast("str", revision), exist_ok=True)  # the main one is always there
+        found = api.model_info(repo_id, revision=revision)
+    return cast("str", found.sha)
 
 
 def _remote_files(api: HfApi, repo_id: str, head: str, folder: str) -> dict[str, RepoFile]:

@@ -98,7 +98,7 @@ class CardState:
 
 def curve_points(log_history: list[dict[str, float]]) -> list[dict[str, float]]:
     """A training log thinned out to what a card draws; numbers only."""
-    kept = [
+    kept: list[dict[str, float]] = [
         {name: value for name, value in entry.items() if isinstance(value, (int, float)) and math.isfinite(value)}
         for entry in log_history
     ]
@@ -150,7 +150,10 @@ def trimmed_comparison(document: Any, label: str | None = None) -> dict[str, Any
         ]
         # Of the other compatibility models, a control above all, only what this adapter's figures are read against.
         baselines = [
-            {"label": update["label"], "inheritance": {**_slim_inheritance(update["inheritance"]), "slices": []}}
+            {
+                "label": update["label"],
+                "inheritance": {**(_slim_inheritance(update["inheritance"]) or {}), "slices": []},
+            }
             for update in task["updates"]
             if update["role"] != "new" and update["label"] != label and update.get("inheritance")
         ]

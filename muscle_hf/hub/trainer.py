@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import CommitInfo
 from transformers.trainer_utils import HubStrategy, SaveStrategy
@@ -68,7 +68,7 @@ class PublishesCard(TrainerParts):
 
         if not self.is_world_process_zero():
             return
-        name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        name = self.args.hub_model_id or Path(self.run_folder).absolute().name
         private = private if private is not None else self.args.hub_private_repo
         token = token or self.args.hub_token
         self.hub_model_id = prepare_repository(name, token=token, private=private, revision=self.args.hub_revision)
@@ -90,7 +90,7 @@ class PublishesCard(TrainerParts):
         """
         super().save_model(output_dir, _internal_call)
         if not _internal_call and self.args.should_save:
-            self.write_card(output_dir or self.args.output_dir)
+            self.write_card(output_dir or self.run_folder)
 
     def create_model_card(
         self,
@@ -112,7 +112,7 @@ class PublishesCard(TrainerParts):
         """
         if not self.is_world_process_zero():
             return
-        if not Path(self.args.output_dir, PROVENANCE_FILE).is_file():
+        if not Path(self.run_folder, PROVENANCE_FILE).is_file():
             # As Trainer's, after an evaluation without training: scripts call this last, whatever they did.
             logger.warning("no card is written: there is no saved adapter; call trainer.save_model() first")
             return
@@ -122,7 +122,7 @@ class PublishesCard(TrainerParts):
         state.task = ", ".join(_listed(tasks)) or state.task
         for kept, added in ((state.language, language), (state.tags, tags), (state.datasets, dataset_tags)):
             kept += [entry for entry in _listed(added) if entry not in kept]
-        self.write_card(self.args.output_dir)
+        self.write_card(self.run_folder)
 
     def write_card(self, folder: str) -> None:
         """Keep the card's state beside an adapter that was saved, and render the card from it."""
@@ -178,7 +178,7 @@ class PublishesCard(TrainerParts):
             return None
         self.create_model_card(**kwargs)
         self._finish_current_push()
-        folder, repo_id = self.args.output_dir, self.hub_model_id
+        folder, repo_id = self.run_folder, self.hub_model_id
         options = {"token": token, "private": private, "revision": revision or self.args.hub_revision}
 
         def push() -> CommitInfo:
@@ -206,9 +206,9 @@ class PublishesCard(TrainerParts):
         targets = ["", *(name for strategy, name in snapshots.items() if strategy == self.args.hub_strategy)]
         job = self._push_copy(checkpoint_folder, targets, f"Training in progress, {at}")
         if running:
-            self.push_in_progress.jobs.append(job)
+            cast("Any", self.push_in_progress).jobs.append(job)
         else:
-            self.push_in_progress = PushInProgress([job])
+            self.push_in_progress = PushInProgress(cast("Any", [job]))
 
     def _push_copy(self, checkpoint_folder: str, targets: list[str], message: str) -> Future:
         from muscle_hf.hub.fetching import copy_to

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -127,7 +127,7 @@ def as_correct(values: ArrayLike, name: str = "correct") -> BoolArray:
     return array.astype(np.bool_)
 
 
-def check_lengths(**arrays: Sequence[Any] | NDArray[Any] | None) -> int:
+def check_lengths(**arrays: Any) -> int:
     """The common length of the arrays given by name, or an error that lists all of them."""
     lengths = {name: len(array) for name, array in arrays.items() if array is not None}
     if len(set(lengths.values())) > 1:
@@ -175,7 +175,7 @@ def is_correct(predictions: Sequence[Any] | ArrayLike, targets: Sequence[Any] | 
         >>> is_correct([0, 2, 1], [0, [1, 2], 0]).tolist()
         [True, True, False]
     """
-    answers = as_answers(predictions, "predictions")
+    answers, targets = as_answers(predictions, "predictions"), cast("Sequence[Any]", targets)
     check_lengths(predictions=answers, targets=targets)
     several = [isinstance(target, (list, tuple, AbstractSet, np.ndarray)) for target in targets]
     if not any(several):

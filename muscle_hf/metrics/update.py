@@ -146,7 +146,8 @@ class Update:
     @property
     def lost_mc(self) -> Bools:
         """Wrong and another answer than the old one."""
-        return ~self.right[1] & (self.answers[0] != self.answers[1])  # type: ignore[index]
+        assert self.answers is not None
+        return ~self.right[1] & (self.answers[0] != self.answers[1])
 
     # ---- numbers with intervals ----
 

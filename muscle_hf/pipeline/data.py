@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from muscle_hf.errors import MissingDependencyError, MuscleError
 from muscle_hf.evaluation.registry import describe_data, load_items, place_of_rows, to_item
@@ -59,7 +59,7 @@ def load_splits(task: Task | None, data: DataSettings) -> Splits:
 
     def items(rows: SplitSettings | TransferSettings) -> list[Item]:
         place = getattr(rows, "source", None) or source
-        return load_items(task, place, rows.split, start=rows.start, limit=rows.limit)
+        return load_items(cast("Task", task), place, rows.split, start=rows.start, limit=rows.limit)
 
     is_items = data.format == "task" and not data.streaming
     rows_of = items if is_items else partial(_dataset, source, task, data)
@@ -181,8 +181,9 @@ def _dataset(
         import datasets
     except ImportError as error:
         raise MissingDependencyError("datasets", "data", "data.format: trl or data.streaming") from error
-    names = task.source.splits if task is not None and task.source is not None else {}
-    place = find_rows(source if source is not None else task.source, split.split, splits=names)
+    own = None if task is None else task.source
+    given = cast("str | Source", own if source is None else source)
+    place = find_rows(given, split.split, splits={} if own is None else own.splits)
     if isinstance(place, Source):
         name = place.splits.get(split.split, split.split)
         rows = datasets.load_dataset(
@@ -197,14 +198,14 @@ def _dataset(
     if data.format == "task":
 
         def as_prompt(row: dict[str, Any], index: int) -> dict[str, str]:
-            item = to_item(task, row, index)
+            item = to_item(cast("Task", task), row, index)
             return {"prompt": item.prompt, "completion": item.target}
 
         rows = rows.map(as_prompt, with_indices=True).select_columns(["prompt", "completion"])
     return rows
 
 
-def _part(rows: Dataset | IterableDataset, split: SplitSettings) -> Dataset | IterableDataset:
+def _part(rows: Any, split: SplitSettings) -> Any:
     if not hasattr(rows, "select"):
         rows = rows.skip(split.start) if split.start else rows
         return rows if split.limit is None else rows.take(split.limit)
@@ -270,7 +271,7 @@ class TrainingData:
             collator = {}
         else:
             parts = [self.train, self.validation or None]
-            pad = self.tokenizer.pad_token_id
+            pad = cast("int | None", self.tokenizer.pad_token_id)
             collator = {"data_collator": PaddingCollator(pad_id=0 if pad is None else pad)}
         data = {"train_dataset": parts[0], "eval_dataset": parts[1], "processing_class": self.tokenizer}
         return {**data, **collator}

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import Trainer, TrainerCallback
@@ -99,4 +99,4 @@ class _Stop(TrainerCallback):
         if accelerator.num_processes == 1:
             return self._asked_at is not None
         flag = torch.tensor(int(self._asked_at is not None), device=accelerator.device)
-        return bool(accelerator.reduce(flag, reduction="sum") > 0)
+        return bool(cast("torch.Tensor", accelerator.reduce(flag, reduction="sum")) > 0)

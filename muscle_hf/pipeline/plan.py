@@ -6,9 +6,9 @@ The estimates are of a stated model, written out in recipes/README.md; none of i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from muscle_hf.objective.chunked import chunk_rows
 from muscle_hf.pipeline.config import LoraSettings, ModelSettings, RunSettings
@@ -252,8 +252,9 @@ def transfer_rows(run: Run) -> int:
     """Rows without labels in an epoch; with the answers of both models there are more where these differ."""
     ratio = run.training.get("transfer_ratio")
     if not run.splits.transfer or ratio is not None:
-        return round((ratio or 0) * len(run.splits.train)) if run.splits.transfer else 0
-    if run.settings.data.transfer.answers == "choices":
+        return round((ratio or 0) * len(cast("Sized", run.splits.train))) if run.splits.transfer else 0
+    transfer = run.settings.data.transfer
+    if transfer is not None and transfer.answers == "choices":
         return sum(len(item.choices) for item in run.splits.transfer)
     return len(run.splits.transfer)
 
@@ -355,7 +356,7 @@ def _rows_text(run: Run) -> Sequence[str]:
     mean = sum(lengths) / len(lengths)
     transfer = transfer_rows(run)
     without = f"{transfer} without labels in an epoch; " if transfer else ""
-    validation = len(run.splits.validation) if hasattr(run.splits.validation, "__len__") else "?"
+    validation = len(run.splits.validation) if isinstance(run.splits.validation, Sized) else "?"
     return [
         f"rows     {len(lengths)} to train on, {sum(lengths)} tokens (mean {mean:.0f}, longest {max(lengths)}); "
         f"{without}{validation} to select by{test}"

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 import yaml
 
@@ -48,7 +48,7 @@ def _laid_over(upper: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, 
     return merged
 
 
-def build(cls: type[T], content: Mapping[str, Any], where: str = "") -> T:
+def build(cls: type[T], content: Any, where: str = "") -> T:
     """Make a settings dataclass of plain data, with nested ones in it.
 
     Raises:
@@ -64,7 +64,7 @@ def build(cls: type[T], content: Mapping[str, Any], where: str = "") -> T:
         values[key] = convert(value, hints[key], f"{where}{key}")
     required = [
         setting.name
-        for setting in dataclasses.fields(cls)
+        for setting in dataclasses.fields(cast("Any", cls))
         if setting.default is dataclasses.MISSING and setting.default_factory is dataclasses.MISSING
     ]
     missing = [f"{where}{name}" for name in required if name not in values]
@@ -80,7 +80,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         MuscleError: It is of the wrong kind.
     """
     kinds = get_args(hint) if get_args(hint) and not getattr(hint, "__origin__", None) else (hint,)
-    nested = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
+    nested: Any = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
     if value is None and type(None) in kinds:
         return None
     if nested is not None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from muscle_hf.bundled import bundled
 from muscle_hf.errors import MuscleError
@@ -109,8 +109,9 @@ def _figures(result: Result, predictions: Mapping[str, Sequence[Prediction]]) ->
         if predictions[OLD][0].correct is None:
             from muscle_hf.metrics import smooth_flip_metrics
 
-            scores = [[prediction.score for prediction in predictions[name]] for name in (OLD, NEW, COMPAT)]
-            smooth = smooth_flip_metrics(scores[0], scores[1], compat_scores=scores[2])
+            names = OLD, NEW, COMPAT
+            old, new, compat = ([cast("float", answer.score) for answer in predictions[name]] for name in names)
+            smooth = smooth_flip_metrics(old, new, compat_scores=compat)
             figures |= {"gain_change": smooth["delta_m_g_c"], "loss_change": smooth["delta_m_r_c"]}
     return {name: value for name, value in figures.items() if not math.isnan(value)}
 
@@ -123,7 +124,8 @@ def reproduction_table(
     rows = [f"| Figure | Published{source} | Measured | Difference |", "| --- | ---: | ---: | ---: |"]
     for name, values in figures.items():
         cells = ["" if value is None else f"{value:.2f}" for value in values.values()]
-        difference = f"{values['measured'] - values['published']:+.2f}" if None not in values.values() else ""
+        measured, published = values["measured"], values["published"]
+        difference = "" if measured is None or published is None else f"{measured - published:+.2f}"
         rows.append(f"| {' | '.join([name, *cells, difference])} |")
     models = f"{settings.old.base} to {settings.new.base}, {result.task}, {result.items} test items"
     return f"{models}. Percent and percentage points.\n\n" + "\n".join(rows) + "\n"

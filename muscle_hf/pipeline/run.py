@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -72,7 +72,7 @@ def make_run(settings: RunSettings, say: Callable[[str], None] = print) -> Run:
 
 def run_task(settings: RunSettings, task: Task, splits: Splits, say: Callable[[str], None] = print) -> Result:
     """:func:`run` on items that are loaded already."""
-    return Run(settings, task, splits, say).whole()
+    return cast("Result", Run(settings, task, splits, say).whole())
 
 
 class Run:
@@ -146,8 +146,8 @@ class Run:
         """On the compatibility adapter's card: the flips, the task, its data set on the Hub, what ``card`` says."""
         words = dict(self.settings.card)
         if self.task is not None:
-            from_hub = self.settings.data.source is None and self.task.source is not None
-            words = {"task": self.task.name, **({"datasets": [self.task.source.path]} if from_hub else {}), **words}
+            source = self.task.source if self.settings.data.source is None else None
+            words = {"task": self.task.name, **({"datasets": [source.path]} if source is not None else {}), **words}
             complete_run_card(self.folder, words)
         elif words:
             complete_card(self.folder / COMPAT, words)
@@ -270,8 +270,9 @@ class Run:
         training = steps.unpublished(self.training | self.target, self.settings.config_class)
         prompts = self.transfer
         transfer = () if prompts is None else (prompts.identity(), prompts.end_answers)
-        if self._checker is not None:
-            file = self.settings.data.transfer.checker.rpartition(":")[0]
+        settings = self.settings.data.transfer
+        if settings is not None and settings.checker is not None:
+            file = settings.checker.rpartition(":")[0]
             transfer += (hashlib.sha256(Path(file).read_bytes()).hexdigest(),)
         key = self._student_key(self._task_key(OLD), self._task_key(NEW), training, *transfer)
         return self._once(COMPAT, "Compatibility adapter", key, work)
@@ -287,11 +288,12 @@ class Run:
     @property
     def transfer(self) -> TransferPrompts | None:
         """The prompts without labels, if the settings have any."""
-        if not self.splits.transfer:
+        settings = self.settings.data.transfer
+        if not self.splits.transfer or settings is None:
             return None
         return TransferPrompts(
             self.splits.transfer,
-            self.settings.data.transfer.answers,
+            settings.answers,
             self.task,
             checker=self._checker,
             end_answers=self.settings.data.end_answers,
@@ -323,7 +325,7 @@ class Run:
         """
         if not self._chooses_target:
             return {}
-        rows, folder = self.splits.validation, self.folder / VALIDATION_PREDICTIONS
+        rows, folder = cast("Sequence[Item]", self.splits.validation), self.folder / VALIDATION_PREDICTIONS
         sources = [source_of(self._answered(name, rows, folder / f"{name}.jsonl"), name) for name in (OLD, NEW)]
         (found,) = measure_targets(*sources)
         mask = found.chosen.mask
@@ -361,19 +363,19 @@ class Run:
         return self._answered(name, self.splits.test, self.folder / PREDICTIONS / f"{name}.jsonl")
 
     def _answered(self, name: str, items: Sequence[Item], file: Path) -> list[Prediction]:
-        settings = self.settings
+        settings, task = self.settings, cast("Task", self.task)
         side = self.side(name)
         how = (settings.dtype, settings.quantization, settings.attention, settings.eval_batch_size)
-        key = _fingerprint(_weights_key(side), self.task.rules(), items, how)
+        key = _fingerprint(_weights_key(side), task.rules(), items, how)
         note = file.with_suffix(".key")
         if file.is_file() and note.is_file() and note.read_text(encoding="utf-8") == key:
             return read_predictions(file)
         kind = "test" if items is self.splits.test else "validation"
         self._say(f"{len(items)} {kind} items: {VERSIONS.get(name, name)}")
         steps.free_memory()
-        data = {"task": self.task.name, **(self.test_data if items is self.splits.test else {})}
+        data = {"task": task.name, **(self.test_data if items is self.splits.test else {})}
         how = {"how": self._how, "batch_size": settings.eval_batch_size, "data": data}
-        answers = steps.answer(side, side.adapter, self.task, items, **how)
+        answers = steps.answer(side, cast("str", side.adapter), task, items, **how)
         if self._process.is_main_process:
             note.unlink(missing_ok=True)
             write_predictions(file, answers)
@@ -456,12 +458,12 @@ def _load_checker(name: str | None) -> Checker | None:
     checker = python_variable(name)
     if not callable(checker):
         raise MuscleError(f"data.transfer.checker: {name} is no function but {checker!r}")
-    return checker
+    return cast("Checker", checker)
 
 
 def _weights_key(side: ModelSettings) -> str:
     """Changes with a side's base and the content of its adapter; of one on the Hub with its name and revision."""
-    file = Path(side.adapter, SAFETENSORS_WEIGHTS_NAME)
+    file = Path(cast("str", side.adapter), SAFETENSORS_WEIGHTS_NAME)
     adapter = file_sha256(file) if file.is_file() else (side.adapter, side.adapter_revision)
     return _fingerprint(side.base, side.revision, adapter)
 

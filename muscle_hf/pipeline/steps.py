@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import PartialState
@@ -45,6 +45,8 @@ from muscle_hf.teachers.weights import is_quantized
 from muscle_hf.trainer import MuscleTrainer
 from muscle_hf.training.checkpoints import last_whole_checkpoint, saving_checkpoint, staged
 from muscle_hf.training.config import MuscleConfig
+
+A = TypeVar("A", bound=TrainingArguments)
 
 
 def process_state(training: Mapping[str, Any]) -> PartialState:
@@ -120,8 +122,8 @@ def load_task_adapter(
     side: ModelSettings, how: Mapping[str, Any], *, trainable: bool, dropout: float | None = None
 ) -> PeftModel:
     """A side's base with its adapter on it; ``dropout`` is that of an adapter that is trained on."""
-    return load_task_model(
-        side.adapter,
+    model = load_task_model(
+        cast("str", side.adapter),
         CAUSAL_LM,
         base_model=side.base,
         base_revision=side.revision,
@@ -130,6 +132,7 @@ def load_task_adapter(
         dropout=dropout,
         **how,
     )
+    return cast("PeftModel", model)
 
 
 def check_start(old: ModelSettings, new: ModelSettings, lora: LoraSettings) -> None:
@@ -145,7 +148,7 @@ def check_start(old: ModelSettings, new: ModelSettings, lora: LoraSettings) -> N
             AutoConfig.from_pretrained(side.base, revision=side.revision or "main", trust_remote_code=False)
             for side in (old, new)
         ]
-    check_bases(*configs, target or "all-linear")
+    check_bases(configs[0], configs[1], target or "all-linear")
 
 
 # ---- Training ----
@@ -179,7 +182,7 @@ def compatibility_trainer(
     """
     where = {"revision": old.adapter_revision, "base_model": old.base, "base_revision": old.revision}
     attention = {key: how[key] for key in how if key == "attn_implementation"}
-    return _trainer_for(arguments)(
+    return cast("type[MuscleTrainer]", _trainer_for(arguments))(
         model,
         arguments,
         old_model=old.adapter,
@@ -195,7 +198,7 @@ def train_compatibility(trainer: MuscleTrainer, *, name: str) -> None:
     # As an internal call: it is published at the end of the run, with its flips on the card.
     trainer.save_model(_internal_call=True)
     if trainer.args.should_save:
-        trainer.write_card(trainer.args.output_dir)
+        trainer.write_card(trainer.run_folder)
 
 
 def _trainer_for(arguments: TrainingArguments) -> type[Trainer]:
@@ -218,7 +221,7 @@ def _fit(trainer: Trainer, name: str) -> None:
     if not trainer.args.disable_tqdm:
         trainer.add_callback(QuietProgress(name))
     with stop_on_interrupt(trainer, name):
-        checkpoint = last_whole_checkpoint(trainer.args.output_dir)
+        checkpoint = last_whole_checkpoint(cast("str", trainer.args.output_dir))
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
@@ -236,10 +239,10 @@ def adapter_saving(cls: type[Trainer]) -> type[Trainer]:
         def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
             if not self.args.should_save:
                 return
-            with staged(output_dir or self.args.output_dir) as folder:
+            with staged(cast("str", output_dir or self.args.output_dir)) as folder:
                 self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
                 (folder / "README.md").unlink(missing_ok=True)  # names the base by its place on this disk
-                self.processing_class.save_pretrained(folder)
+                cast("PreTrainedTokenizerBase", self.processing_class).save_pretrained(folder)
 
     return AdapterSaving
 
@@ -293,7 +296,7 @@ def publication(arguments: TrainingArguments) -> dict[str, Any] | None:
     }
 
 
-def training_arguments(cls: type[TrainingArguments], settings: Mapping[str, Any], folder: Path) -> TrainingArguments:
+def training_arguments(cls: type[A], settings: Mapping[str, Any], folder: Path) -> A:
     """Training arguments of a class, of the settings that it knows."""
     return cls(output_dir=str(folder), **_known(cls, settings))
 

@@ -77,11 +77,12 @@ class Result:
     def warnings(self) -> list[str]:
         """What a reader of the table must know, as sentences."""
         control = next((row for row in self.rows if row.model == CONTROL), None)
-        if control is None or not control.quality_change.low > 0:
+        change = None if control is None else control.quality_change
+        if change is None or not change.low > 0:
             return []
         return [
             "v2's adapter has not converged: plain cross-entropy alone, the control, is better by "
-            f"{interval_text(control.quality_change)} points. Compatibility follows v2 as it is: give the control's "
+            f"{interval_text(change)} points. Compatibility follows v2 as it is: give the control's "
             "adapter as new.adapter to a run with an output_dir of its own"
         ]
 

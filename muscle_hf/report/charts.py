@@ -83,7 +83,7 @@ def standalone(label: str, panels: Sequence[tuple[str, Markup]]) -> str:
     style = light.replace("color-scheme: light dark;", "") + rest.partition("\n}\n")[2]
     parts, x, height = [], 16.0, 0.0
     for title, drawn in panels:
-        width, tall = (float(size) for size in re.search(r'viewBox="0 0 (\S+) (\S+)"', drawn).groups())  # type: ignore[union-attr]
+        width, tall = map(float, re.findall(r'viewBox="0 0 (\S+) (\S+)"', drawn)[0])
         parts.append(text(x, 26, one_line(title, 48, middle=True), "strong"))
         parts.append(
             Markup(str(drawn).replace("<svg ", f'<svg x="{x:g}" y="40" width="{width:g}" height="{tall:g}" ', 1))

@@ -90,7 +90,8 @@ def counted(rate: Estimate | None) -> str:
 
 
 def _others(found: Inheritance) -> int:
-    return (found.returned.count or 0) - (found.inherited.count or 0)  # type: ignore[union-attr]
+    assert found.inherited is not None
+    return (found.returned.count or 0) - (found.inherited.count or 0)
 
 
 def slice_header(task: TaskResult) -> tuple[str, ...]:

@@ -276,7 +276,8 @@ def advice(document: Document, task: TaskResult) -> str:
     """Which candidate to ship, on this task alone, in plain words; labels in it are from data, to be escaped."""
     flips = "negative flips" if task.kind == "correct" else "items that got worse"
     candidates = [update for update in task.updates if update.role != "control"]
-    fit = [update for update in eligible(task) if negative_rate(task, update) is not None]
+    flipped = {update.label: found for update in task.updates if (found := negative_rate(task, update)) is not None}
+    fit = [update for update in eligible(task) if update.label in flipped]
     old = name(document.models[0].label)
     if not task.items or not candidates:
         return "There is nothing to compare."
@@ -285,9 +286,9 @@ def advice(document: Document, task: TaskResult) -> str:
     if not fit:
         which = name(candidates[0].label) if len(candidates) == 1 else "Every candidate"
         return f"{which} is worse than {old} beyond chance: keep {old}. {chance_words(task)}".strip()
-    safest = min(fit, key=lambda update: negative_rate(task, update).value)  # type: ignore[union-attr]
+    safest = min(fit, key=lambda update: flipped[update.label].value)
     best = max(fit, key=lambda update: update.accuracy.value)
-    rate, level = percent(negative_rate(task, safest).value), show_quality(task)(best.accuracy.value)  # type: ignore[union-attr]
+    rate, level = percent(flipped[safest.label].value), show_quality(task)(best.accuracy.value)
     if len(candidates) == 1:
         words = [f"{name(safest.label)}: {rate} {flips}, {quality(task)} {level}."]
     elif safest is best:

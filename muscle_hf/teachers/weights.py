@@ -30,7 +30,7 @@ def base_of(model: nn.Module) -> PreTrainedModel:
     return cast("PreTrainedModel", model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
-def input_embeddings(model: nn.Module) -> nn.Module | None:
+def input_embeddings(model: nn.Module) -> nn.Embedding | None:
     """The base's own layer that looks tokens up; None in a model that reads none (sound, images)."""
     try:
         layer = base_of(model).get_input_embeddings()
@@ -39,7 +39,7 @@ def input_embeddings(model: nn.Module) -> nn.Module | None:
     around = ("original_module", "token_adapter", "base_layer")
     while layer is not None and (inner := next((name for name in around if name in layer._modules), None)):
         layer = layer.get_submodule(inner)
-    return layer
+    return cast("nn.Embedding | None", layer)
 
 
 def base_weights(model: nn.Module, adapter: str | None = None) -> dict[str, Tensor]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -139,7 +139,7 @@ def require_class_column(rows: Any, classes: int, name: str) -> None:
         for part, its_rows in rows.items():
             require_class_column(its_rows, classes, f"{name} {part!r}")
         return
-    if hasattr(rows, "with_format") and isinstance(rows, Sized) and rows.format["type"] != "custom":
+    if hasattr(rows, "with_format") and hasattr(rows, "__len__") and rows.format["type"] != "custom":
         names, table = rows.column_names, rows.with_format(None)
     elif isinstance(rows, list) and rows and isinstance(rows[0], Mapping):
         names, table = rows[0], None
@@ -163,9 +163,9 @@ def count_trained(rows: Any, collate: Callable[[list], Any], trained_labels: Cal
         collate: Makes a batch of rows.
         trained_labels: The aligned labels of a batch, -100 where nothing is trained.
     """
-    if not isinstance(rows, Sized) or not hasattr(rows, "__getitem__") or not len(rows):
+    if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__") or not len(rows):
         return 0
-    table, sample = cast("Sequence[Any]", rows), range(0, len(rows), max(1, len(rows) // _SAMPLE))
+    sample = range(0, len(rows), max(1, len(rows) // _SAMPLE))
     with torch.random.fork_rng(devices=[]):
-        found = sum(int((trained_labels(collate([table[i]])) != IGNORED).sum()) for i in sample)
+        found = sum(int((trained_labels(collate([rows[i]])) != IGNORED).sum()) for i in sample)
     return round(found * len(rows) / len(sample))
