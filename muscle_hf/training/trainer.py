@@ -304,7 +304,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         Raises:
             MuscleError: Another parameter is trainable.
         """
-        refusals.refuse_foreign_parameters(self.student, None if self.is_fsdp_enabled else self.optimizer)
+        refusals.refuse_foreign_parameters(self.student, None if self.is_fsdp_enabled else cast("Any", self.optimizer))
         return super().create_optimizer(model)
 
     # ---- The objective ----
