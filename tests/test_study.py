@@ -98,13 +98,11 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
     study = tmp_path / "benchmarks" / "study"
     study.mkdir(parents=True)
     (tmp_path / "benchmarks" / "results").mkdir()
-    for part in ("howto", "explanation"):
-        (tmp_path / "docs" / part).mkdir(parents=True)
+    (tmp_path / "docs" / "explanation").mkdir(parents=True)
     for file in (
         "benchmarks/reporting.py",
         "benchmarks/study/REPORT.md",
         "docs/explanation/study.md",
-        "docs/howto/dial.md",
     ):
         (tmp_path / file).write_text((ROOT / file).read_text())
     for file in STUDY.glob("*.py"):

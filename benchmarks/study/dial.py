@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 from report import RESULTS
-from reporting import put_between, where
-from study import ROOT, Cell, load_plan
+from reporting import where
+from study import Cell, load_plan
 
 from muscle_hf.dial import Dial, choose, walk
 from muscle_hf.evaluation import evaluate_task, read_predictions
@@ -23,7 +23,6 @@ from muscle_hf.metrics import flip_metrics
 from muscle_hf.pipeline.steps import hush
 
 POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-MARK = "<!-- table: written by benchmarks/study/dial.py -->"
 Figures = tuple[float, float]
 
 
@@ -80,7 +79,6 @@ def main() -> None:
     (RESULTS / "dial.md").write_text(
         f"# The dial on the study's adapters\n\n`{words}`, {where()}, one thread.\n\n{text}", encoding="utf-8"
     )
-    put_between(ROOT / "docs" / "howto" / "dial.md", MARK, text)
 
 
 if __name__ == "__main__":
