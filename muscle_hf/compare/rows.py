@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,6 @@ from muscle_hf.compare.answers import (
     ERROR,
     NO_ANSWER,
     NO_SCORE,
-    NotJudged,
     answer_key,
     as_flag,
     as_number,
@@ -30,7 +29,7 @@ from muscle_hf.compare.answers import (
 )
 from muscle_hf.compare.layouts import PLAIN, ROLES, Layout, find_roles, plain_name
 from muscle_hf.compare.paths import Getter, Row, compiled, getter, is_name, search
-from muscle_hf.compare.table import Batch, Detail, RowError, choose_metric, hash_key, text_key
+from muscle_hf.compare.table import Batch, Detail, RowError, choose_metric, each, hash_key, once_each, text_key
 from muscle_hf.errors import MuscleError
 from muscle_hf.words import did_you_mean
 
@@ -70,19 +69,6 @@ class ReadOptions:
     rows: str | None = None
     where: Mapping[str, str] = field(default_factory=dict)
     right: Sequence[str] = ()
-
-
-def each(function: Callable[[Any], Any], values: Sequence[Any]) -> list[Any]:
-    """A function of each value; errors say which row it was."""
-    place, result = 0, []
-    try:
-        for place, value in enumerate(values):  # noqa: B007
-            result.append(function(value))
-    except RowError:
-        raise
-    except MuscleError as error:
-        raise type(error)(str(error)) if isinstance(error, NotJudged) else RowError(place, str(error)) from error
-    return result
 
 
 class RowReader:
@@ -288,7 +274,9 @@ class RowReader:
 
     def _other_columns(self, rows: Sequence[Row], mappings: list[Any] | None) -> dict[str, list[Any]]:
         columns = {name: get(rows) for name, get in self.others.items()}
-        names = dict.fromkeys(name for entry in mappings or () if isinstance(entry, Mapping) for name in entry)
+        names = dict.fromkeys(
+            name for entry in mappings or () if entry and isinstance(entry, Mapping) for name in entry
+        )
         for name in names:
             columns[name] = [entry.get(name) if isinstance(entry, Mapping) else None for entry in mappings or ()]
         return columns
@@ -299,12 +287,10 @@ class RowReader:
         metric, graded, values, missing = self._values(metric, columns, unanswered)
         free = 0
         if self.how == "exact_match":
-            pairs = zip(predictions, columns["target"], strict=True)
-            free = sum(is_free_text(said) or any(map(is_free_text, targets_of(right))) for said, right in pairs)
+            free = sum(once_each(_has_free_text, predictions, columns["target"]))
         answers = None
         if not unanswered.all():
-            pairs = zip(predictions, unanswered.tolist(), strict=True)
-            answers = np.array([-1 if lost else answer_key(value) for value, lost in pairs], dtype=np.int64)
+            answers = np.where(unanswered, -1, np.array(once_each(answer_key, predictions), dtype=np.int64))
         digests = columns["prompt_hash"] if "prompt_hash" in self.getters else []
         choices, likelihoods = columns["choices"], columns["log_likelihoods"]
         return Batch(
@@ -369,10 +355,10 @@ class RowReader:
     def _verbatim(self, predictions: list[Any], targets: list[Any]) -> NDArray[np.float64]:
         names = (self.roles["prediction"], self.roles["target"])
 
-        def judged(pair: tuple[Any, Any]) -> float:
-            return math.nan if is_missing(pair[0]) or is_missing(pair[1]) else float(matches(*pair, names))
+        def judged(said: Any, right: Any) -> float:
+            return math.nan if is_missing(said) or is_missing(right) else float(matches(said, right, names))
 
-        return np.array(each(judged, list(zip(predictions, targets, strict=True))), dtype=np.float64)
+        return np.array(once_each(judged, predictions, targets), dtype=np.float64)
 
     def _as_rows_say(self, columns: _Columns) -> tuple[NDArray[np.float64], bool | None]:
         flags, scores = (self._numbers(role, columns[role]) for role in ("correct", "score"))
@@ -471,9 +457,11 @@ class _Columns(dict[str, list[Any]]):
 
 
 def _missing(values: list[Any]) -> NDArray[np.bool_]:
-    if set(map(type, values)) == {int}:
-        return np.zeros(len(values), dtype=bool)
-    return np.array(list(map(is_missing, values)), dtype=bool)
+    return np.array(once_each(is_missing, values), dtype=bool)
+
+
+def _has_free_text(prediction: Any, target: Any) -> bool:
+    return is_free_text(prediction) or any(map(is_free_text, targets_of(target)))
 
 
 def _content(columns: _Columns) -> NDArray[np.uint64]:
@@ -487,8 +475,7 @@ def _content(columns: _Columns) -> NDArray[np.uint64]:
         except (TypeError, ValueError):
             pass
         return np.array([hash_key(digest) for digest in digests], dtype=np.uint64)
-    texts = zip(columns["prompt"], columns["target"], columns["choices"], strict=True)
-    return np.array([_text_of(*item) for item in texts], dtype=np.uint64)
+    return np.array(once_each(_text_of, columns["prompt"], columns["target"], columns["choices"]), dtype=np.uint64)
 
 
 def _text_of(prompt: Any, target: Any, choices: Any) -> int:

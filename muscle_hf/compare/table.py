@@ -46,6 +46,29 @@ class RowError(MuscleError):
         self.row = row
 
 
+def each(function: Callable[[Any], Any], values: Sequence[Any]) -> list[Any]:
+    """A function of each value; errors say which row it was."""
+    place, result = 0, []
+    try:
+        for place, value in enumerate(values):  # noqa: B007
+            result.append(function(value))
+    except RowError:
+        raise
+    except MuscleError as error:
+        raise type(error)(str(error)) if isinstance(error, NotJudged) else RowError(place, str(error)) from error
+    return result
+
+
+def once_each(function: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
+    """A function of each row of some columns, called once for equal rows of texts; errors say which row it was."""
+    rows = list(zip(*columns, strict=True))
+    # Equal values of other types, such as 1 and True, are not the same.
+    if all(set(map(type, column)) <= {str, type(None)} for column in columns):
+        known = {row: function(*row) for row in set(rows)}
+        return [known[row] for row in rows]
+    return each(lambda row: function(*row), rows)
+
+
 @dataclass
 class Batch:
     """Rows of one task that were judged by one metric, in columns; they are in the order of the log.
