@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from muscle_hf import MuscleError
@@ -87,3 +89,41 @@ def test_scores_that_an_aggregation_still_needs_more_for():
 
     task = compare(*sides(row)).tasks[0]
     assert (task.metric, task.updates[0].counts) == ("perception", FLIPS)
+
+
+@pytest.mark.parametrize("orient", ["records", "columns", "index", "split", "table", "list"])
+def test_every_way_pandas_writes_json(orient, tmp_path: Path):
+    pandas = pytest.importorskip("pandas")
+    paths = []
+    for name, found in (("old", RIGHT), ("new", NOW)):
+        frame = pandas.DataFrame({"id": [11, 12, 13, 14], "correct": found})
+        text = json.dumps(frame.to_dict("list")) if orient == "list" else frame.to_json(orient=orient)
+        paths.append(tmp_path / f"{name}.json")
+        paths[-1].write_text(text, encoding="utf-8")
+    task = compare(*paths).tasks[0]
+    assert task.updates[0].counts == FLIPS and task.flips[0].id == "12"
+
+
+def test_arrays_in_cells_are_lists():
+    pandas = pytest.importorskip("pandas")
+    # As read_parquet gives columns of lists.
+    targets = [np.array([0]), np.array([1, 0]), np.array([1])]
+    old = pandas.DataFrame({"id": [1, 2, 3], "prediction": [0, 1, 0], "target": targets})
+    document = compare(old.set_index("id"), [{**row, "prediction": np.float32(1)} for row in old.to_dict("records")])
+    assert document.tasks[0].updates[0].counts == {
+        "both_right": 1,
+        "positive_flips": 1,
+        "both_wrong": 0,
+        "negative_flips": 1,
+    }
+    with pytest.raises(MuscleError, match="twice"):
+        compare(pandas.DataFrame([[1, 1, 0]], columns=["id", "correct", "correct"]), old)
+
+
+@pytest.mark.parametrize("lower_is_better", [None, True])
+def test_a_limit_says_itself_which_way_is_right(lower_is_better):
+    old, new = sides(lambda i, right: {"id": i, "latency": 1 if right else 9})
+    read = ReadOptions(columns={"correct": "latency<=3"}, lower_is_better=lower_is_better)
+    assert compare(old, new, read=read).tasks[0].updates[0].counts == FLIPS
+    read = ReadOptions(columns={"correct": "latency==1"})
+    assert compare(old, new, read=read).tasks[0].updates[0].counts == FLIPS

@@ -14,10 +14,12 @@ from muscle_hf.errors import MissingDependencyError, MuscleError
 Row = Mapping[str, Any]
 Getter = Callable[[Sequence[Row]], list[Any]]
 
-_THRESHOLD = re.compile(r"^(?P<path>[^<>=!]+?)\s*(?P<sign>>=|<=|>|<)\s*(?P<limit>-?[0-9.]+(?:e-?[0-9]+)?)$")
+_THRESHOLD = re.compile(r"^(?P<path>[^<>=!]+?)\s*(?P<sign>>=|<=|==|!=|>|<)\s*(?P<limit>-?[0-9.]+(?:e-?[0-9]+)?)$")
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     ">=": lambda a, b: a >= b,
     "<=": lambda a, b: a <= b,
+    "==": lambda a, b: a == b,
+    "!=": lambda a, b: a != b,
     ">": lambda a, b: a > b,
     "<": lambda a, b: a < b,
 }
@@ -59,6 +61,11 @@ def getter(path: str, present: Mapping[str, str]) -> Getter:
         ]
     find = compiled(path)
     return lambda rows: [find(row) for row in rows]
+
+
+def is_comparison(path: str) -> bool:
+    """Whether a path compares, so that what it gives is right or wrong in itself."""
+    return re.search("[<>=]", path) is not None
 
 
 def is_name(path: str) -> bool:

@@ -125,8 +125,9 @@ def rows_of(table: Any) -> list[Row]:
     """The rows of a table in memory.
 
     Args:
-        table: A data frame of pandas or polars, a ``datasets.Dataset``, a list of dictionaries, an object of
-            dictionaries by id (the id becomes the field ``key``), or ``{"columns": [...], "data": [[...], ...]}``.
+        table: A data frame of pandas or polars, a ``datasets.Dataset``, a list of dictionaries, columns by name
+            (each a list, or values by row as ``DataFrame.to_json`` writes them), an object of dictionaries by id (the
+            id becomes the field ``key``), or ``{"columns": [...], "data": [[...], ...]}``.
 
     Raises:
         MuscleError: It is none of these.
@@ -134,18 +135,50 @@ def rows_of(table: Any) -> list[Row]:
     if isinstance(table, Mapping):
         if set(table) >= {"columns", "data"}:
             return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+        if "schema" in table and _is_list(table.get("data")):  # pandas' "table"
+            return rows_of(table["data"])
+        if has_columns(table):
+            columns = [list(found.values() if isinstance(found, Mapping) else found) for found in table.values()]
+            return rows_of([dict(zip(table, row, strict=True)) for row in zip(*columns, strict=True)])
         table = [{"key": key, **row} for key, row in table.items() if isinstance(row, Mapping)]
     elif hasattr(table, "to_dicts"):  # polars
         table = table.to_dicts()
+    elif hasattr(table, "to_pylist"):  # pyarrow
+        table = table.to_pylist()
     elif hasattr(table, "to_dict") and hasattr(table, "columns"):  # pandas
-        table = table.to_dict("records")
+        if not table.columns.is_unique:
+            raise MuscleError(f"the data frame names a column twice: {', '.join(map(str, table.columns))}")
+        named = {name for name in table.index.names if name is not None}
+        table = (table.reset_index() if named and not named & set(table.columns) else table).to_dict("records")
     rows = [row.to_dict() if hasattr(row, "to_dict") else row for row in table] if _is_list(table) else None
+    rows = [_unboxed(row) if isinstance(row, Mapping) else row for row in rows] if rows is not None else None
     if rows is None or not all(isinstance(row, Mapping) for row in rows):
         raise MuscleError(
             "rows must be a data frame, a datasets.Dataset or a list of dictionaries with named fields, not "
             f"{type(table).__name__}"
         )
     return rows
+
+
+def has_columns(document: Any) -> bool:
+    """Whether an object holds columns by name: lists of equal length, or values by the same numbers of rows."""
+    columns = list(document.values()) if isinstance(document, Mapping) else []
+    if columns and all(isinstance(found, Mapping) for found in columns):
+        return len({tuple(found) for found in columns}) == 1 and all(str(row).isdigit() for row in columns[0])
+    if not columns or not all(isinstance(found, list) and found for found in columns):
+        return False
+    # Lists of objects are rows.
+    return len({len(found) for found in columns}) == 1 and not any(isinstance(found[0], Mapping) for found in columns)
+
+
+_BUILT_IN = {str, int, float, bool, type(None), dict, list}
+
+
+def _unboxed(row: Row) -> Row:
+    """A row whose arrays and scalars of NumPy are lists and plain values."""
+    if _BUILT_IN.issuperset(map(type, row.values())):
+        return row
+    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in row.items()}
 
 
 def _is_list(table: Any) -> bool:

@@ -28,7 +28,7 @@ from muscle_hf.compare.answers import (
     targets_of,
 )
 from muscle_hf.compare.layouts import PLAIN, ROLES, Layout, find_roles, plain_name
-from muscle_hf.compare.paths import Getter, Row, compiled, getter, is_name, search
+from muscle_hf.compare.paths import Getter, Row, compiled, getter, is_comparison, is_name, search
 from muscle_hf.compare.table import Batch, Detail, RowError, choose_metric, each, hash_key, once_each, text_key
 from muscle_hf.errors import MuscleError
 from muscle_hf.words import did_you_mean
@@ -331,8 +331,9 @@ class RowReader:
             values = self._verbatim(columns["prediction"], columns["target"])
         elif self.how == "correct":
             values = self._numbers("correct", columns["correct"])
-            if not self.layout.columns or "correct" in self.options.columns:
-                values = values if sign_of(self.roles["correct"], self.options.lower_is_better) > 0 else 1 - values
+            path = self.roles["correct"]
+            if not is_comparison(path) and (not self.layout.columns or "correct" in self.options.columns):
+                values = values if sign_of(path, self.options.lower_is_better) > 0 else 1 - values
         elif self.how == "score":
             values, graded = self._numbers("score", columns["score"]), None if self.layout.open else False
             metric, values = self._directed(metric, values, self.roles["score"] if metric == "score" else metric)

@@ -17,6 +17,7 @@ from muscle_hf.compare.paths import search
 from muscle_hf.compare.records import (
     SUFFIXES,
     Records,
+    has_columns,
     in_memory,
     open_records,
     rows_of,
@@ -200,7 +201,8 @@ def _rows_in(document: Any, options: ReadOptions) -> tuple[list[Any], Layout]:
     path = options.rows or layout.rows
     found = search(path, document) if path else document
     lists = [name for name, value in document.items() if _is_rows(value)] if isinstance(document, dict) else []
-    if not path and isinstance(document, dict) and not _is_rows(list(document.values())) and "data" not in document:
+    table = isinstance(document, dict) and ("data" in document or has_columns(document))
+    if not path and isinstance(document, dict) and not _is_rows(list(document.values())) and not table:
         if len(lists) != 1:
             raise MuscleError(
                 "the rows are not found in the document; say where they are with --rows, for example --rows "
