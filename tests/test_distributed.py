@@ -11,8 +11,6 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -24,6 +22,7 @@ import torch
 import yaml
 from accelerate import DistributedType, PartialState
 from builders import with_lora
+from launching import end, launched
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
@@ -182,40 +181,6 @@ def environment_of(config: Path, processes: int) -> dict[str, str]:
     else:
         made = {**prepare_multi_gpu_env(args), "ACCELERATE_USE_CPU": "true"}
     return {key: value for key, value in made.items() if key.startswith(("ACCELERATE_", "FSDP_"))}
-
-
-def launched(script: list[str], variables: dict[str, str]) -> str:
-    """What a script prints that is run in two processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_addr", "127.0.0.1", "--master_port", port, *script]
-    # DeepSpeed builds with the ninja that lies beside this Python.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, **variables, "OMP_NUM_THREADS": "1", "PATH": path}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as started:
-        try:
-            out, err = started.communicate(timeout=600)
-        except subprocess.TimeoutExpired:
-            # With its workers, which would go on and hold what the next test needs.
-            os.killpg(started.pid, signal.SIGKILL)
-            out, err = started.communicate()
-            raise AssertionError(f"no end after 600 s: {out[-4000:]}{err[-8000:]}") from None
-    assert started.returncode == 0, out[-4000:] + err[-8000:]
-    return out
-
-
-def end(trainer) -> None:
-    """Ends a launched script whose work is done."""
-    # Under DeepSpeed a process that exits in its group may abort in its last moment.
-    trainer.accelerator.end_training()
-    sys.stdout.flush()
-    # While Python takes itself down, torch now and then destroys a thread that still runs, and aborts.
-    os._exit(0)
 
 
 def in_two_processes(config: Path, folder: Path, models: Path, extensions: Path) -> list[dict]:

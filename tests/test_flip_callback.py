@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import peft
 import pytest
 import torch
 from evaluation_models import make_choice_task, make_generation_task, make_model, make_tokenizer
+from launching import launched
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from muscle_hf.callbacks import FlipMetricsCallback, training_flips
@@ -293,11 +292,6 @@ def test_the_teachers_answers_are_those_of_the_models(tmp_path):
 @pytest.mark.slow
 def test_two_processes_agree_with_one(tmp_path):
     """Training with the callback under two processes ends, and both report what one process would."""
-    code = Path(__file__).with_name("flip_callback_worker.py")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    done = subprocess.run(
-        [*launch, str(code), str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    launched([str(Path(__file__).with_name("flip_callback_worker.py")), str(tmp_path)], {})
     results = [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)]
     assert results[0] == results[1]

@@ -11,7 +11,7 @@ import builders
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
-from test_distributed import end, launched
+from launching import end, launched
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import DataCollatorWithFlattening
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import builders
 import pytest
 import torch
 from builders import with_lora
+from launching import end, launched
 from transformers import TrainerCallback
 
 from muscle_hf.teachers import ModelTeacher
@@ -84,7 +82,8 @@ def test_accumulation_gives_the_loss_and_gradients_of_the_whole_batch(size, accu
 
 @pytest.mark.slow
 def test_two_processes_give_the_loss_and_gradients_of_one(whole, tmp_path):
-    results = launch(tmp_path, 2)
+    launched([__file__, str(tmp_path)], {})
+    results = [json.loads((tmp_path / f"result-{rank}.json").read_text()) for rank in range(2)]
     for result in results:
         gradients = torch.load(tmp_path / f"gradients-{result['rank']}.pt")
         assert_same(whole, (result, gradients))
@@ -101,19 +100,6 @@ def evaluated(trainer, rows=7, batch=3):
     trainer.eval_dataset = half_right_rows()[:rows]
     metrics = {name: value for name, value in trainer.evaluate().items() if builders.is_figure(name)}
     return {**metrics, **calibrated(trainer)}
-
-
-def launch(folder: Path, processes: int) -> list[dict]:
-    """Run this file's main in several processes over gloo."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    command += ["--master_addr", "127.0.0.1", "--master_port", port, __file__, str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(processes)]
 
 
 def main(folder: Path) -> None:
@@ -134,6 +120,7 @@ def main(folder: Path) -> None:
     unwrapped = {name.removeprefix("module."): gradient for name, gradient in gradients.items()}
     torch.save(unwrapped, folder / f"gradients-{rank}.pt")
     (folder / f"result-{rank}.json").write_text(json.dumps(result))
+    end(trainer)
 
 
 # ---- Evaluation ----

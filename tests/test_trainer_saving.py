@@ -8,7 +8,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import builders
 import pytest
 import torch
 from builders import with_lora
+from launching import launched
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
@@ -235,10 +235,7 @@ def uninterrupted(tmp_path_factory):
 @pytest.mark.slow
 def test_killed_in_mid_epoch_and_resumed_equals_uninterrupted(uninterrupted, tmp_path):
     root, expected, history = uninterrupted
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
-    command = [sys.executable, __file__, str(tmp_path), str(root)]
-    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    launched([__file__, str(tmp_path), str(root)], {}, processes=1, code=-signal.SIGKILL)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-6"]
     trainer = run(tmp_path, root, **DROPOUT)
     trainer.train(resume_from_checkpoint=True)

@@ -12,8 +12,8 @@ import builders
 import datasets
 import pytest
 import torch
+from launching import end, launched
 from safetensors.torch import load_file
-from test_distributed import end, launched
 from transformers import DataCollatorForLanguageModeling
 
 from muscle_hf import MuscleError, TransferPrompts

@@ -1,0 +1,71 @@
+"""Runs scripts in several processes, as ``torchrun`` does, whose imports are made once for all of them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import socket
+import sys
+import tempfile
+import time
+from multiprocessing.connection import wait
+from pathlib import Path
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["builders"])
+
+
+def launched(script: list[str], variables: dict[str, str], *, processes: int = 2, code: int = 0) -> str:
+    """What a script prints that is run in several processes.
+
+    Args:
+        script: A file and its arguments.
+        variables: Of the environment.
+        processes: How many.
+        code: With which each of them ends; negative for a signal.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    # DeepSpeed builds with the ninja that lies beside this Python.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes), "PATH": path}
+    group |= {"LOCAL_WORLD_SIZE": str(processes)}
+    # The server takes its path from here, when it is started.
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(Path(__file__).parent), *filter(None, sys.path)]))
+    with tempfile.TemporaryDirectory() as folder:
+        started = []
+        for rank in map(str, range(processes)):
+            given = {**group, "RANK": rank, "LOCAL_RANK": rank, **variables} if processes > 1 else variables
+            started.append(_SERVER.Process(target=_run, args=(script, given, os.path.join(folder, rank))))
+            started[-1].start()
+        until = time.monotonic() + 600
+        running = started
+        while running and time.monotonic() < until and all(one.exitcode in (None, code) for one in started):
+            wait([one.sentinel for one in running], max(0, until - time.monotonic()))
+            running = [one for one in running if one.exitcode is None]
+        for one in running:  # which would wait for the others for ever
+            one.kill()
+            one.join()
+        said = "".join(file.read_text(errors="replace") for file in sorted(Path(folder).iterdir()))
+    assert [one.exitcode for one in started] == [code] * processes, said[-12000:]
+    return said
+
+
+def _run(script: list[str], variables: dict[str, str], output: str) -> None:
+    with open(output, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(variables)
+    sys.argv = script
+    runpy.run_path(script[0], run_name="__main__")
+
+
+def end(trainer) -> None:
+    """Ends a launched script whose work is done."""
+    # Under DeepSpeed a process that exits in its group may abort in its last moment.
+    trainer.accelerator.end_training()
+    sys.stdout.flush()
+    # While Python takes itself down, torch now and then destroys a thread that still runs, and aborts.
+    os._exit(0)
