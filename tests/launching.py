@@ -16,14 +16,22 @@ _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["builders"])
 
 
-def launched(script: list[str], variables: dict[str, str], *, processes: int = 2, code: int = 0) -> str:
-    """What a script prints that is run in several processes.
+def launched(
+    script: list[str],
+    variables: dict[str, str] | None = None,
+    *,
+    processes: int = 2,
+    code: int = 0,
+    folder: str | os.PathLike = ".",
+) -> str:
+    """What a script prints that is run in one or more processes.
 
     Args:
         script: A file and its arguments.
         variables: Of the environment.
         processes: How many.
         code: With which each of them ends; negative for a signal.
+        folder: Where they run.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -31,14 +39,15 @@ def launched(script: list[str], variables: dict[str, str], *, processes: int = 2
     # DeepSpeed builds with the ninja that lies beside this Python.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes), "PATH": path}
-    group |= {"LOCAL_WORLD_SIZE": str(processes)}
+    group |= {"LOCAL_WORLD_SIZE": str(processes), **(variables or {})}
     # The server takes its path from here, when it is started.
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(Path(__file__).parent), *filter(None, sys.path)]))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as outputs:
         started = []
         for rank in map(str, range(processes)):
-            given = {**group, "RANK": rank, "LOCAL_RANK": rank, **variables} if processes > 1 else variables
-            started.append(_SERVER.Process(target=_run, args=(script, given, os.path.join(folder, rank))))
+            given = {**group, "RANK": rank, "LOCAL_RANK": rank} if processes > 1 else variables or {}
+            how = script, given, os.path.abspath(folder), os.path.join(outputs, rank)
+            started.append(_SERVER.Process(target=_run, args=how))
             started[-1].start()
         until = time.monotonic() + 600
         running = started
@@ -48,17 +57,19 @@ def launched(script: list[str], variables: dict[str, str], *, processes: int = 2
         for one in running:  # which would wait for the others for ever
             one.kill()
             one.join()
-        said = "".join(file.read_text(errors="replace") for file in sorted(Path(folder).iterdir()))
+        said = "".join(file.read_text(errors="replace") for file in sorted(Path(outputs).iterdir()))
     assert [one.exitcode for one in started] == [code] * processes, said[-12000:]
     return said
 
 
-def _run(script: list[str], variables: dict[str, str], output: str) -> None:
+def _run(script: list[str], variables: dict[str, str], folder: str, output: str) -> None:
     with open(output, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.update(variables)
+    os.chdir(folder)
     sys.argv = script
+    sys.path.insert(0, str(Path(script[0]).parent))
     runpy.run_path(script[0], run_name="__main__")
 
 

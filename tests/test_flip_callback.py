@@ -292,6 +292,6 @@ def test_the_teachers_answers_are_those_of_the_models(tmp_path):
 @pytest.mark.slow
 def test_two_processes_agree_with_one(tmp_path):
     """Training with the callback under two processes ends, and both report what one process would."""
-    launched([str(Path(__file__).with_name("flip_callback_worker.py")), str(tmp_path)], {})
+    launched([str(Path(__file__).with_name("flip_callback_worker.py")), str(tmp_path)])
     results = [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)]
     assert results[0] == results[1]

@@ -7,14 +7,13 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from launching import launched
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from muscle_hf import MuscleConfig
@@ -110,11 +109,7 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
     (study / "plan.yaml").write_text(yaml.safe_dump(plan))
 
     def script(name, *words):
-        done = subprocess.run(
-            [sys.executable, str(study / name), *words], cwd=tmp_path, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        return done.stdout
+        return launched([str(study / name), *words], processes=1, folder=tmp_path)
 
     runs = ("--runs", "runs")
     script("tune.py", *runs)

@@ -82,7 +82,7 @@ def test_accumulation_gives_the_loss_and_gradients_of_the_whole_batch(size, accu
 
 @pytest.mark.slow
 def test_two_processes_give_the_loss_and_gradients_of_one(whole, tmp_path):
-    launched([__file__, str(tmp_path)], {})
+    launched([__file__, str(tmp_path)])
     results = [json.loads((tmp_path / f"result-{rank}.json").read_text()) for rank in range(2)]
     for result in results:
         gradients = torch.load(tmp_path / f"gradients-{result['rank']}.pt")

@@ -235,7 +235,7 @@ def uninterrupted(tmp_path_factory):
 @pytest.mark.slow
 def test_killed_in_mid_epoch_and_resumed_equals_uninterrupted(uninterrupted, tmp_path):
     root, expected, history = uninterrupted
-    launched([__file__, str(tmp_path), str(root)], {}, processes=1, code=-signal.SIGKILL)
+    launched([__file__, str(tmp_path), str(root)], processes=1, code=-signal.SIGKILL)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-6"]
     trainer = run(tmp_path, root, **DROPOUT)
     trainer.train(resume_from_checkpoint=True)
