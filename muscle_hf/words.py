@@ -1,9 +1,9 @@
-"""Hints in messages about names that are not known."""
+"""Names in messages: those that are not known, and those of tasks."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def nearest(name: object, known: Iterable[object]) -> str | None:
@@ -24,3 +24,8 @@ def did_you_mean(name: object, known: Iterable[object], otherwise: str | None = 
     if near is not None:
         return f"did you mean {near!r}?"
     return f"there are: {', '.join(sorted(names)) or 'none'}" if otherwise is None else otherwise
+
+
+def name_tasks(names: Sequence[str]) -> str:
+    """What a sentence calls a task, or several."""
+    return f"task {names[0]!r}" if len(names) == 1 else f"{len(names)} tasks"

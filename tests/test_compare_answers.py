@@ -12,7 +12,7 @@ from compare_files import choice_predictions, score_predictions, sources, write_
 
 from muscle_hf import MuscleError
 from muscle_hf.compare import Budget, ReadOptions, compare, read_source
-from muscle_hf.compare.answers import answer_key, as_flag, as_number, is_lower_better, matches, normal
+from muscle_hf.compare.answers import answer_key, as_flag, as_number, is_failure, is_lower_better, matches, normal
 
 
 def text_file(path: Path, content: str) -> str:
@@ -260,6 +260,8 @@ def test_what_says_nothing_about_right_and_wrong():
     assert all(math.isnan(as_number(word, "score")) for word in ("none", "n/a", "NaN", " "))
     assert [as_flag(word, "correct") for word in ("t", "F", "TRUE", "No")] == [1, 0, 1, 0]
     assert as_number("85%", "score") == 0.85
+    assert not any(map(is_failure, (0, False, "False", "None", "", None, math.nan)))
+    assert all(map(is_failure, (True, 1, "timeout", {"message": "refused"})))
 
 
 @pytest.mark.parametrize("read", [as_flag, as_number])

@@ -269,3 +269,21 @@ def test_a_document_says_what_it_is():
     assert len(repr(full_document())) < 200 and "gate: fail" in repr(full_document())
     assert repr(document).isprintable()
     assert "<script" not in document._repr_html_() and "<td>routing</td>" in full_document()._repr_html_()
+
+
+def test_many_tasks_with_long_names_fit_into_a_comment_and_stay_apart():
+    def rows(seed: int) -> list[dict]:
+        stem = "leaderboard_mmlu_pro_economics_and_business_administration"
+        return [
+            {"id": i, "task": f"{stem}_{t}", "correct": (i * seed + t) % 3 > 0} for t in range(250) for i in range(4)
+        ]
+
+    labels = [f"Llama-3.1-8B-Instruct-sft-2026-10-01-lr1e-5-bs128{end}" for end in ("", "-dpo", "-kto")]
+    document = compare(rows(1), rows(2), rows(3), labels=labels)
+    assert len(document.warnings) == 1
+    text = unescape(markdown.render(document))
+    assert len(markdown.render(document)) <= markdown.MAX_LENGTH
+    overview = text[: text.index("more tasks")]
+    shown = [line.split(" | ")[0] for line in overview.splitlines() if "_administration_" in line and "-dpo" in line]
+    assert len(set(shown)) == len(shown) > 50
+    assert all(label in printed(document, width=250).replace("\n", "") for label in labels)

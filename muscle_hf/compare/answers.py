@@ -176,6 +176,11 @@ def _says_nothing(value: Any) -> bool:
     return is_missing(value) or (isinstance(value, str) and value.strip().lower() in _NO_JUDGEMENT)
 
 
+def is_failure(value: Any) -> bool:
+    """Whether a field for errors tells of one."""
+    return not _says_nothing(value) and normal(value).lower() not in ("0", "false", "no")
+
+
 def _part_of(role: str, column: str, value: Any) -> str:
     path = paths_below(column, value)[0]
     return "" if path == column else f"; say which part of it counts, for example with --columns '{role}={path}'"
@@ -196,7 +201,10 @@ def as_flag(value: Any, column: str) -> float:
         return float(word in _YES)
     raise MuscleError(
         f"the column {column!r} must say right or wrong (true/false, 1/0), not {value!r}"
-        + (_part_of("correct", column, value) or f"; for scores use --columns score={column}")
+        + (
+            _part_of("correct", column, value)
+            or f"; say which words mean right with --right, or for scores use --columns score={column}"
+        )
     )
 
 

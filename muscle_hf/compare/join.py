@@ -15,7 +15,7 @@ from muscle_hf.compare.sources import Source
 from muscle_hf.compare.table import Answers, Detail
 from muscle_hf.errors import MuscleError
 from muscle_hf.metrics.update import Kind
-from muscle_hf.words import nearest
+from muscle_hf.words import name_tasks, nearest
 
 Missing = Literal["error", "wrong", "drop"]
 Column = tuple[NDArray[np.int32], list[Any]]
@@ -129,6 +129,9 @@ def join(
     for task in tasks:
         tables = {label: sources[label].tables[task] for label in labels}
         joined.append(_join_task(task, tables, missing, ignore_prompts, wanted, warnings))
+    unverified = [task.task for task in joined if not _verified(task.tables, task.rows)]
+    if unverified:
+        warnings.append(f"{name_tasks(unverified)}: the logs have no hashes, so the items were joined by id alone")
     doubts = [f"task {task.task!r}: {task.doubt}" for task in joined if task.doubt]
     return joined, doubts + warnings
 
@@ -203,8 +206,6 @@ def _join_task(
         _check_prompts(
             f"task {task!r}: {len(asked)} of {len(prompts)} prompts of {label}", first, asked, ignore_prompts, warnings
         )
-    if not _verified(tables, rows):
-        warnings.append(f"task {task!r}: the logs have no hashes, so the items were joined by id alone")
     joined = _assemble(task, tables, rows, kept_ids, len(ids) - len(kept_ids), wanted)
     joined.missing = {label: found for label, found in counted.items() if found}
     return joined

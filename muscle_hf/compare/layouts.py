@@ -21,7 +21,8 @@ SYNONYMS: dict[str, str] = {
     "model_answer model_response actual_output outputs generated generation predicted_text answer",
     "target": "target label gold reference references expected ground_truth groundtruth expected_output gold_answer "
     "correct_answer reference_answer ideal answer targets labels",
-    "correct": "correct is_correct iscorrect exact_match acc right passed pass success resolved solved",
+    "correct": "correct is_correct iscorrect is_right exact_match acc accuracy right passed is_passed pass "
+    "success resolved solved",
     "score": "score similarity rougeL rouge1 reward rating f1 value",
     "task": "task task_name subset dataset benchmark",
     "prompt": "prompt question input inputs user_input query instruction text",

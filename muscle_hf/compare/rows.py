@@ -19,6 +19,7 @@ from muscle_hf.compare.answers import (
     answer_key,
     as_flag,
     as_number,
+    is_failure,
     is_free_text,
     is_missing,
     matches,
@@ -343,7 +344,7 @@ class RowReader:
                 metric, values = self._directed(metric, values, metric)
         failed = np.zeros(len(values), dtype=bool)
         if "error" in self.getters:
-            failed = np.array([not (is_missing(value) or value is False) for value in columns["error"]])
+            failed = np.array(once_each(is_failure, columns["error"]), dtype=bool)
         # What a run that failed is given as a score is no judgement of the model.
         sure = bool(self.layout.columns) or "error" in self.options.columns
         lost = np.isnan(values) | (failed & (sure | (unanswered & (values == 0))))

@@ -27,7 +27,7 @@ from muscle_hf.compare.records import (
 from muscle_hf.compare.rows import ReadOptions, RowReader
 from muscle_hf.compare.table import Answers, Detail, RowError, TableBuilder
 from muscle_hf.errors import MuscleError
-from muscle_hf.words import did_you_mean
+from muscle_hf.words import did_you_mean, name_tasks
 
 # The time stamps that lm-evaluation-harness and lighteval put at the end of file names.
 _STAMP = re.compile(r"_(\d{4}-\d{2}-\d{2}T\d{2}-\d{2}-\d{2}(?:\.\d+)?)$")
@@ -283,5 +283,8 @@ def _read(
         return chosen_reader.details(records.again(places))
 
     built = {key: builder.build(fetch) for key, builder in builders.items()}
-    notes = reader.notes + [note for _, note in built.values() if note]
+    told: dict[str, list[str]] = {}
+    for key, (_, note) in built.items():
+        told.setdefault(note, []).append(key)
+    notes = reader.notes + [f"{name_tasks(keys)}: {note}" for note, keys in told.items() if note]
     return reader, {key: table for key, (table, _) in built.items()}, notes

@@ -361,4 +361,4 @@ def _folded(table: Answers) -> tuple[Answers, str]:
     )
     least, most = int(repeats.min()), int(repeats.max())
     times = f"{most}" if least == most else f"{least} to {most}"
-    return folded, f"task {table.task!r}: items have {times} answers each, which count together as a rate"
+    return folded, f"items have {times} answers each, which count together as a rate"

@@ -41,7 +41,7 @@ def render(document: Document, *, worst: int = 10, slices: int = 10) -> str:
     if document.gate is not None:
         parts.append(_gate_table(document.gate))
     results = [*document.totals, *document.tasks]
-    parts.append(_data_table(rows.OVERVIEW_HEADER, rows.overview(results), 2))
+    parts.append(_overview(document))
     parts += [f"{_plain(task.name)}: {_plain(w.advice(document, task), None)}" for task in results[:_ADVISED]]
     if document.noise:
         table = _data_table(rows.NOISE_HEADER, rows.noise(document.noise), 1)
@@ -91,6 +91,17 @@ def _heading(gate: Gate | None) -> str:
         return "## Model update: flips"
     budget = f" (budget: {_plain(gate.budget)})" if gate.budget else ""
     return f"## {_GATE_MARKS[gate.verdict]} Model update: {gate.verdict}{budget}"
+
+
+def _overview(document: Document) -> str:
+    """The totals and the tasks; of more than fit into a comment those that lose most."""
+    table = _data_table(rows.OVERVIEW_HEADER, rows.overview([*document.totals, *document.tasks]), 2)
+    if len(table) <= MAX_LENGTH // 2:
+        return table
+    kept = max(1, len(document.tasks) * (MAX_LENGTH // 2) // len(table))
+    worst = sorted(document.tasks, key=w.most_lost)[:kept]
+    table = _data_table(rows.OVERVIEW_HEADER, rows.overview([*document.totals, *worst]), 2)
+    return f"{table}\n\nand {len(document.tasks) - kept} more tasks, which lose less"
 
 
 def _gate_table(gate: Gate) -> str:

@@ -28,7 +28,7 @@ def overview(tasks: Iterable[TaskResult], *, intervals: bool = True) -> list[tup
             told = w.with_interval if intervals else lambda estimate, show=w.percent: show(estimate.value)
             rows.append(
                 (
-                    one_line(task.name, 60),
+                    w.name(task.name),
                     w.name(update.label) + (" (control)" if update.role == "control" else ""),
                     level(task.accuracy_old.value),
                     told(update.accuracy, level),
@@ -84,7 +84,7 @@ def gate(checks: Iterable[GateCheck]) -> list[tuple[str, ...]]:
     """A row for each limit under :data:`GATE_HEADER`."""
     return [
         (
-            one_line(check.task, 60),
+            w.name(check.task),
             w.name(check.label),
             w.rule_text(check),
             w.with_interval(w.decisive(check), w.show_limited(check)),
@@ -99,7 +99,7 @@ def noise(floors: Sequence[NoiseFloor]) -> list[tuple[str, ...]]:
     """What re-running the same model changes, a row a task, under :data:`NOISE_HEADER`."""
     return [
         (
-            one_line(floor.task, 60),
+            w.name(floor.task),
             w.count(floor.runs),
             w.count(floor.items),
             w.with_interval(floor.nfr),

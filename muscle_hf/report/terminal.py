@@ -67,7 +67,7 @@ def _print_overview(document: Document, console: Console, full: bool) -> None:
     tasks = list(document.tasks)
     most = max(2, _ROWS // len(document.models[1:]))
     if not full and len(tasks) > most:
-        tasks = sorted(tasks, key=lambda task: min(u.change.value for u in task.updates))[:most]
+        tasks = sorted(tasks, key=w.most_lost)[:most]
     first = document.tasks[0]
     title = f"{len(document.tasks)} tasks" if several else f"{first.name}: {w.count(first.items)} items"
     columns = ["task"] * several + ["model", "quality", "change", "breaks", "repairs", "NFR", "verdict"]
@@ -82,7 +82,7 @@ def _print_overview(document: Document, console: Console, full: bool) -> None:
         # A narrow screen has the old model's level no room.
         level = after if narrow else f"{before} → {after.split()[0]}"
         cells = (_data(model), level, change, breaks, repairs, nfr, _verdict(verdict, short=True))
-        table.add_row(*[_data(task if first else "", limit=40)] * several, *cells)
+        table.add_row(*[_data(task if first else "")] * several, *cells)
     console.print(table)
     if len(tasks) < len(document.tasks):
         rest = len(document.tasks) - len(tasks)
@@ -173,7 +173,7 @@ def _print_items(document: Document, flips: Sequence[Flip], console: Console) ->
             answer = flip.answers.get(model.label)
             mark = w.answer_mark(flip, model.label)
             style = GOOD if mark == "✓" else BAD if mark == "✗" else ""
-            block.append("\n  ").append_text(_data(model.label, limit=40)).append(": ")
+            block.append("\n  ").append_text(_data(w.name(model.label))).append(": ")
             if mark:
                 block.append(f"{mark} ", style=style)
             block.append_text(_data("(answer not in the log)", QUIET) if answer is None else _data(answer, limit=120))

@@ -234,6 +234,11 @@ def reason(check: GateCheck) -> str:
     return f"{name(check.task)}, {name(check.label)}: {check.message}"
 
 
+def most_lost(task: TaskResult) -> float:
+    """What tasks are sorted by, for those that lose most to come first."""
+    return min(update.change.value for update in task.updates)
+
+
 def is_negative(flip: Flip) -> bool:
     """Does any updated model do worse than the old one here?"""
     return any(outcome in {"negative", "regressed"} for outcome in flip.outcomes.values())
