@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
 import re
 import runpy
@@ -44,8 +43,6 @@ TASKS = ("hellaswag", "piqa", "gsm8k", "samsum")
 @pytest.fixture(autouse=True, scope="module")
 def quiet():
     hush()
-    gc.collect()
-    gc.freeze()
 
 
 def settings_of(name, *words):
