@@ -27,7 +27,7 @@ _frozen = 0
 
 
 def pytest_runtest_setup() -> None:
-    """Trainer collects garbage before each run, which takes longer than the run with all of these imports to look at."""
+    """Trainer collects garbage before each run, which takes longer than the run where all imports are looked at."""
     global _frozen
     if len(sys.modules) > _frozen + 20:
         gc.collect()

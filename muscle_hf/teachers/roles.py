@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.utils import logging
 
+from muscle_hf.compat.peft import BaseTunerLayer
 from muscle_hf.compat.transformers import QuantizationMethod
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.adapters import (
