@@ -9,6 +9,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from muscle_hf.compare import Source, source_of
 from muscle_hf.evaluation.predictions import Prediction, write_predictions
 
@@ -88,3 +90,28 @@ def flipping(items: int, flips: int) -> tuple[list[Prediction], list[Prediction]
     old = choice_predictions(items, 1.0, 1)
     wrong = [dataclasses.replace(p, prediction=(p.target + 1) % 4, correct=False) for p in old[:flips]]
     return old, wrong + old[flips:]
+
+
+def write_parquet(path: Path, rows: list[dict]) -> str:
+    pa = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet").write_table(pa.Table.from_pylist(rows), path)
+    return str(path)
+
+
+def lighteval_rows(predictions) -> list[dict]:
+    return [
+        {
+            "doc": {"query": p.prompt, "choices": p.choices, "gold_index": [p.target], "id": p.id, "specific": None},
+            "metric": {"acc": int(p.correct)},
+            "model_response": {"logprobs": p.log_likelihoods, "text": [], "input": p.prompt},
+        }
+        for p in predictions
+    ]
+
+
+def write_lighteval(folder: Path, rows: list[dict]) -> str:
+    """The details of one task below a folder, as lighteval lays them out."""
+    home = folder / "model" / "2026-01-01T00-00-00.5"
+    home.mkdir(parents=True)
+    write_parquet(home / "details_ways|0_2026-01-01T00-00-00.5.parquet", rows)
+    return str(folder)

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from compare_files import choice_predictions, lighteval_rows, write_lighteval
 from tool_logs import LOGS, answers, write_log
 
 from muscle_hf.cli.main import main
@@ -19,9 +20,15 @@ PAGE = (ROOT / "docs" / "howto" / "coming-from.md").read_text(encoding="utf-8")
 LINES = dict(re.findall(r"^\| (\w.*?) \| `(muscle-hf compare .*?)`", PAGE, re.MULTILINE))
 
 
-@pytest.mark.parametrize("tool", [tool for tool in LINES if not tool.startswith("lighteval")])
+@pytest.mark.parametrize("tool", LINES)
 def test_a_line_of_the_page(tool, tmp_path, monkeypatch, capsys):
     program, *arguments = shlex.split(LINES[tool])
+    monkeypatch.chdir(tmp_path)
+    if tool.startswith("lighteval"):
+        for seed, side in enumerate(("old", "new")):
+            write_lighteval(tmp_path / side, lighteval_rows(choice_predictions(30, 0.7, seed)))
+        assert (program, main(arguments)) == ("muscle-hf", 0), capsys.readouterr()
+        return
     (name,) = {Path(word).name for word in arguments if word.startswith(("old/", "new/"))}
     for side in ("old", "new"):
         folder = tmp_path / side
@@ -37,7 +44,6 @@ def test_a_line_of_the_page(tool, tmp_path, monkeypatch, capsys):
                 writer = csv.writer(file)
                 writer.writerow(["number", "said", "truth"])
                 writer.writerows(row[:3] for row in answers(side))
-    monkeypatch.chdir(tmp_path)
     assert (program, main(arguments)) == ("muscle-hf", 0), capsys.readouterr()
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from compare_files import choice_predictions, write, write_lines
+from compare_files import choice_predictions, lighteval_rows, write, write_lighteval, write_lines, write_parquet
 
 from muscle_hf import MuscleError
 from muscle_hf.compare import Budget, ReadOptions, compare, read_source, source_of
@@ -32,23 +32,6 @@ def write_csv(path: Path, rows: list[dict]) -> str:
         writer.writeheader()
         writer.writerows(rows)
     return str(path)
-
-
-def write_parquet(path: Path, rows: list[dict]) -> str:
-    pa = pytest.importorskip("pyarrow")
-    pytest.importorskip("pyarrow.parquet").write_table(pa.Table.from_pylist(rows), path)
-    return str(path)
-
-
-def lighteval_rows(predictions) -> list[dict]:
-    return [
-        {
-            "doc": {"query": p.prompt, "choices": p.choices, "gold_index": [p.target], "id": p.id, "specific": None},
-            "metric": {"acc": int(p.correct)},
-            "model_response": {"logprobs": p.log_likelihoods, "text": [], "input": p.prompt},
-        }
-        for p in predictions
-    ]
 
 
 def counts(document) -> dict:
@@ -82,10 +65,7 @@ def test_every_format_gives_the_same_counts(kind, sides, expected, tmp_path):
             rows = lighteval_rows(predictions)
             if kind == "underscored":
                 rows = [{f"__{column}__": value for column, value in row.items()} for row in rows]
-            home = tmp_path / name / "model" / "2026-01-01T00-00-00.5"
-            home.mkdir(parents=True)
-            write_parquet(home / "details_ways|0_2026-01-01T00-00-00.5.parquet", rows)
-            paths.append(str(tmp_path / name))
+            paths.append(write_lighteval(tmp_path / name, rows))
     document = compare(*paths)
     assert counts(document) == expected
     assert document.models[0].format == ("lighteval" if kind == "underscored" else kind)
