@@ -16,26 +16,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo and print its table."""
+    """Run the demo, print its table and what to do next."""
     from rich.console import Console
 
-    from muscle_hf.console import command
-    from muscle_hf.demo.run import run_demo
-    from muscle_hf.pipeline import table
+    from muscle_hf.demo import story
+    from muscle_hf.demo.progress import Progress
+    from muscle_hf.demo.run import REPORT_FILE, run_demo
     from muscle_hf.pipeline.steps import hush
     from muscle_hf.report.terminal import print_warnings
 
     hush()
     console = Console(highlight=False, soft_wrap=True)
     for task in TASK_NAMES if args.task == "all" else (args.task,):
-        folder, result, seconds = run_demo(task, args.seed, args.output, console.print)
-        console.print(table.to_rich(result))
-        print_warnings(result.warnings, console)
-        files = [folder / "predictions" / f"{name}.jsonl" for name in ("old", "new", "muscle")]
-        console.print(
-            f"{seconds:.0f} s. The compatibility adapter is in {folder / 'muscle'}: an ordinary LoRA on v2.\n"
-            "Next, look at every answer that changed:\n"
-            f"  {command('compare', *files, '--html', folder / 'report.html')}\n",
-            markup=False,
-        )
+        with Progress(story.stages(task), console) as progress:
+            demo = run_demo(task, args.seed, args.output, progress)
+        console.print(story.table(demo))
+        console.print(story.words(demo), markup=False)
+        print_warnings(demo.result.warnings, console)
+        console.print(f"\n{demo.seconds:.0f} s. The report: {demo.folder / REPORT_FILE}", markup=False)
+        for what, command in story.next_steps(demo):
+            console.print(f"\n{what}:\n{command}", markup=False)
     return 0

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
@@ -78,13 +79,22 @@ def run_task(settings: RunSettings, task: Task, splits: Splits, say: Callable[[s
 class Run:
     """A run whose steps can be done one by one; each needs those before it, and does them where they are missing.
 
+    ``callbacks`` are added to every trainer.
+
     Raises:
         MuscleError: The task (None: nothing is evaluated) is not for causal LMs, or does not fit the settings.
     """
 
     test_data: Mapping[str, str | None] = {}
 
-    def __init__(self, settings: RunSettings, task: Task | None, splits: Splits, say: Callable[[str], None] = print):
+    def __init__(
+        self,
+        settings: RunSettings,
+        task: Task | None,
+        splits: Splits,
+        say: Callable[[str], None] = print,
+        callbacks: Sequence[TrainerCallback] = (),
+    ):
         if task is not None and task.kind == "classification":
             raise MuscleError(
                 f"the task {task.name!r} is for a classification head; this command trains causal LMs (use "
@@ -93,7 +103,7 @@ class Run:
         if task is not None and settings.max_new_tokens is not None:
             task = dataclasses.replace(task, max_new_tokens=settings.max_new_tokens)
         self.settings, self.task, self.splits = settings, task, splits
-        self.folder = Path(settings.output_dir)
+        self.folder, self._callbacks = Path(settings.output_dir), callbacks
         self._process = steps.process_state(settings.training)
         self._finished: set[str] = set()
         self._say = say if self._process.is_main_process else lambda text: None
@@ -214,7 +224,7 @@ class Run:
         def work(folder: Path) -> None:
             arguments = steps.training_arguments(self.settings.plain_class, training, folder)
             model = steps.task_adapter_model(side, self.settings.lora, self._how, arguments.seed)
-            steps.train_plainly(model, self._data_for(name), arguments, name=version)
+            steps.train_plainly(model, self._data_for(name), arguments, name=version, callbacks=self._callbacks)
 
         return self._once(name, f"Task adapter on {version}", self._task_key(name), work)
 
@@ -249,7 +259,7 @@ class Run:
             model = self._student()
             if self._starts_from_old:
                 start_from(model, steps.load_task_adapter(self.side(OLD), self._how, trainable=False))
-            steps.train_plainly(model, self.data, arguments, name="control")
+            steps.train_plainly(model, self.data, arguments, name="control", callbacks=self._callbacks)
 
         self.adapter(NEW)
         start = "v2's adapter"
@@ -263,7 +273,8 @@ class Run:
 
     def _compatibility(self) -> Path:
         def work(folder: Path) -> None:
-            steps.train_compatibility(self.compatibility_trainer(folder), name="MUSCLE")
+            trainer = self.compatibility_trainer(folder)
+            steps.train_compatibility(trainer, name="MUSCLE", callbacks=self._callbacks)
 
         self.adapter(OLD)
         self.adapter(NEW)
@@ -375,6 +386,7 @@ class Run:
         steps.free_memory()
         data = {"task": task.name, **(self.test_data if items is self.splits.test else {})}
         how = {"how": self._how, "batch_size": settings.eval_batch_size, "data": data}
+        how["progress"] = not self.training["disable_tqdm"]
         answers = steps.answer(side, cast("str", side.adapter), task, items, **how)
         if self._process.is_main_process:
             note.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedTokenizerBase,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
@@ -154,16 +155,23 @@ def check_start(old: ModelSettings, new: ModelSettings, lora: LoraSettings) -> N
 # ---- Training ----
 
 
-def train_plainly(model: PeftModel, data: TrainingData, arguments: TrainingArguments, *, name: str) -> None:
+def train_plainly(
+    model: PeftModel,
+    data: TrainingData,
+    arguments: TrainingArguments,
+    *,
+    name: str,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> None:
     """Train an adapter with plain cross-entropy and save it in ``output_dir``: a task adapter, or the control.
 
-    Checkpoints that lie there are gone on from; ``name`` is on the progress bar.
+    Checkpoints that lie there are gone on from; ``name`` is on the progress bar; ``callbacks`` are added.
 
     Raises:
         Interrupted: By Ctrl-C; a checkpoint was saved.
     """
     trainer = adapter_saving(_trainer_for(arguments))(model, arguments, **data.for_trainer(arguments))
-    _fit(trainer, name)
+    _fit(trainer, name, callbacks)
     trainer.save_model()
 
 
@@ -192,9 +200,9 @@ def compatibility_trainer(
     )
 
 
-def train_compatibility(trainer: MuscleTrainer, *, name: str) -> None:
+def train_compatibility(trainer: MuscleTrainer, *, name: str, callbacks: Sequence[TrainerCallback] = ()) -> None:
     """:func:`train_plainly` for the compatibility adapter, with a card."""
-    _fit(trainer, name)
+    _fit(trainer, name, callbacks)
     # As an internal call: it is published at the end of the run, with its flips on the card.
     trainer.save_model(_internal_call=True)
     if trainer.args.should_save:
@@ -215,11 +223,13 @@ def _trainer_for(arguments: TrainingArguments) -> type[Trainer]:
     return SFTTrainer
 
 
-def _fit(trainer: Trainer, name: str) -> None:
+def _fit(trainer: Trainer, name: str, callbacks: Sequence[TrainerCallback]) -> None:
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     if not trainer.args.disable_tqdm:
         trainer.add_callback(QuietProgress(name))
+    for callback in callbacks:
+        trainer.add_callback(callback)
     with stop_on_interrupt(trainer, name):
         checkpoint = last_whole_checkpoint(cast("str", trainer.args.output_dir))
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -259,6 +269,7 @@ def answer(
     how: Mapping[str, Any],
     batch_size: int | None,
     data: Mapping[str, Any] | None = None,
+    progress: bool = True,
 ) -> list[Prediction]:
     """What a base, loaded as :func:`loading` says, answers with an adapter; several processes share the items.
 
@@ -266,13 +277,14 @@ def answer(
         adapter: Folder or Hub id.
         batch_size: Sequences per forward pass; None: chosen.
         data: Where the items come from, for the predictions to say.
+        progress: Show a progress bar.
     """
     model = load_task_adapter(dataclasses.replace(side, adapter=str(adapter)), how, trainable=False)
     if not is_quantized(model):
         model.to(PartialState().device)
     # Before the first answer: bitsandbytes repacks weights in it.
     who = describe_model(model, adapter, str(adapter), side.adapter_revision)
-    answers = evaluate_task(model.eval(), load_tokenizer(side), task, items, batch_size=batch_size)
+    answers = evaluate_task(model.eval(), load_tokenizer(side), task, items, batch_size=batch_size, progress=progress)
     return signed(answers, {**who, "data": data})
 
 

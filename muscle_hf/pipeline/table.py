@@ -32,7 +32,7 @@ class Row:
     """One model of a run; rates are fractions, nan where there are none.
 
     Args:
-        model: ``old``, ``new``, ``control`` or ``muscle``.
+        model: ``old``, ``new``, ``control``, ``muscle``, or what else was compared.
         quality: Accuracy, or the mean similarity.
         nfr: Negative flips against v1 (for similarities: share of items that got worse).
         nfr_mc: With flips among wrong answers, where there are choices.
@@ -61,7 +61,7 @@ class Result:
 
     @classmethod
     def of(cls, predictions: Mapping[str, Sequence[Prediction]]) -> Result:
-        """Compare predictions by the models' names (``old``, ``new``, and ``control`` or ``muscle``)."""
+        """Compare predictions by the models' names: ``old``, ``new``, and any others, in the order of the table."""
         first = predictions[OLD][0]
         return cls(first.task, first.metric, len(predictions[OLD]), _rows(predictions))
 
@@ -95,7 +95,7 @@ def _rows(predictions: Mapping[str, Sequence[Prediction]]) -> list[Row]:
     choices = predictions[OLD][0].metric in METRICS["choice"]
     without = update_between(predictions[OLD], predictions[NEW])
     rows = [Row(OLD, float(without.before.mean()))]
-    for model in (name for name in TITLES if name in predictions and name != OLD):
+    for model in (name for name in predictions if name != OLD):
         update = without if model == NEW else update_between(predictions[OLD], predictions[model])
         found = update.numbers()
         rows.append(
