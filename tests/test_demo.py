@@ -48,6 +48,7 @@ def test_the_demo_shows_all_models_and_its_commands_run(small, tmp_path, monkeyp
     assert {name: found["metrics"]["step"] for name, found in trained.items()} == dict.fromkeys(trained, 3)
     assert trained["muscle"]["objective"]["mask"] == "mean" and trained["muscle"]["data"]["transfer"]["rows"] == 10
     assert trained["paper/muscle"]["objective"]["mask"] == "student_wrong"
+    assert "transfer" not in trained["paper/muscle"]["data"]
     assert (folder / "control" / "adapter_model.safetensors").is_file()
     for what, command in next_steps(demo):
         assert f"{what}:\n{command}\n" in said

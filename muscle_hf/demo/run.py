@@ -201,7 +201,8 @@ def run_demo(task_name: str, seed: int, output: str | Path, progress: Progress |
     told = {"say": progress.next, "callbacks": [progress]}
     Run(quiet, task, splits, **told).whole()
     answers = dict(load_result_predictions(folder))
-    answers[PAPER] = Run(paper_settings(quiet), task, splits, **told).answers(COMPAT)
+    labelled = dataclasses.replace(splits, transfer=())
+    answers[PAPER] = Run(paper_settings(quiet), task, labelled, **told).answers(COMPAT)
     if task.kind == "choice":
         answers[BOTH] = both_at_inference(answers[OLD], answers[NEW])
     progress.next()
