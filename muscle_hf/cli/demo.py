@@ -22,6 +22,7 @@ def run(args: argparse.Namespace) -> int:
     from muscle_hf.demo import story
     from muscle_hf.demo.progress import Progress
     from muscle_hf.demo.run import REPORT_FILE, run_demo
+    from muscle_hf.pipeline import table
     from muscle_hf.pipeline.steps import hush
     from muscle_hf.report.terminal import print_warnings
 
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     for task in TASK_NAMES if args.task == "all" else (args.task,):
         with Progress(story.stages(task), console) as progress:
             demo = run_demo(task, args.seed, args.output, progress)
-        console.print(story.table(demo))
+        console.print(table.to_rich(demo.result, story.NAMES, short=True))
         console.print(story.words(demo), markup=False)
         print_warnings(demo.result.warnings, console)
         console.print(f"\n{demo.seconds:.0f} s. The report: {demo.folder / REPORT_FILE}", markup=False)

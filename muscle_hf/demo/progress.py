@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bar
 from transformers import TrainerCallback
 
 
@@ -23,26 +21,25 @@ class Progress(TrainerCallback):
     def __init__(self, stages: Sequence[tuple[str, int]] = (), console: Console | None = None):
         self.stages, self.console = list(stages), console
         self.total, self.before, self.steps, self.skipped = sum(size for _, size in stages), 0, 0, 0
-        self.stage, self.start, self.bar = -1, time.monotonic(), None
+        self.stage, self.start = -1, time.monotonic()
+        self.line = console.status("") if console is not None and console.is_terminal else None
 
     def __enter__(self) -> Progress:
-        if self.console is not None and self.console.is_terminal:
-            self.bar = Bar(BarColumn(24), TextColumn("{task.description}"), console=self.console, transient=True)
-            self.bar.start()
-            self.line = self.bar.add_task("", total=self.total)
+        if self.line is not None:
+            self.line.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+        if self.line is not None:
+            self.line.stop()
 
     def next(self, said: str = "") -> None:
         """The next stage begins, or with the last one all is done; what it says of itself is not shown."""
-        if 0 <= self.stage < len(self.stages):
-            self.before += self.stages[self.stage][1]
+        sizes = [0, *(size for _, size in self.stages), 0]
         self.stage, self.steps = self.stage + 1, 0
+        self.before = sum(sizes[: self.stage + 1])
         # What was done by an earlier run says nothing about the time that is left.
-        self.skipped += self.stages[self.stage][1] if ": done before" in said and self.stage < len(self.stages) else 0
+        self.skipped += sizes[self.stage + 1] if ": done before" in said else 0
         self._show(new=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -60,10 +57,9 @@ class Progress(TrainerCallback):
     def _show(self, new: bool = False) -> None:
         if self.console is None or self.stage >= len(self.stages):
             return
-        done, left = min(self.before + self.steps, self.total), self.left
-        time_left = "" if left is None else f", about {left // 60:.0f}:{left % 60:02.0f} left"
-        text = f"{100 * done // self.total:3d} %{time_left}: {self.stages[self.stage][0]}"
-        if self.bar is not None:
-            self.bar.update(self.line, completed=done, description=text)
+        left = "" if self.left is None else f", about {self.left // 60:.0f}:{self.left % 60:02.0f} left"
+        text = f"{100 * (self.before + self.steps) // self.total:3d} %{left}: {self.stages[self.stage][0]}"
+        if self.line is not None:
+            self.line.update(text)
         elif new:
             self.console.print(text, markup=False)

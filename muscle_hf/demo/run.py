@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -19,7 +20,14 @@ from muscle_hf.demo.tasks import TASK_FILES, TASK_SPLITS
 from muscle_hf.evaluation.predictions import Prediction, write_predictions
 from muscle_hf.evaluation.tasks import Item
 from muscle_hf.files import write_text
-from muscle_hf.pipeline.config import DataSettings, LoraSettings, ModelSettings, RunSettings, TransferSettings
+from muscle_hf.pipeline.config import (
+    DataSettings,
+    LoraSettings,
+    ModelSettings,
+    RunSettings,
+    SplitSettings,
+    TransferSettings,
+)
 from muscle_hf.pipeline.data import Splits
 from muscle_hf.pipeline.run import PREDICTIONS, Run, load_result_predictions
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, Result
@@ -27,7 +35,7 @@ from muscle_hf.report import html
 
 # What the demo has beside the models of a run.
 PAPER, BOTH = "paper", "both"
-LABELS = {OLD: "v1", NEW: "v2", COMPAT: "recommended", PAPER: "paper", CONTROL: "plain training", BOTH: "both"}
+LABELS = {OLD: "v1", NEW: "v2", CONTROL: "plain training", PAPER: "paper", COMPAT: "recommended", BOTH: "both"}
 REPORT_FILE = "report.html"
 # The study chose it for each of the three by itself, on validation rows of another task: benchmarks/study/tuned.yaml.
 LEARNING_RATE = 4e-3
@@ -46,15 +54,7 @@ _CARD_TASKS = {
 
 @dataclass(frozen=True)
 class Demo:
-    """A demo that is done.
-
-    Args:
-        folder: Of the run: adapters, predictions, report.
-        result: The figures of all models.
-        predictions: Their answers to the test items.
-        own: The demo's settings in a file, for ``muscle-hf train``.
-        seconds: It took so long; what was done before took none.
-    """
+    """A demo that is done: its folder, what came out for all models, and its settings in a file to change."""
 
     folder: Path
     result: Result
@@ -84,14 +84,13 @@ def demo_settings(task_name: str, seed: int, folder: Path) -> RunSettings:
         old=ModelSettings(str(base("v1"))),
         new=ModelSettings(str(base("v2"))),
         output_dir=str(folder),
-        data=DataSettings(transfer=TransferSettings("train", start=chosen.train, limit=chosen.transfer)),
+        data=DataSettings(
+            train=SplitSettings("train", limit=chosen.train),
+            transfer=TransferSettings("train", start=chosen.train, limit=chosen.transfer),
+        ),
         lora=LoraSettings(r=chosen.lora_rank, alpha=chosen.lora_alpha),
         training=training,
-        task_training={
-            "max_steps": -1,
-            "num_train_epochs": chosen.epochs,
-            "learning_rate": chosen.learning_rate,
-        },
+        task_training={"max_steps": -1, "num_train_epochs": chosen.epochs, "learning_rate": chosen.learning_rate},
         eval_batch_size=256,
         # Heads this small are fastest the plain way.
         attention="eager",
@@ -110,12 +109,10 @@ def demo_settings(task_name: str, seed: int, folder: Path) -> RunSettings:
 def paper_settings(settings: RunSettings) -> RunSettings:
     """The paper's objective, on the labelled rows alone, from the same two task adapters."""
     folder = Path(settings.output_dir)
-    sides = {
-        name: dataclasses.replace(side, adapter=str(folder / name))
-        for name, side in ((OLD, settings.old), (NEW, settings.new))
-    }
-    training = {**settings.training, "preset": "paper"}
-    return dataclasses.replace(settings, **sides, output_dir=str(folder / PAPER), training=training, control=False)
+    old = dataclasses.replace(settings.old, adapter=str(folder / OLD))
+    new = dataclasses.replace(settings.new, adapter=str(folder / NEW))
+    training, place = {**settings.training, "preset": "paper"}, str(folder / PAPER)
+    return dataclasses.replace(settings, old=old, new=new, output_dir=place, training=training, control=False)
 
 
 def demo_splits(task_name: str, seed: int) -> Splits:
@@ -131,39 +128,29 @@ def demo_splits(task_name: str, seed: int) -> Splits:
 
 
 def write_own(task_name: str, seed: int, settings: RunSettings) -> Path:
-    """The demo's rows, task and settings as files beside its results, to put one's own in their places.
-
-    Returns:
-        The file for ``muscle-hf train``.
-    """
-    folder = Path(settings.output_dir) / "own"
-    (folder / "rows").mkdir(parents=True, exist_ok=True)
-    chosen = SETTINGS[task_name]
+    """The demo's rows, task and settings as files, to put one's own in their places; gives that of the settings."""
+    folder, chosen = Path(settings.output_dir) / "own", SETTINGS[task_name]
     for split in TASK_SPLITS:
         count = chosen.train + chosen.transfer if split == "train" else None
-        found = rows(task_name, split, seed=seed, count=count)
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows(task_name, split, seed=seed, count=count))
+        (folder / "rows").mkdir(parents=True, exist_ok=True)
         write_text(folder / "rows" / f"{split}.jsonl", lines)
-    write_text(folder / "task.yaml", yaml.safe_dump(TASK_FILES[task_name], sort_keys=False))
-    training = {**settings.training, "teacher_cache": str(folder / "cache"), "eval_strategy": "no"}
-    shown = dataclasses.replace(settings, training=training).to_dict()
-    kept = ("training", "task_training", "eval_batch_size", "attention")
-    content = {
-        "old": {"base": settings.old.base},
-        "new": {"base": settings.new.base},
-        "output_dir": str(folder / "run"),
-        "task": str(folder / "task.yaml"),
-        "data": {
-            "source": str(folder / "rows"),
-            "train": {"split": "train", "limit": chosen.train},
-            "transfer": {"split": "train", "start": chosen.train, "limit": chosen.transfer},
-            "validation": {"split": "validation"},
-        },
-        "lora": {"r": chosen.lora_rank, "alpha": chosen.lora_alpha},
-        **{name: shown[name] for name in kept},
-    }
-    write_text(folder / "update.yaml", _OWN_HEAD + yaml.safe_dump(content, sort_keys=False))
+    write_text(folder / "task.yaml", TASK_FILES[task_name].read_text(encoding="utf-8"))
+    own = dataclasses.replace(
+        settings,
+        task=str(folder / "task.yaml"),
+        output_dir=str(folder / "run"),
+        data=dataclasses.replace(settings.data, source=str(folder / "rows"), validation=SplitSettings("validation")),
+        training={**settings.training, "teacher_cache": str(folder / "cache"), "eval_strategy": "no"},
+        card={},
+    )
+    write_text(folder / "update.yaml", _OWN_HEAD + yaml.safe_dump(_given(own.to_dict()), sort_keys=False))
     return folder / "update.yaml"
+
+
+def _given(content: dict[str, Any]) -> dict[str, Any]:
+    found = {key: _given(value) if isinstance(value, dict) else value for key, value in content.items()}
+    return {key: value for key, value in found.items() if value not in (None, {})}
 
 
 def both_at_inference(old: Sequence[Prediction], new: Sequence[Prediction]) -> list[Prediction]:
@@ -178,35 +165,29 @@ def both_at_inference(old: Sequence[Prediction], new: Sequence[Prediction]) -> l
 
 
 def run_demo(task_name: str, seed: int, output: str | Path, progress: Progress | None = None) -> Demo:
-    """Train, evaluate and save on one task of the embedded world; writes the report.
-
-    Args:
-        task_name: ``routing``, ``refund`` or ``summary``.
-        seed: Of the rows, their order and the adapters' initialisation.
-        output: Gets a folder per task and seed.
-        progress: Told the steps.
-    """
+    """Train, evaluate and save on one task of the embedded world, in a folder per task and seed; writes the report."""
     start = time.perf_counter()
     folder = Path(output) / f"{task_name}-seed{seed}"
     task, splits, settings = TASKS[task_name], demo_splits(task_name, seed), demo_settings(task_name, seed, folder)
     quiet = dataclasses.replace(settings, training={**settings.training, "disable_tqdm": True})
     progress = progress or Progress()
-    told = {"say": progress.next, "callbacks": [progress]}
-    Run(quiet, task, splits, **told).whole()
+    run = Run(quiet, task, splits, progress.next)
+    run.callbacks = [progress]
+    run.whole()
     answers = dict(load_result_predictions(folder))
-    labelled = dataclasses.replace(splits, transfer=())
-    answers[PAPER] = Run(paper_settings(quiet), task, labelled, **told).answers(COMPAT)
+    paper = Run(paper_settings(quiet), task, dataclasses.replace(splits, transfer=()), progress.next)
+    paper.callbacks = [progress]
+    answers[PAPER] = paper.answers(COMPAT)
     if task.kind == "choice":
         answers[BOTH] = both_at_inference(answers[OLD], answers[NEW])
     progress.next()
+    answers = {name: answers[name] for name in LABELS if name in answers}
     for name in (PAPER, BOTH):
         if name in answers:
             write_predictions(folder / PREDICTIONS / f"{name}.jsonl", answers[name])
-    ordered = [name for name in LABELS if name in answers]
-    sources = [source_of(answers[name], LABELS[name]) for name in ordered]
-    own = write_own(task_name, seed, settings)
-    controls = [LABELS[name] for name in (PAPER, CONTROL, BOTH) if name in answers]
-    document = compare(*sources, labels=[LABELS[name] for name in ordered], controls=controls)
+    sources = [source_of(found, LABELS[name]) for name, found in answers.items()]
+    controls = [LABELS[name] for name in answers if name not in (OLD, NEW, COMPAT)]
+    document = compare(*sources, labels=[LABELS[name] for name in answers], controls=controls)
     write_text(folder / REPORT_FILE, html.render(document))
-    shown = {name: answers[name] for name in (OLD, NEW, CONTROL, PAPER, COMPAT, BOTH) if name in answers}
-    return Demo(folder, Result.of(shown), shown, own, time.perf_counter() - start)
+    own = write_own(task_name, seed, settings)
+    return Demo(folder, Result.of(answers), answers, own, time.perf_counter() - start)

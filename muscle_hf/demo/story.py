@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
-from typing import TYPE_CHECKING
 
 from muscle_hf.console import command, python
-from muscle_hf.demo import SETTINGS, rows
+from muscle_hf.demo import SETTINGS, TASKS, rows
 from muscle_hf.demo.run import BOTH, PAPER, Demo
-from muscle_hf.demo.tasks import TASK_FILES
 from muscle_hf.evaluation.predictions import update_between
 from muscle_hf.pipeline.run import PREDICTIONS
-from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, columns, interval_text
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, columns
 
 NAMES = {
     OLD: "v1",
@@ -25,23 +20,6 @@ NAMES = {
     COMPAT: "recommended: with unlabelled rows",
     BOTH: "both models at inference (bound)",
 }
-_STYLES = {COMPAT: "bold", BOTH: "bright_black"}
-
-
-def table(demo: Demo) -> Table:
-    """Quality and flips of each model."""
-    from rich import box
-    from rich.table import Table
-
-    _, quality, worse, *_, change = columns(demo.result.metric)
-    made = Table(title=f"{demo.result.task}: {demo.result.items} test items, percent", box=box.SIMPLE_HEAD)
-    for heading in ("", quality, worse, change):
-        made.add_column(heading, justify="right" if heading else "left", no_wrap=heading not in ("", change))
-    for row in demo.result.rows:
-        nfr = "" if row.model == OLD else f"{100 * row.nfr:.2f}"
-        changed = "" if row.change is None else interval_text(row.change)
-        made.add_row(NAMES[row.model], f"{100 * row.quality:.2f}", nfr, changed, style=_STYLES.get(row.model))
-    return made
 
 
 def kept(demo: Demo, model: str) -> tuple[int, int, int]:
@@ -71,7 +49,7 @@ def words(demo: Demo) -> str:
 def next_steps(demo: Demo) -> list[tuple[str, str]]:
     """What to do next, and commands for it that can be pasted as they are."""
     files = [demo.folder / PREDICTIONS / f"{name}.jsonl" for name in (OLD, NEW, COMPAT)]
-    prompt = TASK_FILES[demo.result.task]["prompt"].format(**rows(demo.result.task, "test", count=1)[0])
+    prompt = TASKS[demo.result.task].to_item(rows(demo.result.task, "test", count=1)[0], 0).prompt
     adapter, asked = json.dumps(str(demo.folder / COMPAT)), json.dumps(prompt)
     script = (
         "from muscle_hf import demo, load_compatible; "
@@ -79,12 +57,10 @@ def next_steps(demo: Demo) -> list[tuple[str, str]]:
         f'ids = tokenizer({asked}, return_tensors="pt"); '
         "print(tokenizer.decode(model.generate(**ids, max_new_tokens=48)[0], skip_special_tokens=True))"
     )
+    mine = f"Try your own update (put your models and rows into {demo.own})"
     return [
         ("Look at the flips", command("compare", *files, "--full")),
-        (
-            f"Try your own update (put your models and rows into {demo.own})",
-            command("train", "--config", demo.own, "--dry-run"),
-        ),
+        (mine, command("train", "--config", demo.own, "--dry-run")),
         ("Load the adapter, an ordinary LoRA on v2", f"{python()} -c {shlex.quote(script)}"),
     ]
 
@@ -93,7 +69,7 @@ def stages(task: str) -> list[tuple[str, int]]:
     """What a demo does, in order, with the time it takes in training steps."""
     chosen = SETTINGS[task]
     per_version = chosen.epochs * -(-chosen.train // chosen.batch_size)
-    answers = chosen.test // (70 if TASK_FILES[task]["kind"] == "choice" else 5)
+    answers = chosen.test // (70 if TASKS[task].kind == "choice" else 5)
     versions = [(f"a task adapter on {version}", per_version) for version in ("v1", "v2")]
     trained = [("the control", chosen.steps), ("the recommended adapter", chosen.steps + 80)]
     asked = [(f"{chosen.test} test items: {name}", answers) for name in ("v1", "v2", "control", "recommended")]

@@ -15,7 +15,7 @@ from typing import Any
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.tasks import Task
-from muscle_hf.evaluation.yaml_task import task_from_dict
+from muscle_hf.evaluation.yaml_task import read_task
 
 
 @dataclass(frozen=True)
@@ -102,36 +102,6 @@ def _carried(kind: str, seed: int) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-QUEUE_NAMES = ("billing", "delivery", "repairs", "network", "software", "accounts")
-_TICKET_COLUMNS = ["product", "line", "issue", "wording", "tone", "ambiguous", "settled"]
-_RETURN_COLUMNS = ["product", "line", "opened"]
-
-TASK_FILES: dict[str, dict[str, Any]] = {
-    "routing": {
-        "kind": "choice",
-        "prompt": "Ticket: {text}\nQueue:",
-        "choices": list(QUEUE_NAMES),
-        "answer": "queue",
-        "columns": _TICKET_COLUMNS,
-    },
-    "refund": {
-        "kind": "generation",
-        "prompt": "Return: {text}\nSteps:",
-        "reference": "steps",
-        "extract": "last_number",
-        "max_new_tokens": 48,
-        "columns": _RETURN_COLUMNS,
-    },
-    "summary": {
-        "kind": "generation",
-        "prompt": "Ticket: {text}\nSummary:",
-        "reference": "summary",
-        "metric": "rouge1",
-        "max_new_tokens": 24,
-        "columns": _TICKET_COLUMNS,
-    },
-}
-"""The demo's tasks as a YAML file would have them (docs/tasks.md)."""
-
-TASKS: dict[str, Task] = {name: task_from_dict({"name": name, **content}) for name, content in TASK_FILES.items()}
+TASK_FILES = {name: Path(__file__).parent / "task_files" / f"{name}.yaml" for name in SETTINGS}
+TASKS: dict[str, Task] = {name: read_task(file) for name, file in TASK_FILES.items()}
 """The demo's tasks by name."""

@@ -86,15 +86,9 @@ class Run:
     """
 
     test_data: Mapping[str, str | None] = {}
+    callbacks: Sequence[TrainerCallback] = ()
 
-    def __init__(
-        self,
-        settings: RunSettings,
-        task: Task | None,
-        splits: Splits,
-        say: Callable[[str], None] = print,
-        callbacks: Sequence[TrainerCallback] = (),
-    ):
+    def __init__(self, settings: RunSettings, task: Task | None, splits: Splits, say: Callable[[str], None] = print):
         if task is not None and task.kind == "classification":
             raise MuscleError(
                 f"the task {task.name!r} is for a classification head; this command trains causal LMs (use "
@@ -103,7 +97,7 @@ class Run:
         if task is not None and settings.max_new_tokens is not None:
             task = dataclasses.replace(task, max_new_tokens=settings.max_new_tokens)
         self.settings, self.task, self.splits = settings, task, splits
-        self.folder, self._callbacks = Path(settings.output_dir), callbacks
+        self.folder = Path(settings.output_dir)
         self._process = steps.process_state(settings.training)
         self._finished: set[str] = set()
         self._say = say if self._process.is_main_process else lambda text: None
@@ -224,7 +218,7 @@ class Run:
         def work(folder: Path) -> None:
             arguments = steps.training_arguments(self.settings.plain_class, training, folder)
             model = steps.task_adapter_model(side, self.settings.lora, self._how, arguments.seed)
-            steps.train_plainly(model, self._data_for(name), arguments, name=version, callbacks=self._callbacks)
+            steps.train_plainly(model, self._data_for(name), arguments, name=version, callbacks=self.callbacks)
 
         return self._once(name, f"Task adapter on {version}", self._task_key(name), work)
 
@@ -259,7 +253,7 @@ class Run:
             model = self._student()
             if self._starts_from_old:
                 start_from(model, steps.load_task_adapter(self.side(OLD), self._how, trainable=False))
-            steps.train_plainly(model, self.data, arguments, name="control", callbacks=self._callbacks)
+            steps.train_plainly(model, self.data, arguments, name="control", callbacks=self.callbacks)
 
         self.adapter(NEW)
         start = "v2's adapter"
@@ -274,7 +268,7 @@ class Run:
     def _compatibility(self) -> Path:
         def work(folder: Path) -> None:
             trainer = self.compatibility_trainer(folder)
-            steps.train_compatibility(trainer, name="MUSCLE", callbacks=self._callbacks)
+            steps.train_compatibility(trainer, name="MUSCLE", callbacks=self.callbacks)
 
         self.adapter(OLD)
         self.adapter(NEW)

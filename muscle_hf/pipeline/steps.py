@@ -155,23 +155,16 @@ def check_start(old: ModelSettings, new: ModelSettings, lora: LoraSettings) -> N
 # ---- Training ----
 
 
-def train_plainly(
-    model: PeftModel,
-    data: TrainingData,
-    arguments: TrainingArguments,
-    *,
-    name: str,
-    callbacks: Sequence[TrainerCallback] = (),
-) -> None:
+def train_plainly(model: PeftModel, data: TrainingData, arguments: TrainingArguments, **shown: Any) -> None:
     """Train an adapter with plain cross-entropy and save it in ``output_dir``: a task adapter, or the control.
 
-    Checkpoints that lie there are gone on from; ``name`` is on the progress bar; ``callbacks`` are added.
+    Checkpoints that lie there are gone on from. ``shown``: ``name``, on the progress bar, and ``callbacks`` to add.
 
     Raises:
         Interrupted: By Ctrl-C; a checkpoint was saved.
     """
     trainer = adapter_saving(_trainer_for(arguments))(model, arguments, **data.for_trainer(arguments))
-    _fit(trainer, name, callbacks)
+    _fit(trainer, **shown)
     trainer.save_model()
 
 
@@ -200,9 +193,9 @@ def compatibility_trainer(
     )
 
 
-def train_compatibility(trainer: MuscleTrainer, *, name: str, callbacks: Sequence[TrainerCallback] = ()) -> None:
+def train_compatibility(trainer: MuscleTrainer, **shown: Any) -> None:
     """:func:`train_plainly` for the compatibility adapter, with a card."""
-    _fit(trainer, name, callbacks)
+    _fit(trainer, **shown)
     # As an internal call: it is published at the end of the run, with its flips on the card.
     trainer.save_model(_internal_call=True)
     if trainer.args.should_save:
@@ -223,7 +216,7 @@ def _trainer_for(arguments: TrainingArguments) -> type[Trainer]:
     return SFTTrainer
 
 
-def _fit(trainer: Trainer, name: str, callbacks: Sequence[TrainerCallback]) -> None:
+def _fit(trainer: Trainer, name: str, callbacks: Sequence[TrainerCallback] = ()) -> None:
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     if not trainer.args.disable_tqdm:

@@ -25,6 +25,7 @@ TITLES = {
     CONTROL: "v2 + CE (control)",
     COMPAT: "MUSCLE",
 }
+_STYLES = {COMPAT: "bold", "both": "bright_black"}
 
 
 @dataclass(frozen=True)
@@ -128,11 +129,11 @@ def columns(metric: str) -> list[str]:
     return ["Model", _QUALITY.get(metric, metric.upper()), worse, *mc, better, f"Change of {worse} (95 %)"]
 
 
-def cells(result: Result) -> list[list[str]]:
+def cells(result: Result, names: Mapping[str, str] = TITLES) -> list[list[str]]:
     """The table's rows as text, in percent (changes in percentage points)."""
     return [
         [
-            TITLES[row.model],
+            names[row.model],
             _percent(row.quality),
             _percent(row.nfr),
             *([_percent(row.nfr_mc)] if result.metric in METRICS["choice"] else []),
@@ -143,19 +144,20 @@ def cells(result: Result) -> list[list[str]]:
     ]
 
 
-def to_rich(result: Result) -> Table:
-    """The table for the terminal."""
+def to_rich(result: Result, names: Mapping[str, str] = TITLES, *, short: bool = False) -> Table:
+    """The table for the terminal; ``short``: of the flips only NFR."""
     from rich import box
     from rich.table import Table
 
     table = Table(title=f"{result.task}: {result.items} test items, percent", box=box.SIMPLE_HEAD)
-    *headings, change = columns(result.metric)
+    lines = [columns(result.metric), *cells(result, names)]
+    (*headings, change), *rows = [[*line[:3], line[-1]] for line in lines] if short else lines
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="left" if index == 0 else "right", no_wrap=True)
     # The widest, which narrow terminals break at its blanks rather than cut off.
     table.add_column(change, justify="right")
-    for row, texts in zip(result.rows, cells(result), strict=True):
-        table.add_row(*texts, style="bold" if row.model == COMPAT else None)
+    for row, texts in zip(result.rows, rows, strict=True):
+        table.add_row(*texts, style=_STYLES.get(row.model))
     return table
 
 
