@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 
 TASK_NAMES = ("routing", "refund", "summary")
 
@@ -21,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
 
     from muscle_hf.demo import story
     from muscle_hf.demo.progress import Progress
-    from muscle_hf.demo.run import REPORT_FILE, run_demo
+    from muscle_hf.demo.run import run_demo
     from muscle_hf.pipeline import table
     from muscle_hf.pipeline.steps import hush
     from muscle_hf.report.terminal import print_warnings
@@ -29,12 +30,13 @@ def run(args: argparse.Namespace) -> int:
     hush()
     console = Console(highlight=False, soft_wrap=True)
     for task in TASK_NAMES if args.task == "all" else (args.task,):
-        with Progress(story.stages(task), console) as progress:
+        progress = Progress(story.stages(task), console)
+        with progress.line or contextlib.nullcontext():
             demo = run_demo(task, args.seed, args.output, progress)
         console.print(table.to_rich(demo.result, story.NAMES, short=True))
         console.print(story.words(demo), markup=False)
         print_warnings(demo.result.warnings, console)
-        console.print(f"\n{demo.seconds:.0f} s. The report: {demo.folder / REPORT_FILE}", markup=False)
+        console.print(f"\nThe report: {demo.folder / 'report.html'}", markup=False)
         for what, command in story.next_steps(demo):
             console.print(f"\n{what}:\n{command}", markup=False)
     return 0

@@ -11,11 +11,9 @@ from transformers import TrainerCallback
 
 
 class Progress(TrainerCallback):
-    """Of a run whose stages are known; as a callback it counts the steps of the one that trains.
+    """Of a run whose stages are known, with about how many training steps each is worth; as a callback it counts them.
 
-    Args:
-        stages: What is done and about how much it is, in training steps, in order.
-        console: Where the line goes: one that moves on a terminal, else one a stage. None: nowhere.
+    The line moves on a terminal (``with progress.line``); elsewhere there is one a stage. Without a console: nothing.
     """
 
     def __init__(self, stages: Sequence[tuple[str, int]] = (), console: Console | None = None):
@@ -23,15 +21,6 @@ class Progress(TrainerCallback):
         self.total, self.before, self.steps, self.skipped = sum(size for _, size in stages), 0, 0, 0
         self.stage, self.start = -1, time.monotonic()
         self.line = console.status("") if console is not None and console.is_terminal else None
-
-    def __enter__(self) -> Progress:
-        if self.line is not None:
-            self.line.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.line is not None:
-            self.line.stop()
 
     def next(self, said: str = "") -> None:
         """The next stage begins, or with the last one all is done; what it says of itself is not shown."""

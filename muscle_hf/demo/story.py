@@ -68,9 +68,9 @@ def next_steps(demo: Demo) -> list[tuple[str, str]]:
 def stages(task: str) -> list[tuple[str, int]]:
     """What a demo does, in order, with the time it takes in training steps."""
     chosen = SETTINGS[task]
-    per_version = chosen.epochs * -(-chosen.train // chosen.batch_size)
+    task_adapter = chosen.epochs * -(-chosen.train // chosen.batch_size)
     answers = chosen.test // (70 if TASKS[task].kind == "choice" else 5)
-    versions = [(f"a task adapter on {version}", per_version) for version in ("v1", "v2")]
+    versions = [(f"a task adapter on {version}", task_adapter) for version in ("v1", "v2")]
     trained = [("the control", chosen.steps), ("the recommended adapter", chosen.steps + 80)]
     asked = [(f"{chosen.test} test items: {name}", answers) for name in ("v1", "v2", "control", "recommended")]
     paper = [("the paper's objective", chosen.steps + 15), (f"{chosen.test} test items: the paper's", answers)]

@@ -1,6 +1,6 @@
 """The three tasks of the embedded world, one of each kind of the paper: their rows, prompts and settings.
 
-Epochs and learning rate of the task adapters are those of docs/study.md: they fit their training rows almost entirely.
+Epochs and learning rate of the task adapters are the study's: they fit their training rows almost entirely.
 What is trained on from them has as many steps as fit a demo.
 """
 
@@ -28,11 +28,8 @@ class TaskSettings:
         validation: Rows to choose settings by.
         test: Rows of the final table.
         epochs: Passes over the training rows, for a task adapter.
-        learning_rate: Its peak learning rate (AdamW).
         steps: Of what is trained on from v2's task adapter, the control and each objective.
         batch_size: Rows per step.
-        lora_rank: Rank of the LoRA on every linear layer of the body.
-        lora_alpha: Scaling of the LoRA.
     """
 
     train: int
@@ -40,11 +37,8 @@ class TaskSettings:
     validation: int
     test: int
     epochs: int = 10
-    learning_rate: float = 4e-3
     steps: int = 250
     batch_size: int = 32
-    lora_rank: int = 16
-    lora_alpha: int = 32
 
 
 SETTINGS: dict[str, TaskSettings] = {
