@@ -24,11 +24,10 @@ class Progress(TrainerCallback):
 
     def next(self, said: str = "") -> None:
         """The next stage begins, or with the last one all is done; what it says of itself is not shown."""
-        sizes = [0, *(size for _, size in self.stages), 0]
         self.stage, self.steps = self.stage + 1, 0
-        self.before = sum(sizes[: self.stage + 1])
-        # What was done by an earlier run says nothing about the time that is left.
-        self.skipped += sizes[self.stage + 1] if ": done before" in said else 0
+        self.before = sum(size for _, size in self.stages[: self.stage])
+        if ": done before" in said and self.stage < len(self.stages):
+            self.skipped += self.stages[self.stage][1]  # says nothing about the time that is left
         self._show(new=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
