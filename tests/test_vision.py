@@ -16,6 +16,7 @@ from muscle_hf.teachers import kind_of, make_student, make_teacher
 from muscle_hf.teachers.kinds import CAUSAL_LM, SEQ2SEQ_LM
 from muscle_hf.teachers.loading import auto_class_of, load_model, load_task_model
 from muscle_hf.teachers.sharding import give_padding_token
+from muscle_hf.teachers.sharing import can_share
 
 ROWS = {"text": (), "one image a row": (1,), "none or two": (2, 0, 0)}
 CHOICES = (" w5 w6", " w7")
@@ -92,6 +93,15 @@ def test_a_teacher_cache_changes_nothing(name, images, same, tmp_path):
         # Patches of all images in one row of numbers are not told apart in a batch.
         expected = {"text": {6}, "one image a row": {0} if "qwen" in name else {6}, "none or two": range(1, 6)}
         assert held in expected[images], again
+
+
+def test_only_adapters_that_are_on_attention_modules_need_a_base_of_their_own():
+    plain, attention = (
+        LoraConfig(r=2, target_modules=layers) for layers in (["q_proj"], r".*vision_tower.*\.attention")
+    )
+    for first, second in ((plain, plain), (plain, attention), (attention, plain)):
+        model = get_peft_model(FAMILIES["gemma3"].build(1), first)
+        assert can_share(model, second) is (first is second)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -75,11 +75,9 @@ def can_share(model: PeftModel, config: PeftConfig | None) -> bool:
     """
     if config is None:
         return not any(changes_base(other) for other in model.peft_config.values())
-    # PEFT's layer for attention modules merges adapters into the base for each forward, which rounds.
-    attention = any(isinstance(module, nn.MultiheadAttention) for module in model.modules())
     configs = (config, *model.peft_config.values())
     plain = [each for each in configs if adds_only(each)]
-    return not attention and len(plain) == len(configs) and _replace_apart(model, plain)
+    return len(plain) == len(configs) and not _merge_at_each_forward(model, plain) and _replace_apart(model, plain)
 
 
 def file_adds_only(folder: Path, config: LoraConfig, model: PeftModel) -> bool:
@@ -102,6 +100,15 @@ def file_adds_only(folder: Path, config: LoraConfig, model: PeftModel) -> bool:
             if not any(part in name for part in replaced) and not torch.equal(match, file.get_tensor(name).to(match)):
                 return False
     return True
+
+
+def _merge_at_each_forward(model: PeftModel, configs: Sequence[LoraConfig]) -> bool:
+    """Whether an adapter is on an attention module, where PEFT adds it to the base for each forward, which rounds."""
+    return any(
+        isinstance(module, nn.MultiheadAttention)
+        and any(check_target_module_exists(config, name.removesuffix(".base_layer")) for config in configs)
+        for name, module in model.get_base_model().named_modules()
+    )
 
 
 def _replace_apart(model: PeftModel, configs: Sequence[LoraConfig]) -> bool:
