@@ -23,7 +23,7 @@ from muscle_hf.pipeline.smoke import tiny_model
 
 pytest.importorskip("trl")
 # Enough that some seconds are left from the first one on.
-STEPS = 400
+STEPS = 150
 SHOWN = re.compile(rf"\| ([1-9]\d*)/{STEPS}")
 COMMAND = [sys.executable, "-m", "muscle_hf.cli.main"]
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")

@@ -165,5 +165,5 @@ def test_bases_of_two_sizes_are_told_from_their_configurations(tmp_path):
     check_start(trained, sides["wider"], lora)
     with pytest.raises(MuscleError, match="1 of 1 layers have other shapes"):
         check_start(sides["v1"], sides["wider"], LoraSettings(target_modules=r".*\.0\.mlp\.up_proj"))
-    with pytest.raises(MuscleError, match=r"the bases cannot be compared: .*nowhere"):
+    with pytest.raises(MuscleError, match="nowhere"):
         check_start(sides["v1"], sides["nowhere"], lora)
