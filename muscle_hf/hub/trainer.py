@@ -16,7 +16,6 @@ from transformers.utils import logging
 
 from muscle_hf.compat.transformers import PushInProgress
 from muscle_hf.errors import MuscleError, SaveError
-from muscle_hf.record import PROVENANCE_FILE
 from muscle_hf.teachers.origin import local_model_folder, origin_of
 from muscle_hf.teachers.weights import base_of
 from muscle_hf.training.base import TrainerParts
@@ -112,6 +111,8 @@ class PublishesCard(TrainerParts):
         """
         if not self.is_world_process_zero():
             return
+        from muscle_hf.record import PROVENANCE_FILE
+
         if not Path(self.run_folder, PROVENANCE_FILE).is_file():
             # As Trainer's, after an evaluation without training: scripts call this last, whatever they did.
             logger.warning("no card is written: there is no saved adapter; call trainer.save_model() first")
