@@ -17,7 +17,6 @@ from muscle_hf.demo import SETTINGS, TASKS, base, rows
 from muscle_hf.demo.progress import Progress
 from muscle_hf.demo.tasks import TASK_FILES
 from muscle_hf.evaluation.predictions import Prediction, write_predictions
-from muscle_hf.evaluation.tasks import Item
 from muscle_hf.files import write_text
 from muscle_hf.pipeline.config import RunSettings, SplitSettings
 from muscle_hf.pipeline.data import Splits
@@ -100,13 +99,11 @@ def paper_settings(settings: RunSettings) -> RunSettings:
 def demo_splits(task_name: str, seed: int) -> Splits:
     """The items of a demo run."""
     chosen, task = SETTINGS[task_name], TASKS[task_name]
-
-    def items(split: str, count: int) -> list[Item]:
-        return [task.to_item(row, i) for i, row in enumerate(rows(task_name, split, seed=seed, count=count))]
-
-    train = items("train", chosen.train + chosen.transfer)
+    parts = (("train", chosen.train + chosen.transfer), ("test", chosen.test))
+    found = (rows(task_name, split, seed=seed, count=count) for split, count in parts)
+    train, test = ([task.to_item(row, index) for index, row in enumerate(part)] for part in found)
     # Nothing is selected by the validation loss, so no time is spent on it.
-    return Splits(train[: chosen.train], [], items("test", chosen.test), train[chosen.train :])
+    return Splits(train[: chosen.train], [], test, train[chosen.train :])
 
 
 def write_own(task_name: str, seed: int, settings: RunSettings) -> Path:
@@ -117,14 +114,10 @@ def write_own(task_name: str, seed: int, settings: RunSettings) -> Path:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows(task_name, split, seed=seed, count=count))
         write_text(folder / "rows" / f"{split}.jsonl", lines)
     write_text(folder / "task.yaml", TASK_FILES[task_name].read_text(encoding="utf-8"))
-    own = dataclasses.replace(
-        settings,
-        task=str(folder / "task.yaml"),
-        output_dir=str(folder / "run"),
-        data=dataclasses.replace(settings.data, source=str(folder / "rows"), validation=SplitSettings("validation")),
-        training={**settings.training, "teacher_cache": str(folder / "cache"), "eval_strategy": "no"},
-        card={},
-    )
+    data = dataclasses.replace(settings.data, source=str(folder / "rows"), validation=SplitSettings("validation"))
+    training = {**settings.training, "teacher_cache": str(folder / "cache"), "eval_strategy": "no"}
+    places = {"task": str(folder / "task.yaml"), "output_dir": str(folder / "run")}
+    own = dataclasses.replace(settings, data=data, training=training, card={}, **places)
     write_text(folder / "update.yaml", _OWN_HEAD + yaml.safe_dump(_given(own.to_dict()), sort_keys=False))
     return folder / "update.yaml"
 

@@ -31,10 +31,9 @@ def kept(demo: Demo, model: str) -> tuple[int, int, int]:
 
 def words(demo: Demo) -> str:
     """The table in words."""
-    chosen, metric = SETTINGS[demo.result.task], demo.result.metric
+    chosen, worse = SETTINGS[demo.result.task], columns(demo.result.metric)[2]
     broken, keeps, others = kept(demo, COMPAT)
     _, control_keeps, control_others = kept(demo, CONTROL)
-    worse = columns(metric)[2]
     flip = "v1 answers rightly and the new model wrongly" if worse == "NFR" else "the new model answers worse than v1"
     return (
         f"Of {broken} items that the update breaks, the recommended adapter keeps {keeps} and breaks {others} others; "
