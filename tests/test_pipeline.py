@@ -249,7 +249,7 @@ def test_control_and_compatibility_adapter_start_from_v1s_adapter_where_they_are
     folder, settings, splits, _, _ = finished
     shutil.copytree(folder, tmp_path / "run")
     training = {**settings.training, "start_from": "old", "learning_rate": 1e-9}
-    task_training = {"learning_rate": settings.training["learning_rate"]}
+    task_training = {**settings.task_training, "learning_rate": settings.training["learning_rate"]}
     settings = dataclasses.replace(
         settings, output_dir=str(tmp_path / "run"), training=training, task_training=task_training, control=True
     )
