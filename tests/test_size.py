@@ -15,10 +15,9 @@ for name, module in list(sys.modules.items()):
     if name.partition(".")[0] == "muscle_hf":
         print("loaded:", module.__file__)
 """
-# To reach: 6,000.
 LOADED_BY_THE_TRAINER = 6_000
 # To reach: 23,000.
-IN_THE_PACKAGE = 31_600
+IN_THE_PACKAGE = 31_500
 
 
 def lines(files: list[Path]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jinja2 import TemplateError
@@ -263,7 +263,7 @@ class _Crew:
         """The model inside DataParallel, DDP, FSDP, DeepSpeed and torch.compile wrappers."""
         from accelerate.utils import extract_model_from_parallel
 
-        return extract_model_from_parallel(model, keep_fp32_wrapper=True, keep_torch_compile=False)
+        return cast("Any", extract_model_from_parallel(model, keep_fp32_wrapper=True, keep_torch_compile=False))
 
     def from_main(self, make: Callable[[], Any]) -> Any:
         """What the main process makes, on all of them."""

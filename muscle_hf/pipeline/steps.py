@@ -243,7 +243,7 @@ def adapter_saving(cls: type[Trainer]) -> type[Trainer]:
             if not self.args.should_save:
                 return
             with staged(cast("str", output_dir or self.args.output_dir)) as folder:
-                self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
+                cast("Any", self.accelerator.unwrap_model(self.model)).save_pretrained(folder, state_dict=state_dict)
                 (folder / "README.md").unlink(missing_ok=True)  # names the base by its place on this disk
                 cast("PreTrainedTokenizerBase", self.processing_class).save_pretrained(folder)
 

@@ -97,7 +97,7 @@ def _shard_zero3(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     config["train_micro_batch_size_per_gpu"] = 1
     for name in ("train_batch_size", "gradient_accumulation_steps", "gradient_clipping"):
         config.pop(name, None)
-    engine, *_ = deepspeed.initialize(model=model, config=config)
+    engine: Any = deepspeed.initialize(model=model, config=config)[0]
     engine.eval()
     # Its modules gather their own weights, so the model can be called as before.
     return engine.module
