@@ -100,11 +100,8 @@ class Step:
         """
         cut = batch.trimmed() if self.head is not None else batch
         outputs, student = self._student(model, batch if whole else cut, whole)
-        if student.head is None or self.head is None:
-            # Here the values are made of all tokens at once; that of a teacher's body is not worth a second look.
-            size, skip = None, False
-        else:
-            size = self.chunk_size or chunk_rows(self.head.vocabulary, cut.labels.device)
+        # Of whole logits the values are made at once; a teacher's body is not worth a second look then.
+        size = self._rows_at_a_time(student, cut)
 
         def inspect(role: str, logits: Tensor, which: Tensor) -> None:
             require_finite(role, logits, cut.rows[which], where)
@@ -119,7 +116,7 @@ class Step:
             "inspect": inspect,
         }
         weights = None
-        if skip and self._looks_first(objective, cut):
+        if skip and size is not None and self._looks_first(objective, cut):
             weights = chunked_weights(objective, streams, **about)
         for role in self.sources.keys() - streams.keys():
             needed = None if weights is None else _rows_that_need(role, weights, cut)
@@ -130,12 +127,16 @@ class Step:
         """A teacher's own logits of the trained tokens, (n, V), a few tokens at a time, whatever its temperature."""
         cut = batch.trimmed() if self.head is not None else batch
         stream = self.sources[role].targets(cut)
-        size = len(cut.rows)
-        if stream.head is not None and self.head is not None:
-            size = self.chunk_size or chunk_rows(self.head.vocabulary)
+        size = self._rows_at_a_time(stream, cut) or max(1, len(cut.rows))
         with torch.no_grad():
-            for rows in torch.arange(len(cut.rows), device=cut.labels.device).split(max(1, size)):
+            for rows in torch.arange(len(cut.rows), device=cut.labels.device).split(size):
                 yield stream.logits(rows)
+
+    def _rows_at_a_time(self, stream: Stream, batch: Batch) -> int | None:
+        """How many tokens' logits to hold at a time; None for all."""
+        if stream.head is None or self.head is None:
+            return None
+        return self.chunk_size or chunk_rows(self.head.vocabulary, batch.labels.device)
 
     def flush(self) -> None:
         """Write to the disk what caches hold in memory."""
