@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -119,4 +120,5 @@ print(locale.getpreferredencoding(False), read_provenance(folder)["labels"] == [
 
 def test_sft_trainer_says_what_to_install():
     code = f"{BLOCKED}\nimport muscle_hf\ntry:\n    muscle_hf.MuscleSFTTrainer\nexcept ImportError as e:\n    print(e)"
-    assert "-m pip install 'trl>=" in run(code)
+    # Which bound of the range comes first is the packager's choice.
+    assert re.search(r"-m pip install 'trl[<>]\S+,", run(code))
