@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))  # the documents and the browser are those of the tests
+sys.path.insert(0, str(ROOT / "tests" / "support"))  # the documents and the browser are those of the tests
 
 from chromium import Chromium  # noqa: E402
 from report_documents import large_document  # noqa: E402

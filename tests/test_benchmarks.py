@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+import paths
 import pytest
 from launching import launched
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = paths.ROOT / "benchmarks"
 
 
 @pytest.mark.slow

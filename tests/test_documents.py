@@ -7,9 +7,10 @@ import re
 import shlex
 from pathlib import Path
 
+import paths
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = paths.ROOT
 STUDY = ROOT / "benchmarks" / "study" / "REPORT.md"
 SKILL = ROOT / "skills" / "muscle-hf" / "SKILL.md"
 DOCUMENTS = [

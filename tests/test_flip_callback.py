@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from pathlib import Path
 
+import paths
 import peft
 import pytest
 import torch
@@ -210,7 +210,7 @@ def test_no_old_model_is_said_before_training(tmp_path):
 
 
 def test_the_documented_example_runs(tmp_path, monkeypatch, sides):
-    text = (Path(__file__).parents[1] / "docs" / "howto" / "flips-while-training.md").read_text(encoding="utf-8")
+    text = (paths.ROOT / "docs" / "howto" / "flips-while-training.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"<!-- python: callback -->\n```python\n(.*?)```", text, re.S)
     monkeypatch.chdir(tmp_path)
     write_predictions("v1.jsonl", sides[0])
@@ -292,6 +292,6 @@ def test_the_teachers_answers_are_those_of_the_models(tmp_path):
 @pytest.mark.slow
 def test_two_processes_agree_with_one(tmp_path):
     """Training with the callback under two processes ends, and both report what one process would."""
-    launched([str(Path(__file__).with_name("flip_callback_worker.py")), str(tmp_path)])
+    launched([str(paths.SUPPORT / "flip_callback_worker.py"), str(tmp_path)])
     results = [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)]
     assert results[0] == results[1]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import paths
 import pytest
 
 from muscle_hf import MuscleError
@@ -15,7 +16,7 @@ from muscle_hf.cli.main import main
 from muscle_hf.evaluation.registry import load_task
 from muscle_hf.user_code import NO_CODE
 
-ROOT = Path(__file__).parents[1]
+ROOT = paths.ROOT
 LOADERS = {"from_pretrained", "from_config", "pipeline"}
 # PEFT reads configurations and tensors, and has no such argument.
 WITHOUT_CODE = {"PeftModel", "PeftConfig"}

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import paths
 import pytest
 
 OPTIONAL = (
@@ -33,7 +34,7 @@ sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Blocker
 
 
 def run(code: str, *arguments: str, **variables: str) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent), **variables}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(paths.SUPPORT), **variables}
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, timeout=240
     )
@@ -121,4 +122,4 @@ print(locale.getpreferredencoding(False), read_provenance(folder)["labels"] == [
 def test_sft_trainer_says_what_to_install():
     code = f"{BLOCKED}\nimport muscle_hf\ntry:\n    muscle_hf.MuscleSFTTrainer\nexcept ImportError as e:\n    print(e)"
     # Which bound of the range comes first is the packager's choice.
-    assert re.search(r"-m pip install 'trl[<>]\S+,", run(code))
+    assert re.search(r"-m pip install 'trl[<>]", run(code))

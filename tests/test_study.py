@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import paths
 import pytest
 import torch
 import yaml
@@ -20,7 +21,7 @@ from muscle_hf import MuscleConfig
 from muscle_hf.demo import base as demo_base
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*unstable without the auxiliary cross-entropy")
-ROOT = Path(__file__).parents[1]
+ROOT = paths.ROOT
 STUDY = ROOT / "benchmarks" / "study"
 PLAN = yaml.safe_load((STUDY / "plan.yaml").read_text())
 TUNED = yaml.safe_load((STUDY / "tuned.yaml").read_text())

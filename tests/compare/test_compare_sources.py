@@ -6,13 +6,14 @@ import csv
 import json
 from pathlib import Path
 
+import paths
 import pytest
 from compare_files import choice_predictions, lighteval_rows, write, write_lighteval, write_lines, write_parquet
 
 from muscle_hf import MuscleError
 from muscle_hf.compare import Budget, ReadOptions, compare, read_source, source_of
 
-LOGS = Path(__file__).parent / "data" / "lm_eval"
+LOGS = paths.DATA / "lm_eval"
 
 
 def rows_of(path: Path) -> list[dict]:

@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
+import paths
 import pytest
 from compare_files import choice_predictions, write
 from hub_server import TOKEN, HubServer
@@ -13,7 +14,7 @@ from hub_world import make_trainer
 
 from muscle_hf.cli.main import main
 
-TEXT = (Path(__file__).parents[1] / "docs" / "howto" / "publish-and-load.md").read_text(encoding="utf-8")
+TEXT = (paths.ROOT / "docs" / "howto" / "publish-and-load.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 

@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+import paths
 import pytest
 from evaluation_models import make_model, make_tokenizer
 
@@ -287,7 +288,7 @@ def model_folder(tmp_path_factory):
 
 
 def test_the_documented_examples_run(tmp_path, monkeypatch, model_folder):
-    text = (Path(__file__).parents[1] / "docs" / "howto" / "tasks.md").read_text(encoding="utf-8")
+    text = (paths.ROOT / "docs" / "howto" / "tasks.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     for name, content in re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", text, re.S):
         Path(name).write_text(content, encoding="utf-8")

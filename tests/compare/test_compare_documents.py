@@ -8,14 +8,14 @@ import json
 import re
 import shlex
 import shutil
-from pathlib import Path
 
+import paths
 import pytest
 from compare_files import choice_predictions, write, write_lines
 
 from muscle_hf.cli.main import main
 
-ROOT = Path(__file__).parents[1]
+ROOT = paths.ROOT
 DOCS = ROOT / "docs"
 # Page -> the kinds of blocks that it has, and the files that these write.
 PAGES = {
@@ -50,7 +50,7 @@ def scene(tmp_path, monkeypatch):
             writer = csv.writer(file)
             writer.writerow(["number", "said", "truth"])
             writer.writerows([p.id, p.prediction, p.target] for p in rows)
-    shutil.copytree(Path(__file__).parent / "data" / "lm_eval", tmp_path / "lm_eval")
+    shutil.copytree(paths.DATA / "lm_eval", tmp_path / "lm_eval")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

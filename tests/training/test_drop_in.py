@@ -10,12 +10,13 @@ import sys
 from pathlib import Path
 
 import builders
+import paths
 import pytest
 from builders import VOCABULARY
 
 pytest.importorskip("trl")
 
-ROOT = Path(__file__).parents[1]
+ROOT = paths.ROOT
 SCRIPTS = ROOT / "tests" / "scripts"
 WORDS = ["<pad>", "<eos>", *(f"w{i}" for i in range(2, VOCABULARY))]
 TEXTS = [" ".join(f"w{2 + (7 * i + 3 * j) % (VOCABULARY - 2)}" for j in range(5 + i % 4)) for i in range(16)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from test_losses import evaluate, random_tokens
+from test_objective import evaluate, random_tokens
 
 from muscle_hf import MuscleError
 from muscle_hf.objective import MASK_NAMES, Objective, resolve_mask

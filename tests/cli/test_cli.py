@@ -7,8 +7,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
+import paths
 import peft
 import pytest
 
@@ -67,7 +67,7 @@ def test_a_printed_command_can_be_pasted_into_the_shell_that_started_it(start, t
         file.write_text(program)
         file.chmod(0o755)
     path = os.pathsep.join([str(tmp_path / "on path"), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(paths.ROOT)}
 
     def shell(line):
         done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -92,7 +92,7 @@ def test_the_package_is_the_command_and_warns_of_nothing_it_does_itself(tmp_path
     make_tokenizer().save_pretrained(tmp_path / "base")
     (tmp_path / "rows.csv").write_text("sentence,label\nfine,1\n")
     words = ["evaluate", "base", "--adapter", "adapter", "--task", "sst2", "--data", "rows.csv", "--output", "o.jsonl"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(paths.ROOT)}
     done = subprocess.run(
         [sys.executable, "-m", "muscle_hf", *words], cwd=tmp_path, env=environment, capture_output=True, text=True
     )

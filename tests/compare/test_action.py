@@ -8,11 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import paths
 import pytest
 import yaml
 from compare_files import choice_predictions, flipping, write
 
-ROOT = Path(__file__).parents[1]
+ROOT = paths.ROOT
 FOLDER = ROOT / ".github" / "actions" / "compare"
 ACTION = yaml.safe_load((FOLDER / "action.yml").read_text(encoding="utf-8"))
 STEPS = {step["name"]: step for step in ACTION["runs"]["steps"]}

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import paths
 import pytest
 from compare_files import choice_predictions, score_predictions, sources, write, write_lines
 
@@ -18,7 +19,7 @@ from muscle_hf.compare.targets import choose_target, probabilities_of, target_ch
 from muscle_hf.errors import MuscleError
 from muscle_hf.report import targets
 
-LOGS = Path(__file__).parent / "data" / "lm_eval"
+LOGS = paths.DATA / "lm_eval"
 
 
 def likely(items: int, accuracy: float, sure: float, seed: int):

@@ -6,8 +6,8 @@ import dataclasses
 import importlib.util
 import json
 import shutil
-from pathlib import Path
 
+import paths
 import pytest
 import torch
 import yaml
@@ -121,7 +121,7 @@ def test_the_card_tells_the_flips_of_the_run(finished):
 
 def test_reference_cards_are_made_of_runs_and_then_of_themselves(finished, tmp_path, monkeypatch):
     folder, settings, _, _, _ = finished
-    script = Path(__file__).parents[1] / "model_cards" / "render.py"
+    script = paths.ROOT / "model_cards" / "render.py"
     spec = importlib.util.spec_from_file_location("render_cards", script)
     render_cards = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(render_cards)

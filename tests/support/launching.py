@@ -12,6 +12,8 @@ import time
 from multiprocessing.connection import wait
 from pathlib import Path
 
+import paths
+
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["builders"])
 
@@ -41,7 +43,7 @@ def launched(
     group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes), "PATH": path}
     group |= {"LOCAL_WORLD_SIZE": str(processes), **(variables or {})}
     # The server takes its path from here, when it is started.
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(Path(__file__).parent), *filter(None, sys.path)]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(paths.SUPPORT), *filter(None, sys.path)]))
     with tempfile.TemporaryDirectory() as outputs:
         started = []
         for rank in map(str, range(processes)):

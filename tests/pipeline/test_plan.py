@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from pathlib import Path
 
+import paths
 import pytest
 from transformers import AutoConfig
 
@@ -137,7 +137,7 @@ def test_memory_follows_what_costs_memory(small):
 )
 def test_memory_is_what_a_step_holds(family, name, how, monkeypatch):
     """By the benchmark's measure, on models of another shape than its own."""
-    folder = Path(__file__).parents[1] / "benchmarks"
+    folder = paths.ROOT / "benchmarks"
     monkeypatch.syspath_prepend(str(folder))
     import memory_estimate
 

@@ -7,16 +7,16 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from xml.etree import ElementTree
 
+import paths
 import pytest
 from compare_files import choice_predictions, write
 
 from muscle_hf.cli.main import main
 from muscle_hf.evaluation import read_predictions
 
-LOGS = Path(__file__).parent / "data" / "lm_eval"
+LOGS = paths.DATA / "lm_eval"
 
 
 @pytest.fixture

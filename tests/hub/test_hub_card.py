@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import paths
 import pytest
 from example_document import example_document
 from hub_server import HubServer, card_errors, front_matter
@@ -440,7 +441,7 @@ def test_state_of_another_version_keeps_what_is_known(tmp_path: Path):
     assert CardState.load(tmp_path).title == "x"
 
 
-CARDS = Path(__file__).parents[1] / "model_cards"
+CARDS = paths.ROOT / "model_cards"
 REFERENCE = sorted(path.parent for path in CARDS.glob("*/muscle_provenance.json"))
 
 

@@ -8,14 +8,15 @@ import shlex
 import shutil
 from pathlib import Path
 
+import paths
 import pytest
 from compare_files import choice_predictions, lighteval_rows, write_lighteval
 from tool_logs import LOGS, answers, write_log
 
 from muscle_hf.cli.main import main
 
-ROOT = Path(__file__).parents[1]
-DATA = Path(__file__).parent / "data" / "tools"
+ROOT = paths.ROOT
+DATA = paths.DATA / "tools"
 PAGE = (ROOT / "docs" / "howto" / "coming-from.md").read_text(encoding="utf-8")
 LINES = dict(re.findall(r"^\| (\w.*?) \| `(muscle-hf compare .*?)`", PAGE, re.MULTILINE))
 

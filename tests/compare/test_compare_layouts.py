@@ -6,8 +6,8 @@ import gzip
 import json
 import subprocess
 import sys
-from pathlib import Path
 
+import paths
 import pytest
 from compare_files import choice_predictions, write, write_lines
 from tool_logs import LOGS, alpaca_eval, answers, evalplus, lm_eval_0_4_3, mlflow, mt_bench, openai_evals, write_log
@@ -15,7 +15,7 @@ from tool_logs import LOGS, alpaca_eval, answers, evalplus, lm_eval_0_4_3, mlflo
 from muscle_hf import MuscleError
 from muscle_hf.compare import ReadOptions, compare, measure_noise, read_source, source_of
 
-TOOLS = Path(__file__).parent / "data" / "tools"
+TOOLS = paths.DATA / "tools"
 
 
 def outcome(document) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import builders
+import paths
 import pytest
 import torch
 from chromium import Chromium, find_chromium
@@ -26,7 +27,7 @@ from muscle_hf.dial import Dial, DialPath, DialPoint, check_points, choose, repo
 from muscle_hf.evaluation import evaluate_task, read_predictions, write_predictions
 from muscle_hf.metrics import Estimate, flip_metrics
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "howto" / "dial.md"
+DOCUMENT = paths.ROOT / "docs" / "howto" / "dial.md"
 
 
 # ---- The path ----
