@@ -26,14 +26,14 @@ BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 
 # Documents whose snippets are run by a test of their own, beside what they describe.
 TESTED_ELSEWHERE = {
-    "compare.md": "test_compare_documents.py",
-    "dial.md": "test_dial_path.py",
-    "drop-in.md": "test_drop_in.py",
+    "compare.md": "compare/test_compare_documents.py",
+    "dial.md": "dial/test_dial_path.py",
+    "drop-in.md": "training/test_drop_in.py",
     "flips-while-training.md": "test_flip_callback.py",
-    "flips.md": "test_compare_documents.py",
-    "metrics.md": "test_compare_documents.py",
-    "publish-and-load.md": "test_hub_documents.py",
-    "tasks.md": "test_evaluation_tasks.py",
+    "flips.md": "compare/test_compare_documents.py",
+    "metrics.md": "compare/test_compare_documents.py",
+    "publish-and-load.md": "hub/test_hub_documents.py",
+    "tasks.md": "evaluation/test_evaluation_tasks.py",
 }
 
 

@@ -97,10 +97,13 @@ def plan_cache(
     store: HiddenStore,
     batch_size: int,
     rules: KeyRules,
-    trained_labels: Callable[[Mapping[str, Any]], Tensor],
+    read: Callable[[Mapping[str, Any]], Batch],
     share: tuple[int, int] = (0, 1),
 ) -> CachePlan:
-    """Find out what is missing; reads the whole dataset, runs no model. Arguments as :func:`build_cache`."""
+    """Find out what is missing; reads the whole dataset, runs no model.
+
+    Arguments as :func:`build_cache`; ``read`` makes what the teacher reads of what ``collate`` gives.
+    """
     rank, processes = share
     order = sorted(range(len(dataset)), key=lambda index: -_length(dataset[index]))
     batches: list[list[int]] = []
@@ -108,8 +111,8 @@ def plan_cache(
     sequences = missing_tokens = uncacheable = 0
     for start in range(rank * batch_size, len(order), processes * batch_size):
         indices = order[start : start + batch_size]
-        batch = collate([dataset[index] for index in indices])
-        found = row_keys(batch, trained_labels(batch), rules)
+        batch = read(collate([dataset[index] for index in indices]))
+        found = row_keys(batch.inputs, batch.labels, rules)
         new = {part.key: part.count for part in found if part.key is not None and part.key not in store}
         new = {key: count for key, count in new.items() if key not in seen}
         seen.update(new)
@@ -164,7 +167,11 @@ def build_cache(
     teacher.head = teacher.head or Head(teacher.model, autocast)
     rules = rules or KeyRules.of(teacher.model, kind)
     trained_labels = trained_labels or (lambda batch: kind.trained_labels(batch["labels"]))
-    plan = plan_cache(dataset, collate, store, batch_size, rules, trained_labels, share)
+
+    def read(batch: Mapping[str, Any]) -> Batch:
+        return teacher.reading(Batch(batch, trained_labels(batch), kind))
+
+    plan = plan_cache(dataset, collate, store, batch_size, rules, read, share)
     if plan.sequences and plan.uncacheable == plan.sequences:
         model = type(base_of(teacher.model)).__name__
         raise MuscleError(
@@ -174,8 +181,8 @@ def build_cache(
     checked = False
     with tqdm(total=plan.missing, desc=name, unit="row", disable=not progress) as bar:
         for indices in plan.batches:
-            batch = collate([dataset[index] for index in indices])
-            rows = _missing_rows(teacher, Batch(batch, trained_labels(batch), kind), rules, store, autocast)
+            batch = read(collate([dataset[index] for index in indices]))
+            rows = _missing_rows(teacher, batch, rules, store, autocast)
             if not checked and rows:
                 columns = {"hidden": Column.of(next(iter(rows.values())))}
                 needed = predicted_bytes(plan.missing, plan.missing_tokens, columns)
@@ -195,7 +202,7 @@ def build_cache(
 def _missing_rows(
     teacher: Teacher, batch: Batch, rules: KeyRules, store: HiddenStore, autocast: Autocast
 ) -> dict[bytes, Tensor]:
-    """What of a batch, as the collator made it, is not in the store yet."""
+    """What of a batch, as the teacher reads it, is not in the store yet."""
     parts = row_keys(batch.inputs, batch.labels, rules)
     device = next(teacher.model.parameters()).device
     moved = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in batch.inputs.items()}

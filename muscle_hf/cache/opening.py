@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,7 +30,7 @@ def open_caches(
     opened: Callable[[Teacher], HiddenStore],
     size: tuple[int, int],
     precision: str | None = None,
-) -> dict[str, CachedTargets]:
+) -> dict[str, Any]:
     """Put a cache in front of each teacher, and refuse what cannot be cached or does not fit on the disk.
 
     Args:
@@ -43,9 +44,10 @@ def open_caches(
     Raises:
         MuscleError: A model's rows cannot be cached, or the disk is too small for what is missing.
     """
-    sources, needed = {}, 0
+    sources: dict[str, Any] = dict(teachers)
     rows, tokens = size
-    for role, teacher in teachers.items():
+    needed = 0
+    for role, teacher in ((role, teacher) for role, teacher in teachers.items() if teacher.models):
         rules = KeyRules.of(teacher.model, kind)
         if rules.excluded:
             raise MuscleError(f"the {role} model's hidden states cannot be cached: {rules.excluded}")

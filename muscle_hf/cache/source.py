@@ -64,9 +64,9 @@ class CachedTargets:
         """As :meth:`~muscle_hf.teachers.teacher.Teacher.targets`."""
         kept = self.prepare(batch)
         missing = kept.missing if needed is None else kept.missing & needed.cpu()
-        states = self.teacher.states(batch, missing)
+        states = self.teacher.states(self.teacher.reading(batch), missing)
         if self.head is None:
-            return Stream(states, None)
+            return self.teacher.stream(batch, states)
         if bool(missing.any()):
             states = self.store.kept(states, self.head)
         computed = states.split([part.count for part in kept.parts])
@@ -76,11 +76,15 @@ class CachedTargets:
         width = max((piece.size(-1) for piece in pieces), default=1)
         # Where nothing was computed, what is neither known nor needed is one column of zeros.
         hidden = torch.cat([p if p.size(-1) == width else p.new_zeros(len(p), width) for p in pieces] or [computed[0]])
-        return CompactStream(hidden, None, self.store.form) if self.store.form else Stream(hidden, self.head)
+        return CompactStream(hidden, None, self.store.form) if self.store.form else self.teacher.stream(batch, hidden)
 
     def work(self, batch: Batch) -> float:
         """As :meth:`~muscle_hf.teachers.teacher.Teacher.work`, of the rows that are not there."""
         return self.teacher.work(batch) * float(self.prepare(batch).missing.float().mean())
+
+    def silent(self, batch: Batch) -> Tensor | None:
+        """As :meth:`~muscle_hf.teachers.teacher.Teacher.silent`."""
+        return self.teacher.silent(batch)
 
     def flush(self) -> None:
         """Write to the disk what is only in memory."""
@@ -88,7 +92,7 @@ class CachedTargets:
 
     def _look_up(self, batch: Batch) -> _Kept:
         # A key is of the row as it came: what was cut off may count for some models.
-        whole = batch.whole or batch
+        whole = self.teacher.reading(batch.whole or batch)
         parts = row_keys(whole.inputs, whole.labels, self.rules)
         if any(part.key is None for part in parts):
             logger.warning_once(

@@ -46,10 +46,10 @@ class PublishesCard(TrainerParts):
         # What the card will say is collected from here on.
         self.card_state = CardState()
         for role in ("old", "new"):
-            base = base_of(self.teachers[role].model)
-            name = getattr(getattr(base, "config", None), "name_or_path", None)
-            folder = local_model_folder(name, origin_of(base).revision)
-            setattr(self.card_state, f"license_{role}", license_in(folder))
+            for base in map(base_of, self.teachers[role].models):
+                name = getattr(getattr(base, "config", None), "name_or_path", None)
+                folder = local_model_folder(name, origin_of(base).revision)
+                setattr(self.card_state, f"license_{role}", license_in(folder))
         self.add_callback(MuscleCardCallback(self.card_state))
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:

@@ -6,11 +6,12 @@ The twin of :class:`muscle_hf.objective.Objective` applied to whole logits: the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
+from muscle_hf.objective.divergence import Divergence
 from muscle_hf.objective.masks import Mask
 from muscle_hf.objective.objective import Objective, TokenTerms
 
@@ -38,11 +39,16 @@ class Stream:
     hidden: Tensor
     head: Head | None
 
+    @property
+    def leans(self) -> bool:
+        """Whether :meth:`logits` looks at the student's."""
+        return False
+
     def divided_by(self, temperature: float) -> Stream:
         """The same with its logits divided by a temperature."""
         if (head := self.head) is None:
-            return Stream(self.hidden / temperature, None)
-        return Stream(self.hidden, lambda hidden: head(hidden) / temperature)
+            return replace(self, hidden=self.hidden / temperature)
+        return replace(self, head=lambda hidden: head(hidden) / temperature)
 
     def logits(self, rows: slice | Tensor, student: Tensor | None = None, chosen: Tensor | None = None) -> Tensor:
         """Logits of some tokens.
@@ -54,6 +60,22 @@ class Stream:
         """
         found = self.hidden[rows]
         return found.to(_exact(found)) if self.head is None else self.head(found)
+
+    def distance(
+        self, rows: slice | Tensor, student: Tensor, divergence: Divergence, logits: Callable[[], Tensor]
+    ) -> Tensor:
+        """How far the student is from this model at some tokens (a_1 or a_2 of equation 1).
+
+        Args:
+            rows: Which.
+            student: Its logits of these, (n, V), with gradient.
+            divergence: Between two distributions.
+            logits: Gives this model's, as :meth:`logits`; (n, V), the dtype of ``student``.
+
+        Returns:
+            (n,), with gradient.
+        """
+        return divergence(logits(), student)
 
 
 def chunk_rows(vocabulary: int, device: torch.device | str = "cpu") -> int:
@@ -70,6 +92,7 @@ def chunked_weights(
     chunk_size: int,
     inspect: Inspect | None = None,
     labelled: Tensor | None = None,
+    silent: Tensor | None = None,
 ) -> Tensor:
     """What each token follows, from the streams that the objective's masks read.
 
@@ -81,6 +104,7 @@ def chunked_weights(
         chunk_size: Tokens at a time.
         inspect: As in :func:`chunked_terms`.
         labelled: (N,), boolean; by default every token has a label.
+        silent: As in :func:`chunked_terms`.
 
     Returns:
         (N, 3), as :meth:`Objective.weights`; the dtype of the logits, no gradient.
@@ -90,7 +114,17 @@ def chunked_weights(
         return _weights_of(mask, streams, labels, sequence_ids, chunk_size, inspect)
 
     with torch.no_grad():
-        return objective.joined(over(objective.mask), labelled, lambda: over(objective.transfer_mask))
+        weights = objective.joined(over(objective.mask), labelled, lambda: over(objective.transfer_mask))
+        return _spoken(weights, silent)
+
+
+def _spoken(weights: Tensor, silent: Tensor | None) -> Tensor:
+    """Weights (n, 3) of tokens that follow the other teacher where one says nothing, and none where both do."""
+    if silent is None:
+        return weights
+    of_teachers, said = weights[:, :2], (~silent).to(weights)
+    passed_on = (of_teachers * silent).flip(-1)
+    return torch.cat([(of_teachers + passed_on) * said, weights[:, 2:]], dim=-1)
 
 
 def _weights_of(
@@ -105,7 +139,10 @@ def _weights_of(
     nothing = _nothing(streams["student"].hidden)
     found = [nothing if per_token else nothing.new_zeros(0, 3)]
     for rows in _chunks(labels, sequence_ids, chunk_size, whole_sequences=mask.over_sequences and not mask.parts):
-        logits = {name: streams[name].logits(rows) for name in mask.reads}
+        leans = any(streams[name].leans for name in mask.reads)
+        own = streams["student"].logits(rows) if leans or "student" in mask.reads else None
+        logits = {name: streams[name].logits(rows, own) for name in mask.reads - {"student"}}
+        logits |= {} if own is None else {"student": own}
         _show_broken(inspect, logits, rows, labels)
         student, old, new = (logits.get(name) for name in ("student", "old", "new"))
         if per_token is None:
@@ -127,6 +164,7 @@ def chunked_terms(
     chunk_size: int | None,
     weights: Tensor | None = None,
     labelled: Tensor | None = None,
+    silent: Tensor | None = None,
     inspect: Inspect | None = None,
     fast: bool = True,
 ) -> TokenTerms:
@@ -142,6 +180,8 @@ def chunked_terms(
         chunk_size: Tokens at a time; None for all of them, with gradients by autograd, of ``compatibility`` too.
         weights: From :func:`chunked_weights`; found on the way by default.
         labelled: (N,), boolean; by default every token has a label.
+        silent: (N, 2), boolean: where v1, and where v2, says nothing, so that the token follows the other; by default
+            both speak everywhere.
         inspect: Sees a teacher's logits where they may not be finite; raises if they are not.
         fast: As :meth:`Objective.terms` takes it.
 
@@ -154,7 +194,7 @@ def chunked_terms(
         streams = {"student": student, **teachers}
         weights = chunked_weights(objective, streams, labels, sequence_ids, size, inspect, labelled)
     frozen, fast = Stream(student.hidden.detach(), student.head), fast and chunk_size is not None
-    work = _Work(objective, frozen, teachers, labels, sequence_ids, size, weights, labelled, inspect, fast)
+    work = _Work(objective, frozen, teachers, labels, sequence_ids, size, weights, labelled, silent, inspect, fast)
     if chunk_size is not None:
         return TokenTerms(*_ChunkedTerms.apply(student.hidden, work))
     terms = _terms_of_chunk(work, slice(0, len(labels)), student.logits(slice(None)))
@@ -202,6 +242,7 @@ class _Work:
     chunk_size: int
     weights: Tensor | None
     labelled: Tensor | None
+    silent: Tensor | None
     inspect: Inspect | None
     fast: bool
 
@@ -263,6 +304,10 @@ def _terms_of_chunk(work: _Work, rows: slice, student: Tensor) -> TokenTerms:
             return read[name] if chosen is None else read[name].index_select(0, chosen)
         return _teacher_logits(work, name, rows if chosen is None else chosen + rows.start, frozen, chosen)
 
+    def distance(name: str, chosen: Tensor | None, own: Tensor, divergence: Divergence) -> Tensor:
+        which = rows if chosen is None else chosen + rows.start
+        return work.teachers[name].distance(which, own, divergence, lambda: of_teacher(name, chosen))
+
     if work.weights is None:
         read.update({name: of_teacher(name, None) for name in work.objective.reads - {"student"}})
         _show_broken(work.inspect, read, rows, work.labels)
@@ -270,7 +315,8 @@ def _terms_of_chunk(work: _Work, rows: slice, student: Tensor) -> TokenTerms:
         weight = work.objective.weights(*of_all, labels, work.sequence_ids[rows], labelled)
     else:
         weight = work.weights[rows]
-    return work.objective.terms(student, of_teacher, weight.to(student), labels, labelled, fast=work.fast)
+    weight = _spoken(weight.to(student), None if work.silent is None else work.silent[rows])
+    return work.objective.terms(student, of_teacher, weight, labels, labelled, distance=distance, fast=work.fast)
 
 
 def _teacher_logits(work: _Work, name: str, which: slice | Tensor, student: Tensor, chosen: Tensor | None) -> Tensor:

@@ -19,6 +19,8 @@ from muscle_hf.objective.named import MASKS, resolve_mask
 BLENDS = ("probabilities", "logits")
 # Called with ``old`` or ``new`` and the numbers of some tokens, ascending; None: all of them.
 TeacherLogits = Callable[[str, Tensor | None], Tensor]
+# Called with the same, and the student's logits of these tokens, (n, V) with gradient: how far it is, (n,).
+Distance = Callable[[str, Tensor | None, Tensor, Divergence], Tensor]
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,7 @@ class Objective:
         labels: Tensor,
         labelled: Tensor | None = None,
         *,
+        distance: Distance | None = None,
         fast: bool = False,
     ) -> TokenTerms:
         """Equations (1) and (5) of tokens whose weights are known.
@@ -197,6 +200,7 @@ class Objective:
             weight: (N, 3), from :meth:`weights`.
             labels: (N,), int64.
             labelled: (N,), boolean; by default all are.
+            distance: How far the student is from a teacher; by default the divergence from its logits.
             fast: Make the gradient of the KL by hand (:class:`~muscle_hf.objective.divergence.Divergence`).
         """
         frozen = student.detach()
@@ -204,14 +208,19 @@ class Objective:
         divergence = Divergence(self.divergence, self.temperature, fast)
         both = (follows_old > 0) & (follows_new > 0) & (self.blend == "logits")
 
-        def blend(rows: Tensor | None) -> Tensor:
-            shares = [share if rows is None else share[rows] for share in (follows_old, follows_new)]
-            return blended(of_teacher("old", rows), of_teacher("new", rows), *shares)
+        def of_one(role: str, rows: Tensor | None, own: Tensor) -> Tensor:
+            if distance is not None:
+                return distance(role, rows, own, divergence)
+            return divergence(of_teacher(role, rows), own)
 
-        kl_old = _on_rows((follows_old > 0) & ~both, partial(of_teacher, "old"), student, divergence)
-        kl_new = _on_rows((follows_new > 0) & ~both, partial(of_teacher, "new"), student, divergence)
+        def of_blend(rows: Tensor | None, own: Tensor) -> Tensor:
+            shares = [share if rows is None else share[rows] for share in (follows_old, follows_new)]
+            return divergence(blended(of_teacher("old", rows), of_teacher("new", rows), *shares), own)
+
+        kl_old = _on_rows((follows_old > 0) & ~both, partial(of_one, "old"), student)
+        kl_new = _on_rows((follows_new > 0) & ~both, partial(of_one, "new"), student)
         if self.blend == "logits":
-            of_both = _on_rows(both, blend, student, divergence)
+            of_both = _on_rows(both, of_blend, student)
             kl_old, kl_new = torch.where(both, of_both, kl_old), torch.where(both, of_both, kl_new)
         compatibility = follows_old * kl_old + follows_new * kl_new
         if self.scale_by_temperature_squared:
@@ -237,14 +246,12 @@ class Objective:
         )
 
 
-def _on_rows(
-    chosen: Tensor, teacher: Callable[[Tensor | None], Tensor], student: Tensor, divergence: Divergence
-) -> Tensor:
+def _on_rows(chosen: Tensor, distance: Callable[[Tensor | None, Tensor], Tensor], student: Tensor) -> Tensor:
     # A teacher is compared only where it counts: under a boolean mask both KLs together cost one.
     rows = chosen.nonzero().squeeze(-1)
     if len(rows) == len(chosen) > 0:
-        return divergence(teacher(None), student)
+        return distance(None, student)
     own = student.index_select(0, rows)
     # Of no rows nothing is asked, but the student stays in the graph.
-    values = divergence(teacher(rows), own) if len(rows) else own[:, 0]
+    values = distance(rows, own) if len(rows) else own[:, 0]
     return torch.zeros_like(student[:, 0]).index_put((rows,), values)

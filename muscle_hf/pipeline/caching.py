@@ -64,7 +64,7 @@ def cache_teachers(
     """
     accelerator = trainer.accelerator
     found = {}
-    for role, teacher in trainer.teachers.items():
+    for role, teacher in ((role, teacher) for role, teacher in trainer.teachers.items() if teacher.models):
         with trainer.open_cache(teacher, folder) as store:
             plans = [
                 build_cache(

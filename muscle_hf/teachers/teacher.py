@@ -17,16 +17,20 @@ from transformers.utils import logging
 from muscle_hf.compat.peft import active_adapter
 from muscle_hf.errors import MuscleError
 from muscle_hf.objective.chunked import Stream
+from muscle_hf.record import public_name
 from muscle_hf.teachers.adapters import adapter_parameters, frozen_view, keep_quantized_trainable
 from muscle_hf.teachers.batch import IGNORED, LABEL_KEYS, Batch
 from muscle_hf.teachers.head import Head, HeadNotApart, count_parameters
+from muscle_hf.teachers.identity import describe_base
 from muscle_hf.teachers.kinds import SEQ2SEQ_LM, kind_of
 from muscle_hf.teachers.sharding import give_padding_token, is_sharded, shard, to_device
-from muscle_hf.teachers.weights import base_of, base_weights
+from muscle_hf.teachers.weights import base_of, base_weights, content_hash
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel
+
+    from muscle_hf.teachers.reading import Reader
 
 logger = logging.get_logger(__name__)
 
@@ -50,6 +54,7 @@ class Teacher(ABC):
         revision: The revision of ``source``.
         head: Its output head, where that is called apart from its body, on a few tokens at a time.
         on_students_base: Whether it is another adapter of the student's own model.
+        reader: How it reads rows that are in another tokenizer's ids; None where they are in its own.
     """
 
     on_students_base = False
@@ -61,6 +66,7 @@ class Teacher(ABC):
         self.source: str | None = None
         self.revision: str | None = None
         self.head: Head | None = None
+        self.reader: Reader | None = None
 
     # ---- What it says of a batch ----
 
@@ -72,12 +78,23 @@ class Teacher(ABC):
             needed: (B,), boolean: the rows with a token that follows this teacher; by default all. Of the others the
                 stream holds anything.
         """
-        states = self.states(batch, needed)
-        return Stream(states, self.head)
+        return self.stream(batch, self.states(self.reading(batch), needed))
+
+    def reading(self, batch: Batch) -> Batch:
+        """A batch as this teacher reads it: its own ids, and labels at the M places that it is needed at."""
+        return batch if self.reader is None else self.reader.reading(batch)
+
+    def stream(self, batch: Batch, states: Tensor) -> Stream:
+        """What :meth:`states` of a batch's :meth:`reading`, (M, d), say of its N trained tokens."""
+        return Stream(states, self.head) if self.reader is None else self.reader.stream(batch, states, self.head)
+
+    def silent(self, batch: Batch) -> Tensor | None:
+        """Trained tokens of which it says nothing, (N,), boolean; None if there are none. Runs no model."""
+        return None if self.reader is None else self.reader.silent(batch)
 
     def states(self, batch: Batch, needed: Tensor | None = None) -> Tensor:
-        """Its last hidden states at the trained tokens, (N, d), or logits (N, V) where its head is not apart; zeros in
-        rows that are not needed. Arguments as :meth:`targets`."""
+        """Its last hidden states at the trained tokens of a batch of its own ids, (M, d), or logits (M, V) where its
+        head is not apart; zeros in rows that are not needed. Arguments as :meth:`targets`."""
         if needed is not None and not bool(needed.any()):
             return torch.zeros(len(batch.rows), 1, device=batch.labels.device)
         if needed is None or bool(needed.all()) or not batch.has_rows:
@@ -98,7 +115,7 @@ class Teacher(ABC):
 
     def work(self, batch: Batch) -> float:
         """What :meth:`targets` of all rows would compute: the body's parameters times positions."""
-        return self._body_size * len(batch) * batch.labels.size(1)
+        return self._body_size * self.reading(batch).labels.numel()
 
     @cached_property
     def _body_size(self) -> int:
@@ -140,7 +157,47 @@ class Teacher(ABC):
     @property
     @abstractmethod
     def model(self) -> nn.Module:
-        """The module that computes the logits; for a teacher on the student's base, the student's model."""
+        """The module that computes the logits; for a teacher on the student's base, the student's model.
+
+        Raises:
+            MuscleError: It is known by what it has said alone.
+        """
+
+    @property
+    def models(self) -> list[nn.Module]:
+        """:attr:`model`, or nothing for a teacher that is known by what it has said alone."""
+        return [self.model]
+
+    def open_head(self, student: Head, autocast: Callable[..., contextlib.AbstractContextManager]) -> None:
+        """Have its output head called apart from its body.
+
+        Args:
+            student: The student's head, which is also that of a teacher on its base.
+            autocast: Makes the context in which its forward runs.
+
+        Raises:
+            MuscleError: It has none that can be.
+        """
+        own = self.head or Head(self.model, autocast)
+        self.head = student if base_of(self.model) is student.base else own
+
+    def describe(self, hashes: dict[Any, str]) -> dict[str, Any]:
+        """Its base and its adapter, for the provenance of what is trained.
+
+        Args:
+            hashes: Of the bases whose weights were read before.
+        """
+        base = base_of(self.model)
+        base_hash, adapter_hash = self.known_hashes or self._hashed(hashes)
+        adapter = {"name": public_name(self.source), "revision": self.revision, "sha256": adapter_hash}
+        return {"base": describe_base(base, base_hash), "adapter": adapter if adapter_hash else None}
+
+    def _hashed(self, hashes: dict[Any, str]) -> tuple[str, str | None]:
+        weights, adapter = self.base_weights(), self.adapter_weights()
+        content = id(base_of(self.model)), frozenset(weights)
+        if content not in hashes:
+            hashes[content] = content_hash(weights.items())
+        return hashes[content], content_hash(adapter.items()) if adapter else None
 
     def adapter_weights(self) -> dict[str, Tensor]:
         """The weights of the teacher's adapter by name; empty if it has none."""

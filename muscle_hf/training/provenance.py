@@ -21,10 +21,9 @@ from torch import Tensor
 import muscle_hf
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import read_json, write_json
-from muscle_hf.record import FORMAT, PROVENANCE_FILE, file_sha256, public_name
+from muscle_hf.record import FORMAT, PROVENANCE_FILE, file_sha256
 from muscle_hf.record import read_provenance as read_provenance
 from muscle_hf.teachers.checks import vocabulary_hash
-from muscle_hf.teachers.identity import describe_base
 from muscle_hf.teachers.kinds import ModelKind
 from muscle_hf.teachers.teacher import Teacher
 from muscle_hf.teachers.weights import base_of, content_hash
@@ -98,11 +97,11 @@ class Provenance:
             objective: From :func:`describe_objective`.
             datasets: By name; None for one that there is not.
         """
-        hashes: dict[tuple[int, frozenset[str]], str] = {}
+        hashes: dict[Any, str] = {}
         labels: Any = base_of(teachers["new"].model).config.id2label if kind.names_classes else None
         return cls(
-            old=_describe_teacher(teachers["old"], hashes),
-            new=_describe_teacher(teachers["new"], hashes),
+            old=teachers["old"].describe(hashes),
+            new=teachers["new"].describe(hashes),
             tokenizer=describe_tokenizer(tokenizer),
             objective=objective,
             training=changed_settings(args),
@@ -166,29 +165,6 @@ class Provenance:
                         f"{checkpoint.name} was trained with another {role} model: its {part} has the content hash "
                         f"{theirs}, the one given now {mine}. Resume with the same models, or start anew"
                     )
-
-
-def _describe_teacher(teacher: Teacher, hashes: dict[tuple[int, frozenset[str]], str]) -> dict[str, Any]:
-    base = base_of(teacher.model)
-    base_hash, adapter_hash = teacher.known_hashes or _hash_teacher(teacher, hashes)
-    return {
-        "base": describe_base(base, base_hash),
-        "adapter": {
-            "name": public_name(teacher.source),
-            "revision": teacher.revision,
-            "sha256": adapter_hash,
-        }
-        if adapter_hash
-        else None,
-    }
-
-
-def _hash_teacher(teacher: Teacher, hashes: dict[tuple[int, frozenset[str]], str]) -> tuple[str, str | None]:
-    weights, adapter = teacher.base_weights(), teacher.adapter_weights()
-    content = id(base_of(teacher.model)), frozenset(weights)
-    if content not in hashes:
-        hashes[content] = content_hash(weights.items())
-    return hashes[content], content_hash(adapter.items()) if adapter else None
 
 
 def describe_tokenizer(tokenizer: Any) -> dict[str, Any] | None:

@@ -42,6 +42,9 @@ class Source(Protocol):
         """As :meth:`~muscle_hf.teachers.Teacher.work`."""
         ...
 
+    def silent(self, batch: Batch) -> Tensor | None:
+        """As :meth:`~muscle_hf.teachers.Teacher.silent`."""
+
     def flush(self) -> None:
         """Write to the disk what is to be kept and is only in memory."""
 
@@ -112,6 +115,7 @@ class Step:
             "labels": cut.targets,
             "sequence_ids": cut.sequences,
             "labelled": cut.labelled,
+            "silent": self._silent(cut),
             "chunk_size": size,
             "inspect": inspect,
         }
@@ -171,6 +175,14 @@ class Step:
         # As it is where nothing is changed: what has the student's head may have its logits.
         return stream if temperature == 1 else stream.divided_by(temperature)
 
+    def _silent(self, batch: Batch) -> Tensor | None:
+        """Trained tokens of which v1, and of which v2, says nothing, (N, 2), boolean; None if there are none."""
+        of_each = [self.sources[role].silent(batch) for role in ("old", "new")]
+        if all(found is None for found in of_each):
+            return None
+        none = torch.zeros(len(batch.rows), dtype=torch.bool, device=batch.labels.device)
+        return torch.stack([none if found is None else found for found in of_each], dim=-1)
+
     def _looks_first(self, objective: Objective, batch: Batch) -> bool:
         """By the batch alone, so that a run that goes on from a checkpoint decides as it would have before."""
         if not self._skip or not len(batch.rows) or not batch.has_rows:
@@ -224,9 +236,8 @@ def make_step(
         if reason:
             raise MuscleError(reason)
         head = Head(student, accelerator.autocast)
-        heads = {role: teacher.head or Head(teacher.model, accelerator.autocast) for role, teacher in teachers.items()}
-        for role, teacher in teachers.items():
-            teacher.head = head if base_of(teacher.model) is base_of(student) else heads[role]
+        for teacher in teachers.values():
+            teacher.open_head(head, accelerator.autocast)
         if caches is not None:
             sources = caches()
     except MuscleError as error:
@@ -252,7 +263,9 @@ def _why_whole_logits(
         return f"a {kind.name} model has few classes, so there is nothing to cut into chunks"
     if is_sharded(accelerator):
         return "the output layer is sharded over the processes (FSDP, ZeRO-3)"
-    if any(_is_split(model) for model in (student, *(teacher.model for teacher in teachers.values()))):
+    if any(
+        _is_split(model) for model in (student, *(model for teacher in teachers.values() for model in teacher.models))
+    ):
         return "a model is split over several GPUs (device_map), so its output layer is not where the labels are"
     return None
 

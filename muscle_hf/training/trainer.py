@@ -141,9 +141,9 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
             "old": self._teacher("old", old_model, old_arguments) if kept is None or kept.on_students_base else kept,
             "new": new if new_model is None else self._teacher("new", new_model, new_arguments),
         }
-        for teacher in self.teachers.values():
-            keep_quantized_trainable(teacher.model)
-            check_label_sets(self.kind, teacher.model, self.student)
+        for loaded in (model for teacher in self.teachers.values() for model in teacher.models):
+            keep_quantized_trainable(loaded)
+            check_label_sets(self.kind, loaded, self.student)
         if self.settings.start_from == "old":
             from muscle_hf.teachers.start import start_from_teacher
 

@@ -277,7 +277,11 @@ def test_trained_tokens_may_be_chosen(tmp_path):
     plan = build_cache(teacher, rows, COLLATE, store, trained_labels=completions, progress=False)
     assert plan.missing_tokens == sum(sum(row["completion_mask"]) for row in rows)
     rules = KeyRules.of(teacher.model, CAUSAL_LM)
-    everything = plan_cache(rows, COLLATE, store, 4, rules, lambda batch: CAUSAL_LM.trained_labels(batch["labels"]))
+
+    def whole(batch):
+        return Batch(batch, CAUSAL_LM.trained_labels(batch["labels"]), CAUSAL_LM)
+
+    everything = plan_cache(rows, COLLATE, store, 4, rules, whole)
     assert everything.missing == 5
 
 
