@@ -45,10 +45,13 @@ class TransferPrompts(AnsweredRows):
             answer of one teacher is wrong and that of the other right, the right one is taken.
         end_answers: Train on an EOS after each answer.
         batch_size: Of the answering; chosen automatically by default.
+        old_prompts: The prompts in the words that the old model is asked in, one for each of ``prompts``, where these
+            are others; items have the same ids and as many choices.
+        old_task: How it is asked in them; ``task`` by default.
 
     Raises:
-        MuscleError: No prompts, an unknown source of answers, choices where there are none, or a checker of answers
-            that are not the teachers'.
+        MuscleError: No prompts, other ones in the old model's words, an unknown source of answers, choices where there
+            are none, or a checker of answers that are not the teachers'.
     """
 
     prompts: Sequence[str | Item]
@@ -58,7 +61,10 @@ class TransferPrompts(AnsweredRows):
     checker: Checker | None = None
     end_answers: bool = True
     batch_size: int | None = None
+    old_prompts: Sequence[str | Item] | None = None
+    old_task: Task | None = None
     items: list[Item] = field(init=False, repr=False)
+    old_items: list[Item] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not len(self.prompts):
@@ -70,7 +76,13 @@ class TransferPrompts(AnsweredRows):
                 f"a checker chooses among the teachers' answers, but answers={self.answers!r} takes none of them; "
                 "leave it out, or take old, new or both"
             )
-        self.items = [_as_item(index, prompt) for index, prompt in enumerate(self.prompts)]
+        self.items, self.old_items = (
+            [_as_item(index, prompt) for index, prompt in enumerate(prompts)]
+            for prompts in (self.prompts, self.prompts if self.old_prompts is None else self.old_prompts)
+        )
+        asked, of_old = ([(item.id, len(item.choices)) for item in items] for items in (self.items, self.old_items))
+        if asked != of_old:
+            raise MuscleError("old_prompts are not prompts in other words: give one for each, with its id and choices")
         task = self.task
         if task is None:
             if any(item.choices for item in self.items):
@@ -89,12 +101,19 @@ class TransferPrompts(AnsweredRows):
     def identity(self) -> str:
         """A hash of the prompts, of whose answers are taken, and of the checker's name."""
         checked = "" if self.checker is None else f" {_checker_name(self.checker)}"
-        return hashlib.sha256(f"{self._questions()} {self.answers}{checked}".encode()).hexdigest()
+        words = "" if self.old_prompts is None else f" {self._questions('old')}"
+        return hashlib.sha256(f"{self._questions()} {self.answers}{checked}{words}".encode()).hexdigest()
 
-    def _questions(self) -> str:
-        """What a model is asked, whoever it is."""
-        asked = [(item.id, item.prompt, item.choices) for item in self.items]
-        return hashlib.sha256(repr((asked, cast("Task", self.task).rules())).encode()).hexdigest()
+    def _asked(self, role: str) -> tuple[Task, list[Item]]:
+        if role == "old" and self.old_prompts is not None:
+            return self.old_task or cast("Task", self.task), self.old_items
+        return cast("Task", self.task), self.items
+
+    def _questions(self, role: str = "new") -> str:
+        """What a model is asked."""
+        task, items = self._asked(role)
+        asked = [(item.id, item.prompt, item.choices) for item in items]
+        return hashlib.sha256(repr((asked, task.rules())).encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
         """For the provenance of what is trained on them."""
@@ -135,19 +154,19 @@ class TransferPrompts(AnsweredRows):
 
     def _ask(self, models: Models, who: Teacher | nn.Module, name: str) -> list[str]:
         state = PartialState()
-        key = hashlib.sha256(f"{self._questions()} {_weights_hash(models, name)}".encode()).hexdigest()[:16]
+        key = hashlib.sha256(f"{self._questions(name)} {_weights_hash(models, name)}".encode()).hexdigest()[:16]
         # The teachers' answers serve every run that shares the cache of their hidden states.
         shared = None if who is models.student else models.shared
         file = Path(shared or models.folder, FOLDER, f"{name}-{key}.jsonl")
         known = [read_predictions(file) if state.is_main_process and file.is_file() else None]
-        found, task = broadcast_object_list(known)[0], cast("Task", self.task)
+        found, (task, items) = broadcast_object_list(known)[0], self._asked(name)
         if found is None:
             with contextlib.nullcontext(who) if isinstance(who, nn.Module) else who.answering() as model:
                 found = evaluate_task(
                     model,
-                    models.tokenizer,
+                    models.tokenizer_of(name),
                     _without_scoring(task),
-                    [_without_answer(item, task) for item in self.items],
+                    [_without_answer(item, task) for item in items],
                     batch_size=self.batch_size,
                     progress=models.progress,
                 )

@@ -27,12 +27,21 @@ class ModelSettings:
         revision: Its revision on the Hub.
         adapter: Folder or Hub id of its task adapter; trained first where it is missing.
         adapter_revision: Its revision on the Hub.
+        tokenizer: Folder or Hub id of its tokenizer, where it is not the one saved with the base.
+        task: Asks this version in words of its own: another task for the same rows, whose items have the same ids,
+            right answers and number of choices as those of the run's ``task``.
+        chat_template: Its prompts are put into this chat template, each as the user's turn: a Jinja file, or the name
+            of one that the tokenizer has (``default``, where it has only one).
     """
 
     base: str
     revision: str | None = None
     adapter: str | None = None
     adapter_revision: str | None = None
+    # Not in the text of which keys of finished steps are made.
+    tokenizer: str | None = field(default=None, repr=False)
+    task: str | None = field(default=None, repr=False)
+    chat_template: str | None = field(default=None, repr=False)
 
 
 @dataclass
@@ -225,6 +234,7 @@ class RunSettings:
             if dropout is not None and not 0 <= dropout < 1:
                 raise MuscleError(f"{name} is {dropout}; it must be in [0, 1)")
         self._check_training()
+        self._check_sides()
         self._check_data()
         self._check_card()
 
@@ -263,6 +273,17 @@ class RunSettings:
                     raise MuscleError(f"{where}; {did_you_mean(key, known)}")
                 if key == "output_dir":
                     raise MuscleError(f"{name}.output_dir has no use: set the run's output_dir")
+
+    def _check_sides(self) -> None:
+        if self.new.task is not None:
+            raise MuscleError("new.task has no use: v2 is asked as task says, and v1 as old.task does")
+        if self.old.task is not None and (self.task is None or self.data.format != "task"):
+            raise MuscleError(
+                "old.task asks about the rows of task in other words: it needs task, and data.format: task"
+            )
+        formats = [self.old.task, self.old.chat_template, self.new.chat_template]
+        if self.data.streaming and any(formats):
+            raise MuscleError("rows in words or a chat template of one version's own cannot be streamed")
 
     def _check_data(self) -> None:
         if self.data.format == "trl" and self.trainer != "trl":

@@ -21,13 +21,14 @@ from muscle_hf.compare import compare, measure_targets, source_of
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.predictions import Prediction, read_predictions, write_predictions
 from muscle_hf.evaluation.registry import load_task, python_variable
-from muscle_hf.evaluation.tasks import Item, Task
+from muscle_hf.evaluation.tasks import Task
 from muscle_hf.files import alone, read_json, write_json, write_text
 from muscle_hf.hub.completing import complete_card
 from muscle_hf.hub.publishing import prepare_repository, publish
 from muscle_hf.pipeline import steps
 from muscle_hf.pipeline.config import ModelSettings, RunSettings
 from muscle_hf.pipeline.data import Splits, TrainingData, check_rows, describe_test_data, load_splits
+from muscle_hf.pipeline.sides import as_asked_by_the_run, in_own_words, side_of
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, Result
 from muscle_hf.prompts import Checker, TransferPrompts
 from muscle_hf.record import file_sha256
@@ -65,7 +66,10 @@ def run(settings: RunSettings, say: Callable[[str], None] = print) -> Result | N
 def make_run(settings: RunSettings, say: Callable[[str], None] = print) -> Run:
     """The run that settings describe, with its rows loaded; arguments and errors as of :func:`run`."""
     task = None if settings.task is None else load_task(settings.task)
-    run = Run(settings, task, load_splits(task, settings.data), say)
+    splits, old = load_splits(task, settings.data), None
+    if task is not None and settings.old.task is not None:
+        old = in_own_words(settings.old, task, splits, settings.data)
+    run = Run(settings, task, splits, say, old)
     if task is not None:
         run.test_data = describe_test_data(task, settings.data)
     return run
@@ -79,7 +83,7 @@ def run_task(settings: RunSettings, task: Task, splits: Splits, say: Callable[[s
 class Run:
     """A run whose steps can be done one by one; each needs those before it, and does them where they are missing.
 
-    ``callbacks`` are added to every trainer.
+    ``callbacks`` are added to every trainer. ``old``: task and rows of v1, where it is asked in words of its own.
 
     Raises:
         MuscleError: The task (None: nothing is evaluated) is not for causal LMs, or does not fit the settings.
@@ -88,15 +92,24 @@ class Run:
     test_data: Mapping[str, str | None] = {}
     callbacks: Sequence[TrainerCallback] = ()
 
-    def __init__(self, settings: RunSettings, task: Task | None, splits: Splits, say: Callable[[str], None] = print):
+    def __init__(
+        self,
+        settings: RunSettings,
+        task: Task | None,
+        splits: Splits,
+        say: Callable[[str], None] = print,
+        old: tuple[Task, Splits] | None = None,
+    ):
         if task is not None and task.kind == "classification":
             raise MuscleError(
                 f"the task {task.name!r} is for a classification head; this command trains causal LMs (use "
                 "MuscleTrainer in a script of your own, docs/howto/two-models.md)"
             )
-        if task is not None and settings.max_new_tokens is not None:
-            task = dataclasses.replace(task, max_new_tokens=settings.max_new_tokens)
-        self.settings, self.task, self.splits = settings, task, splits
+        tasks = {OLD: task if old is None else old[0], NEW: task}
+        if settings.max_new_tokens is not None:
+            change = {"max_new_tokens": settings.max_new_tokens}
+            tasks = {name: its and dataclasses.replace(its, **change) for name, its in tasks.items()}
+        self.settings, self.task, self.splits = settings, tasks[NEW], splits
         self.folder = Path(settings.output_dir)
         self._process = steps.process_state(settings.training)
         self._finished: set[str] = set()
@@ -107,7 +120,9 @@ class Run:
         self._check_folders()
         if self._starts_from_old:
             steps.check_start(settings.old, settings.new, settings.lora)
-        self.data = self._tokenized(settings.new)
+        rows = {OLD: splits if old is None else old[1], NEW: splits}
+        self.sides = {name: side_of(self._version(name), tasks[name], rows[name]) for name in VERSIONS}
+        self.data = self._tokenized(NEW)
         defaults = {"report_to": "none", "logging_strategy": "epoch", "disable_tqdm": False, "save_strategy": "no"}
         defaults["eval_strategy"] = "epoch" if self.data.validates else "no"
         self.training = {**defaults, **settings.training}
@@ -168,26 +183,30 @@ class Run:
                     "there; give it another output_dir"
                 )
 
-    def _tokenized(self, side: ModelSettings) -> TrainingData:
-        tokenizer, training = steps.load_tokenizer(side), self.settings.training
+    def _tokenized(self, name: str) -> TrainingData:
+        side, training = self.sides[name], self.settings.training
         if self.settings.data.format == "trl":
-            check_rows(self.splits.train, self.settings, tokenizer)
+            check_rows(side.splits.train, self.settings, side.tokenizer)
         return TrainingData.of(
-            tokenizer,
-            self.splits.train,
-            self.splits.validation,
+            side.tokenizer,
+            side.splits.train,
+            side.splits.validation,
             # Plain trainers do not know the setting, and must train on the same tokens.
             answers_only=training.get("trained_tokens") == "completion"
             or training.get("completion_only_loss") is True,
             end_answers=self.settings.data.end_answers,
         )
 
-    def _data_for(self, name: str) -> TrainingData:
-        """The rows as the tokenizer of a model gives them: mostly the same for both versions."""
-        if name != OLD:
-            return self.data
-        mine = steps.load_tokenizer(self.settings.old)
-        return self.data if mine.get_vocab() == self.data.tokenizer.get_vocab() else self._tokenized(self.settings.old)
+    def data_for(self, name: str) -> TrainingData:
+        """The rows of a model of the run, in its words, as its tokenizer gives them."""
+        return self._old_data if name == OLD else self.data
+
+    @cached_property
+    def _old_data(self) -> TrainingData:
+        old, new = (self.sides[name] for name in (OLD, NEW))
+        alike = old.splits == new.splits and old.tokenizer.chat_template == new.tokenizer.chat_template
+        same = alike and old.tokenizer.get_vocab() == new.tokenizer.get_vocab()
+        return self.data if same else self._tokenized(OLD)
 
     def _version(self, name: str) -> ModelSettings:
         return self.settings.old if name == OLD else self.settings.new
@@ -218,13 +237,17 @@ class Run:
         def work(folder: Path) -> None:
             arguments = steps.training_arguments(self.settings.plain_class, training, folder)
             model = steps.task_adapter_model(side, self.settings.lora, self._how, arguments.seed)
-            steps.train_plainly(model, self._data_for(name), arguments, name=version, callbacks=self.callbacks)
+            steps.train_plainly(model, self.data_for(name), arguments, name=version, callbacks=self.callbacks)
 
         return self._once(name, f"Task adapter on {version}", self._task_key(name), work)
 
     def _task_key(self, name: str) -> str:
         side = self._version(name)
-        return _weights_key(side) if side.adapter else self._key(side, self._plain_training())
+        if side.adapter:
+            return _weights_key(side)
+        # Of rows that TRL prepares the identity says nothing of tokenizer and template.
+        own = (side.tokenizer, side.chat_template and self.sides[name].tokenizer.chat_template)
+        return self._key(side, self._plain_training(), *filter(None, own), data=self.data_for(name))
 
     def _plain_training(self, *, task: bool = True) -> dict[str, Any]:
         """Training arguments of task adapters, or of the control, which trains as the compatibility adapter does."""
@@ -288,7 +311,15 @@ class Run:
         training = {**self.training, **self.target, **changed}
         arguments = steps.training_arguments(self.settings.config_class, training, folder)
         model = self._student()
-        return steps.compatibility_trainer(model, old, self.data, arguments, how=self._how, transfer=self.transfer)
+        return steps.compatibility_trainer(
+            model,
+            old,
+            self.data,
+            arguments,
+            old_tokenizer=self.sides[OLD].tokenizer,
+            how=self._how,
+            transfer=self.transfer,
+        )
 
     @property
     def transfer(self) -> TransferPrompts | None:
@@ -296,13 +327,16 @@ class Run:
         settings = self.settings.data.transfer
         if not self.splits.transfer or settings is None:
             return None
+        old, new = (self.sides[name] for name in (OLD, NEW))
         return TransferPrompts(
-            self.splits.transfer,
+            new.splits.transfer,
             settings.answers,
             self.task,
             checker=self._checker,
             end_answers=self.settings.data.end_answers,
             batch_size=self.settings.eval_batch_size,
+            old_prompts=None if old.splits.transfer == new.splits.transfer else old.splits.transfer,
+            old_task=old.task,
         )
 
     # ---- What transfer rows follow ----
@@ -330,8 +364,8 @@ class Run:
         """
         if not self._chooses_target:
             return {}
-        rows, folder = cast("Sequence[Item]", self.splits.validation), self.folder / VALIDATION_PREDICTIONS
-        sources = [source_of(self._answered(name, rows, folder / f"{name}.jsonl"), name) for name in (OLD, NEW)]
+        folder = self.folder / VALIDATION_PREDICTIONS
+        sources = [source_of(self._answered(name, "validation", folder / f"{name}.jsonl"), name) for name in VERSIONS]
         (found,) = measure_targets(*sources)
         mask = found.chosen.mask
         rates = f"{100 * found.chosen.accuracy.value:.1f} % right, {100 * found.chosen.nfr.value:.1f} % negative flips"
@@ -365,23 +399,23 @@ class Run:
 
     def answers(self, name: str) -> list[Prediction]:
         """What a model of the run answers to the test items; asked once."""
-        return self._answered(name, self.splits.test, self.folder / PREDICTIONS / f"{name}.jsonl")
+        return self._answered(name, "test", self.folder / PREDICTIONS / f"{name}.jsonl")
 
-    def _answered(self, name: str, items: Sequence[Item], file: Path) -> list[Prediction]:
-        settings, task = self.settings, cast("Task", self.task)
-        side = self.side(name)
+    def _answered(self, name: str, kind: str, file: Path) -> list[Prediction]:
+        settings, asked = self.settings, self.sides[OLD if name == OLD else NEW]
+        side, task, items = self.side(name), cast("Task", asked.task), getattr(asked.splits, kind)
         how = (settings.dtype, settings.quantization, settings.attention, settings.eval_batch_size)
         key = _fingerprint(_weights_key(side), task.rules(), items, how)
         note = file.with_suffix(".key")
         if file.is_file() and note.is_file() and note.read_text(encoding="utf-8") == key:
             return read_predictions(file)
-        kind = "test" if items is self.splits.test else "validation"
         self._say(f"{len(items)} {kind} items: {VERSIONS.get(name, name)}")
         steps.free_memory()
-        data = {"task": task.name, **(self.test_data if items is self.splits.test else {})}
+        data = {"task": task.name, **(self.test_data if kind == "test" else {})}
         how = {"how": self._how, "batch_size": settings.eval_batch_size, "data": data}
         how["progress"] = not self.training["disable_tqdm"]
         answers = steps.answer(side, cast("str", side.adapter), task, items, **how)
+        answers = as_asked_by_the_run(answers, getattr(self.splits, kind))
         if self._process.is_main_process:
             note.unlink(missing_ok=True)
             write_predictions(file, answers)
@@ -391,11 +425,11 @@ class Run:
 
     # ---- Each step once ----
 
-    def _key(self, *ingredients: Any) -> str:
+    def _key(self, *ingredients: Any, data: TrainingData | None = None) -> str:
         settings = self.settings
         how = (settings.dtype, settings.quantization, settings.attention, settings.trainer)
         # What a stream is read from is in the settings alone.
-        rows = (self.data.identity, settings.data if settings.data.streaming else None)
+        rows = ((data or self.data).identity, settings.data if settings.data.streaming else None)
         return _fingerprint(rows, settings.lora, how, ingredients)
 
     def _once(self, name: str, what: str, key: str, work: Callable[[Path], None]) -> Path:
@@ -471,7 +505,7 @@ def _weights_key(side: ModelSettings) -> str:
     """Changes with a side's base and the content of its adapter; of one on the Hub with its name and revision."""
     file = Path(cast("str", side.adapter), SAFETENSORS_WEIGHTS_NAME)
     adapter = file_sha256(file) if file.is_file() else (side.adapter, side.adapter_revision)
-    return _fingerprint(side.base, side.revision, adapter)
+    return _fingerprint(side.base, side.revision, adapter, *filter(None, [side.tokenizer]))
 
 
 def _fingerprint(*parts: Any) -> str:

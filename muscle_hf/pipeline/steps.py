@@ -28,11 +28,12 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from muscle_hf.console import hush_deprecations
+from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.engine import evaluate_task
 from muscle_hf.evaluation.loading import tokenizer_of
 from muscle_hf.evaluation.predictions import Prediction, signed
 from muscle_hf.evaluation.tasks import Item, Task
-from muscle_hf.files import readable
+from muscle_hf.files import read_text, readable
 from muscle_hf.pipeline.config import LoraSettings, ModelSettings, RunSettings
 from muscle_hf.pipeline.data import TrainingData, is_trl
 from muscle_hf.pipeline.interrupt import stop_on_interrupt
@@ -97,8 +98,21 @@ def loading(settings: RunSettings) -> dict[str, Any]:
 
 
 def load_tokenizer(side: ModelSettings) -> PreTrainedTokenizerBase:
-    """The tokenizer saved with a base."""
-    return tokenizer_of(None, side.base, side.revision, {})
+    """The tokenizer of a side, with the chat template that its settings name.
+
+    Raises:
+        MuscleError: It cannot be read, or has no such template.
+    """
+    own = (side.tokenizer, None) if side.tokenizer else (side.base, side.revision)
+    tokenizer, name = tokenizer_of(None, *own, {}), side.chat_template
+    if name is not None:
+        saved = tokenizer.chat_template or {}
+        known = saved if isinstance(saved, dict) else {"default": saved}
+        if name not in known and not Path(name).is_file():
+            there = ", ".join(known) or "no template"
+            raise MuscleError(f"chat_template: {name} is no file, and the tokenizer of {own[0]} has {there}")
+        tokenizer.chat_template = known[name] if name in known else read_text(Path(name))
+    return tokenizer
 
 
 def task_adapter_model(side: ModelSettings, lora: LoraSettings, how: Mapping[str, Any], seed: int) -> PeftModel:
@@ -174,6 +188,7 @@ def compatibility_trainer(
     data: TrainingData,
     arguments: MuscleConfig,
     *,
+    old_tokenizer: PreTrainedTokenizerBase,
     how: Mapping[str, Any],
     transfer: TransferPrompts | None = None,
 ) -> MuscleTrainer:
@@ -188,6 +203,7 @@ def compatibility_trainer(
         arguments,
         old_model=old.adapter,
         old_model_kwargs={**where, **attention},
+        old_processing_class=old_tokenizer,
         transfer_dataset=transfer,
         **data.for_trainer(arguments),
     )

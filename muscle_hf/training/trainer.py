@@ -91,6 +91,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         self.teachers: dict[str, Teacher] = {}
         rows = trainer_arguments.get("processing_class"), trainer_arguments.get("data_collator")
         self._rows_tokenizer = text_tokenizer(*rows)
+        self.old_tokenizer = text_tokenizer(old_processing_class)
         if model is not None:
             # A fresh adapter is drawn from the run's seed, like everything after it.
             set_seed(args.seed)
@@ -106,7 +107,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         self._place_teachers()
         self._loss_alone = False
         if self.teachers["old"].model is not self.student:
-            check_tokenizers(self.tokenizer, old_processing_class, self.teachers["old"], self.student)
+            check_tokenizers(self.tokenizer, self.old_tokenizer, self.teachers["old"], self.student)
         self._data_checked = self._check_train_dataset()
         self.mix_in_transfer_rows(transfer_dataset)
         self._train_sums: Tensor | None = None

@@ -27,11 +27,12 @@ class Models:
     Args:
         student: The model being trained.
         teachers: ``old`` and ``new``.
-        tokenizer: Of the student.
+        tokenizer: Of the student and of v2.
         folder: Of the run.
         shared: The teacher cache, whose folder serves several runs; None without one.
         seed: Of the run.
         progress: Show a bar.
+        old_tokenizer: Of v1, where it is another.
     """
 
     student: nn.Module
@@ -41,6 +42,11 @@ class Models:
     shared: str | os.PathLike | None = None
     seed: int = 0
     progress: bool = True
+    old_tokenizer: Any = None
+
+    def tokenizer_of(self, role: str) -> Any:
+        """The tokenizer of a teacher (``old``, ``new``) or of the student."""
+        return self.old_tokenizer if role == "old" and self.old_tokenizer is not None else self.tokenizer
 
 
 class AnsweredRows(ABC):

@@ -1,0 +1,96 @@
+"""How each version of an update is asked: in the words of its own task, its own chat template and tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.evaluation.engine import chat_prompts
+from muscle_hf.evaluation.predictions import Prediction, item_hash
+from muscle_hf.evaluation.registry import load_task
+from muscle_hf.evaluation.tasks import Item, Task
+from muscle_hf.pipeline.config import DataSettings, ModelSettings
+from muscle_hf.pipeline.data import Splits, load_splits
+from muscle_hf.pipeline.steps import load_tokenizer
+
+_PARTS = tuple(field.name for field in fields(Splits))
+
+
+@dataclass(frozen=True)
+class Side:
+    """One version as it is asked.
+
+    Args:
+        tokenizer: Its own.
+        task: Says how its answers are made and scored; None where nothing is evaluated.
+        splits: The run's rows in its words.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    task: Task | None
+    splits: Splits
+
+
+def side_of(version: ModelSettings, task: Task | None, splits: Splits) -> Side:
+    """A version whose prompts are put into the chat template that its settings name.
+
+    Raises:
+        MuscleError: Its tokenizer cannot be read or has no such template, or the template cannot be filled.
+    """
+    tokenizer = load_tokenizer(version)
+    if version.chat_template is None:
+        return Side(tokenizer, task, splits)
+
+    def in_template(rows: Any) -> Any:
+        if not isinstance(rows, Sequence):
+            return rows  # TRL puts them into the tokenizer's template
+        return [replace(item, prompt=p) for item, p in zip(rows, chat_prompts(tokenizer, rows), strict=True)]
+
+    return Side(tokenizer, task, Splits(**{part: in_template(getattr(splits, part)) for part in _PARTS}))
+
+
+def in_own_words(version: ModelSettings, task: Task, splits: Splits, data: DataSettings) -> tuple[Task, Splits]:
+    """The task and the rows of a version that is asked by a task of its own.
+
+    Args:
+        version: Names its task.
+        task: The run's, by whose metric both versions are judged.
+        splits: The run's rows.
+        data: Where they are.
+
+    Raises:
+        MuscleError: The task is of another kind, or an item of its is another: the first one is named.
+    """
+    own = load_task(version.task or task)
+    if own.kind != task.kind:
+        raise MuscleError(f"old.task: {own.name!r} is a {own.kind} task, but the run's task is a {task.kind} task")
+    own = replace(own, name=task.name, metric=task.metric, similarity=task.similarity)
+    found = load_splits(own, data)
+    for part in _PARTS:
+        for item, other in zip(getattr(splits, part), getattr(found, part), strict=True):
+            if _question(item) != _question(other):
+                raise MuscleError(
+                    f"old.task: item {other.id!r} of the {part} rows is another one than under task (its id, number "
+                    f"of choices and right answers are {_question(other)}, not {_question(item)}). Both tasks ask the "
+                    "same rows: give the second file the same id, the choices in the same order, and the same answer"
+                )
+    return own, found
+
+
+def _question(item: Item) -> tuple[str, int, tuple[int, ...], list[str]]:
+    """What of an item does not depend on the words it is asked in."""
+    return item.id, len(item.choices), item.answers, [text.strip() for text in item.references]
+
+
+def as_asked_by_the_run(answers: Sequence[Prediction], items: Sequence[Item]) -> list[Prediction]:
+    """Predictions for the run's items, whose questions a version was asked in words of its own."""
+    return [
+        replace(
+            answer, hash=item_hash(item), prompt=item.prompt, choices=list(item.choices) or None, columns=item.columns
+        )
+        for answer, item in zip(answers, items, strict=True)
+    ]

@@ -1,0 +1,218 @@
+"""An update whose versions have tokenizers and prompts of their own: rows, adapters, answers and what is compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from muscle_hf import TransferPrompts
+from muscle_hf.compare import compare, source_of
+from muscle_hf.errors import MuscleError
+from muscle_hf.evaluation import choice_log_likelihoods, item_hash, read_predictions
+from muscle_hf.pipeline.config import (
+    DataSettings,
+    LoraSettings,
+    ModelSettings,
+    RunSettings,
+    SplitSettings,
+    TransferSettings,
+)
+from muscle_hf.pipeline.run import make_run
+from muscle_hf.pipeline.steps import load_task_adapter, task_adapter_model
+from muscle_hf.teachers import ModelTeacher
+from muscle_hf.training.transfer_rows import Models
+
+TOWNS = ("Lima", "Oslo", "Cairo", "Quito", "Delhi", "Paris", "Rome", "Bern", "Kyoto", "Dakar")
+ASKED = {
+    "place": "Where does the train to {} leave?",
+    "person": "Who is the mayor of {}?",
+    "number": "How many people live in {}?",
+}
+ROWS = [{"n": f"q{i}", "q": ASKED[kind].format(town), "kind": kind}
+        for i, (town, kind) in enumerate((town, kind) for town in TOWNS for kind in ASKED)]  # fmt: skip
+NEW_TASK = 'kind: choice\nid: n\nprompt: "{q}\\nKind of answer:"\nchoices: [place, person, number]\nanswer: kind\n'
+OLD_TASK = NEW_TASK.replace("{q}\\nKind of answer:", "<ask> {q} <reply>") + 'delimiter: "\\n"\n'
+TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }} {% endfor %}[assistant]"
+
+
+def base(folder, pre_tokenizer, decoder, size, seed):
+    """A small random Llama with a tokenizer of its own, learnt from the rows."""
+    fast = Tokenizer(models.BPE(unk_token="<unk>"))
+    fast.pre_tokenizer, fast.decoder = pre_tokenizer, decoder
+    texts = [
+        f"<ask> {row['q']}\nKind of answer: {row['kind']} <reply> {row['kind']} [user] [assistant]" for row in ROWS
+    ]
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if isinstance(pre_tokenizer, pre_tokenizers.ByteLevel) else []
+    special = ["<unk>", "<s>", "</s>"]
+    learner = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    fast.train_from_iterator(texts, learner)
+    PreTrainedTokenizerFast(
+        tokenizer_object=fast, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=fast.get_vocab_size(), hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=256, bos_token_id=1, eos_token_id=2, initializer_range=0.3,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Two bases and two ways to ask the same rows."""
+    folder = tmp_path_factory.mktemp("world")
+    metaspace = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    base(folder / "v1", *metaspace, 120, seed=1)
+    base(folder / "v2", *byte_level, 320, seed=2)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (folder / "new.yaml").write_text("name: kinds\n" + NEW_TASK)
+    (folder / "old.yaml").write_text(OLD_TASK)
+    (folder / "chat.jinja").write_text(TEMPLATE)
+    return folder
+
+
+def settings(world, tmp_path, old=None, **changes):
+    data = {"train": SplitSettings("a", 0, 15), "validation_share": 0.2, "test": SplitSettings("a", 15, 9)}
+    data["transfer"] = TransferSettings("a", 24, 6)
+    training = {"max_steps": 2, "per_device_train_batch_size": 4, "use_cpu": True, "disable_tqdm": True}
+    made = RunSettings(
+        old=ModelSettings(str(world / "v1"), **(old or {"task": str(world / "old.yaml")})),
+        new=ModelSettings(str(world / "v2")),
+        output_dir=str(tmp_path / "run"),
+        task=str(world / "new.yaml"),
+        data=DataSettings(str(world / "rows.jsonl"), **data),
+        lora=LoraSettings(r=2, alpha=4),
+        training=training,
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def texts(run, name):
+    """What an adapter of a run is trained on, as its own tokenizer reads it."""
+    data = run.data_for(name)
+    return [data.tokenizer.decode(row["input_ids"], skip_special_tokens=True) for row in data.train]
+
+
+def test_each_version_reads_the_same_rows_in_its_own_words_and_tokens(world, tmp_path):
+    run = make_run(settings(world, tmp_path), lambda line: None)
+    old, new = (run.sides[name] for name in ("old", "new"))
+    assert [item.id for item in old.splits.train] == [item.id for item in new.splits.train]
+    assert old.task.name == new.task.name == "kinds"
+    assert texts(run, "new")[0] == "Where does the train to Lima leave?\nKind of answer: place"
+    assert texts(run, "old")[0].replace(" ", "") == "<ask>WheredoesthetraintoLimaleave?<reply>\nplace"
+    ids = [data.tokenizer.get_vocab() for data in (run.data_for("old"), run.data_for("new"))]
+    assert max(max(row["input_ids"]) for row in run.data_for("old").train) < len(ids[0]) < len(ids[1])
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [("chat.jinja", "[user] Where does the train to Lima leave?\nKind of answer: [assistant] place")],
+)
+def test_a_version_in_a_chat_template(template, expected, world, tmp_path):
+    run = make_run(settings(world, tmp_path, {"chat_template": str(world / template)}), lambda line: None)
+    assert texts(run, "old")[0].replace(" ", "") == expected.replace(" ", "")
+    assert texts(run, "new")[0].startswith("Where does")
+    with pytest.raises(MuscleError, match="has no template"):
+        make_run(settings(world, tmp_path, {"chat_template": "tool_use"}))
+
+
+def test_a_tokenizer_beside_another_base(world, tmp_path):
+    changed = settings(world, tmp_path, {"tokenizer": str(world / "v2")})
+    run = make_run(changed, lambda line: None)
+    assert run.data_for("old") is run.data_for("new"), "nothing differs any more"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (("id: n", "id: q"), "Where does the train to Lima leave"),
+        (("choices: [place, person, number]", "choices: [person, place, number]"), "q0"),
+        (("choices: [place, person, number]", "choices: [place, person, number, none]"), "q0"),
+        (("kind: choice", "kind: classification"), "classification"),
+    ],
+)
+def test_a_second_task_that_asks_something_else_is_refused(change, named, world, tmp_path):
+    content = OLD_TASK.replace(*change)
+    if "classification" in named:
+        content = "kind: classification\nid: n\nprompt: '{q}'\nlabels: [place, person, number]\nanswer: kind\n"
+    (tmp_path / "other.yaml").write_text(content)
+    with pytest.raises(MuscleError, match=named):
+        make_run(settings(world, tmp_path, {"task": str(tmp_path / "other.yaml")}))
+
+
+def test_where_words_of_ones_own_have_no_place(world, tmp_path):
+    made = settings(world, tmp_path)
+    for changes in (
+        {"new": ModelSettings("x", task="new.yaml")},
+        {"task": None, "data": DataSettings("x", format="trl"), "trainer": "trl"},
+    ):
+        with pytest.raises(MuscleError, match=r"(old|new)\.task"):
+            dataclasses.replace(made, **changes)
+
+
+def test_adapters_and_answers_of_both_versions(world, tmp_path):
+    measured = settings(world, tmp_path, compatibility=False)
+    said: list[str] = []
+    result = make_run(measured, said.append).whole()
+    assert [row.model for row in result.rows] == ["old", "new"]
+    found = {name: read_predictions(tmp_path / "run" / "predictions" / f"{name}.jsonl") for name in ("old", "new")}
+    run = make_run(measured, said.append)
+    for name, answers in found.items():
+        items, side = run.splits.test, run.sides[name]
+        assert [answer.hash for answer in answers] == [item_hash(item) for item in items]
+        assert [answer.choices for answer in answers] == [list(item.choices) for item in items]
+        # In its own words all the same.
+        model = load_task_adapter(run.side(name), {}, trainable=False)
+        pairs = [(item.prompt, choice) for item in side.splits.test for choice in item.choices]
+        expected = choice_log_likelihoods(model, side.tokenizer, pairs)
+        assert [value for answer in answers for value in answer.log_likelihoods] == pytest.approx(expected, abs=1e-4)
+    document = compare(*(source_of(answers, name) for name, answers in found.items()))
+    assert not any("prompt" in text for text in document.warnings)
+    said.clear()
+    make_run(measured, said.append).whole()
+    assert sum("done before" in line for line in said) == 2
+    (tmp_path / "old.yaml").write_text(OLD_TASK.replace("<reply>", "<reply> [assistant]"))
+    said.clear()
+    other = settings(world, tmp_path, {"task": str(tmp_path / "old.yaml")}, compatibility=False)
+    make_run(other, said.append).whole()
+    assert [line for line in said if "done before" in line or "Task adapter on v1" in line] == [
+        "Task adapter on v1",
+        f"Task adapter on v2: done before, in {tmp_path / 'run' / 'new'}",
+    ]
+
+
+def test_each_teacher_is_asked_for_answers_in_its_own_words_and_tokens(world, tmp_path):
+    run = make_run(settings(world, tmp_path), lambda line: None)
+    models = {
+        name: task_adapter_model(version, LoraSettings(r=2), {}, seed=0)
+        for name, version in (("old", run.settings.old), ("new", run.settings.new))
+    }
+    teachers = {name: ModelTeacher(name, model) for name, model in models.items()}
+    new, old = run.sides["new"].tokenizer, run.sides["old"].tokenizer
+    asked = run.transfer
+    rows = asked.rows(Models(models["new"], teachers, new, tmp_path, progress=False, old_tokenizer=old))
+    expected = []
+    likeliest = {}
+    for name, side in run.sides.items():
+        pairs = [(item.prompt, choice) for item in side.splits.transfer for choice in item.choices]
+        found = torch.tensor(choice_log_likelihoods(models[name], side.tokenizer, pairs)).view(-1, 3)
+        likeliest[name] = found.argmax(-1).tolist()
+    assert likeliest["old"] != likeliest["new"], "nothing to tell them apart by"
+    for item, *chosen in zip(run.splits.transfer, likeliest["old"], likeliest["new"], strict=True):
+        expected += [item.prompt + item.choices[index] for index in dict.fromkeys(chosen)]
+    assert [new.decode(row["input_ids"], skip_special_tokens=True) for row in rows] == expected
+    other = dataclasses.replace(asked, old_prompts=[dataclasses.replace(item, prompt="x") for item in asked.old_items])
+    assert len({asked.identity(), other.identity(), dataclasses.replace(asked, old_prompts=None).identity()}) == 3
+    with pytest.raises(MuscleError, match="old_prompts"):
+        dataclasses.replace(asked, old_prompts=asked.old_items[1:])
+    texts = TransferPrompts(["a b", "c d"], "old", old_prompts=["<a b>", "<c d>"])
+    assert [item.prompt for item in texts.old_items] == ["<a b>", "<c d>"]
