@@ -11,10 +11,12 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from muscle_hf.bundled import base, bundled
 from muscle_hf.errors import MuscleError
-from muscle_hf.pipeline.config import ModelSettings, RunSettings, SplitSettings
+from muscle_hf.pipeline.config import RunSettings, SplitSettings
 from muscle_hf.pipeline.steps import process_state
 
 TRAIN_ROWS, TEST_ROWS = 8, 4
+# What belongs to the base that a tiny one stands in for.
+_NOT_OF_IT = dict.fromkeys(("revision", "adapter", "adapter_revision", "tokenizer"))
 _CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}Answer: {% generation %}"
     "{{ message['content'] }}{{ eos_token }}{% endgeneration %}\n{% else %}{{ message['content'] }}\n{% endif %}"
@@ -47,7 +49,10 @@ def smoke_settings(settings: RunSettings) -> RunSettings:
     if not on_gpu:
         training["use_cpu"] = True
     with process_state(training).main_process_first():  # several at once would read each other's half-written files
-        old, new = (ModelSettings(str(tiny_model(folder / "models" / f"v{n}", seed=n))) for n in (1, 2))
+        old, new = (
+            dataclasses.replace(side, base=str(tiny_model(folder / "models" / f"v{n}", seed=n)), **_NOT_OF_IT)
+            for n, side in ((1, settings.old), (2, settings.new))
+        )
     return dataclasses.replace(
         settings,
         old=old,
