@@ -1,0 +1,259 @@
+"""A tokenizer's tokens as byte strings, and how it segments text in mid-sequence."""
+
+from __future__ import annotations
+
+import json
+import re
+import weakref
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import AddedToken, Tokenizer, models
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.files import readable
+
+_BLANK = "▁"  # what SentencePiece writes for a blank
+# Bytes that are no UTF-8, as the error handler "surrogateescape" decodes them; with the word around them, or alone.
+_BROKEN_WORD = re.compile("( ?[^ ]*[\udc80-\udcff][^ ]*)")
+_BROKEN_BYTES = re.compile("([\udc80-\udcff]+)")
+_KEPT: weakref.WeakKeyDictionary[Any, tuple[int, ByteVocabulary]] = weakref.WeakKeyDictionary()
+
+
+def _byte_letters() -> str:
+    """What byte-level vocabularies write for each byte: printable ones stay, others follow from U+0100 on."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return "".join(chr(byte if byte in printable else next(others)) for byte in range(256))
+
+
+_LETTERS = _byte_letters()
+_BYTES = {letter: byte for byte, letter in enumerate(_LETTERS)}
+
+
+class ByteVocabulary:
+    """The tokens of a byte-level or SentencePiece tokenizer (BPE or Unigram) as byte strings.
+
+    Args:
+        tokenizer: Of transformers or tokenizers. Use :meth:`of`, which makes one vocabulary per tokenizer.
+
+    Attributes:
+        size: V, the largest id + 1; a model's output may be wider.
+        strings: (V,) the bytes of each token; None for special tokens and ids without a token.
+        special: Text of each special token by its id.
+        fallback: The byte of each of SentencePiece's single-byte tokens, ``<0x0A>``, by its id.
+        added: Ids of added tokens that are not special.
+        roles: Id by role (``bos_token``, ``eos_token``, ...) of those that the tokenizer has.
+
+    Raises:
+        MuscleError: The tokens are not byte strings.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        backend = backend_of(tokenizer)
+        parts = _parts(backend)
+        self._byte_level = _check(backend, parts)
+        added = backend.get_added_tokens_decoder()
+        tokens = backend.get_vocab(with_added_tokens=True)
+        self.special, self.roles = special_ids(tokenizer)
+        self.size = max(tokens.values()) + 1
+        self.added = frozenset(added) - self.special.keys()
+        self.fallback: dict[int, int] = {}
+        self.strings: list[bytes | None] = [None] * self.size
+        for token, id in tokens.items():
+            if id not in self.special:
+                self.strings[id] = token.encode() if id in self.added else self._bytes(token, id)
+        self._byte_ids = {byte: id for id, byte in self.fallback.items()}
+        self._in_text = _in_text(backend, parts, [added[id] for id in self.added])
+        own = ((id, self._in_text.token_to_id(added[id].content)) for id in self.added)
+        self._renumbered = {other: id for id, other in own if other != id}
+        self._letters = Tokenizer(backend.model)
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> ByteVocabulary:
+        """The vocabulary of a tokenizer: made once, and anew after tokens were added to it."""
+        size, found = len(tokenizer.get_vocab()), _KEPT.get(tokenizer)
+        if found is None or found[0] != size:
+            found = _KEPT[tokenizer] = (size, cls(tokenizer))
+        return found[1]
+
+    def _bytes(self, token: str, id: int) -> bytes | None:
+        if self._byte_level:
+            return bytes(map(_BYTES.__getitem__, token)) if _BYTES.keys() >= set(token) else None
+        if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+            self.fallback[id] = int(token[3:5], 16)
+            return bytes([self.fallback[id]])
+        return token.replace(_BLANK, " ").encode()
+
+    # ---- Segmentation ----
+
+    def pieces(self, texts: Sequence[bytes]) -> list[list[int]]:
+        """The ids of each text as it stands in mid-sequence.
+
+        No blank is put before it, nothing is normalised, and special tokens are neither found in it nor added. A text
+        may begin and end within a character.
+        """
+        strings = [text.decode(errors="surrogateescape") for text in texts]
+        broken = {index: string for index, string in enumerate(strings) if _BROKEN_BYTES.search(string)}
+        found = self._whole(["" if index in broken else string for index, string in enumerate(strings)])
+        for index, string in broken.items():
+            found[index] = self._cut(string)
+        return found
+
+    def _whole(self, strings: list[str]) -> list[list[int]]:
+        found = [encoding.ids for encoding in self._in_text.encode_batch_fast(strings, add_special_tokens=False)]
+        if self._renumbered:
+            found = [[self._renumbered.get(id, id) for id in ids] for ids in found]
+        return found
+
+    def _cut(self, string: str) -> list[int]:
+        parts = (_BROKEN_WORD if self._byte_level else _BROKEN_BYTES).split(string)
+        ids: list[int] = []
+        for whole, broken in zip(parts[::2], [*parts[1::2], ""], strict=True):
+            data = broken.encode(errors="surrogateescape")
+            ids += self._whole([whole])[0]
+            if self._byte_level:
+                ids += self._letters.encode("".join(_LETTERS[byte] for byte in data), add_special_tokens=False).ids
+            else:
+                ids += [self._byte_ids[byte] for byte in data if byte in self._byte_ids]
+        return ids
+
+    def first_pieces(self, texts: Sequence[bytes]) -> NDArray[np.int64]:
+        """(len(texts),) the first id of each text in mid-sequence, -1 where there is none."""
+        return np.array([ids[0] if ids else -1 for ids in self.pieces(texts)], dtype=np.int64)
+
+    @cached_property
+    def canonical(self) -> NDArray[np.bool_]:
+        """(V,) whether the tokenizer gives the token, and nothing else, for the token's own bytes.
+
+        A byte-fallback twin of a letter is not, nor a token that other merges never lead to.
+        """
+        canonical = np.zeros(self.size, dtype=bool)
+        ids = [id for id, string in enumerate(self.strings) if string]
+        found = self.pieces([self.strings[id] or b"" for id in ids])
+        canonical[ids] = [pieces == [id] for id, pieces in zip(ids, found, strict=True)]
+        return canonical
+
+    # ---- Bytes ----
+
+    @cached_property
+    def _sorted(self) -> tuple[list[bytes], NDArray[np.int64]]:
+        pairs = sorted((string, id) for id, string in enumerate(self.strings) if string)
+        return [string for string, _ in pairs], np.array([id for _, id in pairs], dtype=np.int64)
+
+    def extending(self, prefix: bytes) -> NDArray[np.int64]:
+        """Ids of the tokens that begin with some bytes and go on, in the order of their bytes."""
+        keys, ids = self._sorted
+        start = bisect_right(keys, prefix)
+        return ids[start : bisect_left(keys, _successor(prefix), start) if prefix else len(keys)]
+
+    def extends(self, prefix: bytes) -> bool:
+        """Whether there is such a token."""
+        keys, _ = self._sorted
+        start = bisect_right(keys, prefix)
+        return start < len(keys) and keys[start].startswith(prefix)
+
+    def text(self, ids: Sequence[int]) -> bytes:
+        """The bytes of some tokens in a row; special ones have none."""
+        return b"".join(self.strings[id] or b"" for id in ids)
+
+    def sections(self, ids: Sequence[int]) -> list[tuple[list[int], int | None]]:
+        """A row cut behind each special token: the tokens before it, and its id; None at the row's end."""
+        cuts = [index for index, id in enumerate(ids) if id in self.special]
+        starts = [0, *(cut + 1 for cut in cuts)]
+        return [
+            (list(ids[a:b]), ids[b] if b < len(ids) else None) for a, b in zip(starts, [*cuts, len(ids)], strict=True)
+        ]
+
+    def ends(self, ids: Sequence[int]) -> NDArray[np.int64]:
+        """(len(ids),) where each token ends, in bytes from the first one's beginning; special ones have no width."""
+        return np.cumsum([len(self.strings[id] or b"") for id in ids], dtype=np.int64)
+
+
+def backend_of(tokenizer: Any) -> Tokenizer:
+    """The Rust tokenizer within one of transformers; a slow one is converted.
+
+    Raises:
+        MuscleError: It has none, and cannot be converted.
+    """
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer
+    if isinstance(backend := getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
+        return backend
+    from transformers.convert_slow_tokenizer import convert_slow_tokenizer
+
+    with readable(f"the fast form of {type(tokenizer).__name__}", "; pass a tokenizer with a tokenizer.json file"):
+        return convert_slow_tokenizer(tokenizer)
+
+
+def special_ids(tokenizer: Any) -> tuple[dict[int, str], dict[str, int]]:
+    """A tokenizer's special tokens: their texts by id, and their ids by role (``bos_token``, ``eos_token``, ...)."""
+    backend = backend_of(tokenizer)
+    tokens = backend.get_vocab(with_added_tokens=True)
+    names = getattr(tokenizer, "SPECIAL_TOKENS_ATTRIBUTES", ())
+    roles = {name: tokens[text] for name in names if (text := getattr(tokenizer, name, None)) in tokens}
+    texts = {id: token.content for id, token in backend.get_added_tokens_decoder().items() if token.special}
+    texts |= {tokens[text]: text for name in roles if (text := getattr(tokenizer, name))}
+    if isinstance(unknown := getattr(backend.model, "unk_token", None), str) and unknown in tokens:
+        texts[tokens[unknown]] = unknown
+    return texts, roles
+
+
+def _parts(backend: Tokenizer) -> dict[str, Any]:
+    """How a tokenizer normalises, splits and decodes, in the terms of tokenizer.json."""
+    shell = Tokenizer(models.BPE())
+    for name in ("normalizer", "pre_tokenizer", "decoder"):
+        if (part := getattr(backend, name)) is not None:
+            setattr(shell, name, part)
+    return json.loads(shell.to_str())
+
+
+def _check(backend: Tokenizer, parts: dict[str, Any]) -> bool:
+    """Whether the tokens are byte-level ones, rather than SentencePiece's; refuses what is neither."""
+    model, text = backend.model, json.dumps(parts, ensure_ascii=False)
+    byte_level = '"ByteLevel"' in text
+    affixes = getattr(model, "continuing_subword_prefix", None) or getattr(model, "end_of_word_suffix", None)
+    lossy = '"Lowercase"' in text or '"lowercase": true' in text or '"StripAccents"' in text
+    if not isinstance(model, (models.BPE, models.Unigram)) or affixes or lossy or not (byte_level or _BLANK in text):
+        raise MuscleError(
+            f"the tokens of this tokenizer ({type(model).__name__}) are not byte strings of the text, so another "
+            "tokenizer's cannot be compared with them; set old_targets='answer' or 'choices', which need no common "
+            "tokens, or choose models that share their tokenizer"
+        )
+    return byte_level
+
+
+def _in_text(backend: Tokenizer, parts: dict[str, Any], added: list[AddedToken]) -> Tokenizer:
+    """The tokenizer without what it does at the beginning of a text, and without normalisation or special tokens."""
+
+    def within(part: Any) -> Any:
+        if isinstance(part, list):
+            return [within(one) for one in part]
+        if isinstance(part, dict):
+            own = {"prepend_scheme": "never", "add_prefix_space": False}
+            return {key: own.get(key, within(value)) for key, value in part.items()}
+        return part
+
+    blank = {"type": "Replace", "pattern": {"String": " "}, "content": _BLANK}
+    replaces = _BLANK in json.dumps(parts["normalizer"], ensure_ascii=False)
+    shell = Tokenizer.from_str(
+        json.dumps(
+            parts | {"normalizer": blank if replaces else None, "pre_tokenizer": within(parts["pre_tokenizer"])}
+        )
+    )
+    tokenizer = Tokenizer(backend.model)
+    for name in ("normalizer", "pre_tokenizer"):
+        if (part := getattr(shell, name)) is not None:
+            setattr(tokenizer, name, part)
+    tokenizer.add_tokens(added)
+    return tokenizer
+
+
+def _successor(prefix: bytes) -> bytes:
+    """The first byte string, in order, that is behind all that begin with a prefix."""
+    kept = prefix.rstrip(b"\xff")
+    return kept[:-1] + bytes([kept[-1] + 1]) if kept else b"\xff" * (len(prefix) + 256)
