@@ -18,7 +18,7 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.objective.chunked import Stream, chunk_rows
 
 # Stands for the log of no probability at all: what is kept has to be finite.
-_NOTHING = -1e30
+NOTHING = -1e30
 # Ids are kept beside the probabilities as float32, which counts exactly up to here.
 _LARGEST_VOCABULARY = 2**24
 
@@ -73,7 +73,7 @@ class TopTokens:
         logits = logits[:, : self.vocabulary]
         scaled = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature, -1)
         top, ids = scaled.topk(self.k, dim=-1)
-        rest = scaled.scatter(-1, ids, -torch.inf).logsumexp(dim=-1, keepdim=True).clamp(min=_NOTHING)
+        rest = scaled.scatter(-1, ids, -torch.inf).logsumexp(dim=-1, keepdim=True).clamp(min=NOTHING)
         return torch.cat([top.float(), ids.float(), rest.float()], dim=-1)
 
     def of_hidden(self, hidden: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "targets": ("what rows without labels had best follow, tried on held-out rows", "muscle_hf.cli.targets"),
     "tasks": ("list the tasks, or print an item of one as the model sees it", "muscle_hf.cli.tasks"),
     "evaluate": ("run a model on a task and keep its predictions", "muscle_hf.cli.evaluate"),
+    "check-served": ("tell whether a server answers as the adapter that it serves", "muscle_hf.cli.check_served"),
     "harness": ("run tasks of lm-evaluation-harness on old, new and compat", "muscle_hf.cli.harness"),
     "dial": ("choose a point between v2's adapter and the compatibility adapter", "muscle_hf.cli.dial"),
     "card": ("complete and render the model card of a saved adapter", "muscle_hf.cli.card"),

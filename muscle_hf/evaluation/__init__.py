@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "HarnessModel": "harness",
         "Item": "tasks",
         "Prediction": "predictions",
-        "Server": "server",
+        "Server": ".served.server",
         "Source": "tasks",
         "Task": "tasks",
         "builtin_tasks": "registry",

@@ -3,86 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from muscle_hf.encoding import encode_pair
-from muscle_hf.errors import MissingDependencyError, MuscleError
+from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.partial import PartialAnswers
 from muscle_hf.evaluation.predictions import Prediction
 from muscle_hf.evaluation.scoring import check_items, cut_at, predictions_from
 from muscle_hf.evaluation.tasks import Item, Task
 from muscle_hf.files import StrPath
+from muscle_hf.served.server import Server, first_choice
 
 if TYPE_CHECKING:
     from openai import OpenAI
-    from transformers import PreTrainedTokenizerBase
 
 # OpenAI's limit; more are cut here.
 _MOST_STOPS = 4
-
-
-@dataclass(frozen=True)
-class Server:
-    """Where a model is served.
-
-    Args:
-        url: Up to and with the version, for example ``http://localhost:8000/v1``.
-        model: The name under which the server has the model.
-        api_key: Bearer token; kept out of ``repr`` and of every file.
-        concurrency: Requests at a time.
-        timeout: Seconds for one answer.
-        retries: How often a failed request is sent again, with growing pauses or those of ``Retry-After``.
-        options: Further fields of every request, for what is not in OpenAI's interface (``{"generation_config":
-            '{"no_repeat_ngram_size": 2}'}`` for ``transformers serve``, ``{"top_k": 1}`` for vLLM, ...).
-        tokenizer: The served model's tokenizer. Choices are then sent as token ids and counted exactly; without it
-            the tokens of a choice are found by their text.
-    """
-
-    url: str
-    model: str
-    api_key: str | None = field(default=None, repr=False)
-    concurrency: int = 8
-    timeout: float = 600.0
-    retries: int = 16
-    options: Mapping[str, Any] = field(default_factory=dict)
-    tokenizer: PreTrainedTokenizerBase | None = field(default=None, repr=False)
-
-    def client(self) -> OpenAI:
-        """A client for this server.
-
-        Raises:
-            MissingDependencyError: openai is not installed.
-            MuscleError: The address is none.
-        """
-        try:
-            from openai import OpenAI
-        except ImportError as error:
-            raise MissingDependencyError("openai", "server", "asking a served model") from error
-        if not self.url.startswith(("http://", "https://")):
-            raise MuscleError(f"the server's address must start with http:// or https://, not {self.url!r}")
-        # The client insists on a key, which a server of one's own does not look at.
-        return OpenAI(
-            api_key=self.api_key or "none", base_url=self.url, timeout=self.timeout, max_retries=self.retries
-        )
-
-    @contextmanager
-    def answering(self) -> Iterator[None]:
-        """What the client raises within the block becomes a MuscleError."""
-        from openai import APIStatusError, OpenAIError
-
-        try:
-            yield
-        except APIStatusError as error:
-            what = f"answers with HTTP {error.status_code}: {error.response.text[:2000]}"
-            raise MuscleError(f"{self.url} {what}") from error
-        except OpenAIError as error:
-            raise MuscleError(
-                f"{self.url} still fails after {self.retries} retries: {error.__cause__ or error}"
-            ) from error
 
 
 def evaluate_task_on_server(
@@ -151,17 +89,18 @@ def _question(server: Server, task: Task, chat: bool) -> Callable[[OpenAI, Item]
 
 
 def _text(client: OpenAI, server: Server, task: Task, item: Item, chat: bool) -> str:
-    how: dict[str, Any] = {"model": server.model, "max_tokens": task.max_new_tokens, "temperature": 0.0}
+    how: dict[str, Any] = {"max_tokens": task.max_new_tokens, "temperature": 0.0}
     if task.stop:
         how["stop"] = list(task.stop[:_MOST_STOPS])
-    more = dict(server.options)
-    with server.answering():
-        if chat:
-            messages: Any = [{"role": "user", "content": item.prompt}]
-            reply = client.chat.completions.create(messages=messages, extra_body=more, **how)
-            text = _first_choice(reply).message.content
-        else:
-            text = _first_choice(client.completions.create(prompt=item.prompt, extra_body=more, **how)).text
+    if chat:
+        messages: Any = [{"role": "user", "content": item.prompt}]
+        with server.answering():
+            reply = client.chat.completions.create(
+                model=server.model, messages=messages, extra_body=dict(server.options), **how
+            )
+        text = first_choice(reply).message.content
+    else:
+        text = server.complete(client, item.prompt, **how)[0].text
     return cut_at(text or "", task.stop)
 
 
@@ -172,17 +111,14 @@ def _log_likelihood(client: OpenAI, server: Server, item: Item, choice: str) -> 
         context, rest = encode_pair(server.tokenizer, item.prompt, choice)
         prompt, count = context + rest, len(rest)
     # Not 0 new tokens: some servers refuse that. The generated one is left out below.
-    how: dict[str, Any] = {"echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0.0}
-    with server.answering():
-        reply = client.completions.create(model=server.model, prompt=prompt, extra_body=dict(server.options), **how)
-    found = _first_choice(reply).logprobs
-    generated = reply.usage.completion_tokens if reply.usage else 1
+    found, usage = server.complete(client, prompt, echo=True, logprobs=1, max_tokens=1, temperature=0.0)
+    found, generated = found.logprobs, usage.completion_tokens if usage else 1
     values, tokens = (
         (getattr(found, name, None) or [])[: -generated or None] for name in ("token_logprobs", "tokens")
     )
     if len(values) < 2:
         raise MuscleError(
-            f"{server.url} does not return the log-probabilities of a prompt (echo with logprobs), so choices cannot "
+            f"{server} does not return the log-probabilities of a prompt (echo with logprobs), so choices cannot "
             "be scored there; serve the model with vLLM, or evaluate it without a server"
         )
     if count is None:
@@ -201,12 +137,6 @@ def _tokens_of(tokens: Sequence[str], ending: str, server: Server) -> int:
             break
     # Characters that are split over tokens, for example, cannot be found again.
     raise MuscleError(
-        f"the tokens that {server.url} returns do not spell the choice {ending!r}; pass the model's tokenizer, so "
+        f"the tokens that {server} returns do not spell the choice {ending!r}; pass the model's tokenizer, so "
         "that they can be counted"
     )
-
-
-def _first_choice(reply: Any) -> Any:
-    if not getattr(reply, "choices", None):
-        raise MuscleError(f"the server's answer has no choices: {str(reply)[:500]}")
-    return reply.choices[0]

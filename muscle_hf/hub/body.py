@@ -13,7 +13,7 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.files import read_object
 from muscle_hf.hub.licenses import License, inherited_license
 from muscle_hf.hub.origins import check_origins
-from muscle_hf.hub.serving import serving_problems
+from muscle_hf.hub.serving import adapter_problems
 from muscle_hf.hub.state import CardState, load_metrics, worst_slices
 from muscle_hf.hub.text import plain
 from muscle_hf.metrics import Estimate
@@ -49,6 +49,7 @@ class Card:
         comparison: Flips of exactly these weights, if measured.
         repo_id: Where it is published.
         has_report: Whether an HTML report lies beside it.
+        serving_problems: Why a server of LoRA folders would not serve it.
     """
 
     provenance: dict[str, Any]
@@ -57,6 +58,7 @@ class Card:
     comparison: dict[str, Any] | None
     repo_id: str | None
     has_report: bool
+    serving_problems: list[str]
 
     @classmethod
     def read(cls, folder: str | os.PathLike, repo_id: str | None = None) -> Card:
@@ -76,6 +78,7 @@ class Card:
             comparison=load_metrics(folder, provenance.get("adapter_sha256")),
             repo_id=repo_id,
             has_report=Path(folder, REPORT_FILE).is_file(),
+            serving_problems=adapter_problems(folder),
         )
 
     @property
@@ -141,7 +144,7 @@ def card_context(card: Card, pictures: Iterable[str]) -> dict[str, Any]:
         "base": f"path/to/{card.base_name}" if card.base_is_local else card.base_name,
         "repo": card.repo_id or "USER/REPO",
         "auto_class": _AUTO_CLASSES.get(card.task_type, "AutoModelForCausalLM"),
-        "serving_problems": serving_problems(card.config),
+        "serving_problems": card.serving_problems,
         "max_lora_rank": _next_rank(card.config),
         "tasks": tasks,
         "logged": [] if tasks else logged_flips(provenance["metrics"]),

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
+
+from safetensors import safe_open
+
+from muscle_hf.files import read_object
+from muscle_hf.record import WEIGHTS_FILE
+from muscle_hf.teachers.origin import local_model_folder
 
 # Initialisations after which the base's own weights were changed too: a server that adds A and B to the original base
 # computes something else.
@@ -13,7 +21,21 @@ MAX_RANK = 512
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 
-def serving_problems(config: Mapping[str, Any]) -> list[str]:
+def adapter_problems(folder: str | os.PathLike) -> list[str]:
+    """:func:`serving_problems` of an adapter's folder; of its base what lies on this disk."""
+    config, weights = read_object(Path(folder, "adapter_config.json")), Path(folder, WEIGHTS_FILE)
+    base = local_model_folder(config.get("base_model_name_or_path"), config.get("revision"))
+    file = None if base is None else base / "config.json"
+    names: list[str] = []
+    if weights.is_file():
+        with safe_open(weights, "pt") as tensors:
+            names = list(tensors.keys())
+    return serving_problems(config, names, read_object(file) if file is not None and file.is_file() else {})
+
+
+def serving_problems(
+    config: Mapping[str, Any], names: Iterable[str] = (), base: Mapping[str, Any] | None = None
+) -> list[str]:
     """Why vLLM would refuse an adapter, or serve it wrongly; empty if it takes it.
 
     vLLM reads ``r``, ``lora_alpha`` and ``target_modules`` from ``adapter_config.json`` and the weights from
@@ -21,8 +43,23 @@ def serving_problems(config: Mapping[str, Any]) -> list[str]:
 
     Args:
         config: Content of ``adapter_config.json``.
+        names: Of the adapter's weights, where these are known.
+        base: Content of the base's ``config.json``, likewise.
     """
     problems = []
+    if names and (base or {}).get("text_config") and not any("language_model" in name for name in names):
+        # vllm issues 34186, 48019
+        problems.append(
+            "it was trained on the language model alone of a base with images or sound, whose layers have other names "
+            "there: vLLM finds none of them and answers as the plain base without a word. `muscle-hf check-served` "
+            "tells whether yours does; a merged model is served as it is"
+        )
+    if config.get("target_parameters"):
+        # vllm issues 41384, 41754, 50252
+        problems.append(
+            "it changes parameters that are in no layer of their own, such as experts side by side "
+            f"(target_parameters: {', '.join(config['target_parameters'])}), which some vLLM drop without a word"
+        )
     if config.get("peft_type") != "LORA":
         problems.append(f"the adapter is of type {config.get('peft_type')}; only LoRA is served")
     missing = [key for key in ("r", "lora_alpha", "target_modules") if config.get(key) in (None, [], "")]

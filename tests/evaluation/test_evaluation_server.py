@@ -7,17 +7,14 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
-from typing import ClassVar
 
 import pytest
-import torch
 from evaluation_models import make_choice_task, make_generation_task, make_model, make_tokenizer
+from loopback import Scripted, serving
 
 from muscle_hf.cli.main import main
 from muscle_hf.errors import MissingDependencyError, MuscleError
@@ -26,75 +23,17 @@ from muscle_hf.evaluation import Server, evaluate_task, evaluate_task_on_server,
 GENERATION = make_generation_task(5)
 
 
-class Scripted(BaseHTTPRequestHandler):
-    """Serves the small model's completions with echoed log-probabilities, after the mishaps that a test has queued."""
-
-    model, tokenizer = None, None
-    mishaps: ClassVar[list] = []
-    requests: ClassVar[list] = []
-    lock = threading.Lock()
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.lock:
-            self.requests.append((time.monotonic(), self.path, body, self.headers.get("Authorization")))
-            mishap = self.mishaps.pop(0) if self.mishaps else None
-        if mishap == "drop":
-            self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
-            return
-        if mishap == "half":
-            self.send_response(200)
-            self.send_header("Content-Length", "1000")
-            self.end_headers()
-            self.wfile.write(b'{"choices": [')
-            self.close_connection = True
-            return
-        if mishap:
-            status, headers, text = mishap
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(text.encode())
-            return
-        reply = json.dumps({"choices": [self.complete(body)]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(reply)))
-        self.end_headers()
-        self.wfile.write(reply)
-
-    def complete(self, body):
-        if not body.get("echo"):
-            return {"text": f" answer to {len(body['prompt'])}.", "logprobs": None}
-        ids = body["prompt"] if isinstance(body["prompt"], list) else self.tokenizer(body["prompt"])["input_ids"]
-        with torch.no_grad():
-            scores = self.model(torch.tensor([ids])).logits[0].log_softmax(-1)
-        values = [None] + [scores[i - 1, token].item() for i, token in enumerate(ids) if i]
-        tokens = [self.tokenizer.decode(token) for token in ids]
-        return {"text": "?", "logprobs": {"token_logprobs": [*values, -0.5], "tokens": [*tokens, "?"]}}
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def scripted():
-    Scripted.model, Scripted.tokenizer, Scripted.mishaps, Scripted.requests = make_model(), make_tokenizer(), [], []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield Server(f"http://127.0.0.1:{server.server_port}/v1", "small", retries=3, concurrency=2, api_key="secret-key")
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving({"small": make_model()}, make_tokenizer()) as url:
+        yield Server(url, "small", retries=3, concurrency=2, api_key="secret-key")
 
 
 def test_choices_agree_with_the_model_itself(scripted):
     task, items = make_choice_task(6)
     items.append(replace(items[0], id="spaces", prompt=items[0].prompt + " ", choices=("late", "sent back")))
     served = evaluate_task_on_server(scripted, task, items, progress=False)
-    local = evaluate_task(Scripted.model, Scripted.tokenizer, task, items, progress=False)
+    local = evaluate_task(Scripted.models["small"], Scripted.tokenizer, task, items, progress=False)
     for a, b in zip(served, local, strict=True):
         assert a.log_likelihoods == pytest.approx(b.log_likelihoods, abs=1e-3)
         assert replace(a, log_likelihoods=b.log_likelihoods) == b
@@ -104,7 +43,7 @@ def test_choices_agree_with_the_model_itself(scripted):
     with pytest.raises(MuscleError, match="pass the model's tokenizer"):
         evaluate_task_on_server(scripted, task, split, progress=False)
     counted = evaluate_task_on_server(replace(scripted, tokenizer=Scripted.tokenizer), task, split, progress=False)
-    own = evaluate_task(Scripted.model, Scripted.tokenizer, task, split, progress=False)
+    own = evaluate_task(Scripted.models["small"], Scripted.tokenizer, task, split, progress=False)
     assert counted[0].log_likelihoods == pytest.approx(own[0].log_likelihoods, abs=1e-3)
     assert {key for *_, key in Scripted.requests} == {"Bearer secret-key"} and "secret-key" not in repr(scripted)
 

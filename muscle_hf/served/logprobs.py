@@ -1,0 +1,235 @@
+"""Log-probabilities of given texts from a server: the likeliest tokens at each place, by token ids, never by strings.
+
+Two ways are known: ``prompt_logprobs`` of vLLM, whose answer names tokens by their ids, and ``echo`` with ``logprobs``
+of OpenAI's completions, whose answer spells them. What a server says is believed after it has been looked at: see
+:meth:`ServedModel.check`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import cached_property
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from muscle_hf.cache.compact import NOTHING
+from muscle_hf.errors import MuscleError
+from muscle_hf.served.server import Server
+
+# The most by which the probabilities of some tokens may pass 1, and the least that has to be left for all the others.
+_ABOVE_ONE, _LEFT = 1e-3, 1e-6
+# A likeliest token is one only if it is ahead by more nats than two kernels differ.
+_AHEAD = 0.05
+
+Name = TypeVar("Name")
+
+
+class NoLogProbs(MuscleError):
+    """A server does not give the log-probabilities of a given text."""
+
+
+class LogProbs(NamedTuple):
+    """What a model says at n places of a text.
+
+    Args:
+        top: Log-probabilities of the k likeliest tokens, (n, k) float32, falling. Where a server spells some of them
+            in a way that several tokens have in common, these are among the rest, and the last one is repeated.
+        ids: Of these, (n, k) int64.
+        rest: Log of the probability of all others together, (n,) float32; finite.
+        own: Log-probability of the token that the text has there, (n,) float32.
+    """
+
+    top: Tensor
+    ids: Tensor
+    rest: Tensor
+    own: Tensor
+
+
+class ServedModel:
+    """A model that is asked for the log-probabilities of texts.
+
+    Args:
+        server: Where it is; its ``tokenizer`` is needed for servers that spell tokens.
+        k: How many tokens at a place, >= 1.
+    """
+
+    def __init__(self, server: Server, k: int):
+        self.server, self.k, self.client = server, k, server.client()
+        self._ask: Callable[[Sequence[int]], list[tuple[dict[int, float], float]]] | None = None
+
+    # ---- Asking ----
+
+    def along(self, ids: Sequence[int], places: Sequence[int] | None = None) -> LogProbs:
+        """Log-probabilities along a text.
+
+        Args:
+            ids: Token ids, two at least.
+            places: Of tokens of the text, each >= 1 (what is said of it before it is read); by default all.
+
+        Raises:
+            NoLogProbs: The server does not give them.
+            MuscleError: It fails, or what it answers is not about these tokens.
+        """
+        ask = self._ask or self._find_way(ids)
+        found = ask(ids)
+        chosen = [found[place - 1] for place in (range(1, len(ids)) if places is None else places)]
+        top = torch.full((len(chosen), self.k), -torch.inf, dtype=torch.float64)
+        tokens = torch.zeros(len(chosen), self.k, dtype=torch.int64)
+        rest = torch.zeros(len(chosen), dtype=torch.float64)
+        for place, (each, _) in enumerate(chosen):
+            likeliest = sorted(each.items(), key=lambda pair: -pair[1])[: self.k]
+            rest[place] = max(0.0, 1 - sum(math.exp(value) for _, value in likeliest))
+            likeliest += likeliest[-1:] * (self.k - len(likeliest))
+            tokens[place] = torch.tensor([token for token, _ in likeliest])
+            top[place] = torch.tensor([value for _, value in likeliest])
+        own = torch.tensor([value for _, value in chosen])
+        return LogProbs(top.float(), tokens, rest.log().clamp(min=NOTHING).float(), own)
+
+    def along_all(
+        self, texts: Iterable[tuple[Name, Sequence[int], Sequence[int] | None]]
+    ) -> Iterator[tuple[Name, LogProbs]]:
+        """:meth:`along` of many texts (a name, ids, places), several at a time, as they come."""
+        pool = ThreadPoolExecutor(max_workers=max(1, self.server.concurrency))
+        pending = {pool.submit(self.along, ids, places): name for name, ids, places in texts}
+        try:
+            for done in as_completed(pending):
+                yield pending[done], done.result()
+        finally:
+            # What is under way may finish; what has not begun must not.
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def continued(self, ids: Sequence[int], max_new_tokens: int) -> str:
+        """The greedy continuation of a text, as a text."""
+        return self.server.complete(self.client, ids, max_tokens=max_new_tokens, temperature=0.0)[0].text or ""
+
+    # ---- How a server is asked ----
+
+    def _find_way(self, ids: Sequence[int]) -> Callable[[Sequence[int]], list[tuple[dict[int, float], float]]]:
+        reasons: list[str] = []
+        for way in (self._prompt_logprobs, self._echo):
+            try:
+                way(ids)
+            except NoLogProbs as error:
+                reasons.append(str(error))
+                continue
+            self._ask = way
+            return way
+        raise NoLogProbs(
+            f"{self.server} does not give the {self.k} likeliest tokens along a given text: "
+            f"{'; '.join(dict.fromkeys(reasons))}. vLLM does (its --max-logprobs is 20 unless set). Of a server that "
+            "gives answers alone, the answers can be trained on: transfer rows with them as labels"
+        )
+
+    def _prompt_logprobs(self, ids: Sequence[int]) -> list[tuple[dict[int, float], float]]:
+        choice, _ = self._answer(ids, prompt_logprobs=self.k)
+        found = getattr(choice, "prompt_logprobs", None)
+        if not found:
+            raise NoLogProbs("it knows no prompt_logprobs")
+        self._require_length(ids, len(found))
+        self._require_k(found[1:])
+        values = [{int(token): entry["logprob"] for token, entry in each.items()} for each in found[1:]]
+        if any(token not in each for token, each in zip(ids[1:], values, strict=True)):
+            raise self._other_text("the tokens that it echoes are not those that were sent")
+        return [(each, each[token]) for token, each in zip(ids[1:], values, strict=True)]
+
+    def _echo(self, ids: Sequence[int]) -> list[tuple[dict[int, float], float]]:
+        choice, usage = self._answer(ids, echo=True, logprobs=self.k)
+        found, generated = choice.logprobs, usage.completion_tokens if usage else 1
+        tokens, own, top = (getattr(found, name, None) or [] for name in ("tokens", "token_logprobs", "top_logprobs"))
+        if len(own) <= generated or not top:
+            raise NoLogProbs("it does not echo a text with its log-probabilities")
+        if self.server.tokenizer is None:
+            raise MuscleError(f"{self.server} spells tokens as text; pass its tokenizer, so that their ids are known")
+        self._require_length(ids, len(own) - generated)
+        self._require_k(top[1 : len(ids)])
+        known = self._spelt
+        if any(known.get(spelt, token) != token for spelt, token in zip(tokens, ids, strict=False)):
+            raise self._other_text("the tokens that it echoes are not those that were sent")
+        values = [
+            {known[spelt]: value for spelt, value in each.items() if spelt in known} for each in top[1 : len(ids)]
+        ]
+        return [(each | {token: value}, value) for each, token, value in zip(values, ids[1:], own[1:], strict=False)]
+
+    @cached_property
+    def _spelt(self) -> Mapping[str, int]:
+        """Ids of tokens by their text; of those that several have in common, none."""
+        tokenizer: Any = self.server.tokenizer
+        texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+        found = dict(zip(texts, range(len(texts)), strict=True))
+        twice = {text for text, token in zip(texts, range(len(texts)), strict=True) if found[text] != token}
+        return {text: token for text, token in found.items() if text not in twice}
+
+    def _answer(self, ids: Sequence[int], **fields: Any) -> tuple[Any, Any]:
+        # One token is generated, since some servers refuse none; nothing that shapes its distribution may be left to
+        # the server's own defaults.
+        try:
+            return self.server.complete(self.client, ids, max_tokens=1, temperature=1.0, top_p=1.0, **fields)
+        except MuscleError as error:
+            status = getattr(error.__cause__, "status_code", None)
+            if status not in (400, 422):
+                raise
+            raise NoLogProbs(str(error)) from error
+
+    def _require_k(self, given: Sequence[Any]) -> None:
+        if (most := max(map(len, given))) < self.k:
+            raise NoLogProbs(f"it gives {most} tokens at a place where {self.k} were asked for")
+
+    def _require_length(self, ids: Sequence[int], count: int) -> None:
+        if count != len(ids):
+            raise self._other_text(f"it answers about {count} tokens where {len(ids)} were sent")
+
+    def _other_text(self, what: str) -> MuscleError:
+        return MuscleError(
+            f"{self.server} reads another text than it is given: {what}. Serve the model without a system prompt, "
+            "without truncation and without tokens of its own in front, and with the tokenizer that the rows are "
+            "tokenized with"
+        )
+
+    # ---- Is it what it seems? ----
+
+    def check(self, ids: Sequence[int], vocabulary: int) -> LogProbs:
+        """Ask about one text and refuse a server whose log-probabilities are not the model's own.
+
+        Args:
+            ids: Token ids, some ten or more.
+            vocabulary: How many tokens the model has.
+
+        Returns:
+            What it says of the text.
+
+        Raises:
+            NoLogProbs: The server does not give them.
+            MuscleError: It reads another text, or says something else than the model's probabilities.
+        """
+        found = self.along(ids)
+        mass = found.top.double().exp().sum(dim=-1)
+        raw = "Have it give the model's own (vLLM: --logprobs-mode raw_logprobs)"
+        if bool((mass > 1 + _ABOVE_ONE).any()) or bool((found.top > _ABOVE_ONE).any()):
+            raise MuscleError(
+                f"{self.server} gives {self.k} tokens probabilities that sum to {float(mass.max()):.4g}: these are no "
+                f"log-probabilities. {raw}"
+            )
+        if self.k < vocabulary and bool((mass > 1 - _LEFT).all()):
+            raise MuscleError(
+                f"{self.server} gives {self.k} of {vocabulary} tokens the probability 1 together at every place: it "
+                f"normalises after the sampling settings (top_p, top_k). {raw}"
+            )
+        self._check_greedy(ids, found)
+        return found
+
+    def _check_greedy(self, ids: Sequence[int], found: LogProbs) -> None:
+        tokenizer: Any = self.server.tokenizer
+        if self.k < 2 or tokenizer is None or not (ahead := found.top[:, 0] - found.top[:, 1] > _AHEAD).any():
+            return
+        place = int(ahead.nonzero()[-1])
+        said, expected = self.continued(ids[: place + 1], 1), tokenizer.decode([int(found.ids[place, 0])])
+        if said.strip() != expected.strip() and "\ufffd" not in said + expected:
+            raise MuscleError(
+                f"{self.server} says {said!r} where the likeliest token by its own log-probabilities is {expected!r}: "
+                "something changes one of the two (a penalty, a bias, a temperature). Serve the model without it "
+                "(vLLM: --generation-config vllm)"
+            )

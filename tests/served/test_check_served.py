@@ -1,0 +1,195 @@
+"""``muscle-hf check-served``: a server over loopback, and a real vLLM (``MUSCLE_HF_VLLM`` names its environment)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from evaluation_models import make_tokenizer
+from loopback import serving
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from muscle_hf import MuscleError
+from muscle_hf.cli.main import main
+from muscle_hf.evaluation.served import BASE, Served, check_served
+from muscle_hf.hub.serving import adapter_problems
+from muscle_hf.served.server import Server
+
+
+def make_base(folder: Path) -> None:
+    """A Llama that vLLM's attention on a CPU takes (heads of 32)."""
+    torch.manual_seed(0)
+    size = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = transformers.LlamaConfig(
+        vocab_size=400, bos_token_id=0, eos_token_id=1, intermediate_size=192, max_position_embeddings=256, **size
+    )
+    model = transformers.LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4)
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+
+
+def make_adapter(base: Path, folder: Path, seed: int, *modules: str, scale: float = 0.05) -> None:
+    torch.manual_seed(seed)
+    config = LoraConfig(r=8, lora_alpha=16, target_modules=list(modules), task_type="CAUSAL_LM")
+    model = get_peft_model(transformers.LlamaForCausalLM.from_pretrained(base), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, scale)
+    model.save_pretrained(folder)
+
+
+def as_wrapped(adapter: Path, folder: Path) -> None:
+    """The same adapter with the names that its layers have in a model with images: a server of the text model finds
+    none of them, as one of the wrapped model finds none of a text adapter's."""
+    shutil.copytree(adapter, folder)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    renamed = {name.replace("model.layers", "model.language_model.layers"): w for name, w in weights.items()}
+    save_file(renamed, folder / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("served")
+    make_base(folder / "base")
+    make_adapter(folder / "base", folder / "one", 1, "q_proj", "v_proj")
+    make_adapter(folder / "base", folder / "two", 2, "up_proj", "down_proj")
+    make_adapter(folder / "base", folder / "nothing", 3, "q_proj", scale=0.0)
+    as_wrapped(folder / "one", folder / "wrapped")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(folder):
+    base = transformers.LlamaForCausalLM.from_pretrained(folder / "base").eval()
+    loaded = {
+        name: PeftModel.from_pretrained(
+            transformers.LlamaForCausalLM.from_pretrained(folder / "base"), folder / name
+        ).eval()
+        for name in ("one", "two")
+    }
+    return {"base": base, **loaded, "dropped": base, "nothing": base}
+
+
+def test_each_name_is_what_it_answers_as(folder, models, capsys):
+    one, two = str(folder / "one"), str(folder / "two")
+    with serving(models, make_tokenizer(), greedy=True) as url:
+        command = ["check-served", url, "--model", f"one={one}", "--model", f"two={two}"]
+        assert main(command) == 0
+        said = capsys.readouterr().out
+        assert f"one: the server answers as {one}" in said and "4 of 4 greedy" in said
+        assert main([*command, "--model", f"dropped={one}"]) == 1
+        assert f"dropped: the server answers as {BASE}" in capsys.readouterr().out
+        found = {each.name: each for each in check_served(Server(url, ""), {"one": two, "two": one})}
+        assert (found["one"].answers_as, found["two"].answers_as) == (one, two)
+        assert not found["one"].as_adapter and found["one"].distances[one] < 1e-5
+        # An adapter that changes nothing is the base.
+        assert main(["check-served", url, "--model", "nothing", "--adapter", str(folder / "nothing")]) == 3
+        assert main(["check-served", url, "--model", "one"]) == 2
+        assert main(["check-served", url, "--model", "three", "--adapter", one]) == 2
+        assert main(["check-served", url, "--model", "base", "--adapter", str(folder / "base")]) == 2
+
+
+def test_a_server_without_log_probabilities_is_told_by_its_answers(folder, models, capsys):
+    with serving(models, make_tokenizer(), greedy=True, ways=frozenset()) as url:
+        for name, code in (("one", 0), ("dropped", 1)):
+            assert main(["check-served", url, "--model", name, "--adapter", str(folder / "one")]) == code
+    assert "gives no log-probabilities" in capsys.readouterr().out
+
+
+def test_prompts_of_the_user(folder, models, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("where can a customer\n\na parcel that arrived\n")
+    with serving(models, make_tokenizer(), greedy=True) as url:
+        command = ["check-served", url, "--model", "one", "--adapter", str(folder / "one"), "--prompts", str(prompts)]
+        assert main(command) == 0
+        with pytest.raises(MuscleError):
+            check_served(Server(url, ""), {"one": folder / "one"}, prompts=())
+
+
+@pytest.mark.parametrize(
+    ("own", "base", "expected"),
+    [
+        *[(0.0, 1.0, "own"), (0.02, 1.0, "own"), (1.0, 0.02, "base"), (1e-6, 0.01, "own"), (0.01, 1e-6, "base")],
+        *[(0.5, 0.6, ""), (0.5, 1e3, ""), (0.02, 0.03, None), (0.0, 0.0, None)],
+    ],
+)
+def test_what_distances_mean(own, base, expected):
+    found = Served("name", "own", {"own": own, "base": base}, 0, 1, True, 0.05)
+    assert found.answers_as == expected
+    assert found.as_adapter is (None if expected is None else expected == "own")
+
+
+def test_kinds_that_servers_drop_are_known(folder, tmp_path):
+    assert adapter_problems(folder / "one") == []
+    base = shutil.copytree(folder / "base", tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": config}))
+    for name, problems in (("one", 1), ("wrapped", 0)):
+        adapter = shutil.copytree(folder / name, tmp_path / name)
+        settings = json.loads((adapter / "adapter_config.json").read_text())
+        settings["base_model_name_or_path"] = str(base)
+        (adapter / "adapter_config.json").write_text(json.dumps(settings))
+        assert len(adapter_problems(adapter)) == problems
+    settings = settings | {"target_parameters": ["mlp.experts.down_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    assert "target_parameters" in adapter_problems(adapter)[0]
+
+
+@pytest.fixture(scope="module")
+def vllm(folder):
+    """The address of a real vLLM with three adapters, one of which it drops."""
+    venv = os.environ.get("MUSCLE_HF_VLLM")
+    if not venv:
+        pytest.skip("MUSCLE_HF_VLLM names no environment with vLLM")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [f"{venv}/bin/vllm", "serve", str(folder / "base"), "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--served-model-name", "base", "--dtype", "float32", "--enforce-eager", "--max-model-len", "256"]
+    command += ["--enable-lora", "--max-loras", "3", "--lora-modules"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "HF_ENDPOINT", "HF_HOME")}
+    environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, *(f"{name}={folder / name}" for name in ("one", "two", "wrapped"))],
+            stdout=log,
+            stderr=log,
+            env=environment | {"HF_HUB_OFFLINE": "1"},
+            start_new_session=True,
+        )
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).read()
+                break
+            except OSError:
+                assert process.poll() is None, (folder / "log").read_text()[-3000:]
+                time.sleep(1)
+        yield f"http://127.0.0.1:{port}/v1"
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=60)
+
+
+@pytest.mark.slow
+def test_a_real_vllm(folder, vllm):
+    one, two = str(folder / "one"), str(folder / "two")
+    found = {each.name: each for each in check_served(Server(vllm, ""), {"one": one, "two": two, "wrapped": one})}
+    assert {name: each.answers_as for name, each in found.items()} == {"one": one, "two": two, "wrapped": BASE}
+    assert found["one"].distances[one] < 1e-4 < 0.01 < found["one"].distances[BASE]
+    assert found["one"].same_greedy == found["two"].same_greedy == 4 and found["wrapped"].same_greedy < 4
+    assert main(["check-served", vllm, "--model", f"one={one}", "--model", f"two={two}"]) == 0
+    assert main(["check-served", vllm, "--model", f"wrapped={one}"]) == 1
