@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from muscle_hf.user_code import add_no_code_argument
 
@@ -13,7 +14,7 @@ TAKES_OVERRIDES = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML with the settings of the run")
-    parser.add_argument("--cache", metavar="DIR", help="folder of the cache (default: the run's teacher_cache)")
+    parser.add_argument("--cache", metavar="DIR", help="folder of the cache (default: the run's own)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="rows per forward pass (default: evaluation's)")
     add_no_code_argument(parser)
     parser.epilog = (
@@ -28,17 +29,16 @@ def run(args: argparse.Namespace) -> int:
     from muscle_hf.pipeline.config import load_settings
 
     settings = load_settings(args.config, args.overrides)
-    folder = args.cache or settings.training.get("teacher_cache")
-    if not folder:
-        raise MuscleError("where should the cache be? Name a folder with --cache DIR, or set training.teacher_cache")
     if args.batch_size is not None and args.batch_size < 1:
         raise MuscleError(f"--batch-size is {args.batch_size}; it must be at least 1")
     from rich.console import Console
 
     from muscle_hf.pipeline.caching import cache_run
     from muscle_hf.pipeline.steps import hush
+    from muscle_hf.pipeline.teaching import FOLDER
 
     hush()
+    folder = args.cache or settings.training.get("teacher_cache") or Path(settings.output_dir, FOLDER)
     console = Console(highlight=False, soft_wrap=True)
     for role, cached in cache_run(settings, folder, args.batch_size, console.print).items():
         computed = sum(plan.missing for plan in cached.plans)

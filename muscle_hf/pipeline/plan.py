@@ -272,7 +272,8 @@ def plan_of(run: Run, spread: Spread, sizes: Mapping[str, ModelSize]) -> list[St
         if {OLD: settings.old.adapter, NEW: settings.new.adapter}.get(name):
             continue
         training = {**run.training, **training_of(name, settings)}
-        rows = None if lengths is None else len(lengths) + (transfer_rows(run) if name == COMPAT else 0)
+        # The control trains for as long.
+        rows = None if lengths is None else len(lengths) + (transfer_rows(run) if name in (CONTROL, COMPAT) else 0)
         steps = optimizer_steps(rows, training, spread.processes)
         longest = max(lengths) if lengths else limit or 1024
         sides = sizes[OLD], sizes[NEW]
@@ -314,13 +315,21 @@ def checkpoints_of(training: Mapping[str, Any], steps: int | None) -> int:
 
 
 def cache_of(run: Run, sizes: Mapping[str, ModelSize]) -> float:
-    """Bytes of the teachers' hidden states on the disk, if they are kept there: d numbers a trained token each."""
-    if not run.training.get("teacher_cache"):
-        return 0.0
+    """Bytes of the teachers' hidden states on the disk, where they are kept there: d numbers a trained token each.
+
+    Transfer rows have no answers yet; they are taken to be as long as the others. Of rows that TRL tokenizes every
+    token counts.
+    """
     parts = [part for part in (run.data.train, run.data.validation) if hasattr(part, "__len__")]
-    # Tokens that TRL makes are not counted; the first one of a row is nobody's next one.
-    labels = [row["labels"] for part in parts for row in part if "labels" in row]
-    tokens = sum(label != -100 for row in labels for label in row[1:])
+    if not parts or not len(parts[0]):
+        return 0.0
+    if "labels" in parts[0][0]:
+        # The first token of a row is nobody's next one.
+        trained = [sum(label != -100 for row in part for label in row["labels"][1:]) for part in parts]
+    else:
+        lengths = token_lengths(run.data) or [0]
+        trained = [round(sum(lengths) / len(lengths) * len(part)) for part in parts]
+    tokens = sum(trained) + trained[0] / len(parts[0]) * transfer_rows(run)
     half = run.training.get("bf16") or run.training.get("fp16") or run.settings.dtype in ("bfloat16", "float16")
     return tokens * (2 if half else 4) * (sizes[OLD].width + sizes[NEW].width)
 
@@ -342,8 +351,8 @@ def describe(run: Run, spread: Spread) -> str:
         time = "" if plan.seconds is None else f", {_duration(plan.seconds)}"
         lines.append(f"  {plan.what:22} {steps} steps, {plan.memory / GIB:.1f} GiB on each GPU{time}")
     lines.append(f"Disk: {_size(disk_of(run, sizes, plans))} for adapters and checkpoints in {settings.output_dir}")
-    if cache := cache_of(run, sizes):
-        lines.append(f"      {_size(cache)} for the teachers' hidden states in {run.training['teacher_cache']}")
+    if COMPAT in run.models:
+        lines.append(f"Teachers: {run.teaching(spread.processes).why}")
     lines.append(f"Memory and time are estimates for GPUs of {FLOPS * UTILIZATION / 1e12:.0f} effective TFLOP/s.")
     return "\n".join(lines)
 

@@ -30,6 +30,7 @@ from muscle_hf.pipeline.config import ModelSettings, RunSettings
 from muscle_hf.pipeline.data import Splits, TrainingData, check_rows, describe_test_data, load_splits
 from muscle_hf.pipeline.sides import as_asked_by_the_run, in_own_words, side_of
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, Result
+from muscle_hf.pipeline.teaching import Teaching, choose_teaching
 from muscle_hf.prompts import Checker, TransferPrompts
 from muscle_hf.record import file_sha256
 from muscle_hf.teachers.start import start_from
@@ -270,6 +271,10 @@ class Run:
 
     def _control(self) -> Path:
         training = self._plain_training(task=False)
+        if self.splits.transfer and training.get("max_steps", -1) < 1:
+            # Its own epochs have no transfer rows. Runs from before this was noted stay as they were.
+            steps_taken = _read_note(self._compatibility() / DONE_FILE).get("steps")
+            training |= {} if steps_taken is None else {"max_steps": steps_taken}
 
         def work(folder: Path) -> None:
             arguments = steps.training_arguments(self.settings.plain_class, training, folder)
@@ -289,9 +294,10 @@ class Run:
         return self._once(CONTROL, what, self._student_key(*key), work)
 
     def _compatibility(self) -> Path:
-        def work(folder: Path) -> None:
-            trainer = self.compatibility_trainer(folder)
+        def work(folder: Path) -> dict[str, int]:
+            trainer = self._cheapest_trainer(folder)
             steps.train_compatibility(trainer, name="MUSCLE", callbacks=self.callbacks)
+            return {"steps": trainer.state.max_steps}
 
         self.adapter(OLD)
         self.adapter(NEW)
@@ -304,6 +310,22 @@ class Run:
             transfer += (hashlib.sha256(Path(file).read_bytes()).hexdigest(),)
         key = self._student_key(self._task_key(OLD), self._task_key(NEW), training, *transfer)
         return self._once(COMPAT, "Compatibility adapter", key, work)
+
+    def teaching(self, processes: int | None = None) -> Teaching:
+        """How the compatibility adapter gets what the teachers say."""
+        return choose_teaching(self, processes or self._process.num_processes)
+
+    def _cheapest_trainer(self, folder: Path) -> MuscleTrainer:
+        teaching = self.teaching()
+        try:
+            trainer = self.compatibility_trainer(folder, **teaching.training)
+        except MuscleError as error:
+            if not teaching.training:
+                raise
+            self._say(f"Teachers: both models compute in each step ({error})")
+            return self.compatibility_trainer(folder)
+        self._say(f"Teachers: {teaching.why}")
+        return trainer
 
     def compatibility_trainer(self, folder: Path, **changed: Any) -> MuscleTrainer:
         """The trainer of the compatibility adapter, in a folder, with training arguments ``changed``."""
@@ -432,7 +454,7 @@ class Run:
         rows = ((data or self.data).identity, settings.data if settings.data.streaming else None)
         return _fingerprint(rows, settings.lora, how, ingredients)
 
-    def _once(self, name: str, what: str, key: str, work: Callable[[Path], None]) -> Path:
+    def _once(self, name: str, what: str, key: str, work: Callable[[Path], dict[str, int] | None]) -> Path:
         folder = self.folder / name
         if name in self._finished:
             return folder
@@ -454,10 +476,10 @@ class Run:
                 folder.mkdir(parents=True, exist_ok=True)
                 write_json(note, {"key": key, "done": False}, indent=None)
             self._process.wait_for_everyone()
-            work(folder)
+            noted = work(folder) or {}
             self._process.wait_for_everyone()
             if self._process.is_main_process:
-                write_json(note, {"key": key, "done": True}, indent=None)
+                write_json(note, {"key": key, "done": True, **noted}, indent=None)
             self._process.wait_for_everyone()
         self._finished.add(name)
         return folder

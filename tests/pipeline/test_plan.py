@@ -93,7 +93,7 @@ def test_disk_is_what_a_run_leaves(small, tmp_path):
     last = sum(12 * size.lora for size in (sizes["old"], sizes["new"], sizes["new"]))
     assert final + last == pytest.approx(plan.disk_of(run, sizes, plans), rel=0.15)
     assert weigh(tmp_path / "cache", ".safetensors") == pytest.approx(plan.cache_of(run, sizes), rel=0.15)
-    assert "MiB for the teachers' hidden states in" in plan.describe(run, Spread())
+    assert f"Teachers: cached in {tmp_path / 'cache'}" in plan.describe(run, Spread())
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_dry_run_prints_and_writes_nothing(small, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_transfer_rows_count_for_the_compatibility_adapter_alone(small):
+def test_transfer_rows_count_for_the_compatibility_adapter_and_the_control(small):
     small.data.transfer = TransferSettings("a", 0, 11, answers="old")
     small.data.train = SplitSettings("a", 11, 4)
     sizes = {name: plan.size_of(side, small.lora) for name, side in (("old", small.old), ("new", small.new))}
@@ -190,6 +190,6 @@ def test_transfer_rows_count_for_the_compatibility_adapter_alone(small):
         labelled = len(run.splits.train)
         assert plan.transfer_rows(run) == rows
         steps = {step.name: step.steps for step in plan.plan_of(run, Spread(), sizes)}
-        assert steps["old"] == steps["control"] == 2 * math.ceil(labelled / 4)
-        assert steps["muscle"] == 2 * math.ceil((labelled + rows) / 4)
+        assert steps["old"] == 2 * math.ceil(labelled / 4)
+        assert steps["muscle"] == steps["control"] == 2 * math.ceil((labelled + rows) / 4)
         assert f"{rows} without labels" in plan.describe(run, Spread())

@@ -1,0 +1,65 @@
+"""What `muscle-hf train` saves by the way it chooses for its teachers; writes benchmarks/results/teaching_cost.md.
+
+    python benchmarks/teaching_cost.py [--train 400] [--transfer 480] [--epochs 10]
+
+The compatibility adapter of recipes/stories260k/trec_transfer.yaml, from the same two task adapters, with both models
+in each step and as chosen. Seconds are those that the processor worked, since other processes may share it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from muscle_hf.pipeline.config import load_settings
+from muscle_hf.pipeline.run import make_run
+from muscle_hf.pipeline.steps import hush
+
+ROOT = Path(__file__).parents[1]
+RECIPE = ROOT / "recipes" / "stories260k" / "trec_transfer.yaml"
+WAYS = {"both models in each step": ["--teacher_cache", "null"], "as chosen": []}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", type=int, default=400)
+    parser.add_argument("--transfer", type=int, default=480)
+    parser.add_argument("--epochs", type=int, default=10)
+    args = parser.parse_args()
+    hush()
+    sizes = ["--data.train.limit", str(args.train), "--data.transfer.limit", str(args.transfer)]
+    sizes += ["--num_train_epochs", str(args.epochs), "--disable_tqdm", "true", "--use_cpu", "true"]
+    lines = [
+        "| Teachers | steps | seconds | a step, ms | both adapters' weights |",
+        "| --- | ---: | ---: | ---: | --- |",
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        first = make_run(load_settings(RECIPE, [*sizes, "--output_dir", f"{folder}/first"]))
+        adapters = [f"--{name}.adapter={first.adapter(name)}" for name in ("old", "new")]
+        weights = {}
+        for number, (way, words) in enumerate(WAYS.items()):
+            run = make_run(load_settings(RECIPE, [*sizes, *adapters, *words, "--output_dir", f"{folder}/{number}"]))
+            _ = run.target  # asks about validation rows, which costs the same in all ways
+            start = time.process_time()
+            place = run.adapter("muscle")
+            seconds = time.process_time() - start
+            weights[way] = load_file(Path(place) / "adapter_model.safetensors")
+            base = weights[next(iter(WAYS))]
+            apart = max(float((weights[way][key] - base[key]).abs().max()) for key in base)
+            steps = int(load_note(Path(place))["steps"])
+            lines.append(f"| {way} | {steps} | {seconds:.0f} | {1000 * seconds / steps:.0f} | {apart:.1g} apart |")
+            print(lines[-1], flush=True)
+
+
+def load_note(folder: Path) -> dict:
+    from muscle_hf.files import read_json
+
+    return read_json(folder / "muscle_step.json")
+
+
+if __name__ == "__main__":
+    main()
