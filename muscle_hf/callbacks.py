@@ -178,7 +178,7 @@ class FlipMetricsCallback(TrainerCallback):
         """The predictions of the ``old`` or ``new`` model, computed at the first call."""
         if role not in self._kept:
             side = self._sides[role]
-            tokenizer = self._tokenizers[role] or self.tokenizer or tokenizer
+            tokenizer = self._tokenizers[role] or getattr(side, "tokenizer", None) or self.tokenizer or tokenizer
             with random_state_kept():
                 self._kept[role] = self._computed(side, tokenizer)
             # The model's memory is needed for training.

@@ -40,6 +40,8 @@ _INERT_ADAPTER_CONFIG = frozenset(
     | {"target_modules", "target_parameters", "task_type", "ensure_weight_tying", "modules_to_save"}
 )
 _ALWAYS_SAID = ("peft_type", "r", "lora_alpha")
+# Of a teacher that is described without being built: its weights, configuration and tokenizer.
+_FILES = ["*.safetensors", "*.json", "tokenizer*"]
 _LORA_WEIGHT = re.compile(r"\.lora_[AB]\.weight$|\.lora_embedding_[AB]$")
 
 
@@ -189,6 +191,11 @@ class TeacherFiles:
         commit = adapter.base_revision if base_model is None else base_revision
         return cls(_fetch(base, commit, fetch), base, adapter)
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Of the adapter, if there is one, and of the base."""
+        return (self.base,) if self.adapter is None else (self.adapter.folder, self.base)
+
     def build_on_meta(
         self, kind: ModelKind, dtype: torch.dtype | str | None, attn_implementation: str | None = None
     ) -> PreTrainedModel:
@@ -299,6 +306,6 @@ def _fetch(name: str, revision: str | None, fetch: Mapping[str, Any]) -> Path:
         return Path(name)
     known = {key: value for key, value in fetch.items() if key in FETCH_KEYS and key != "subfolder"}
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.safetensors", "*.json"], **known))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES, **known))
     except (EntryNotFoundError, HFValidationError, RepositoryNotFoundError, OSError) as error:
         raise MuscleError(f"the files of {name} can neither be found here nor fetched: {error}") from error

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from muscle_hf.cache import Fingerprint, TeacherFiles, file_fingerprint, load_head
 from muscle_hf.cache.store import MANIFEST, folder_name
 from muscle_hf.errors import MuscleError
+from muscle_hf.teachers.checks import own_tokenizer
 from muscle_hf.teachers.head import Head
 from muscle_hf.teachers.kinds import ModelKind
 from muscle_hf.teachers.loading import FETCH_KEYS
@@ -104,7 +105,7 @@ def cached_teacher(
     arguments: Mapping[str, Any] | None,
     *,
     folder: str | os.PathLike,
-    tokenizer: Any,
+    tokenizers: tuple[Any, Any],
     precision: str | None,
     load: Callable[[], Teacher],
 ) -> CachedTeacher | None:
@@ -117,7 +118,8 @@ def cached_teacher(
         kind: The student's.
         arguments: As for ``make_teacher``.
         folder: Of the cache.
-        tokenizer: Of the rows.
+        tokenizers: The teacher's, by default the one that is saved with it; and that of the rows, which it has
+            otherwise.
         precision: Accelerate's ``mixed_precision``.
         load: Loads the whole teacher.
 
@@ -137,6 +139,7 @@ def cached_teacher(
         files = TeacherFiles.find(source, revision, *moved, fetch=how)
         if same_as_files(base_weights(student), files.base, base.base_model_prefix):
             return None
+        tokenizer = own_tokenizer(tokenizers[0], files.folders) or tokenizers[1]
         fingerprint = file_fingerprint(
             files, kind, tokenizer, role=role, dtype=dtype, autocast=precision, attn_implementation=attention
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,36 +67,6 @@ def vocabulary_hash(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
 
 
-def check_vocabularies(new_vocabulary: Mapping[str, int] | None, old_vocabulary: Mapping[str, int] | None) -> bool:
-    """Compare two vocabularies token by token.
-
-    Args:
-        new_vocabulary: v2's tokens and their ids; None if unknown.
-        old_vocabulary: v1's.
-
-    Returns:
-        Whether both were known.
-
-    Raises:
-        MuscleError: They differ; says how many tokens do and names some.
-    """
-    if new_vocabulary is None or old_vocabulary is None:
-        return False
-    if new_vocabulary != old_vocabulary:
-        tokens = sorted(new_vocabulary.keys() | old_vocabulary.keys())
-        differ = [token for token in tokens if new_vocabulary.get(token) != old_vocabulary.get(token)]
-        examples = ", ".join(
-            f"{token!r} (old id {old_vocabulary.get(token)}, new id {new_vocabulary.get(token)})"
-            for token in differ[:3]
-        )
-        raise MuscleError(
-            f"the old and the new model have different vocabularies: {len(differ)} of {len(tokens)} tokens differ, "
-            f"first {examples}. Both read the same token ids, so both need the same tokenizer; if tokens were only "
-            "added to one (a padding token, say), add them to the other and pass it as old_processing_class="
-        )
-    return True
-
-
 def text_tokenizer(processing: Any, collator: Any = None) -> Any:
     """The tokenizer in what prepares rows: a tokenizer, a processor of texts with images or sound, or a collator.
 
@@ -111,56 +81,90 @@ def text_tokenizer(processing: Any, collator: Any = None) -> Any:
     return found if hasattr(found, "get_vocab") else getattr(found, "tokenizer", found)
 
 
-def find_vocabulary(model: nn.Module, adapter: str | None = None) -> dict[str, int] | None:
-    """The vocabulary of the tokenizer saved with a model's adapter, which may add tokens, or else with its base.
+def own_tokenizer(given: Any, folders: Sequence[Path | None]) -> Any:
+    """A model's tokenizer.
 
     Args:
-        model: Of the vocabulary.
-        adapter: What its adapter was loaded from, if that is known.
+        given: The tokenizer, a processor that has it, its folder or Hub id; or None.
+        folders: Where it may be saved otherwise: of the model's adapter, which may add tokens, and of its base.
 
     Returns:
-        None if there is none on disk.
+        None if there is none, or none that can be read.
     """
-    base = base_of(model)
-    name = getattr(getattr(base, "config", None), "name_or_path", None)
-    folders = local_model_folder(adapter), local_model_folder(name, origin_of(base).revision)
+    given = load_tokenizer(given) if isinstance(given, (str, os.PathLike)) else text_tokenizer(given)
+    if hasattr(given, "get_vocab"):
+        return given
     folder = next((folder for folder in folders if folder and any(folder.glob("tokenizer*"))), None)
-    if folder is None:
-        return None
-    from muscle_hf.files import readable
-
     try:
-        with readable(f"the tokenizer in {folder.name}"):
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_vocab()
+        return None if folder is None else load_tokenizer(folder)
     except MuscleError as error:
         logger.warning(f"{error}; vocabularies are compared by size.")
         return None
 
 
-def check_tokenizers(tokenizer: Any, old_tokenizer: Any, teacher: Teacher, new: nn.Module) -> None:
-    """v1 and v2 must number the same tokens the same way; where a tokenizer is unknown, sizes must agree.
+def _folders_of(model: nn.Module, adapter: str | None = None) -> list[Path | None]:
+    base = base_of(model)
+    name = getattr(getattr(base, "config", None), "name_or_path", None)
+    return [local_model_folder(adapter), local_model_folder(name, origin_of(base).revision)]
+
+
+def load_tokenizer(name: str | os.PathLike) -> Any:
+    """The tokenizer of a folder or Hub id.
+
+    Raises:
+        MuscleError: There is none, or it is damaged.
+    """
+    from muscle_hf.files import readable
+
+    with readable(f"the tokenizer of {os.path.basename(os.fspath(name))}"):
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+
+
+def set_reader(teacher: Teacher, given: Any, tokenizer: Any, new: nn.Module) -> None:
+    """Find out how v1 reads rows of v2's ids, and leave that, and v1's tokenizer, at the teacher.
 
     Args:
-        tokenizer: v2's, or None to look beside the model.
-        old_tokenizer: v1's, or None to look beside the model.
         teacher: v1.
+        given: Its tokenizer, or that's folder or Hub id; None to look beside its adapter and its base.
+        tokenizer: v2's, or None to look beside its model.
         new: v2's model.
 
     Raises:
-        MuscleError: The vocabularies differ, or may differ and cannot be compared.
+        MuscleError: The tokens of one are not byte strings, so that they cannot be compared.
     """
-    old = teacher.model
-    vocabularies = [
-        known.get_vocab() if hasattr(known, "get_vocab") else find_vocabulary(model, adapter)
-        for known, model, adapter in (
-            (text_tokenizer(tokenizer), new, None),
-            (text_tokenizer(old_tokenizer), old, teacher.source),
-        )
-    ]
-    if check_vocabularies(*vocabularies) or _same_embeddings(old, new):
-        return
-    if input_embeddings(old) is None and input_embeddings(new) is None:
-        return  # of sound, say: there are no tokens to number
+    if teacher.on_students_base:
+        teacher.tokenizer = own_tokenizer(given, [])
+    elif found := find_tokenizers(tokenizer, given, teacher, new):
+        mine, teacher.tokenizer = found
+        if mine.get_vocab() != teacher.tokenizer.get_vocab():
+            from muscle_hf.teachers.reading import reader_of
+
+            teacher.reader = reader_of(teacher.tokenizer, mine)
+
+
+def find_tokenizers(tokenizer: Any, old_tokenizer: Any, teacher: Teacher, new: nn.Module) -> tuple[Any, Any] | None:
+    """v2's tokenizer and v1's.
+
+    Args:
+        tokenizer: v2's, or None to look beside the model.
+        old_tokenizer: v1's, or its folder or Hub id, or None to look beside the model.
+        teacher: v1.
+        new: v2's model.
+
+    Returns:
+        None where one of them is not known, but both number as many tokens.
+
+    Raises:
+        MuscleError: One is not known, and they number different ones.
+    """
+    own = own_tokenizer(tokenizer, _folders_of(new))
+    olds = [folder for model in teacher.models for folder in _folders_of(model, teacher.source)]
+    others = own_tokenizer(old_tokenizer, olds)
+    if own is not None and others is not None:
+        return own, others
+    old = teacher.models[0] if teacher.models else new
+    if _same_embeddings(old, new) or (input_embeddings(old) is None and input_embeddings(new) is None):
+        return None  # one base, or models of sound, say: there are no tokens to number
     sizes = [getattr(base_of(model).config.get_text_config(), "vocab_size", None) for model in (old, new)]
     if sizes[0] != sizes[1]:
         raise MuscleError(
@@ -172,6 +176,7 @@ def check_tokenizers(tokenizer: Any, old_tokenizer: Any, teacher: Teacher, new: 
         f"A tokenizer was not found, so only the sizes of the vocabularies of {names} were compared. Pass "
         "processing_class= and old_processing_class= to compare the tokens."
     )
+    return None
 
 
 def _same_embeddings(old: nn.Module, new: nn.Module) -> bool:

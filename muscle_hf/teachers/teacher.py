@@ -55,6 +55,7 @@ class Teacher(ABC):
         head: Its output head, where that is called apart from its body, on a few tokens at a time.
         on_students_base: Whether it is another adapter of the student's own model.
         reader: How it reads rows that are in another tokenizer's ids; None where they are in its own.
+        tokenizer: Its own, to ask it with; None where that of the rows is meant.
     """
 
     on_students_base = False
@@ -67,6 +68,7 @@ class Teacher(ABC):
         self.revision: str | None = None
         self.head: Head | None = None
         self.reader: Reader | None = None
+        self.tokenizer: Any = None
 
     # ---- What it says of a batch ----
 

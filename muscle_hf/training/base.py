@@ -24,7 +24,6 @@ class TrainerParts(TrainerBase):
         student: v2 with the compatibility adapter active.
         kind: Of all three models.
         teachers: ``old`` and ``new``.
-        old_tokenizer: v1's, where it was passed.
         settings: The method's.
         muscle_objective: What is trained.
         provenance: What the adapter comes from; None in processes that save nothing.
@@ -33,7 +32,6 @@ class TrainerParts(TrainerBase):
     student: PeftModel
     kind: ModelKind
     teachers: dict[str, Teacher]
-    old_tokenizer: Any
     settings: MuscleConfig
     muscle_objective: Objective
     provenance: Provenance | None

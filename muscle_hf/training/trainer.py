@@ -30,7 +30,7 @@ from muscle_hf.teachers.batch import (
     sequences_of,
     trained_labels,
 )
-from muscle_hf.teachers.checks import check_label_sets, check_tokenizers, text_tokenizer
+from muscle_hf.teachers.checks import check_label_sets, set_reader, text_tokenizer
 from muscle_hf.teachers.sharding import is_sharded
 from muscle_hf.teachers.weights import base_of
 from muscle_hf.training import refusals
@@ -90,8 +90,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         self._peft_config = peft_config
         self.teachers: dict[str, Teacher] = {}
         rows = trainer_arguments.get("processing_class"), trainer_arguments.get("data_collator")
-        self._rows_tokenizer = text_tokenizer(*rows)
-        self.old_tokenizer = text_tokenizer(old_processing_class)
+        self._tokenizers = {"old": old_processing_class, "new": text_tokenizer(*rows)}
         if model is not None:
             # A fresh adapter is drawn from the run's seed, like everything after it.
             set_seed(args.seed)
@@ -106,8 +105,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         self.model_accepts_loss_kwargs = True
         self._place_teachers()
         self._loss_alone = False
-        if self.teachers["old"].model is not self.student:
-            check_tokenizers(self.tokenizer, self.old_tokenizer, self.teachers["old"], self.student)
+        set_reader(self.teachers["old"], old_processing_class, self.tokenizer, self.student)
         self._data_checked = self._check_train_dataset()
         self.mix_in_transfer_rows(transfer_dataset)
         self._train_sums: Tensor | None = None
@@ -166,7 +164,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
                 self.kind,
                 arguments,
                 folder=self.settings.teacher_cache,
-                tokenizer=self._rows_tokenizer,
+                tokenizers=(self._tokenizers[role], self._tokenizers["new"]),
                 precision=os.environ.get("ACCELERATE_MIXED_PRECISION"),
                 load=load,
             )
@@ -246,7 +244,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         described = None if self.provenance is None else getattr(self.provenance, teacher.role)
         precision = self.accelerator.mixed_precision
         fingerprint = teacher.fingerprint or teacher_fingerprint(
-            teacher, self.tokenizer, autocast=precision, provenance=described
+            teacher, teacher.tokenizer or self.tokenizer, autocast=precision, provenance=described
         )
         folder, top_k = cast("str", folder or self.settings.teacher_cache), self.settings.teacher_cache_top_k
         return open_cache(folder, teacher, self.student, self.muscle_objective, fingerprint, top_k)

@@ -94,7 +94,6 @@ class TransferMixin(TrainerParts):
             self.settings.teacher_cache,
             self.args.seed,
             not self.args.disable_tqdm,
-            self.old_tokenizer,
         )
         rows = self._transfer.rows(models, epoch)
         # A student's answers may be empty, but epochs are as long as they were planned.

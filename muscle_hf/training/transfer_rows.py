@@ -32,7 +32,6 @@ class Models:
         shared: The teacher cache, whose folder serves several runs; None without one.
         seed: Of the run.
         progress: Show a bar.
-        old_tokenizer: Of v1, where it is another.
     """
 
     student: nn.Module
@@ -42,11 +41,10 @@ class Models:
     shared: str | os.PathLike | None = None
     seed: int = 0
     progress: bool = True
-    old_tokenizer: Any = None
 
     def tokenizer_of(self, role: str) -> Any:
         """The tokenizer of a teacher (``old``, ``new``) or of the student."""
-        return self.old_tokenizer if role == "old" and self.old_tokenizer is not None else self.tokenizer
+        return (self.teachers[role].tokenizer if role in self.teachers else None) or self.tokenizer
 
 
 class AnsweredRows(ABC):

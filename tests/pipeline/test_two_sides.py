@@ -198,8 +198,8 @@ def test_each_teacher_is_asked_for_answers_in_its_own_words_and_tokens(world, tm
     }
     teachers = {name: ModelTeacher(name, model) for name, model in models.items()}
     new, old = run.sides["new"].tokenizer, run.sides["old"].tokenizer
-    asked = run.transfer
-    rows = asked.rows(Models(models["new"], teachers, new, tmp_path, progress=False, old_tokenizer=old))
+    asked, teachers["old"].tokenizer = run.transfer, old
+    rows = asked.rows(Models(models["new"], teachers, new, tmp_path, progress=False))
     expected = []
     likeliest = {}
     for name, side in run.sides.items():
