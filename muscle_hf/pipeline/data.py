@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property, partial
@@ -275,6 +275,24 @@ class TrainingData:
             collator = {"data_collator": PaddingCollator(pad_id=0 if pad is None else pad)}
         data = {"train_dataset": parts[0], "eval_dataset": parts[1], "processing_class": self.tokenizer}
         return {**data, **collator}
+
+
+def token_lengths(data: TrainingData) -> list[int] | None:
+    """Tokens of each training row; None for a stream."""
+    rows = data.train
+    if not hasattr(rows, "__len__"):
+        return None
+    if isinstance(rows, list) or "input_ids" in rows.column_names:
+        return [len(row["input_ids"]) for row in rows]
+    texts = ["\n".join(_strings(row)) for row in rows]
+    return [len(ids) for ids in data.tokenizer(texts)["input_ids"]]
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else []
+    return [text for part in parts for text in _strings(part)]
 
 
 def is_trl(arguments: TrainingArguments) -> bool:

@@ -8,16 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from muscle_hf.objective.chunked import chunk_rows
 from muscle_hf.pipeline.config import LoraSettings, ModelSettings, RunSettings
+from muscle_hf.pipeline.data import token_lengths
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD
+from muscle_hf.pipeline.teaching import transfer_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from muscle_hf.pipeline.data import TrainingData
     from muscle_hf.pipeline.run import Run
 
 GIB = 2**30
@@ -219,24 +220,6 @@ def flops_of(name: str, old: ModelSize, new: ModelSize, tokens: float, settings:
 # ---- The plan of a run ----
 
 
-def token_lengths(data: TrainingData) -> list[int] | None:
-    """Tokens of each training row; None for a stream."""
-    rows = data.train
-    if not hasattr(rows, "__len__"):
-        return None
-    if isinstance(rows, list) or "input_ids" in rows.column_names:
-        return [len(row["input_ids"]) for row in rows]
-    texts = ["\n".join(_strings(row)) for row in rows]
-    return [len(ids) for ids in data.tokenizer(texts)["input_ids"]]
-
-
-def _strings(value: Any) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else []
-    return [text for part in parts for text in _strings(part)]
-
-
 def optimizer_steps(rows: int | None, training: Mapping[str, Any], processes: int) -> int | None:
     """Optimizer steps of a training of so many rows; None if their number is not known."""
     if training.get("max_steps", -1) > 0:
@@ -246,17 +229,6 @@ def optimizer_steps(rows: int | None, training: Mapping[str, Any], processes: in
     batches = math.ceil(rows / (training.get("per_device_train_batch_size", 8) * processes))
     updates = math.ceil(batches / training.get("gradient_accumulation_steps", 1))
     return math.ceil(training.get("num_train_epochs", 3) * updates)
-
-
-def transfer_rows(run: Run) -> int:
-    """Rows without labels in an epoch; with the answers of both models there are more where these differ."""
-    ratio = run.training.get("transfer_ratio")
-    if not run.splits.transfer or ratio is not None:
-        return round((ratio or 0) * len(cast("Sized", run.splits.train))) if run.splits.transfer else 0
-    transfer = run.settings.data.transfer
-    if transfer is not None and transfer.answers == "choices":
-        return sum(len(item.choices) for item in run.splits.transfer)
-    return len(run.splits.transfer)
 
 
 def plan_of(run: Run, spread: Spread, sizes: Mapping[str, ModelSize]) -> list[StepPlan]:
@@ -312,26 +284,6 @@ def checkpoints_of(training: Mapping[str, Any], steps: int | None) -> int:
         saved = max(1, int(1 / step) if step < 1 else steps // int(step))
     limit = training.get("save_total_limit")
     return saved if limit is None else min(saved, limit + 1)
-
-
-def cache_of(run: Run, sizes: Mapping[str, ModelSize]) -> float:
-    """Bytes of the teachers' hidden states on the disk, where they are kept there: d numbers a trained token each.
-
-    Transfer rows have no answers yet; they are taken to be as long as the others. Of rows that TRL tokenizes every
-    token counts.
-    """
-    parts = [part for part in (run.data.train, run.data.validation) if hasattr(part, "__len__")]
-    if not parts or not len(parts[0]):
-        return 0.0
-    if "labels" in parts[0][0]:
-        # The first token of a row is nobody's next one.
-        trained = [sum(label != -100 for row in part for label in row["labels"][1:]) for part in parts]
-    else:
-        lengths = token_lengths(run.data) or [0]
-        trained = [round(sum(lengths) / len(lengths) * len(part)) for part in parts]
-    tokens = sum(trained) + trained[0] / len(parts[0]) * transfer_rows(run)
-    half = run.training.get("bf16") or run.training.get("fp16") or run.settings.dtype in ("bfloat16", "float16")
-    return tokens * (2 if half else 4) * (sizes[OLD].width + sizes[NEW].width)
 
 
 def describe(run: Run, spread: Spread) -> str:

@@ -34,6 +34,8 @@ from muscle_hf.pipeline.teaching import Teaching, choose_teaching
 from muscle_hf.prompts import Checker, TransferPrompts
 from muscle_hf.record import file_sha256
 from muscle_hf.teachers.start import start_from
+from muscle_hf.tokens import compare_vocabularies
+from muscle_hf.tokens.levels import Level
 from muscle_hf.trainer import MuscleTrainer
 from muscle_hf.training.checkpoints import staged
 
@@ -119,16 +121,26 @@ class Run:
         self._checker = None if settings.data.transfer is None else _load_checker(settings.data.transfer.checker)
         self._check_target()
         self._check_folders()
-        if self._starts_from_old:
-            steps.check_start(settings.old, settings.new, settings.lora)
         rows = {OLD: splits if old is None else old[1], NEW: splits}
         self.sides = {name: side_of(self._version(name), tasks[name], rows[name]) for name in VERSIONS}
+        if self._starts_from_old:
+            steps.check_start(settings.old, settings.new, settings.lora)
+            if self.level == "foreign":
+                raise MuscleError(
+                    "training.start_from is 'old', but v1 and v2 have different tokenizers, and v1's adapter knows "
+                    "its own tokens alone; leave start_from out: the adapter then starts from v2's and follows v1"
+                )
         self.data = self._tokenized(NEW)
         defaults = {"report_to": "none", "logging_strategy": "epoch", "disable_tqdm": False, "save_strategy": "no"}
         defaults["eval_strategy"] = "epoch" if self.data.validates else "no"
         self.training = {**defaults, **settings.training}
         # Trainer's default is the folder of the adapter, which has the same name in every run.
         self.training["hub_model_id"] = self.training.get("hub_model_id") or self.folder.absolute().name
+
+    @cached_property
+    def level(self) -> Level:
+        """How far the tokenizers of both versions agree."""
+        return compare_vocabularies(*(self.sides[name].tokenizer for name in (OLD, NEW))).level
 
     def whole(self) -> Result | None:
         """All steps.
@@ -206,8 +218,7 @@ class Run:
     def _old_data(self) -> TrainingData:
         old, new = (self.sides[name] for name in (OLD, NEW))
         alike = old.splits == new.splits and old.tokenizer.chat_template == new.tokenizer.chat_template
-        same = alike and old.tokenizer.get_vocab() == new.tokenizer.get_vocab()
-        return self.data if same else self._tokenized(OLD)
+        return self.data if alike and self.level == "same" else self._tokenized(OLD)
 
     def _version(self, name: str) -> ModelSettings:
         return self.settings.old if name == OLD else self.settings.new

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from transformers import AutoConfig
 
 from muscle_hf.cache.build import human_bytes
-from muscle_hf.pipeline.plan import cache_of, size_of, transfer_rows
-from muscle_hf.pipeline.table import NEW, OLD
-
-if TYPE_CHECKING:
-    from muscle_hf.pipeline.run import Run
+from muscle_hf.pipeline.config import ModelSettings, RunSettings
+from muscle_hf.pipeline.data import Splits, TrainingData, token_lengths
 
 FOLDER = "teacher_cache"
+
+
+class Planned(Protocol):
+    """What a run must tell of itself."""
+
+    settings: RunSettings
+    training: dict[str, Any]
+    splits: Splits
+    data: TrainingData
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -26,7 +36,7 @@ class Teaching:
     training: Mapping[str, Any] = field(default_factory=dict)
 
 
-def choose_teaching(run: Run, processes: int) -> Teaching:
+def choose_teaching(run: Planned, processes: int) -> Teaching:
     """The cheapest way for a run: what ``training.teacher_cache`` says; else, where rows are seen several times, a
     cache in the run's folder, if that takes at most half of what is free on the disk."""
     given, folder = run.training.get("teacher_cache"), run.folder / FOLDER
@@ -43,14 +53,14 @@ def choose_teaching(run: Run, processes: int) -> Teaching:
     if transfer is not None and transfer.answers == "student":
         return Teaching(f"{both}, since the student's answers are others in each epoch")
     free = shutil.disk_usage(next(place for place in folder.absolute().parents if place.exists())).free
-    if _bytes(run) > free / 2:
+    if cache_bytes(run) > free / 2:
         room = f"a cache takes {_size(run)}, and {human_bytes(free)} are free in {run.settings.output_dir}"
         return Teaching(f"{both}, since {room}; training.teacher_cache names a folder on another disk")
     why = f"since each row is seen {epochs:.3g} times; training.teacher_cache: null turns it off"
     return Teaching(f"cached in {folder}, {_size(run)}, {why}", cached)
 
 
-def epochs_of(run: Run, processes: int) -> float | None:
+def epochs_of(run: Planned, processes: int) -> float | None:
     """How often the compatibility adapter sees each row; None for a stream."""
     training, rows = run.training, run.data.train
     if not hasattr(rows, "__len__"):
@@ -61,11 +71,42 @@ def epochs_of(run: Run, processes: int) -> float | None:
     return training["max_steps"] * per_step * processes / (len(rows) + transfer_rows(run))
 
 
-def _bytes(run: Run) -> int:
-    settings = run.settings
-    sides = {OLD: settings.old, NEW: settings.new}
-    return round(cache_of(run, {name: size_of(side, settings.lora) for name, side in sides.items()}))
+def transfer_rows(run: Planned) -> int:
+    """Rows without labels in an epoch; with the answers of both models there are more where these differ."""
+    ratio = run.training.get("transfer_ratio")
+    if not run.splits.transfer or ratio is not None:
+        return round((ratio or 0) * len(cast("Sized", run.splits.train))) if run.splits.transfer else 0
+    transfer = run.settings.data.transfer
+    if transfer is not None and transfer.answers == "choices":
+        return sum(len(item.choices) for item in run.splits.transfer)
+    return len(run.splits.transfer)
 
 
-def _size(run: Run) -> str:
-    return f"about {human_bytes(_bytes(run))}"
+def cache_bytes(run: Planned) -> int:
+    """What the teachers' hidden states take on the disk, where they are kept there: d numbers a trained token each.
+
+    Transfer rows have no answers yet; they are taken to be as long as the others. Of rows that TRL tokenizes every
+    token counts.
+    """
+    parts = [part for part in (run.data.train, run.data.validation) if hasattr(part, "__len__")]
+    if not parts or not len(parts[0]):
+        return 0
+    if "labels" in parts[0][0]:
+        # The first token of a row is nobody's next one.
+        trained = [sum(label != -100 for row in part for label in row["labels"][1:]) for part in parts]
+    else:
+        lengths = token_lengths(run.data) or [0]
+        trained = [sum(lengths) / len(lengths) * len(part) for part in parts]
+    tokens = sum(trained) + trained[0] / len(parts[0]) * transfer_rows(run)
+    return round(tokens * sum(_token_bytes(side, run) for side in (run.settings.old, run.settings.new)))
+
+
+def _token_bytes(side: ModelSettings, run: Planned) -> int:
+    config = AutoConfig.from_pretrained(side.base, revision=side.revision or "main", trust_remote_code=False)
+    dtype = str(config.dtype) if run.settings.dtype == "auto" else run.settings.dtype
+    half = run.training.get("bf16") or run.training.get("fp16") or dtype.endswith("16")
+    return config.get_text_config().hidden_size * (2 if half else 4)
+
+
+def _size(run: Planned) -> str:
+    return f"about {human_bytes(cache_bytes(run))}"

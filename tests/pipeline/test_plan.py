@@ -21,10 +21,12 @@ from muscle_hf.pipeline.config import (
     SplitSettings,
     TransferSettings,
 )
+from muscle_hf.pipeline.data import token_lengths
 from muscle_hf.pipeline.plan import Spread
 from muscle_hf.pipeline.run import make_run
 from muscle_hf.pipeline.smoke import tiny_model
 from muscle_hf.pipeline.steps import task_adapter_model
+from muscle_hf.pipeline.teaching import cache_bytes, transfer_rows
 from muscle_hf.teachers.adapters import adapter_parameters
 
 SETTINGS = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 2, "use_cpu": True}
@@ -70,7 +72,7 @@ def test_steps_and_tokens_are_those_of_the_run(small):
     trainer = Trainer(task_adapter_model(small.new, small.lora, {}, 0), arguments, **run.data.for_trainer(arguments))
     trainer.train()
     assert planned["new"] == trainer.state.global_step
-    assert sum(plan.token_lengths(run.data)) == sum(len(row["input_ids"]) for row in trainer.train_dataset)
+    assert sum(token_lengths(run.data)) == sum(len(row["input_ids"]) for row in trainer.train_dataset)
 
 
 @pytest.mark.slow
@@ -92,7 +94,7 @@ def test_disk_is_what_a_run_leaves(small, tmp_path):
     final = weigh(run.folder, ".safetensors", "optimizer.pt")
     last = sum(12 * size.lora for size in (sizes["old"], sizes["new"], sizes["new"]))
     assert final + last == pytest.approx(plan.disk_of(run, sizes, plans), rel=0.15)
-    assert weigh(tmp_path / "cache", ".safetensors") == pytest.approx(plan.cache_of(run, sizes), rel=0.15)
+    assert weigh(tmp_path / "cache", ".safetensors") == pytest.approx(cache_bytes(run), rel=0.15)
     assert f"Teachers: cached in {tmp_path / 'cache'}" in plan.describe(run, Spread())
 
 
@@ -188,7 +190,7 @@ def test_transfer_rows_count_for_the_compatibility_adapter_and_the_control(small
         small.training["transfer_ratio"] = ratio
         run = make_run(small)
         labelled = len(run.splits.train)
-        assert plan.transfer_rows(run) == rows
+        assert transfer_rows(run) == rows
         steps = {step.name: step.steps for step in plan.plan_of(run, Spread(), sizes)}
         assert steps["old"] == 2 * math.ceil(labelled / 4)
         assert steps["muscle"] == steps["control"] == 2 * math.ceil((labelled + rows) / 4)

@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from muscle_hf import TransferPrompts
 from muscle_hf.compare import compare, source_of
@@ -157,6 +157,18 @@ def test_where_words_of_ones_own_have_no_place(world, tmp_path):
     ):
         with pytest.raises(MuscleError, match=r"(old|new)\.task"):
             dataclasses.replace(made, **changes)
+
+
+def test_a_start_from_v1_across_tokenizers_is_refused_and_across_numberings_it_is_not(world, tmp_path):
+    made = settings(world, tmp_path, {})
+    made.training["start_from"] = "old"
+    with pytest.raises(MuscleError, match="start_from"):
+        make_run(made)
+    extended = AutoTokenizer.from_pretrained(world / "v2")
+    extended.add_special_tokens({"pad_token": "<pad>"})
+    extended.save_pretrained(tmp_path / "extended")
+    made.old = ModelSettings(str(world / "v2"), tokenizer=str(tmp_path / "extended"))
+    assert make_run(made).level == "renumbered"
 
 
 def test_adapters_and_answers_of_both_versions(world, tmp_path):
