@@ -5,8 +5,15 @@ from muscle_hf.lazy import lazy_exports
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "Aligner": "align",
         "ByteVocabulary": "vocabulary",
+        "CellTable": "cells",
+        "ForeignTargets": "foreign",
+        "Place": "align",
+        "Target": "foreign",
+        "View": "align",
         "Vocabularies": "levels",
         "compare_vocabularies": "levels",
+        "spread": "cells",
     },
 )

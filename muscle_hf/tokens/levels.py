@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.tokens.vocabulary import ByteVocabulary, backend_of, special_ids
+from muscle_hf.tokens.vocabulary import ByteVocabulary, backend_of, special_ids, special_pairs
 
 Level = Literal["same", "renumbered", "foreign"]
 
@@ -76,7 +76,7 @@ def compare_vocabularies(old_tokenizer: Any, new_tokenizer: Any) -> Vocabularies
     except MuscleError as error:
         pairs, missing, shared = _by_text(old_tokenizer, new_tokenizer)
         refusal = error
-    pairs |= _special_pairs(old_tokenizer, new_tokenizer)
+    pairs |= special_pairs(special_ids(old_tokenizer), special_ids(new_tokenizer))
     to_old = torch.full((max(new.values()) + 1,), -1)
     to_old[list(pairs)] = torch.tensor(list(pairs.values()), dtype=torch.long)
     alike = not missing and _alike(old_tokenizer, new_tokenizer, to_old)
@@ -110,16 +110,6 @@ def _by_text(old_tokenizer: Any, new_tokenizer: Any) -> tuple[dict[int, int], in
     return {new[text]: old[text] for text in shared}, len(texts[0] - shared), len(shared)
 
 
-def _special_pairs(old_tokenizer: Any, new_tokenizer: Any) -> dict[int, int]:
-    (old_texts, old_roles), (new_texts, new_roles) = special_ids(old_tokenizer), special_ids(new_tokenizer)
-    olds = {text: id for id, text in old_texts.items()}
-    pairs = {id: olds[text] for id, text in new_texts.items() if text in olds}
-    for role, id in new_roles.items():
-        if id not in pairs and role in old_roles and old_roles[role] not in pairs.values():
-            pairs[id] = old_roles[role]
-    return pairs
-
-
 def _alike(old_tokenizer: Any, new_tokenizer: Any, to_old: Tensor) -> bool:
     """Whether both segment alike nearly all texts that are put together from random tokens of both."""
     ordinary = sorted(set((to_old >= 0).nonzero()[:, 0].tolist()) - special_ids(new_tokenizer)[0].keys())
@@ -140,7 +130,7 @@ def _segmented(tokenizer: Any, new_tokenizer: Any, rows: list[list[int]]) -> lis
     except MuscleError:
         decoded = backend_of(new_tokenizer).decode_batch(rows, skip_special_tokens=False)
         return [one.ids for one in backend_of(tokenizer).encode_batch(decoded, add_special_tokens=False)]
-    pairs = _special_pairs(tokenizer, new_tokenizer)
+    pairs = special_pairs(vocabulary.specials, new.specials)
     found = []
     for row in rows:
         ids: list[int] = []

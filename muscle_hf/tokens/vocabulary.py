@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import weakref
@@ -21,6 +22,8 @@ _BLANK = "▁"  # what SentencePiece writes for a blank
 # Bytes that are no UTF-8, as the error handler "surrogateescape" decodes them; with the word around them, or alone.
 _BROKEN_WORD = re.compile("( ?[^ ]*[\udc80-\udcff][^ ]*)")
 _BROKEN_BYTES = re.compile("([\udc80-\udcff]+)")
+# Texts by id, and ids by role.
+Specials = tuple[dict[int, str], dict[str, int]]
 _KEPT: weakref.WeakKeyDictionary[Any, tuple[int, ByteVocabulary]] = weakref.WeakKeyDictionary()
 
 
@@ -59,7 +62,7 @@ class ByteVocabulary:
         self._byte_level = _check(backend, parts)
         added = backend.get_added_tokens_decoder()
         tokens = backend.get_vocab(with_added_tokens=True)
-        self.special, self.roles = special_ids(tokenizer)
+        self.specials = self.special, self.roles = special_ids(tokenizer)
         self.size = max(tokens.values()) + 1
         self.added = frozenset(added) - self.special.keys()
         self.fallback: dict[int, int] = {}
@@ -72,6 +75,7 @@ class ByteVocabulary:
         own = ((id, self._in_text.token_to_id(added[id].content)) for id in self.added)
         self._renumbered = {other: id for id, other in own if other != id}
         self._letters = Tokenizer(backend.model)
+        self._backend = backend
 
     @classmethod
     def of(cls, tokenizer: Any) -> ByteVocabulary:
@@ -127,6 +131,12 @@ class ByteVocabulary:
         return np.array([ids[0] if ids else -1 for ids in self.pieces(texts)], dtype=np.int64)
 
     @cached_property
+    def sha256(self) -> str:
+        """Of all that decides how the tokenizer segments text and what its tokens are, 64 hex digits."""
+        roles = json.dumps([sorted(self.roles.items()), sorted(self.special.items())])
+        return hashlib.sha256((self._backend.to_str() + roles).encode()).hexdigest()
+
+    @cached_property
     def canonical(self) -> NDArray[np.bool_]:
         """(V,) whether the tokenizer gives the token, and nothing else, for the token's own bytes.
 
@@ -151,15 +161,29 @@ class ByteVocabulary:
         start = bisect_right(keys, prefix)
         return ids[start : bisect_left(keys, _successor(prefix), start) if prefix else len(keys)]
 
+    def beginning(self, prefixes: Sequence[bytes]) -> list[NDArray[np.int64]]:
+        """Ids of the tokens that begin with one of some byte strings, or are it."""
+        keys, ids = self._sorted
+        found, covered = [], None
+        for prefix in sorted(filter(None, prefixes)):
+            if covered is None or not prefix.startswith(covered):
+                covered, start = prefix, bisect_left(keys, prefix)
+                found.append(ids[start : bisect_left(keys, _successor(prefix), start)])
+        return found
+
     def extends(self, prefix: bytes) -> bool:
         """Whether there is such a token."""
         keys, _ = self._sorted
         start = bisect_right(keys, prefix)
         return start < len(keys) and keys[start].startswith(prefix)
 
+    def string(self, id: int) -> bytes:
+        """The bytes of a token; none for a special one."""
+        return self.strings[id] or b""
+
     def text(self, ids: Sequence[int]) -> bytes:
-        """The bytes of some tokens in a row; special ones have none."""
-        return b"".join(self.strings[id] or b"" for id in ids)
+        """The bytes of some tokens in a row."""
+        return b"".join(map(self.string, ids))
 
     def sections(self, ids: Sequence[int]) -> list[tuple[list[int], int | None]]:
         """A row cut behind each special token: the tokens before it, and its id; None at the row's end."""
@@ -171,7 +195,7 @@ class ByteVocabulary:
 
     def ends(self, ids: Sequence[int]) -> NDArray[np.int64]:
         """(len(ids),) where each token ends, in bytes from the first one's beginning; special ones have no width."""
-        return np.cumsum([len(self.strings[id] or b"") for id in ids], dtype=np.int64)
+        return np.cumsum([len(self.string(id)) for id in ids], dtype=np.int64)
 
 
 def backend_of(tokenizer: Any) -> Tokenizer:
@@ -190,7 +214,7 @@ def backend_of(tokenizer: Any) -> Tokenizer:
         return convert_slow_tokenizer(tokenizer)
 
 
-def special_ids(tokenizer: Any) -> tuple[dict[int, str], dict[str, int]]:
+def special_ids(tokenizer: Any) -> Specials:
     """A tokenizer's special tokens: their texts by id, and their ids by role (``bos_token``, ``eos_token``, ...)."""
     backend = backend_of(tokenizer)
     tokens = backend.get_vocab(with_added_tokens=True)
@@ -201,6 +225,21 @@ def special_ids(tokenizer: Any) -> tuple[dict[int, str], dict[str, int]]:
     if isinstance(unknown := getattr(backend.model, "unk_token", None), str) and unknown in tokens:
         texts[tokens[unknown]] = unknown
     return texts, roles
+
+
+def special_pairs(old: Specials, new: Specials) -> dict[int, int]:
+    """v1's id by v2's id of special tokens with the same text, else in the same role.
+
+    Args:
+        old: Of v1, as :func:`special_ids` gives them.
+        new: Of v2.
+    """
+    ids = {text: id for id, text in old[0].items()}
+    pairs = {id: ids[text] for id, text in new[0].items() if text in ids}
+    for role, id in new[1].items():
+        if id not in pairs and role in old[1] and old[1][role] not in pairs.values():
+            pairs[id] = old[1][role]
+    return pairs
 
 
 def _parts(backend: Tokenizer) -> dict[str, Any]:

@@ -1,0 +1,260 @@
+"""v1's view of a row: the same text in v1's tokens, and which of its logits each trained token of the student needs.
+
+At a student's token, v1 may be at several boundaries of its own tokens: before the place, where one of its tokens
+jumps over it; at it; and behind it, on a *known path* into the student's token, along which v1's probabilities are
+known since v1 reads the row anyway (equation (X2)). A :class:`Place` names these rows of v1's logits, and how v1's
+tokens in each carry over.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.tokens.vocabulary import ByteVocabulary, special_pairs
+
+_DEPTH = 6  # tokens of v1 behind a place that are looked at
+_BEFORE = 3  # and before it
+_READ = 2  # student's tokens, already read, that a token of v1 may still contradict
+
+
+@dataclass(frozen=True)
+class Step:
+    """How v1's next token carries over to the student's, after one boundary of v1's tokens.
+
+    Attributes:
+        kind: -1: the boundary lies before the student's place, 0: at it, 1: behind it.
+        residue: Bytes that v1's next token must begin with, and that ``carry`` does not hold.
+        carry: Bytes from the beginning of the first token in ``read``, or of the student's next one, to the boundary.
+        read: Tokens of the student that it has read, and that v1's next token must leave as they are.
+        within: Bytes behind the boundary that the student has read.
+        last: v1's token before the boundary, -1 for none.
+    """
+
+    kind: int
+    residue: bytes = b""
+    carry: bytes = b""
+    read: tuple[int, ...] = ()
+    within: bytes = b""
+    last: int = -1
+
+
+@dataclass(frozen=True)
+class Place:
+    """A trained token of the student, as v1 sees it.
+
+    Attributes:
+        first: Position in v1's row whose logits come first; those of ``len(steps)`` positions are needed, in a row.
+        path: v1's own next token after each of them, -1 where its row ends.
+        steps: What each of v1's distributions says of the student's token.
+        label: The student's token.
+        settled: For each step whether its boundary lies at the label's end or behind it.
+        ended: v1's token for what the student has read since v1's boundary, where v1 might have stopped; -1 for none.
+    """
+
+    first: int
+    path: tuple[int, ...]
+    steps: tuple[Step, ...]
+    label: int
+    settled: tuple[bool, ...]
+    ended: int = -1
+
+
+@dataclass(frozen=True)
+class View:
+    """A row as v1 reads it.
+
+    Attributes:
+        old_ids: v1's tokens, with what its tokenizer adds to a text.
+        places: One per trained token, in order; None where v1 has no say.
+        aligned: Whether v1's tokens spell the trained text; else there is no place.
+    """
+
+    old_ids: list[int]
+    places: list[Place | None]
+    aligned: bool
+
+
+@dataclass(frozen=True)
+class _Section:
+    """Tokens between two special ones. Bytes are counted from its end, so that they are 0 and less.
+
+    Attributes:
+        ids: The tokens.
+        start: Position of the first in its row.
+        closed_by: The special token behind, -1 for none.
+        text: Their bytes.
+        bounds: (len(ids) + 1,) where each token begins, and the end.
+    """
+
+    ids: list[int]
+    start: int
+    closed_by: int
+    text: bytes
+    bounds: list[int]
+
+    def cut(self, start: int, end: int) -> bytes:
+        return self.text[len(self.text) + start : len(self.text) + end]
+
+
+def _sections(vocabulary: ByteVocabulary, row: Sequence[int], cuts: Container[int]) -> list[_Section]:
+    found, start = [], 0
+    for index, id in enumerate([*row, None]):
+        if id is None or id in cuts:
+            ids = list(row[start:index])
+            text, ends = vocabulary.text(ids), vocabulary.ends(ids).tolist()
+            bounds = [end - len(text) for end in [0, *ends]]
+            found.append(_Section(ids, start, -1 if id is None else id, text, bounds))
+            start = index + 1
+    return found
+
+
+class Aligner:
+    """Finds v1's view of rows.
+
+    Args:
+        old_tokenizer: v1's.
+        new_tokenizer: The student's.
+
+    Raises:
+        MuscleError: The tokens of one are not byte strings.
+    """
+
+    def __init__(self, old_tokenizer: Any, new_tokenizer: Any) -> None:
+        self.old_tokenizer = old_tokenizer
+        self.old, self.new = ByteVocabulary.of(old_tokenizer), ByteVocabulary.of(new_tokenizer)
+        self.pairs = special_pairs(self.old.specials, self.new.specials)
+
+    def view(
+        self,
+        new_ids: Sequence[int],
+        trained: Sequence[int],
+        old_text: str | None = None,
+        old_ids: Sequence[int] | None = None,
+    ) -> View:
+        """v1's view of a row.
+
+        Args:
+            new_ids: The student's tokens, without padding.
+            trained: Positions in it of the tokens that are trained (that are labels), ascending.
+            old_text: v1's own text of the row, prompt and answer, where its prompt is another one.
+            old_ids: The same in v1's tokens, where they are known.
+
+        Raises:
+            MuscleError: A trained position is not in the row.
+        """
+        if trained and not 0 <= trained[0] <= trained[-1] < len(new_ids):
+            raise MuscleError(f"positions {trained[0]} to {trained[-1]} are not all in a row of {len(new_ids)} tokens")
+        new_ids = list(new_ids)
+        cuts = self.new.special if old_text is not None or old_ids is not None else self.pairs
+        sections = _sections(self.new, new_ids, cuts)
+        ids = list(old_ids) if old_ids is not None else self._read(sections, old_text)
+        old_sections = _sections(self.old, ids, self.old.special)
+        places: dict[int, Place | None] = dict.fromkeys(trained)
+        for section in reversed(sections):
+            mine = [index - section.start for index in places if 0 <= index - section.start <= len(section.ids)]
+            if not mine:
+                continue
+            begun = section.bounds[min(mine)]
+            needed = len(section.cut(begun, 0).lstrip())
+            common = -1
+            while old_sections and common < needed:
+                other = old_sections.pop()
+                common = _common_end(section.text, other.text)
+            if common < needed:
+                return View(ids, [None] * len(places), False)
+            places |= {index + section.start: self._place(section, index, other, -common) for index in mine}
+        return View(ids, list(places.values()), True)
+
+    def _read(self, sections: list[_Section], old_text: str | None) -> list[int]:
+        """v1's tokens: its tokenizer begins a text as it does, and ends it where the student's tokens do."""
+        end, begin = (self.new.roles.get(name, -2) for name in ("eos_token", "bos_token"))
+        ended = len(sections) > 1 and not sections[-1].ids and sections[-2].closed_by == end
+        if old_text is None:
+            kept = sections[: -1 if ended else None]
+            marks = [self.old.special.get(self.pairs.get(section.closed_by, -1), "") for section in kept]
+            if kept[0].closed_by == begin and not kept[0].ids:
+                marks[0] = ""
+            if ended:
+                marks[-1] = ""
+            text = b"".join(section.text + mark.encode() for section, mark in zip(kept, marks, strict=True))
+            # A row that was cut off may end within a character, which v1 cannot be given.
+            old_text = text.decode(errors="ignore")
+        bos = self.old.special.get(self.old.roles.get("bos_token", -1))
+        begun = bool(bos) and old_text.startswith(bos)
+        ids = list(self.old_tokenizer(old_text, add_special_tokens=not begun)["input_ids"])
+        old_end = self.pairs.get(end, self.old.roles.get("eos_token", -1))
+        return ids if not ended or old_end < 0 or ids[-1:] == [old_end] else [*ids, old_end]
+
+    # ---- Places ----
+
+    def _place(self, section: _Section, index: int, old: _Section, zone: int) -> Place | None:
+        """The place of a section's token, or of the special one that closes it; from ``zone`` on both texts agree."""
+        is_special = index == len(section.ids)
+        label = section.closed_by if is_special else section.ids[index]
+        start, end = section.bounds[index], 0 if is_special else section.bounds[index + 1]
+        if not is_special and (end == start or end <= zone):
+            return None
+        at = bisect_right(old.bounds, max(start, zone)) - 1
+        first = at
+        if start >= zone:
+            while at - first < _BEFORE and first and self.old.extends(old.cut(old.bounds[first - 1], start)):
+                first -= 1
+        first = max(first, 1 - old.start)
+        if first > at:
+            return None  # v1's row begins here, without a token before
+        last = at
+        while last < len(old.ids) and last - at < _DEPTH and not is_special:
+            behind = old.bounds[last + 1]
+            if behind >= end and not self.new.extends(section.cut(start, behind)):
+                break
+            last += 1
+        steps = tuple(self._step(section, index, old, bound, zone) for bound in range(first, last + 1))
+        ended = -1
+        if zone <= start and old.bounds[at] < start:
+            ended = self._token(old.cut(old.bounds[at], start))
+        return Place(
+            first=old.start + first - 1,
+            path=tuple([*old.ids, old.closed_by][first : last + 1]),
+            steps=steps,
+            label=label,
+            settled=tuple(old.bounds[bound] >= end for bound in range(first, last + 1)),
+            ended=ended,
+        )
+
+    def _step(self, section: _Section, index: int, old: _Section, bound: int, zone: int) -> Step:
+        here, start = old.bounds[bound], section.bounds[index]
+        last = old.ids[bound - 1] if bound else -1
+        if start < zone:  # texts differ up to within the token
+            kept = max(here, zone)
+            residue = old.cut(here, kept)
+            return Step(-1 if residue else 1, residue, section.cut(start, kept), last=last)
+        read = index
+        if here < start:
+            read = bisect_right(section.bounds, here, hi=index + 1) - 1
+            if here < zone or section.bounds[read] < zone:
+                return Step(-1, old.cut(here, start), last=last)
+        for before in range(read - 1, max(read - _READ, 0) - 1, -1):
+            begun = section.bounds[before]
+            if begun == section.bounds[before + 1] or begun < zone or not self.new.extends(section.cut(begun, here)):
+                break
+            read = before
+        kind = (here > start) - (here < start)
+        carry = section.cut(section.bounds[read], here)
+        return Step(kind, b"", carry, tuple(section.ids[read:index]), old.cut(here, max(start, here)), last)
+
+    def _token(self, string: bytes) -> int:
+        """v1's token for some bytes, -1 where they are several tokens."""
+        pieces = self.old.pieces([string])[0]
+        return pieces[0] if len(pieces) == 1 and self.old.string(pieces[0]) == string else -1
+
+
+def _common_end(one: bytes, other: bytes) -> int:
+    """How many bytes two texts have in common at their ends."""
+    size = min(len(one), len(other))
+    if one[len(one) - size :] == other[len(other) - size :]:
+        return size
+    return next(count for count in range(size) if one[-1 - count] != other[-1 - count])

@@ -1,0 +1,145 @@
+"""Which tokens of v2 a text may begin with, if v1 says a token: the cells of equation (X1), and the tables of them.
+
+(X1), at a place of a text: v1's token w stands for the set C(w) of the student's tokens u that a text may begin with
+if v1 says w there. With p v1's distribution and s a reference over the student's tokens,
+
+    q(u) = sum_w p(w) [u in C(w)] s(u) / sum_{u' in C(w)} s(u')
+
+C(w) has one element nearly always; then q is exact, whatever s is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from huggingface_hub import constants
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from muscle_hf.tokens.vocabulary import ByteVocabulary, special_pairs
+
+_VERSION = 1  # of what a table holds; another one is never read
+_SMALLEST = 1e-30
+
+
+@dataclass(frozen=True)
+class CellTable:
+    """The pairs (w, u), u in C(w), for one residue and one carry.
+
+    Attributes:
+        old: (m,) int64, w of each pair; in ascending order.
+        new: (m,) int64, u.
+        open: (m,) bool, whether C(w) has more elements than this.
+        old_size: V1.
+        new_size: V2.
+    """
+
+    old: Tensor
+    new: Tensor
+    open: Tensor
+    old_size: int
+    new_size: int
+
+    @classmethod
+    def build(cls, old: ByteVocabulary, new: ByteVocabulary, residue: bytes = b"", carry: bytes = b"") -> CellTable:
+        """Look at every token of both vocabularies that may follow.
+
+        Args:
+            old: v1's.
+            new: The student's.
+            residue: Bytes that v1's next token must begin with, since the student has read them already.
+            carry: Bytes that the student's next token must begin with, or begin, since v1 has said them already.
+        """
+        ws = old.extending(residue)
+        first = new.first_pieces([carry + old.string(w)[len(residue) :] for w in ws])
+        us = new.extending(carry)
+        us = us[new.canonical[us]]
+        texts = [residue + new.string(u)[len(carry) :] for u in us]
+        begun = old.first_pieces(texts)
+        # v1's token must say more than the student has read already.
+        longer = np.array([w >= 0 and len(old.string(w)) > len(residue) for w in begun], dtype=bool)
+        pairs = [(ws, first), (begun[longer], us[longer])]
+        if not residue and not carry:
+            ends = special_pairs(old.specials, new.specials)
+            pairs.append((np.array(list(ends.values()), dtype=np.int64), np.array(list(ends), dtype=np.int64)))
+        return cls.of(np.concatenate([w for w, _ in pairs]), np.concatenate([u for _, u in pairs]), old.size, new.size)
+
+    @classmethod
+    def of(cls, ws: NDArray[np.int64], us: NDArray[np.int64], old_size: int, new_size: int) -> CellTable:
+        """The table of some pairs; those that occur twice count once, those with -1 not at all."""
+        found = np.unique((ws * new_size + us)[(ws >= 0) & (us >= 0)])
+        ws, us = found // new_size, found % new_size
+        counts = np.bincount(ws, minlength=old_size)
+        return cls(torch.from_numpy(ws), torch.from_numpy(us), torch.from_numpy(counts[ws] > 1), old_size, new_size)
+
+    def to(self, device: torch.device | str) -> CellTable:
+        """The same on a device."""
+        return CellTable(self.old.to(device), self.new.to(device), self.open.to(device), self.old_size, self.new_size)
+
+
+def spread(p: Tensor, table: CellTable, s: Tensor) -> Tensor:
+    """Equation (X1).
+
+    Args:
+        p: (n, V1) masses of v1's tokens, float32; a row need not sum to 1.
+        table: Of the place, on the same device.
+        s: (n, V2) the reference within cells, float32, 0 or more.
+
+    Returns:
+        (n, V2) float32. Each row has the mass of the tokens of v1 that the table knows.
+    """
+    out = torch.zeros(len(p), s.size(1), dtype=torch.float32, device=p.device)
+    w, u = table.old[~table.open], table.new[~table.open]
+    out.index_add_(1, u, p[:, w].float())
+    w, u = table.old[table.open], table.new[table.open]
+    cell = torch.unique_consecutive(w, return_inverse=True)[1]
+    return out.index_add_(1, u, p[:, w].float() * shares(s[:, u], cell))
+
+
+def shares(s: Tensor, cell: Tensor) -> Tensor:
+    """Each element's part of the sum over its cell.
+
+    Args:
+        s: (..., m) 0 or more.
+        cell: (m,) number of each element's cell, from 0 on.
+
+    Returns:
+        (..., m) float32; equal parts where the sum is 0.
+    """
+    s = s.float().clamp_min(_SMALLEST)
+    size = int(cell[-1]) + 1 if len(cell) else 0
+    return s / s.new_zeros(*s.shape[:-1], size).index_add_(-1, cell, s)[..., cell]
+
+
+def load_table(old: ByteVocabulary, new: ByteVocabulary, folder: str | os.PathLike | None = None) -> CellTable:
+    """The table without residue and carry: from disk, or built and kept there.
+
+    Args:
+        old: v1's vocabulary.
+        new: The student's.
+        folder: Of kept tables; by default one in the Hugging Face cache.
+    """
+    place = Path(folder or Path(constants.HF_HOME, "muscle-hf", "token-tables"))
+    name = hashlib.sha256(f"{_VERSION} {old.sha256} {new.sha256}".encode()).hexdigest()[:32]
+    file = place / f"{name}.safetensors"
+    with contextlib.suppress(Exception):  # not there yet, or damaged: then it is built anew
+        kept = load_file(file)
+        return CellTable(kept["old"].long(), kept["new"].long(), kept["open"], old.size, new.size)
+    table = CellTable.build(old, new)
+    unfinished = place / f".{secrets.token_hex(8)}.tmp"
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not the run
+        place.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file({"old": table.old.int(), "new": table.new.int(), "open": table.open}, unfinished)
+            os.replace(unfinished, file)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    return table
