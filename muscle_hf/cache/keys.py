@@ -86,7 +86,7 @@ class KeyRules:
         rope = getattr(text, "rope_parameters", None) or {}
         decodes = bool(getattr(config, "is_encoder_decoder", False))
         attention = getattr(text, "_attn_implementation", None) or ""
-        excluded = _excluded(text, rope)
+        excluded = why_excluded(config)
         if excluded is not None:
             logger.warning(f"{type(base).__name__} cannot be cached: {excluded}.")
         pools = kind.name == "sequence classification"
@@ -105,7 +105,10 @@ class KeyRules:
         )
 
 
-def _excluded(text: Any, rope: Mapping[str, Any]) -> str | None:
+def why_excluded(config: Any) -> str | None:
+    """Why nothing of a model of this configuration can be cached; None if it can."""
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
     kinds = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, Mapping)}
     if found := kinds & _BATCH_DEPENDENT_ROPE:
         return f"its rotary embedding ({', '.join(map(str, found))}) follows the longest row of the batch"

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import TrainingArguments
+from transformers.utils import logging
 
-from muscle_hf.cache.build import predicted_bytes, require_space
+from muscle_hf.cache.build import human_bytes, predicted_bytes, require_space
 from muscle_hf.cache.compact import TopTokens
 from muscle_hf.cache.fingerprint import Fingerprint
-from muscle_hf.cache.keys import KeyRules
+from muscle_hf.cache.keys import KeyRules, why_excluded
 from muscle_hf.cache.shards import Column
 from muscle_hf.cache.source import CachedTargets
 from muscle_hf.cache.store import HiddenStore
@@ -21,6 +23,8 @@ from muscle_hf.objective import Objective
 from muscle_hf.teachers.kinds import ModelKind
 from muscle_hf.teachers.teacher import Teacher
 from muscle_hf.teachers.weights import base_of
+
+logger = logging.get_logger(__name__)
 
 
 def open_caches(
@@ -92,6 +96,30 @@ def open_cache(
         sizes = (base_of(model).config.get_text_config().vocab_size for model in (teacher.model, student))
         form = TopTokens(top_k, objective.temperature, min(sizes))
     return HiddenStore(folder, fingerprint, form=form)
+
+
+def advise(
+    teachers: Mapping[str, Teacher], size: tuple[int, int], args: TrainingArguments, precision: str | None = None
+) -> None:
+    """Say once what a cache would save a training without one; nothing where rows are seen once or are not cached.
+
+    Args:
+        teachers: As :func:`open_caches` takes them, as it does ``size`` and ``precision``.
+        args: Of the training.
+    """
+    rows, tokens = size
+    epochs = args.num_train_epochs
+    if args.max_steps > 0:
+        per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        epochs = args.max_steps * per_step / max(1, rows)
+    models = [model for teacher in teachers.values() for model in teacher.models]
+    if not rows or epochs <= 1 or not models or any(why_excluded(base_of(model).config) for model in models):
+        return
+    needed = sum(predicted_bytes(rows, tokens, {"hidden": _expected(model, precision)}) for model in models)
+    logger.warning_once(
+        f"The teachers see each row in each of {epochs:.3g} epochs. teacher_cache='FOLDER' keeps what they say: "
+        f"{1 - 1 / epochs:.0%} of their passes saved, with the same result, for {human_bytes(needed)} on the disk."
+    )
 
 
 def _expected(model: nn.Module, precision: str | None) -> Column:

@@ -190,13 +190,15 @@ class RunSettings:
         lora: The adapters.
         trainer: ``transformers`` or ``trl``: whose trainer the adapters are trained with. The objective is the same.
         training: Any field of :class:`muscle_hf.MuscleConfig`, with ``trainer: trl`` of
-            :class:`muscle_hf.MuscleSFTConfig`; task adapters and the control get the ones they know.
+            :class:`muscle_hf.MuscleSFTConfig`; task adapters and the control get the ones they know. Without
+            ``teacher_cache`` the cheapest way to have both teachers is taken (null: both compute in each step).
         task_training: What differs from ``training`` for the task adapters.
         student_dropout: Of v2's adapter while it is trained on, to the compatibility adapter or the control, in
             [0, 1); its own by default.
         compatibility: Train the compatibility adapter; without it the update itself is measured.
         control: Beside the compatibility adapter, also train v2's adapter (v1's on v2's base with
-            ``training.start_from: old``) on with plain cross-entropy for as many steps, to compare with.
+            ``training.start_from: old``) on with plain cross-entropy for as many steps, to compare with; as many also
+            where the compatibility adapter has transfer rows beside the labelled ones.
         max_new_tokens: Of an answer to a test item that is generated; the task's by default.
         eval_batch_size: Sequences per forward pass in the final evaluation; chosen automatically by default.
         dtype: Weights of the bases: ``auto`` (as saved), ``float32``, ``bfloat16``, ``float16``.

@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 from transformers import AutoConfig
 
 from muscle_hf.cache.build import human_bytes
+from muscle_hf.cache.keys import why_excluded
 from muscle_hf.pipeline.config import ModelSettings, RunSettings
 from muscle_hf.pipeline.data import Splits, TrainingData, token_lengths
 
@@ -52,6 +53,8 @@ def choose_teaching(run: Planned, processes: int) -> Teaching:
         return Teaching(f"{both}, since {'the rows are a stream' if epochs is None else 'each row is seen once'}")
     if transfer is not None and transfer.answers == "student":
         return Teaching(f"{both}, since the student's answers are others in each epoch")
+    if reason := next(filter(None, (why_excluded(_config(side)) for side in _sides(run))), None):
+        return Teaching(f"{both}, since a model cannot be cached: {reason}")
     free = shutil.disk_usage(next(place for place in folder.absolute().parents if place.exists())).free
     if cache_bytes(run) > free / 2:
         room = f"a cache takes {_size(run)}, and {human_bytes(free)} are free in {run.settings.output_dir}"
@@ -98,11 +101,18 @@ def cache_bytes(run: Planned) -> int:
         lengths = token_lengths(run.data) or [0]
         trained = [sum(lengths) / len(lengths) * len(part) for part in parts]
     tokens = sum(trained) + trained[0] / len(parts[0]) * transfer_rows(run)
-    return round(tokens * sum(_token_bytes(side, run) for side in (run.settings.old, run.settings.new)))
+    return round(tokens * sum(_token_bytes(_config(side), run) for side in _sides(run)))
 
 
-def _token_bytes(side: ModelSettings, run: Planned) -> int:
-    config = AutoConfig.from_pretrained(side.base, revision=side.revision or "main", trust_remote_code=False)
+def _sides(run: Planned) -> tuple[ModelSettings, ModelSettings]:
+    return run.settings.old, run.settings.new
+
+
+def _config(side: ModelSettings) -> Any:
+    return AutoConfig.from_pretrained(side.base, revision=side.revision or "main", trust_remote_code=False)
+
+
+def _token_bytes(config: Any, run: Planned) -> int:
     dtype = str(config.dtype) if run.settings.dtype == "auto" else run.settings.dtype
     half = run.training.get("bf16") or run.training.get("fp16") or dtype.endswith("16")
     return config.get_text_config().hidden_size * (2 if half else 4)

@@ -489,6 +489,10 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         """
         resume_from_checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
         self.answer_transfer_prompts(resumes=bool(resume_from_checkpoint))
+        if self._step.head is not None and not self.settings.teacher_cache and self.is_world_process_zero():
+            from muscle_hf.cache.opening import advise
+
+            advise(self.teachers, self._training_size(), self.args, self.accelerator.mixed_precision)
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:

@@ -12,7 +12,7 @@ import yaml
 from torch.utils.data import IterableDataset
 
 from muscle_hf import MuscleError
-from muscle_hf.cache import HiddenStore, KeyRules, row_keys, teacher_fingerprint
+from muscle_hf.cache import HiddenStore, KeyRules, opening, row_keys, teacher_fingerprint
 from muscle_hf.cli.main import main
 from muscle_hf.pipeline.caching import cache_teachers
 from muscle_hf.pipeline.config import load_settings
@@ -67,9 +67,11 @@ def test_the_command_fills_the_cache_once(run_file, tmp_path, capsys):
     assert sorted((tmp_path / "cache").rglob("rows-*")) == before
 
 
-def test_a_place_for_the_cache_must_be_named(run_file, capsys):
-    assert main(["cache", "--config", str(run_file)]) == 2
-    assert "--cache DIR" in capsys.readouterr().err
+def test_without_a_folder_it_fills_the_one_that_the_run_would_take(run_file, tmp_path):
+    assert main(["cache", "--config", str(run_file)]) == 0
+    run = make_run(load_settings(run_file))
+    assert run.teaching().training == {"teacher_cache": str(tmp_path / "out" / "teacher_cache")}
+    assert len(list(Path(run.teaching().training["teacher_cache"]).glob("*/manifest.json"))) == 2
     assert main(["cache", "--config", str(run_file), "--cache", "c", "--batch-size", "0"]) == 2
 
 
@@ -164,3 +166,24 @@ def test_a_cached_old_model_on_the_students_base_stays_there(tmp_path):
         kept = trainer._step.sources["old"].store
         assert len(kept) > 0
         assert type(trainer.teachers["old"]).__name__ == ("CachedTeacher" if side == "other" else "AdapterTeacher")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"max_steps": -1, "num_train_epochs": 3}, "67%"),
+        ({"max_steps": 8}, "75%"),
+        ({"max_steps": 2}, None),
+        ({"max_steps": -1, "num_train_epochs": 1}, None),
+        ({"max_steps": 8, "teacher_cache": "cache"}, None),
+        ({"max_steps": 8, "loss_chunk_size": 0}, None),
+    ],
+)
+def test_a_training_without_a_cache_is_told_what_one_would_save(settings, told, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(opening.logger, "warning_once", said.append)
+    if "teacher_cache" in settings:
+        settings = {**settings, "teacher_cache": str(tmp_path / "cache")}
+    # Eight rows in batches of four.
+    builders.trainer(tmp_path, **settings).train()
+    assert [told in text and "teacher_cache" in text for text in said] == ([] if told is None else [True])
