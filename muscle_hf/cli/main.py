@@ -14,6 +14,7 @@ from muscle_hf.console import INTERRUPTED, PROGRAM, hush_deprecations, patient_o
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("train, evaluate and save a compatibility adapter on the embedded world", "muscle_hf.cli.demo"),
     "train": ("train a compatibility adapter as a YAML file says", "muscle_hf.cli.train"),
+    "fleet": ("a base update of many adapters: from one file to ship or hold for each", "muscle_hf.cli.fleet"),
     "cache": ("compute once what the frozen teachers of a run say, and keep it on disk", "muscle_hf.cli.cache"),
     "recipes": ("list the recipes that travel with the package", "muscle_hf.cli.recipes"),
     "reproduce": ("measure a row of the paper against its published figures", "muscle_hf.cli.reproduce"),

@@ -95,7 +95,15 @@ def read_budget(path: str) -> Budget:
     Raises:
         MuscleError: The file is missing, not YAML, or has an entry that is not known.
     """
-    data = read_yaml(path, "budget file")
+    return budget_of(read_yaml(path, "budget file"), path)
+
+
+def budget_of(data: Any, path: str) -> Budget:
+    """The budget that a file's content, or a part of one, gives; ``path`` is what messages call it.
+
+    Raises:
+        MuscleError: As of :func:`read_budget`.
+    """
     if not isinstance(data, dict):
         raise MuscleError(f"{path} must be a table of limits such as 'max_nfr: 0.02'")
     budget = Budget(limits={rule: {} for rule in RULES}, source=path)

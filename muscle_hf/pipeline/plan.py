@@ -300,9 +300,10 @@ def describe(run: Run, spread: Spread) -> str:
     plans = plan_of(run, spread, sizes)
     for plan in plans:
         steps = "an unknown number of" if plan.steps is None else f"{plan.steps}"
-        time = "" if plan.seconds is None else f", {_duration(plan.seconds)}"
+        time = "" if plan.seconds is None else f", {duration(plan.seconds)}"
         lines.append(f"  {plan.what:22} {steps} steps, {plan.memory / GIB:.1f} GiB on each GPU{time}")
-    lines.append(f"Disk: {_size(disk_of(run, sizes, plans))} for adapters and checkpoints in {settings.output_dir}")
+    disk = size_text(disk_of(run, sizes, plans))
+    lines.append(f"Disk: {disk} for adapters and checkpoints in {settings.output_dir}")
     if COMPAT in run.models:
         lines.append(f"Teachers: {run.teaching(spread.processes).why}")
     lines.append(f"Memory and time are estimates for GPUs of {FLOPS * UTILIZATION / 1e12:.0f} effective TFLOP/s.")
@@ -324,7 +325,7 @@ def _rows_text(run: Run) -> Sequence[str]:
     ]
 
 
-def _size(number: float) -> str:
+def size_text(number: float) -> str:
     return f"{number / GIB:.2f} GiB" if number >= GIB / 10 else f"{number / 2**20:.1f} MiB"
 
 
@@ -332,7 +333,7 @@ def _count(number: int) -> str:
     return f"{number / 1e9:.2f} B" if number >= 1e8 else f"{number / 1e6:.2f} M"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -35,16 +35,16 @@ def _read_yaml(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
     names = content.pop("include", [])
     below: dict[str, Any] = {}
     for name in [names] if isinstance(names, str) else names:
-        below = _laid_over(_read_yaml(path.parent / name, (*including, path.resolve())), below)
-    return _laid_over(content, below)
+        below = laid_over(_read_yaml(path.parent / name, (*including, path.resolve())), below)
+    return laid_over(content, below)
 
 
-def _laid_over(upper: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:
+def laid_over(upper: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:
     """One mapping over another; groups of settings are merged, everything else is replaced."""
     merged = dict(below)
     for key, value in upper.items():
         both = isinstance(value, dict) and isinstance(below.get(key), dict)
-        merged[key] = _laid_over(value, below[key]) if both else value
+        merged[key] = laid_over(value, below[key]) if both else value
     return merged
 
 

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -30,7 +30,7 @@ from muscle_hf.pipeline.config import ModelSettings, RunSettings
 from muscle_hf.pipeline.data import Splits, TrainingData, check_rows, describe_test_data, load_splits
 from muscle_hf.pipeline.sides import as_asked_by_the_run, in_own_words, side_of
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, Result
-from muscle_hf.pipeline.teaching import Teaching, choose_teaching
+from muscle_hf.pipeline.teaching import FOLDER, Teaching, choose_teaching
 from muscle_hf.prompts import Checker, TransferPrompts
 from muscle_hf.record import file_sha256
 from muscle_hf.teachers.start import start_from
@@ -40,6 +40,7 @@ from muscle_hf.trainer import MuscleTrainer
 from muscle_hf.training.checkpoints import staged
 
 logger = logging.get_logger(__name__)
+R = TypeVar("R", bound="Run")
 
 DONE_FILE = "muscle_step.json"
 RESULT_FILE = "result.json"
@@ -68,14 +69,7 @@ def run(settings: RunSettings, say: Callable[[str], None] = print) -> Result | N
 
 def make_run(settings: RunSettings, say: Callable[[str], None] = print) -> Run:
     """The run that settings describe, with its rows loaded; arguments and errors as of :func:`run`."""
-    task = None if settings.task is None else load_task(settings.task)
-    splits, old = load_splits(task, settings.data), None
-    if task is not None and settings.old.task is not None:
-        old = in_own_words(settings.old, task, splits, settings.data)
-    run = Run(settings, task, splits, say, old)
-    if task is not None:
-        run.test_data = describe_test_data(task, settings.data)
-    return run
+    return Run.of(settings, say)
 
 
 def run_task(settings: RunSettings, task: Task, splits: Splits, say: Callable[[str], None] = print) -> Result:
@@ -94,6 +88,18 @@ class Run:
 
     test_data: Mapping[str, str | None] = {}
     callbacks: Sequence[TrainerCallback] = ()
+
+    @classmethod
+    def of(cls: type[R], settings: RunSettings, say: Callable[[str], None] = print) -> R:
+        """The run that settings describe, with its rows loaded; arguments and errors as of :func:`run`."""
+        task = None if settings.task is None else load_task(settings.task)
+        splits, old = load_splits(task, settings.data), None
+        if task is not None and settings.old.task is not None:
+            old = in_own_words(settings.old, task, splits, settings.data)
+        run = cls(settings, task, splits, say, old)
+        if task is not None:
+            run.test_data = describe_test_data(task, settings.data)
+        return run
 
     def __init__(
         self,
@@ -322,6 +328,11 @@ class Run:
         key = self._student_key(self._task_key(OLD), self._task_key(NEW), training, *transfer)
         return self._once(COMPAT, "Compatibility adapter", key, work)
 
+    @property
+    def cache_folder(self) -> Path:
+        """Where what the teachers say is kept, if it is and the settings name no other place."""
+        return self.folder / FOLDER
+
     def teaching(self, processes: int | None = None) -> Teaching:
         """How the compatibility adapter gets what the teachers say."""
         return choose_teaching(self, processes or self._process.num_processes)
@@ -435,7 +446,7 @@ class Run:
         return self._answered(name, "test", self.folder / PREDICTIONS / f"{name}.jsonl")
 
     def _answered(self, name: str, kind: str, file: Path) -> list[Prediction]:
-        settings, asked = self.settings, self.sides[OLD if name == OLD else NEW]
+        settings, asked = self.settings, self.sides.get(name, self.sides[NEW])
         side, task, items = self.side(name), cast("Task", asked.task), getattr(asked.splits, kind)
         how = (settings.dtype, settings.quantization, settings.attention, settings.eval_batch_size)
         key = _fingerprint(_weights_key(side), task.rules(), items, how)

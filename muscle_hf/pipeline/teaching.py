@@ -26,7 +26,9 @@ class Planned(Protocol):
     training: dict[str, Any]
     splits: Splits
     data: TrainingData
-    folder: Path
+
+    @property
+    def cache_folder(self) -> Path: ...
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Teaching:
 def choose_teaching(run: Planned, processes: int) -> Teaching:
     """The cheapest way for a run: what ``training.teacher_cache`` says; else, where rows are seen several times, a
     cache in the run's folder, if that takes at most half of what is free on the disk."""
-    given, folder = run.training.get("teacher_cache"), run.folder / FOLDER
+    given, folder = run.training.get("teacher_cache"), run.cache_folder
     if given is not None:
         return Teaching(f"cached in {given}, {_size(run)}")
     cached = {"teacher_cache": os.fspath(folder)}

@@ -216,9 +216,17 @@ def whiskers(
 
 def bare_whisker(estimate: Estimate, scale: Scale, css: str, label: str) -> Markup:
     """One dot with its interval for a table's cell; the scale is shared by all rows."""
-    row = Row("", estimate, css)
-    zero = line(scale(0.0), 0, scale(0.0), 24, "mark zero")
-    return svg(24, label, zero, *_interval(row, scale, 12), width=scale.end + 8)
+    return small_whiskers([Row("", estimate, css)], scale, label)
+
+
+def small_whiskers(rows: Sequence[Row], scale: Scale, label: str, limit: float | None = None) -> Markup:
+    """A few dots with their intervals, one below the other, for a table's cell; with a line at zero and at a limit."""
+    height = 8 + 16 * len(rows)
+    parts = [line(scale(0.0), 0, scale(0.0), height, "mark zero")]
+    if limit is not None:
+        parts.append(line(scale(limit), 0, scale(limit), height, "mark limit"))
+    parts += [mark for place, row in enumerate(rows) for mark in _interval(row, scale, 12 + 16 * place)]
+    return svg(height, label, *parts, width=scale.end + 8)
 
 
 def trade_off(

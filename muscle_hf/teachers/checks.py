@@ -213,7 +213,7 @@ def check_recorded_base(model: PeftModel, adapter: str) -> None:
     base = base_of(model)
     recorded = model.peft_config[adapter].base_model_name_or_path
     present = getattr(base.config, "name_or_path", None)
-    if not recorded or not present or _same_name(recorded, present):
+    if not recorded or not present or same_name(recorded, present):
         return
     refusal = MuscleError(
         f"the adapter {adapter!r} was trained for the base {recorded}, but it sits on {present}. Load the base that "
@@ -236,7 +236,7 @@ def _has_weights(folder: Path) -> bool:
     return any(folder.glob("*.safetensors"))
 
 
-def _same_name(one: str, other: str) -> bool:
+def same_name(one: str, other: str) -> bool:
     if os.path.isdir(one) and os.path.isdir(other):
         return os.path.samefile(one, other)
     return one == other

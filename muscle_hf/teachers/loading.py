@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +32,7 @@ from muscle_hf.compat.peft import active_adapter
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import readable
 from muscle_hf.record import PROVENANCE_FILE, check_weights, is_commit, read_provenance
+from muscle_hf.teachers import pool
 from muscle_hf.teachers.adapters import read_adapter
 from muscle_hf.teachers.checks import refuse_prompts
 from muscle_hf.teachers.kinds import ModelKind
@@ -203,7 +205,9 @@ def load_model(
     with readable(f"{name} (as a model for {kind.auto_class})"):
         config = arguments.get("config") or AutoConfig.from_pretrained(name, trust_remote_code=False, **fetch)
         auto = auto_class_of(config, kind, adapter=adapter, whole=whole)
-        return auto.from_pretrained(name, use_safetensors=True, trust_remote_code=False, **arguments)
+        load = partial(auto.from_pretrained, name, use_safetensors=True, trust_remote_code=False, **arguments)
+        kept = pool.current.get()
+        return load() if kept is None else kept.get(name, auto, arguments, load)
 
 
 def auto_class_of(

@@ -25,6 +25,7 @@ from muscle_hf.record import FORMAT, PROVENANCE_FILE, file_sha256
 from muscle_hf.record import read_provenance as read_provenance
 from muscle_hf.teachers.checks import vocabulary_hash
 from muscle_hf.teachers.kinds import ModelKind
+from muscle_hf.teachers.origin import local_model_folder
 from muscle_hf.teachers.teacher import Teacher
 from muscle_hf.teachers.weights import base_of, content_hash
 
@@ -59,6 +60,8 @@ class Provenance:
         adapter_file_sha256: Hash of the safetensors file that holds it, as ``sha256sum`` gives it.
         labels: Of a classifier: the name of each class, in order; None for models that write text.
         created: Time of saving, UTC, ISO 8601.
+        ancestors: The versions before v1, the first one first, each as ``old``; of a v1 that was trained to be
+            compatible itself, whose own provenance names them.
     """
 
     old: dict[str, Any]
@@ -73,6 +76,7 @@ class Provenance:
     adapter_file_sha256: str | None = None
     labels: list[str] | None = None
     created: str | None = None
+    ancestors: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._last_saved: Provenance | None = None
@@ -108,6 +112,7 @@ class Provenance:
             data={name: describe_dataset(dataset) for name, dataset in datasets.items() if dataset is not None},
             packages=dict(_package_versions()),
             labels=None if labels is None else [str(labels[index]) for index in range(len(labels))],
+            ancestors=ancestors_of(teachers["old"].source, teachers["old"].revision),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -165,6 +170,20 @@ class Provenance:
                         f"{checkpoint.name} was trained with another {role} model: its {part} has the content hash "
                         f"{theirs}, the one given now {mine}. Resume with the same models, or start anew"
                     )
+
+
+def ancestors_of(adapter: str | None, revision: str | None = None) -> list[dict[str, Any]]:
+    """The versions before an adapter, the first one first; none where it has no provenance.
+
+    Args:
+        adapter: Folder or Hub id, which was fetched; None for a model that was given in memory.
+        revision: Its revision on the Hub.
+    """
+    folder = local_model_folder(adapter, revision)
+    if folder is None or not (folder / PROVENANCE_FILE).is_file():
+        return []
+    theirs = read_provenance(folder)
+    return [*(theirs.get("ancestors") or []), theirs["old"]]
 
 
 def describe_tokenizer(tokenizer: Any) -> dict[str, Any] | None:

@@ -107,6 +107,7 @@ class HubServer:
     def reset(self) -> None:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.uploads: dict[str, bytes] = {}
+        self.collections: dict[str, list[str]] = {}
         self.faults: list[Fault] = []
         self.hooks: list[tuple[str, str, Callable[[], None]]] = []
         self.requests: list[tuple[str, str]] = []
@@ -355,6 +356,17 @@ class _Handler(BaseHTTPRequestHandler):
                 found.append(described)
         self._send(200, found[: int(query.get("limit", ["1000"])[0])])
 
+    def collection(self, query: Any, body: bytes, slug: str) -> None:
+        if slug not in self.hub.collections:
+            raise _Stop(404, "Collection not found")
+        items = [
+            {"_id": str(place), "type": "model", "id": repo_id, "position": place}
+            for place, repo_id in enumerate(self.hub.collections[slug])
+        ]
+        described = {"slug": slug, "title": slug, "owner": {}, "items": items, "position": 0, "private": False}
+        described |= {"theme": "blue", "upvotes": 0, "lastUpdated": "2026-01-01T00:00:00.000Z"}
+        self._send(200, described)
+
     def tree(self, query: Any, body: bytes, type: str, id: str, rev: str, sub: str = "") -> None:
         repo = self._repo(type, id)
         files = repo.commits[self._commit_of(repo, rev)]
@@ -386,6 +398,7 @@ _ROUTES: list[tuple[str, str, Callable[..., None]]] = [
     ("POST", rf"/(?:spaces/)?{_ID}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     ("PUT", "/upload/(?P<oid>[0-9a-f]{64})", _Handler.upload),
     ("GET", _TYPE, _Handler.listing),
+    ("GET", "/api/collections/(?P<slug>.+)", _Handler.collection),
     ("GET", f"{_TYPE}/{_ID}/tree/{_REV}(?:/(?P<sub>.+))?", _Handler.tree),
     ("GET", f"{_TYPE}/{_ID}/revision/{_REV}", _Handler.info),
     ("GET", f"{_TYPE}/{_ID}", _Handler.info),

@@ -1,0 +1,88 @@
+"""``muscle-hf fleet``: one base update and all adapters on it, from one file to one page."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from muscle_hf.fleet.run import Executor
+    from muscle_hf.fleet.settings import Fleet
+
+# What the parser does not know are settings of the fleet.
+TAKES_OVERRIDES = True
+
+_EPILOG = """\
+exit code: 0 every task ships; 1 a task is held or failed; 3 tasks are held for want of test items alone; 2 bad use or
+bad input; 130 stopped by Ctrl-C. Every setting can be given here too: --update.new ID, --learning_rate 1e-4 (of all).
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    from muscle_hf.user_code import add_no_code_argument
+
+    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, _EPILOG
+    parser.add_argument("file", metavar="FILE", help="YAML with the update and its tasks")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--plan", action="store_true", help="print what would be done, and what it would take, and stop")
+    what.add_argument("--status", action="store_true", help="print how far every task is, and stop")
+    parser.add_argument("--only", action="append", default=[], metavar="TASK", help="only this task; repeatable")
+    parser.add_argument("--executor", choices=["here", "ray"], default="here", help="what does the steps (here)")
+    parser.add_argument(
+        "--address", help="of the Ray cluster; by default the one of the environment, or a new one here"
+    )
+    parser.add_argument(
+        "--results", metavar="URL", help="where steps on other machines leave results that share no folder (fsspec)"
+    )
+    add_no_code_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run, plan, or look."""
+    from muscle_hf.console import INTERRUPTED
+    from muscle_hf.fleet.run import chosen
+    from muscle_hf.fleet.settings import load_fleet
+    from muscle_hf.pipeline.launch import interruptible
+    from muscle_hf.pipeline.steps import hush
+
+    hush()
+    fleet = load_fleet(args.file, args.overrides)
+    if args.status:
+        _print_status(fleet, chosen(fleet, args.only))
+        return 0
+    if args.plan:
+        from muscle_hf.fleet.overview import describe
+
+        print(describe(fleet, args.only))
+        return 0
+    codes: list[int] = []
+    stopped = interruptible(lambda: codes.append(_run(fleet, args)))
+    return INTERRUPTED if stopped else codes[0]
+
+
+def _run(fleet: Fleet, args: argparse.Namespace) -> int:
+    from muscle_hf.fleet.run import PAGE_FILE, run_fleet
+
+    code = run_fleet(fleet, args.only, lambda text: print(text, flush=True), _executor(args))
+    _print_status(fleet, [task.name for task in fleet.tasks])
+    print(f"Page: {fleet.folder / PAGE_FILE}. The lock beside it is the next update's old side.")
+    return code
+
+
+def _executor(args: argparse.Namespace) -> Executor | None:
+    if args.executor == "here":
+        return None
+    from muscle_hf.fleet.cluster import OnRay
+
+    return OnRay(args.address, args.results)
+
+
+def _print_status(fleet: Fleet, names: list[str]) -> None:
+    from rich.console import Console
+
+    from muscle_hf.fleet.overview import status_table
+
+    for problem in fleet.problems:
+        print(f"error: {problem}")
+    Console(highlight=False).print(status_table(fleet, names))

@@ -1,0 +1,67 @@
+"""What a fleet would do, and how far it is, for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from muscle_hf.fleet.checks import checked_runs
+from muscle_hf.fleet.run import chosen, status_of
+from muscle_hf.fleet.settings import Fleet
+from muscle_hf.fleet.task import outcome_of, read_state, steps_of
+from muscle_hf.pipeline.plan import FLOPS, GIB, UTILIZATION, Spread, disk_of, duration, plan_of, size_of, size_text
+from muscle_hf.pipeline.table import COMPAT, NEW, OLD
+from muscle_hf.report import wording as w
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def status_table(fleet: Fleet, names: Sequence[str]) -> Table:
+    """A row a task: its verdict, or how far it is."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, title=f"{fleet.settings.update.old} to {fleet.settings.update.new}")
+    for heading in ("task", "accuracy now / plain / compatible", "NFR plain / compatible", "verdict"):
+        table.add_column(heading, justify="left" if heading in ("task", "verdict") else "right")
+    for task in fleet.tasks:
+        if task.name not in names:
+            continue
+        outcome, (how, where) = outcome_of(task), status_of(task)
+        if outcome is None:
+            said = how if how == "open" and not read_state(task) else f"{how}: {where}"
+            table.add_row(task.name, "", "", Text(said))
+            continue
+        show = w.percent if outcome.kind == "correct" else w.decimal
+        quality = " / ".join(show(outcome.quality[name].value) for name in (OLD, NEW, COMPAT))
+        nfr = " / ".join(w.percent(outcome.now.nfr[name].value) for name in (NEW, COMPAT))
+        table.add_row(task.name, quality, nfr, outcome.verdict)
+    return table
+
+
+def describe(fleet: Fleet, only: Sequence[str] = ()) -> str:
+    """What would be done for each task, and what that takes, as text.
+
+    Raises:
+        MuscleError: Anything is wrong with the settings.
+    """
+    lines: list[str] = []
+    seconds = disk = memory = 0.0
+    tasks = {task.name: task for task in fleet.tasks}
+    for name, run in checked_runs(fleet, chosen(fleet, only), lambda text: None).items():
+        state, settings = read_state(tasks[name]), run.settings
+        left = [step for step in steps_of(tasks[name]) if state.get(step, {}).get("state") != "done"]
+        sizes = {OLD: size_of(settings.old, settings.lora), NEW: size_of(settings.new, settings.lora)}
+        plans = [plan for plan in plan_of(run, Spread(), sizes) if plan.name in left]
+        takes = sum(plan.seconds or 0.0 for plan in plans)
+        peak, room = max((plan.memory for plan in plans), default=0.0), disk_of(run, sizes, plans)
+        trained = ", ".join(f"{plan.name} {'?' if plan.steps is None else plan.steps} steps" for plan in plans)
+        lines.append(f"{name}: {' '.join(left) or 'nothing left to do'}")
+        if plans:
+            lines.append(f"    trains {trained}; {peak / GIB:.1f} GiB, {duration(takes)}, {size_text(room)} of disk")
+        seconds, disk, memory = seconds + takes, disk + room, max(memory, peak)
+    lines.append(f"In all: {memory / GIB:.1f} GiB on a GPU, {duration(seconds)}, {size_text(disk)} in {fleet.folder}")
+    lines.append(f"Memory and time are estimates for GPUs of {FLOPS * UTILIZATION / 1e12:.0f} effective TFLOP/s.")
+    return "\n".join(lines)

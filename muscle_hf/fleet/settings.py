@@ -1,0 +1,227 @@
+"""What a fleet is: one update of a base, and the tasks whose adapters it touches, from a YAML file."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from muscle_hf.compare import Budget
+from muscle_hf.compare.gate import budget_of
+from muscle_hf.errors import MuscleError
+from muscle_hf.fleet.lock import Lock, Version
+from muscle_hf.pipeline.config import RunSettings
+from muscle_hf.pipeline.reading import build, laid_over, parse_overrides, put, read_yaml
+
+COLLECTION = "collections/"
+_NAME = re.compile(r"[\w][\w.+-]*")
+_WILD = re.compile(r"[*?\[]")
+
+
+@dataclass
+class UpdateSettings:
+    """The update.
+
+    Args:
+        old: Folder or Hub id of the old base; or the ``muscle-fleet.lock`` of the last release, whose adapters are
+            then the old ones.
+        new: Folder or Hub id of the new base.
+        old_revision: Of the old base on the Hub.
+        new_revision: Of the new base on the Hub.
+    """
+
+    old: str
+    new: str
+    old_revision: str | None = None
+    new_revision: str | None = None
+
+
+@dataclass
+class StepSettings:
+    """What a step gets on a cluster.
+
+    Args:
+        gpus: GPUs, or a share of one.
+        cpus: Cores.
+        retries: How often a step is tried again whose machine or process died.
+    """
+
+    gpus: float = 0.0
+    cpus: float = 1.0
+    retries: int = 3
+
+
+@dataclass
+class FleetSettings:
+    """A file of ``muscle-hf fleet``.
+
+    Args:
+        update: From which base to which.
+        tasks: One entry a task: ``name`` (of the task by default), ``budget``, and any setting of a run
+            (:class:`~muscle_hf.pipeline.config.RunSettings`). With ``adapters``, a pattern of folders or
+            ``collections/OWNER/SLUG`` of the Hub, an entry is one for each adapter of v1 that is found, in whose
+            texts ``{name}`` is the adapter's name.
+        output_dir: Gets a folder a task, the page and the lock; ``runs/`` and the new base's name by default.
+        defaults: Under every entry.
+        steps: What a step gets on a cluster.
+    """
+
+    update: UpdateSettings
+    tasks: list[dict]
+    output_dir: str = ""
+    defaults: dict = field(default_factory=dict)
+    steps: StepSettings = field(default_factory=StepSettings)
+
+    def __post_init__(self) -> None:
+        self.output_dir = self.output_dir or f"runs/{Path(self.update.new).name}"
+
+
+@dataclass
+class FleetTask:
+    """One task of a fleet: a run, the budget of its gate, and the versions before the old one, the first one first."""
+
+    name: str
+    settings: RunSettings
+    budget: Budget
+    ancestors: list[Version]
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of it is."""
+        return Path(self.settings.output_dir)
+
+
+@dataclass
+class Fleet:
+    """All tasks, in the order of the file; and what is wrong with others, which are left out."""
+
+    settings: FleetSettings
+    tasks: list[FleetTask]
+    lock: Lock | None = None
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        """Of the page and the lock."""
+        return Path(self.settings.output_dir)
+
+
+def load_fleet(file: str | os.PathLike, overrides: Sequence[str] = ()) -> Fleet:
+    """Read a fleet; what is wrong with single tasks is kept in :attr:`Fleet.problems`.
+
+    Args:
+        file: YAML.
+        overrides: Command-line words ``--name value``: dotted names (``--update.new ID``), those of ``defaults``
+            without it (``--data.train.limit 500``), fields of ``training`` without any prefix.
+
+    Raises:
+        MuscleError: The file is not readable, or not even a list of tasks.
+    """
+    content = read_yaml(file)
+    own, runs = get_type_hints(FleetSettings), get_type_hints(RunSettings)
+    for name, value in parse_overrides(overrides):
+        first = name.partition(".")[0]
+        put(content, name if first in own else f"defaults.{name if first in runs else f'training.{name}'}", value)
+    settings = build(FleetSettings, content)
+    lock = Lock.read(settings.update.old) if settings.update.old.endswith(".lock") else None
+    fleet = Fleet(settings, [], lock)
+    entries = []
+    for number, entry in enumerate(settings.tasks, start=1):
+        try:
+            entries += _expanded(entry, settings)
+        except MuscleError as error:
+            fleet.problems.append(f"tasks, entry {number}: {error}")
+    names = [name for name, _ in entries]
+    fleet.problems += [
+        f"{n} tasks are named {name!r}; give each a name" for name, n in Counter(names).items() if n > 1
+    ]
+    for name, entry in entries:
+        try:
+            fleet.tasks.append(_task(name, entry, fleet))
+        except MuscleError as error:
+            fleet.problems.append(f"{name}: {error}")
+    if not settings.tasks:
+        fleet.problems.append("tasks: there are none")
+    return fleet
+
+
+def _expanded(entry: Mapping[str, Any], settings: FleetSettings) -> list[tuple[str, dict[str, Any]]]:
+    entry = laid_over(entry, settings.defaults)
+    pattern = entry.pop("adapters", None)
+    if pattern is None:
+        # A task of one's own is a file, which has a name as well.
+        task = str(entry.get("task") or "")
+        own = Path(task.partition(":")[0]).stem if ":" in task or task.endswith((".yaml", ".yml")) else task
+        return [(_checked_name(str(entry.pop("name", own))), entry)]
+    found = _collection(pattern) if COLLECTION in pattern else _folders(pattern)
+    if not found:
+        raise MuscleError(f"adapters: there is no adapter at {pattern}")
+    called = str(entry.pop("name", "{name}"))
+    expanded = []
+    for name, adapter in found.items():
+        old = {**entry.get("old", {}), "adapter": adapter}
+        expanded.append((_checked_name(called.replace("{name}", name)), _filled({**entry, "old": old}, name)))
+    return expanded
+
+
+def _checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise MuscleError(f"a task needs a name of letters, digits and . _ + -, for its folder; it is {name!r}")
+    return name
+
+
+def _folders(pattern: str) -> dict[str, str]:
+    """Folders of adapters by what stands for the pattern's wildcards."""
+    parts = Path(pattern).parts
+    wild = [place for place, part in enumerate(parts) if _WILD.search(part)] or [len(parts) - 1]
+    folders = [path for path in sorted(glob.glob(pattern)) if Path(path, "adapter_config.json").is_file()]
+    return {"-".join(Path(path).parts[place] for place in wild): path for path in folders}
+
+
+def _collection(name: str) -> dict[str, str]:
+    """The models of a collection on the Hub by their names without owners."""
+    from muscle_hf.hub.errors import hub_errors
+    from muscle_hf.hub.publishing import hub_api
+
+    slug = name.partition(COLLECTION)[2]
+    with hub_errors(f"reading the collection {slug}", "Nothing was run."):
+        items = hub_api().get_collection(slug).items
+    return {item.item_id.rpartition("/")[2]: item.item_id for item in items if item.item_type == "model"}
+
+
+def _filled(value: Any, name: str) -> Any:
+    if isinstance(value, str):
+        return value.replace("{name}", name)
+    if isinstance(value, dict):
+        return {key: _filled(part, name) for key, part in value.items()}
+    return [_filled(part, name) for part in value] if isinstance(value, list) else value
+
+
+def _task(name: str, entry: dict[str, Any], fleet: Fleet) -> FleetTask:
+    update, ancestors = fleet.settings.update, []
+    old: dict[str, Any] = {"base": update.old, "revision": update.old_revision}
+    given = entry.get("old") or {}
+    if fleet.lock is not None and "base" not in given:
+        shipped, ancestors = fleet.lock.old_side(name)
+        old = shipped.side()
+    budget = budget_of(entry.pop("budget", {}), "budget")
+    if budget.empty:
+        raise MuscleError("there is no budget, so nothing decides; set budget: {max_nfr: 5%}")
+    sides = {
+        "old": laid_over(given, old),
+        "new": laid_over(entry.get("new") or {}, {"base": update.new, "revision": update.new_revision}),
+    }
+    content = {"control": False, **entry, **sides, "output_dir": str(fleet.folder / name)}
+    settings = build(RunSettings, content)
+    if settings.task is None:
+        raise MuscleError("there is no task, so nothing can be measured; set task")
+    if settings.training.get("push_to_hub"):
+        raise MuscleError("training.push_to_hub: a fleet publishes nothing; muscle-hf push what the lock ships")
+    if not settings.compatibility:
+        raise MuscleError("compatibility: false has no use in a fleet, which weighs the plain update against it")
+    return FleetTask(name, settings, budget, ancestors)
