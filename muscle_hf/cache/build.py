@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from muscle_hf.cache.keys import KeyRules, row_keys
 from muscle_hf.cache.shards import KEY_BYTES, Column
-from muscle_hf.cache.store import HiddenStore
+from muscle_hf.cache.store import HiddenStore, RowStore
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.batch import Batch
 from muscle_hf.teachers.head import Head
@@ -94,7 +94,7 @@ class CachePlan:
 def plan_cache(
     dataset: Any,
     collate: Callable[[Sequence[Any]], Mapping[str, Any]],
-    store: HiddenStore,
+    store: RowStore,
     batch_size: int,
     rules: KeyRules,
     read: Callable[[Mapping[str, Any]], Batch],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -87,12 +87,8 @@ def open_cache(
     """
     form = None
     if top_k is not None:
-        if objective.reads - {"student"} or objective.divergence != "kl" or objective.blend == "logits":
-            raise MuscleError(
-                f"teacher_cache_top_k={top_k} keeps probabilities at the run's temperature, which are enough for the "
-                "KL, but not for masks that read a teacher's logits, logit_difference, or blended logits; use the "
-                "exact cache (teacher_cache alone)"
-            )
+        what = f"teacher_cache_top_k={top_k} keeps probabilities at the run's temperature"
+        require_kl_alone(objective, objective.reads, what, "use the exact cache (teacher_cache alone)")
         sizes = (base_of(model).config.get_text_config().vocab_size for model in (teacher.model, student))
         form = TopTokens(top_k, objective.temperature, min(sizes))
     return HiddenStore(folder, fingerprint, form=form)
@@ -120,6 +116,25 @@ def advise(
         f"The teachers see each row in each of {epochs:.3g} epochs. teacher_cache='FOLDER' keeps what they say: "
         f"{1 - 1 / epochs:.0%} of their passes saved, with the same result, for {human_bytes(needed)} on the disk."
     )
+
+
+def require_kl_alone(objective: Objective, reads: Iterable[str], what: str, remedy: str) -> None:
+    """Refuse an objective that needs more of a teacher than its likeliest tokens and the rest as one.
+
+    Args:
+        objective: What is trained.
+        reads: Whose logits its masks read, of those that are known so.
+        what: Is kept, and by what.
+        remedy: What to do instead.
+
+    Raises:
+        MuscleError: It does.
+    """
+    if set(reads) - {"student"} or objective.divergence != "kl" or objective.blend == "logits":
+        raise MuscleError(
+            f"{what}, which are enough for the KL, but not for masks that read a teacher's logits, logit_difference, "
+            f"or blended logits; {remedy}"
+        )
 
 
 def _expected(model: nn.Module, precision: str | None) -> Column:

@@ -105,7 +105,7 @@ def check_served(
         texts = encode_texts(tokenizer, prompts)
         served = replace(server, model=name, tokenizer=tokenizer, concurrency=1)
         # The server first: what it lacks is known before a model is loaded.
-        asked[name] = _ask(ServedModel(served, _TOP), texts)
+        asked[name] = _ask(ServedModel(served, _TOP, len(tokenizer)), texts)
         model = cast("PeftModel", load_task_model(adapter, CAUSAL_LM, base_model=base, **loading)).eval()
         local[str(adapter)] = [_said(model, tokenizer, ids) for ids in texts]
         if BASE not in local:

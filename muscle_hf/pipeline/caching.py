@@ -14,6 +14,8 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.pipeline.config import RunSettings
 from muscle_hf.pipeline.run import make_run
 from muscle_hf.pipeline.table import COMPAT
+from muscle_hf.served.teacher import ServedTeacher
+from muscle_hf.teachers import Teacher
 from muscle_hf.trainer import MuscleTrainer
 
 
@@ -64,7 +66,10 @@ def cache_teachers(
     """
     accelerator = trainer.accelerator
     found = {}
-    for role, teacher in ((role, teacher) for role, teacher in trainer.teachers.items() if teacher.models):
+    for role, teacher in ((role, teacher) for role, teacher in trainer.teachers.items() if _can_be_asked(teacher)):
+        if isinstance(teacher, ServedTeacher):
+            found[role] = _fill_from_server(trainer, teacher)
+            continue
         with trainer.open_cache(teacher, folder) as store:
             plans = [
                 build_cache(
@@ -87,6 +92,28 @@ def cache_teachers(
             store.refresh()
             found[role] = Cached(plans, str(store.folder), len(store))
     return found
+
+
+def _can_be_asked(teacher: Teacher) -> bool:
+    return bool(teacher.models) or isinstance(teacher, ServedTeacher)
+
+
+def _fill_from_server(trainer: MuscleTrainer, teacher: ServedTeacher) -> Cached:
+    accelerator = trainer.accelerator
+    plans = [
+        teacher.fill(
+            rows,
+            collate,
+            lambda inputs: teacher.reading(trainer.batch_of(inputs)),
+            share=(accelerator.process_index, accelerator.num_processes),
+            progress=not trainer.args.disable_tqdm and accelerator.is_local_main_process,
+            name=f"{teacher.role} model, {name} rows",
+        )
+        for name, rows, collate in _datasets(trainer)
+    ]
+    accelerator.wait_for_everyone()
+    teacher.store.refresh()
+    return Cached(plans, str(teacher.store.folder), len(teacher.store))
 
 
 def _datasets(trainer: MuscleTrainer) -> list[tuple[str, Any, Callable]]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from muscle_hf.cache.compact import NOTHING
 from muscle_hf.errors import MuscleError
@@ -22,7 +23,7 @@ from muscle_hf.served.server import Server
 
 # The most by which the probabilities of some tokens may pass 1, and the least that has to be left for all the others.
 _ABOVE_ONE, _LEFT = 1e-3, 1e-6
-# A likeliest token is one only if it is ahead by more nats than two kernels differ.
+# By how many nats two kernels may differ in what is likeliest.
 _AHEAD = 0.05
 
 Name = TypeVar("Name")
@@ -55,10 +56,16 @@ class ServedModel:
     Args:
         server: Where it is; its ``tokenizer`` is needed for servers that spell tokens.
         k: How many tokens at a place, >= 1.
+        vocabulary: How many tokens are looked at: those with ids below it.
+
+    Raises:
+        MuscleError: k is out of range, or openai is not installed.
     """
 
-    def __init__(self, server: Server, k: int):
-        self.server, self.k, self.client = server, k, server.client()
+    def __init__(self, server: Server, k: int, vocabulary: int):
+        if not 1 <= k <= vocabulary:
+            raise MuscleError(f"top_k is {k}; it must be between 1 and the vocabulary's {vocabulary}")
+        self.server, self.k, self.vocabulary, self.client = server, k, vocabulary, server.client()
         self._ask: Callable[[Sequence[int]], list[tuple[dict[int, float], float]]] | None = None
 
     # ---- Asking ----
@@ -74,14 +81,14 @@ class ServedModel:
             NoLogProbs: The server does not give them.
             MuscleError: It fails, or what it answers is not about these tokens.
         """
-        ask = self._ask or self._find_way(ids)
-        found = ask(ids)
+        found = self._ask(ids) if self._ask is not None else self._ask_somehow(ids)
         chosen = [found[place - 1] for place in (range(1, len(ids)) if places is None else places)]
         top = torch.full((len(chosen), self.k), -torch.inf, dtype=torch.float64)
         tokens = torch.zeros(len(chosen), self.k, dtype=torch.int64)
         rest = torch.zeros(len(chosen), dtype=torch.float64)
         for place, (each, _) in enumerate(chosen):
-            likeliest = sorted(each.items(), key=lambda pair: -pair[1])[: self.k]
+            known = [pair for pair in each.items() if pair[0] < self.vocabulary]
+            likeliest = sorted(known, key=lambda pair: -pair[1])[: self.k]
             rest[place] = max(0.0, 1 - sum(math.exp(value) for _, value in likeliest))
             likeliest += likeliest[-1:] * (self.k - len(likeliest))
             tokens[place] = torch.tensor([token for token, _ in likeliest])
@@ -108,16 +115,16 @@ class ServedModel:
 
     # ---- How a server is asked ----
 
-    def _find_way(self, ids: Sequence[int]) -> Callable[[Sequence[int]], list[tuple[dict[int, float], float]]]:
+    def _ask_somehow(self, ids: Sequence[int]) -> list[tuple[dict[int, float], float]]:
         reasons: list[str] = []
         for way in (self._prompt_logprobs, self._echo):
             try:
-                way(ids)
+                found = way(ids)
             except NoLogProbs as error:
                 reasons.append(str(error))
                 continue
             self._ask = way
-            return way
+            return found
         raise NoLogProbs(
             f"{self.server} does not give the {self.k} likeliest tokens along a given text: "
             f"{'; '.join(dict.fromkeys(reasons))}. vLLM does (its --max-logprobs is 20 unless set). Of a server that "
@@ -191,12 +198,11 @@ class ServedModel:
 
     # ---- Is it what it seems? ----
 
-    def check(self, ids: Sequence[int], vocabulary: int) -> LogProbs:
+    def check(self, ids: Sequence[int]) -> LogProbs:
         """Ask about one text and refuse a server whose log-probabilities are not the model's own.
 
         Args:
             ids: Token ids, some ten or more.
-            vocabulary: How many tokens the model has.
 
         Returns:
             What it says of the text.
@@ -206,30 +212,35 @@ class ServedModel:
             MuscleError: It reads another text, or says something else than the model's probabilities.
         """
         found = self.along(ids)
-        mass = found.top.double().exp().sum(dim=-1)
+        repeated = functional.pad(found.ids[:, 1:] == found.ids[:, :-1], (1, 0))
+        mass = found.top.double().exp().masked_fill(repeated, 0).sum(dim=-1)
         raw = "Have it give the model's own (vLLM: --logprobs-mode raw_logprobs)"
         if bool((mass > 1 + _ABOVE_ONE).any()) or bool((found.top > _ABOVE_ONE).any()):
             raise MuscleError(
                 f"{self.server} gives {self.k} tokens probabilities that sum to {float(mass.max()):.4g}: these are no "
                 f"log-probabilities. {raw}"
             )
-        if self.k < vocabulary and bool((mass > 1 - _LEFT).all()):
+        if self.k < self.vocabulary and bool((mass > 1 - _LEFT).all()):
             raise MuscleError(
-                f"{self.server} gives {self.k} of {vocabulary} tokens the probability 1 together at every place: it "
-                f"normalises after the sampling settings (top_p, top_k). {raw}"
+                f"{self.server} gives {self.k} of {self.vocabulary} tokens the probability 1 together at every place: "
+                f"it normalises after the sampling settings (top_p, top_k). {raw}"
             )
         self._check_greedy(ids, found)
         return found
 
     def _check_greedy(self, ids: Sequence[int], found: LogProbs) -> None:
         tokenizer: Any = self.server.tokenizer
-        if self.k < 2 or tokenizer is None or not (ahead := found.top[:, 0] - found.top[:, 1] > _AHEAD).any():
+        if self.k < 2 or tokenizer is None:
             return
-        place = int(ahead.nonzero()[-1])
-        said, expected = self.continued(ids[: place + 1], 1), tokenizer.decode([int(found.ids[place, 0])])
-        if said.strip() != expected.strip() and "\ufffd" not in said + expected:
+        # Where the likeliest is furthest ahead, it alone can be said, but for what two kernels differ.
+        place = int((found.top[:, 0] - found.top[:, 1]).argmax())
+        likeliest = found.ids[place][found.top[place] > found.top[place, 0] - _AHEAD]
+        if len(likeliest) == self.k < self.vocabulary:
+            return  # others may be as likely
+        said, expected = self.continued(ids[: place + 1], 1), [tokenizer.decode([int(token)]) for token in likeliest]
+        if said.strip() not in (text.strip() for text in expected) and "\ufffd" not in "".join([said, *expected]):
             raise MuscleError(
-                f"{self.server} says {said!r} where the likeliest token by its own log-probabilities is {expected!r}: "
+                f"{self.server} says {said!r} where its own log-probabilities have {expected[0]!r} as the likeliest: "
                 "something changes one of the two (a penalty, a bias, a temperature). Serve the model without it "
                 "(vLLM: --generation-config vllm)"
             )

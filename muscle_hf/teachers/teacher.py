@@ -36,7 +36,7 @@ logger = logging.get_logger(__name__)
 
 # What Trainer adds for fused loss kernels, which give no logits to compare.
 _KERNEL_KEYS = frozenset({"skip_logits"})
-_MEDIA_INPUTS = ("pixel_values", "image_patches", "input_features", "input_values")
+MEDIA_INPUTS = ("pixel_values", "image_patches", "input_features", "input_values")
 
 
 class TeacherOutputError(MuscleError):
@@ -126,6 +126,9 @@ class Teacher(ABC):
 
     def prepare(self, batch: Batch) -> None:  # noqa: B027
         """Begin with what can be done for a batch while the device computes."""
+
+    def begin(self) -> None:  # noqa: B027
+        """Make sure, before training, that it can be asked."""
 
     def flush(self) -> None:  # noqa: B027
         """Write to the disk what is to be kept and is only in memory."""
@@ -345,7 +348,7 @@ def without_labels(base: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str
             # The one model that does not look at places of its decoder where nothing is trained.
             prepared.setdefault("decoder_attention_mask", made.ne(base.config.pad_token_id).to(made.dtype))
     accepted = inspect.signature(base.forward).parameters
-    unseen = [name for name in prepared if name.startswith(_MEDIA_INPUTS) and name not in accepted]
+    unseen = [name for name in prepared if name.startswith(MEDIA_INPUTS) and name not in accepted]
     if unseen and "input_ids" in accepted:
         # A forward that takes any keyword would leave them out without a word.
         raise MuscleError(

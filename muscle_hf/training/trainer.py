@@ -88,6 +88,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         self.muscle_objective = self.settings.objective(mask)
         self._models = {"old": (old_model, old_model_kwargs), "new": (new_model, new_model_kwargs)}
         self._peft_config = peft_config
+        self._cache_folder = os.path.join(args.output_dir or "", "teacher_cache")
         self.teachers: dict[str, Teacher] = {}
         rows = trainer_arguments.get("processing_class"), trainer_arguments.get("data_collator")
         self._tokenizers = {"old": old_processing_class, "new": text_tokenizer(*rows)}
@@ -116,6 +117,8 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
 
             self.add_callback(CalibrateTeachers(self))
         self._step = self._make_step()
+        for teacher in self.teachers.values():
+            teacher.begin()
         if is_sharded(self.accelerator):
             # From here on no process has whole weights any more to hash.
             _ = self.provenance
@@ -154,7 +157,13 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
             return make_teacher(role, source, self.student, self.kind, arguments, check_base=self.settings.check_base)
 
         cached = None
-        if self.settings.teacher_cache and isinstance(source, (str, os.PathLike)):
+        if isinstance(source, str) and source.startswith(("http://", "https://")):
+            from muscle_hf.served.teacher import served_teacher
+
+            size, folder = base_of(self.student).config.get_text_config().vocab_size, self.settings.teacher_cache
+            cached = served_teacher(role, source, arguments, self.kind, size, folder or self._cache_folder)
+            cached.require_enough(self.muscle_objective, self.settings.calibrate_teachers)
+        elif self.settings.teacher_cache and isinstance(source, (str, os.PathLike)):
             from muscle_hf.cache.teacher import cached_teacher
 
             cached = cached_teacher(
@@ -471,6 +480,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
             )
         finally:
             del self.prediction_step
+            self._step.flush()
         if self._eval_sums is not None:
             means, metrics = mean_terms(self._eval_sums), cast("dict[str, float]", output.metrics)
             if self.compute_loss_func is not None:

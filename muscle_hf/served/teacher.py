@@ -1,0 +1,310 @@
+"""A teacher behind a server: what it says of each row is asked for once and kept, so that training needs no server."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers.utils import logging
+
+from muscle_hf.cache.build import CachePlan, plan_cache
+from muscle_hf.cache.compact import CompactStream, TopTokens
+from muscle_hf.cache.fingerprint import Fingerprint
+from muscle_hf.cache.keys import KeyRules, row_keys
+from muscle_hf.cache.opening import require_kl_alone
+from muscle_hf.cache.shards import Column
+from muscle_hf.cache.store import RowStore
+from muscle_hf.errors import MuscleError
+from muscle_hf.objective import Objective
+from muscle_hf.objective.chunked import Stream
+from muscle_hf.served.logprobs import LogProbs, ServedModel
+from muscle_hf.served.server import Server
+from muscle_hf.teachers.batch import Batch, sequences_of
+from muscle_hf.teachers.checks import vocabulary_hash
+from muscle_hf.teachers.kinds import CAUSAL_LM, ModelKind
+from muscle_hf.teachers.teacher import MEDIA_INPUTS, Teacher
+
+logger = logging.get_logger(__name__)
+
+TOP_K = 20
+# What a server reads of a row: its tokens, without padding, each sequence by itself.
+_RULES = KeyRules(inputs=None, looks_back=True, relative=True, separates=True)
+# Of a text that is the same in every run with one vocabulary.
+_PROBE_TOKENS = 24
+# By how many nats a model may differ from itself, on other hardware or in another batch.
+_ITSELF = 0.1
+# A process that is killed loses at most so many rows that were answered.
+_UNWRITTEN = 256
+
+
+class ServedTeacher(Teacher):
+    """A frozen task model that is known by the k likeliest tokens that a server gives at each place, and the rest as
+    one, within which it follows the student.
+
+    Args:
+        role: ``old`` or ``new``.
+        server: Where it is. Of it, the name of the model and ``options`` are its identity; not the address.
+        top_k: k.
+        folder: Of the cache that keeps what it said.
+        vocabulary: How many tokens the student has.
+    """
+
+    def __init__(self, role: str, server: Server, top_k: int, folder: str | os.PathLike, vocabulary: int):
+        super().__init__(role)
+        self.server, self.folder = server, Path(folder)
+        # Of the model's own probabilities, whatever temperature a run compares them at.
+        self.form = TopTokens(top_k, 1.0, vocabulary)
+        self._rows_tokenizer: Any = None
+
+    # ---- What it says of a batch ----
+
+    def states(self, batch: Batch, needed: Tensor | None = None) -> Tensor:
+        """What is kept of it at the trained tokens, (M, 2 k + 1), see :class:`TopTokens`; asks for what is not there.
+
+        Raises:
+            MuscleError: The server fails, or does not give what is needed.
+        """
+        whole = batch.whole or batch
+        parts, texts = row_keys(whole.inputs, whole.labels, _RULES), texts_of(whole)
+        rows = [None if row is None else row["hidden"] for row in self.store.get_rows([part.key for part in parts])]
+        wanted = [part.row for part in parts] if needed is None else needed.cpu().nonzero().squeeze(-1).tolist()
+        missing = [i for i, part in enumerate(parts) if rows[i] is None and part.row in set(wanted)]
+        if missing:
+            self._unwritten += len(missing)
+            try:
+                for i, found in self.model_there.along_all((i, *texts[i]) for i in missing):
+                    rows[i] = own = kept(found)
+                    self.store.put_rows([parts[i].key], [{"hidden": own, "own": found.own}])
+            except BaseException:
+                self.flush()
+                raise
+            if self._unwritten >= _UNWRITTEN:
+                self.flush()
+        width = self.form.width
+        pieces = [torch.zeros(p.count, width) if r is None else r for p, r in zip(parts, rows, strict=True)]
+        return torch.cat([torch.zeros(0, width), *pieces]).to(batch.labels.device)
+
+    def stream(self, batch: Batch, states: Tensor) -> Stream:
+        if self.reader is not None:
+            raise MuscleError(
+                f"the {self.role} model is behind a server and has another tokenizer than the student, so that its "
+                "likeliest tokens are not the student's. Follow its answers or its choices instead"
+            )
+        return CompactStream(states, None, self.form)
+
+    def work(self, batch: Batch) -> float:
+        return 0.0
+
+    def flush(self) -> None:
+        self.store.flush()
+        self._unwritten = 0
+
+    def fill(
+        self,
+        dataset: Any,
+        collate: Callable[[Sequence[Any]], Mapping[str, Any]],
+        read: Callable[[Mapping[str, Any]], Batch],
+        *,
+        share: tuple[int, int] = (0, 1),
+        progress: bool = True,
+        name: str = "rows",
+    ) -> CachePlan:
+        """Ask about all rows of a data set that are not kept yet; may be interrupted and called again.
+
+        Args:
+            dataset: Rows by index.
+            collate: Makes a batch of rows.
+            read: Makes of it what this teacher reads.
+            share: (index, count) of this process among those that ask together.
+            progress: Show a bar.
+            name: On the bar.
+        """
+        size = 4 * max(1, self.server.concurrency)
+        plan = plan_cache(dataset, collate, self.store, size, _RULES, read, share)
+        with tqdm(total=plan.missing, desc=name, unit="row", disable=not progress) as bar:
+            for indices in plan.batches:
+                before = len(self.store)
+                self.states(read(collate([dataset[index] for index in indices])))
+                bar.update(len(self.store) - before)
+        self.flush()
+        return plan
+
+    def require_enough(self, objective: Objective, calibrated: bool | None) -> None:
+        """Refuse an objective that needs more than is known of it.
+
+        Raises:
+            MuscleError: It does.
+        """
+        what = f"of the {self.role} model behind the server the {self.form.k} likeliest tokens are known"
+        require_kl_alone(objective, objective.reads & {self.role}, what, "leave these out")
+        if calibrated:
+            raise MuscleError(f"{what}, of which no temperature can be fitted; leave calibrate_teachers out")
+
+    # ---- Where it is kept, and where it is asked ----
+
+    def place(self, accelerator: Any, tokenizer: Any) -> None:
+        self._rows_tokenizer = tokenizer
+
+    @property
+    def _own_tokenizer(self) -> Any:
+        found = self.tokenizer or self._rows_tokenizer
+        if found is None:
+            raise MuscleError("a model behind a server reads token ids; pass the tokenizer as processing_class")
+        return found
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """Who it is: the name of the model, its vocabulary, and the options of each request by their hash."""
+        options = hashlib.sha256(json.dumps(dict(self.server.options), sort_keys=True).encode()).hexdigest()
+        content = {"format": 1, "served": self.server.model, "options_sha256": options}
+        content["vocabulary_sha256"] = vocabulary_hash(self._own_tokenizer)
+        return Fingerprint(content, {"role": self.role})
+
+    @cached_property
+    def store(self) -> RowStore:
+        self._unwritten = 0
+        columns = {"hidden": Column(torch.float32, (self.form.width,)), "own": Column(torch.float32)}
+        return RowStore(self.folder, self.fingerprint, columns, variant=self.form.name)
+
+    @cached_property
+    def model_there(self) -> ServedModel:
+        """The model on the server; looked at before it is believed, and held against what it said earlier.
+
+        Raises:
+            MuscleError: The server cannot be reached, is no source of log-probabilities, or has another model now.
+        """
+        tokenizer = self._own_tokenizer
+        server = replace(self.server, tokenizer=tokenizer)
+        model = ServedModel(server, self.form.k, self.form.vocabulary)
+        special = set(tokenizer.all_special_ids)
+        ordinary = [token for token in range(min(len(tokenizer), self.form.vocabulary)) if token not in special]
+        ids = ordinary[:: max(1, len(ordinary) // _PROBE_TOKENS)][:_PROBE_TOKENS]
+        found, key = model.check(ids), hashlib.sha256(f"probe {ids}".encode()).digest()
+        (before,) = self.store.get_rows([key])
+        if before is not None and float((before["own"] - found.own).abs().mean()) > _ITSELF:
+            raise MuscleError(
+                f"{server} says something else as {server.model!r} than when the rows in {self.store.folder} were "
+                "kept: there is another model under that name now. Serve the one of then, or delete that folder"
+            )
+        self.store.put_rows([key], [{"hidden": kept(found), "own": found.own}])
+        return model
+
+    def begin(self) -> None:
+        """Look at the server before training, unless something is kept already and it may not be needed any more."""
+        if not len(self.store):
+            _ = self.model_there
+
+    # ---- It has no weights here ----
+
+    @property
+    def models(self) -> list[nn.Module]:
+        return []
+
+    @property
+    def model(self) -> nn.Module:
+        raise self._elsewhere()
+
+    @property
+    def adapter(self) -> str | None:
+        raise self._elsewhere()
+
+    def answering(self) -> contextlib.AbstractContextManager[nn.Module]:
+        raise self._elsewhere()
+
+    def logits(self, inputs: Mapping[str, Any]) -> Tensor:
+        raise self._elsewhere()
+
+    def _elsewhere(self) -> MuscleError:
+        return MuscleError(f"the {self.role} model is behind a server: its weights are not here")
+
+    def open_head(self, *_: Any) -> None:
+        """It has none here."""
+
+    def describe(self, hashes: dict[Any, str]) -> dict[str, Any]:
+        unknown = dict.fromkeys(("revision", "architecture", "dtype", "quantization"))
+        served = {"name": self.server.model, "on_hub": False, "sha256": self.fingerprint.digest}
+        return {"base": {**unknown, **served}, "adapter": None}
+
+    @property
+    def known_hashes(self) -> tuple[str, str | None]:
+        return self.fingerprint.digest, None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(role={self.role!r}, server={self.server!s}, model={self.server.model!r})"
+
+
+def kept(found: LogProbs) -> Tensor:
+    """What a server said at n places in the form of the cache, (n, 2 k + 1) float32."""
+    return torch.cat([found.top, found.ids.float(), found.rest.unsqueeze(-1)], dim=-1)
+
+
+def texts_of(batch: Batch) -> list[tuple[list[int], list[int]]]:
+    """The sequences of a batch that have trained tokens, in their order: the token ids of each, and the places of it
+    that are predicted.
+
+    Raises:
+        MuscleError: They are no texts, or not of text alone.
+    """
+    ids, mask = batch.inputs.get("input_ids"), batch.inputs.get("attention_mask")
+    others = [name for name in batch.inputs if name.startswith(MEDIA_INPUTS)]
+    if batch.kind is not CAUSAL_LM or ids is None or others:
+        what = f"rows with {', '.join(others)}" if others else f"rows of a {batch.kind.name} model"
+        raise MuscleError(f"a server is asked about texts by their token ids, not about {what}")
+    members = sequences_of(ids, batch.inputs.get("position_ids") if mask is None else None, predicts_next=False)
+    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask != 0
+    rows, columns = batch.places
+    _, counts = torch.unique_consecutive(members[rows, columns], return_counts=True)
+    found, labels = [], batch.targets
+    for at in torch.arange(len(rows)).split(counts.tolist()):
+        row, last = rows[at[0]], columns[at]
+        own = (members[row] == members[row, last[0]]) & real[row]
+        places = (own.cumsum(0)[last]).tolist()
+        # The last one is what is said after the text; any token stands for what follows.
+        text = [*ids[row][own].tolist(), int(labels[at[-1]])][: places[-1] + 1]
+        found.append((text, places))
+    return found
+
+
+def served_teacher(
+    role: str,
+    url: str,
+    arguments: Mapping[str, Any] | None,
+    kind: ModelKind,
+    vocabulary: int,
+    folder: str | os.PathLike,
+) -> ServedTeacher:
+    """The teacher that ``old_model="http://..."`` names.
+
+    Args:
+        role: ``old`` or ``new``.
+        url: Of the server.
+        arguments: ``model``: its name there; ``top_k`` (20); ``api_key`` (by default ``OPENAI_API_KEY``); what else
+            :class:`~muscle_hf.served.server.Server` takes.
+        kind: Of the student.
+        vocabulary: How many tokens the student has.
+        folder: Of the cache.
+
+    Raises:
+        MuscleError: An argument is missing or unknown, or the student is no causal LM.
+    """
+    given = {"api_key": os.environ.get("OPENAI_API_KEY"), **(arguments or {})}
+    if kind is not CAUSAL_LM:
+        raise MuscleError(f"a server answers for causal LMs, but model is a {kind.name} model")
+    if not given.get("model"):
+        raise MuscleError(f"{role}_model is a server; name the model there: {role}_model_kwargs={{'model': NAME}}")
+    top_k = given.pop("top_k", TOP_K)
+    try:
+        server = Server(url, **given)
+    except TypeError as error:
+        raise MuscleError(f"{role}_model_kwargs for a server: {error}") from error
+    return ServedTeacher(role, server, top_k, folder, vocabulary)
