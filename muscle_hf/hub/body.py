@@ -78,7 +78,7 @@ class Card:
             comparison=load_metrics(folder, provenance.get("adapter_sha256")),
             repo_id=repo_id,
             has_report=Path(folder, REPORT_FILE).is_file(),
-            serving_problems=adapter_problems(folder),
+            serving_problems=adapter_problems(folder, provenance["new"]["base"]["architecture"]),
         )
 
     @property

@@ -18,11 +18,18 @@ from muscle_hf.teachers.origin import local_model_folder
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # vLLM serves no larger one, whatever --max-lora-rank says.
 MAX_RANK = 512
+# Architectures that vLLM serves without adapters alone (its list of supported models, at 0046f77); what it does not
+# serve at all is not its adapters' matter, but encoders with decoders are what people try.
+_WITHOUT_LORA = (
+    *("BloomForCausalLM", "FalconForCausalLM", "FalconMambaForCausalLM", "Gemma3nForCausalLM"),
+    *("GPT2LMHeadModel", "GPTJForCausalLM", "GPTNeoXForCausalLM", "MambaForCausalLM", "Mamba2ForCausalLM"),
+    *("MptForCausalLM", "OlmoeForCausalLM", "StableLmForCausalLM", "Zamba2ForCausalLM"),
+)
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 
-def adapter_problems(folder: str | os.PathLike) -> list[str]:
-    """:func:`serving_problems` of an adapter's folder; of its base what lies on this disk."""
+def adapter_problems(folder: str | os.PathLike, architecture: str | None = None) -> list[str]:
+    """:func:`serving_problems` of an adapter's folder; of its base what lies on this disk, and its class if given."""
     config, weights = read_object(Path(folder, "adapter_config.json")), Path(folder, WEIGHTS_FILE)
     base = local_model_folder(config.get("base_model_name_or_path"), config.get("revision"))
     file = None if base is None else base / "config.json"
@@ -30,7 +37,9 @@ def adapter_problems(folder: str | os.PathLike) -> list[str]:
     if weights.is_file():
         with safe_open(weights, "pt") as tensors:
             names = list(tensors.keys())
-    return serving_problems(config, names, read_object(file) if file is not None and file.is_file() else {})
+    known = {} if architecture is None else {"architectures": [architecture]}
+    found = read_object(file) if file is not None and file.is_file() else {}
+    return serving_problems(config, names, {**found, **known})
 
 
 def serving_problems(
@@ -47,6 +56,8 @@ def serving_problems(
         base: Content of the base's ``config.json``, likewise.
     """
     problems = []
+    if not set((base or {}).get("architectures") or ()).isdisjoint(_WITHOUT_LORA):
+        problems.append("its base is of an architecture that vLLM serves without adapters alone")
     if names and (base or {}).get("text_config") and not any("language_model" in name for name in names):
         # vllm issues 34186, 48019
         problems.append(
@@ -57,8 +68,8 @@ def serving_problems(
     if config.get("target_parameters"):
         # vllm issues 41384, 41754, 50252
         problems.append(
-            "it changes parameters that are in no layer of their own, such as experts side by side "
-            f"(target_parameters: {', '.join(config['target_parameters'])}), which some vLLM drop without a word"
+            "it changes parameters that are in no layer of their own, such as experts side by side (target_parameters"
+            f": {', '.join(sorted(config['target_parameters']))}), which some vLLM drop without a word"
         )
     if config.get("peft_type") != "LORA":
         problems.append(f"the adapter is of type {config.get('peft_type')}; only LoRA is served")
@@ -69,7 +80,9 @@ def serving_problems(
     rank = max((rank for rank in ranks if isinstance(rank, int)), default=0)
     if rank > MAX_RANK:
         problems.append(f"its rank is {rank}; vLLM serves ranks of up to {MAX_RANK}")
-    if config.get("task_type") not in ("CAUSAL_LM", "SEQ_2_SEQ_LM"):
+    if config.get("task_type") == "SEQ_2_SEQ_LM":
+        problems.append("its base has an encoder and a decoder, which vLLM does not serve with adapters")
+    elif config.get("task_type") != "CAUSAL_LM":
         problems.append("it is a classifier, whose head is not part of a LoRA")
     if config.get("modules_to_save"):
         problems.append(f"it replaces whole modules (modules_to_save: {', '.join(config['modules_to_save'])})")

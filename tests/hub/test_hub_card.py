@@ -393,6 +393,8 @@ def test_curves_keep_every_evaluation():
         ({"init_lora_weights": "future"}, "unknown to servers"),
         ({"r": 513}, "up to 512"),
         ({"task_type": "SEQ_CLS"}, "classifier"),
+        ({"task_type": "SEQ_2_SEQ_LM"}, "decoder"),
+        ({"target_parameters": ["mlp.experts.down_proj"]}, "target_parameters"),
         ({"peft_type": "IA3"}, "only LoRA"),
         ({"layer_replication": [[0, 2]]}, "replicates"),
         ({"alora_invocation_tokens": [1]}, "switched on"),
@@ -410,6 +412,18 @@ def test_what_servers_refuse_is_said(adapter: Path, change: dict[str, Any], says
     else:
         assert any(says in problem for problem in problems)
         assert "vllm serve" not in text
+
+
+def test_architectures_that_vllm_puts_no_adapter_on_are_named(adapter: Path):
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    problems = [
+        serving_problems(config, base={"architectures": [name]}) for name in ("LlamaForCausalLM", "GPT2LMHeadModel")
+    ]
+    assert [len(found) for found in problems] == [0, 1]
+    provenance = json.loads((adapter / "muscle_provenance.json").read_text())
+    provenance["new"]["base"]["architecture"] = "GPTNeoXForCausalLM"
+    (adapter / "muscle_provenance.json").write_text(json.dumps(provenance))
+    assert "vllm serve" not in render_card(adapter).text
 
 
 def test_an_exported_card_renders_to_itself(measured: Path, tmp_path: Path):
