@@ -130,16 +130,15 @@ class TransferPrompts(AnsweredRows):
     def __len__(self) -> int:
         return len(self.items)
 
-    def answered(self, models: Models, epoch: int = 0) -> list[tuple[str, str]]:
-        """Prompts with answers.
+    def answered(self, models: Models, epoch: int = 0) -> list[tuple[int, str]]:
+        """Numbers of prompts, each with an answer.
 
         Each model is asked once, and its answers are kept: the teachers' in ``teacher_cache``, else in ``output_dir``.
         """
         if self.answers == "choices":
-            return [(item.prompt, choice) for item in self.items for choice in item.choices]
+            return [(index, choice) for index, item in enumerate(self.items) for choice in item.choices]
         if self.answers == "student":
-            texts = self._ask(models, models.student, f"student-{epoch}")
-            return list(zip((item.prompt for item in self.items), texts, strict=True))
+            return list(enumerate(self._ask(models, models.student, f"student-{epoch}")))
         roles = ("old", "new") if self.answers == "both" or self.checker else (self.answers,)
         by_role = {role: self._ask(models, models.teachers[role], role) for role in roles}
         found = []
@@ -149,7 +148,7 @@ class TransferPrompts(AnsweredRows):
                 right = [text for text in texts if self.checker(item, text.strip())]
                 kept = texts if self.answers == "both" else [by_role[self.answers][index]]
                 texts = right or kept
-            found += [(item.prompt, text) for text in (texts if self.answers == "both" else texts[:1])]
+            found += [(index, text) for text in (texts if self.answers == "both" else texts[:1])]
         return found
 
     def _ask(self, models: Models, who: Teacher | nn.Module, name: str) -> list[str]:
@@ -180,10 +179,18 @@ class TransferPrompts(AnsweredRows):
         Raises:
             MuscleError: There is no tokenizer, or no answer has a token to train on.
         """
-        pairs = [(prompt, text) for prompt, text in self.answered(models, epoch) if text.strip()]
-        if not pairs:
+        found = [(index, text) for index, text in self.answered(models, epoch) if text.strip()]
+        if not found:
             raise MuscleError(f"every answer of {self.answers!r} to the {len(self.items)} transfer prompts is empty")
-        return encode_answers(models.tokenizer, pairs, answers_only=True, end_answers=self.end_answers)
+        pairs, words = (
+            [(items[index].prompt, text) for index, text in found] for items in (self.items, self.old_items)
+        )
+        rows = encode_answers(models.tokenizer, pairs, answers_only=True, end_answers=self.end_answers)
+        if self.old_prompts is not None and models.teachers["old"].reader is not None:
+            from muscle_hf.training.reading import tell_old_words
+
+            tell_old_words(models.teachers["old"], models.tokenizer, [row["input_ids"] for row in rows], words)
+        return rows
 
     def forget(self, folder: str | os.PathLike) -> None:
         """Remove the student's answers of an earlier run in a folder."""

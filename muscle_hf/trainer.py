@@ -35,7 +35,11 @@ class MuscleTrainer(MuscleMixin, Trainer):
             loading arguments (``dtype``, ``quantization_config``, ``token``, ...). For a ``PeftModel``: ``adapter``,
             if not the active one.
         new_model_kwargs: The same for ``new_model``.
-        old_processing_class: v1's tokenizer, to compare vocabularies where it is not saved with v1's base.
+        old_processing_class: v1's tokenizer, or its folder or Hub id, where it is not saved with v1's adapter or base.
+            Where it is another than v2's, v1 reads the same text in its own tokens.
+        old_formatting_func: From a row of ``train_dataset`` or ``eval_dataset`` to what v1 is given in its place:
+            ``(prompt, answer)``, a text, or messages for its chat template. The answer is that of the row. By default
+            v1 is given the row's text, or, of a row of messages, its own chat template around them.
         transfer_dataset: Rows without labels that are trained on beside ``train_dataset`` and follow the teachers by
             ``args.transfer_mask``: rows whose labels say, by any id but -100, where something is trained (for
             classifiers none are needed), or :class:`~muscle_hf.TransferPrompts`, which the models answer.

@@ -30,9 +30,9 @@ LABEL_KEYS = frozenset({"shift_labels", "completion_mask", "assistant_masks", UN
 MASK_COLUMNS = {"completion": "completion_mask", "assistant": "assistant_masks"}
 # Inputs with one entry per token, which end where the last trained token is predicted.
 _TOKEN_TYPES = frozenset({"token_type_ids", "mm_token_type_ids"})
-_PER_TOKEN = LABEL_KEYS | _TOKEN_TYPES | {"input_ids", "attention_mask", "position_ids"}
+PER_TOKEN = LABEL_KEYS | _TOKEN_TYPES | {"input_ids", "attention_mask", "position_ids"}
 # Inputs with one entry per row of the batch. Images and sound are none: a row may have several of them.
-_PER_ROW = _PER_TOKEN | {"inputs_embeds", "global_attention_mask", "decoder_input_ids", "decoder_attention_mask"}
+_PER_ROW = PER_TOKEN | {"inputs_embeds", "global_attention_mask", "decoder_input_ids", "decoder_attention_mask"}
 # Lengths are cut to multiples of this, which tensor cores like.
 _ALIGNMENT = 8
 
@@ -112,7 +112,7 @@ class Batch:
             for key, value in self.inputs.items()
             if isinstance(value, Tensor) and value.dim() > 0 and key != UNLABELLED
         }
-        plain = tensors.keys() <= _PER_TOKEN and all(value.dim() == 2 for value in tensors.values())
+        plain = tensors.keys() <= PER_TOKEN and all(value.dim() == 2 for value in tensors.values())
         # A mask for each kind of layer, say.
         plain = plain and not any(isinstance(value, Mapping) for value in self.inputs.values())
         # Tokens of an image, or of a prefix, see those of their type that follow.

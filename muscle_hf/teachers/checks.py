@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.teachers.kinds import ModelKind
+from muscle_hf.teachers.kinds import ModelKind, kind_of
 from muscle_hf.teachers.origin import local_model_folder, origin_of
 from muscle_hf.teachers.teacher import Teacher
 from muscle_hf.teachers.weights import (
@@ -120,7 +120,9 @@ def load_tokenizer(name: str | os.PathLike) -> Any:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
-def set_reader(teacher: Teacher, given: Any, tokenizer: Any, new: nn.Module) -> None:
+def set_reader(
+    teacher: Teacher, given: Any, tokenizer: Any, new: nn.Module, own_words: Callable[[Any, Any], bool]
+) -> None:
     """Find out how v1 reads rows of v2's ids, and leave that, and v1's tokenizer, at the teacher.
 
     Args:
@@ -128,18 +130,22 @@ def set_reader(teacher: Teacher, given: Any, tokenizer: Any, new: nn.Module) -> 
         given: Its tokenizer, or that's folder or Hub id; None to look beside its adapter and its base.
         tokenizer: v2's, or None to look beside its model.
         new: v2's model.
+        own_words: Says whether v1 is given words of its own, from its tokenizer and v2's.
 
     Raises:
-        MuscleError: The tokens of one are not byte strings, so that they cannot be compared.
+        MuscleError: The tokens of one are not byte strings, so that they cannot be compared, or models of this kind
+            are not trained across tokenizers.
     """
     if teacher.on_students_base:
-        teacher.tokenizer = own_tokenizer(given, [])
-    elif found := find_tokenizers(tokenizer, given, teacher, new):
-        mine, teacher.tokenizer = found
-        if mine.get_vocab() != teacher.tokenizer.get_vocab():
-            from muscle_hf.teachers.reading import reader_of
+        teacher.tokenizer = own_tokenizer(given, []) or tokenizer
+        mine = tokenizer
+    else:
+        mine, teacher.tokenizer = find_tokenizers(tokenizer, given, teacher, new) or (tokenizer, None)
+    words = own_words(teacher.tokenizer, mine)
+    if teacher.tokenizer is not None and (words or mine.get_vocab() != teacher.tokenizer.get_vocab()):
+        from muscle_hf.teachers.reading import reader_of
 
-            teacher.reader = reader_of(teacher.tokenizer, mine)
+        teacher.reader = reader_of(teacher.tokenizer, mine, kind_of(new), own_words=words)
 
 
 def find_tokenizers(tokenizer: Any, old_tokenizer: Any, teacher: Teacher, new: nn.Module) -> tuple[Any, Any] | None:

@@ -1,12 +1,13 @@
-"""How a teacher reads rows that are in another tokenizer's ids, and what it says of the student's tokens there."""
+"""How a teacher reads rows in another tokenizer's ids or in other words, and what it says of the student's tokens."""
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,7 +17,10 @@ from torch.nn import functional
 from muscle_hf.errors import MuscleError
 from muscle_hf.objective.chunked import Head, Stream
 from muscle_hf.objective.divergence import Divergence
-from muscle_hf.teachers.batch import IGNORED, Batch, sequences_of
+from muscle_hf.teachers.batch import IGNORED, LABEL_KEYS, PER_TOKEN, Batch, sequences_of
+from muscle_hf.teachers.kinds import CAUSAL_LM, SEQUENCE_CLASSIFICATION, ModelKind
+from muscle_hf.tokens.align import Aligner, Place, View
+from muscle_hf.tokens.foreign import ForeignTargets
 from muscle_hf.tokens.levels import Vocabularies, compare_vocabularies
 
 # Log-probability of what cannot be: finite, since masks and temperatures calculate with it.
@@ -28,11 +32,35 @@ _IDS = ("input_ids", "decoder_input_ids")
 
 
 class Reader(ABC):
-    """Reads rows of the student's ids for a teacher with another tokenizer."""
+    """Reads rows of the student's ids for a teacher with another tokenizer.
+
+    Args:
+        vocabularies: Of both.
+
+    Attributes:
+        share: How much of the training rows it reads, as the provenance says it; None where nobody has looked.
+    """
+
+    def __init__(self, vocabularies: Vocabularies):
+        self.vocabularies = vocabularies
+        self.share: dict[str, Any] | None = None
+
+    @property
+    def level(self) -> str:
+        """``renumbered``, ``foreign``, or ``same`` where only the words differ."""
+        return self.vocabularies.level
+
+    def general(self) -> Reader | None:
+        """Another reader, for rows that this one cannot read; None if there is none."""
+        return None
 
     @abstractmethod
     def reading(self, batch: Batch) -> Batch:
         """As :meth:`~muscle_hf.teachers.Teacher.reading`."""
+
+    @abstractmethod
+    def spelling(self, batch: Batch) -> Batch:
+        """As :meth:`~muscle_hf.teachers.Teacher.spelling`."""
 
     @abstractmethod
     def silent(self, batch: Batch) -> Tensor | None:
@@ -54,8 +82,11 @@ class RenumberingReader(Reader):
     """
 
     def __init__(self, vocabularies: Vocabularies):
-        self.vocabularies = vocabularies
+        super().__init__(vocabularies)
         self._agrees = lru_cache(maxsize=_KEPT_ROWS)(lambda ids: vocabularies.agree(list(ids)))
+
+    def general(self) -> Reader:
+        return ForeignReader(replace(self.vocabularies, level="foreign"))
 
     def reading(self, batch: Batch) -> Batch:
         inputs = dict(batch.inputs)
@@ -65,6 +96,9 @@ class RenumberingReader(Reader):
             # Of which encoder-decoders make what the decoder reads.
             inputs["labels"] = self._numbered(inputs["labels"])
         return replace(batch, inputs=inputs, whole=None if batch.whole is None else self.reading(batch.whole))
+
+    def spelling(self, batch: Batch) -> Batch:
+        return replace(self.reading(batch), labels=self._numbered(batch.labels))
 
     def _numbered(self, ids: Tensor) -> Tensor:
         """The teacher's ids of the student's, -100 where there is none."""
@@ -135,17 +169,211 @@ class RenumberedStream(Stream):
         return divergence(self._shared(rows).to(student), student.index_select(-1, self.known))
 
 
-def reader_of(old_tokenizer: Any, tokenizer: Any) -> Reader:
+@dataclass(frozen=True)
+class _Rows:
+    """A batch's rows as v1 reads them.
+
+    Args:
+        whole: The batch, of the student's ids.
+        batch: In v1's ids; its labels mark the M places of which logits are needed.
+        places: Of each of the N trained tokens: how v1's logits carry over; None where v1 has no say.
+        first: (N,) which of the M logits is the first that is needed, and those of the next steps are behind it.
+    """
+
+    whole: Batch
+    batch: Batch
+    places: list[Place | None]
+    first: np.ndarray
+
+
+class ForeignReader(Reader):
+    """For a teacher with other tokens, or other words around the answer: it reads the same text in its own.
+
+    Args:
+        vocabularies: Of both.
+    """
+
+    def __init__(self, vocabularies: Vocabularies):
+        super().__init__(vocabularies)
+        self.aligner = Aligner(vocabularies.old, vocabularies.new)
+        self.targets = ForeignTargets(self.aligner)
+        self._told: dict[bytes, np.ndarray] = {}
+        self._view = lru_cache(maxsize=_KEPT_ROWS)(self._made_view)
+        self._last: _Rows | None = None
+        # The share of v1's mass that the student decides, summed over places, and how many these are.
+        self.undecided = torch.zeros(2)
+
+    def reading(self, batch: Batch) -> Batch:
+        return self._read(batch).batch
+
+    def silent(self, batch: Batch) -> Tensor | None:
+        places = self._read(batch).places
+        missing = [place is None for place in places]
+        return torch.tensor(missing, device=batch.labels.device) if any(missing) else None
+
+    def stream(self, batch: Batch, states: Tensor, head: Head | None) -> Stream:
+        if not batch.kind.generates_text:
+            return Stream(states, head)
+        rows = self._read(batch)
+        return ForeignStream(states, head, rows.places, rows.first, self.targets, self._note)
+
+    def _note(self, undecided: Tensor, count: Tensor) -> None:
+        self.undecided = self.undecided.to(undecided) + torch.stack([undecided, count.to(undecided)])
+
+    def tell(self, ids: Sequence[int], old_ids: Sequence[int]) -> None:
+        """Say what the teacher reads in the place of a row of the student's, where that is not the row's text.
+
+        Args:
+            ids: The student's, without padding.
+            old_ids: The teacher's.
+        """
+        self._told[_key(ids)] = np.asarray(old_ids, dtype=np.int32)
+        self._view.cache_clear()
+
+    def _made_view(self, ids: tuple[int, ...], trained: tuple[int, ...]) -> View:
+        told = self._told.get(_key(ids))
+        return self.aligner.view(ids, trained, old_ids=None if told is None else told.tolist())
+
+    def _read(self, batch: Batch) -> _Rows:
+        whole = batch.whole or batch
+        if self._last is None or self._last.whole is not whole:
+            self._last = self._made(whole)
+        return self._last
+
+    def _made(self, batch: Batch) -> _Rows:
+        rows, columns = (index.cpu().numpy() for index in batch.places)
+        views = []
+        for row, (ids, numbers) in enumerate(_real_rows(batch)):
+            # What the logits of a place predict is behind it; a classifier predicts of the whole row.
+            trained = (numbers[columns[rows == row]] + 1).tolist() if batch.kind.generates_text else ()
+            views.append(self._view(tuple(ids.tolist()), tuple(trained)))
+        if not batch.kind.generates_text:
+            return _Rows(batch, self._batch(batch, views, batch.labels.cpu().numpy()), [], rows)
+        places = [place for view in views for place in view.places]
+        needed = [
+            {i for p in v.places if p is not None for i in range(p.first, p.first + len(p.steps))} for v in views
+        ]
+        labels = np.full((len(views), max(max(own, default=0) + 1 for own in needed)), IGNORED)
+        for row, own in enumerate(needed):
+            labels[row, list(own)] = 0
+        number = np.cumsum(labels.ravel() != IGNORED).reshape(labels.shape) - 1
+        first = [-1 if place is None else number[row, place.first] for row, place in zip(rows, places, strict=True)]
+        return _Rows(batch, self._batch(batch, views, labels), places, np.array(first, dtype=np.int64))
+
+    def _batch(self, batch: Batch, views: Sequence[View], labels: np.ndarray) -> Batch:
+        """Rows of the teacher's ids, as far as there are labels to predict."""
+        width = labels.shape[1] if batch.kind.generates_text else max(len(view.old_ids) for view in views)
+        ids = np.full((len(views), width), self.aligner.old_tokenizer.pad_token_id or 0, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for row, view in enumerate(views):
+            own = view.old_ids[:width] or [0]
+            ids[row, : len(own)], mask[row, : len(own)] = own, 1
+        moved = [torch.from_numpy(array).to(batch.labels.device) for array in (ids, mask, labels)]
+        return Batch({"input_ids": moved[0], "attention_mask": moved[1]}, moved[2], batch.kind)
+
+    def spelling(self, batch: Batch) -> Batch:
+        rows, columns = (index.cpu().numpy() for index in batch.places)
+        views, spelt = [], []
+        for row, (ids, numbers) in enumerate(_real_rows(batch)):
+            view = self._view(tuple(ids.tolist()), tuple((numbers[columns[rows == row]] + 1).tolist()))
+            known = [place for place in view.places if place is not None]
+            views.append(view)
+            spelt.append(
+                range(known[0].begun, known[-1].done) if known and len(known) == len(view.places) else range(0)
+            )
+        labels = np.full((len(views), max(own.stop for own in spelt) or 1), IGNORED)
+        for row, (view, own) in enumerate(zip(views, spelt, strict=True)):
+            labels[row, own.start - 1 : own.stop - 1] = view.old_ids[own.start : own.stop]
+        return self._batch(batch, views, labels)
+
+
+def _key(ids: Sequence[int]) -> bytes:
+    return hashlib.sha256(np.asarray(ids, dtype=np.int64).tobytes()).digest()
+
+
+def _real_rows(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of each row its ids without padding, and the number among these of each column.
+
+    Raises:
+        MuscleError: Rows pack several sequences, or hold more than text.
+    """
+    more = [name for name in batch.inputs if name not in PER_TOKEN | LABEL_KEYS]
+    if more:
+        raise MuscleError(f"the rows have {', '.join(more)}, but with another tokenizer v1 is given their text alone")
+    ids, mask, positions = (batch.inputs.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
+    ids = cast("Tensor", ids).cpu().numpy()
+    given = np.ones(ids.shape, dtype=bool) if mask is None else mask.cpu().numpy() != 0
+    found = [(row[own], np.cumsum(own) - 1) for row, own in zip(ids, given, strict=True)]
+    if positions is not None:
+        own = [row[real] for row, real in zip(positions.cpu().numpy(), given, strict=True)]
+        if len(own) != len(ids) or any((np.diff(row) <= 0).any() for row in own):
+            raise MuscleError(
+                "the data collator packs several rows into one, which v1 cannot be given in its own tokens; use a "
+                "collator that pads (no packing, no padding_free)"
+            )
+    return found
+
+
+@dataclass(frozen=True)
+class ForeignStream(Stream):
+    """What a teacher with other tokens says of the student's (equations (X1) and (X2)); ``hidden`` is (M, d).
+
+    Within a cell, and where its tokens do not reach, the student's own probabilities stand.
+
+    Args:
+        places: As :class:`_Rows` has them.
+        first: The same.
+        targets: Of both tokenizers.
+        seen: Gets the share of v1's mass that the student decides, and over how many places.
+    """
+
+    places: list[Place | None]
+    first: np.ndarray
+    targets: ForeignTargets
+    seen: Callable[[Tensor, Tensor], None]
+
+    @property
+    def leans(self) -> bool:
+        return True
+
+    def logits(self, rows: slice | Tensor, student: Tensor | None = None, chosen: Tensor | None = None) -> Tensor:
+        if student is None:
+            raise MuscleError("what v1 says in other tokens is made with the student's probabilities beside it")
+        own = student if chosen is None else student[chosen]
+        numbers = np.arange(len(self.places))[rows if isinstance(rows, slice) else rows.cpu().numpy()]
+        asked = [self.places[number] for number in numbers]
+        lengths = np.array([0 if place is None else len(place.steps) for place in asked], dtype=np.int64)
+        starts = np.cumsum(lengths) - lengths
+        needed = np.repeat(self.first[numbers] - starts, lengths) + np.arange(lengths.sum())
+        said = super().logits(torch.from_numpy(needed).to(self.hidden.device))
+        found = self.targets.target(said, starts.tolist(), asked, own.softmax(dim=-1))
+        self.seen(found.undecided[found.valid].sum(), found.valid.sum())
+        return found.log_q.to(own)
+
+
+def reader_of(old_tokenizer: Any, tokenizer: Any, kind: ModelKind, *, own_words: bool = False) -> Reader | None:
     """How a model reads rows of another tokenizer's ids.
 
     Args:
         old_tokenizer: The model's.
-        tokenizer: That of the rows, which is another.
+        tokenizer: That of the rows.
+        kind: Of the models.
+        own_words: Whether the model is given its own words around the rows' answers.
+
+    Returns:
+        None where it reads them as they are.
 
     Raises:
-        MuscleError: The tokens of one are not byte strings, so that they cannot be compared.
+        MuscleError: The tokens of one are not byte strings, so that they cannot be compared, or models of this kind
+            are not trained across tokenizers.
     """
     vocabularies = compare_vocabularies(old_tokenizer, tokenizer)
-    if vocabularies.level == "renumbered":
-        return RenumberingReader(vocabularies)
-    raise MuscleError("the old and the new model have different vocabularies")
+    if not own_words and vocabularies.level != "foreign":
+        return None if vocabularies.level == "same" else RenumberingReader(vocabularies)
+    if kind not in (CAUSAL_LM, SEQUENCE_CLASSIFICATION):
+        raise MuscleError(
+            f"the old and the new model are given different tokens, and for a {kind.name} model every token has a "
+            "label, or two texts are read. Causal LMs and sequence classifiers are trained across tokenizers; for "
+            "others use a v1 with v2's tokens"
+        )
+    return ForeignReader(vocabularies)

@@ -86,6 +86,11 @@ class Teacher(ABC):
         """A batch as this teacher reads it: its own ids, and labels at the M places that it is needed at."""
         return batch if self.reader is None else self.reader.reading(batch)
 
+    def spelling(self, batch: Batch) -> Batch:
+        """A batch as this teacher reads it, whose labels are its own tokens of what is trained: none in rows of which
+        it cannot spell all."""
+        return batch if self.reader is None else self.reader.spelling(batch)
+
     def stream(self, batch: Batch, states: Tensor) -> Stream:
         """What :meth:`states` of a batch's :meth:`reading`, (M, d), say of its N trained tokens."""
         return Stream(states, self.head) if self.reader is None else self.reader.stream(batch, states, self.head)
@@ -195,7 +200,8 @@ class Teacher(ABC):
         base = base_of(self.model)
         base_hash, adapter_hash = self.known_hashes or self._hashed(hashes)
         adapter = {"name": public_name(self.source), "revision": self.revision, "sha256": adapter_hash}
-        return {"base": describe_base(base, base_hash), "adapter": adapter if adapter_hash else None}
+        read = {} if self.reader is None else {"reading": self.reader.share}
+        return {"base": describe_base(base, base_hash), "adapter": adapter if adapter_hash else None, **read}
 
     def _hashed(self, hashes: dict[Any, str]) -> tuple[str, str | None]:
         weights, adapter = self.base_weights(), self.adapter_weights()

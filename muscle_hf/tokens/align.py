@@ -62,6 +62,19 @@ class Place:
     settled: tuple[bool, ...]
     ended: int = -1
 
+    @property
+    def begun(self) -> int:
+        """Position of the first of v1's tokens that spell the student's token, or a part of it."""
+        before = [index for index, step in enumerate(self.steps) if step.kind <= 0]
+        return self.first + max(before, default=0) + 1
+
+    @property
+    def done(self) -> int:
+        """Position behind the last of v1's tokens that spell it."""
+        last = self.settled.index(True) if any(self.settled) else len(self.steps) - (self.path[-1] < 0)
+        own = self.path[self.begun - self.first - 1] >= 0
+        return max(self.begun + own, self.first + last + 1)
+
 
 @dataclass(frozen=True)
 class View:

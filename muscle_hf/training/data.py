@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.batch import IGNORED, LABEL_COLUMNS, no_class, unknown_class
@@ -155,6 +156,21 @@ def require_class_column(rows: Any, classes: int, name: str) -> None:
                 raise unknown_class(f"the column {column!r} of the {name}, row {index}", value, classes)
 
 
+def has_messages(rows: Any) -> bool:
+    """Whether the rows of a dataset are conversations."""
+    if isinstance(rows, IterableDataset) or not hasattr(rows, "__getitem__") or not len(rows):
+        return False
+    first = rows[0]
+    return isinstance(first, Mapping) and bool(first.get("messages") or isinstance(first.get("prompt"), list))
+
+
+def sample_of(rows: Any) -> list[Any]:
+    """Up to 256 rows from all over a dataset; none of a stream."""
+    if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__") or not len(rows):
+        return []
+    return [rows[index] for index in range(0, len(rows), max(1, len(rows) // _SAMPLE))][:_SAMPLE]
+
+
 def count_trained(rows: Any, collate: Callable[[list], Any], trained_labels: Callable[[Any], Tensor]) -> int:
     """About how many trained tokens a dataset has, from some of its rows; 0 for a stream.
 
@@ -163,9 +179,8 @@ def count_trained(rows: Any, collate: Callable[[list], Any], trained_labels: Cal
         collate: Makes a batch of rows.
         trained_labels: The aligned labels of a batch, -100 where nothing is trained.
     """
-    if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__") or not len(rows):
+    if not (sample := sample_of(rows)):
         return 0
-    sample = range(0, len(rows), max(1, len(rows) // _SAMPLE))
     with torch.random.fork_rng(devices=[]):
-        found = sum(int((trained_labels(collate([rows[i]])) != IGNORED).sum()) for i in sample)
+        found = sum(int((trained_labels(collate([row])) != IGNORED).sum()) for row in sample)
     return round(found * len(rows) / len(sample))

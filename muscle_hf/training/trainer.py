@@ -35,7 +35,14 @@ from muscle_hf.teachers.sharding import is_sharded
 from muscle_hf.teachers.weights import base_of
 from muscle_hf.training import refusals
 from muscle_hf.training.config import MuscleConfig
-from muscle_hf.training.data import count_trained, nothing_to_train_on, require_class_column, require_trained_labels
+from muscle_hf.training.data import (
+    count_trained,
+    has_messages,
+    nothing_to_train_on,
+    require_class_column,
+    require_trained_labels,
+    sample_of,
+)
 from muscle_hf.training.saving import SavingMixin
 from muscle_hf.training.search import SearchMixin
 from muscle_hf.training.step import Step, make_step
@@ -73,6 +80,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         old_model_kwargs: Mapping[str, Any] | None = None,
         new_model_kwargs: Mapping[str, Any] | None = None,
         old_processing_class: Any = None,
+        old_formatting_func: Callable[[Any], Any] | None = None,
         mask: MaskFunction | None = None,
         transfer_dataset: Any = None,
         **trainer_arguments: Any,
@@ -106,8 +114,8 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         self.model_accepts_loss_kwargs = True
         self._place_teachers()
         self._loss_alone = False
-        set_reader(self.teachers["old"], old_processing_class, self.tokenizer, self.student)
         self._data_checked = self._check_train_dataset()
+        self._set_reader(old_formatting_func, transfer_dataset, trainer_arguments)
         self.mix_in_transfer_rows(transfer_dataset)
         self._train_sums: Tensor | None = None
         self._eval_sums: Tensor | None = None
@@ -178,6 +186,24 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
                 load=load,
             )
         return load() if cached is None else cached
+
+    def _set_reader(self, formatting: Callable[[Any], Any] | None, transfer: Any, given: Mapping[str, Any]) -> None:
+        old, chats = self.teachers["old"], has_messages(self.train_dataset)
+
+        def own_words(mine: Any, new: Any) -> bool:
+            template, other = (getattr(tokenizer, "chat_template", None) for tokenizer in (mine, new))
+            in_chats = chats and template is not None and template != other
+            return formatting is not None or in_chats or getattr(transfer, "old_prompts", None) is not None
+
+        set_reader(old, self._tokenizers["old"], self.tokenizer, self.student, own_words)
+        if old.reader is None:
+            return
+        from muscle_hf.training.reading import look_at, tell_old_rows
+
+        if formatting is not None or (chats and own_words(old.tokenizer, self.tokenizer)):
+            for name in ("train_dataset", "eval_dataset"):
+                tell_old_rows(old, self.tokenizer, getattr(self, name), given.get(name), formatting)
+        look_at(old, self)
 
     def _place_teachers(self) -> None:
         for teacher in self.teachers.values():
@@ -293,6 +319,12 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         with torch.random.fork_rng(devices=[]):
             batches = DataLoader(dataset, batch_size=self.args.train_batch_size, collate_fn=collate)
             require_trained_labels(batches, self.trained_labels, name)
+
+    def sample(self) -> Iterator[dict[str, Any]]:
+        """Batches of one row each, from all over the training set."""
+        rows, collate = self.rows_and_collator(self.train_dataset, "training")
+        with torch.random.fork_rng(devices=[]):
+            yield from (collate([row]) for row in sample_of(rows))
 
     def rows_and_collator(self, dataset: Any, description: str) -> tuple[Any, Callable]:
         """A dataset and the collator for its rows, without the columns that nobody reads, as Trainer's loaders do."""

@@ -177,7 +177,15 @@ def config(folder: Path, **settings: Any) -> MuscleConfig:
 def trainer(folder: Path, model: Any = None, old_model: Any = None, **settings: Any) -> MuscleTrainer:
     """A trainer of two tiny Llamas, unless told otherwise; unknown keywords go to the config."""
     names = ("data_collator", "train_dataset", "eval_dataset", "processing_class", "compute_metrics", "callbacks")
-    names += ("peft_config", "old_model_kwargs", "old_processing_class", "mask", "new_model", "new_model_kwargs")
+    names += (
+        "peft_config",
+        "old_model_kwargs",
+        "old_processing_class",
+        "old_formatting_func",
+        "mask",
+        "new_model",
+        "new_model_kwargs",
+    )
     names += ("transfer_dataset", "compute_loss_func", "model_init", "optimizers", "args")
     names += ("preprocess_logits_for_metrics",)
     given = {name: settings.pop(name) for name in names if name in settings}

@@ -1,0 +1,137 @@
+"""What v1 is given in the place of v2's rows, and how much of them it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+from torch.utils.data import IterableDataset
+from transformers.utils import logging
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.teachers import Teacher
+from muscle_hf.teachers.reading import ForeignReader, Reader
+from muscle_hf.training.data import encode_answers
+
+logger = logging.get_logger(__name__)
+
+# Of the rows that are looked at, so many have to be read.
+_READ = 0.95
+_LEVELS = {
+    "same": "v2's tokens, and words of its own",
+    "renumbered": "v2's tokens under other ids",
+    "foreign": "other tokens than v2",
+}
+# Gives v1's prompt and the answer of a row, or v1's whole text of it, or its messages.
+OldFormat = Callable[[Any], tuple[str, str] | str | Sequence[Mapping[str, Any]]]
+
+
+def tell_old_rows(teacher: Teacher, tokenizer: Any, rows: Any, raw: Any, formatting: OldFormat | None) -> None:
+    """Tell v1's reader what v1 is given in the place of each row.
+
+    Args:
+        teacher: v1, whose reader takes texts.
+        tokenizer: v2's.
+        rows: Of a dataset as they are trained on, with ``input_ids``.
+        raw: The same rows as they were given; None: ``rows`` have it all.
+        formatting: From a row to v1's words; by default v1's chat template around the row's messages.
+
+    Raises:
+        MuscleError: The rows are a stream, or there are others than were given.
+    """
+    if rows is None:
+        return
+    if isinstance(rows, Mapping):
+        for name, part in rows.items():
+            tell_old_rows(teacher, tokenizer, part, raw[name] if isinstance(raw, Mapping) else None, formatting)
+        return
+    if isinstance(rows, IterableDataset) or not hasattr(rows, "__getitem__"):
+        raise MuscleError("v1's own words are made of rows with a length, not of a stream; read the rows into memory")
+    given = rows if raw is None else raw
+    if len(given) != len(rows):
+        raise MuscleError(
+            f"{len(given)} rows became {len(rows)} when they were prepared, so v1's words cannot be told apart any "
+            "more; leave packing and filters out, or tokenize the rows yourself and keep their columns"
+        )
+    words = formatting or messages_of
+    ids = [list(rows[index]["input_ids"]) for index in range(len(rows))]
+    tell_old_words(teacher, tokenizer, ids, (words({**rows[i], **given[i]}) for i in range(len(rows))))
+
+
+def tell_old_words(teacher: Teacher, tokenizer: Any, rows: Sequence[Sequence[int]], words: Iterable[Any]) -> None:
+    """:func:`tell_old_rows` of v2's ids of rows, and v1's words of each."""
+    assert isinstance(teacher.reader, ForeignReader)
+    for ids, said in zip(rows, words, strict=True):
+        ended = bool(len(ids)) and ids[-1] == tokenizer.eos_token_id
+        teacher.reader.tell(ids, _encoded(teacher.tokenizer or tokenizer, said, ended))
+
+
+def _encoded(tokenizer: Any, said: Any, ended: bool) -> list[int]:
+    if isinstance(said, tuple):
+        return encode_answers(tokenizer, [said], end_answers=ended)[0]["input_ids"]
+    if isinstance(said, str):
+        ids = list(tokenizer(said)["input_ids"])
+        end = tokenizer.eos_token_id
+        return [*ids, end] if ended and end is not None and ids[-1:] != [end] else ids
+    return list(tokenizer.apply_chat_template(list(said), tokenize=True, return_dict=True)["input_ids"])
+
+
+def messages_of(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The conversation of a row in one of TRL's forms.
+
+    Raises:
+        MuscleError: It has none.
+    """
+    if row.get("messages"):
+        return row["messages"]
+    if isinstance(row.get("prompt"), list):
+        return [*row["prompt"], *row["completion"]]
+    raise MuscleError(
+        "the rows have no messages to put into v1's chat template; pass old_formatting_func=, which makes v1's prompt "
+        "and the answer of a row"
+    )
+
+
+def look_at(teacher: Teacher, trainer: Any) -> None:
+    """Read some of the training rows as v1 will, and say how much of them it reads.
+
+    Where v1's tokens are v2's under other ids, but it segments text otherwise, it is read as one with other tokens.
+
+    Args:
+        teacher: v1, with a reader.
+        trainer: Its rows are looked at.
+
+    Raises:
+        MuscleError: v1 does not read more than a twentieth of them.
+    """
+    reader = cast("Reader", teacher.reader)
+    rows, tokens = np.zeros(2), np.zeros(2)
+    for inputs in trainer.sample():
+        batch = trainer.batch_of(inputs)
+        if count := len(batch.rows):
+            missing = reader.silent(batch)
+            reached = count if missing is None else count - int(missing.sum())
+            rows += reached > 0, 1
+            tokens += reached, count
+    if not rows[1]:
+        return
+    if rows[0] < _READ * rows[1]:
+        if (general := reader.general()) is not None:
+            teacher.reader = general
+            look_at(teacher, trainer)
+            return
+        raise MuscleError(
+            f"v1 reads only {int(rows[0])} of {int(rows[1])} training rows in its own tokens: of the others its "
+            "tokenizer changes the text, or its words have another answer than the row. Normalise the texts as both "
+            "tokenizers do, give old_formatting_func the row's own answer, or take old_targets='answer'"
+        )
+    shared = reader.vocabularies.shared
+    reader.share = {"level": reader.level, "shared_tokens": shared, "rows_read": float(rows[0] / rows[1])}
+    reader.share["tokens_with_target"] = float(tokens[0] / tokens[1])
+    if trainer.is_world_process_zero():
+        seen, reached = (f"{reader.share[name]:.0%}" for name in ("rows_read", "tokens_with_target"))
+        logger.warning(
+            f"v1 has {_LEVELS[reader.level]} ({shared:,} of its tokens are v2's too). Of the training rows it reads "
+            f"{seen}, and {reached} of the trained tokens have a target from it; the others follow v2."
+        )

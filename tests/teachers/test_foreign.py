@@ -1,0 +1,152 @@
+"""A v1 with other tokens or other words: what it says of v2's tokens, through the trainer."""
+
+from __future__ import annotations
+
+import copy
+
+import builders
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from muscle_hf import MuscleError
+from muscle_hf.training.data import encode_answers
+
+TEXTS = ["who wrote the book", "where is the old river", "a man and a woman", "the answer is a person", "over there"]
+KINDS = ["person", "place", "person", "other", "place"]
+PAIRS = [(f"{text}\nkind:", f" {kind}") for text, kind in zip(TEXTS, KINDS, strict=True)]
+
+
+def tokenizer(size: int, chat_template: str | None = None) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of its own merges; a BOS and an EOS."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
+    made.train_from_iterator([" ".join(pair) for pair in PAIRS] * 3 + TEXTS, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, bos_token="<s>", eos_token="</s>", chat_template=chat_template
+    )
+
+
+NEW, OLD = tokenizer(330), tokenizer(270)
+
+
+def model(seed: int, size: int):
+    wide = {
+        "vocab_size": size,
+        "pad_token_id": None,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "max_position_embeddings": 96,
+    }
+    return builders.with_lora(builders.llama(seed, **wide), 10 * seed)
+
+
+def rows(**how):
+    return encode_answers(NEW, PAIRS, **{"answers_only": True, **how})
+
+
+def trainer(folder, old=None, **settings):
+    defaults = {"processing_class": NEW, "old_processing_class": OLD, "train_dataset": rows(), "mask": "mean"}
+    return builders.trainer(folder, model(2, 330), old or model(1, 270), **{**defaults, **settings})
+
+
+def batch_of(trainer):
+    return trainer.batch_of(builders.collate(list(trainer.train_dataset)))
+
+
+def log_likelihoods(old, words, tokenizer=OLD):
+    """v1's own log-likelihood of each answer behind its own words."""
+    found = []
+    for prompt, answer in words:
+        row = encode_answers(tokenizer, [(prompt, answer)], answers_only=True)[0]
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])
+        with torch.no_grad():
+            logs = old(input_ids=ids).logits[0].log_softmax(-1)
+        found.append(sum(float(logs[i - 1, ids[0, i]]) for i in range(len(labels)) if labels[i] != -100))
+    return torch.tensor(found)
+
+
+def test_the_target_of_an_answer_that_v1_has_a_token_for_is_its_own_likelihood_of_it(tmp_path):
+    old = model(1, 270)
+    made = trainer(tmp_path, old)
+    batch = batch_of(made)
+    stream = made.teachers["old"].targets(batch)
+    with torch.no_grad():
+        said = stream.logits(slice(0, len(batch.rows)), torch.randn(len(batch.rows), 330))
+    of_labels = said.log_softmax(-1).gather(-1, batch.targets[:, None]).squeeze(-1)
+    found = torch.zeros(len(batch)).index_add_(0, batch.rows, of_labels)
+    exact = [number for number, (_, answer) in enumerate(PAIRS) if answer == " person"]
+    torch.testing.assert_close(found[exact], log_likelihoods(old, PAIRS)[exact], rtol=1e-4, atol=1e-4)
+    assert len(exact) == 2
+
+
+def test_its_own_spelling_has_the_likelihood_of_the_answer(tmp_path):
+    old = model(1, 270)
+    made = trainer(tmp_path, old)
+    spelt = made.teachers["old"].spelling(batch_of(made))
+    with torch.no_grad():
+        logs = old(**spelt.inputs).logits.log_softmax(-1)
+    of_labels = spelt.of_trained(logs).gather(-1, spelt.targets[:, None]).squeeze(-1)
+    found = torch.zeros(len(spelt)).index_add_(0, spelt.rows, of_labels)
+    torch.testing.assert_close(found, log_likelihoods(old, PAIRS), rtol=1e-4, atol=1e-4)
+
+
+def test_other_words_of_v1(tmp_path):
+    """The same answers behind another prompt, with one tokenizer or two."""
+    old, words = model(1, 270), [(f"Q: {prompt}\nA:", answer) for prompt, answer in PAIRS]
+    asked = {tuple(row["input_ids"]): said for row, said in zip(rows(), words, strict=True)}
+    made = trainer(tmp_path, old, old_formatting_func=lambda row: asked[tuple(row["input_ids"])])
+    spelt = made.teachers["old"].spelling(batch_of(made))
+    expected = encode_answers(OLD, words, answers_only=True)
+    for row, ids in enumerate(spelt.inputs["input_ids"]):
+        own = ids[spelt.inputs["attention_mask"][row] == 1].tolist()
+        assert own == expected[row]["input_ids"][: len(own)] and len(own) >= len(expected[row]["input_ids"]) - 1
+
+
+@pytest.mark.parametrize("mask", ["student_wrong", "mean", "old_right", "more_confident_sequence"])
+def test_whole_and_chunked_and_cached_losses_agree(mask, tmp_path):
+    old, found = model(1, 270), []
+    for name, how in {"whole": {"loss_chunk_size": 0}, "chunks": {"loss_chunk_size": 3}, "cache": {}}.items():
+        cache = {"teacher_cache": str(tmp_path / "cache")} if name == "cache" else {}
+        for _ in range(1 + len(cache)):
+            made = trainer(tmp_path / name, copy.deepcopy(old), mask=mask, **how, **cache)
+            found.append(made.compute_loss(made.model, builders.collate(rows())).item())
+    assert found == pytest.approx([found[0]] * 4, rel=1e-5)
+
+
+def test_rows_alone_and_padded_on_the_left_read_alike(tmp_path):
+    made = trainer(tmp_path)
+    table = rows()
+    together = made.compute_loss(made.model, builders.collate(table), num_items_in_batch=1)
+    apart = sum(made.compute_loss(made.model, builders.collate([row]), num_items_in_batch=1) for row in table)
+    width = max(len(row["input_ids"]) for row in table)
+    padded = {
+        name: torch.tensor(
+            [[fill] * (width - len(row["input_ids"])) + row.get(name, [1] * len(row["input_ids"])) for row in table]
+        )
+        for name, fill in {"input_ids": 0, "labels": -100, "attention_mask": 0}.items()
+    }
+    left = made.compute_loss(made.model, padded, num_items_in_batch=1)
+    assert [apart.item(), left.item()] == pytest.approx([together.item()] * 2, rel=1e-4)
+
+
+def test_a_format_with_another_answer_is_refused(tmp_path):
+    with pytest.raises(MuscleError, match="reads only 0 of 5"):
+        trainer(tmp_path, old_formatting_func=lambda row: ("Q:", " nothing of the kind"))
+
+
+def test_packed_rows_are_refused(tmp_path):
+    made = trainer(tmp_path)
+    row = rows()[0]
+    packed = {name: torch.tensor([values * 2]) for name, values in row.items()}
+    packed["position_ids"] = torch.tensor([[*range(len(row["input_ids"]))] * 2])
+    with pytest.raises(MuscleError, match="packs several rows"):
+        made.compute_loss(made.model, packed)
+
+
+def test_the_provenance_says_how_v1_reads(tmp_path):
+    read = trainer(tmp_path).provenance.old["reading"]
+    assert read["level"] == "foreign" and read["rows_read"] == read["tokens_with_target"] == 1
