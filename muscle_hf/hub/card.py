@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 from jinja2 import Environment, StrictUndefined, Template, UndefinedError
 
 from muscle_hf.bundled import bundled
@@ -44,19 +45,27 @@ _INDEXED = {
     "nfr_smooth": "Share of answers that got worse",
     "pfr_smooth": "Share of answers that got better",
 }
+# Data sets whose pages on the Hub collect results -> its task, configuration, split and number of items.
+_BENCHMARKS = {
+    "openai/gsm8k": ("gsm8k", "main", "test", 1319),
+    "TIGER-Lab/MMLU-Pro": ("mmlu_pro", "default", "test", 12032),
+    "Idavidrein/gpqa": ("gpqa_diamond", "gpqa_diamond", "train", 198),
+}
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A card and the pictures that it shows.
+    """A card, and what goes out with it.
 
     Args:
         text: Content of README.md.
-        pictures: File name -> SVG.
+        pictures: File name -> SVG, which it shows.
+        results: File name -> YAML, which the pages of benchmarks read (:func:`benchmark_results`).
     """
 
     text: str
     pictures: dict[str, str]
+    results: dict[str, str]
 
 
 def render_card(
@@ -84,12 +93,12 @@ def render_card(
     template = Path(template) if template else bundled("model_cards") / "template.md"
     body = _compiled(template.read_text(encoding="utf-8"))
     try:
-        pictures = _pictures(card)
+        pictures, results = _pictures(card), benchmark_results(card)
         front_matter = Markdown(card_data(card).to_yaml(line_break="\n").strip())
         text = body.render(front_matter=front_matter, marker=Markdown(MARKER), **card_context(card, pictures))
     except (AttributeError, KeyError, TypeError, UndefinedError) as error:  # a fetched file may hold anything
         raise MuscleError(f"a file of the card in {folder} is damaged ({type(error).__name__}: {error})") from error
-    return Rendered(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", pictures)
+    return Rendered(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", pictures, results)
 
 
 def write_card(folder: str | os.PathLike, repo_id: str | None = None) -> Path:
@@ -173,6 +182,33 @@ def eval_results(card: Card) -> list[EvalResult]:
         for metric, label, value in figures
         if value == value
     ]
+
+
+def benchmark_results(card: Card) -> dict[str, str]:
+    """The adapter's accuracies as the Hub's benchmarks collect them; of a part, or another split, there is none.
+
+    Returns:
+        ``.eval_results/muscle_NAME.yaml`` -> its content.
+    """
+    found = {}
+    for task in (card.comparison or {}).get("tasks", []):
+        dataset = _data_set(card, task["name"])
+        name, *known = _BENCHMARKS.get(dataset["dataset_type"], (None,))
+        asked = [dataset.get("dataset_config", "default"), dataset.get("dataset_split"), task["items"]]
+        for update in task["updates"]:
+            if name is None or asked != known or task["kind"] != "correct" or update["role"] != "compat":
+                continue
+            flips, old = update["rates"]["nfr"]["value"], card.provenance["old"]["base"]["name"]
+            entry = EvalResultEntry(
+                dataset["dataset_type"],
+                name,
+                round(100 * update["accuracy"]["value"], 2),
+                dataset_revision=dataset.get("dataset_revision"),
+                notes=f"negative flips against {plain(old or 'the old model')}: {100 * flips:.2f} % of the items",
+            )
+            content = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False, allow_unicode=True)
+            found[f".eval_results/muscle_{name}.yaml"] = content
+    return found
 
 
 # Name of the task, its data set, and type, name and value of each figure.

@@ -27,12 +27,12 @@ TOKENIZER_FILES = (
     *("merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja"),
     *("additional_chat_templates/*.jinja", "preprocessor_config.json", "processor_config.json"),
 )
-CARD_FILES = (CARD_FILE, CARD_STATE_FILE, METRICS_FILE, REPORT_FILE, "card_*.svg")
+CARD_FILES = (CARD_FILE, CARD_STATE_FILE, METRICS_FILE, REPORT_FILE, "card_*.svg", ".eval_results/*.yaml")
 _PUBLISHED = (*ADAPTER_FILES, *TOKENIZER_FILES, *CARD_FILES)
 # Vocabularies hold any string at all: a path in one is a token.
 _FREE_TEXT = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json", "*.model")
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
-_TEXT_SUFFIXES = (".json", ".md", ".txt", ".html", ".svg", ".jinja")
+_TEXT_SUFFIXES = (".json", ".md", ".txt", ".html", ".svg", ".jinja", ".yaml")
 
 
 @dataclass
@@ -187,9 +187,9 @@ def _write_card(
     rendered = render_card(
         folder, repo_id, provenance=json.loads(_text(parcel.contents[PROVENANCE_FILE])), state=state
     )
-    for name in [name for name in parcel.contents if fnmatch.fnmatchcase(name, "card_*.svg")]:
+    for name in [name for name in parcel.contents if name.startswith((".eval_results/muscle_", "card_"))]:
         del parcel.contents[name]
-    for name, content in {CARD_FILE: rendered.text, **rendered.pictures}.items():
+    for name, content in {CARD_FILE: rendered.text, **rendered.pictures, **rendered.results}.items():
         parcel.contents[name] = content.encode()
 
 

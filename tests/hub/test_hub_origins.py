@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hub_server import TOKEN, HubServer, front_matter
 from hub_world import NEW, OLD, add_bases, task_model
+from huggingface_hub import parse_eval_result_entries
 
 from muscle_hf.cli.main import main
 from muscle_hf.compare import compare, source_of
 from muscle_hf.evaluation.predictions import read_predictions, signed, write_predictions
-from muscle_hf.hub import MismatchError, publish
+from muscle_hf.hub import MismatchError, card, publish
+from muscle_hf.hub.card import render_card
+from muscle_hf.hub.files import is_card, is_published, pack
 from muscle_hf.hub.origins import check_origins
 from muscle_hf.record import same_base
 
@@ -210,6 +214,31 @@ def test_the_data_set_in_the_model_index_is_that_of_the_answers(asked: Path, ada
     main(["card", str(adapter), "--comparison", str(compared(asked)), "--dataset", "acme/trained-on"])
     (result,) = front_matter((adapter / "README.md").read_text())["model-index"][0]["results"]
     assert result["dataset"] == {"type": "acme/words", "name": "next-word", "config": "easy", "split": "validation"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "known"),
+    [({}, True), ({"split": "train"}, False), ({"config": "socratic"}, False), ({"path": "acme/gsm8k"}, False)],
+)
+def test_a_whole_benchmark_goes_to_its_page(asked: Path, adapter: Path, monkeypatch, changed, known):
+    data = {"task": "next-word", "path": "openai/gsm8k", "config": "main", "revision": "a" * 40, "split": "test"}
+    for name in ("old", "new", "compat"):
+        found = read_predictions(asked / f"{name}.jsonl")
+        write_predictions(asked / f"{name}.jsonl", signed(found, {**found[0].origin, "data": {**data, **changed}}))
+    main(["card", str(adapter), "--comparison", str(compared(asked))])
+    assert not render_card(adapter).results  # not all of its items
+    monkeypatch.setitem(card._BENCHMARKS, "openai/gsm8k", ("gsm8k", "main", "test", len(found)))
+    contents = pack(adapter).contents
+    if not known:
+        assert not [name for name in contents if name.startswith(".eval_results")]
+        return
+    (entry,) = parse_eval_result_entries(yaml.safe_load(contents[".eval_results/muscle_gsm8k.yaml"]))
+    (index,) = front_matter((adapter / "README.md").read_text())["model-index"][0]["results"]
+    figures = {metric["type"]: metric["value"] for metric in index["metrics"]}
+    assert (entry.dataset_id, entry.task_id, entry.dataset_revision) == ("openai/gsm8k", "gsm8k", "a" * 40)
+    assert entry.value == pytest.approx(100 * figures["accuracy"], abs=0.005)
+    assert f"{100 * figures['nfr']:.2f} %" in entry.notes
+    assert is_published(".eval_results/muscle_gsm8k.yaml") and is_card(".eval_results/muscle_gsm8k.yaml")
 
 
 def test_check_origins_takes_old_comparisons():
