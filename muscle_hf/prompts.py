@@ -16,7 +16,17 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.evaluation import Item, Prediction, Task, evaluate_task, read_predictions, write_predictions
+from muscle_hf.evaluation import (
+    Item,
+    Prediction,
+    Task,
+    evaluate_task,
+    evaluate_task_on_server,
+    read_predictions,
+    write_predictions,
+)
+from muscle_hf.served.server import Server
+from muscle_hf.served.teacher import ServedTeacher
 from muscle_hf.teachers import Teacher
 from muscle_hf.teachers.weights import content_hash
 from muscle_hf.training.data import encode_answers
@@ -48,6 +58,8 @@ class TransferPrompts(AnsweredRows):
         old_prompts: The prompts in the words that the old model is asked in, one for each of ``prompts``, where these
             are others; items have the same ids and as many choices.
         old_task: How it is asked in them; ``task`` by default.
+        servers: Of ``old`` and ``new``, where the answers come from a server that has the same model, such as vLLM,
+            which generates faster.
 
     Raises:
         MuscleError: No prompts, other ones in the old model's words, an unknown source of answers, choices where there
@@ -63,6 +75,7 @@ class TransferPrompts(AnsweredRows):
     batch_size: int | None = None
     old_prompts: Sequence[str | Item] | None = None
     old_task: Task | None = None
+    servers: Mapping[str, Server] = field(default_factory=dict)
     items: list[Item] = field(init=False, repr=False)
     old_items: list[Item] = field(init=False, repr=False)
 
@@ -153,24 +166,26 @@ class TransferPrompts(AnsweredRows):
 
     def _ask(self, models: Models, who: Teacher | nn.Module, name: str) -> list[str]:
         state = PartialState()
-        key = hashlib.sha256(f"{self._questions(name)} {_weights_hash(models, name)}".encode()).hexdigest()[:16]
+        server = who.server if isinstance(who, ServedTeacher) else self.servers.get(name)
+        whose = f"{_weights_hash(models, name)}{'' if server is None else f' {server.model}'}"
+        key = hashlib.sha256(f"{self._questions(name)} {whose}".encode()).hexdigest()[:16]
         # The teachers' answers serve every run that shares the cache of their hidden states.
         shared = None if who is models.student else models.shared
         file = Path(shared or models.folder, FOLDER, f"{name}-{key}.jsonl")
         known = [read_predictions(file) if state.is_main_process and file.is_file() else None]
         found, (task, items) = broadcast_object_list(known)[0], self._asked(name)
         if found is None:
-            with contextlib.nullcontext(who) if isinstance(who, nn.Module) else who.answering() as model:
-                found = evaluate_task(
-                    model,
-                    models.tokenizer_of(name),
-                    _without_scoring(task),
-                    [_without_answer(item, task) for item in items],
-                    batch_size=self.batch_size,
-                    progress=models.progress,
-                )
+            task, asked = _without_scoring(task), [_without_answer(item, task) for item in items]
+            tokenizer, shown = models.tokenizer_of(name), {"progress": models.progress}
+            if server is None:
+                with contextlib.nullcontext(who) if isinstance(who, nn.Module) else who.answering() as model:
+                    found = evaluate_task(model, tokenizer, task, asked, batch_size=self.batch_size, **shown)
+            else:
+                there = dataclasses.replace(server, tokenizer=tokenizer)
+                found = evaluate_task_on_server(there, task, asked, partial=file.with_suffix(".partial"), **shown)
             if state.is_main_process:
                 write_predictions(file, found)
+                file.with_suffix(".partial").unlink(missing_ok=True)
         return [_text(item, prediction) for item, prediction in zip(self.items, found, strict=True)]
 
     def rows(self, models: Models, epoch: int = 0) -> list[dict[str, list[int]]]:

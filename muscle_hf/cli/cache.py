@@ -16,6 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML with the settings of the run")
     parser.add_argument("--cache", metavar="DIR", help="folder of the cache (default: the run's own)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="rows per forward pass (default: evaluation's)")
+    server = parser.add_argument_group("a v1 behind an OpenAI-compatible server (settings of old.server)")
+    server.add_argument("--server", metavar="URL", help="for example http://localhost:8000/v1")
+    server.add_argument("--server-model", metavar="NAME", help="the name under which it is served")
+    server.add_argument("--top-k", metavar="K", help="likeliest tokens kept at each place (default: 20)")
     add_no_code_argument(parser)
     parser.epilog = (
         "Every setting of the file can be given on the command line too, as for `muscle-hf train`; task adapters that "
@@ -28,7 +32,9 @@ def run(args: argparse.Namespace) -> int:
     from muscle_hf.errors import MuscleError
     from muscle_hf.pipeline.config import load_settings
 
-    settings = load_settings(args.config, args.overrides)
+    given = {"url": args.server, "model": args.server_model, "top_k": args.top_k}
+    served = [word for name, value in given.items() if value for word in (f"--old.server.{name}", value)]
+    settings = load_settings(args.config, [*args.overrides, *served])
     if args.batch_size is not None and args.batch_size < 1:
         raise MuscleError(f"--batch-size is {args.batch_size}; it must be at least 1")
     from rich.console import Console

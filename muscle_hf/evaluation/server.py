@@ -7,7 +7,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING, Any
 
-from muscle_hf.encoding import encode_pair
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from muscle_hf.encoding import encode_pair, encode_texts
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.partial import PartialAnswers
 from muscle_hf.evaluation.predictions import Prediction
@@ -49,12 +52,27 @@ def evaluate_task_on_server(
     Raises:
         MuscleError: The server refuses, keeps failing, or lacks what the task needs; or ``partial`` is of another run.
     """
+    check_items(task, items)
+    ask = _question(server, task, chat)
+    # Of the processes that `accelerate launch` starts, the first one asks.
+    answers: dict[str, Any] = {}
+    if PartialState().is_main_process:
+        who = [server.url, server.model, dict(server.options)]
+        kept = None if partial is None else PartialAnswers(partial, who, task, chat)
+        answers = _all_answers(server, items, ask, kept, progress)
+    return predictions_from(task, items, broadcast_object_list([answers])[0])
+
+
+def _all_answers(
+    server: Server,
+    items: Sequence[Item],
+    ask: Callable[[OpenAI, Item], Any],
+    kept: PartialAnswers | None,
+    progress: bool,
+) -> dict[str, Any]:
     from tqdm.auto import tqdm
 
-    check_items(task, items)
-    ask, client = _question(server, task, chat), server.client()
-    who = [server.url, server.model, dict(server.options)]
-    kept = None if partial is None else PartialAnswers(partial, who, task, chat)
+    client = server.client()
     answers: dict[str, Any] = kept.read(items) if kept is not None else {}
     with ThreadPoolExecutor(max_workers=max(1, server.concurrency)) as pool:
         pending = {pool.submit(ask, client, item): item for item in items if item.id not in answers}
@@ -68,7 +86,7 @@ def evaluate_task_on_server(
             # What is under way may finish; what has not begun must not.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return predictions_from(task, items, answers)
+    return answers
 
 
 def _question(server: Server, task: Task, chat: bool) -> Callable[[OpenAI, Item], Any]:
@@ -100,7 +118,9 @@ def _text(client: OpenAI, server: Server, task: Task, item: Item, chat: bool) ->
             )
         text = first_choice(reply).message.content
     else:
-        text = server.complete(client, item.prompt, **how)[0].text
+        # As the model itself would be asked, whatever the server's tokenizer puts in front.
+        prompt = item.prompt if server.tokenizer is None else encode_texts(server.tokenizer, [item.prompt])[0]
+        text = server.complete(client, prompt, **how)[0].text
     return cut_at(text or "", task.stop)
 
 

@@ -68,6 +68,7 @@ def cache_teachers(
     found = {}
     for role, teacher in ((role, teacher) for role, teacher in trainer.teachers.items() if _can_be_asked(teacher)):
         if isinstance(teacher, ServedTeacher):
+            teacher.keep_in(folder)
             found[role] = _fill_from_server(trainer, teacher)
             continue
         with trainer.open_cache(teacher, folder) as store:
@@ -112,8 +113,7 @@ def _fill_from_server(trainer: MuscleTrainer, teacher: ServedTeacher) -> Cached:
         for name, rows, collate in _datasets(trainer)
     ]
     accelerator.wait_for_everyone()
-    teacher.store.refresh()
-    return Cached(plans, str(teacher.store.folder), len(teacher.store))
+    return Cached(plans, str(teacher.store.folder), sum(plan.sequences for plan in plans))
 
 
 def _datasets(trainer: MuscleTrainer) -> list[tuple[str, Any, Callable]]:

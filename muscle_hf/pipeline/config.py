@@ -15,7 +15,34 @@ from muscle_hf.words import did_you_mean
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+    from muscle_hf.served.server import Server
     from muscle_hf.training.config import MuscleConfig
+
+
+@dataclass
+class ServerSettings:
+    """A model behind an OpenAI-compatible server.
+
+    Args:
+        url: Up to and with the version: ``http://localhost:8000/v1``.
+        model: Its name there.
+        top_k: How many of its likeliest tokens are known at each place, where it is followed.
+        concurrency: Requests at a time.
+        api_key_env: Environment variable with the key, which is written nowhere.
+    """
+
+    url: str
+    model: str
+    top_k: int = 20
+    concurrency: int = 8
+    api_key_env: str = "OPENAI_API_KEY"
+
+    def server(self, tokenizer: Any = None) -> Server:
+        """Where it is; its tokenizer counts the tokens of choices."""
+        from muscle_hf.served.server import Server
+
+        key = os.environ.get(self.api_key_env)
+        return Server(self.url, self.model, key, concurrency=self.concurrency, tokenizer=tokenizer)
 
 
 @dataclass
@@ -30,6 +57,8 @@ class ModelSettings:
         tokenizer: Folder or Hub id of its tokenizer, where it is not the one saved with the base.
         task: Asks this version in words of its own: another task for the same rows, whose items have the same ids,
             right answers and number of choices as those of the run's ``task``.
+        server: Where v1 is, if not here: no adapter is trained or loaded then, and ``base`` is only where its
+            tokenizer and configuration are. What it says of the rows is kept in the teacher cache.
         chat_template: Its prompts are put into this chat template, each as the user's turn: a Jinja file, or the name
             of one that the tokenizer has (``default``, where it has only one).
     """
@@ -42,6 +71,7 @@ class ModelSettings:
     tokenizer: str | None = field(default=None, repr=False)
     task: str | None = field(default=None, repr=False)
     chat_template: str | None = field(default=None, repr=False)
+    server: ServerSettings | None = field(default=None, repr=False)
 
 
 @dataclass
@@ -60,6 +90,19 @@ class SplitSettings:
 
 
 @dataclass
+class TransferServers:
+    """Servers of models of the run, which answer in their place what is asked as text.
+
+    Args:
+        old: Of v1.
+        new: Of v2 with its task adapter.
+    """
+
+    old: ServerSettings | None = None
+    new: ServerSettings | None = None
+
+
+@dataclass
 class TransferSettings:
     """Rows without labels, which the compatibility adapter is trained on beside the labelled ones.
 
@@ -69,6 +112,7 @@ class TransferSettings:
         limit: How many rows; all that follow by default.
         source: Where they are, if not where the training rows are.
         answers: Whose answers are trained at: ``old``, ``new``, ``both``, ``student``, or ``choices`` (of a task).
+        servers: Where the models' answers come from, if not from the models here.
         checker: ``file.py:function`` that tells right answers, see :class:`muscle_hf.TransferPrompts`.
         target: ``chosen``: ``mask`` and ``transfer_mask`` are what :func:`muscle_hf.compare.measure_targets` chooses
             from both versions' answers to the validation rows (a task with choices).
@@ -81,6 +125,7 @@ class TransferSettings:
     answers: str = "both"
     checker: str | None = None
     target: str | None = None
+    servers: TransferServers = field(default_factory=TransferServers, repr=False)
 
     def __post_init__(self) -> None:
         one_of("data.transfer.answers", self.answers, ("old", "new", "both", "student", "choices"))
@@ -277,6 +322,11 @@ class RunSettings:
                     raise MuscleError(f"{name}.output_dir has no use: set the run's output_dir")
 
     def _check_sides(self) -> None:
+        if self.new.server is not None:
+            raise MuscleError("new.server has no use: v2 is trained, so its weights have to be here")
+        if self.old.server is not None and (self.old.adapter or self.training.get("start_from") == "old"):
+            what = "old.adapter" if self.old.adapter else "training.start_from: old"
+            raise MuscleError(f"{what} needs v1's weights, but old.server says that it is elsewhere; leave one out")
         if self.new.task is not None:
             raise MuscleError("new.task has no use: v2 is asked as task says, and v1 as old.task does")
         if self.old.task is not None and (self.task is None or self.data.format != "task"):

@@ -241,7 +241,7 @@ def plan_of(run: Run, spread: Spread, sizes: Mapping[str, ModelSize]) -> list[St
     words = {OLD: "task adapter on v1", NEW: "task adapter on v2", CONTROL: "control", COMPAT: "compatibility adapter"}
     plans = []
     for name in run.models:
-        if {OLD: settings.old.adapter, NEW: settings.new.adapter}.get(name):
+        if {OLD: settings.old.adapter or settings.old.server, NEW: settings.new.adapter}.get(name):
             continue
         training = {**run.training, **training_of(name, settings)}
         # The control trains for as long.
@@ -294,6 +294,7 @@ def describe(run: Run, spread: Spread) -> str:
     for name, side in ((OLD, settings.old), (NEW, settings.new)):
         size = sizes[name]
         adapter = f"task adapter {side.adapter}" if side.adapter else f"LoRA of {_count(size.lora)}, to be trained"
+        adapter = adapter if side.server is None else f"{side.server.model} on a server"
         revision = f" at {side.revision}" if side.revision else ""
         lines.append(f"{name:8} {side.base}{revision}: {_count(size.parameters)} parameters; {adapter}")
     lines += ["", *_rows_text(run), "", f"{spread}:"]

@@ -21,12 +21,13 @@ from muscle_hf.compare import compare, measure_targets, source_of
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.predictions import Prediction, read_predictions, write_predictions
 from muscle_hf.evaluation.registry import load_task, python_variable
+from muscle_hf.evaluation.server import evaluate_task_on_server
 from muscle_hf.evaluation.tasks import Task
 from muscle_hf.files import alone, read_json, write_json, write_text
 from muscle_hf.hub.completing import complete_card
 from muscle_hf.hub.publishing import prepare_repository, publish
 from muscle_hf.pipeline import steps
-from muscle_hf.pipeline.config import ModelSettings, RunSettings
+from muscle_hf.pipeline.config import ModelSettings, RunSettings, ServerSettings
 from muscle_hf.pipeline.data import Splits, TrainingData, check_rows, describe_test_data, load_splits
 from muscle_hf.pipeline.sides import as_asked_by_the_run, in_own_words, side_of
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, Result
@@ -233,7 +234,7 @@ class Run:
         """The base of a model of the run, with its adapter, which is trained if it is missing."""
         side = self._version(name)
         if name in VERSIONS:
-            return side if side.adapter else dataclasses.replace(side, adapter=str(self.adapter(name)))
+            return side if side.adapter or side.server else dataclasses.replace(side, adapter=str(self.adapter(name)))
         return dataclasses.replace(side, adapter=str(self.adapter(name)), adapter_revision=None)
 
     def adapter(self, name: str) -> Path | str:
@@ -248,8 +249,8 @@ class Run:
 
     def _task_adapter(self, name: str) -> Path | str:
         side = self._version(name)
-        if side.adapter:
-            return side.adapter
+        if side.adapter or side.server is not None:
+            return side.adapter or cast("ServerSettings", side.server).model
         training, version = self._plain_training(), VERSIONS[name]
 
         def work(folder: Path) -> None:
@@ -261,7 +262,7 @@ class Run:
 
     def _task_key(self, name: str) -> str:
         side = self._version(name)
-        if side.adapter:
+        if side.adapter or side.server is not None:
             return _weights_key(side)
         # Of rows that TRL prepares the identity says nothing of tokenizer and template.
         own = (side.tokenizer, side.chat_template and self.sides[name].tokenizer.chat_template)
@@ -381,6 +382,11 @@ class Run:
             batch_size=self.settings.eval_batch_size,
             old_prompts=None if old.splits.transfer == new.splits.transfer else old.splits.transfer,
             old_task=old.task,
+            servers={
+                role: there.server(side.tokenizer)
+                for role, side, there in ((OLD, old, settings.servers.old), (NEW, new, settings.servers.new))
+                if there is not None
+            },
         )
 
     # ---- What transfer rows follow ----
@@ -458,7 +464,11 @@ class Run:
         data = {"task": task.name, **(self.test_data if kind == "test" else {})}
         how = {"how": self._how, "batch_size": settings.eval_batch_size, "data": data}
         how["progress"] = not self.training["disable_tqdm"]
-        answers = steps.answer(side, cast("str", side.adapter), task, items, **how)
+        if side.server is not None:
+            shown = {"partial": file.with_suffix(".partial"), "progress": how["progress"]}
+            answers = evaluate_task_on_server(side.server.server(asked.tokenizer), task, items, **shown)
+        else:
+            answers = steps.answer(side, cast("str", side.adapter), task, items, **how)
         answers = as_asked_by_the_run(answers, getattr(self.splits, kind))
         if self._process.is_main_process:
             note.unlink(missing_ok=True)
@@ -546,7 +556,10 @@ def _load_checker(name: str | None) -> Checker | None:
 
 
 def _weights_key(side: ModelSettings) -> str:
-    """Changes with a side's base and the content of its adapter; of one on the Hub with its name and revision."""
+    """Changes with a side's base and the content of its adapter; of one on the Hub with its name and revision, of one
+    behind a server with its name there."""
+    if side.server is not None:
+        return _fingerprint("server", side.server.model, side.server.top_k, side.base, side.tokenizer)
     file = Path(cast("str", side.adapter), SAFETENSORS_WEIGHTS_NAME)
     adapter = file_sha256(file) if file.is_file() else (side.adapter, side.adapter_revision)
     return _fingerprint(side.base, side.revision, adapter, *filter(None, [side.tokenizer]))

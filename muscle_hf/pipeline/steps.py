@@ -196,13 +196,19 @@ def compatibility_trainer(
 
     Precision and quantization of v1's base follow v2's, its attention ``how``.
     """
-    where = {"revision": old.adapter_revision, "base_model": old.base, "base_revision": old.revision}
-    attention = {key: how[key] for key in how if key == "attn_implementation"}
+    source = old.adapter if old.server is None else old.server.url
+    if old.server is not None:
+        where = dataclasses.asdict(old.server)
+        where["api_key"] = os.environ.get(where.pop("api_key_env"))
+        del where["url"]
+    else:
+        where = {"revision": old.adapter_revision, "base_model": old.base, "base_revision": old.revision}
+        where |= {key: how[key] for key in how if key == "attn_implementation"}
     return cast("type[MuscleTrainer]", _trainer_for(arguments))(
         model,
         arguments,
-        old_model=old.adapter,
-        old_model_kwargs={**where, **attention},
+        old_model=source,
+        old_model_kwargs=where,
         old_processing_class=old_tokenizer,
         transfer_dataset=transfer,
         **data.for_trainer(arguments),

@@ -54,6 +54,8 @@ class Server:
             raise MissingDependencyError("openai", "server", "asking a served model") from error
         if not self.url.startswith(("http://", "https://")):
             raise MuscleError(f"the server's address must start with http:// or https://, not {self.url!r}")
+        if "@" in urlsplit(self.url).netloc:
+            raise MuscleError("the server's address has a name or password in it, and is written down; pass api_key")
         # The client insists on a key, which a server of one's own does not look at.
         return OpenAI(
             api_key=self.api_key or "none", base_url=self.url, timeout=self.timeout, max_retries=self.retries

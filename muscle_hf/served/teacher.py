@@ -176,6 +176,12 @@ class ServedTeacher(Teacher):
         columns = {"hidden": Column(torch.float32, (self.form.width,)), "own": Column(torch.float32)}
         return RowStore(self.folder, self.fingerprint, columns, variant=self.form.name)
 
+    def keep_in(self, folder: str | os.PathLike) -> None:
+        """Keep what it says in another cache."""
+        for name in ("store", "model_there") if Path(folder) != self.folder else ():
+            vars(self).pop(name, None)
+        self.folder = Path(folder)
+
     @cached_property
     def model_there(self) -> ServedModel:
         """The model on the server; looked at before it is believed, and held against what it said earlier.

@@ -77,7 +77,8 @@ class Scripted(BaseHTTPRequestHandler):
         ids = {"prefix": [*ids[:1], *ids], "cut": ids[-5:]}.get(self.twist or "", ids)
         answer: dict[str, Any] = {"text": f" answer to {len(body['prompt'])}.", "logprobs": None}
         if self.greedy:
-            answer["text"] = self.tokenizer.decode(self._generated(body["model"], ids, body["max_tokens"]))
+            made = self._generated(body["model"], ids, body["max_tokens"])
+            answer["text"] = self.tokenizer.decode(made, skip_special_tokens=True)
         count = body.get("prompt_logprobs")
         if count is not None and "prompt_logprobs" in self.ways:
             shown = [
