@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -68,6 +69,8 @@ def _main(arguments: list[str]) -> int:
             command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
             if name == asked:
                 importlib.import_module(module).add_arguments(command)
+                # What begins like a number is a value, such as -2% and -1e-3, which argparse takes for options.
+                command._negative_number_matcher = re.compile(r"-\.?\d")
         args, more = parser.parse_known_args(arguments)
         module = importlib.import_module(COMMANDS[args.command][1])
         if more and not getattr(module, "TAKES_OVERRIDES", False):

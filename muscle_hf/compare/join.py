@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muscle_hf.compare.answers import ABSENT, ANSWERED, CHANGED, KINDS, normal
-from muscle_hf.compare.sources import Source
+from muscle_hf.compare.sources import Source, call_alike
 from muscle_hf.compare.table import Answers, Detail
 from muscle_hf.errors import MuscleError
 from muscle_hf.metrics.update import Kind
@@ -122,7 +122,7 @@ def join(
     """
     if missing not in ("error", "wrong", "drop"):
         raise MuscleError(f"missing answers are an 'error', 'wrong', or to 'drop', not {missing!r}")
-    labels = list(sources)
+    sources, labels = call_alike(sources), list(sources)
     warnings = [note for source in sources.values() for note in source.warnings]
     tasks = _common_tasks(sources, missing == "drop", warnings)
     joined = []

@@ -15,8 +15,8 @@ from muscle_hf.compare import lighteval_format, lm_eval_format
 
 # Role -> column names that are tried in a file of no known layout, in this order, in any case and spelling.
 SYNONYMS: dict[str, str] = {
-    "id": "custom_id id item_id example_id doc_id question_id instance_id task_id sample_id problem_id case_id "
-    "test_id dataset_item_id qid idx index testcase uid uuid key",
+    "id": "custom_id id item_id example_id example_abbr doc_id question_id instance_id task_id sample_id problem_id "
+    "case_id test_id dataset_item_id qid idx index testcase uid uuid key",
     "prediction": "prediction pred predicted predictions output response generated_text completion model_output "
     "model_answer model_response actual_output outputs generated generation predicted_text answer",
     "target": "target label gold reference references expected ground_truth groundtruth expected_output gold_answer "
@@ -48,7 +48,7 @@ class Layout:
         signs: Fields that tell it: of the document where ``rows`` is given, else of a row. Parts are joined by dots.
         rows: JMESPath from a JSON document to its rows; empty where the rows are the file's.
         task: JMESPath from a JSON document to the name of its task.
-        columns: Role -> path in a row. Of an id, parts joined by "+".
+        columns: Role -> path in a row, or the pattern of a column's name ("outputs.*"). Of an id, parts joined by "+".
         where: JMESPath that is true for the rows that count.
         metrics: JMESPath to the names of the measures in a row, for ``{metric}`` in paths.
         words: Values of words in place of numbers.
@@ -124,13 +124,15 @@ LAYOUTS = (
     Layout(
         "openai-evals",
         ("run_id", "event_id", "sample_id", "type", "data"),
-        where="type == 'match'",
+        where="contains(['match', 'error'], type) || (type == 'metrics' && data.choice)",
         columns={
             "id": "sample_id",
-            "correct": "data.correct",
-            "prediction": "data.picked || data.sampled",
+            "score": "not_null(data.correct, data.score)",
+            "prediction": "data.picked || data.sampled || data.choice",
             "target": "data.expected",
+            "error": "type == 'error' && not_null(data.message, 'error')",
         },
+        open=True,
     ),
     Layout(
         "helm",
@@ -148,11 +150,12 @@ LAYOUTS = (
         ("details", "accuracy"),
         rows="details",
         columns={
-            "id": "key",
-            "correct": "correct",
-            "prediction": "predictions || pred",
-            "target": "references || answer",
-            "prompt": "prompt",
+            "id": "example_abbr || key",
+            # Without an evaluator's own word, OpenCompass counts answers that equal their reference.
+            "correct": "not_null(correct, predictions == references)",
+            "prediction": "predictions || parsed || pred",
+            "target": "references || refr || answer",
+            "prompt": "prompt || origin_prediction.origin_prompt",
         },
     ),
     Layout(
@@ -193,7 +196,28 @@ LAYOUTS = (
         "langsmith",
         ("example_id", "execution_time"),
         metrics="keys(@)[?starts_with(@, 'feedback.')]",
-        columns={"id": "example_id", "score": "{metric}", "error": "error"},
+        columns={
+            "id": "example_id",
+            "score": "{metric}",
+            "prediction": "outputs.*",
+            "target": "reference.*",
+            "prompt": "inputs.*",
+            "error": "error",
+        },
+        open=True,
+    ),
+    Layout(
+        "mlflow",
+        ("trace_id", "request", "response", "state", "assessments"),
+        metrics="assessments[?feedback].assessment_name",
+        columns={
+            "id": "request",
+            "score": "assessments[?assessment_name=='{metric}'].feedback.value | [0]",
+            "prediction": "response",
+            "target": "assessments[?expectation].expectation.value | [0]",
+            "prompt": "request",
+            "error": "state == 'ERROR' && 'error'",
+        },
         open=True,
     ),
     Layout(
@@ -201,7 +225,7 @@ LAYOUTS = (
         ("instruction", "output_1", "output_2", "preference"),
         columns={
             "id": "instruction",
-            "score": "preference",
+            "score": "preference == `0` && `1.5` || preference",
             "prediction": "output_2",
             "prompt": "instruction",
             "model": "generator_2",
@@ -213,7 +237,6 @@ LAYOUTS = (
         columns={
             "id": "question_id+turn",
             "score": "score",
-            "prompt": "user_prompt",
             "error": "score == `-1` && 'the judge gave no score'",
             "model": "model",
         },

@@ -97,8 +97,12 @@ def open_records(file: Path) -> Records:
             return in_memory(_csv_rows(file, stream), "csv")
         start = stream.tell()
         first = stream.readline()
-        whole = first.lstrip()[:1] == b"[" or (suffix == ".json" and not _is_object(first)) or not first.strip()
-        if whole and (text := first + stream.read()).strip():
+        second = b""
+        rows = first.strip() and first.lstrip()[:1] != b"["
+        if suffix == ".json":  # one line is a document, several are rows
+            second = next(filter(bytes.strip, stream), b"")
+            rows = second and _is_object(first)
+        if not rows and (text := first + second + stream.read()).strip():
             document = _document(file, text)
             if document is not None:
                 return document_records(document, "json")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +18,7 @@ from muscle_hf.compare.answers import (
     ERROR,
     NO_ANSWER,
     NO_SCORE,
+    NotJudged,
     answer_key,
     as_flag,
     as_number,
@@ -113,7 +116,8 @@ class RowReader:
         if unknown:
             raise MuscleError(f"unknown column role {unknown[0]!r}; {did_you_mean(unknown[0], ROLES)}")
         found = {} if self.layout.columns else find_roles(present)
-        roles = {**(self.layout.columns or found), **self.options.columns}
+        named = {role: next(iter(fnmatch.filter(present, path)), path) for role, path in self.layout.columns.items()}
+        roles = {**(named or found), **self.options.columns}
         if (measure := self._measure()) and not self.layout.columns and not _how(self.options.columns):
             role = "correct" if "correct" in find_roles([measure]) else "score"
             roles = {name: path for name, path in roles.items() if name not in ("correct", "score")} | {role: measure}
@@ -132,7 +136,7 @@ class RowReader:
                 "score=NAME, or of answers and right answers with prediction=NAME,target=NAME"
             )
         if problems:
-            raise MuscleError(
+            raise NotJudged(
                 f"{'; '.join(problems)}. Use --columns ROLE=NAME,...; the columns are {', '.join(present)}"
             )
         return roles
@@ -168,7 +172,8 @@ class RowReader:
 
     def _note_judgements(self, first: Sequence[Row]) -> None:
         for name, value in {name: value for row in first for name, value in row.items()}.items():
-            if plain_name(name) in _JUDGEMENTS and value and isinstance(value, (list, Mapping)):
+            nested = plain_name(name) in _JUDGEMENTS and value and isinstance(value, (list, Mapping))
+            if nested or re.search(r"[./](score|value)$|^(feedback|scores)\.", name):
                 self.notes.append(
                     f"answers were held word by word against their targets; for the judgements in {name!r} use "
                     f"--columns correct=PATH or score=PATH, of {', '.join(paths_below(name, value)[:5])}"
@@ -180,9 +185,9 @@ class RowReader:
                 if part == ROW_NUMBER:
                     continue
                 if is_name(part) and plain_name(part) not in self.present:
-                    raise MuscleError(f"there is no column {part!r}; {did_you_mean(part, self.present.values())}")
+                    raise NotJudged(f"there is no column {part!r}; {did_you_mean(part, self.present.values())}")
                 if all(value is None for value in getter(part, self.present)(first)):
-                    raise MuscleError(f"{role}: no row has anything at {part!r}")
+                    raise NotJudged(f"{role}: no row has anything at {part!r}")
 
     def _parts(self, path: str) -> list[str]:
         return [path] if path in self.present.values() else path.split("+")
@@ -199,7 +204,8 @@ class RowReader:
         used = {part for path in self.roles.values() for part in self._parts(path)}
         used |= {self.present.get(plain_name(part), "") for part in used if is_name(part)}
         nested = [name for name in self.options.wanted if name not in present and not is_name(name)]
-        return [name for name in present if name not in used] + nested
+        # A column without a name is the number of a row.
+        return [name for name in present if name and name not in used] + nested
 
     def read(self, rows: Sequence[Row]) -> Iterator[tuple[NDArray[np.int64], Batch]]:
         """The rows that count, by task, and which of the given ones they are.
@@ -221,10 +227,11 @@ class RowReader:
             part = rows if len(places) == len(rows) else [rows[i] for i in places]
             numbered = [numbers[i] for i in places] if self.roles["id"] == ROW_NUMBER else None
             columns = _Columns(self.getters, part, numbered)
+            which = chosen[places][columns.take_apart(self.how)]
             try:
-                yield chosen[places], self._batch(self.task if is_missing(task) else str(task), str(metric), columns)
+                yield which, self._batch(self.task if is_missing(task) else str(task), str(metric), columns)
             except RowError as error:
-                raise RowError(int(chosen[places][error.row]), str(error)) from error
+                raise RowError(int(which[error.row]), str(error)) from error
 
     def _groups(self, rows: Sequence[Row]) -> list[tuple[tuple[Any, Any], NDArray[np.int64]]]:
         """The rows of each task and metric."""
@@ -397,12 +404,15 @@ class RowReader:
         if self.prepare is not None:
             rows = [self.prepare(row, True) or {} for row in rows]
         columns = _Columns(self.getters, rows, None)
-        others = self._other_columns(rows, columns["columns"])
+        first = np.unique(columns.take_apart(self.how), return_index=True)[1].tolist()
+        others = self._other_columns(columns.rows, columns["columns"])
         roles = ("prompt", "prediction", "target", "choices", "log_likelihoods")
-        texts = zip(*(columns[role] for role in roles), strict=True)
         return [
-            _detail(*entry, columns={name: values[place] for name, values in others.items()})
-            for place, entry in enumerate(texts)
+            _detail(
+                *(columns[role][place] for role in roles),
+                columns={name: values[place] for name, values in others.items()},
+            )
+            for place in first
         ]
 
 
@@ -456,6 +466,25 @@ class _Columns(dict[str, list[Any]]):
     def __missing__(self, role: str) -> list[Any]:
         self[role] = self.getters[role](self.rows) if role in self.getters else [None] * len(self.rows)
         return self[role]
+
+    def take_apart(self, how: str) -> NDArray[np.int64]:
+        """Makes a row of each judgement where a row has a list of them; which row each was."""
+        judged = self[how] if how == "correct" else []
+        if list not in set(map(type, judged)):
+            return np.arange(len(self.rows))
+        many = [value if isinstance(value, list) and value else [value or None] for value in judged]
+        which = np.repeat(np.arange(len(many)), [len(values) for values in many])
+        answers = self["prediction"]
+        self["prediction"] = [
+            answer
+            for said, values in zip(answers, many, strict=True)
+            for answer in (said if isinstance(said, list) and len(said) == len(values) else [said] * len(values))
+        ]
+        self["correct"] = [value for values in many for value in values]
+        for role in self.getters.keys() - {"prediction", "correct"}:
+            self[role] = [self[role][row] for row in which]
+        self.rows = [self.rows[row] for row in which.tolist()]
+        return which
 
 
 def _missing(values: list[Any]) -> NDArray[np.bool_]:

@@ -31,8 +31,22 @@ from muscle_hf.words import did_you_mean, name_tasks
 
 # The time stamps that lm-evaluation-harness and lighteval put at the end of file names.
 _STAMP = re.compile(r"_(\d{4}-\d{2}-\d{2}T\d{2}-\d{2}-\d{2}(?:\.\d+)?)$")
-# What a task is called that has no name.
+# What a task is called that has no name, and names of files and folders that are none of a task.
 _UNNAMED = "predictions"
+_SAY_NOTHING = {
+    "",
+    "..",
+    _UNNAMED,
+    "per_instance_stats",
+    "results",
+    "outputs",
+    "answers",
+    "samples",
+    "logs",
+    "runs",
+    "data",
+    "tmp",
+}
 # Rows from the start that may tell the layout: some logs begin with a head.
 _SEEN = 5
 
@@ -40,13 +54,15 @@ _SEEN = 5
 @dataclass
 class Source:
     """What was read from one path: its format, one table per task, what the reader should be told, and what gave the
-    answers, as far as the rows say (:class:`~muscle_hf.compare.document.Model`)."""
+    answers, as far as the rows say (:class:`~muscle_hf.compare.document.Model`). ``named_by`` is set where nothing but
+    one file names the tasks: what they begin with, and the file."""
 
     path: str
     format: str
     tables: dict[str, Answers]
     warnings: list[str] = field(default_factory=list)
     origins: list[Mapping[str, Any] | None] = field(default_factory=list)
+    named_by: tuple[str, Path] | None = None
 
 
 def read_source(path: str | os.PathLike[str], options: ReadOptions | None = None) -> Source:
@@ -54,7 +70,8 @@ def read_source(path: str | os.PathLike[str], options: ReadOptions | None = None
 
     Args:
         path: A file (``.jsonl``, ``.json``, ``.csv``, ``.tsv``, ``.parquet``, ``.eval``; text also ``.gz``, ``.zst``),
-            or a folder with lm-eval's ``samples_*.jsonl``, lighteval's ``details_*.parquet``, or one file per task.
+            or a folder with lm-eval's ``samples_*.jsonl``, lighteval's ``details_*.parquet``, or one file (else one
+            folder) per task.
         options: See :class:`~muscle_hf.compare.rows.ReadOptions`.
 
     Raises:
@@ -65,18 +82,21 @@ def read_source(path: str | os.PathLike[str], options: ReadOptions | None = None
     if not root.exists():
         raise MuscleError(f"there is no file or folder {path}")
     files, warnings = _choose_files(root) if root.is_dir() else ([root], [])
+    names = _names(root, files)
     source = Source(str(path), "", {}, warnings)
     filters: set[str] = set()
     aside: list[NotJudged] = []
-    for file in files:
-        if _STAMP.search(stem_of(file)) and not _may_hold(file, options.tasks):
+    for file, name in zip(files, names, strict=True):
+        if _STAMP.search(stem_of(file)) and not _may_hold(name, options.tasks):
             continue
         try:
-            name = _task_of(file) if root.is_dir() or _STAMP.search(stem_of(file)) else _UNNAMED
+            known = bool(source.tables)
             filters |= _add(source, open_records(file), str(file), name, options)
+            alone = not known and all(task.startswith(name) for task in source.tables)
+            source.named_by = (name, file) if alone and not _STAMP.search(stem_of(file)) else None
         except NotJudged as error:
             aside.append(error)
-    return _checked(source, files, options, filters, aside)
+    return _checked(source, names, options, filters, aside)
 
 
 def source_of(data: Any, name: str = "memory", options: ReadOptions | None = None) -> Source:
@@ -96,6 +116,7 @@ def source_of(data: Any, name: str = "memory", options: ReadOptions | None = Non
     if not rows[0]:
         raise MuscleError(f"{name} holds no predictions")
     filters = _add(source, in_memory(rows[0]), name, _UNNAMED, options, rows[1])
+    source.named_by = (_UNNAMED, Path()) if set(source.tables) == {_UNNAMED} else None
     return _checked(source, [], options, filters, [])
 
 
@@ -119,14 +140,13 @@ def as_source(entry: Any, options: ReadOptions) -> Source:
 
 
 def _checked(
-    source: Source, files: Sequence[Path], options: ReadOptions, filters: set[str], aside: list[NotJudged]
+    source: Source, names: Sequence[str], options: ReadOptions, filters: set[str], aside: list[NotJudged]
 ) -> Source:
     """The source with the tasks that were asked for."""
     path = source.path
     for task in options.tasks:
         if not any(_is_among(name, [task]) for name in source.tables) and not aside:
-            names = list(source.tables) or sorted(map(_task_of, files))
-            raise MuscleError(f"{path} has no task {task!r}; {did_you_mean(task, names)}")
+            raise MuscleError(f"{path} has no task {task!r}; {did_you_mean(task, source.tables or sorted(names))}")
     source.tables = {
         name: table
         for name, table in source.tables.items()
@@ -154,13 +174,45 @@ def _is_among(name: str, patterns: Sequence[str]) -> bool:
     )
 
 
-def _may_hold(file: Path, tasks: Sequence[str]) -> bool:
+def _may_hold(name: str, tasks: Sequence[str]) -> bool:
     """Whether a log whose name tells its task can hold one of the tasks that were asked for."""
-    return not tasks or _is_among(_task_of(file), [word for task in tasks for word in (task, base_task(task))])
+    return not tasks or _is_among(name, [word for task in tasks for word in (task, base_task(task))])
 
 
 def _task_of(file: Path) -> str:
     return re.sub(r"^(samples|details)_", "", _STAMP.sub("", stem_of(file)))
+
+
+def _names(root: Path, files: Sequence[Path]) -> list[str]:
+    """What the tasks of some files are called: by the file, else by its folder, else by its whole path."""
+    if not root.is_dir():
+        return [_task_of(root) if _STAMP.search(stem_of(root)) else _UNNAMED]
+    called = [_task_of(file) for file in files]
+    for names in (called, [_folder_of(file) for file in files]):
+        if len(set(names)) == len(files):
+            return names
+    return [(file.relative_to(root).parent / name).as_posix() for file, name in zip(files, called, strict=True)]
+
+
+def _folder_of(file: Path) -> str:
+    """The name of a file's folder, without that of the model that HELM puts there."""
+    return re.sub(r"[:,]model=[^,]*", "", file.parent.name)
+
+
+def call_alike(sources: Mapping[str, Source]) -> dict[str, Source]:
+    """The sides of a comparison, where nothing but a file of each names their tasks: by what the files share."""
+    named = [source.named_by for source in sources.values()]
+    if None in named:
+        return dict(sources)
+    files = [found[1] for found in named if found is not None]
+    shared = [set(map(_task_of, files)), set(map(_folder_of, files))] if len(set(map(_task_of, files))) == 1 else []
+    name = next((found.pop() for found in shared if len(found) == 1 and not found & _SAY_NOTHING), _UNNAMED)
+
+    def called(source: Source, old: str) -> Source:
+        tables = {name + task.removeprefix(old): table for task, table in source.tables.items()}
+        return replace(source, tables={task: replace(table, task=task) for task, table in tables.items()})
+
+    return {label: called(source, (source.named_by or "")[0]) for label, source in sources.items()}
 
 
 def _choose_files(folder: Path) -> tuple[list[Path], list[str]]:
@@ -179,15 +231,16 @@ def _choose_files(folder: Path) -> tuple[list[Path], list[str]]:
             old = len(files) - len(newest)
             note = f"{folder}: {old} older {writer} log(s) of the same tasks were left aside" if old else ""
             return list(newest.values()), [note] if note else []
-    files = sorted(file for file in folder.iterdir() if file.is_file() and suffix_of(file) in SUFFIXES)
-    # Beside rows, documents are settings and summaries.
-    files = [file for file in files if suffix_of(file) != ".json"] or files
-    if not files:
-        raise MuscleError(
-            f"{folder} has no log that is known: lm-eval's samples_*.jsonl (run it with --log_samples), lighteval's "
-            f"details_*.parquet (--save-details), or files of predictions ({', '.join(SUFFIXES)})"
-        )
-    return files, []
+    # Beside the judgements of an item, HELM writes several files about them.
+    for pattern in ("**/per_instance_stats.json*", "*", "**/*"):
+        found = (file for file in folder.glob(pattern) if suffix_of(file) in SUFFIXES and file.is_file())
+        files = sorted(file for file in found if not re.search(r"(^|/)\.", file.relative_to(folder).as_posix()))
+        if files:
+            return files, []
+    raise MuscleError(
+        f"{folder} has no log that is known: lm-eval's samples_*.jsonl (run it with --log_samples), lighteval's "
+        f"details_*.parquet (--save-details), or files of predictions ({', '.join(SUFFIXES)})"
+    )
 
 
 def _stamp(file: Path) -> str:
@@ -204,7 +257,7 @@ def _rows_in(document: Any, options: ReadOptions) -> tuple[list[Any], Layout]:
     table = isinstance(document, dict) and ("data" in document or has_columns(document))
     if not path and isinstance(document, dict) and not _is_rows(list(document.values())) and not table:
         if len(lists) != 1:
-            raise MuscleError(
+            raise NotJudged(
                 "the rows are not found in the document; say where they are with --rows, for example --rows "
                 f"{lists[0] if lists else next(iter(document), 'results')}; its fields are {', '.join(document)}"
             )

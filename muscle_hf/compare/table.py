@@ -7,6 +7,7 @@ of the few items that are shown are read again from the file (:attr:`Answers.fet
 from __future__ import annotations
 
 import json
+import re
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,10 @@ _PREFERRED = (
     "correct",
     "accuracy",
     "quasi_exact_match",
+)
+# Beside measures, what tools count of a run: their first number is no measure of an answer.
+_COUNTED = re.compile(
+    "num_|training_|inference_|finish_reason|batch_size|prompt_truncated|max_prob|predicted_index|logprob"
 )
 # Columns whose values are no repeats of one another: what stands under another of them is another measurement.
 _APART = {"model", "model_name", "model_id", "metric", "metric_name", "judge", "grader", "scorer", "evaluator", "lang"}
@@ -188,7 +193,8 @@ def choose_metric(names: Sequence[str], asked: str | None, task: str) -> str:
     Raises:
         NotJudged: There is none, or not the one that was asked for.
     """
-    chosen = asked or next((name for name in _PREFERRED if name in names), names[0] if names else "")
+    usual = [name for name in _PREFERRED if name in names] + [name for name in names if not _COUNTED.match(name)]
+    chosen = asked or (usual[0] if usual else "")
     if chosen not in names:
         raise NotJudged(
             f"task {task!r} has no metric {chosen!r} here; it has {', '.join(names) or 'none'}. Choose one that every "

@@ -7,15 +7,12 @@ import json
 import subprocess
 import sys
 
-import paths
 import pytest
 from compare_files import choice_predictions, write, write_lines
-from tool_logs import LOGS, alpaca_eval, answers, evalplus, lm_eval_0_4_3, mlflow, mt_bench, openai_evals, write_log
+from tool_logs import FAILING, LOGS, TOOLS, answers, content, kept, lm_eval_0_4_3, write_log
 
 from muscle_hf import MuscleError
 from muscle_hf.compare import ReadOptions, compare, measure_noise, read_source, source_of
-
-TOOLS = paths.DATA / "tools"
 
 
 def outcome(document) -> tuple[int, int, int]:
@@ -26,27 +23,33 @@ def outcome(document) -> tuple[int, int, int]:
     return task.items, *(counts[name] for name in names)
 
 
-@pytest.mark.parametrize("tool", LOGS)
-def test_logs_in_the_form_of_a_tool(tool, tmp_path):
-    make, name = LOGS[tool]
-    document = compare(*(write_log(tmp_path / side, make(side), name) for side in ("old", "new")))
-    assert document.models[0].format == tool.partition(" ")[0]
-    turns = 2 if tool == "mt-bench" else 1
-    assert outcome(document) == (4 * turns, turns, turns)
-    assert not document.tasks[0].doubt and not document.tasks[0].missing
-
-
-@pytest.mark.parametrize("tool", ["deepeval", "promptfoo", "inspect"])
-def test_logs_that_a_tool_made(tool):
-    name = "inspect-{}.json.gz" if tool == "inspect" else f"{tool}-{{}}.json"
-    sides = [str(TOOLS / name.format(side)) for side in ("old", "new")]
-    if tool == "promptfoo":  # whose last answer is an error of the provider
+@pytest.mark.parametrize("log", [log for log in LOGS if log not in ("inspect_ai", "lighteval")])
+def test_logs_that_a_tool_made(log):
+    sides = [kept(log, side) for side in ("old", "new")]
+    if log in FAILING:
         with pytest.raises(MuscleError, match=r"error in new \(1\)"):
             compare(*sides)
     document = compare(*sides, missing="drop")
-    assert outcome(document) == {"deepeval": (4, 1, 1), "promptfoo": (3, 1, 1), "inspect": (4, 2, 1)}[tool]
-    (flip,) = [flip for flip in document.tasks[0].flips if flip.answers["new"] == "5"]
-    assert flip.answers["old"] == flip.target == "4" and flip.prompt == "What is 2+2?"
+    assert document.models[0].format == log.partition(" ")[0]
+    turns = 2 if log == "mt-bench" else 1
+    assert outcome(document) == (3 if log in FAILING else 4 * turns, turns, turns)
+    (task,) = document.tasks
+    assert not task.doubt and task.missing == ({"new": {"error": 1}} if log in FAILING else {})
+    flip = task.flips[0]
+    if log not in ("evalplus", "helm", "swe-bench", "mt-bench", "openai-evals graded"):
+        assert flip.answers == {"old": "4", "new": "5"}
+    if log not in ("evalplus", "swe-bench", "mt-bench", "alpaca_eval") and not log.startswith(("helm", "openai")):
+        assert flip.target == "4"
+
+
+def test_epochs_of_inspect_ai_and_tasks_of_lighteval():
+    assert outcome(compare(*(kept("inspect_ai", side) for side in ("old", "new")))) == (4, 2, 1)
+    document = compare(*(kept("lighteval", side) for side in ("old", "new")))
+    assert [(task.name, task.metric) for task in document.tasks] == [("sums-0", "em"), ("sums_of_six-0", "acc")]
+    for task in document.tasks:
+        flip = task.flips[0]
+        assert (flip.prompt, flip.target, flip.answers) == ("What is 2+2?", "4", {"old": "4", "new": "5"})
+        assert task.updates[0].counts["negative_flips"] == task.updates[0].counts["positive_flips"] == 1
 
 
 def test_a_packed_log_of_inspect_ai_is_its_json():
@@ -63,13 +66,15 @@ def test_epochs_are_repeats():
 
 
 def test_samples_are_repeats_and_uneven_ones_are_told(tmp_path):
-    log = evalplus("old")
+    log = content("evalplus", "old")
     log["eval"]["HumanEval/1"] *= 3
     source = read_source(write_log(tmp_path, log, "log.json"))
     assert source.tables["predictions"].repeats.tolist() == [3, 1, 1, 1]
     assert any("1 to 3" in note for note in source.warnings)
     base = read_source(write_log(tmp_path, log, "log.json"), ReadOptions(metric="base")).tables["predictions"]
-    assert base.values.tolist() == [1.0] * 4
+    assert base.values.tolist() == [1, 1, 0, 1]
+    stricter = [read_source(kept("evalplus", "new"), ReadOptions(metric=name)) for name in ("base", "plus")]
+    assert [source.tables["predictions"].values[1] for source in stricter] == [1, 0]
 
 
 def test_a_repeat_without_a_value_is_missing_or_wrong(tmp_path):
@@ -91,7 +96,7 @@ def test_one_id_for_different_items_is_no_repeat(tmp_path):
 
 
 def test_several_models_in_one_file(tmp_path):
-    path = write_log(tmp_path, mt_bench("old") + mt_bench("new"), "log.jsonl")
+    path = write_log(tmp_path, content("mt-bench", "old") + content("mt-bench", "new"), "log.jsonl")
     with pytest.raises(MuscleError, match="--where 'model=NAME': new, old"):
         read_source(path)
     sides = [read_source(path, ReadOptions(where={"model": side})) for side in ("old", "new")]
@@ -101,21 +106,55 @@ def test_several_models_in_one_file(tmp_path):
 
 
 def test_a_judge_that_gave_no_score(tmp_path):
-    rows = mt_bench("old")
+    rows = content("mt-bench", "old")
     rows[0]["score"] = -1
     table = read_source(write_log(tmp_path, rows, "log.jsonl")).tables["predictions"]
     assert table.missing.tolist() == [3] + [0] * 7
 
 
-def test_events_without_their_head(tmp_path):
-    path = write_log(tmp_path, openai_evals("old")[1:], "log.jsonl")
-    assert read_source(path).tables["predictions"].values.tolist() == [1, 1, 0, 1]
+def test_events_without_their_head_and_with_failures(tmp_path):
+    rows = content("openai-evals", "old")[2:]
+    path = write_log(tmp_path, rows, "log.jsonl")
+    table = read_source(path).tables["predictions"]
+    assert dict(zip(table.ids, table.values.tolist(), strict=True))["match.dev.2"] == 0.0
+    failed = next(row for row in rows if row["type"] == "match" and row["sample_id"] == "match.dev.1")
+    failed |= {"type": "error", "data": {"type": "TimeoutError", "message": "no answer"}}
+    other = write_log(tmp_path / "new", rows, "log.jsonl")
+    with pytest.raises(MuscleError, match=r"error in new \(1\): 'match.dev.1'"):
+        compare(path, other)
+    assert compare(path, other, missing="wrong").tasks[0].updates[0].counts["negative_flips"] == 1
 
 
-def test_tables_of_columns_and_data(tmp_path):
-    sides = [write_log(tmp_path / side, mlflow(side), "eval_results_table.json") for side in ("old", "new")]
-    document = compare(*sides)
-    assert outcome(document) == (4, 1, 1) and any("'inputs'" in note for note in document.warnings)
+def test_judgements_in_a_table_are_told_or_chosen():
+    sides = [kept("json", side) for side in ("old", "new")]
+    warnings = compare(*sides).warnings
+    assert any("'inputs'" in note for note in warnings) and any("same/score" in note for note in warnings)
+    task = compare(*sides, read=ReadOptions(metric="same/score")).tasks[0]
+    assert (task.kind, task.updates[0].counts["regressed"]) == ("score", 1)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "json"])
+def test_a_list_of_judgements_is_one_of_answers(form, tmp_path):
+    rows = [{"id": i, "correct": right, "prediction": ["a", "b"]} for i, right in enumerate(([1, 0], [1, 1], []))]
+    table = read_source(write_log(tmp_path, rows, f"log.{form}")).tables["predictions"]
+    assert table.repeats.tolist() == [2, 2, 1] and table.values.tolist()[:2] == [0.5, 1.0]
+    assert table.missing.tolist() == [0, 0, 2] and table.fetch([1])[0].answer == "a"
+
+
+def test_what_a_tool_counts_of_a_run_is_no_measure():
+    rows = content("helm display", "old")
+    stats = {"num_train_trials": 1.0, "prompt_truncated": 0.0}
+    judged = [row | {"stats": stats | {"f1_score": row["stats"]["quasi_exact_match"]}} for row in rows]
+    assert source_of(judged).tables["predictions"].metric == "f1_score"
+    with pytest.raises(MuscleError, match="num_train_trials"):
+        source_of([row | {"stats": stats} for row in rows])
+
+
+@pytest.mark.parametrize("text", ["{}", "{}\n", "{}\n\n"])
+def test_a_document_on_one_line(text, tmp_path):
+    path = tmp_path / "log.json"
+    path.write_text(text.format(json.dumps(content("opencompass", "old"))), encoding="utf-8")
+    assert len(read_source(path).tables["predictions"].ids) == 4
 
 
 RESULTS = {
@@ -271,9 +310,11 @@ def test_tasks_without_a_number_per_item_are_left_out(tmp_path):
 
 
 def test_a_preference_is_a_score(tmp_path):
-    sides = [write_log(tmp_path / side, alpaca_eval(side), "annotations.json") for side in ("old", "new")]
-    task = compare(*sides).tasks[0]
-    assert task.kind == "score" and task.accuracy_old.value == pytest.approx(1.625)
+    rows = content("alpaca_eval", "old")
+    rows[0]["preference"] = 0  # a draw, to older versions
+    task = compare(kept("alpaca_eval", "old"), write_log(tmp_path, rows, "annotations.json")).tasks[0]
+    assert (task.kind, task.accuracy_old.value) == ("score", 1.75)
+    assert task.updates[0].change.value == pytest.approx(-0.125)
 
 
 def test_the_command_reads_what_the_library_reads(tmp_path):
