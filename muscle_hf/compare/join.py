@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -94,7 +93,7 @@ class Joined:
     def _asked(self, item: int) -> Detail:
         label = next(label for label, rows in self.rows.items() if rows[item] >= 0)
         (detail,) = self.details(label, [item])
-        return dataclasses.replace(detail, answer=None, log_likelihoods=[], columns={})
+        return detail._replace(answer=None, log_likelihoods=[], columns={})
 
 
 def join(
@@ -302,7 +301,7 @@ def _by_texts(
     return same, other_prompt
 
 
-def _question(detail: Detail) -> tuple[list[str], list[str]]:
+def _question(detail: Detail) -> tuple[Sequence[str], list[str]]:
     return detail.choices, sorted(detail.target.split(" | "))
 
 

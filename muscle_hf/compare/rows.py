@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import json
 import math
 import re
@@ -282,11 +283,9 @@ class RowReader:
 
     def _other_columns(self, rows: Sequence[Row], mappings: list[Any] | None) -> dict[str, list[Any]]:
         columns = {name: get(rows) for name, get in self.others.items()}
-        names = dict.fromkeys(
-            name for entry in mappings or () if entry and isinstance(entry, Mapping) for name in entry
-        )
-        for name in names:
-            columns[name] = [entry.get(name) if isinstance(entry, Mapping) else None for entry in mappings or ()]
+        tables = [entry if isinstance(entry, dict) else {} for entry in mappings or ()]
+        for name in dict.fromkeys(itertools.chain.from_iterable(tables)):
+            columns[name] = [table.get(name) for table in tables]
         return columns
 
     def _batch(self, task: str, metric: str, columns: _Columns) -> Batch:
@@ -305,7 +304,7 @@ class RowReader:
             task=task,
             metric=metric,
             graded=graded,
-            ids=each(self._id, columns["id"]),
+            ids=self._ids(columns["id"]),
             values=values,
             missing=missing,
             answers=answers,
@@ -321,6 +320,10 @@ class RowReader:
             verbatim=self.how == "exact_match",
             free_text=free,
         )
+
+    def _ids(self, values: list[Any]) -> list[str]:
+        plain = set(map(type, values)) == {str} and all(values) and ".0\n" not in "\n".join([*values, ""])
+        return values if plain else each(self._id, values)
 
     def _id(self, value: Any) -> str:
         if value is None or value == "" or value != value:

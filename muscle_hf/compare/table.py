@@ -6,12 +6,13 @@ of the few items that are shown are read again from the file (:attr:`Answers.fet
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,12 +66,15 @@ def each(function: Callable[[Any], Any], values: Sequence[Any]) -> list[Any]:
 
 
 def once_each(function: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
-    """A function of each row of some columns, called once for equal rows of texts; errors say which row it was."""
+    """A function of each row of some columns, once for equal rows where they can be told; errors say which it was."""
     rows = list(zip(*columns, strict=True))
     # Equal values of other types, such as 1 and True, are not the same.
-    if all(set(map(type, column)) <= {str, type(None)} for column in columns):
-        known = {row: function(*row) for row in set(rows)}
-        return [known[row] for row in rows]
+    if all(
+        len(kinds := set(map(type, column)) - {type(None)}) < 2 and kinds <= {str, int, bool} for column in columns
+    ):
+        with contextlib.suppress(MuscleError):
+            known = {row: function(*row) for row in set(rows)}
+            return [known[row] for row in rows]
     return each(lambda row: function(*row), rows)
 
 
@@ -109,17 +113,16 @@ class Batch:
     free_text: int = 0
 
 
-@dataclass(frozen=True)
-class Detail:
+class Detail(NamedTuple):
     """The texts of one item as a log tells them; None or empty where it does not."""
 
-    prompt: str | None = None
-    target: str = ""
-    answer: str | None = None
-    choices: list[str] = field(default_factory=list)
-    target_indices: list[int] = field(default_factory=list)
-    log_likelihoods: list[float] = field(default_factory=list)
-    columns: Mapping[str, Any] = field(default_factory=dict)
+    prompt: str | None
+    target: str
+    answer: str | None
+    choices: Sequence[str]
+    target_indices: Sequence[int]
+    log_likelihoods: Sequence[float]
+    columns: Mapping[str, Any]
 
 
 @dataclass

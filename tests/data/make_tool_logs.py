@@ -435,6 +435,48 @@ def swe_bench(scratch: Path, side: str) -> None:
     shutil.copy(reporting.make_run_report(predictions, instances, "run"), HOME / f"swe-bench-{side}.json")
 
 
+LM_EVAL_TASK = """\
+task: sums
+dataset_path: json
+dataset_kwargs: {data_files: {test: sums.jsonl}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+num_fewshot: 0
+generation_kwargs: {until: ["."]}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+
+
+def lm_eval(scratch: Path, side: str) -> None:
+    """A task of our own by an old version of the harness, whose rows do not list metrics and filters."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(scratch / "cache")}
+    os.chdir(scratch)
+    (scratch / "sums.yaml").write_text(LM_EVAL_TASK)
+    write_lines(scratch / "sums.jsonl", [{"question": q, "answer": right} for _, q, _, right in sums(side)])
+    from lm_eval.__main__ import cli_evaluate
+    from lm_eval.api.model import LM
+    from lm_eval.api.registry import register_model
+
+    @register_model("mock")
+    class Mock(LM):
+        @classmethod
+        def create_from_arg_string(cls, *_):
+            return cls()
+
+        def generate_until(self, requests):
+            return [answer_to(side, request.args[0]) for request in requests]
+
+        loglikelihood = loglikelihood_rolling = generate_until
+
+    sys.argv = ["lm_eval", "--model", "mock", "--tasks", "sums", "--include_path", "."]
+    sys.argv += ["--log_samples", "--output_path", "out"]
+    cli_evaluate()
+    (log,) = (scratch / "out").rglob("samples_sums_*.jsonl")
+    shutil.copy(log, HOME / f"lm-eval-{side}.jsonl")
+
+
 HELM_PLUGIN = """\
 import os, sys
 from helm.benchmark.adaptation.common_adapter_specs import get_generation_adapter_spec
@@ -627,6 +669,7 @@ def opencompass(scratch: Path, side: str) -> None:
 
 
 TOOLS = {
+    "lm-eval": lm_eval,
     "lighteval": lighteval,
     "helm": helm,
     "opencompass": opencompass,

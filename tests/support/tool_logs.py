@@ -34,6 +34,7 @@ LOGS = {
     "deepeval": ("deepeval-{}.json", "deepeval.json"),
     "inspect_ai": ("inspect-{}.json.gz", "inspect.json.gz"),
     "lighteval": ("lighteval/{}", ""),
+    "lm-eval": ("lm-eval-{}.jsonl", "samples_sums.jsonl"),
 }
 # Those in which the new model fails at the fourth item.
 FAILING = {"langsmith", "mlflow", "promptfoo"}
@@ -54,25 +55,6 @@ def content(log: str, side: str) -> Any:
 def answers(side: str) -> list[tuple[int, str, str, bool]]:
     """Number, answer, target, and whether it is right, of each item."""
     return [(i, str(2 * i) if ok else "?", str(2 * i), ok) for i, ok in enumerate(RIGHT[side], start=1)]
-
-
-def lm_eval_0_4_3(side: str) -> list[dict[str, Any]]:
-    """Samples before the harness listed a row's metrics and filter."""
-    return [
-        {
-            "doc_id": i,
-            "doc": {"question": f"{i}+{i}"},
-            "target": target,
-            "arguments": [[f"{i}+{i}", {"until": ["\n"]}]],
-            "resps": [[answer]],
-            "filtered_resps": [answer],
-            "doc_hash": f"{i:064x}",
-            "prompt_hash": f"{i:064x}",
-            "target_hash": f"{i:064x}",
-            "exact_match": float(ok),
-        }
-        for i, answer, target, ok in answers(side)
-    ]
 
 
 def write_log(folder: Path, content: Any, name: str) -> str:
