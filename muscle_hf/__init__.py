@@ -12,6 +12,7 @@ offer_old_paths()
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "ChoiceLog": "choice_log",
         "FlipMetricsCallback": "callbacks",
         "MuscleConfig": "training.config",
         "MuscleError": "errors",

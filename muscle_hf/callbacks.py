@@ -18,6 +18,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from muscle_hf.choice_log import ChoiceLog
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.engine import evaluate_task
 from muscle_hf.evaluation.loading import load_for_evaluation
@@ -180,7 +181,7 @@ class FlipMetricsCallback(TrainerCallback):
             side = self._sides[role]
             tokenizer = self._tokenizers[role] or getattr(side, "tokenizer", None) or self.tokenizer or tokenizer
             with random_state_kept():
-                self._kept[role] = self._computed(side, tokenizer)
+                self._kept[role] = self._computed(role, side, tokenizer)
             # The model's memory is needed for training.
             self._sides[role] = self._kept[role]
         return self._kept[role]
@@ -196,7 +197,9 @@ class FlipMetricsCallback(TrainerCallback):
             raise MuscleError("flip metrics need the tokenizer; pass tokenizer=, or processing_class= to the trainer")
         return evaluate_task(model, text_tokenizer(tokenizer), self.task, self.items, **self._settings)
 
-    def _computed(self, side: Any, tokenizer: PreTrainedTokenizerBase | None) -> list[Prediction]:
+    def _computed(self, role: str, side: Any, tokenizer: PreTrainedTokenizerBase | None) -> list[Prediction]:
+        if isinstance(side, ChoiceLog):
+            return self._given(role, side.predictions)
         if isinstance(side, Teacher):
             with side.answering() as model:
                 return self._run(model, tokenizer)

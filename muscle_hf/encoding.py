@@ -79,6 +79,11 @@ def _encode_apart(
     return list(zip(contexts, rest, strict=True))
 
 
+def continuation(prompt: str, text: str) -> str:
+    """A generated answer, which is kept without outer blanks, as it follows its prompt."""
+    return text if not text or prompt.endswith((" ", "\n")) else f" {text}"
+
+
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
     """Token ids of whole inputs of an encoder or a classifier, with all special tokens."""
     return tokenizer(list(prompts), return_attention_mask=False, verbose=False)["input_ids"]

@@ -15,6 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from muscle_hf.encoding import continuation
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation import (
     Item,
@@ -28,6 +29,7 @@ from muscle_hf.evaluation import (
 from muscle_hf.served.server import Server
 from muscle_hf.served.teacher import ServedTeacher
 from muscle_hf.teachers import Teacher
+from muscle_hf.teachers.recorded import RecordedTeacher, require_known
 from muscle_hf.teachers.weights import content_hash
 from muscle_hf.training.data import encode_answers
 from muscle_hf.training.transfer_rows import AnsweredRows, Models
@@ -165,6 +167,8 @@ class TransferPrompts(AnsweredRows):
         return found
 
     def _ask(self, models: Models, who: Teacher | nn.Module, name: str) -> list[str]:
+        if isinstance(who, RecordedTeacher):
+            return self._recorded(who)
         state = PartialState()
         server = who.server if isinstance(who, ServedTeacher) else self.servers.get(name)
         whose = f"{_weights_hash(models, name)}{'' if server is None else f' {server.model}'}"
@@ -187,6 +191,12 @@ class TransferPrompts(AnsweredRows):
                 write_predictions(file, found)
                 file.with_suffix(".partial").unlink(missing_ok=True)
         return [_text(item, prediction) for item, prediction in zip(self.items, found, strict=True)]
+
+    def _recorded(self, who: RecordedTeacher) -> list[str]:
+        found = [who.said(item.prompt) for item in self.items]
+        unknown = [item.prompt for item, said in zip(self.items, found, strict=True) if said is None]
+        require_known(unknown, len(found), who, "transfer prompts")
+        return [said or "" for said in found]
 
     def rows(self, models: Models, epoch: int = 0) -> list[dict[str, list[int]]]:
         """Tokenized rows with ``labels`` on the answers alone.
@@ -248,9 +258,7 @@ def _without_scoring(task: Task) -> Task:
 def _text(item: Item, prediction: Prediction) -> str:
     if item.choices:
         return item.choices[prediction.prediction]
-    text = str(prediction.prediction)
-    # Prompts end without the blank before the answer.
-    return text if not text or item.prompt.endswith((" ", "\n")) else f" {text}"
+    return continuation(item.prompt, str(prediction.prediction))
 
 
 def _not_from_rows(row: Mapping[str, Any], index: int) -> Item:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 from transformers import Trainer
 
 from muscle_hf.hub.trainer import PublishesCard
 from muscle_hf.training.trainer import ObjectiveMixin
+
+if TYPE_CHECKING:
+    from muscle_hf.teachers import Teacher
 
 
 class MuscleMixin(PublishesCard, ObjectiveMixin):
@@ -14,6 +21,13 @@ class MuscleMixin(PublishesCard, ObjectiveMixin):
     Comes before the trainer among the bases: ``class MyTrainer(MuscleMixin, Seq2SeqTrainer)``. What it takes is
     documented at :class:`MuscleTrainer`.
     """
+
+    def _teacher(self, role: str, source: Any, arguments: Mapping[str, Any] | None) -> Teacher:
+        if isinstance(source, (str, os.PathLike)) and os.path.isfile(source):
+            from muscle_hf.choice_log import ChoiceLog
+
+            source = ChoiceLog(source)
+        return super()._teacher(role, source, arguments)
 
 
 class MuscleTrainer(MuscleMixin, Trainer):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from muscle_hf.objective.divergence import Divergence
+from muscle_hf.objective.divergence import Divergence, label_log_likelihood
 from muscle_hf.objective.masks import Mask
 from muscle_hf.objective.objective import Objective, TokenTerms
 
@@ -76,6 +76,21 @@ class Stream:
             (n,), with gradient.
         """
         return divergence(logits(), student)
+
+    # ---- Of one number for a whole answer (:mod:`muscle_hf.objective.whole_answers`) ----
+
+    @property
+    def whole_answers(self) -> bool:
+        """Whether it knows whole answers alone, whose tokens follow it together."""
+        return False
+
+    def shared(self, weights: Tensor) -> Tensor:
+        """What tokens follow this model with, (N,), of what a mask says of each, (N,)."""
+        return weights
+
+    def beside(self, student: Callable[[Tensor, Tensor], Tensor]) -> Stream:
+        """The same beside a student, which gives its log-probabilities of tokens (n,) at rows (n,), no gradient."""
+        return self
 
 
 def chunk_rows(vocabulary: int, device: torch.device | str = "cpu") -> int:
@@ -190,16 +205,42 @@ def chunked_terms(
     """
     teachers, size = {"old": old, "new": new}, chunk_size or max(1, len(labels))
     over_sequences = objective.mask.over_sequences or objective.transfer_mask.over_sequences
-    if weights is None and over_sequences and chunk_size is not None:
-        streams = {"student": student, **teachers}
-        weights = chunked_weights(objective, streams, labels, sequence_ids, size, inspect, labelled)
     frozen, fast = Stream(student.hidden.detach(), student.head), fast and chunk_size is not None
+    of_answers = old.whole_answers or new.whole_answers
+    if weights is None and (of_answers or (over_sequences and chunk_size is not None)):
+        streams = {"student": frozen, **teachers}
+        weights = chunked_weights(objective, streams, labels, sequence_ids, size, inspect, labelled, silent)
+    if of_answers and weights is not None:
+        said = _Said(frozen, size)
+        teachers = {name: teacher.beside(said) for name, teacher in teachers.items()}
+        follows_old, follows_new, of_label = weights.unbind(-1)
+        weights = torch.stack([old.shared(follows_old), new.shared(follows_new), of_label], dim=-1)
     work = _Work(objective, frozen, teachers, labels, sequence_ids, size, weights, labelled, silent, inspect, fast)
     if chunk_size is not None:
         return TokenTerms(*_ChunkedTerms.apply(student.hidden, work))
     terms = _terms_of_chunk(work, slice(0, len(labels)), student.logits(slice(None)))
     _show_infinite(work, terms)
     return terms
+
+
+class _Said:
+    """Log-probabilities that the student gives tokens, each place asked once, whoever asks.
+
+    Args:
+        student: Without gradient.
+        size: Tokens at a time.
+    """
+
+    def __init__(self, student: Stream, size: int):
+        self.student, self.size = student, size
+        self._known = _nothing(student.hidden).new_full((len(student.hidden),), torch.nan)
+
+    @torch.no_grad()
+    def __call__(self, rows: Tensor, tokens: Tensor) -> Tensor:
+        new = self._known[rows].isnan().nonzero().squeeze(-1)
+        for few in new.split(self.size) if len(new) else ():
+            self._known[rows[few]] = label_log_likelihood(self.student.logits(rows[few]), tokens[few])
+        return self._known[rows]
 
 
 def _chunks(labels: Tensor, sequence_ids: Tensor, size: int, *, whole_sequences: bool = False) -> list[slice]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import logging
 
@@ -31,8 +30,9 @@ from muscle_hf.served.logprobs import LogProbs, ServedModel
 from muscle_hf.served.server import Server
 from muscle_hf.teachers.batch import Batch, sequences_of
 from muscle_hf.teachers.checks import vocabulary_hash
+from muscle_hf.teachers.elsewhere import TeacherElsewhere
 from muscle_hf.teachers.kinds import CAUSAL_LM, ModelKind
-from muscle_hf.teachers.teacher import MEDIA_INPUTS, Teacher
+from muscle_hf.teachers.teacher import MEDIA_INPUTS
 
 logger = logging.get_logger(__name__)
 
@@ -47,7 +47,7 @@ _ITSELF = 0.1
 _UNWRITTEN = 256
 
 
-class ServedTeacher(Teacher):
+class ServedTeacher(TeacherElsewhere):
     """A frozen task model that is known by the k likeliest tokens that a server gives at each place, and the rest as
     one, within which it follows the student.
 
@@ -58,6 +58,8 @@ class ServedTeacher(Teacher):
         folder: Of the cache that keeps what it said.
         vocabulary: How many tokens the student has.
     """
+
+    where = "is behind a server: its weights are not here"
 
     def __init__(self, role: str, server: Server, top_k: int, folder: str | os.PathLike, vocabulary: int):
         super().__init__(role)
@@ -101,9 +103,6 @@ class ServedTeacher(Teacher):
                 "likeliest tokens are not the student's. Follow its answers or its choices instead"
             )
         return CompactStream(states, None, self.form)
-
-    def work(self, batch: Batch) -> float:
-        return 0.0
 
     def flush(self) -> None:
         self.store.flush()
@@ -209,32 +208,6 @@ class ServedTeacher(Teacher):
         """Look at the server before training, unless something is kept already and it may not be needed any more."""
         if not len(self.store):
             _ = self.model_there
-
-    # ---- It has no weights here ----
-
-    @property
-    def models(self) -> list[nn.Module]:
-        return []
-
-    @property
-    def model(self) -> nn.Module:
-        raise self._elsewhere()
-
-    @property
-    def adapter(self) -> str | None:
-        raise self._elsewhere()
-
-    def answering(self) -> contextlib.AbstractContextManager[nn.Module]:
-        raise self._elsewhere()
-
-    def logits(self, inputs: Mapping[str, Any]) -> Tensor:
-        raise self._elsewhere()
-
-    def _elsewhere(self) -> MuscleError:
-        return MuscleError(f"the {self.role} model is behind a server: its weights are not here")
-
-    def open_head(self, *_: Any) -> None:
-        """It has none here."""
 
     def describe(self, hashes: dict[Any, str]) -> dict[str, Any]:
         unknown = dict.fromkeys(("revision", "architecture", "dtype", "quantization"))

@@ -90,6 +90,34 @@ class Batch:
         marks = self.inputs.get(UNLABELLED)
         return None if marks is None else ~marks.bool()[self.rows]
 
+    @cached_property
+    def next_tokens(self) -> Tensor:
+        """The token of the row that each trained place of a causal LM predicts, (N,), int64, whatever its label."""
+        ids = (self.whole or self).inputs["input_ids"]
+        rows, columns = self.places
+        return ids[rows, (columns + 1).clamp(max=ids.size(1) - 1)]
+
+    @cached_property
+    def of_answers(self) -> Tensor:
+        """Which trained tokens are of their row's answer, (N,), boolean: by its ``completion_mask``, else all."""
+        mask = (self.whole or self).inputs.get("completion_mask")
+        if mask is None:
+            return torch.ones_like(self.rows, dtype=torch.bool)
+        rows, columns = self.places
+        return mask[rows, (columns + 1).clamp(max=mask.size(1) - 1)] != 0
+
+    def require_apart(self, what: str) -> None:
+        """Refuse rows that pack several sequences.
+
+        Raises:
+            MuscleError: There are such; ``what`` needs rows of their own.
+        """
+        if len(self.rows) and int(self.sequences.max()) >= len(self):
+            raise MuscleError(
+                f"the batch packs several sequences into a row, but {what} are found by whole rows; use a collator "
+                "that pads (packing=False, padding_free=False)"
+            )
+
     def of_trained(self, outputs: Tensor) -> Tensor:
         """What a model says at the trained tokens, (N, ...), of its outputs (B, L, ...); (B, C) for sequence
         classification."""

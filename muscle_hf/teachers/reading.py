@@ -17,14 +17,13 @@ from torch.nn import functional
 from muscle_hf.errors import MuscleError
 from muscle_hf.objective.chunked import Head, Stream
 from muscle_hf.objective.divergence import Divergence
+from muscle_hf.objective.whole_answers import FLOOR
 from muscle_hf.teachers.batch import IGNORED, LABEL_KEYS, PER_TOKEN, Batch, sequences_of
 from muscle_hf.teachers.kinds import CAUSAL_LM, SEQUENCE_CLASSIFICATION, ModelKind
 from muscle_hf.tokens.align import Aligner, Place, View
 from muscle_hf.tokens.foreign import ForeignTargets
 from muscle_hf.tokens.levels import Vocabularies, compare_vocabularies
 
-# Log-probability of what cannot be: finite, since masks and temperatures calculate with it.
-FLOOR = -1e4
 # Rows of which it is remembered whether they are read: epochs come back to them.
 _KEPT_ROWS = 2**16
 # Inputs of token ids.
@@ -38,8 +37,11 @@ class Reader(ABC):
         vocabularies: Of both.
 
     Attributes:
+        foreign: Whether that cuts texts into other tokens, so that the places of a row and of its reading differ.
         share: How much of the training rows it reads, as the provenance says it; None where nobody has looked.
     """
+
+    foreign = True
 
     def __init__(self, vocabularies: Vocabularies):
         self.vocabularies = vocabularies
@@ -80,6 +82,8 @@ class RenumberingReader(Reader):
     Args:
         vocabularies: Of both, renumbered.
     """
+
+    foreign = False
 
     def __init__(self, vocabularies: Vocabularies):
         super().__init__(vocabularies)

@@ -176,6 +176,7 @@ def make_teacher(
     """
     arguments = dict(arguments or {})
     if isinstance(source, Teacher):
+        source.role = role
         return source
     if isinstance(source, nn.Module):
         adapter = arguments.pop("adapter", None)

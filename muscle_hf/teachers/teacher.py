@@ -59,6 +59,8 @@ class Teacher(ABC):
     """
 
     on_students_base = False
+    # Whether it is known by a log of its answers alone (:class:`~muscle_hf.teachers.recorded.RecordedTeacher`).
+    recorded = False
     # Of a teacher that is known by what a cache holds of it.
     fingerprint: Any = None
 
@@ -94,6 +96,11 @@ class Teacher(ABC):
     def stream(self, batch: Batch, states: Tensor) -> Stream:
         """What :meth:`states` of a batch's :meth:`reading`, (M, d), say of its N trained tokens."""
         return Stream(states, self.head) if self.reader is None else self.reader.stream(batch, states, self.head)
+
+    @property
+    def foreign(self) -> bool:
+        """Whether it cuts texts into other tokens than those of the rows."""
+        return self.reader is not None and self.reader.foreign
 
     def silent(self, batch: Batch) -> Tensor | None:
         """Trained tokens of which it says nothing, (N,), boolean; None if there are none. Runs no model."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from muscle_hf.teachers import ModelKind, Teacher
     from muscle_hf.training.config import MuscleConfig
     from muscle_hf.training.provenance import Provenance
+    from muscle_hf.training.step import Step
 else:
     TrainerBase = object
 
@@ -36,6 +37,7 @@ class TrainerParts(TrainerBase):
     muscle_objective: Objective
     provenance: Provenance | None
     _mask: MaskFunction | None
+    _step: Step
     train_dataset: Any
     eval_dataset: Any
     _signature_columns: list[str] | None
@@ -51,6 +53,7 @@ class TrainerParts(TrainerBase):
         def tokenizer(self) -> Any: ...
         def trained_labels(self, inputs: Any) -> Any: ...
         def _require_trained(self, rows: Any, name: str) -> None: ...
+        def _require_known(self, rows: Any, name: str) -> None: ...
         def _described_objective(self) -> dict[str, Any]: ...
         def _cast(self, model: Any) -> PeftModel: ...
         def _make_step(self) -> Any: ...

@@ -15,7 +15,14 @@ from muscle_hf.objective.masks import MaskFunction
 
 TrainedTokens = Literal["labels", "completion", "assistant"]
 StartFrom = Literal["new", "old"]
-
+OldTargets = Literal["auto", "answer", "choices", "tokens"]
+OldReference = Literal["student", "new"]
+_CHOSEN = {
+    "trained_tokens": TrainedTokens,
+    "start_from": StartFrom,
+    "old_targets": OldTargets,
+    "old_reference": OldReference,
+}
 
 # What each preset sets where nothing else was. The fields themselves are None until then: a value that is given counts
 # also where it is the one that a run without presets has.
@@ -77,6 +84,12 @@ class MuscleConfig(TrainingArguments):
         start_from: Whose task adapter the compatibility adapter starts from: ``new``, as in the paper, or ``old``:
             v1's weights on v2's base, which takes bases of one size and adapters of one configuration. The teachers
             stay the two task models (docs/explanation/study.md).
+        old_targets: What of v1 is followed: its distributions over ``tokens``, one number for each ``answer``, its
+            log-likelihood, or the distribution over an item's ``choices`` (of a :class:`~muscle_hf.ChoiceLog`).
+            ``auto``: tokens where v1 is a model with v2's tokenizer, else answers if none has more than 16 tokens
+            (docs/howto/answers-alone.md).
+        old_reference: Who decides between tokens that a v1 with another tokenizer cannot tell apart: the ``student``,
+            so that v1 stays silent there, or ``new``.
         teacher_cache: A folder that keeps the teachers' hidden states, so that each row is seen by a teacher once;
             shared by epochs, runs and processes (docs/howto/cache.md).
         teacher_cache_top_k: Keep so many of a teacher's likeliest tokens there, and the rest as one, in place of its
@@ -105,6 +118,8 @@ class MuscleConfig(TrainingArguments):
     loss_chunk_size: int | None = _field("loss_chunk_size")
     skip_unneeded_teachers: bool = _field("skip_unneeded_teachers", True)
     start_from: StartFrom = _field("start_from", "new")  # noqa: RUF009
+    old_targets: OldTargets = _field("old_targets", "auto")  # noqa: RUF009
+    old_reference: OldReference = _field("old_reference", "student")  # noqa: RUF009
     teacher_cache: str | None = _field("teacher_cache")
     teacher_cache_top_k: int | None = _field("teacher_cache_top_k")
 
@@ -114,12 +129,9 @@ class MuscleConfig(TrainingArguments):
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        if self.trained_tokens not in get_args(TrainedTokens):
-            raise MuscleError(
-                f"trained_tokens is {self.trained_tokens!r}; choose one of {', '.join(get_args(TrainedTokens))}"
-            )
-        if self.start_from not in get_args(StartFrom):
-            raise MuscleError(f"start_from is {self.start_from!r}; choose one of {', '.join(get_args(StartFrom))}")
+        for name, known in _CHOSEN.items():
+            if (value := getattr(self, name)) not in get_args(known):
+                raise MuscleError(f"{name} is {value!r}; choose one of {', '.join(get_args(known))}")
         for name in ("mask", "transfer_mask"):
             if not isinstance(value := getattr(self, name), str):
                 raise MuscleError(

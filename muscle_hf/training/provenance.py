@@ -163,8 +163,8 @@ class Provenance:
             return
         saved = read_json(file)
         for role, ours in (("old", self.old), ("new", self.new)):
-            for part in ("base", "adapter"):
-                theirs, mine = ((description[part] or {}).get("sha256") for description in (saved[role], ours))
+            for part in ("base", "adapter", "answers"):
+                theirs, mine = ((description.get(part) or {}).get("sha256") for description in (saved[role], ours))
                 if theirs != mine:
                     raise MuscleError(
                         f"{checkpoint.name} was trained with another {role} model: its {part} has the content hash "

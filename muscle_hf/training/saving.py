@@ -50,6 +50,7 @@ class SavingMixin(TrainerParts):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         with saving_checkpoint(self, trial):
+            self._step.flush()  # a run that goes on has what was known until here
             self.accelerator.wait_for_everyone()  # the others write their random states into the same folder
             super()._save_checkpoint(model, trial)
 

@@ -212,6 +212,7 @@ def make_step(
     chunk_size: int | None = None,
     skip: bool = True,
     caches: Callable[[], Mapping[str, Source]] | None = None,
+    in_front: Mapping[str, Source] | None = None,
     whole_because: str | None = None,
 ) -> Step:
     """The step of a trainer whose models are in place.
@@ -225,6 +226,7 @@ def make_step(
         chunk_size: As :class:`Step` takes it; 0 for whole logits.
         skip: The same.
         caches: Opens the teachers' caches, if there are to be any.
+        in_front: What stands in front of a teacher in any case.
         whole_because: Why the trainer holds whole logits, if it does.
 
     Raises:
@@ -246,8 +248,8 @@ def make_step(
             raise MuscleError(f"{' and '.join(wishes)} cannot be used: {error}") from error
         for teacher in teachers.values():
             teacher.head = None
-        return Step(student, teachers, temperatures)
-    return Step(student, sources, temperatures, head, chunk_size, skip)
+        return Step(student, {**teachers, **(in_front or {})}, temperatures)
+    return Step(student, {**sources, **(in_front or {})}, temperatures, head, chunk_size, skip)
 
 
 def _why_whole_logits(

@@ -49,7 +49,8 @@ from muscle_hf.training.step import Step, make_step
 from muscle_hf.training.transfer import TransferMixin
 
 if TYPE_CHECKING:
-    from muscle_hf.cache import HiddenStore
+    from muscle_hf.cache import Fingerprint, HiddenStore
+    from muscle_hf.cache.store import RowStore
     from muscle_hf.training.provenance import Provenance
 
 logger = logging.get_logger(__name__)
@@ -62,12 +63,14 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
 
     Attributes:
         config_class: Made where no arguments are given.
+        old_targets: What of v1 is followed: ``tokens``, ``answer`` or ``choices``.
         muscle_objective: What is trained; ``objective`` is Trainer's, the figure of a hyper-parameter search.
         teacher_temperatures: What each teacher's logits are divided by (``old``, ``new``): 1, or what
             ``calibrate_teachers`` found at the start of :meth:`train`.
     """
 
     config_class: type[MuscleConfig] = MuscleConfig
+    old_targets = "tokens"
 
     def __init__(
         self,
@@ -116,6 +119,8 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         self._loss_alone = False
         self._data_checked = self._check_train_dataset()
         self._set_reader(old_formatting_func, transfer_dataset, trainer_arguments)
+        self.old_targets = self._chosen_targets()
+        self._require_known(self.train_dataset, "training set")
         self.mix_in_transfer_rows(transfer_dataset)
         self._train_sums: Tensor | None = None
         self._eval_sums: Tensor | None = None
@@ -142,7 +147,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         keep_quantized_trainable(model)
         self.student, new = make_student(model, self._peft_config, check_base=self.settings.check_base)
         refusals.refuse_start(self.settings.start_from, self._peft_config)
-        self.kind = kind_of(self.student)
+        self.kind, self._task_model = kind_of(self.student), new
         old_model, old_arguments = self._models["old"]
         new_model, new_arguments = self._models["new"]
         kept = self.teachers.get("old")
@@ -189,6 +194,8 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
 
     def _set_reader(self, formatting: Callable[[Any], Any] | None, transfer: Any, given: Mapping[str, Any]) -> None:
         old, chats = self.teachers["old"], has_messages(self.train_dataset)
+        if old.recorded:
+            return
 
         def own_words(mine: Any, new: Any) -> bool:
             template, other = (getattr(tokenizer, "chat_template", None) for tokenizer in (mine, new))
@@ -205,6 +212,20 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
                 tell_old_rows(old, self.tokenizer, getattr(self, name), given.get(name), formatting)
         look_at(old, self)
 
+    def _chosen_targets(self) -> str:
+        """What of v1 is followed: ``tokens``, ``answer`` or ``choices``."""
+        wanted, old = self.settings.old_targets, self.teachers["old"]
+        # For what is looked at before it is known.
+        self.old_targets = "answer" if wanted == "answer" or (wanted == "auto" and old.foreign) else "tokens"
+        recorded = any(teacher.recorded for teacher in self.teachers.values())
+        if self.old_targets == "tokens" and wanted != "choices" and not recorded:
+            return "tokens"
+        from muscle_hf.training.answer_targets import choose_targets
+
+        self._signature_columns = None
+        chosen, self._signature_columns = choose_targets(self), None
+        return chosen
+
     def _place_teachers(self) -> None:
         for teacher in self.teachers.values():
             teacher.place(self.accelerator, self.tokenizer)
@@ -217,10 +238,15 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
                 does not fit.
         """
         settings, accelerator, caches = self.settings, self.accelerator, None
+        in_front, cached = {}, dict(self.teachers)
+        if self.old_targets == "answer" and self.teachers["old"].models:
+            from muscle_hf.cache.likelihoods import AnswerLikelihoods
+
+            in_front["old"] = AnswerLikelihoods(cached.pop("old"), self._open_likelihoods)
         if folder := settings.teacher_cache:
             from muscle_hf.cache.opening import open_caches
 
-            arguments = self.teachers, self.kind, self.open_cache, self._training_size(), accelerator.mixed_precision
+            arguments = cached, self.kind, self.open_cache, self._training_size(), accelerator.mixed_precision
             caches = partial(open_caches, folder, *arguments)
 
         reason = "compute_loss_func gets whole logits" if self.compute_loss_func is not None else None
@@ -235,6 +261,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
             chunk_size=settings.loss_chunk_size,
             skip=settings.skip_unneeded_teachers,
             caches=caches,
+            in_front=in_front,
             whole_because=reason,
         )
 
@@ -258,14 +285,40 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
 
         if not self.args.should_save and not is_deepspeed_zero3_enabled():
             return None
-        return Provenance.of(
-            self.teachers, self.tokenizer, self.kind, self.args, self._described_objective(), self.datasets()
-        )
+        # Whatever v2 is known by, the adapter sits on its base.
+        teachers = self.teachers if self.teachers["new"].models else {**self.teachers, "new": self._task_model}
+        objective, data = self._described_objective(), self.datasets()
+        found = Provenance.of(teachers, self.tokenizer, self.kind, self.args, objective, data)
+        if teachers is not self.teachers:
+            found.new["answers"] = self.teachers["new"].describe({}).get("answers")
+        return found
 
     def _described_objective(self) -> dict[str, Any]:
         from muscle_hf.training.provenance import describe_objective
 
-        return describe_objective(self.muscle_objective, self.settings.trained_tokens)
+        described = describe_objective(self.muscle_objective, self.settings.trained_tokens)
+        if self.old_targets != "tokens":
+            described["old_targets"] = self.old_targets
+        if self.settings.old_reference != "student":
+            described["old_reference"] = self.settings.old_reference
+        return described
+
+    def _fingerprint(self, teacher: Teacher) -> Fingerprint:
+        from muscle_hf.cache.fingerprint import teacher_fingerprint
+
+        described = None if self.provenance is None else getattr(self.provenance, teacher.role)
+        precision = self.accelerator.mixed_precision
+        return teacher.fingerprint or teacher_fingerprint(
+            teacher, teacher.tokenizer or self.tokenizer, autocast=precision, provenance=described
+        )
+
+    def _open_likelihoods(self) -> RowStore:
+        """Where v1's log-likelihoods of answers are kept: beside hidden states, else in the run's folder."""
+        from muscle_hf.cache.likelihoods import FOLDER, VARIANT
+        from muscle_hf.cache.store import RowStore
+
+        folder = self.settings.teacher_cache or os.path.join(self.run_folder, FOLDER)
+        return RowStore(folder, self._fingerprint(self.teachers["old"]), variant=VARIANT)
 
     def open_cache(self, teacher: Teacher, folder: str | os.PathLike | None = None) -> HiddenStore:
         """The store of a teacher in ``teacher_cache`` or another folder, exact or as ``teacher_cache_top_k`` says.
@@ -273,15 +326,10 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         Raises:
             MuscleError: The objective needs more than the compact form keeps, or k is out of range.
         """
-        from muscle_hf.cache.fingerprint import teacher_fingerprint
         from muscle_hf.cache.opening import open_cache
 
-        described = None if self.provenance is None else getattr(self.provenance, teacher.role)
-        precision = self.accelerator.mixed_precision
-        fingerprint = teacher.fingerprint or teacher_fingerprint(
-            teacher, teacher.tokenizer or self.tokenizer, autocast=precision, provenance=described
-        )
         folder, top_k = cast("str", folder or self.settings.teacher_cache), self.settings.teacher_cache_top_k
+        fingerprint = self._fingerprint(teacher)
         return open_cache(folder, teacher, self.student, self.muscle_objective, fingerprint, top_k)
 
     def add_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
@@ -320,9 +368,15 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
             batches = DataLoader(dataset, batch_size=self.args.train_batch_size, collate_fn=collate)
             require_trained_labels(batches, self.trained_labels, name)
 
-    def sample(self) -> Iterator[dict[str, Any]]:
-        """Batches of one row each, from all over the training set."""
-        rows, collate = self.rows_and_collator(self.train_dataset, "training")
+    def _require_known(self, rows: Any, name: str) -> None:
+        if any(teacher.recorded for teacher in self.teachers.values()):
+            from muscle_hf.training.answer_targets import require_known_rows
+
+            require_known_rows(self, rows, name)
+
+    def sample(self, rows: Any = None) -> Iterator[dict[str, Any]]:
+        """Batches of one row each, from all over a dataset, by default the training set."""
+        rows, collate = self.rows_and_collator(self.train_dataset if rows is None else rows, "training")
         with torch.random.fork_rng(devices=[]):
             yield from (collate([row]) for row in sample_of(rows))
 
@@ -335,6 +389,10 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         read = [MASK_COLUMNS.get(self.settings.trained_tokens), UNLABELLED, TRAINED_COUNT]
+        if self.old_targets == "answer":
+            from muscle_hf.training.answer_targets import needs_completion_mask
+
+            read += ["completion_mask"] * needs_completion_mask(self)
         known = self._signature_columns or []
         self._signature_columns = known + [name for name in read if name and name not in known]
 

@@ -68,8 +68,9 @@ class TransferMixin(TrainerParts):
             self._check_transfer_rows()
 
     def _check_transfer_rows(self) -> None:
-        labelled = len(self.train_dataset.labelled)
-        self._require_trained(Subset(self.train_dataset, range(labelled, len(self.train_dataset))), "transfer rows")
+        rows = Subset(self.train_dataset, range(len(self.train_dataset.labelled), len(self.train_dataset)))
+        self._require_trained(rows, "transfer rows")
+        self._require_known(rows, "transfer rows")
 
     def answer_transfer_prompts(self, epoch: int = 0, *, resumes: bool = False) -> None:
         """Have the models answer the transfer prompts, if there are any, for an epoch; kept answers are taken again.

@@ -118,3 +118,56 @@ def weights_of(
         "mean(0.65)": lambda i: mixture(0.65),
     }
     return np.array([rules[name](i) for i in tokens])
+
+
+def whole_answer(old: float, own: float, temperature: float) -> float:
+    """(X4): a_1 of an answer, from its log-likelihood under v1 and under the student."""
+    p, q = (np.exp(min(value, -1e-4) / temperature) for value in (old, own))
+    return float(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))
+
+
+def loss_of_answers(
+    student: np.ndarray,
+    old: dict[int, float],
+    new: np.ndarray,
+    tokens: np.ndarray,
+    answers: np.ndarray,
+    weight_old: np.ndarray,
+    temperature: float = 2.0,
+) -> float:
+    """(1) with a_1 of whole answers, as a sum over the tokens; what is in no answer follows v2.
+
+    Args:
+        student: z_C, (N, V); new: z_v2.
+        old: l_1 by answer.
+        tokens: The row's own, (N,).
+        answers: The answer of each token, (N,); -1 for none.
+        weight_old: m, (N,).
+    """
+    total = 0.0
+    for number, log_likelihood in old.items():
+        those = np.flatnonzero(answers == number)
+        if len(those):
+            own = sum(float(np.log(softmax(student[i])[tokens[i]])) for i in those)
+            total += weight_old[those].mean() * whole_answer(log_likelihood, own, temperature)
+    for i in range(len(tokens)):
+        w = weight_old[i] if answers[i] in old else 0.0
+        total += (1 - w) * kl(new[i], student[i], temperature)
+    return total
+
+
+def choice_targets(
+    choices: list[tuple[int, ...]], shares: np.ndarray, path: tuple[int, ...], width: int
+) -> np.ndarray:
+    """(X3) by counting: q_i(u) for each token of a path, (n, width)."""
+    found = np.zeros((len(path), width))
+    for i in range(len(path)):
+        begun = [c for c, tokens in enumerate(choices) if tokens[:i] == path[:i]]
+        for u in range(width):
+            going_on = [c for c in begun if tokens_at(choices[c], i) == u]
+            found[i, u] = sum(shares[c] for c in going_on) / sum(shares[c] for c in begun)
+    return found
+
+
+def tokens_at(choice: tuple[int, ...], place: int) -> int | None:
+    return choice[place] if place < len(choice) else None

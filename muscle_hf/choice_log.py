@@ -1,0 +1,180 @@
+"""A task model that is known by a log of its answers, in the place of the model."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from muscle_hf.compare.records import open_records, rows_of
+from muscle_hf.encoding import continuation, encode_pairs
+from muscle_hf.errors import MuscleError
+from muscle_hf.evaluation.predictions import Prediction
+from muscle_hf.evaluation.tasks import Item
+from muscle_hf.teachers.recorded import Record, RecordedTeacher
+
+# What a base is described by where the log does not say which it was.
+_UNKNOWN_BASE = dict.fromkeys(("revision", "architecture", "dtype", "quantization", "sha256"))
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What was answered to one prompt; ``scores`` are log-likelihoods, or logs of shares of samples (nats)."""
+
+    prompt: str
+    answers: tuple[str, ...]
+    scores: tuple[float, ...]
+    said: str
+
+
+class ChoiceLog(RecordedTeacher):
+    """A task model by its logged answers: ``old_model=ChoiceLog("old.jsonl")``, and ``new_model`` likewise.
+
+    Nothing else of the model is needed: neither its weights nor its tokenizer, whatever asked it in whatever format.
+    Rows with log-likelihoods of choices give the answer's likelihood or the distribution over the choices, as
+    ``MuscleConfig.old_targets`` says; answers that are texts give the shares of those that are different, so that one
+    answer is plain cross-entropy on it. Rows to train on are found by their tokens: a prompt of the log and one of its
+    answers, as v2's tokenizer encodes them (:func:`~muscle_hf.training.data.encode_answers`). Others say nothing of
+    v1 and follow v2.
+
+    Args:
+        logs: What ``muscle-hf evaluate`` wrote, or rows with ``prompt`` and ``prediction``, or ``prompt``, ``choices``
+            and ``log_likelihoods``: files (``.jsonl``, ``.json``, ``.csv``, ``.parquet``), data frames, or lists of
+            predictions or dictionaries. Several rows of one ``id`` are samples of its answer.
+        items: The same questions as v2 is asked them, where the logs have no prompts or other ones: joined by ``id``,
+            with as many choices in the same order.
+
+    Raises:
+        MuscleError: A log is empty or damaged, its rows lack a field, or ``items`` are others.
+    """
+
+    def __init__(self, *logs: Any, items: Sequence[Item] | None = None):
+        super().__init__()
+        if not logs:
+            raise MuscleError("ChoiceLog needs a file of answers, or several")
+        self._logged: list[Mapping[str, Any]] = []
+        self._questions: list[_Question] = []
+        by_id = None if items is None else {item.id: item for item in items}
+        names = []
+        for log in logs:
+            named = isinstance(log, (str, os.PathLike))
+            names.append(Path(log).name if named else "answers in memory")
+            rows = _rows(log)
+            self._logged += rows
+            self._questions += _questions(rows, by_id, names[-1])
+        if not self._questions:
+            raise MuscleError(
+                f"none of the {len(self._logged)} answers in {', '.join(names)} is to one of the "
+                f"{len(by_id or ())} items, whose ids are, for example, {list(by_id or ())[:3]}; is it the log of "
+                "other items?"
+            )
+        self.source = ", ".join(names)
+        self.has_likelihoods = all("log_likelihoods" in row for row in self._logged)
+        self._said = {question.prompt: question.said for question in self._questions}
+
+    def records(self, tokenizer: Any) -> Iterable[Record]:
+        pairs = [(question.prompt, answer) for question in self._questions for answer in question.answers]
+        encoded = iter(encode_pairs(tokenizer, pairs))
+        for question in self._questions:
+            own = [next(encoded) for _ in question.answers]
+            # Where a prompt's last token depends on what follows it, the answers have different prompts.
+            for prompt in {tuple(prompt) for prompt, _ in own}:
+                those = [index for index, (other, _) in enumerate(own) if tuple(other) == prompt]
+                yield Record(prompt, [own[i][1] for i in those], [question.scores[i] for i in those])
+
+    def said(self, prompt: str) -> str | None:
+        return self._said.get(prompt)
+
+    @property
+    def examples(self) -> list[str]:
+        """The ends of some prompts, for messages."""
+        return [question.prompt[-60:] for question in self._questions[:2]]
+
+    @property
+    def predictions(self) -> list[Prediction]:
+        """The log, where it is one of predictions.
+
+        Raises:
+            MuscleError: Its rows lack a field of these.
+        """
+        return [Prediction.from_dict(row) for row in self._logged]
+
+    def describe(self, hashes: dict[Any, str]) -> dict[str, Any]:
+        origins = [row.get("origin") or {} for row in self._logged]
+        base, adapter = ({str(o.get(part)): o.get(part) for o in origins} for part in ("base", "adapter"))
+        known = len(base) == 1 and all(base.values())
+        content = hashlib.sha256(repr(self._questions).encode("utf-8", "surrogatepass")).hexdigest()
+        return {
+            "base": next(iter(base.values())) if known else {"name": self.source, "on_hub": False, **_UNKNOWN_BASE},
+            "adapter": next(iter(adapter.values())) if known and len(adapter) == 1 else None,
+            "answers": {"rows": len(self._questions), "sha256": content, "targets": self.form},
+        }
+
+
+def _rows(log: Any) -> list[Mapping[str, Any]]:
+    if not isinstance(log, (str, os.PathLike)):
+        rows = rows_of(log)
+    elif not (path := Path(log)).is_file():
+        raise MuscleError(f"there is no file of answers {path}")
+    else:
+        records = open_records(path)
+        rows = [row for block in records.blocks() for row in block.rows]
+        rows = rows_of(records.document) if records.document is not None else rows
+    if not rows:
+        raise MuscleError(f"{log if isinstance(log, (str, os.PathLike)) else 'the log'} holds no answers")
+    return [{name: value for name, value in row.items() if value is not None} for row in rows]
+
+
+def _questions(rows: Sequence[Mapping[str, Any]], items: Mapping[str, Item] | None, name: Any) -> list[_Question]:
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for number, row in enumerate(rows):
+        if "prediction" not in row and not {"choices", "log_likelihoods"} <= row.keys():
+            raise MuscleError(
+                f"{name}, answer {number + 1}, has neither 'prediction' nor 'choices' with 'log_likelihoods'; it has: "
+                f"{', '.join(row)}"
+            )
+        identity = str(row.get("id", row.get("prompt", number)))
+        groups.setdefault((str(row.get("task")), identity), []).append(row)
+    found = []
+    for (_, identity), group in groups.items():
+        if items is None or identity in items:
+            found.append(_question(group, None if items is None else items[identity], f"{name}, item {identity!r}"))
+    return found
+
+
+def _question(group: Sequence[Mapping[str, Any]], item: Item | None, where: str) -> _Question:
+    first = group[0]
+    prompt = first.get("prompt") if item is None else item.prompt
+    choices = tuple(first.get("choices", ()) if item is None else item.choices)
+    if not isinstance(prompt, str):
+        raise MuscleError(f"{where}: there is no prompt; pass the items that v2 is asked as ChoiceLog(..., items=)")
+    if (scores := first.get("log_likelihoods")) is not None:
+        if len(group) > 1:
+            raise MuscleError(f"{where}: its choices are scored {len(group)} times; keep one of these rows")
+        if len(scores) != len(choices) or not all(math.isfinite(score) for score in scores):
+            raise MuscleError(f"{where}: {len(choices)} choices, but the scores {scores}; each needs one")
+        best = first.get("prediction")
+        best = best if isinstance(best, int) else max(range(len(scores)), key=scores.__getitem__)
+        return _Question(prompt, choices, tuple(map(float, scores)), choices[best])
+    lead = None
+    if item is not None and item.references:
+        lead = item.references[0][: len(item.references[0]) - len(item.references[0].lstrip())]
+    texts = [_text(row["prediction"], prompt, choices, lead, where) for row in group]
+    counted = Counter(text for text in texts if text.strip())
+    # An empty answer has no token to train on.
+    answers = tuple(counted)
+    shares = tuple(math.log(count / counted.total()) for count in counted.values())
+    return _Question(prompt, answers, shares, counted.most_common(1)[0][0] if answers else "")
+
+
+def _text(said: Any, prompt: str, choices: Sequence[str], lead: str | None, where: str) -> str:
+    if not isinstance(said, int):
+        return continuation(prompt, str(said)) if lead is None else lead + str(said)
+    if not 0 <= said < len(choices):
+        raise MuscleError(f"{where}: the answer {said} is the number of no choice; there are {len(choices)}")
+    return choices[said]
