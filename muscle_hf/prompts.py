@@ -207,13 +207,15 @@ class TransferPrompts(AnsweredRows):
         found = [(index, text) for index, text in self.answered(models, epoch) if text.strip()]
         if not found:
             raise MuscleError(f"every answer of {self.answers!r} to the {len(self.items)} transfer prompts is empty")
-        pairs, words = (
-            [(items[index].prompt, text) for index, text in found] for items in (self.items, self.old_items)
-        )
+        pairs = [(self.items[index].prompt, text) for index, text in found]
         rows = encode_answers(models.tokenizer, pairs, answers_only=True, end_answers=self.end_answers)
         if self.old_prompts is not None and models.teachers["old"].reader is not None:
             from muscle_hf.training.reading import tell_old_words
 
+            words = [
+                (self.old_items[index].prompt, _in_other_words(text, self.items[index], self.old_items[index]))
+                for index, text in found
+            ]
             tell_old_words(models.teachers["old"], models.tokenizer, [row["input_ids"] for row in rows], words)
         return rows
 
@@ -259,6 +261,14 @@ def _text(item: Item, prediction: Prediction) -> str:
     if item.choices:
         return item.choices[prediction.prediction]
     return continuation(item.prompt, str(prediction.prediction))
+
+
+def _in_other_words(text: str, item: Item, other: Item) -> str:
+    """An answer as it goes on behind the same item's prompt in other words."""
+    if item.choices:
+        return other.choices[item.choices.index(text)]
+    lead = other.references[0] if other.references else text
+    return lead[: len(lead) - len(lead.lstrip())] + text.lstrip()
 
 
 def _not_from_rows(row: Mapping[str, Any], index: int) -> Item:

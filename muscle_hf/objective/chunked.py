@@ -362,7 +362,7 @@ def _terms_of_chunk(work: _Work, rows: slice, student: Tensor) -> TokenTerms:
 
 def _teacher_logits(work: _Work, name: str, which: slice | Tensor, student: Tensor, chosen: Tensor | None) -> Tensor:
     teacher = work.teachers[name]
-    if teacher.head is None or teacher.head is not work.student.head:
+    if teacher.head is None or teacher.head is not work.student.head or teacher.leans:
         return teacher.logits(which, student, chosen).to(student)
     # The same hidden state behind the same head gives the same logits: to the bit, whatever the rows beside it.
     same = (teacher.hidden[which] == work.student.hidden[which]).all(dim=-1)

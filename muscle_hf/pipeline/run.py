@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,22 +13,23 @@ from typing import Any, TypeVar, cast
 from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from transformers import TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from muscle_hf.compare import compare, measure_targets, source_of
+from muscle_hf.compare import measure_targets, source_of
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.predictions import Prediction, read_predictions, write_predictions
 from muscle_hf.evaluation.registry import load_task, python_variable
 from muscle_hf.evaluation.server import evaluate_task_on_server
 from muscle_hf.evaluation.tasks import Task
-from muscle_hf.files import alone, read_json, write_json, write_text
+from muscle_hf.files import alone, write_json, write_text
 from muscle_hf.hub.completing import complete_card
 from muscle_hf.hub.publishing import prepare_repository, publish
 from muscle_hf.pipeline import steps
 from muscle_hf.pipeline.config import ModelSettings, RunSettings, ServerSettings
 from muscle_hf.pipeline.data import Splits, TrainingData, check_rows, describe_test_data, load_splits
-from muscle_hf.pipeline.sides import as_asked_by_the_run, in_own_words, side_of
+from muscle_hf.pipeline.finished import PREDICTIONS, RESULT_FILE, complete_run_card
+from muscle_hf.pipeline.once import Once, read_note
+from muscle_hf.pipeline.sides import as_asked_by_the_run, in_own_words, side_of, words_of_old
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, Result
 from muscle_hf.pipeline.teaching import FOLDER, Teaching, choose_teaching
 from muscle_hf.prompts import Checker, TransferPrompts
@@ -43,10 +43,7 @@ from muscle_hf.training.checkpoints import staged
 logger = logging.get_logger(__name__)
 R = TypeVar("R", bound="Run")
 
-DONE_FILE = "muscle_step.json"
-RESULT_FILE = "result.json"
 TARGETS_FILE = "targets.json"
-PREDICTIONS = "predictions"
 VALIDATION_PREDICTIONS = "validation_predictions"
 VERSIONS = {OLD: "v1", NEW: "v2"}
 
@@ -122,8 +119,8 @@ class Run:
         self.settings, self.task, self.splits = settings, tasks[NEW], splits
         self.folder = Path(settings.output_dir)
         self._process = steps.process_state(settings.training)
-        self._finished: set[str] = set()
         self._say = say if self._process.is_main_process else lambda text: None
+        self._once = Once(self.folder, self._process, self._say)
         self._how = steps.loading(settings)
         self._checker = None if settings.data.transfer is None else _load_checker(settings.data.transfer.checker)
         self._check_target()
@@ -137,12 +134,24 @@ class Run:
                     "training.start_from is 'old', but v1 and v2 have different tokenizers, and v1's adapter knows "
                     "its own tokens alone; leave start_from out: the adapter then starts from v2's and follows v1"
                 )
+        in_other_words = self.sides[OLD].splits != self.sides[NEW].splits
+        if settings.compatibility and in_other_words and not self.answers_only:
+            raise MuscleError(
+                "v1 is asked in other words than v2, so that it can be followed in the answers alone; train on these: "
+                "training.trained_tokens: completion (with trainer: trl, training.completion_only_loss: true)"
+            )
         self.data = self._tokenized(NEW)
         defaults = {"report_to": "none", "logging_strategy": "epoch", "disable_tqdm": False, "save_strategy": "no"}
         defaults["eval_strategy"] = "epoch" if self.data.validates else "no"
         self.training = {**defaults, **settings.training}
         # Trainer's default is the folder of the adapter, which has the same name in every run.
         self.training["hub_model_id"] = self.training.get("hub_model_id") or self.folder.absolute().name
+
+    @property
+    def answers_only(self) -> bool:
+        """Whether nothing but answers is trained on."""
+        training = self.settings.training
+        return training.get("trained_tokens") == "completion" or training.get("completion_only_loss") is True
 
     @cached_property
     def level(self) -> Level:
@@ -204,7 +213,7 @@ class Run:
                 )
 
     def _tokenized(self, name: str) -> TrainingData:
-        side, training = self.sides[name], self.settings.training
+        side = self.sides[name]
         if self.settings.data.format == "trl":
             check_rows(side.splits.train, self.settings, side.tokenizer)
         return TrainingData.of(
@@ -212,8 +221,7 @@ class Run:
             side.splits.train,
             side.splits.validation,
             # Plain trainers do not know the setting, and must train on the same tokens.
-            answers_only=training.get("trained_tokens") == "completion"
-            or training.get("completion_only_loss") is True,
+            answers_only=self.answers_only,
             end_answers=self.settings.data.end_answers,
         )
 
@@ -225,7 +233,8 @@ class Run:
     def _old_data(self) -> TrainingData:
         old, new = (self.sides[name] for name in (OLD, NEW))
         alike = old.splits == new.splits and old.tokenizer.chat_template == new.tokenizer.chat_template
-        return self.data if alike and self.level == "same" else self._tokenized(OLD)
+        same = alike and old.tokenizer.get_vocab() == new.tokenizer.get_vocab()
+        return self.data if same else self._tokenized(OLD)
 
     def _version(self, name: str) -> ModelSettings:
         return self.settings.old if name == OLD else self.settings.new
@@ -291,7 +300,7 @@ class Run:
         training = self._plain_training(task=False)
         if self.splits.transfer and training.get("max_steps", -1) < 1:
             # Its own epochs have no transfer rows. Runs from before this was noted stay as they were.
-            steps_taken = _read_note(self._compatibility() / DONE_FILE).get("steps")
+            steps_taken = read_note(self._compatibility()).get("steps")
             training |= {} if steps_taken is None else {"max_steps": steps_taken}
 
         def work(folder: Path) -> None:
@@ -362,6 +371,7 @@ class Run:
             self.data,
             arguments,
             old_tokenizer=self.sides[OLD].tokenizer,
+            old_words=words_of_old(self.sides[OLD], self.sides[NEW], self.data),
             how=self._how,
             transfer=self.transfer,
         )
@@ -485,65 +495,6 @@ class Run:
         # What a stream is read from is in the settings alone.
         rows = ((data or self.data).identity, settings.data if settings.data.streaming else None)
         return _fingerprint(rows, settings.lora, how, ingredients)
-
-    def _once(self, name: str, what: str, key: str, work: Callable[[Path], dict[str, int] | None]) -> Path:
-        folder = self.folder / name
-        if name in self._finished:
-            return folder
-        steps.free_memory()
-        note = folder / DONE_FILE
-        before = _read_note(note)
-        self._process.wait_for_everyone()  # before the note is written anew
-        same = before.get("key") == key
-        if same and before.get("done"):
-            self._say(f"{what}: done before, in {folder}")
-        else:
-            self._say(what)
-            if self._process.is_main_process:
-                if before and not same:
-                    logger.warning(f"{folder} was trained with other settings or data; it is trained again.")
-                # Going on from those of other settings or data would mix the two.
-                for checkpoint in () if same else folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-                    shutil.rmtree(checkpoint)
-                folder.mkdir(parents=True, exist_ok=True)
-                write_json(note, {"key": key, "done": False}, indent=None)
-            self._process.wait_for_everyone()
-            noted = work(folder) or {}
-            self._process.wait_for_everyone()
-            if self._process.is_main_process:
-                write_json(note, {"key": key, "done": True, **noted}, indent=None)
-            self._process.wait_for_everyone()
-        self._finished.add(name)
-        return folder
-
-
-def load_result_predictions(folder: Path) -> Mapping[str, list[Prediction]]:
-    """The predictions of a finished run, by model; of models that its last settings left out nothing is read."""
-    rows = read_json(folder / RESULT_FILE, "result of a run")["result"]["rows"]
-    return {row["model"]: read_predictions(folder / PREDICTIONS / f"{row['model']}.jsonl") for row in rows}
-
-
-def complete_run_card(folder: Path, words: Mapping[str, Any]) -> None:
-    """Put the flips of a finished run on the card of its compatibility adapter, and what else it shall say."""
-    predictions = load_result_predictions(folder)
-    # The control is the baseline of the errors that come back.
-    labels = {OLD: "old", NEW: "new", COMPAT: "compat", CONTROL: "control: plain training for as long"}
-    labels = {name: label for name, label in labels.items() if name in predictions}
-    sources = [source_of(predictions[name], name) for name in labels]
-    comparison = compare(*sources, labels=list(labels.values()))
-    complete_card(folder / COMPAT, words, comparison=comparison, label=labels[COMPAT])
-
-
-def _read_note(note: Path) -> dict[str, Any]:
-    """What a step noted when it began or ended; nothing where it was not noted whole."""
-    if not note.is_file():
-        return {}
-    try:
-        content = read_json(note)
-    except MuscleError as error:
-        logger.warning(f"{error}: this step is done anew.")
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _load_checker(name: str | None) -> Checker | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from muscle_hf.evaluation.predictions import Prediction, item_hash
 from muscle_hf.evaluation.registry import load_task
 from muscle_hf.evaluation.tasks import Item, Task
 from muscle_hf.pipeline.config import DataSettings, ModelSettings
-from muscle_hf.pipeline.data import Splits, load_splits
+from muscle_hf.pipeline.data import Splits, TrainingData, load_splits
 from muscle_hf.pipeline.steps import load_tokenizer
 
 _PARTS = tuple(field.name for field in fields(Splits))
@@ -84,6 +84,16 @@ def in_own_words(version: ModelSettings, task: Task, splits: Splits, data: DataS
 def _question(item: Item) -> tuple[str, int, tuple[int, ...], list[str]]:
     """What of an item does not depend on the words it is asked in."""
     return item.id, len(item.choices), item.answers, [text.strip() for text in item.references]
+
+
+def words_of_old(old: Side, new: Side, data: TrainingData) -> Callable[[Mapping[str, Any]], tuple[str, str]] | None:
+    """From a row in v2's words and tokens to prompt and answer in v1's words; None where both have the same."""
+    if old.splits == new.splits:
+        return None
+    parts: Any = ((data.train, old.splits.train), (data.validation, old.splits.validation))
+    pairs = [(row, item) for rows, items in parts for row, item in zip(rows, items, strict=True)]
+    words = {tuple(row["input_ids"]): (item.prompt, item.target) for row, item in pairs}
+    return lambda row: words[tuple(row["input_ids"])]
 
 
 def as_asked_by_the_run(answers: Sequence[Prediction], items: Sequence[Item]) -> list[Prediction]:

@@ -6,7 +6,7 @@ import dataclasses
 import gc
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -189,6 +189,7 @@ def compatibility_trainer(
     arguments: MuscleConfig,
     *,
     old_tokenizer: PreTrainedTokenizerBase,
+    old_words: Callable[[Mapping[str, Any]], tuple[str, str]] | None = None,
     how: Mapping[str, Any],
     transfer: TransferPrompts | None = None,
 ) -> MuscleTrainer:
@@ -210,6 +211,7 @@ def compatibility_trainer(
         old_model=source,
         old_model_kwargs=where,
         old_processing_class=old_tokenizer,
+        old_formatting_func=old_words,
         transfer_dataset=transfer,
         **data.for_trainer(arguments),
     )

@@ -18,7 +18,7 @@ import yaml
 
 from muscle_hf.bundled import bundled
 from muscle_hf.cli.main import main
-from muscle_hf.pipeline.run import load_result_predictions
+from muscle_hf.pipeline.finished import load_result_predictions
 from muscle_hf.pipeline.smoke import tiny_model
 
 pytest.importorskip("trl")

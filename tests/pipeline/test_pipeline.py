@@ -25,7 +25,8 @@ from muscle_hf.files import alone
 from muscle_hf.hub.body import Card
 from muscle_hf.pipeline.config import TransferSettings
 from muscle_hf.pipeline.data import Splits
-from muscle_hf.pipeline.run import Run, load_result_predictions, run_task
+from muscle_hf.pipeline.finished import load_result_predictions
+from muscle_hf.pipeline.run import Run, run_task
 from muscle_hf.pipeline.steps import load_tokenizer
 from muscle_hf.pipeline.table import cells, columns, to_markdown
 

@@ -20,6 +20,7 @@ from muscle_hf.cli.main import main
 from muscle_hf.errors import MuscleError
 from muscle_hf.pipeline import config, smoke
 from muscle_hf.pipeline.config import load_settings
+from muscle_hf.pipeline.finished import load_result_predictions
 from muscle_hf.pipeline.recipes import (
     compare_with_published,
     find_recipe,
@@ -27,7 +28,7 @@ from muscle_hf.pipeline.recipes import (
     reproduction_table,
     title_of,
 )
-from muscle_hf.pipeline.run import load_result_predictions, make_run
+from muscle_hf.pipeline.run import make_run
 from muscle_hf.pipeline.steps import hush, training_arguments
 from muscle_hf.pipeline.table import Result, Row
 from muscle_hf.training.config import PRESETS

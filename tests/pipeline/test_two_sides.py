@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,9 +84,15 @@ def world(tmp_path_factory):
 def settings(world, tmp_path, old=None, **changes):
     data = {"train": SplitSettings("a", 0, 15), "validation_share": 0.2, "test": SplitSettings("a", 15, 9)}
     data["transfer"] = TransferSettings("a", 24, 6)
-    training = {"max_steps": 2, "per_device_train_batch_size": 4, "use_cpu": True, "disable_tqdm": True}
+    training = {
+        "trained_tokens": "completion",
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
     made = RunSettings(
-        old=ModelSettings(str(world / "v1"), **(old or {"task": str(world / "old.yaml")})),
+        old=ModelSettings(str(world / "v1"), **({"task": str(world / "old.yaml")} if old is None else old)),
         new=ModelSettings(str(world / "v2")),
         output_dir=str(tmp_path / "run"),
         task=str(world / "new.yaml"),
@@ -151,6 +158,8 @@ def test_a_second_task_that_asks_something_else_is_refused(change, named, world,
 
 def test_where_words_of_ones_own_have_no_place(world, tmp_path):
     made = settings(world, tmp_path)
+    with pytest.raises(MuscleError, match="trained_tokens: completion"):
+        make_run(dataclasses.replace(made, training={**made.training, "trained_tokens": "labels"}))
     for changes in (
         {"new": ModelSettings("x", task="new.yaml")},
         {"task": None, "data": DataSettings("x", format="trl"), "trainer": "trl"},
@@ -228,3 +237,21 @@ def test_each_teacher_is_asked_for_answers_in_its_own_words_and_tokens(world, tm
         dataclasses.replace(asked, old_prompts=asked.old_items[1:])
     texts = TransferPrompts(["a b", "c d"], "old", old_prompts=["<a b>", "<c d>"])
     assert [item.prompt for item in texts.old_items] == ["<a b>", "<c d>"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("base", "words"), [("v1", {}), ("v1", {"task": "old.yaml"}), ("v2", {"task": "old.yaml"})])
+def test_a_whole_run(base, words, world, tmp_path):
+    """Another tokenizer; other words besides; other words alone, on one base."""
+    asked = settings(world, tmp_path, {key: str(world / name) for key, name in words.items()})
+    asked.old.base = str(world / base)
+    said: list[str] = []
+    run = make_run(asked, said.append)
+    assert [row.model for row in run.whole().rows] == ["old", "new", "control", "muscle"]
+    found = json.loads((tmp_path / "run" / "muscle" / "muscle_provenance.json").read_text())
+    assert found["old"]["base"]["name"] == Path(asked.old.base).name
+    figures = json.loads((tmp_path / "run" / "muscle" / "muscle_provenance.json").read_text())["metrics"]
+    assert figures["share_old"] > 0 and figures["loss"] > 0
+    said.clear()
+    make_run(asked, said.append).whole()
+    assert sum("done before" in line for line in said) == 4

@@ -1,0 +1,87 @@
+"""Steps of a run that are done once: a note in the folder of each says for what it was done."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.files import read_json, write_json
+from muscle_hf.pipeline.steps import free_memory
+
+logger = logging.get_logger(__name__)
+
+DONE_FILE = "muscle_step.json"
+
+
+class Once:
+    """Does each step once.
+
+    Args:
+        folder: Of the run; a step has a folder of its name in it.
+        process: This one among those of the run.
+        say: Told what is done.
+    """
+
+    def __init__(self, folder: Path, process: PartialState, say: Callable[[str], None]):
+        self._folder, self._process, self._say = folder, process, say
+        self._finished: set[str] = set()
+
+    def __call__(self, name: str, what: str, key: str, work: Callable[[Path], dict[str, int] | None]) -> Path:
+        """Do a step, unless it was done with this key.
+
+        Args:
+            name: Of its folder.
+            what: In words.
+            key: Changes with everything that it depends on.
+            work: Does it, in its folder; what it returns is noted.
+
+        Returns:
+            Its folder.
+        """
+        folder = self._folder / name
+        if name in self._finished:
+            return folder
+        free_memory()
+        note, before = folder / DONE_FILE, read_note(folder)
+        self._process.wait_for_everyone()  # before the note is written anew
+        same = before.get("key") == key
+        if same and before.get("done"):
+            self._say(f"{what}: done before, in {folder}")
+        else:
+            self._say(what)
+            if self._process.is_main_process:
+                if before and not same:
+                    logger.warning(f"{folder} was trained with other settings or data; it is trained again.")
+                # Going on from those of other settings or data would mix the two.
+                for checkpoint in () if same else folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+                    shutil.rmtree(checkpoint)
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(note, {"key": key, "done": False}, indent=None)
+            self._process.wait_for_everyone()
+            noted = work(folder) or {}
+            self._process.wait_for_everyone()
+            if self._process.is_main_process:
+                write_json(note, {"key": key, "done": True, **noted}, indent=None)
+            self._process.wait_for_everyone()
+        self._finished.add(name)
+        return folder
+
+
+def read_note(folder: Path) -> dict[str, Any]:
+    """What a step noted in its folder when it began or ended; nothing where it was not noted whole."""
+    note = folder / DONE_FILE
+    if not note.is_file():
+        return {}
+    try:
+        content = read_json(note)
+    except MuscleError as error:
+        logger.warning(f"{error}: this step is done anew.")
+        return {}
+    return content if isinstance(content, dict) else {}
