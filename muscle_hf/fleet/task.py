@@ -6,11 +6,15 @@ import contextlib
 import hashlib
 import json
 import math
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
+
+import yaml
 
 from muscle_hf.compare import Document, compare, source_of
 from muscle_hf.compare.document import Inheritance, TaskResult, Update, plain
@@ -27,7 +31,7 @@ from muscle_hf.pipeline.sides import in_own_words, side_of
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD
 from muscle_hf.report import html
 
-STATE_FILE, OUTCOME_FILE = "fleet_state.json", "fleet_outcome.json"
+STATE_FILE, OUTCOME_FILE, RUN_FILE = "fleet_state.json", "fleet_outcome.json", "run.yaml"
 REPORT, REPORT_FIRST = "report.html", "report_first.html"
 GATE = "gate"
 # What is asked at the gate, by the models of a run.
@@ -122,7 +126,9 @@ class TaskRun(Run):
         return self.ancestors[int(name[6:])] if name.startswith("before") else super().side(name)
 
     def do(self, step: str, task: FleetTask) -> None:
-        """Do one of :data:`STEPS` and those before it that are missing."""
+        """Do one of :data:`STEPS` and those before it that are missing; the settings are left in a file, with which
+        ``muscle-hf train`` does the same run, over several GPUs, say."""
+        write_text(self.folder / RUN_FILE, yaml.safe_dump(self.settings.to_dict(), sort_keys=False))
         if step == "flips":
             for name in (OLD, NEW):
                 self.answers(name)
@@ -230,13 +236,15 @@ def _generation(name: str, result: TaskResult) -> Generation:
 
 
 def key_of(task: FleetTask) -> str:
-    """Changes with all that a task is set to."""
-    parts = (task.settings.to_dict(), asdict(task.budget), [asdict(version) for version in task.ancestors])
+    """Changes with all that a task is set to, but for where it is."""
+    settings = {**task.settings.to_dict(), "output_dir": None}
+    parts = (settings, asdict(task.budget), [asdict(version) for version in task.ancestors])
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def read_state(task: FleetTask) -> dict[str, Any]:
-    """Of each step that was begun: ``state`` (``running``, ``done``, ``failed``), ``seconds``, ``error``.
+    """Of each step that was begun: ``state`` (``running``, ``done``, ``failed``, ``stopped``), ``seconds``, ``error``,
+    and which process of which machine it was.
 
     ``running`` is what a step is whose process was killed, too.
     """
@@ -264,7 +272,8 @@ def noted(task: FleetTask, step: str) -> Iterator[None]:
     with alone(task.folder / RESULT_FILE):
         steps = read_state(task)
         before, start = steps.get(step, {}), time.monotonic()
-        noted: dict[str, Any] = {"state": "running"}
+        who = {"pid": os.getpid(), "host": socket.gethostname()}
+        noted: dict[str, Any] = {"state": "running", **who}
 
         def write() -> None:
             write_json(task.folder / STATE_FILE, {"key": key_of(task), "steps": {**steps, step: noted}})
@@ -279,6 +288,6 @@ def noted(task: FleetTask, step: str) -> Iterator[None]:
         else:
             # What was done before takes no time to find done.
             seconds = max(time.monotonic() - start, before.get("seconds", 0.0))
-            noted = {"state": "done", "seconds": round(seconds, 2)}
+            noted = {"state": "done", "seconds": round(seconds, 2), **who}
         finally:
             write()

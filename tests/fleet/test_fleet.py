@@ -200,9 +200,15 @@ def test_what_is_done_is_not_done_again_and_only_says_which(world, capsys):
     said = capsys.readouterr().out
     assert "[1/1] chat" in said and "done before" in said
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("adapter_model.safetensors")} == before
-    assert read_state(fleet_of(world).tasks[1])["muscle"] == took["muscle"]
+    assert read_state(fleet_of(world).tasks[1])["muscle"]["seconds"] == took["muscle"]["seconds"]
     assert main(["fleet", str(world[1]), "--only", "chatt"]) == 2
     assert "'chat'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_muscle_hf_train_does_the_same_run(world, capsys):
+    assert main(["train", "--config", str(world[0] / "v2" / "chat" / "run.yaml")]) == 0
+    assert capsys.readouterr().out.count("done before") == len(MODELS)
 
 
 @pytest.mark.slow
