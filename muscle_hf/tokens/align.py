@@ -52,7 +52,8 @@ class Place:
         steps: What each of v1's distributions says of the student's token.
         label: The student's token.
         settled: For each step whether its boundary lies at the label's end or behind it.
-        ended: v1's token for what the student has read since v1's boundary, where v1 might have stopped; -1 for none.
+        ended: After each of them, v1's token for just what the student has read since; v1 may have said it, off its
+            path, and what it says then is not known. -1 for none.
     """
 
     first: int
@@ -60,7 +61,7 @@ class Place:
     steps: tuple[Step, ...]
     label: int
     settled: tuple[bool, ...]
-    ended: int = -1
+    ended: tuple[int, ...]
 
     @property
     def begun(self) -> int:
@@ -214,7 +215,9 @@ class Aligner:
         at = bisect_right(old.bounds, max(start, zone)) - 1
         first = at
         if start >= zone:
-            while at - first < _BEFORE and first and self.old.extends(old.cut(old.bounds[first - 1], start)):
+            # Where v1 has no boundary itself, it may still have said just what the student has read.
+            reaches = self.old.extends if old.bounds[at] == start else self.old.begins
+            while at - first < _BEFORE and first and reaches(old.cut(old.bounds[first - 1], start)):
                 first -= 1
         first = max(first, 1 - old.start)
         if first > at:
@@ -226,16 +229,16 @@ class Aligner:
                 break
             last += 1
         steps = tuple(self._step(section, index, old, bound, zone) for bound in range(first, last + 1))
-        ended = -1
+        ended = [-1] * len(steps)
         if zone <= start and old.bounds[at] < start:
-            ended = self._token(old.cut(old.bounds[at], start))
+            ended[: at - first + 1] = [self._token(old.cut(bound, start)) for bound in old.bounds[first : at + 1]]
         return Place(
             first=old.start + first - 1,
             path=tuple([*old.ids, old.closed_by][first : last + 1]),
             steps=steps,
             label=label,
             settled=tuple(old.bounds[bound] >= end for bound in range(first, last + 1)),
-            ended=ended,
+            ended=tuple(ended),
         )
 
     def _step(self, section: _Section, index: int, old: _Section, bound: int, zone: int) -> Step:
@@ -245,19 +248,21 @@ class Aligner:
             kept = max(here, zone)
             residue = old.cut(here, kept)
             return Step(-1 if residue else 1, residue, section.cut(start, kept), last=last)
-        read = index
         if here < start:
             read = bisect_right(section.bounds, here, hi=index + 1) - 1
             if here < zone or section.bounds[read] < zone:
-                return Step(-1, old.cut(here, start), last=last)
-        for before in range(read - 1, max(read - _READ, 0) - 1, -1):
-            begun = section.bounds[before]
-            if begun == section.bounds[before + 1] or begun < zone or not self.new.extends(section.cut(begun, here)):
-                break
-            read = before
+                return Step(-1, old.cut(here, start))
+            within, last = old.cut(here, start), -1
+        else:
+            read, within = index, b""
+            for before in range(index - 1, max(index - _READ, 0) - 1, -1):
+                begun = section.bounds[before]
+                if begun == section.bounds[read] or begun < zone or not self.new.extends(section.cut(begun, here)):
+                    break
+                read = before
         kind = (here > start) - (here < start)
         carry = section.cut(section.bounds[read], here)
-        return Step(kind, b"", carry, tuple(section.ids[read:index]), old.cut(here, max(start, here)), last)
+        return Step(kind, b"", carry, tuple(section.ids[read:index]), within, last)
 
     def _token(self, string: bytes) -> int:
         """v1's token for some bytes, -1 where they are several tokens."""

@@ -15,6 +15,7 @@ import hashlib
 import os
 import secrets
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from huggingface_hub import constants
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import pad
 
 from muscle_hf.tokens.vocabulary import ByteVocabulary, special_pairs
 
@@ -80,6 +82,29 @@ class CellTable:
         counts = np.bincount(ws, minlength=old_size)
         return cls(torch.from_numpy(ws), torch.from_numpy(us), torch.from_numpy(counts[ws] > 1), old_size, new_size)
 
+    @cached_property
+    def _closed(self) -> tuple[Tensor, Tensor]:
+        closed = (~self.open).nonzero()[:, 0]
+        first = torch.full((self.new_size,), len(self.new), device=self.new.device)
+        first = first.scatter_reduce_(0, self.new[closed], closed, "amin")
+        return first, closed[first[self.new[closed]] != closed]
+
+    @property
+    def sole(self) -> Tensor:
+        """(V2,) int64, for each of the student's tokens the first token of v1 whose only one it is; V1 for none."""
+        first, nothing = self._closed[0], self.old.new_tensor([self.old_size])
+        return torch.cat([self.old, nothing])[first]
+
+    @property
+    def further(self) -> Tensor:
+        """int64, which pairs of such tokens are not in ``sole``."""
+        return self._closed[1]
+
+    @cached_property
+    def open_tokens(self) -> Tensor:
+        """int64, v1's tokens with several of the student's."""
+        return self.old[self.open].unique()
+
     def to(self, device: torch.device | str) -> CellTable:
         """The same on a device."""
         return CellTable(self.old.to(device), self.new.to(device), self.open.to(device), self.old_size, self.new_size)
@@ -96,12 +121,13 @@ def spread(p: Tensor, table: CellTable, s: Tensor) -> Tensor:
     Returns:
         (n, V2) float32. Each row has the mass of the tokens of v1 that the table knows.
     """
-    out = torch.zeros(len(p), s.size(1), dtype=torch.float32, device=p.device)
-    w, u = table.old[~table.open], table.new[~table.open]
-    out.index_add_(1, u, p[:, w].float())
+    p = p.float()
+    # A gather for the first token of v1 of each of the student's, which is the only one mostly: sums are slower.
+    out = pad(p, (0, 1)).index_select(1, table.sole)
+    out.index_add_(1, table.new[table.further], p.index_select(1, table.old[table.further]))
     w, u = table.old[table.open], table.new[table.open]
     cell = torch.unique_consecutive(w, return_inverse=True)[1]
-    return out.index_add_(1, u, p[:, w].float() * shares(s[:, u], cell))
+    return out.index_add_(1, u, p.index_select(1, w) * shares(s.index_select(1, u), cell))
 
 
 def shares(s: Tensor, cell: Tensor) -> Tensor:

@@ -161,20 +161,22 @@ class ByteVocabulary:
         start = bisect_right(keys, prefix)
         return ids[start : bisect_left(keys, _successor(prefix), start) if prefix else len(keys)]
 
-    def beginning(self, prefixes: Sequence[bytes]) -> list[NDArray[np.int64]]:
-        """Ids of the tokens that begin with one of some byte strings, or are it."""
+    def beginning(self, prefix: bytes) -> NDArray[np.int64]:
+        """Ids of the tokens that begin with some bytes, or are them, in the order of their bytes."""
         keys, ids = self._sorted
-        found, covered = [], None
-        for prefix in sorted(filter(None, prefixes)):
-            if covered is None or not prefix.startswith(covered):
-                covered, start = prefix, bisect_left(keys, prefix)
-                found.append(ids[start : bisect_left(keys, _successor(prefix), start)])
-        return found
+        start = bisect_left(keys, prefix)
+        return ids[start : bisect_left(keys, _successor(prefix), start)]
 
     def extends(self, prefix: bytes) -> bool:
         """Whether there is such a token."""
+        return self._follows(bisect_right(self._sorted[0], prefix), prefix)
+
+    def begins(self, prefix: bytes) -> bool:
+        """Whether there is one, or one of just these bytes."""
+        return self._follows(bisect_left(self._sorted[0], prefix), prefix)
+
+    def _follows(self, start: int, prefix: bytes) -> bool:
         keys, _ = self._sorted
-        start = bisect_right(keys, prefix)
         return start < len(keys) and keys[start].startswith(prefix)
 
     def string(self, id: int) -> bytes:
