@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -16,7 +16,7 @@ from muscle_hf.objective.chunked import Stream, chunk_rows
 from muscle_hf.objective.divergence import label_log_likelihood
 from muscle_hf.objective.masks import widest_float
 from muscle_hf.objective.whole_answers import AnswerStream
-from muscle_hf.teachers.batch import IGNORED, Batch
+from muscle_hf.teachers.batch import Batch
 from muscle_hf.teachers.head import Head
 from muscle_hf.teachers.teacher import Teacher
 
@@ -74,7 +74,7 @@ class AnswerLikelihoods:
         """Look up what is known of a batch, ahead of :meth:`targets` and :meth:`work`."""
         if self._kept is None or self._kept.batch is not batch:
             batch.require_apart("the log-likelihoods of whole answers")
-            answers = _answers(batch)
+            answers = batch.answers()
             read = self.teacher.spelling(answers)
             spoken = torch.zeros(len(batch), dtype=torch.bool, device=read.rows.device).index_fill_(0, read.rows, True)
             if (unread := self.teacher.silent(answers)) is not None:
@@ -98,7 +98,7 @@ class AnswerLikelihoods:
             columns = [{_COLUMN: numbers[row : row + 1]} for row in fresh]
             self.store.put_rows([kept.keys[row] for row in fresh], columns)
         known = numbers.to(batch.labels.device)[batch.rows]
-        return AnswerStream(known, None, _tokens(batch), batch.rows, self._spoken(batch))
+        return AnswerStream(known, None, batch.own_tokens, batch.rows, self._spoken(batch))
 
     def _computed(self, read: Batch, missing: Tensor) -> Tensor:
         """The numbers of some rows, (B,), float32 on the CPU."""
@@ -137,17 +137,3 @@ class AnswerLikelihoods:
             tokens = read.targets[read.rows == part.row].cpu().numpy().tobytes()
             keys[part.row] = None if part.key is None else hashlib.sha256(part.key + tokens).digest()
         return keys
-
-
-def _tokens(batch: Batch) -> Tensor:
-    """What is right at each trained place, (N,); in rows without labels what stands there."""
-    labelled = batch.labelled
-    return batch.targets if labelled is None else torch.where(labelled, batch.targets, batch.next_tokens)
-
-
-def _answers(batch: Batch) -> Batch:
-    """The whole rows, with labels on their answers alone."""
-    whole = batch.whole or batch
-    tokens = _tokens(whole).masked_fill(~whole.of_answers, IGNORED)
-    labels = torch.full_like(whole.labels, IGNORED).index_put_(whole.places, tokens)
-    return replace(whole, labels=labels, whole=None)

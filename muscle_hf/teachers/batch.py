@@ -106,6 +106,19 @@ class Batch:
         rows, columns = self.places
         return mask[rows, (columns + 1).clamp(max=mask.size(1) - 1)] != 0
 
+    @cached_property
+    def own_tokens(self) -> Tensor:
+        """What is right at each trained place, (N,), int64; in rows without labels what stands there."""
+        labelled = self.labelled
+        return self.targets if labelled is None else torch.where(labelled, self.targets, self.next_tokens)
+
+    def answers(self) -> Batch:
+        """The rows as they came, with their answers alone trained, whose tokens are the labels."""
+        whole = self.whole or self
+        tokens = whole.own_tokens.masked_fill(~whole.of_answers, IGNORED)
+        labels = torch.full_like(whole.labels, IGNORED).index_put_(whole.places, tokens)
+        return replace(whole, labels=labels, whole=None)
+
     def require_apart(self, what: str) -> None:
         """Refuse rows that pack several sequences.
 

@@ -109,6 +109,8 @@ def look_at(teacher: Teacher, trainer: Any) -> None:
     rows, tokens = np.zeros(2), np.zeros(2)
     for inputs in trainer.sample():
         batch = trainer.batch_of(inputs)
+        # Words around the answers need not be the same.
+        batch = batch.answers() if trainer.old_targets == "answer" else batch
         if count := len(batch.rows):
             missing = reader.silent(batch)
             reached = count if missing is None else count - int(missing.sum())
@@ -130,8 +132,9 @@ def look_at(teacher: Teacher, trainer: Any) -> None:
     reader.share = {"level": reader.level, "shared_tokens": shared, "rows_read": float(rows[0] / rows[1])}
     reader.share["tokens_with_target"] = float(tokens[0] / tokens[1])
     if trainer.is_world_process_zero():
+        what = "the answers' tokens" if trainer.old_targets == "answer" else "the trained tokens"
         seen, reached = (f"{reader.share[name]:.0%}" for name in ("rows_read", "tokens_with_target"))
         logger.warning(
             f"v1 has {_LEVELS[reader.level]} ({shared:,} of its tokens are v2's too). Of the training rows it reads "
-            f"{seen}, and {reached} of the trained tokens have a target from it; the others follow v2."
+            f"{seen}, and {reached} of {what} have a target from it; the others follow v2."
         )

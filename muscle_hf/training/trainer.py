@@ -120,6 +120,12 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         self._data_checked = self._check_train_dataset()
         self._set_reader(old_formatting_func, transfer_dataset, trainer_arguments)
         self.old_targets = self._chosen_targets()
+        if self.teachers["old"].reader is not None:
+            from muscle_hf.training.reading import look_at
+
+            look_at(self.teachers["old"], self)
+            # Rows may show that it cuts texts otherwise.
+            self.old_targets = self._chosen_targets()
         self._require_known(self.train_dataset, "training set")
         self.mix_in_transfer_rows(transfer_dataset)
         self._train_sums: Tensor | None = None
@@ -203,14 +209,11 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
             return formatting is not None or in_chats or getattr(transfer, "old_prompts", None) is not None
 
         set_reader(old, self._tokenizers["old"], self.tokenizer, self.student, own_words)
-        if old.reader is None:
-            return
-        from muscle_hf.training.reading import look_at, tell_old_rows
+        if old.reader is not None and (formatting is not None or (chats and own_words(old.tokenizer, self.tokenizer))):
+            from muscle_hf.training.reading import tell_old_rows
 
-        if formatting is not None or (chats and own_words(old.tokenizer, self.tokenizer)):
             for name in ("train_dataset", "eval_dataset"):
                 tell_old_rows(old, self.tokenizer, getattr(self, name), given.get(name), formatting)
-        look_at(old, self)
 
     def _chosen_targets(self) -> str:
         """What of v1 is followed: ``tokens``, ``answer`` or ``choices``."""

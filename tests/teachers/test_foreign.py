@@ -50,6 +50,7 @@ def rows(**how):
 
 def trainer(folder, old=None, **settings):
     defaults = {"processing_class": NEW, "old_processing_class": OLD, "train_dataset": rows(), "mask": "mean"}
+    settings.setdefault("old_targets", "tokens")
     return builders.trainer(folder, model(2, 330), old or model(1, 270), **{**defaults, **settings})
 
 
@@ -104,6 +105,33 @@ def test_other_words_of_v1(tmp_path):
     for row, ids in enumerate(spelt.inputs["input_ids"]):
         own = ids[spelt.inputs["attention_mask"][row] == 1].tolist()
         assert own == expected[row]["input_ids"][: len(own)] and len(own) >= len(expected[row]["input_ids"]) - 1
+
+
+@pytest.mark.parametrize("asked", ["as v2", "in its own words"])
+def test_by_default_the_likelihood_of_an_answer_is_what_is_followed(asked, tmp_path):
+    """In its own tokens, however the rows are trained: with their contexts, at once or row by row."""
+    old, words = model(1, 270), PAIRS
+    table, settings = rows(answers_only=False), {}
+    if asked == "in its own words":
+        words = [(f"Q: {prompt}\nA:", answer) for prompt, answer in PAIRS]
+        said = {tuple(row["input_ids"]): pair for row, pair in zip(table, words, strict=True)}
+        settings["old_formatting_func"] = lambda row: said[tuple(row["input_ids"])]
+    made = trainer(tmp_path, old, old_targets="auto", train_dataset=table, **settings)
+    assert made.old_targets == "answer"
+    batch = batch_of(made)
+    stream = made._step.sources["old"].targets(batch)
+    assert torch.equal(stream.spoken, batch.of_answers) and not bool(stream.spoken.all())
+    expected = log_likelihoods(old, words)
+    torch.testing.assert_close(stream.hidden[stream.spoken], expected[batch.rows[stream.spoken]], rtol=1e-4, atol=1e-4)
+    made.train()
+
+
+@pytest.mark.parametrize("mask", ["old_right", "more_confident_sequence"])
+def test_tokens_are_followed_where_the_mask_reads_v1_or_answers_are_long(mask, tmp_path, monkeypatch):
+    monkeypatch.setattr("muscle_hf.training.answer_targets.LONGEST_ANSWER", 7)
+    assert trainer(tmp_path, old_targets="auto", mask=mask).old_targets == "tokens"
+    whole = builders.without(rows(answers_only=False), "completion_mask")
+    assert trainer(tmp_path, old_targets="auto", train_dataset=whole).old_targets == "tokens"
 
 
 @pytest.mark.parametrize("mask", ["student_wrong", "mean", "old_right", "more_confident_sequence"])
