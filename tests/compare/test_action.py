@@ -1,11 +1,14 @@
-"""The GitHub Action: its steps run in a clean shell, as GitHub runs them, with a stand-in for ``gh`` alone."""
+"""The GitHub Action: its steps run in a clean shell, as on GitHub, with a stand-in for ``gh`` or for GitHub itself."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import paths
@@ -42,7 +45,7 @@ def job(tmp_path):
     places = {name: str(tmp_path / name) for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
     outputs = tmp_path / "GITHUB_OUTPUT"
 
-    def run(*names: str, **inputs: str) -> tuple[int, str]:
+    def run(*names: str, settings: dict[str, str] | None = None, **inputs: str) -> tuple[int, str]:
         outputs.write_text("", encoding="utf-8")
         for name in names:
             step = STEPS[name]
@@ -64,7 +67,7 @@ def job(tmp_path):
             result = subprocess.run(
                 [shutil.which("bash"), "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
                 cwd=tmp_path,
-                env={**clean, **places, **env},
+                env={**clean, **places, **env, **(settings or {})},
                 capture_output=True,
                 text=True,
             )
@@ -128,6 +131,60 @@ def test_one_comment_is_kept_up_to_date(job, tmp_path, known):
     assert target in last and ("PATCH" in last) == bool(known)
     body = (tmp_path / "body.md").read_text(encoding="utf-8")
     assert body.startswith("<!-- muscle-hf compare: model-update -->") and "actions/runs/5" in body
+
+
+@pytest.fixture
+def github():
+    """A stand-in for GitHub's comments of one pull request: what it was asked, and its proxy's address."""
+    asked: list[tuple[str, str, dict]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            comments = [{"id": 5, "body": "Fine."}]
+            comments += [{"id": 77, **told} for method, _, told in asked if method == "POST"]
+            asked.append((self.command, self.path.partition("?")[0], json.loads(body) if body else {}))
+            data = json.dumps(comments if self.command == "GET" else {}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_POST = do_PATCH = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield asked, f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+
+
+@pytest.mark.skipif(shutil.which("gh") is None, reason="gh is not installed")
+def test_gh_itself_writes_and_rewrites_the_comment(job, github, tmp_path):
+    asked, proxy = github
+    (tmp_path / "bin" / "gh").unlink()
+    # Of all hosts, gh speaks to this one without TLS.
+    settings = {
+        "GH_HOST": "github.localhost",
+        "HTTP_PROXY": proxy,
+        "PATH": f"{tmp_path}/bin:{Path(shutil.which('gh')).parent}:/usr/bin:/bin",
+    }
+    for flips in (3, 4):
+        for name, rows in zip(("old", "new"), flipping(100, flips), strict=True):
+            write(tmp_path / f"{name}.jsonl", rows)
+        sides = {"old": "old.jsonl", "new": "new.jsonl"}
+        assert job("Compare", "Comment", settings=settings, github_token="t", **sides)[0] == 0
+    home = "http://api.github.localhost/repos/team/product/issues"
+    assert [(method, path) for method, path, _ in asked if method != "GET"] == [
+        ("POST", f"{home}/7/comments"),
+        ("PATCH", f"{home}/comments/77"),
+    ]
+    bodies = [told["body"] for method, _, told in asked if method != "GET"]
+    assert all(body.startswith("<!-- muscle-hf compare: model-update -->") for body in bodies)
+    assert "3.0%" in bodies[0] and "4.0%" in bodies[1]
 
 
 def test_the_page_tells_of_every_input():
