@@ -78,11 +78,15 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ROLE=NAME,...",
         default="",
         help="columns, or JMESPath to nested fields: id (# numbers, a+b joins), prediction, target, correct (also "
-        "score>=7), score, task, prompt, hash, choices, error, model",
+        "score>=7), score, task, prompt, hash, choices, error, model; new:prediction=NAME is of one model alone",
     )
     reading.add_argument("--rows", metavar="PATH", help="JMESPath to the rows of a JSON document, such as 'results[]'")
     reading.add_argument(
-        "--where", action="append", default=[], metavar="NAME=VALUE", help="only rows with this value; repeatable"
+        "--where",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="only rows with this value (new:NAME=VALUE: of one model); repeatable",
     )
     reading.add_argument("--right", metavar="WORD,...", default="", help="words of the correct column that mean right")
     reading.add_argument(
@@ -152,7 +156,7 @@ def reading_options(args: argparse.Namespace) -> ReadOptions:
 
 
 # Columns are split where the next role begins: paths may hold commas.
-_PAIRS = re.compile(r",(?=\s*\w+\s*=(?!=))")
+_PAIRS = re.compile(r",(?=\s*[\w:]+\s*=(?!=))")
 
 
 def _pairs(option: str, entries: Sequence[str], example: str) -> dict[str, str]:

@@ -29,8 +29,11 @@ _NO_JUDGEMENT = {"none", "n/a", "#n/a", "na", "nat", "-", "--"}
 _WRITTEN_ZEROS = re.compile(r"\.[0-9]*[1-9]0+")
 # Beyond this a number is not written out in digits.
 _MAX_DIGITS = 400
-_YES = {"1", "true", "t", "yes", "y", "right", "correct", "pass", "passed", "success", "resolved"}
-_NO = {"0", "false", "f", "no", "n", "wrong", "incorrect", "fail", "failed", "failure", "unresolved"}
+_YES = {"1", "true", "t", "yes", "y", "right", "correct", "pass", "passed", "success", "resolved", "✓", "✔", "✅"}
+_NO = {"0", "false", "f", "no", "n", "wrong", "incorrect", "fail", "failed", "failure", "unresolved", "✗", "✘", "❌"}
+# Around a text: blanks, marks of direction, and what no reader sees.
+_UNSEEN = " \t\r\n\u00a0\u200b\u200e\u200f\u2060\ufeff"
+_DECIMAL_COMMA = re.compile(r"[+-]?(?:0,\d+|\d+,(?!\d{3}\b)\d+)\s*%?")
 # Answers of this many words are free text, which hardly ever equals a reference.
 _FREE_TEXT_WORDS = 5
 _LOWER_WORDS = """
@@ -66,7 +69,7 @@ def normal(value: Any) -> str:
     if isinstance(value, str):
         text = value.strip()
         if not text.isascii():
-            text = unicodedata.normalize("NFC", text)
+            text = unicodedata.normalize("NFC", text).strip(_UNSEEN)
         if "\r" in text:
             text = text.replace("\r\n", "\n")
         if text[-1:].isdigit() and _NUMBER.fullmatch(text) and not _WRITTEN_ZEROS.search(text):
@@ -163,8 +166,9 @@ def as_number(value: Any, column: str) -> float:
     if isinstance(value, str) and (word := normal(value)) in ("true", "false"):
         return float(word == "true")
     try:
-        if isinstance(value, str) and value.rstrip().endswith("%"):
-            return float(value.rstrip().removesuffix("%")) / 100
+        if isinstance(value, str):
+            text = value.strip().replace(",", ".") if _DECIMAL_COMMA.fullmatch(value.strip()) else value.strip()
+            return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
         return float(value)
     except (TypeError, ValueError, OverflowError):
         raise MuscleError(

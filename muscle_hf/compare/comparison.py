@@ -88,7 +88,7 @@ def compare(
     _check_labels(names, len(given), candidates, controls)
     wanted = [*(analysis.slices or ()), *([analysis.cluster] if analysis.cluster else []), *read.wanted]
     read = dataclasses.replace(read, wanted=wanted)
-    sources = {name: as_source(entry, read) for name, entry in zip(names, given, strict=True)}
+    sources = {name: as_source(entry, read.of(name, names)) for name, entry in zip(names, given, strict=True)}
     joined, warnings = join(
         sources, missing="drop" if allow_partial else missing, ignore_prompts=ignore_prompts, wanted=wanted
     )
@@ -100,6 +100,11 @@ def compare(
         f"the answers of {model.label} were given by more than one model"
         for model in models
         if len({json.dumps({**(origin or {}), "data": None}, sort_keys=True) for origin in model.origins}) > 1
+    ]
+    warnings += [
+        f"every answer of {name} is that of {names[0]}: are these the logs of two models?"
+        for name in names[1:]
+        if all(_alike(task, name) for task in joined)
     ]
     joined = [count_repeats(task, analysis.repeats) for task in joined]
     _check_cluster(joined, analysis.cluster)
@@ -136,6 +141,11 @@ def compare(
 
 def _path(entry: Any) -> str:
     return entry.path if isinstance(entry, Source) else str(entry) if isinstance(entry, (str, os.PathLike)) else ""
+
+
+def _alike(task: Joined, label: str) -> bool:
+    old, new = task.answers[task.labels[0]], task.answers[label]
+    return old is not None and new is not None and bool((old == new).all())
 
 
 def _role(place: int) -> Role:

@@ -24,6 +24,8 @@ _LISTED = 10
 _BLOCK = 10_000
 # Scores that differ by less than this, relative to their size, are equal: 0.1 + 0.2 and 0.3.
 _EQUAL = 1e-9
+# Scores of one scale hardly ever reach so many times as far for one model as for another.
+_SCALE = 10
 # Of so many answers that were held against their targets here, one should be right.
 _ENOUGH = 20
 # So many different answers in a whole task are labels, not texts.
@@ -207,6 +209,10 @@ def _join_task(
         )
     joined = _assemble(task, tables, rows, kept_ids, len(ids) - len(kept_ids), wanted)
     joined.missing = {label: found for label, found in counted.items() if found}
+    most = {label: float(np.abs(value).max(initial=0)) for label, value in joined.values.items()}
+    if joined.kind == "score" and 0 < _SCALE * min(most.values()) < max(most.values()):
+        listed = ", ".join(f"{label} {value:g}" for label, value in most.items())
+        warnings.append(f"task {task!r}: scores reach {listed}: are they on one scale?")
     return joined
 
 

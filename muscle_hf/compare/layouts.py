@@ -17,10 +17,11 @@ from muscle_hf.compare import lighteval_format, lm_eval_format
 SYNONYMS: dict[str, str] = {
     "id": "custom_id id item_id example_id example_abbr doc_id question_id instance_id task_id sample_id problem_id "
     "case_id test_id dataset_item_id qid idx index testcase uid uuid key",
-    "prediction": "prediction pred predicted predictions output response generated_text completion model_output "
-    "model_answer model_response actual_output outputs generated generation predicted_text answer",
-    "target": "target label gold reference references expected ground_truth groundtruth expected_output gold_answer "
-    "correct_answer reference_answer ideal answer targets labels",
+    "prediction": "prediction pred predicted predictions predicted_label pred_label y_pred output response "
+    "generated_text completion model_output model_answer model_response actual_output outputs generated generation "
+    "predicted_text answer",
+    "target": "target true_label gold_label y_true label gold reference references expected "
+    "ground_truth groundtruth expected_output gold_answer correct_answer reference_answer ideal answer targets labels",
     "correct": "correct is_correct iscorrect is_right exact_match acc accuracy right passed is_passed pass "
     "success resolved solved",
     "score": "score similarity rougeL rouge1 reward rating f1 value",
@@ -160,12 +161,13 @@ LAYOUTS = (
     ),
     Layout(
         "evalplus",
-        ("eval", "hash", "date"),
+        ("eval", "date"),
         rows="eval.*[]",
-        metrics="plus_status && ['plus', 'base'] || ['base']",
+        metrics="plus_status && ['plus', 'base'] || base_status && ['base'] || ['pass']",
         columns={
             "id": "task_id",
-            "correct": "base_status == 'pass' && ('{metric}' == 'base' || plus_status == 'pass')",
+            # BigCodeBench has one status.
+            "correct": "(base_status || status) == 'pass' && ('{metric}' != 'plus' || plus_status == 'pass')",
             "prediction": "solution",
         },
     ),

@@ -303,7 +303,8 @@ def _csv_rows(file: Path, stream: IO[bytes]) -> list[Row]:
         delimiter = header[4:5]
         stream.readline()
     lines = io.TextIOWrapper(stream, encoding="utf-8", newline="")
-    reader = csv.DictReader(lines, delimiter=delimiter, restkey=cast("str", _MORE), strict=True)
+    options: dict[str, Any] = {"restkey": _MORE, "strict": True, "skipinitialspace": True}
+    reader = csv.DictReader(lines, delimiter=delimiter, **options)
     rows = []
     try:
         names = [name for name in reader.fieldnames or [] if name]

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,8 @@ from muscle_hf.words import did_you_mean
 ROW_NUMBER = "#"
 # Columns of scores that do not say what was measured.
 _UNNAMED_SCORES = {"score", "similarity", "reward", "rating", "value"}
+# Answers of a classifier, whose score is its confidence.
+_LABELS = {"predicted_label", "pred_label", "y_pred"}
 # Fields that hold the judgements of a tool.
 _JUDGEMENTS = {"scores", "grades", "evaluation", "evaluations", "feedback", "feedback_scores", "judgement", "judgment"}
 _LISTED = 20
@@ -60,7 +62,8 @@ class ReadOptions:
         wanted: Columns that are needed for slices or clusters, whatever they hold.
         lower_is_better: Whether lower scores are better; None to go by the measure's name, and ask where it says so.
         rows: JMESPath to the rows of a JSON document.
-        where: Column or JMESPath -> value of the rows that count, where a file holds several runs.
+        where: Column or JMESPath -> value of the rows that count, where a file holds several runs. Keys of this and of
+            ``columns`` may be of one model alone, by its label: ``new:model``.
         right: Words that say "right" in the column of right and wrong; all others are wrong.
     """
 
@@ -74,6 +77,15 @@ class ReadOptions:
     rows: str | None = None
     where: Mapping[str, str] = field(default_factory=dict)
     right: Sequence[str] = ()
+
+    def of(self, label: str, labels: Sequence[str]) -> ReadOptions:
+        """What holds for one model: keys such as ``new:prediction`` are of the model with that label alone."""
+
+        def own(table: Mapping[str, str]) -> dict[str, str]:
+            common = {key: value for key, value in table.items() if key.partition(":")[0] not in labels}
+            return common | {k.partition(":")[2]: v for k, v in table.items() if k.startswith(f"{label}:")}
+
+        return replace(self, columns=own(self.columns), where=own(self.where))
 
 
 class RowReader:
@@ -118,14 +130,17 @@ class RowReader:
             raise MuscleError(f"unknown column role {unknown[0]!r}; {did_you_mean(unknown[0], ROLES)}")
         found = {} if self.layout.columns else find_roles(present)
         named = {role: next(iter(fnmatch.filter(present, path)), path) for role, path in self.layout.columns.items()}
+        if plain_name(found.get("prediction", "")) in _LABELS:
+            found.pop("score", None)
         roles = {**(named or found), **self.options.columns}
         if (measure := self._measure()) and not self.layout.columns and not _how(self.options.columns):
             role = "correct" if "correct" in find_roles([measure]) else "score"
             roles = {name: path for name, path in roles.items() if name not in ("correct", "score")} | {role: measure}
         problems = []
-        if "id" not in roles and "prompt" in roles:
-            roles["id"] = roles["prompt"]
-            self.notes.append(f"no column has ids, so items are told by their {roles['prompt']!r}")
+        index = [name for name in present if plain_name(name) in ("", "unnamed_0", "index_level_0")]
+        if "id" not in roles and ("prompt" in roles or index):
+            roles["id"] = roles["prompt"] if "prompt" in roles else index[0]
+            self.notes.append(f"no column has ids, so items are told by their {roles['id'] or 'row numbers'!r}")
         if "id" not in roles:
             problems.append(
                 "no column with the items' ids: name it with id=NAME, or id=# if all files have the same rows in the "
@@ -164,6 +179,12 @@ class RowReader:
         path = self.roles.get(how, how)
         if self.options.metric and path == self._measure():
             return how, self.options.metric
+        chosen = self.layout.columns or _how(self.options.columns)
+        if how == "score" and not chosen and {"prediction", "target"} <= self.roles.keys():
+            self.notes.append(
+                f"answers were judged by the column {path!r}; if that is a confidence, hold them against their "
+                f"targets: --columns prediction={self.roles['prediction']},target={self.roles['target']}"
+            )
         named = how == "score" and not self.layout.columns and plain_name(path) not in _UNNAMED_SCORES
         return how, path if named else how
 
@@ -322,8 +343,11 @@ class RowReader:
         )
 
     def _ids(self, values: list[Any]) -> list[str]:
-        plain = set(map(type, values)) == {str} and all(values) and ".0\n" not in "\n".join([*values, ""])
-        return values if plain else each(self._id, values)
+        if set(map(type, values)) == {str}:
+            values = list(map(str.strip, values))
+            if all(values) and ".0\n" not in "\n".join([*values, ""]):
+                return values
+        return each(self._id, values)
 
     def _id(self, value: Any) -> str:
         if value is None or value == "" or value != value:

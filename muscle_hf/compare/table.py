@@ -39,6 +39,8 @@ _COUNTED = re.compile(
 # Columns whose values are no repeats of one another: what stands under another of them is another measurement.
 _APART = {"model", "model_name", "model_id", "metric", "metric_name", "judge", "grader", "scorer", "evaluator", "lang"}
 _APART |= {"language", "locale", "config"}
+# Words in the names of columns that number or name the repeats of an item.
+_REPEATS = re.compile("run|epoch|repeat|trial|seed|sample|attempt|try|replica|iteration|rollout|completion|turn", re.I)
 # Text longer than this, and columns with more distinct values, are no slices unless they are asked for by name.
 _MAX_LABEL = 100
 _MAX_VALUES = 1000
@@ -333,7 +335,15 @@ def _folded(table: Answers) -> tuple[Answers, str]:
             "every item needs an id of its own (--columns id=A+B joins columns)"
         )
     for name, (codes, labels) in table.columns.items():
-        if str(name).lower() in _APART and (codes != codes[first[items]]).any():
+        varies = (codes != codes[first[items]]).any()
+        # The same few texts once for each id: items of several parts, each with ids of its own.
+        parts = (
+            2 * len(labels) <= len(codes)
+            and set(map(type, labels)) <= {str}
+            and not _REPEATS.search(str(name))
+            and len(np.unique(items * (len(labels) + 1) + codes)) == len(codes)
+        )
+        if varies and (parts or str(name).lower() in _APART):
             raise MuscleError(
                 f"{table.source}: items of task {table.task!r} occur more than once, for several values of {name!r} "
                 f"({', '.join(map(str, labels[:10]))}); choose one with --where '{name}=VALUE', or make them items of "

@@ -50,6 +50,12 @@ def scene(tmp_path, monkeypatch):
             writer = csv.writer(file)
             writer.writerow(["number", "said", "truth"])
             writer.writerows([p.id, p.prediction, p.target] for p in rows)
+    with (tmp_path / "both.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["number", "model_a", "model_b", "truth"])
+        writer.writerows([a.id, a.prediction, b.prediction, a.target] for a, b in zip(old, new, strict=True))
+    runs = [{"id": i, "model": m, "correct": i % n == 0} for m, n in (("base", 2), ("tuned", 3)) for i in range(20)]
+    write_lines(tmp_path / "runs.jsonl", runs)
     shutil.copytree(paths.DATA / "lm_eval", tmp_path / "lm_eval")
     monkeypatch.chdir(tmp_path)
     return tmp_path

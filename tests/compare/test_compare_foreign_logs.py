@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from muscle_hf import MuscleError
+from muscle_hf.cli.main import main
 from muscle_hf.compare import ReadOptions, compare
 
 RIGHT = [True, True, False, False]
@@ -127,3 +128,75 @@ def test_a_limit_says_itself_which_way_is_right(lower_is_better):
     assert compare(old, new, read=read).tasks[0].updates[0].counts == FLIPS
     read = ReadOptions(columns={"correct": "latency==1"})
     assert compare(old, new, read=read).tasks[0].updates[0].counts == FLIPS
+
+
+@pytest.mark.parametrize(
+    ("head", "row"),
+    [
+        (
+            "Nr;Id;Score",
+            lambda i, right: f"x;{i};{'0,75' if right else '0,5'}",
+        ),  # a spreadsheet where commas are points
+        ("Id;Score", lambda i, right: f"{i};{'75,5 %' if right else '5 %'}"),
+        ("id, correct, note", lambda i, right: f' {i} , {right}, "a, b"'),
+        (",prediction,target", lambda i, right: f"{i},{4 if right else 5},4"),  # pandas' numbers of rows
+        ("id,prediction,target", lambda i, right: f"{i}, {4.0 if right else 5} ,4"),
+        ("id,prediction,target", lambda i, right: f"{i},\u200f{'שלום' if right else 'لا'}\u200f\ufeff,\u00a0שלום"),
+        ("id,passed", lambda i, right: f"{i},{'✅' if right else '❌'}"),
+        ("id,predicted_label,label,score", lambda i, right: f"{i},{'A' if right else 'B'},A,0.9"),
+        ("id,y_pred,y_true", lambda i, right: f"{i},{int(right)},1"),
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_what_spreadsheets_and_scripts_write(head, row, end, tmp_path: Path):
+    paths = []
+    for name, found in (("old", RIGHT), ("new", NOW)):
+        lines = [head, *(row(i, right) for i, right in enumerate(found))]
+        paths.append(tmp_path / f"{name}.csv")
+        paths[-1].write_bytes((end.join(lines) + end).encode("utf-8-sig"))
+    task = compare(*paths).tasks[0]
+    counts = task.updates[0].counts
+    assert (counts.get("negative_flips", counts.get("regressed")), task.items) == (1, 4) and not task.doubt
+
+
+def test_a_thousand_is_no_decimal(tmp_path: Path):
+    path = tmp_path / "a.csv"
+    path.write_text("id;score\n1;1,234\n", encoding="utf-8")
+    with pytest.raises(MuscleError, match="1,234"):
+        compare(path, path)
+
+
+def test_ids_that_start_again_in_each_part():
+    old, new = sides(lambda i, right: {"id": i // 2, "subject": "ab"[i % 2], "correct": right})
+    with pytest.raises(MuscleError, match=r"id=ID\+subject"):
+        compare(old, new)
+    assert compare(old, new, read=ReadOptions(columns={"id": "subject+id"})).tasks[0].updates[0].counts == FLIPS
+    old, new = sides(lambda i, right: {"id": i // 2, "run": "ab"[i % 2], "correct": right})
+    assert compare(old, new).tasks[0].runs == 2
+
+
+def test_one_file_of_both_models(tmp_path: Path, capsys):
+    both = tmp_path / "both.csv"
+    rows = [f"{i},A,{'A' if a else 'B'},{'A' if b else 'B'}" for i, (a, b) in enumerate(zip(RIGHT, NOW, strict=True))]
+    both.write_text("\n".join(["id,gold,first,second", *rows]), encoding="utf-8")
+    columns = "target=gold,base:prediction=first,tuned:prediction=second"
+    command = ["compare", str(both), str(both), "--labels", "base,tuned", "--json", "-"]
+    assert main([*command, "--columns", columns]) == 0
+    assert json.loads(capsys.readouterr().out)["tasks"][0]["updates"][0]["counts"] == FLIPS
+    runs = [
+        row | {"model": name}
+        for name, found in zip(("a", "b"), sides(lambda i, right: {"id": i, "correct": right}), strict=True)
+        for row in found
+    ]
+    read = ReadOptions(where={"old:model": "a", "new:model": "b"})
+    assert compare(runs, runs, read=read).tasks[0].updates[0].counts == FLIPS
+
+
+def test_what_looks_like_a_mistake_is_told():
+    old, new = sides(lambda i, right: {"id": i, "prediction": i if right else -1, "target": i, "score": right * 0.5})
+    assert any("'score'" in text for text in compare(old, new).warnings)
+    assert any("two models" in text for text in compare(old, old).warnings)
+    assert not any("two models" in text for text in compare(old, new).warnings)
+    scores, percents = ([{"id": i, "score": factor * i} for i in range(9)] for factor in (0.1, 10))
+    assert any("one scale" in text for text in compare(scores, percents).warnings)
+    assert not any("one scale" in text for text in compare(scores, scores).warnings)
