@@ -163,7 +163,8 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
             "new": new if new_model is None else self._teacher("new", new_model, new_arguments),
         }
         for loaded in (model for teacher in self.teachers.values() for model in teacher.models):
-            keep_quantized_trainable(loaded)
+            if loaded is not self.student:
+                keep_quantized_trainable(loaded)
             check_label_sets(self.kind, loaded, self.student)
         if self.settings.start_from == "old":
             from muscle_hf.teachers.start import start_from_teacher
