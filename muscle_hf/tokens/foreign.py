@@ -141,8 +141,8 @@ class _Steps(NamedTuple):
     """The steps of n places, one behind the other.
 
     Of steps: ``place``, ``row`` of v1's logits, ``offset`` within the place; the others as of places and parts. Of
-    listed tokens and of pairs, ``listed_at`` and ``pair_at``: their steps. Of places: ``label``; ``here``, the offset of
-    the last boundary that is not behind the place; ``count`` of steps.
+    listed tokens and of pairs, ``listed_at`` and ``pair_at``: their steps. Of places: ``label``; ``here``, the offset
+    of the last boundary that is not behind the place; ``count`` of steps.
     """
 
     place: Tensor
