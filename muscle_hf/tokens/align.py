@@ -8,9 +8,11 @@ tokens in each carry over.
 
 from __future__ import annotations
 
+import codecs
 from bisect import bisect_right
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from muscle_hf.errors import MuscleError
@@ -115,6 +117,7 @@ class _Section:
 
 
 def _sections(vocabulary: ByteVocabulary, row: Sequence[int], cuts: Container[int]) -> list[_Section]:
+    """The sections of a row, without an empty one at its end."""
     found, start = [], 0
     for index, id in enumerate([*row, None]):
         if id is None or id in cuts:
@@ -123,7 +126,7 @@ def _sections(vocabulary: ByteVocabulary, row: Sequence[int], cuts: Container[in
             bounds = [end - len(text) for end in [0, *ends]]
             found.append(_Section(ids, start, -1 if id is None else id, text, bounds))
             start = index + 1
-    return found
+    return found if len(found) == 1 or found[-1].ids else found[:-1]
 
 
 class Aligner:
@@ -138,7 +141,7 @@ class Aligner:
     """
 
     def __init__(self, old_tokenizer: Any, new_tokenizer: Any) -> None:
-        self.old_tokenizer = old_tokenizer
+        self.old_tokenizer, self.new_tokenizer = old_tokenizer, new_tokenizer
         self.old, self.new = ByteVocabulary.of(old_tokenizer), ByteVocabulary.of(new_tokenizer)
         self.pairs = special_pairs(self.old.specials, self.new.specials)
 
@@ -163,45 +166,59 @@ class Aligner:
         if trained and not 0 <= trained[0] <= trained[-1] < len(new_ids):
             raise MuscleError(f"positions {trained[0]} to {trained[-1]} are not all in a row of {len(new_ids)} tokens")
         new_ids = list(new_ids)
-        cuts = self.new.special if old_text is not None or old_ids is not None else self.pairs
-        sections = _sections(self.new, new_ids, cuts)
+        # A row that was cut off may end within a character, which v1 cannot be given.
+        while new_ids and _ends_within(self.new.text(new_ids[-4:])):
+            new_ids.pop()
+        own = old_text is not None or old_ids is not None
+        sections = _sections(self.new, new_ids, self.new.special if own else self.pairs)
         ids = list(old_ids) if old_ids is not None else self._read(sections, old_text)
-        old_sections = _sections(self.old, ids, self.old.special)
+        others = _sections(self.old, ids, self.old.special)
         places: dict[int, Place | None] = dict.fromkeys(trained)
         for section in reversed(sections):
             mine = [index - section.start for index in places if 0 <= index - section.start <= len(section.ids)]
-            if not mine:
-                continue
-            begun = section.bounds[min(mine)]
-            needed = len(section.cut(begun, 0).lstrip())
-            common = -1
-            while old_sections and common < needed:
-                other = old_sections.pop()
-                common = _common_end(section.text, other.text)
-            if common < needed:
+            needed = section.cut(section.bounds[min(mine)], 0).lstrip() if mine else b""
+            # A text of v1's own has other sections: the last one that ends in the same text is meant.
+            while others and own and mine and not others[-1].text.endswith(needed):
+                others.pop()
+            if mine and not (others and others[-1].text.endswith(needed)):
                 return View(ids, [None] * len(places), False)
-            places |= {index + section.start: self._place(section, index, other, -common) for index in mine}
+            if mine:
+                zone = -_common_end(section.text, others[-1].text)
+                places |= {index + section.start: self._place(section, index, others[-1], zone) for index in mine}
+            if others and (mine or not own):
+                others.pop()
         return View(ids, list(places.values()), True)
 
     def _read(self, sections: list[_Section], old_text: str | None) -> list[int]:
         """v1's tokens: its tokenizer begins a text as it does, and ends it where the student's tokens do."""
         end, begin = (self.new.roles.get(name, -2) for name in ("eos_token", "bos_token"))
-        ended = len(sections) > 1 and not sections[-1].ids and sections[-2].closed_by == end
+        ended = sections[-1].closed_by == end
         if old_text is None:
-            kept = sections[: -1 if ended else None]
-            marks = [self.old.special.get(self.pairs.get(section.closed_by, -1), "") for section in kept]
-            if kept[0].closed_by == begin and not kept[0].ids:
+            marks = [self.old.special.get(self.pairs.get(section.closed_by, -1), "") for section in sections]
+            if sections[0].closed_by == begin and not sections[0].ids:
                 marks[0] = ""
             if ended:
                 marks[-1] = ""
-            text = b"".join(section.text + mark.encode() for section, mark in zip(kept, marks, strict=True))
-            # A row that was cut off may end within a character, which v1 cannot be given.
-            old_text = text.decode(errors="ignore")
+            texts = [self._as_given(section.text, number) for number, section in enumerate(sections)]
+            parts = (text + mark.encode() for text, mark in zip(texts, marks, strict=True))
+            old_text = b"".join(parts).decode(errors="ignore")
         bos = self.old.special.get(self.old.roles.get("bos_token", -1))
         begun = bool(bos) and old_text.startswith(bos)
         ids = list(self.old_tokenizer(old_text, add_special_tokens=not begun)["input_ids"])
         old_end = self.pairs.get(end, self.old.roles.get("eos_token", -1))
         return ids if not ended or old_end < 0 or ids[-1:] == [old_end] else [*ids, old_end]
+
+    def _as_given(self, text: bytes, number: int) -> bytes:
+        """A section's text without the blank that the student's tokenizer puts before it."""
+        return text[1:] if self._prepends[number > 0] and text.startswith(b" ") else text
+
+    @cached_property
+    def _prepends(self) -> tuple[bool, bool]:
+        """Whether the student's tokenizer puts a blank before a text, and behind a special token."""
+        special = next((text for id, text in self.new.special.items() if id in self.pairs), "")
+        rows = [self.new_tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("x", special + "x")]
+        first, behind = (_sections(self.new, row, self.new.special)[-1].text == b" x" for row in rows)
+        return first, behind
 
     # ---- Places ----
 
@@ -210,7 +227,7 @@ class Aligner:
         is_special = index == len(section.ids)
         label = section.closed_by if is_special else section.ids[index]
         start, end = section.bounds[index], 0 if is_special else section.bounds[index + 1]
-        if not is_special and (end == start or end <= zone):
+        if old.closed_by < 0 if is_special else (end == start or end <= zone):
             return None
         at = bisect_right(old.bounds, max(start, zone)) - 1
         first = at
@@ -268,6 +285,13 @@ class Aligner:
         """v1's token for some bytes, -1 where they are several tokens."""
         pieces = self.old.pieces([string])[0]
         return pieces[0] if len(pieces) == 1 and self.old.string(pieces[0]) == string else -1
+
+
+def _ends_within(text: bytes) -> bool:
+    """Whether the last character of a text is incomplete."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    decoder.decode(text)
+    return bool(decoder.getstate()[0])
 
 
 def _common_end(one: bytes, other: bytes) -> int:

@@ -23,7 +23,7 @@ from muscle_hf.tokens.cells import CellTable, shares, spread
 from muscle_hf.tokens.steps import Parts
 
 FLOOR = -1e4  # of log q; a floor of log 1e-9 would be four times the whole mass at 128k tokens and temperature 2
-LEAST = 1e-3
+LEAST = 0.01
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -55,6 +55,7 @@ class ForeignTargets:
     """
 
     def __init__(self, aligner: Aligner, folder: str | os.PathLike | None = None) -> None:
+        self.aligner = aligner
         self._parts = Parts(aligner, folder)
         self._table = self._parts.table
 
@@ -130,7 +131,7 @@ class ForeignTargets:
         ]
         other = np.where(dense, -1, said)
         (listed_at, listed), (pair_at, old) = joined("listed"), joined("old")
-        here = [sum(step.kind < 0 for step in place.steps[1:]) for place in given]
+        here = [max(sum(step.kind <= 0 for step in place.steps) - 1, 0) for place in given]
         count = [len(place.steps) for place in given]
         arrays = (number, row, offset, path, ended, dense, other, listed_at, listed, pair_at, old)
         arrays += (joined("new")[1], joined("open")[1], labels, here, count)

@@ -238,9 +238,10 @@ def special_pairs(old: Specials, new: Specials) -> dict[int, int]:
     """
     ids = {text: id for id, text in old[0].items()}
     pairs = {id: ids[text] for id, text in new[0].items() if text in ids}
-    for role, id in new[1].items():
-        if id not in pairs and role in old[1] and old[1][role] not in pairs.values():
-            pairs[id] = old[1][role]
+    # One token may have several roles; as one that is predicted it is the end of a text.
+    for role in sorted(new[1].keys() & old[1].keys(), key=lambda role: (role != "eos_token", role)):
+        if new[1][role] not in pairs and old[1][role] not in pairs.values():
+            pairs[new[1][role]] = old[1][role]
     return pairs
 
 

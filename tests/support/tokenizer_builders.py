@@ -16,8 +16,10 @@ def byte_level(
     merges: Sequence[tuple[str, str]], letters: str = "abc", split: bool = False
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE of a few letters; ``</s>`` ends a text. ``split``: at words, as GPT-2 does."""
+    written = str.maketrans({" ": "Ġ", "\n": "Ċ"})
+    letters, merges = letters.translate(written), [(a.translate(written), b.translate(written)) for a, b in merges]
     vocab = {token: id for id, token in enumerate(["<s>", "</s>", *letters, *(a + b for a, b in merges)])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=list(merges)))
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<s>", "</s>"])
