@@ -16,7 +16,7 @@ from muscle_hf.compare.comparison import compare
 from muscle_hf.compare.document import Document
 from muscle_hf.compare.gate import Budget, read_baseline, read_budget
 from muscle_hf.compare.noise import measure_noise
-from muscle_hf.compare.rows import ReadOptions
+from muscle_hf.compare.roles import ReadOptions
 from muscle_hf.compare.sources import Source, read_source, source_of
 from muscle_hf.compare.targets import measure_targets
 

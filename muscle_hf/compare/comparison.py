@@ -16,7 +16,7 @@ from muscle_hf.compare.gate import Budget, check_gate
 from muscle_hf.compare.inheritance import audit
 from muscle_hf.compare.join import Joined, Missing, join
 from muscle_hf.compare.repeats import check_repeats, count_repeats
-from muscle_hf.compare.rows import ReadOptions
+from muscle_hf.compare.roles import ReadOptions
 from muscle_hf.compare.slices import find_slices
 from muscle_hf.compare.sources import Source, as_source
 from muscle_hf.compare.totals import groups, total_of
@@ -43,7 +43,6 @@ def compare(
     read: ReadOptions | None = None,
     analysis: AnalysisOptions | None = None,
     missing: Missing = "error",
-    allow_partial: bool = False,
     ignore_prompts: bool = False,
     budget: Budget | None = None,
     candidates: Sequence[str] | None = None,
@@ -62,7 +61,6 @@ def compare(
         read: How to read the logs.
         analysis: Level, slices, clusters, and so on.
         missing: What becomes of items that a model has no judged answer to (:func:`~muscle_hf.compare.join.join`).
-        allow_partial: The same as ``missing="drop"``.
         ignore_prompts: Compare answers to the same items even if the models saw other prompts.
         budget: Limits of the gate.
         candidates: Labels (or paths) of the models that would ship, which the gate judges: by default the
@@ -89,9 +87,7 @@ def compare(
     wanted = [*(analysis.slices or ()), *([analysis.cluster] if analysis.cluster else []), *read.wanted]
     read = dataclasses.replace(read, wanted=wanted)
     sources = {name: as_source(entry, read.of(name, names)) for name, entry in zip(names, given, strict=True)}
-    joined, warnings = join(
-        sources, missing="drop" if allow_partial else missing, ignore_prompts=ignore_prompts, wanted=wanted
-    )
+    joined, warnings = join(sources, missing=missing, ignore_prompts=ignore_prompts, wanted=wanted)
     models = [
         Model(name, "control" if name in controls and i > 1 else _role(i), source.path, source.format, source.origins)
         for i, (name, source) in enumerate(sources.items())
@@ -131,7 +127,7 @@ def compare(
         warnings=[text for text in warnings if not any(task.doubt and task.doubt in text for task in joined)],
         options={
             **dataclasses.asdict(analysis),
-            "missing": "drop" if allow_partial else missing,
+            "missing": missing,
             "candidates": shipped,
             "controls": list(controls),
         },

@@ -130,7 +130,11 @@ def join(
     for task in tasks:
         tables = {label: sources[label].tables[task] for label in labels}
         joined.append(_join_task(task, tables, missing, ignore_prompts, wanted, warnings))
-    unverified = [task.task for task in joined if not _verified(task.tables, task.rows)]
+    unverified = [
+        task.task
+        for task in joined
+        if not all(_pick(table.content, task.rows[label], 1).all() for label, table in task.tables.items())
+    ]
     if unverified:
         warnings.append(f"{name_tasks(unverified)}: the logs have no hashes, so the items were joined by id alone")
     doubts = [f"task {task.task!r}: {task.doubt}" for task in joined if task.doubt]
@@ -278,10 +282,6 @@ def _kept(
 def _differ(left: NDArray[np.uint64], right: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """Where both hashes are known and not equal."""
     return (left != right) & (left != 0) & (right != 0)
-
-
-def _verified(tables: dict[str, Answers], rows: dict[str, NDArray[np.int64]]) -> bool:
-    return all((_pick(table.content, rows[label], 1) != 0).all() for label, table in tables.items())
 
 
 def _by_texts(

@@ -75,7 +75,7 @@ LAYOUTS = (
     Layout(
         "muscle-hf",
         ("task", "id", "prediction", "target", "hash", "metric"),
-        columns={role: role for role in ROLES if role not in ("error", "model", "prompt_hash")},
+        columns=_STANDARD,
     ),
     Layout("lm-eval", ("doc_id", "doc", "filtered_resps"), columns=_STANDARD, prepare=lm_eval_format.Rows, open=True),
     Layout(

@@ -26,7 +26,6 @@ def measure_noise(
     level: float = 0.95,
     epsilon: float = 0.0,
     missing: Missing = "error",
-    allow_partial: bool = False,
 ) -> list[NoiseFloor]:
     """Flips between runs of one model: with another batch size, dtype, number of devices, seed of sampling, ...
 
@@ -35,7 +34,6 @@ def measure_noise(
         level: Confidence level of the interval.
         epsilon: Changes of a score of at most this size are no flips.
         missing: What becomes of items that a model has no judged answer to (:func:`~muscle_hf.compare.join.join`).
-        allow_partial: The same as ``missing="drop"``.
 
     Returns:
         One noise floor for each task.
@@ -45,9 +43,7 @@ def measure_noise(
     """
     if len(runs) < 2:
         raise MuscleError("the noise floor needs two or more runs of the same model")
-    joined, _ = join(
-        {f"run {i}": run for i, run in enumerate(runs, start=1)}, missing="drop" if allow_partial else missing
-    )
+    joined, _ = join({f"run {i}": run for i, run in enumerate(runs, start=1)}, missing=missing)
     return [_floor(task, level, epsilon) for task in joined]
 
 

@@ -24,7 +24,8 @@ from muscle_hf.compare.records import (
     stem_of,
     suffix_of,
 )
-from muscle_hf.compare.rows import ReadOptions, RowReader
+from muscle_hf.compare.roles import ReadOptions
+from muscle_hf.compare.rows import RowReader
 from muscle_hf.compare.table import Answers, Detail, RowError, TableBuilder
 from muscle_hf.errors import MuscleError
 from muscle_hf.words import did_you_mean, name_tasks
@@ -72,7 +73,7 @@ def read_source(path: str | os.PathLike[str], options: ReadOptions | None = None
         path: A file (``.jsonl``, ``.json``, ``.csv``, ``.tsv``, ``.parquet``, ``.eval``; text also ``.gz``, ``.zst``),
             or a folder with lm-eval's ``samples_*.jsonl``, lighteval's ``details_*.parquet``, or one file (else one
             folder) per task.
-        options: See :class:`~muscle_hf.compare.rows.ReadOptions`.
+        options: See :class:`~muscle_hf.compare.roles.ReadOptions`.
 
     Raises:
         MuscleError: The path does not exist, is empty, truncated or of no known format, or its rows contradict each
@@ -86,8 +87,10 @@ def read_source(path: str | os.PathLike[str], options: ReadOptions | None = None
     source = Source(str(path), "", {}, warnings)
     filters: set[str] = set()
     aside: list[NotJudged] = []
+    bases = list(map(base_task, options.tasks))
     for file, name in zip(files, names, strict=True):
-        if _STAMP.search(stem_of(file)) and not _may_hold(name, options.tasks):
+        # Such a log holds the task that its name tells, perhaps by several filters.
+        if _STAMP.search(stem_of(file)) and options.tasks and not _is_among(name, [*options.tasks, *bases]):
             continue
         try:
             known = bool(source.tables)
@@ -106,7 +109,7 @@ def source_of(data: Any, name: str = "memory", options: ReadOptions | None = Non
         data: Predictions of our own format; or a data frame of pandas or polars, a ``datasets.Dataset``, a list of
             dictionaries, or a JSON document.
         name: What messages call it.
-        options: See :class:`~muscle_hf.compare.rows.ReadOptions`.
+        options: See :class:`~muscle_hf.compare.roles.ReadOptions`.
 
     Raises:
         MuscleError: It is empty, or its columns are not enough.
@@ -174,11 +177,6 @@ def _is_among(name: str, patterns: Sequence[str]) -> bool:
     )
 
 
-def _may_hold(name: str, tasks: Sequence[str]) -> bool:
-    """Whether a log whose name tells its task can hold one of the tasks that were asked for."""
-    return not tasks or _is_among(name, [word for task in tasks for word in (task, base_task(task))])
-
-
 def _task_of(file: Path) -> str:
     return re.sub(r"^(samples|details)_", "", _STAMP.sub("", stem_of(file)))
 
@@ -226,7 +224,7 @@ def _choose_files(folder: Path) -> tuple[list[Path], list[str]]:
                 listed = ", ".join(sorted(str(home) for home in homes))
                 raise MuscleError(f"{folder} holds the logs of {len(homes)} models; name one of {listed}")
             newest: dict[str, Path] = {}
-            for file in sorted(files, key=lambda file: (_stamp(file), str(file))):
+            for file in sorted(files, key=lambda file: (_STAMP.findall(stem_of(file)), str(file))):
                 newest[_task_of(file)] = file
             old = len(files) - len(newest)
             note = f"{folder}: {old} older {writer} log(s) of the same tasks were left aside" if old else ""
@@ -241,11 +239,6 @@ def _choose_files(folder: Path) -> tuple[list[Path], list[str]]:
         f"{folder} has no log that is known: lm-eval's samples_*.jsonl (run it with --log_samples), lighteval's "
         f"details_*.parquet (--save-details), or files of predictions ({', '.join(SUFFIXES)})"
     )
-
-
-def _stamp(file: Path) -> str:
-    found = _STAMP.search(stem_of(file))
-    return found.group(1) if found else ""
 
 
 def _rows_in(document: Any, options: ReadOptions) -> tuple[list[Any], Layout]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from muscle_hf.compare.analyse import AnalysisOptions, TaskAnalysis
 from muscle_hf.compare.document import Model, Update, plain
 from muscle_hf.compare.join import Joined, Missing, join
-from muscle_hf.compare.rows import ReadOptions
+from muscle_hf.compare.roles import ReadOptions
 from muscle_hf.compare.sources import Source, as_source
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.scoring import choice_scores
@@ -87,7 +87,6 @@ def measure_targets(
     level: float = 0.95,
     read: ReadOptions | None = None,
     missing: Missing = "error",
-    allow_partial: bool = False,
 ) -> list[Targets]:
     """Try every target on the predictions of both models.
 
@@ -100,7 +99,6 @@ def measure_targets(
         level: Confidence level of the intervals.
         read: How to read the logs.
         missing: What becomes of items that a model has no judged answer to (:func:`~muscle_hf.compare.join.join`).
-        allow_partial: The same as ``missing="drop"``.
 
     Returns:
         One for each task.
@@ -111,7 +109,7 @@ def measure_targets(
     """
     _check_shares(shares)
     sides = {name: as_source(side, read or ReadOptions()) for name, side in (("old", old), ("new", new))}
-    joined, warnings = join(sides, missing="drop" if allow_partial else missing)
+    joined, warnings = join(sides, missing=missing)
     return [replace(_measure(task, shares, level), warnings=warnings) for task in joined]
 
 

@@ -29,11 +29,11 @@ def render(document: Document) -> str:
         A well-formed XML document; characters that XML forbids are spelled out or removed.
     """
     root = ET.Element("testsuites", {"name": "muscle-hf compare"})
-    totals = [0, 0, 0]
     for task in (*document.totals, *document.tasks):
-        counts = _add_suite(root, document, task)
-        totals = [total + one for total, one in zip(totals, counts, strict=True)]
-    _set_counts(root, totals)
+        _add_suite(root, document, task)
+    for element in (*root, root):
+        for name, kind in {"tests": "", "failures": "/failure", "errors": "/error"}.items():
+            element.set(name, str(len(element.findall(f".//testcase{kind}"))))
     ET.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
@@ -42,7 +42,7 @@ def _legal(text: str) -> str:
     return _ILLEGAL.sub("", visible(text))
 
 
-def _add_suite(root: ET.Element, document: Document, task: TaskResult) -> list[int]:
+def _add_suite(root: ET.Element, document: Document, task: TaskResult) -> None:
     suite = ET.SubElement(root, "testsuite", {"name": _legal(task.name)})
     _add_properties(suite, document, task)
     checks = [check for check in document.gate.checks if check.task == task.name] if document.gate else []
@@ -58,15 +58,6 @@ def _add_suite(root: ET.Element, document: Document, task: TaskResult) -> list[i
         ET.SubElement(suite, "system-out").text = _legal(
             f"The {len(flips)} worst of {w.count(task.flips_total)} flips:\n\n{listing}"
         )
-    cases = len(suite.findall("testcase"))
-    counts = [cases, len(suite.findall("testcase/failure")), len(suite.findall("testcase/error"))]
-    _set_counts(suite, counts)
-    return counts
-
-
-def _set_counts(element: ET.Element, counts: list[int]) -> None:
-    for name, number in zip(("tests", "failures", "errors"), counts, strict=True):
-        element.set(name, str(number))
 
 
 def _case(suite: ET.Element, task: str, name: str) -> ET.Element:

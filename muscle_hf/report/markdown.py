@@ -133,54 +133,46 @@ def _rates_section(document: Document, task: TaskResult) -> str:
     return _details(title, "\n\n".join([table, *more, *_inheritance_section(task)]))
 
 
-def _details(summary: str, content: str) -> str:
-    return f"<details><summary>{summary}</summary>\n\n{content}\n\n</details>"
+def _details(summary: str, *content: str) -> str:
+    """Something to unfold; nothing where there is nothing in it."""
+    return f"<details><summary>{summary}</summary>\n\n{chr(10).join(content)}\n\n</details>" if all(content) else ""
 
 
 def _slices_section(task: TaskResult, limit: int) -> str:
     found = rows.slice_rows(task, limit)
-    if not found:
-        return ""
     summary = f"{_plain(rows.slices_title(task, limit))}; p corrected for their number"
-    return _details(summary, f"{_plain(w.slices_words(task), None)}\n\n{_data_table(rows.SLICE_HEADER, found, 2)}")
+    table = _data_table(rows.SLICE_HEADER, found, 2) if found else ""
+    return _details(summary, f"{_plain(w.slices_words(task), None)}\n", table)
 
 
 def _flips_section(document: Document, task: TaskResult, worst: int) -> str:
     flips = w.worst_flips(task, worst)
-    if not flips:
-        return ""
     summary = f"{_plain(task.name)}: the {len(flips)} worst of {w.count(task.flips_total)} flips"
-    items = "\n".join(_flip(document, flip) for flip in flips)
-    return _details(summary, items)
+    return _details(summary, _flips(document, flips))
 
 
 def _inheritance_section(task: TaskResult) -> list[str]:
     if not inheritance.audited(task):
         return []
+    table = _data_table(inheritance.header(task), inheritance.rows(task), 1)
     note = f"<sub>{_plain(inheritance.explanation(task), limit=None)}</sub>"
-    return [
-        f"#### {_plain(inheritance.title(task))}",
-        _data_table(inheritance.header(task), inheritance.rows(task), 1),
-        note,
-    ]
+    return [f"#### {_plain(inheritance.title(task))}", table, note]
 
 
 def _inherited_slices(task: TaskResult, limit: int) -> str:
     found = inheritance.slice_rows(task, limit)
-    if not found:
-        return ""
-    summary = f"{_plain(task.name)}: slices in which errors of old come back"
-    return _details(summary, _data_table(inheritance.slice_header(task), found, 2))
+    table = _data_table(inheritance.slice_header(task), found, 2) if found else ""
+    return _details(f"{_plain(task.name)}: slices in which errors of old come back", table)
 
 
 def _inherited_items(document: Document, task: TaskResult, limit: int) -> str:
     flips = inheritance.items(task, limit)
-    if not flips:
-        return ""
     of_all = f"{len(flips)} of {w.count(inheritance.total(task))}"
-    summary = f"{_plain(task.name)}: errors of old that come back ({of_all} items)"
-    listing = "\n".join(_flip(document, flip) for flip in flips)
-    return _details(summary, listing)
+    return _details(f"{_plain(task.name)}: errors of old that come back ({of_all} items)", _flips(document, flips))
+
+
+def _flips(document: Document, flips: Iterable[Flip]) -> str:
+    return "\n".join(_flip(document, flip) for flip in flips)
 
 
 def _flip(document: Document, flip: Flip) -> str:

@@ -104,7 +104,14 @@ def _data(text: str, style: str = "", limit: int | None = None) -> Text:
     return Text(one_line(text, limit), style=style)
 
 
-def _table(title: str, columns: Iterable[str], caption: str | None = None) -> Table:
+def _table(
+    title: str,
+    columns: Iterable[str],
+    caption: str | None = None,
+    rows: Iterable[Iterable[str]] = (),
+    judged: bool = False,
+) -> Table:
+    """A table; the last cells of its rows are verdicts if they are ``judged``."""
     table = Table(
         title=_data(title, "bold"),
         title_justify="left",
@@ -114,6 +121,8 @@ def _table(title: str, columns: Iterable[str], caption: str | None = None) -> Ta
     )
     for index, column in enumerate(columns):
         table.add_column(_data(column), justify="right" if index else "left", overflow="fold")
+    for *cells, last in rows:
+        table.add_row(*map(_data, cells), _verdict(last) if judged else _data(last))
     return table
 
 
@@ -144,16 +153,11 @@ def _print_flips(document: Document, task: TaskResult, console: Console, worst: 
 def _print_inheritance(document: Document, task: TaskResult, console: Console, worst: int, slices: int) -> None:
     if not inheritance.audited(task):
         return
-    table = _table(inheritance.title(task), inheritance.header(task), inheritance.explanation(task))
-    for row in inheritance.rows(task):
-        table.add_row(*map(_data, row))
-    console.print(table)
-    pieces = inheritance.slice_rows(task, slices)
-    if pieces:
-        table = _table("Slices in which errors of old come back", inheritance.slice_header(task))
-        for row in pieces:
-            table.add_row(*map(_data, row))
-        console.print(table)
+    found = inheritance.rows(task)
+    console.print(_table(inheritance.title(task), inheritance.header(task), inheritance.explanation(task), found))
+    if pieces := inheritance.slice_rows(task, slices):
+        title = "Slices in which errors of old come back"
+        console.print(_table(title, inheritance.slice_header(task), rows=pieces))
     flips = inheritance.items(task, worst)
     if flips:
         of_all = f"{len(flips)} of {w.count(inheritance.total(task))} items"
@@ -182,10 +186,9 @@ def _print_items(document: Document, flips: Sequence[Flip], console: Console) ->
 
 def _slices_table(task: TaskResult, limit: int) -> Table:
     caption = "p: corrected for the number of slices of the task."
-    table = _table(rows.slices_title(task, limit), rows.SLICE_HEADER, caption)
-    for *cells, verdict in rows.slice_rows(task, limit):
-        table.add_row(*map(_data, cells), _verdict(verdict))
-    return table
+    return _table(
+        rows.slices_title(task, limit), rows.SLICE_HEADER, caption, rows.slice_rows(task, limit), judged=True
+    )
 
 
 def plan_table(plan: Sequence[tuple[str, str, float, float, int | None]], level: float) -> Table:
@@ -208,18 +211,12 @@ def plan_table(plan: Sequence[tuple[str, str, float, float, int | None]], level:
 
 def noise_table(noise: Sequence[NoiseFloor]) -> Table:
     """What re-running the same model changes, a row a task."""
-    table = _table("Noise floor: what re-running the same model changes", rows.NOISE_HEADER)
-    for row in rows.noise(noise):
-        table.add_row(*map(_data, row))
-    return table
+    return _table("Noise floor: what re-running the same model changes", rows.NOISE_HEADER, rows=rows.noise(noise))
 
 
 def _print_gate(gate: Gate, console: Console, full: bool) -> None:
     if full:
-        table = _table("Gate", rows.GATE_HEADER)
-        for *cells, verdict in rows.gate(gate.checks):
-            table.add_row(*map(_data, cells), _verdict(verdict))
-        console.print(table)
+        console.print(_table("Gate", rows.GATE_HEADER, rows=rows.gate(gate.checks), judged=True))
     for label, verdict in gate.by_candidate.items():
         reasons = w.reasons(gate, label)
         console.print(

@@ -17,7 +17,7 @@ def test_missing_and_extra_items_are_listed_or_left_out():
     old, new = choice_predictions(30, 0.8, 1), choice_predictions(32, 0.8, 2)[2:]
     with pytest.raises(MuscleError, match=r"in old \(2\): 'item-30', 'item-31'; .* in new \(2\): 'item-0', 'item-1'"):
         compare(*sources(old, new))
-    document = compare(*sources(old, new), allow_partial=True)
+    document = compare(*sources(old, new), missing="drop")
     assert document.tasks[0].items == 28 and document.tasks[0].left_out == 4
     assert any("missing in new" in warning for warning in document.warnings)
 
@@ -27,7 +27,7 @@ def test_changed_items_are_listed_or_left_out():
     new[4] = dataclasses.replace(new[4], hash="0" * 15 + "7")
     with pytest.raises(MuscleError, match=r"changed in new \(1\): 'item-4'.*--missing drop"):
         compare(*sources(old, new))
-    assert compare(*sources(old, new), allow_partial=True).tasks[0].items == 29
+    assert compare(*sources(old, new), missing="drop").tasks[0].items == 29
 
 
 def test_long_lists_are_cut():
@@ -38,7 +38,7 @@ def test_long_lists_are_cut():
 def test_nothing_in_common():
     old, new = choice_predictions(5, 1, 1), choice_predictions(10, 1, 1)[5:]
     with pytest.raises(MuscleError, match="No item is left"):
-        compare(*sources(old, new), allow_partial=True)
+        compare(*sources(old, new), missing="drop")
 
 
 def test_mixed_tasks():
@@ -47,7 +47,7 @@ def test_mixed_tasks():
         compare(*sources(ways, roads))
     with pytest.raises(MuscleError, match=r"new has 'roads', which old .* lacks.*--task"):
         compare(*sources(ways, ways + roads))
-    document = compare(*sources(ways, ways + roads), allow_partial=True)
+    document = compare(*sources(ways, ways + roads), missing="drop")
     assert [task.name for task in document.tasks] == ["ways"] and "'roads'" in document.warnings[0]
 
 
@@ -81,5 +81,5 @@ def test_ignored_prompts_are_no_excuse_for_other_items():
     for ignore in (False, True):
         with pytest.raises(MuscleError, match=r"changed in new .*'item-3'"):
             compare(*sources(old, new), ignore_prompts=ignore)
-    document = compare(*sources(old, new), ignore_prompts=True, allow_partial=True)
+    document = compare(*sources(old, new), ignore_prompts=True, missing="drop")
     assert document.tasks[0].items == 29 and any("29 of 29 prompts" in warning for warning in document.warnings)
