@@ -347,10 +347,12 @@ class ForeignStream(Stream):
         numbers = np.arange(len(self.places))[rows if isinstance(rows, slice) else rows.cpu().numpy()]
         asked = [self.places[number] for number in numbers]
         lengths = np.array([0 if place is None else len(place.steps) for place in asked], dtype=np.int64)
-        starts = np.cumsum(lengths) - lengths
-        needed = np.repeat(self.first[numbers] - starts, lengths) + np.arange(lengths.sum())
+        starts = self.first[numbers]
+        # Places share v1's rows: one looks ahead to where the next one is.
+        needed = np.unique(np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum()))
         said = super().logits(torch.from_numpy(needed).to(self.hidden.device))
-        found = self.targets.target(said, starts.tolist(), asked, own.softmax(dim=-1))
+        own_rows = np.searchsorted(needed, starts).tolist()
+        found = self.targets.target(said, own_rows, asked, own.softmax(dim=-1))
         self.seen(found.undecided[found.valid].sum(), found.valid.sum())
         return found.log_q.to(own)
 
