@@ -43,7 +43,7 @@ def main() -> None:
             if not wanted:
                 continue
             sides = [cell.answers(cell.version(side), "test") for side in ("old", "new")]
-            if sides[0][0].log_likelihoods is None:
+            if sides[0][0].log_likelihoods is None and cell.same_tokens:
                 answers_together(cell)
             if not args.again and not goes_on(cell):
                 print(f"{name} seed {seed}: recorded with other task adapters; --again trains all of its methods anew")
