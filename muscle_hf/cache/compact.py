@@ -113,6 +113,10 @@ class CompactStream(Stream):
 
     form: TopTokens
 
+    @property
+    def leans(self) -> str:
+        return "student"
+
     def logits(self, rows: slice | Tensor, student: Tensor | None = None, chosen: Tensor | None = None) -> Tensor:
         own = cast("Tensor", student)
         return self.form.logits(self.hidden[rows], own if chosen is None else own[chosen])

@@ -40,9 +40,9 @@ class Stream:
     head: Head | None
 
     @property
-    def leans(self) -> bool:
-        """Whether :meth:`logits` looks at the student's."""
-        return False
+    def leans(self) -> str | None:
+        """Whose logits :meth:`logits` looks at beside its own: ``student`` or ``new``."""
+        return None
 
     def divided_by(self, temperature: float) -> Stream:
         """The same with its logits divided by a temperature."""
@@ -55,7 +55,7 @@ class Stream:
 
         Args:
             rows: Which.
-            student: The student's logits, for streams that lean on them.
+            student: Of streams that lean on others' logits: these.
             chosen: Which rows of ``student`` are of these tokens; all by default.
         """
         found = self.hidden[rows]
@@ -154,10 +154,9 @@ def _weights_of(
     nothing = _nothing(streams["student"].hidden)
     found = [nothing if per_token else nothing.new_zeros(0, 3)]
     for rows in _chunks(labels, sequence_ids, chunk_size, whole_sequences=mask.over_sequences and not mask.parts):
-        leans = any(streams[name].leans for name in mask.reads)
-        own = streams["student"].logits(rows) if leans or "student" in mask.reads else None
-        logits = {name: streams[name].logits(rows, own) for name in mask.reads - {"student"}}
-        logits |= {} if own is None else {"student": own}
+        read = {name: streams[name] for name in mask.reads}
+        beside = {name: streams[name].logits(rows) for one in read.values() if (name := one.leans)}
+        logits = {name: one.logits(rows, beside.get(one.leans or "")) for name, one in read.items()}
         _show_broken(inspect, logits, rows, labels)
         student, old, new = (logits.get(name) for name in ("student", "old", "new"))
         if per_token is None:
@@ -362,7 +361,9 @@ def _terms_of_chunk(work: _Work, rows: slice, student: Tensor) -> TokenTerms:
 
 def _teacher_logits(work: _Work, name: str, which: slice | Tensor, student: Tensor, chosen: Tensor | None) -> Tensor:
     teacher = work.teachers[name]
-    if teacher.head is None or teacher.head is not work.student.head or teacher.leans:
+    if teacher.leans == "new":
+        return teacher.logits(which, work.teachers["new"].logits(which)).to(student)
+    if teacher.leans or teacher.head is None or teacher.head is not work.student.head:
         return teacher.logits(which, student, chosen).to(student)
     # The same hidden state behind the same head gives the same logits: to the bit, whatever the rows beside it.
     same = (teacher.hidden[which] == work.student.hidden[which]).all(dim=-1)

@@ -100,9 +100,9 @@ class ChoiceStream(Stream):
     spoken: Tensor
 
     @property
-    def leans(self) -> bool:
+    def leans(self) -> str:
         """Masks are shown what the student says itself where nothing is known."""
-        return True
+        return "student"
 
     def logits(self, rows: slice | Tensor, student: Tensor | None = None, chosen: Tensor | None = None) -> Tensor:
         assert student is not None

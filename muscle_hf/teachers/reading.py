@@ -46,6 +46,8 @@ class Reader(ABC):
     def __init__(self, vocabularies: Vocabularies):
         self.vocabularies = vocabularies
         self.share: dict[str, Any] | None = None
+        # Whose probabilities stand where the teacher's tokens do not say which of the student's is meant.
+        self.reference = "student"
 
     @property
     def level(self) -> str:
@@ -151,9 +153,9 @@ class RenumberedStream(Stream):
     unread: Tensor | None
 
     @property
-    def leans(self) -> bool:
+    def leans(self) -> str | None:
         """Masks are shown what the student says itself where the teacher says nothing."""
-        return self.unread is not None
+        return None if self.unread is None else "student"
 
     def _shared(self, rows: slice | Tensor) -> Tensor:
         return super().logits(rows).index_select(-1, self.columns)
@@ -195,6 +197,10 @@ class ForeignReader(Reader):
 
     Args:
         vocabularies: Of both.
+
+    Attributes:
+        undecided: (2,) the share of the teacher's mass that it leaves to the reference, summed over the places that
+            were looked at, and how many these were.
     """
 
     def __init__(self, vocabularies: Vocabularies):
@@ -204,7 +210,6 @@ class ForeignReader(Reader):
         self._told: dict[bytes, np.ndarray] = {}
         self._view = lru_cache(maxsize=_KEPT_ROWS)(self._made_view)
         self._last: _Rows | None = None
-        # The share of v1's mass that the student decides, summed over places, and how many these are.
         self.undecided = torch.zeros(2)
 
     def reading(self, batch: Batch) -> Batch:
@@ -219,7 +224,7 @@ class ForeignReader(Reader):
         if not batch.kind.generates_text:
             return Stream(states, head)
         rows = self._read(batch)
-        return ForeignStream(states, head, rows.places, rows.first, self.targets, self._note)
+        return ForeignStream(states, head, rows.places, rows.first, self.targets, self._note, self.reference)
 
     def _note(self, undecided: Tensor, count: Tensor) -> None:
         self.undecided = self.undecided.to(undecided) + torch.stack([undecided, count.to(undecided)])
@@ -322,27 +327,29 @@ def _real_rows(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:
 class ForeignStream(Stream):
     """What a teacher with other tokens says of the student's (equations (X1) and (X2)); ``hidden`` is (M, d).
 
-    Within a cell, and where its tokens do not reach, the student's own probabilities stand.
+    Within a cell, and where its tokens do not reach, the probabilities of ``reference`` stand.
 
     Args:
         places: As :class:`_Rows` has them.
         first: The same.
         targets: Of both tokenizers.
-        seen: Gets the share of v1's mass that the student decides, and over how many places.
+        seen: Gets the share of v1's mass that is decided so, and over how many places.
+        reference: ``student``: the teacher asks for nothing there; or ``new``: v2 decides.
     """
 
     places: list[Place | None]
     first: np.ndarray
     targets: ForeignTargets
     seen: Callable[[Tensor, Tensor], None]
+    reference: str
 
     @property
-    def leans(self) -> bool:
-        return True
+    def leans(self) -> str:
+        return self.reference
 
     def logits(self, rows: slice | Tensor, student: Tensor | None = None, chosen: Tensor | None = None) -> Tensor:
         if student is None:
-            raise MuscleError("what v1 says in other tokens is made with the student's probabilities beside it")
+            raise MuscleError("what v1 says in other tokens is made with another model's probabilities beside it")
         own = student if chosen is None else student[chosen]
         numbers = np.arange(len(self.places))[rows if isinstance(rows, slice) else rows.cpu().numpy()]
         asked = [self.places[number] for number in numbers]

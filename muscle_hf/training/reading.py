@@ -106,6 +106,7 @@ def look_at(teacher: Teacher, trainer: Any) -> None:
         MuscleError: v1 does not read more than a twentieth of them.
     """
     reader = cast("Reader", teacher.reader)
+    reader.reference = trainer.settings.old_reference
     rows, tokens = np.zeros(2), np.zeros(2)
     for inputs in trainer.sample():
         batch = trainer.batch_of(inputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -62,6 +62,7 @@ class Step:
         head: The student's output head, to make logits of a few tokens at a time; None for whole logits.
         chunk_size: Tokens at a time; by default what :func:`~muscle_hf.objective.chunked.chunk_rows` says.
         skip: Whether teachers' bodies may be skipped.
+        leans_on_new: Whether v2 decides where v1 leaves it open which of the student's tokens it means.
     """
 
     def __init__(
@@ -72,9 +73,10 @@ class Step:
         head: Head | None = None,
         chunk_size: int | None = None,
         skip: bool = True,
+        leans_on_new: bool = False,
     ):
         self.student, self.sources, self.temperatures = student, sources, temperatures
-        self.head, self.chunk_size, self._skip = head, chunk_size, skip
+        self.head, self.chunk_size, self._skip, self._leans_on_new = head, chunk_size, skip, leans_on_new
         self._running = [m for m in student.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
 
     def __call__(
@@ -110,7 +112,8 @@ class Step:
             require_finite(role, logits, cut.rows[which], where)
 
         streams = {"student": student}
-        streams |= {role: self._targets(role, cut) for role in objective.reads - {"student"}}
+        read = objective.reads | ({"new"} if self._leans_on_new and "old" in objective.reads else set())
+        streams |= {role: self._targets(role, cut) for role in read - {"student"}}
         about = {
             "labels": cut.targets,
             "sequence_ids": cut.sequences,
@@ -123,7 +126,8 @@ class Step:
         if skip and size is not None and self._looks_first(objective, cut):
             weights = chunked_weights(objective, streams, **about)
         for role in self.sources.keys() - streams.keys():
-            needed = None if weights is None else _rows_that_need(role, weights, cut)
+            asked = ["old", "new"] if role == "new" and self._leans_on_new else [role]
+            needed = None if weights is None else _rows_that_need(asked, weights, cut)
             streams[role] = self._targets(role, cut, needed)
         return outputs, chunked_terms(objective, **streams, weights=weights, **about)
 
@@ -131,10 +135,12 @@ class Step:
         """A teacher's own logits of the trained tokens, (n, V), a few tokens at a time, whatever its temperature."""
         cut = batch.trimmed() if self.head is not None else batch
         stream = self.sources[role].targets(cut)
+        # What it leaves to others is left to v2, which the student still is where this is asked for.
+        beside = self.sources["new"].targets(cut) if stream.leans else None
         size = self._rows_at_a_time(stream, cut) or max(1, len(cut.rows))
         with torch.no_grad():
             for rows in torch.arange(len(cut.rows), device=cut.labels.device).split(size):
-                yield stream.logits(rows)
+                yield stream.logits(rows, None if beside is None else beside.logits(rows))
 
     def _rows_at_a_time(self, stream: Stream, batch: Batch) -> int | None:
         """How many tokens' logits to hold at a time; None for all."""
@@ -194,9 +200,9 @@ class Step:
         return saved > sum(count_parameters(head.module) for head in heads if head is not None) * len(batch.rows)
 
 
-def _rows_that_need(role: str, weights: Tensor, batch: Batch) -> Tensor:
-    """(B,), boolean: the rows of the batch with a token that follows a teacher."""
-    follows = weights[:, 0 if role == "old" else 1] > 0
+def _rows_that_need(roles: Sequence[str], weights: Tensor, batch: Batch) -> Tensor:
+    """(B,), boolean: the rows of the batch with a token that follows one of some teachers."""
+    follows = (weights[:, [("old", "new").index(role) for role in roles]] > 0).any(dim=1)
     return torch.zeros(len(batch), dtype=torch.bool, device=batch.labels.device).index_fill_(
         0, batch.rows[follows], True
     )
@@ -233,6 +239,7 @@ def make_step(
         MuscleError: Chunks do not apply, but ``chunk_size`` or the cache asks for them; or the cache does not fit.
     """
     sources: Mapping[str, Source] = teachers
+    leans = any(teacher.reader is not None and teacher.reader.reference == "new" for teacher in teachers.values())
     try:
         reason = whole_because or _why_whole_logits(student, teachers, kind, accelerator, chunk_size)
         if reason:
@@ -248,8 +255,8 @@ def make_step(
             raise MuscleError(f"{' and '.join(wishes)} cannot be used: {error}") from error
         for teacher in teachers.values():
             teacher.head = None
-        return Step(student, {**teachers, **(in_front or {})}, temperatures)
-    return Step(student, {**sources, **(in_front or {})}, temperatures, head, chunk_size, skip)
+        return Step(student, {**teachers, **(in_front or {})}, temperatures, leans_on_new=leans)
+    return Step(student, {**sources, **(in_front or {})}, temperatures, head, chunk_size, skip, leans)
 
 
 def _why_whole_logits(

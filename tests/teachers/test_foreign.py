@@ -178,3 +178,44 @@ def test_packed_rows_are_refused(tmp_path):
 def test_the_provenance_says_how_v1_reads(tmp_path):
     read = trainer(tmp_path).provenance.old["reading"]
     assert read["level"] == "foreign" and read["rows_read"] == read["tokens_with_target"] == 1
+
+
+@pytest.mark.parametrize("settings", [{"mask": "student_wrong"}, {"mask": "more_confident"}, {"loss_chunk_size": 0}])
+def test_v2_may_decide_what_v1_leaves_open(settings, tmp_path):
+    """Before the first step the student is v2, so it makes no difference; afterwards it does."""
+    by_reference = {}
+    for reference in ("student", "new"):
+        how = {"learning_rate": 0.1, "max_steps": 2, "logging_steps": 1, "old_reference": reference, **settings}
+        made = trainer(tmp_path / reference, model(1, 270), **how)
+        made.train()
+        by_reference[reference] = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+    first, second = zip(*by_reference.values(), strict=True)
+    assert first[0] == pytest.approx(first[1], rel=1e-5) and second[0] != pytest.approx(second[1], rel=1e-4)
+
+
+def test_a_foreign_teacher_is_calibrated(tmp_path):
+    made = trainer(tmp_path, calibrate_teachers=True, eval_dataset=rows(), max_steps=1)
+    made.train()
+    assert 0.2 < made.teacher_temperatures["old"] < 17
+
+
+def test_classifiers_share_their_labels(tmp_path):
+    """No token has a label: v1 reads the text in its own ids, and its class logits count as they are."""
+    size = {"vocab_size": 330, "max_position_embeddings": 96}
+    new = builders.with_lora(builders.bert_sequences(2, **size), 20, target_modules=["query", "value"])
+    old = builders.with_lora(builders.bert_sequences(1, **size), 10, target_modules=["query", "value"])
+    table = [{"input_ids": NEW(text)["input_ids"], "labels": index % 3} for index, text in enumerate(TEXTS)]
+    collate = lambda rows: {  # noqa: E731
+        **NEW.pad({"input_ids": [row["input_ids"] for row in rows]}, return_tensors="pt"),
+        "labels": torch.tensor([row["labels"] for row in rows]),
+    }
+    NEW.pad_token = NEW.eos_token
+    given = {"processing_class": NEW, "old_processing_class": OLD, "train_dataset": table, "data_collator": collate}
+    made = builders.trainer(tmp_path, new, old, mask="always_old", **given)
+    batch = collate(table)
+    with torch.no_grad():
+        said = torch.cat([old(input_ids=OLD(text, return_tensors="pt")["input_ids"]).logits for text in TEXTS])
+        student = new(**{name: value for name, value in batch.items() if name != "labels"}).logits
+    logs = [logits.div(2).log_softmax(-1) for logits in (said, student)]
+    expected = (logs[0].exp() * (logs[0] - logs[1])).sum(-1).mean()
+    assert made.compute_loss(made.model, batch).item() == pytest.approx(expected.item(), rel=1e-4)
