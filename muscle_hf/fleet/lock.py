@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import read_object, write_json
 from muscle_hf.pipeline.config import ModelSettings
+from muscle_hf.pipeline.reading import build
 from muscle_hf.record import WEIGHTS_FILE, file_sha256
 from muscle_hf.words import did_you_mean
 
@@ -24,25 +24,13 @@ class Version:
     """One version of a task model.
 
     Args:
-        base: Folder or Hub id of its base; this and the next ones as a side of a run's settings has them.
-        revision: Its revision on the Hub.
-        adapter: Folder or Hub id of its adapter.
-        adapter_revision: Its revision on the Hub.
-        tokenizer: Where it is not the base's.
-        task: The task that asks this version in words of its own.
-        chat_template: That its prompts are put into.
-        sha256: Of the adapter's file of weights; None where that is on the Hub alone.
+        side: As a side of a run's settings has it: base, adapter and their revisions, ...
+        sha256: Of the adapter's file of weights; None where that is on the Hub alone, or there is none.
         base_sha256: Content hash of the base's weights; None where they are on the Hub alone.
         kind: ``first``, ``plain`` or ``compatible``: how it was trained, as far as a fleet knows.
     """
 
-    base: str
-    revision: str | None = None
-    adapter: str | None = None
-    adapter_revision: str | None = None
-    tokenizer: str | None = None
-    task: str | None = None
-    chat_template: str | None = None
+    side: ModelSettings
     sha256: str | None = None
     base_sha256: str | None = None
     kind: str = "first"
@@ -52,27 +40,24 @@ class Version:
         """Of one side of a run, whose adapter is there."""
         file = Path(side.adapter or "", WEIGHTS_FILE)
         sha256 = file_sha256(file) if side.adapter and file.is_file() else None
-        return cls(**vars(side), sha256=sha256, base_sha256=base_hash(side.base, side.revision), kind=kind)
+        return cls(side, sha256, base_hash(side.base, side.revision), kind)
 
-    def side(self) -> dict[str, Any]:
-        """As a side of a run's settings."""
-        return {setting.name: getattr(self, setting.name) for setting in fields(ModelSettings)}
+    @classmethod
+    def read(cls, content: dict[str, Any], folder: Path) -> Version:
+        """From an entry of a lock in a folder."""
+        # Names of the Hub, of tasks and of templates never begin so.
+        told = {name: isinstance(value, str) and value.startswith(".") for name, value in content["side"].items()}
+        places = {name: os.path.normpath(folder / content["side"][name]) for name, here in told.items() if here}
+        return cls(**{**content, "side": build(ModelSettings, {**content["side"], **places})})
 
-    def moved(self, folder: Path, *, out: bool) -> Version:
-        """With what is on this disk told from the folder of the lock (``out``), so that both can move together, or
-        from here."""
-
-        def place(name: str | None, here: Callable[[str], bool]) -> str | None:
-            if name is None:
-                return None
-            if out:
-                return f".{os.sep}{os.path.relpath(name, folder)}" if here(name) else name
-            # Names of the Hub, of tasks and of templates never begin so.
-            return os.path.normpath(folder / name) if name.startswith(".") else name
-
-        places = dict.fromkeys(("base", "adapter", "tokenizer"), os.path.isdir)
-        places |= dict.fromkeys(("task", "chat_template"), os.path.isfile)
-        return replace(self, **{name: place(getattr(self, name), here) for name, here in places.items()})
+    def entry(self, folder: Path) -> dict[str, Any]:
+        """For a lock in a folder, which what is on this disk is told from, so that both can move together."""
+        side = {name: value for name, value in asdict(self.side).items() if value is not None}
+        kinds = dict.fromkeys(("base", "adapter", "tokenizer"), os.path.isdir)
+        kinds |= dict.fromkeys(("task", "chat_template"), os.path.isfile)
+        here = [name for name, is_here in kinds.items() if name in side and is_here(side[name])]
+        side |= {name: f".{os.sep}{os.path.relpath(side[name], folder)}" for name in here}
+        return {**asdict(self), "side": side}
 
     def check(self, name: str) -> None:
         """Refuse an adapter that is no longer the one that the lock names.
@@ -80,17 +65,14 @@ class Version:
         Raises:
             MuscleError: Its weights changed, or are gone.
         """
-        if self.sha256 is None or self.adapter is None:
+        if self.sha256 is None or self.side.adapter is None:
             return
-        file = Path(self.adapter, WEIGHTS_FILE)
-        if not file.is_file():
+        file = Path(self.side.adapter, WEIGHTS_FILE)
+        found = file_sha256(file) if file.is_file() else "nothing: it is gone"
+        if found != self.sha256:
             raise MuscleError(
-                f"the lock's adapter {self.adapter} of {name} is gone; fetch it, or name it as old.adapter"
-            )
-        if (found := file_sha256(file)) != self.sha256:
-            raise MuscleError(
-                f"the adapter {self.adapter} of {name} has the SHA-256 {found}, but the lock says {self.sha256}: it "
-                "was replaced after the release"
+                f"the lock of {name} names {file} with the SHA-256 {self.sha256}, but there is {found}. Bring back "
+                "what was released, or name the old side yourself (old: {base: ..., adapter: ...})"
             )
 
 
@@ -127,8 +109,8 @@ class Lock:
         folder, tasks = Path(path).parent, {}
         try:
             for name, entry in content["tasks"].items():
-                parts = [Version(**part).moved(folder, out=False) for part in (entry["now"], *entry["ancestors"])]
-                tasks[name] = {**entry, "now": parts[0], "ancestors": parts[1:]}
+                now, *ancestors = (Version.read(part, folder) for part in (entry["now"], *entry["ancestors"]))
+                tasks[name] = {**entry, "now": now, "ancestors": ancestors}
         except (KeyError, TypeError, AttributeError) as error:
             raise MuscleError(f"{path} is damaged ({type(error).__name__}: {error})") from error
         return cls(tasks, content.get("update", {}), content.get("version", ""))
@@ -137,7 +119,7 @@ class Lock:
         """Write it into the folder of its fleet."""
         tasks = {}
         for name, entry in self.tasks.items():
-            now, *ancestors = (asdict(part.moved(folder, out=True)) for part in (entry["now"], *entry["ancestors"]))
+            now, *ancestors = (part.entry(folder) for part in (entry["now"], *entry["ancestors"]))
             tasks[name] = {**entry, "now": now, "ancestors": ancestors}
         return write_json(
             folder / LOCK_FILE, {"format": FORMAT, "version": self.version, "update": self.update, "tasks": tasks}

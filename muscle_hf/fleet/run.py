@@ -139,8 +139,9 @@ def write_all(fleet: Fleet) -> None:
         if (outcome := outcomes[task.name]) is not None:
             entries[task.name] = _entry(task, outcome, fleet)
     Lock(entries, asdict(fleet.settings.update), __version__).write(fleet.folder)
-    rows = [page.Line.of(task, outcomes[task.name], status_of(task), read_state(task)) for task in fleet.tasks]
-    write_text(fleet.folder / PAGE_FILE, page.render(fleet.settings.update, rows))
+    took = {task.name: [step.get("seconds", 0.0) for step in read_state(task).values()] for task in fleet.tasks}
+    lines = [page.Line(t.name, outcomes[t.name], status_of(t), sum(took[t.name])) for t in fleet.tasks]
+    write_text(fleet.folder / PAGE_FILE, page.render(fleet.settings.update, lines))
 
 
 def _entry(task: FleetTask, outcome: Outcome, fleet: Fleet) -> dict[str, Any]:
@@ -161,6 +162,6 @@ def _entry(task: FleetTask, outcome: Outcome, fleet: Fleet) -> dict[str, Any]:
 
 def _version(task: FleetTask, model: str, kind: str) -> Version:
     side = task.settings.old if model == OLD else task.settings.new
-    if model == COMPAT or not side.adapter:
+    if model == COMPAT or not (side.adapter or side.server):
         side = replace(side, adapter=str(task.folder / model), adapter_revision=None)
     return Version.of(side, kind)

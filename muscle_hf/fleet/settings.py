@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -208,7 +208,7 @@ def _task(name: str, entry: dict[str, Any], fleet: Fleet) -> FleetTask:
     given = entry.get("old") or {}
     if fleet.lock is not None and "base" not in given:
         shipped, ancestors = fleet.lock.old_side(name)
-        old = shipped.side()
+        old = asdict(shipped.side)
     budget = budget_of(entry.pop("budget", {}), "budget")
     if budget.empty:
         raise MuscleError("there is no budget, so nothing decides; set budget: {max_nfr: 5%}")

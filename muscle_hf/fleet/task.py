@@ -149,7 +149,7 @@ def make_run(task: FleetTask, say: Callable[[str], None]) -> TaskRun:
     settings = replace(task.settings, training={"disable_tqdm": True, **task.settings.training})
     run = TaskRun.of(settings, say)
     run.shared_cache = task.folder.parent / "cache"
-    run.ancestors = [ModelSettings(**version.side()) for version in task.ancestors]
+    run.ancestors = [version.side for version in task.ancestors]
     kind = cast("Task", run.task)
     for place, side in enumerate(run.ancestors):
         own = in_own_words(side, kind, run.splits, settings.data) if side.task else (kind, run.splits)
@@ -161,7 +161,7 @@ def steps_of(task: FleetTask) -> list[str]:
     """The steps of a task, in order."""
     transfer = task.settings.data.transfer
     left_out = {
-        "old": bool(task.settings.old.adapter),
+        "old": bool(task.settings.old.adapter or task.settings.old.server),
         "new": bool(task.settings.new.adapter),
         "control": not task.settings.control,
         "target": transfer is None or transfer.target is None,

@@ -169,7 +169,7 @@ def test_each_task_gets_a_verdict_a_report_and_its_place_in_the_lock(world):
     for name, outcome in outcomes.items():
         models = {"hold": "old", "ship plain": "new", "ship compatible": "muscle"}
         shipped = folder / "v2" / name / models[outcome.verdict]
-        assert lock.tasks[name]["now"].adapter == str(shipped)
+        assert lock.tasks[name]["now"].side.adapter == str(shipped)
         assert [part.kind for part in lock.tasks[name]["ancestors"]] == [] if outcome.verdict == "hold" else ["first"]
         assert (folder / "v2" / name / "report.html").is_file()
         result = json.loads((folder / "v2" / name / "result.json").read_text())["result"]["rows"]
@@ -275,10 +275,11 @@ def test_the_next_update_starts_from_what_users_see_now(world, tmp_path):
     run_fleet(first, ["mail"], quiet)
     lock = json.loads((tmp_path / "v2" / LOCK_FILE).read_text())
     assert lock["tasks"]["mail"]["verdict"] == "ship plain"
-    assert lock["tasks"]["mail"]["ancestors"][0]["adapter"] == "./mail/old"
+    assert lock["tasks"]["mail"]["ancestors"][0]["side"]["adapter"] == "./mail/old"
     # As where only the compatible one passes.
     sha256 = file_sha256(tmp_path / "v2" / "mail" / "muscle" / "adapter_model.safetensors")
-    lock["tasks"]["mail"]["now"] |= {"adapter": "./mail/muscle", "sha256": sha256, "kind": "compatible"}
+    lock["tasks"]["mail"]["now"] |= {"sha256": sha256, "kind": "compatible"}
+    lock["tasks"]["mail"]["now"]["side"]["adapter"] = "./mail/muscle"
     (tmp_path / "v2" / LOCK_FILE).write_text(json.dumps(lock))
     moved = shutil.move(tmp_path / "v2", tmp_path / "released")
 

@@ -34,8 +34,8 @@ def lines(count: int = 40) -> list[Line]:
         reason = f"NFR is {kept:.2%}, at most 6.10% with 95% confidence; the limit is 5.00%"
         outcome = Outcome(f"t{place}", "acc", "correct", 500, verdict, reason, 0.05, False, quality, [*before, now])
         name = f"a-task-with-a-rather-long-name-of-its-own-{place}" if place % 7 == 0 else f"task-{place}"
-        made.append(Line(name, outcome, ("done", ""), draw.uniform(30, 3000), 10.0))
-    made[3] = Line("<b>not</b> done", None, ("failed", "new, 1 of 5 steps done: RuntimeError: no memory"), 3.0, 0.0)
+        made.append(Line(name, outcome, ("done", ""), draw.uniform(30, 3000)))
+    made[3] = Line("<b>not</b> done", None, ("failed", "new, 1 of 5 steps done: RuntimeError: no memory"), 3.0)
     return made
 
 
