@@ -33,6 +33,7 @@ TESTED_ELSEWHERE = {
     "flips.md": "compare/test_compare_documents.py",
     "metrics.md": "compare/test_compare_documents.py",
     "publish-and-load.md": "hub/test_hub_documents.py",
+    "served-v1.md": "served/test_served_run.py",
     "tasks.md": "evaluation/test_evaluation_tasks.py",
 }
 

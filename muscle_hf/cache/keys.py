@@ -105,6 +105,10 @@ class KeyRules:
         )
 
 
+# Of a model that reads texts alone, such as one behind a server.
+TEXT_RULES = KeyRules(inputs=None, looks_back=True, relative=True, separates=True)
+
+
 def why_excluded(config: Any) -> str | None:
     """Why nothing of a model of this configuration can be cached; None if it can."""
     text = config.get_text_config()

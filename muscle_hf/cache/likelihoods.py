@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from muscle_hf.cache.keys import KeyRules, row_keys
+from muscle_hf.cache.keys import TEXT_RULES, KeyRules, row_keys
 from muscle_hf.cache.store import RowStore
 from muscle_hf.objective.chunked import Stream, chunk_rows
 from muscle_hf.objective.divergence import label_log_likelihood
@@ -102,6 +102,8 @@ class AnswerLikelihoods:
 
     def _computed(self, read: Batch, missing: Tensor) -> Tensor:
         """The numbers of some rows, (B,), float32 on the CPU."""
+        if not self.teacher.models:
+            return self.teacher.log_likelihoods(read, missing)
         stream, rows = Stream(self.teacher.states(read, missing), self.head), read.rows
         places = missing.to(rows.device)[rows].nonzero().squeeze(-1)
         size = max(1, len(places)) if self.head is None else chunk_rows(self.head.vocabulary, rows.device)
@@ -131,7 +133,8 @@ class AnswerLikelihoods:
 
     def _keys(self, read: Batch) -> list[bytes | None]:
         """Of each row: what the teacher reads, and which tokens of it are the answer."""
-        self._rules = rules = self._rules or KeyRules.of(self.teacher.model, read.kind)
+        known = self._rules or (KeyRules.of(self.teacher.model, read.kind) if self.teacher.models else TEXT_RULES)
+        self._rules = rules = known
         keys: list[bytes | None] = [None] * len(read)
         for part in row_keys(read.inputs, read.labels, rules):
             tokens = read.targets[read.rows == part.row].cpu().numpy().tobytes()

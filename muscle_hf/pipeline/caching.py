@@ -16,6 +16,7 @@ from muscle_hf.pipeline.run import make_run
 from muscle_hf.pipeline.table import COMPAT
 from muscle_hf.served.teacher import ServedTeacher
 from muscle_hf.teachers import Teacher
+from muscle_hf.teachers.batch import Batch
 from muscle_hf.trainer import MuscleTrainer
 
 
@@ -101,11 +102,17 @@ def _can_be_asked(teacher: Teacher) -> bool:
 
 def _fill_from_server(trainer: MuscleTrainer, teacher: ServedTeacher) -> Cached:
     accelerator = trainer.accelerator
+
+    def read(inputs: Any) -> Batch:
+        batch = trainer.batch_of(inputs)
+        whole_answers = teacher.role == "old" and trainer.old_targets == "answer"
+        return teacher.spelling(batch.answers()) if whole_answers else teacher.reading(batch)
+
     plans = [
         teacher.fill(
             rows,
             collate,
-            lambda inputs: teacher.reading(trainer.batch_of(inputs)),
+            read,
             share=(accelerator.process_index, accelerator.num_processes),
             progress=not trainer.args.disable_tqdm and accelerator.is_local_main_process,
             name=f"{teacher.role} model, {name} rows",

@@ -19,9 +19,9 @@ from transformers.utils import logging
 from muscle_hf.cache.build import CachePlan, plan_cache
 from muscle_hf.cache.compact import CompactStream, TopTokens
 from muscle_hf.cache.fingerprint import Fingerprint
-from muscle_hf.cache.keys import KeyRules, row_keys
+from muscle_hf.cache.keys import TEXT_RULES, SequenceKey, row_keys
 from muscle_hf.cache.opening import require_kl_alone
-from muscle_hf.cache.shards import Column
+from muscle_hf.cache.shards import Column, Row
 from muscle_hf.cache.store import RowStore
 from muscle_hf.errors import MuscleError
 from muscle_hf.objective import Objective
@@ -37,8 +37,6 @@ from muscle_hf.teachers.teacher import MEDIA_INPUTS
 logger = logging.get_logger(__name__)
 
 TOP_K = 20
-# What a server reads of a row: its tokens, without padding, each sequence by itself.
-_RULES = KeyRules(inputs=None, looks_back=True, relative=True, separates=True)
 # Of a text that is the same in every run with one vocabulary.
 _PROBE_TOKENS = 24
 # By how many nats a model may differ from itself, on other hardware or in another batch.
@@ -76,32 +74,42 @@ class ServedTeacher(TeacherElsewhere):
         Raises:
             MuscleError: The server fails, or does not give what is needed.
         """
+        width = self.form.width
+        rows = self._rows(batch, needed)
+        pieces = [torch.zeros(part.count, width) if row is None else row["hidden"] for part, row in rows]
+        return torch.cat([torch.zeros(0, width), *pieces]).to(batch.labels.device)
+
+    @property
+    def scores_answers(self) -> bool:
+        return True
+
+    def log_likelihoods(self, batch: Batch, needed: Tensor) -> Tensor:
+        found = torch.zeros(len(batch))
+        for part, row in self._rows(batch, needed):
+            found[part.row] += 0.0 if row is None else row["own"].sum()
+        return found
+
+    def _rows(self, batch: Batch, needed: Tensor | None) -> list[tuple[SequenceKey, Row | None]]:
+        """The sequences of a batch with what is kept of them; asks for what is needed and not there."""
         whole = batch.whole or batch
-        parts, texts = row_keys(whole.inputs, whole.labels, _RULES), texts_of(whole)
-        rows = [None if row is None else row["hidden"] for row in self.store.get_rows([part.key for part in parts])]
+        parts, texts = row_keys(whole.inputs, whole.labels, TEXT_RULES), texts_of(whole)
+        rows = self.store.get_rows([part.key for part in parts])
         wanted = [part.row for part in parts] if needed is None else needed.cpu().nonzero().squeeze(-1).tolist()
         missing = [i for i, part in enumerate(parts) if rows[i] is None and part.row in set(wanted)]
         if missing:
             self._unwritten += len(missing)
             try:
                 for i, found in self.model_there.along_all((i, *texts[i]) for i in missing):
-                    rows[i] = own = kept(found)
-                    self.store.put_rows([parts[i].key], [{"hidden": own, "own": found.own}])
+                    rows[i] = row = kept(found)
+                    self.store.put_rows([parts[i].key], [row])
             except BaseException:
                 self.flush()
                 raise
             if self._unwritten >= _UNWRITTEN:
                 self.flush()
-        width = self.form.width
-        pieces = [torch.zeros(p.count, width) if r is None else r for p, r in zip(parts, rows, strict=True)]
-        return torch.cat([torch.zeros(0, width), *pieces]).to(batch.labels.device)
+        return list(zip(parts, rows, strict=True))
 
     def stream(self, batch: Batch, states: Tensor) -> Stream:
-        if self.reader is not None:
-            raise MuscleError(
-                f"the {self.role} model is behind a server and has another tokenizer than the student, so that its "
-                "likeliest tokens are not the student's. Follow its answers or its choices instead"
-            )
         return CompactStream(states, None, self.form)
 
     def flush(self) -> None:
@@ -129,7 +137,7 @@ class ServedTeacher(TeacherElsewhere):
             name: On the bar.
         """
         size = 4 * max(1, self.server.concurrency)
-        plan = plan_cache(dataset, collate, self.store, size, _RULES, read, share)
+        plan = plan_cache(dataset, collate, self.store, size, TEXT_RULES, read, share)
         with tqdm(total=plan.missing, desc=name, unit="row", disable=not progress) as bar:
             for indices in plan.batches:
                 before = len(self.store)
@@ -201,11 +209,21 @@ class ServedTeacher(TeacherElsewhere):
                 f"{server} says something else as {server.model!r} than when the rows in {self.store.folder} were "
                 "kept: there is another model under that name now. Serve the one of then, or delete that folder"
             )
-        self.store.put_rows([key], [{"hidden": kept(found), "own": found.own}])
+        self.store.put_rows([key], [kept(found)])
         return model
 
-    def begin(self) -> None:
-        """Look at the server before training, unless something is kept already and it may not be needed any more."""
+    def begin(self, *, answers_alone: bool) -> None:
+        """Look at the server before training, unless something is kept already and it may not be needed any more.
+
+        Raises:
+            MuscleError: As :attr:`model_there`; or it does not read the student's tokens.
+        """
+        if self.reader is not None and not answers_alone:
+            raise MuscleError(
+                f"the {self.role} model is behind a server, and has another tokenizer than the student or is given "
+                "other words, so that its likeliest tokens are not the student's. Follow how likely it finds answers: "
+                "old_targets='answer'"
+            )
         if not len(self.store):
             _ = self.model_there
 
@@ -222,9 +240,9 @@ class ServedTeacher(TeacherElsewhere):
         return f"{type(self).__name__}(role={self.role!r}, server={self.server!s}, model={self.server.model!r})"
 
 
-def kept(found: LogProbs) -> Tensor:
-    """What a server said at n places in the form of the cache, (n, 2 k + 1) float32."""
-    return torch.cat([found.top, found.ids.float(), found.rest.unsqueeze(-1)], dim=-1)
+def kept(found: LogProbs) -> dict[str, Tensor]:
+    """What a server said at n places as the cache keeps it: ``hidden`` as :class:`TopTokens` makes it, and ``own``."""
+    return {"hidden": torch.cat([found.top, found.ids.float(), found.rest.unsqueeze(-1)], dim=-1), "own": found.own}
 
 
 def texts_of(batch: Batch) -> list[tuple[list[int], list[int]]]:

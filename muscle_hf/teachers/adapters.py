@@ -17,6 +17,7 @@ from torch import nn
 from muscle_hf.compat.peft import AuxiliaryTrainingWrapper, BaseTuner, BaseTunerLayer, active_adapter
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.sharing import adds_only, can_share, file_adds_only, same_base_after, starts_neutral
+from muscle_hf.teachers.weights import base_of
 
 # What the compatibility adapter is called in the model: `Trainer` saves and reloads only this name at the root of a
 # folder.
@@ -126,7 +127,7 @@ def add_adapter(model: PeftModel, name: str, config: PeftConfig, *, autocast_dty
         setattr(config, setting, value)
 
 
-def copy_adapter(source: PeftModel, adapter: str, target: PeftModel, name: str) -> None:
+def copy_adapter(source: PeftModel, adapter: str, target: PeftModel, name: str) -> bool:
     """Add a bit-equal copy of an adapter to a model with the same base (or the same model); it is not activated.
 
     Args:
@@ -135,9 +136,14 @@ def copy_adapter(source: PeftModel, adapter: str, target: PeftModel, name: str) 
         target: The model that gets the copy.
         name: The copy's name; must be free.
 
+    Returns:
+        Whether PEFT was asked to add it, which turns over what is trainable.
+
     Raises:
         MuscleError: PEFT cannot put it beside the adapters that ``target`` has.
     """
+    if _copy_layers(source, adapter, target, name):
+        return False
     with same_base_after(target, source.peft_config[adapter], "model"):
         add_adapter(target, name, source.peft_config[adapter])
     originals, copies = adapter_parameters(source, adapter), adapter_parameters(target, name)
@@ -152,6 +158,53 @@ def copy_adapter(source: PeftModel, adapter: str, target: PeftModel, name: str) 
             f"the adapter {adapter!r} cannot be copied: {differ[0]} is drawn or computed anew for each adapter. Merge "
             "it into the base and pass a peft_config"
         )
+    return True
+
+
+def _copy_layers(source: PeftModel, adapter: str, target: PeftModel, name: str) -> bool:
+    """:func:`copy_adapter` of a plain LoRA, layer by layer: PEFT would match and initialise anew what is known.
+
+    Returns:
+        Whether it was copied: not where layers would have to be made, are on several devices, or are split (ZeRO-3).
+    """
+    config = source.peft_config[adapter]
+    if not adds_only(config) or config.modules_to_save or name in target.peft_config:
+        return False
+    layers = {key: m for key, m in source.named_modules() if isinstance(m, BaseTunerLayer) and _holds(m, adapter)}
+    there: dict[str, Any] = layers if source is target else dict(target.named_modules())
+    pairs: list[tuple[Any, Any]] = [(layer, there.get(key)) for key, layer in layers.items()]
+    if any(hasattr(base_of(model), "hf_device_map") for model in (source, target)):
+        return False
+    for layer, twin in pairs:
+        weight = getattr(layer.get_base_layer(), "weight", None)
+        if type(twin) is not type(layer) or not isinstance(weight, torch.Tensor) or hasattr(weight, "ds_id"):
+            return False
+    for layer, twin in pairs:
+        device = twin.get_base_layer().weight.device
+        for attribute, container in {**vars(layer), **layer._modules}.items():
+            if hasattr(container, "keys") and adapter in container:
+                getattr(twin, attribute)[name] = _copied(container[adapter], device)
+    config = target.peft_config[name] = copy.deepcopy(config)
+    config.inference_mode = True
+    return True
+
+
+def _copied(held: Any, device: torch.device) -> Any:
+    """A frozen copy of what PEFT holds of an adapter, on a device."""
+    if isinstance(held, nn.Parameter):
+        return nn.Parameter(held.detach().to(device, copy=True), requires_grad=False)
+    if isinstance(held, torch.Tensor):
+        return held.to(device, copy=True)
+    if not isinstance(held, nn.Module):
+        return copy.deepcopy(held)
+    # `copy.deepcopy` of a module spends nearly all of its time in empty dictionaries of hooks.
+    twin = copy.copy(held)
+    for attribute, value in vars(held).items():
+        if attribute in ("_parameters", "_buffers", "_modules"):
+            vars(twin)[attribute] = {key: _copied(inner, device) for key, inner in value.items()}
+        elif isinstance(value, (dict, list, set)):
+            vars(twin)[attribute] = value.copy()
+    return twin
 
 
 def read_adapter(model: PeftModel, name: str, folder: Path) -> None:
@@ -321,7 +374,7 @@ def keep_quantized_trainable(model: nn.Module) -> None:
     They do so at their first eval-mode forward, after which training silently yields no gradients.
     """
     for module in cast("Iterator[Any]", model.modules()):
-        if hasattr(module, "support_avx512bf16_for_cpu"):
+        if "support_avx512bf16_for_cpu" in vars(module):
             module.support_avx512bf16_for_cpu = False
             if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
                 module.state_dict()  # bitsandbytes unpacks a layer that is to be saved

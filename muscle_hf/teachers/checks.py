@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging
 
+from muscle_hf.compat.peft import BaseTunerLayer
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.kinds import ModelKind, kind_of
 from muscle_hf.teachers.origin import local_model_folder, origin_of
@@ -268,7 +269,7 @@ def only_active_adapter(model: PeftModel, owner: str) -> str:
         raise MuscleError(
             f"{owner} has an adapter of type POLY, which asks for the task of each row (task_ids); use LoRA instead"
         )
-    if model.get_model_status().merged_adapters:
+    if any(isinstance(layer, BaseTunerLayer) and layer.merged for layer in model.modules()):
         raise MuscleError(f"{owner} has an adapter merged into its base; call unmerge_adapter() first")
     return active[0]
 

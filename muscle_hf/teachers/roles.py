@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
@@ -27,9 +27,16 @@ from muscle_hf.teachers.adapters import (
 from muscle_hf.teachers.checks import check_recorded_base, only_active_adapter, same_architecture, same_config
 from muscle_hf.teachers.kinds import ModelKind, kind_of
 from muscle_hf.teachers.origin import local_model_folder
-from muscle_hf.teachers.sharing import can_share, changes_base, check_student, same_base_after
+from muscle_hf.teachers.sharing import adds_only, can_share, changes_base, check_student, same_base_after
 from muscle_hf.teachers.teacher import AdapterTeacher, ModelTeacher, Teacher
-from muscle_hf.teachers.weights import base_of, base_weights, is_quantized, same_as_files, same_weights
+from muscle_hf.teachers.weights import (
+    base_of,
+    base_weights,
+    input_embeddings,
+    is_quantized,
+    same_as_files,
+    same_weights,
+)
 
 if TYPE_CHECKING:
     from muscle_hf.teachers.loading import AdapterFolder
@@ -143,10 +150,14 @@ def _fresh_student(model: nn.Module, peft_config: PeftConfig | None) -> tuple[Pe
 
 def activate_student(model: PeftModel) -> None:
     """Make the compatibility adapter the active one and the only parameters with gradients."""
-    model.set_adapter(STUDENT_ADAPTER)
-    model.peft_config[STUDENT_ADAPTER].inference_mode = False
-    # Some kinds keep a part of the adapter as it was drawn, and PEFT knows which.
-    trained = {id(p) for p in adapter_parameters(model, STUDENT_ADAPTER).values() if p.requires_grad}
+    config = model.peft_config[STUDENT_ADAPTER]
+    plain = adds_only(config)
+    if not plain or model.active_adapter != STUDENT_ADAPTER:
+        model.set_adapter(STUDENT_ADAPTER)
+    config.inference_mode = False
+    parameters = adapter_parameters(model, STUDENT_ADAPTER).values()
+    # Some other kinds keep a part of the adapter as it was drawn, and PEFT knows which.
+    trained = {id(p) for p in parameters if plain or p.requires_grad}
     for parameter in model.parameters():
         parameter.requires_grad = id(parameter) in trained
 
@@ -229,8 +240,8 @@ def _from_model(
     if not isinstance(model, PeftModel) or adapter is None:
         return AdapterTeacher(role, student, None)
     name = _free_name(role, student)
-    copy_adapter(model, adapter, student, name)
-    activate_student(student)
+    if copy_adapter(model, adapter, student, name):
+        activate_student(student)
     return AdapterTeacher(role, student, name)
 
 
@@ -238,6 +249,11 @@ def _same_base(model: nn.Module, adapter: str | None, student: PeftModel) -> boo
     if base_of(model) is base_of(student):
         return True
     if not same_architecture(model, student):
+        return False
+    # Of two versions these differ at once; the rest need not be put together then.
+    looked_up = [layer.weight for each in (model, student) if (layer := input_embeddings(each)) is not None]
+    replaced = adapter is not None and getattr(cast("PeftModel", model).peft_config[adapter], "modules_to_save", None)
+    if len(looked_up) == 2 and not replaced and not same_weights(*({"": weight} for weight in looked_up)):
         return False
     used = base_weights(model, adapter)
     return same_weights(used, {name: tensor for name, tensor in base_weights(student).items() if name in used})

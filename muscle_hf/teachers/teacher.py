@@ -139,8 +139,12 @@ class Teacher(ABC):
     def prepare(self, batch: Batch) -> None:  # noqa: B027
         """Begin with what can be done for a batch while the device computes."""
 
-    def begin(self) -> None:  # noqa: B027
-        """Make sure, before training, that it can be asked."""
+    def begin(self, *, answers_alone: bool) -> None:  # noqa: B027
+        """Make sure, before training, that it can be asked.
+
+        Args:
+            answers_alone: Whether only :meth:`log_likelihoods` are.
+        """
 
     def flush(self) -> None:  # noqa: B027
         """Write to the disk what is to be kept and is only in memory."""
@@ -179,6 +183,26 @@ class Teacher(ABC):
         Raises:
             MuscleError: It is known by what it has said alone.
         """
+
+    @property
+    def scores_answers(self) -> bool:
+        """Whether it can be asked how likely it finds any answer."""
+        return bool(self.models)
+
+    def log_likelihoods(self, batch: Batch, needed: Tensor) -> Tensor:
+        """How likely it finds the labels of a batch of its own ids together, where its weights are not here.
+
+        Args:
+            batch: As :meth:`spelling` gives it.
+            needed: (B,), boolean, the rows that are asked about.
+
+        Returns:
+            (B,), float32, on the CPU, nats; anything in rows that are not needed.
+
+        Raises:
+            MuscleError: That cannot be known.
+        """
+        raise MuscleError(f"how likely the {self.role} model finds other answers than those that are recorded")
 
     @property
     def models(self) -> list[nn.Module]:

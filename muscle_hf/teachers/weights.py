@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -55,21 +56,21 @@ def base_weights(model: nn.Module, adapter: str | None = None) -> dict[str, Tens
         what ZeRO-3 has split is read by :func:`whole`.
     """
     base = base_of(model)
-    left_out: list[str] = []
+    left_out: set[str] = set()
     for name, module in base.named_modules():
         if isinstance(module, ModulesToSaveWrapper) and adapter is not None and adapter in module.modules_to_save:
-            left_out.append(f"{name}.original_module.")
+            left_out.add(f"{name}.original_module")
         if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
             layers = (*module.adapter_layer_names, *module.other_param_names)
-            left_out += [f"{name}.{layer}." for layer in layers]
+            left_out.update(f"{name}.{layer}" for layer in layers)
     # An output layer tied to the embedding is one tensor under two names; files hold it once.
     tied = set(getattr(base, "all_tied_weights_keys", None) or ())
-    elsewhere = tuple(left_out)
     weights = {}
     # A detached tensor would have lost what ZeRO-3 knows of it.
     for name, tensor in base.state_dict(keep_vars=True).items():
         plain = name.replace(".token_adapter", "").replace(".base_layer", "").replace(".original_module", "")
-        if isinstance(tensor, Tensor) and not name.startswith(elsewhere) and plain not in tied:
+        within = itertools.accumulate(name.split("."), "{}.{}".format)
+        if isinstance(tensor, Tensor) and left_out.isdisjoint(within) and plain not in tied:
             weights[plain] = tensor if _is_split(tensor) else tensor.detach()
     return weights
 

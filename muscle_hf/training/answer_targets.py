@@ -38,7 +38,7 @@ def choose_targets(trainer: Any) -> str:
     logs = [teacher for teacher in trainer.teachers.values() if isinstance(teacher, RecordedTeacher)]
     if wanted == "tokens" and old in logs:
         raise MuscleError("old_targets is 'tokens', but v1 is known by its answers alone; leave it out, or pass v1")
-    if old not in logs and (wanted == "choices" or (wanted == "answer" and not old.models)):
+    if old not in logs and (wanted == "choices" or (wanted == "answer" and not old.scores_answers)):
         raise MuscleError(f"old_targets is {wanted!r}, which takes v1's scores of answers: {_EVALUATE}")
     if wanted == "answer" and (without := [log for log in logs if not log.has_likelihoods]):
         raise MuscleError(f"old_targets is 'answer', but {without[0].source} has no log-likelihoods; leave it out")
@@ -48,7 +48,7 @@ def choose_targets(trainer: Any) -> str:
         form = "answer" if short and not reads & {log.role for log in logs} else "choices"
     for log in logs:
         log.form = form
-    in_memory = old.models and trainer.old_targets == "answer"
+    in_memory = old.scores_answers and trainer.old_targets == "answer"
     numbers = {log.role for log in logs if form == "answer"} | ({"old"} if in_memory else set())
     problem = _problem(trainer, sorted(reads & numbers), in_memory)
     longest = _longest(trainer) if in_memory and not problem else 0
@@ -78,7 +78,7 @@ def _problem(trainer: Any, read: list[str], in_memory: bool) -> str | None:
         return f"the masks {masks} look at logits ({', '.join(read)}); take student_wrong, mean or always_old"
     if getattr(args, "packing", False) or getattr(args, "padding_free", False):
         return "several rows are packed into one; set packing=False and padding_free=False"
-    if in_memory and is_sharded(trainer.accelerator):
+    if in_memory and trainer.teachers["old"].models and is_sharded(trainer.accelerator):
         return f"a sharded v1 (FSDP, ZeRO-3) runs in all processes at once; {_EVALUATE}"
     return None
 
@@ -86,7 +86,11 @@ def _problem(trainer: Any, read: list[str], in_memory: bool) -> str | None:
 def needs_completion_mask(trainer: Any) -> bool:
     """Whether rows train on more than their answer, so that only their ``completion_mask`` tells what that is."""
     rows = trainer.train_dataset
-    if not trainer.teachers["old"].models or isinstance(rows, IterableDataset) or not hasattr(rows, "__getitem__"):
+    if (
+        not trainer.teachers["old"].scores_answers
+        or isinstance(rows, IterableDataset)
+        or not hasattr(rows, "__getitem__")
+    ):
         return False
     first = rows[0]
     return {"labels", "completion_mask"} <= first.keys() and any(

@@ -137,7 +137,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
             self.add_callback(CalibrateTeachers(self))
         self._step = self._make_step()
         for teacher in self.teachers.values():
-            teacher.begin()
+            teacher.begin(answers_alone=teacher.role == "old" and self.old_targets == "answer")
         if is_sharded(self.accelerator):
             # From here on no process has whole weights any more to hash.
             _ = self.provenance
@@ -163,7 +163,8 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
             "new": new if new_model is None else self._teacher("new", new_model, new_arguments),
         }
         for loaded in (model for teacher in self.teachers.values() for model in teacher.models):
-            keep_quantized_trainable(loaded)
+            if loaded is not self.student:
+                keep_quantized_trainable(loaded)
             check_label_sets(self.kind, loaded, self.student)
         if self.settings.start_from == "old":
             from muscle_hf.teachers.start import start_from_teacher
@@ -242,7 +243,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         """
         settings, accelerator, caches = self.settings, self.accelerator, None
         in_front, cached = {}, dict(self.teachers)
-        if self.old_targets == "answer" and self.teachers["old"].models:
+        if self.old_targets == "answer" and self.teachers["old"].scores_answers:
             from muscle_hf.cache.likelihoods import AnswerLikelihoods
 
             in_front["old"] = AnswerLikelihoods(cached.pop("old"), self._open_likelihoods)

@@ -5,11 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -19,6 +14,7 @@ from evaluation_models import make_tokenizer
 from loopback import serving
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from vllm_server import vllm_server
 
 from muscle_hf import MuscleError
 from muscle_hf.cli.main import main
@@ -156,32 +152,10 @@ def vllm(folder):
     venv = os.environ.get("MUSCLE_HF_VLLM")
     if not venv:
         pytest.skip("MUSCLE_HF_VLLM names no environment with vLLM")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [f"{venv}/bin/vllm", "serve", str(folder / "base"), "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--served-model-name", "base", "--dtype", "float32", "--enforce-eager", "--max-model-len", "256"]
-    command += ["--enable-lora", "--max-loras", "3", "--lora-modules"]
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "HF_ENDPOINT", "HF_HOME")}
-    environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, *(f"{name}={folder / name}" for name in ("one", "two", "wrapped"))],
-            stdout=log,
-            stderr=log,
-            env=environment | {"HF_HUB_OFFLINE": "1"},
-            start_new_session=True,
-        )
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).read()
-                break
-            except OSError:
-                assert process.poll() is None, (folder / "log").read_text()[-3000:]
-                time.sleep(1)
-        yield f"http://127.0.0.1:{port}/v1"
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=60)
+    names = [f"{name}={folder / name}" for name in ("one", "two", "wrapped")]
+    arguments = ["--served-model-name", "base", "--max-model-len", "256", "--enable-lora", "--max-loras", "3"]
+    with vllm_server(venv, folder / "base", *arguments, "--lora-modules", *names, log=folder / "log") as url:
+        yield url
 
 
 @pytest.mark.slow

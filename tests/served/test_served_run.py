@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 
 import builders
+import paths
 import pytest
 import yaml
 from loopback import Scripted, serving
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from muscle_hf import MuscleError, TransferPrompts
+from muscle_hf import MuscleError, TransferPrompts, demo
 from muscle_hf.cli.main import main
 from muscle_hf.evaluation import Item, Task, evaluate_task, read_predictions
 from muscle_hf.pipeline.config import load_settings
 from muscle_hf.pipeline.run import make_run
 from muscle_hf.served.server import Server
 from muscle_hf.teachers import ModelTeacher
+from muscle_hf.training.data import encode_items
 from muscle_hf.training.transfer_rows import Models
 
 
@@ -111,6 +116,30 @@ def test_answers_from_a_server_are_the_models_own(kind, tmp_path, v1):
         assert asking.rows(Models(folder=tmp_path / "served", **models)) == own
         assert len(Scripted.requests) == count
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_the_snippets_of_the_page_run(tmp_path, monkeypatch):
+    tokenizer = AutoTokenizer.from_pretrained(demo.base("v2"))
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(demo.base("v2")), config)
+    adapted.save_pretrained(tmp_path / "adapters" / "task-v2")
+    items = [demo.TASKS["routing"].to_item(row, i) for i, row in enumerate(demo.rows("routing", "train", count=8))]
+    rows = [{name: ids[:24] for name, ids in row.items()} for row in encode_items(tokenizer, items)]
+    monkeypatch.chdir(tmp_path)
+    base = AutoModelForCausalLM.from_pretrained(demo.base("v2"))
+    names = {"base_v2": base, "train": rows, "tokenizer": tokenizer}
+    page = (paths.ROOT / "docs" / "howto" / "served-v1.md").read_text()
+    snippets = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    old = AutoModelForCausalLM.from_pretrained(demo.base("v1")).eval()
+    with serving({"task-v1": old, "task-v2": adapted.eval()}, tokenizer, greedy=True) as url:
+        for snippet in snippets:
+            exec(compile(snippet.replace("http://localhost:8000/v1", url), "served-v1.md", "exec"), names)
+            if "trainer" in snippet:
+                names["trainer"].args.max_steps = 1
+        assert names["trainer"].train().global_step == 1
+        models = Models(base, names["trainer"].teachers, tokenizer, tmp_path, progress=False)
+        names["rows"].rows(models)
+        assert {body["model"] for _, _, body, _ in Scripted.requests} == {"task-v1", "task-v2"}
 
 
 def test_an_address_with_a_password_is_not_used():

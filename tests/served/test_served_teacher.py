@@ -5,6 +5,7 @@ from __future__ import annotations
 import builders
 import pytest
 import torch
+from evaluation_models import TEXT, make_tokenizer
 from loopback import Scripted, serving
 
 from muscle_hf import MuscleError
@@ -15,6 +16,7 @@ from muscle_hf.served.server import Server
 from muscle_hf.served.teacher import ServedTeacher, texts_of
 from muscle_hf.teachers.batch import Batch
 from muscle_hf.teachers.kinds import CAUSAL_LM, SEQUENCE_CLASSIFICATION
+from muscle_hf.training.data import encode_answers
 
 KEY = "sk-very-secret"
 
@@ -142,6 +144,35 @@ def test_servers_whose_log_probabilities_are_not_the_models_are_refused_before_t
     assert KEY not in str(refused.value)
 
 
+def test_a_served_v1_with_other_tokens_is_followed_by_its_likelihoods_of_answers(tmp_path):
+    own, others = make_tokenizer(size=330), make_tokenizer(size=270)
+
+    def model(seed, size):
+        wide = {"vocab_size": size, "pad_token_id": None, "bos_token_id": 0, "eos_token_id": 1}
+        return builders.with_lora(builders.llama(seed, **wide), 10 * seed)
+
+    pairs = [(f"{text}\nIt is about", f" {text.split()[-1]}") for text in TEXT]
+    rows = encode_answers(own, pairs, answers_only=True)
+    old = model(1, 270).eval()
+    same = {"processing_class": own, "old_processing_class": others, "train_dataset": rows, "mask": "mean"}
+    same |= {"max_steps": 4, "old_targets": "answer", "teacher_cache": str(tmp_path / "cache")}
+    local = builders.trainer(tmp_path / "local", model(2, 330), model(1, 270), **same)
+    local.train()
+    with serving({"v1": old}, others, greedy=True) as url:
+        same["old_model_kwargs"] = {"model": "v1", "top_k": 2, "retries": 0}
+        served = builders.trainer(tmp_path / "served", model(2, 330), url, **same)
+        cached = cache_teachers(served, tmp_path / "cache")["old"]
+        assert (cached.sequences, cached.plans[0].missing) == (4, 4)
+        before = len(Scripted.requests)
+        served.train()
+        assert len(Scripted.requests) == before
+        with pytest.raises(MuscleError, match="old_targets"):
+            builders.trainer(tmp_path / "tokens", model(2, 330), url, **{**same, "old_targets": "tokens"})
+    assert served.old_targets == "answer"
+    for name, weight in dict(local.model.named_parameters()).items():
+        torch.testing.assert_close(served.model.get_parameter(name), weight, rtol=1e-3, atol=2e-4)
+
+
 def test_another_model_under_the_same_name_is_noticed(old, words, tmp_path):
     more = {"teacher_cache": str(tmp_path / "cache")}
     with serving({"v1": old}, words, greedy=True) as url:
@@ -162,6 +193,7 @@ def test_another_model_under_the_same_name_is_noticed(old, words, tmp_path):
         ({"kwargs": {"revision": "main"}}, "revision"),
         ({"kwargs": {"top_k": 49}}, "49"),
         ({"kwargs": {"model": "v3"}}, "v3"),
+        ({"old_processing_class": builders.tokenizer([f"w{(i + 9) % 48}" for i in range(48)])}, "another tokenizer"),
     ],
     ids=lambda value: str(value)[:24],
 )

@@ -18,8 +18,10 @@ TEXT = [
 WORDS = " ".join(TEXT).split()
 
 
-def make_tokenizer(*, bos: bool = True, pad: bool = False, closing: bool = False) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of about 400 tokens; with BOS, PAD, or an EOS that it appends to texts."""
+def make_tokenizer(
+    *, bos: bool = True, pad: bool = False, closing: bool = False, size: int = 400
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of about ``size`` tokens; with BOS, PAD, or an EOS that it appends to texts."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
@@ -27,7 +29,7 @@ def make_tokenizer(*, bos: bool = True, pad: bool = False, closing: bool = False
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     inner.train_from_iterator(
         TEXT * 4,
-        trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+        trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
     )
     if bos or closing:
         template = ("<s> " if bos else "") + "$A" + (" </s>" if closing else "")
