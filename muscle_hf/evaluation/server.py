@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
@@ -52,6 +51,8 @@ def evaluate_task_on_server(
     Raises:
         MuscleError: The server refuses, keeps failing, or lacks what the task needs; or ``partial`` is of another run.
     """
+    from tqdm.auto import tqdm
+
     check_items(task, items)
     ask = _question(server, task, chat)
     # Of the processes that `accelerate launch` starts, the first one asks.
@@ -59,34 +60,15 @@ def evaluate_task_on_server(
     if PartialState().is_main_process:
         who = [server.url, server.model, dict(server.options)]
         kept = None if partial is None else PartialAnswers(partial, who, task, chat)
-        answers = _all_answers(server, items, ask, kept, progress)
+        client = server.client()
+        answers = kept.read(items) if kept is not None else {}
+        missing = {item.id: (client, item) for item in items if item.id not in answers}
+        found = server.side_by_side(ask, missing)
+        for name, answer in tqdm(found, total=len(missing), desc=server.model, disable=not progress):
+            answers[name] = answer
+            if kept is not None:
+                kept.add(missing[name][1], answer)
     return predictions_from(task, items, broadcast_object_list([answers])[0])
-
-
-def _all_answers(
-    server: Server,
-    items: Sequence[Item],
-    ask: Callable[[OpenAI, Item], Any],
-    kept: PartialAnswers | None,
-    progress: bool,
-) -> dict[str, Any]:
-    from tqdm.auto import tqdm
-
-    client = server.client()
-    answers: dict[str, Any] = kept.read(items) if kept is not None else {}
-    with ThreadPoolExecutor(max_workers=max(1, server.concurrency)) as pool:
-        pending = {pool.submit(ask, client, item): item for item in items if item.id not in answers}
-        try:
-            for future in tqdm(as_completed(pending), total=len(pending), desc=server.model, disable=not progress):
-                item = pending[future]
-                answers[item.id] = future.result()
-                if kept is not None:
-                    kept.add(item, answers[item.id])
-        except BaseException:
-            # What is under way may finish; what has not begun must not.
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return answers
 
 
 def _question(server: Server, task: Task, chat: bool) -> Callable[[OpenAI, Item], Any]:

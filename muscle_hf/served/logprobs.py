@@ -8,10 +8,9 @@ of OpenAI's completions, whose answer spells them. What a server says is believe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,8 +24,6 @@ from muscle_hf.served.server import Server
 _ABOVE_ONE, _LEFT = 1e-3, 1e-6
 # By how many nats two kernels may differ in what is likeliest.
 _AHEAD = 0.05
-
-Name = TypeVar("Name")
 
 
 class NoLogProbs(MuscleError):
@@ -95,19 +92,6 @@ class ServedModel:
             top[place] = torch.tensor([value for _, value in likeliest])
         own = torch.tensor([value for _, value in chosen])
         return LogProbs(top.float(), tokens, rest.log().clamp(min=NOTHING).float(), own)
-
-    def along_all(
-        self, texts: Iterable[tuple[Name, Sequence[int], Sequence[int] | None]]
-    ) -> Iterator[tuple[Name, LogProbs]]:
-        """:meth:`along` of many texts (a name, ids, places), several at a time, as they come."""
-        pool = ThreadPoolExecutor(max_workers=max(1, self.server.concurrency))
-        pending = {pool.submit(self.along, ids, places): name for name, ids, places in texts}
-        try:
-            for done in as_completed(pending):
-                yield pending[done], done.result()
-        finally:
-            # What is under way may finish; what has not begun must not.
-            pool.shutdown(wait=False, cancel_futures=True)
 
     def continued(self, ids: Sequence[int], max_new_tokens: int) -> str:
         """The greedy continuation of a text, as a text."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from muscle_hf.errors import MissingDependencyError, MuscleError
@@ -13,6 +14,9 @@ from muscle_hf.errors import MissingDependencyError, MuscleError
 if TYPE_CHECKING:
     from openai import OpenAI
     from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,17 @@ class Server:
         with self.answering():
             reply = client.completions.create(model=self.model, prompt=ids, extra_body={**self.options, **fields})
         return first_choice(reply), reply.usage
+
+    def side_by_side(self, ask: Callable[..., T], jobs: Mapping[Name, Sequence[Any]]) -> Iterator[tuple[Name, T]]:
+        """The results of ``ask(*arguments)`` by the jobs' names, several at a time, as they come."""
+        pool = ThreadPoolExecutor(max_workers=max(1, self.concurrency))
+        pending = {pool.submit(ask, *arguments): name for name, arguments in jobs.items()}
+        try:
+            for done in as_completed(pending):
+                yield pending[done], done.result()
+        finally:
+            # What is under way may finish; what has not begun must not.
+            pool.shutdown(cancel_futures=True)
 
     def __str__(self) -> str:
         """The address without a user's name and password."""

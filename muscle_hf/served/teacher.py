@@ -92,14 +92,15 @@ class ServedTeacher(TeacherElsewhere):
     def _rows(self, batch: Batch, needed: Tensor | None) -> list[tuple[SequenceKey, Row | None]]:
         """The sequences of a batch with what is kept of them; asks for what is needed and not there."""
         whole = batch.whole or batch
-        parts, texts = row_keys(whole.inputs, whole.labels, TEXT_RULES), texts_of(whole)
+        parts = row_keys(whole.inputs, whole.labels, TEXT_RULES)
         rows = self.store.get_rows([part.key for part in parts])
         wanted = [part.row for part in parts] if needed is None else needed.cpu().nonzero().squeeze(-1).tolist()
         missing = [i for i, part in enumerate(parts) if rows[i] is None and part.row in set(wanted)]
         if missing:
+            texts = texts_of(whole)
             self._unwritten += len(missing)
             try:
-                for i, found in self.model_there.along_all((i, *texts[i]) for i in missing):
+                for i, found in self.server.side_by_side(self.model_there.along, {i: texts[i] for i in missing}):
                     rows[i] = row = kept(found)
                     self.store.put_rows([parts[i].key], [row])
             except BaseException:

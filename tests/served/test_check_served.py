@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from evaluation_models import make_tokenizer
+from evaluation_models import TEXT, make_tokenizer
 from loopback import serving
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -20,6 +20,7 @@ from muscle_hf import MuscleError
 from muscle_hf.cli.main import main
 from muscle_hf.evaluation.served import BASE, Served, check_served
 from muscle_hf.hub.serving import adapter_problems
+from muscle_hf.served.logprobs import NoLogProbs, ServedModel
 from muscle_hf.served.server import Server
 
 
@@ -159,7 +160,7 @@ def vllm(folder):
 
 
 @pytest.mark.slow
-def test_a_real_vllm(folder, vllm):
+def test_a_real_vllm(folder, vllm, models):
     one, two = str(folder / "one"), str(folder / "two")
     found = {each.name: each for each in check_served(Server(vllm, ""), {"one": one, "two": two, "wrapped": one})}
     assert {name: each.answers_as for name, each in found.items()} == {"one": one, "two": two, "wrapped": BASE}
@@ -167,3 +168,14 @@ def test_a_real_vllm(folder, vllm):
     assert found["one"].same_greedy == found["two"].same_greedy == 4 and found["wrapped"].same_greedy < 4
     assert main(["check-served", vllm, "--model", f"one={one}", "--model", f"two={two}"]) == 0
     assert main(["check-served", vllm, "--model", f"wrapped={one}"]) == 1
+    # What a teacher would be told: the likeliest tokens along a text, and the greedy one among them.
+    asked = ServedModel(Server(vllm, "one", concurrency=1, tokenizer=make_tokenizer()), 5, 400)
+    ids = make_tokenizer()(TEXT[0])["input_ids"]
+    with torch.no_grad():
+        scores = models["one"](input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    top = scores[:-1].topk(5)
+    answer = asked.check(ids)
+    torch.testing.assert_close(answer.top, top.values, rtol=1e-4, atol=1e-4)
+    assert torch.equal(answer.ids, top.indices)
+    with pytest.raises(NoLogProbs, match="20"):
+        ServedModel(asked.server, 21, 400).along(ids)
