@@ -41,13 +41,14 @@ class MuscleTrainer(MuscleMixin, Trainer):
             fine-tuned model, with ``peft_config``: the student is a fresh LoRA, the teacher is the model with
             adapters off.
         args: A :class:`~muscle_hf.MuscleConfig`; with plain ``TrainingArguments`` the method's defaults hold.
-        old_model: v1's task model: a ``PeftModel``, a plain model, or a folder or Hub id of an adapter or model. If
-            it sits on the same base as ``model``, by identity or content, one base serves all three.
+        old_model: v1's task model: a ``PeftModel``, a plain model, a folder or Hub id of an adapter or model, or the
+            address of a server (``http://...``, docs/howto/served-v1.md). If it sits on the same base as ``model``, by
+            identity or content, one base serves all three.
         new_model: Another teacher for v2 than the task model in ``model``; the same forms as ``old_model``.
         peft_config: The adapter to train where ``model`` has none.
         old_model_kwargs: For a folder or Hub id: ``revision``, ``base_model`` (if the recorded base has moved) and
             loading arguments (``dtype``, ``quantization_config``, ``token``, ...). For a ``PeftModel``: ``adapter``,
-            if not the active one.
+            if not the active one. For a server: ``model``, ``top_k``, ``api_key``, ...
         new_model_kwargs: The same for ``new_model``.
         old_processing_class: v1's tokenizer, or its folder or Hub id, where it is not saved with v1's adapter or base.
             Where it is another than v2's, v1 reads the same text in its own tokens.

@@ -44,8 +44,8 @@ class TopTokens:
     def __post_init__(self) -> None:
         if not 1 <= self.k <= self.vocabulary:
             raise MuscleError(
-                f"{self.k} tokens of a teacher cannot be kept: teacher_cache_top_k must be between 1 and the "
-                f"vocabulary's {self.vocabulary}"
+                f"{self.k} tokens of a teacher cannot be kept: teacher_cache_top_k, or top_k of a server, must be "
+                f"between 1 and the vocabulary's {self.vocabulary}"
             )
         if self.vocabulary > _LARGEST_VOCABULARY:
             raise MuscleError(f"a vocabulary of {self.vocabulary} is too large for the compact cache")
