@@ -57,13 +57,15 @@ class ModelSettings:
         tokenizer: Folder or Hub id of its tokenizer, where it is not the one saved with the base.
         task: Asks this version in words of its own: another task for the same rows, whose items have the same ids,
             right answers and number of choices as those of the run's ``task``.
+        answers: Files of v1's answers to the run's rows, where nothing else is left of it, nor its ``base``: what
+            ``muscle-hf evaluate`` wrote, or rows with ``prompt`` and ``prediction``.
         server: Where v1 is, if not here: no adapter is trained or loaded then, and ``base`` is only where its
             tokenizer and configuration are. What it says of the rows is kept in the teacher cache.
         chat_template: Its prompts are put into this chat template, each as the user's turn: a Jinja file, or the name
             of one that the tokenizer has (``default``, where it has only one).
     """
 
-    base: str
+    base: str = ""
     revision: str | None = None
     adapter: str | None = None
     adapter_revision: str | None = None
@@ -72,6 +74,12 @@ class ModelSettings:
     task: str | None = field(default=None, repr=False)
     chat_template: str | None = field(default=None, repr=False)
     server: ServerSettings | None = field(default=None, repr=False)
+    answers: list[str] | None = field(default=None, repr=False)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it can be loaded."""
+        return self.server is None and not self.answers
 
 
 @dataclass
@@ -324,9 +332,17 @@ class RunSettings:
     def _check_sides(self) -> None:
         if self.new.server is not None:
             raise MuscleError("new.server has no use: v2 is trained, so its weights have to be here")
-        if self.old.server is not None and (self.old.adapter or self.training.get("start_from") == "old"):
+        if self.new.answers:
+            raise MuscleError("new.answers has no use: v2 is trained, so its weights have to be here")
+        if self.old.answers and not self.old.base:
+            # Whose tokenizer nobody needs.
+            self.old = dataclasses.replace(self.old, base=self.new.base, revision=self.new.revision)
+        if missing := [f"{name}.base" for name in ("old", "new") if not getattr(self, name).base]:
+            raise MuscleError(f"missing: {', '.join(missing)}")
+        if not self.old.is_here and (self.old.adapter or self.training.get("start_from") == "old"):
             what = "old.adapter" if self.old.adapter else "training.start_from: old"
-            raise MuscleError(f"{what} needs v1's weights, but old.server says that it is elsewhere; leave one out")
+            where = "old.server" if self.old.server else "old.answers"
+            raise MuscleError(f"{what} needs v1's weights, but {where} says that they are not here; leave one out")
         if self.new.task is not None:
             raise MuscleError("new.task has no use: v2 is asked as task says, and v1 as old.task does")
         if self.old.task is not None and (self.task is None or self.data.format != "task"):

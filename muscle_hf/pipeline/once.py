@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate import PartialState
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import read_json, write_json
+from muscle_hf.pipeline.config import ModelSettings
 from muscle_hf.pipeline.steps import free_memory
+from muscle_hf.record import file_sha256
 
 logger = logging.get_logger(__name__)
 
@@ -85,3 +89,20 @@ def read_note(folder: Path) -> dict[str, Any]:
         logger.warning(f"{error}: this step is done anew.")
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def weights_key(side: ModelSettings) -> str:
+    """Changes with a side's base and the content of its adapter; of one on the Hub with its name and revision, of one
+    behind a server with its name there."""
+    if side.answers:
+        return fingerprint("answers", *map(file_sha256, map(Path, side.answers)))
+    if side.server is not None:
+        return fingerprint("server", side.server.model, side.server.top_k, side.base, side.tokenizer)
+    file = Path(cast("str", side.adapter), SAFETENSORS_WEIGHTS_NAME)
+    adapter = file_sha256(file) if file.is_file() else (side.adapter, side.adapter_revision)
+    return fingerprint(side.base, side.revision, adapter, *filter(None, [side.tokenizer]))
+
+
+def fingerprint(*parts: Any) -> str:
+    """A hash of things that are told apart by how they are printed."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

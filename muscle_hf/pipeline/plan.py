@@ -237,11 +237,13 @@ def plan_of(run: Run, spread: Spread, sizes: Mapping[str, ModelSize]) -> list[St
     lengths = token_lengths(run.data)
     limit = run.training.get("max_length") or (1024 if settings.trainer == "trl" else None)
     lengths = None if lengths is None else [min(length, limit or length) for length in lengths]
-    same_base = (settings.old.base, settings.old.revision) == (settings.new.base, settings.new.revision)
+    # A v1 of which no weights are here takes no memory.
+    bases = [(side.base, side.revision) for side in (settings.old, settings.new) if side.is_here]
+    same_base = len(set(bases)) == 1
     words = {OLD: "task adapter on v1", NEW: "task adapter on v2", CONTROL: "control", COMPAT: "compatibility adapter"}
     plans = []
     for name in run.models:
-        if {OLD: settings.old.adapter or settings.old.server, NEW: settings.new.adapter}.get(name):
+        if {OLD: settings.old.adapter or not settings.old.is_here, NEW: settings.new.adapter}.get(name):
             continue
         training = {**run.training, **training_of(name, settings)}
         # The control trains for as long.
@@ -295,6 +297,9 @@ def describe(run: Run, spread: Spread) -> str:
         size = sizes[name]
         adapter = f"task adapter {side.adapter}" if side.adapter else f"LoRA of {_count(size.lora)}, to be trained"
         adapter = adapter if side.server is None else f"{side.server.model} on a server"
+        if side.answers:
+            lines.append(f"{name:8} known by its answers in {', '.join(side.answers)}")
+            continue
         revision = f" at {side.revision}" if side.revision else ""
         lines.append(f"{name:8} {side.base}{revision}: {_count(size.parameters)} parameters; {adapter}")
     lines += ["", *_rows_text(run), "", f"{spread}:"]

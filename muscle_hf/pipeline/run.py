@@ -11,29 +11,29 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from peft import PeftModel
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from muscle_hf.choice_log import ChoiceLog
 from muscle_hf.compare import measure_targets, source_of
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.predictions import Prediction, read_predictions, write_predictions
-from muscle_hf.evaluation.registry import load_task, python_variable
+from muscle_hf.evaluation.registry import load_task
 from muscle_hf.evaluation.server import evaluate_task_on_server
 from muscle_hf.evaluation.tasks import Task
 from muscle_hf.files import alone, write_json, write_text
 from muscle_hf.hub.completing import complete_card
 from muscle_hf.hub.publishing import prepare_repository, publish
 from muscle_hf.pipeline import steps
-from muscle_hf.pipeline.config import ModelSettings, RunSettings, ServerSettings
+from muscle_hf.pipeline.config import ModelSettings, RunSettings
 from muscle_hf.pipeline.data import Splits, TrainingData, check_rows, describe_test_data, load_splits
 from muscle_hf.pipeline.finished import PREDICTIONS, RESULT_FILE, complete_run_card
-from muscle_hf.pipeline.once import Once, read_note
-from muscle_hf.pipeline.sides import as_asked_by_the_run, in_own_words, side_of, words_of_old
+from muscle_hf.pipeline.once import Once, fingerprint, read_note, weights_key
+from muscle_hf.pipeline.sides import as_asked, in_own_words, recorded_answers, side_of, words_of_old
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, Result
 from muscle_hf.pipeline.teaching import FOLDER, Teaching, choose_teaching
-from muscle_hf.prompts import Checker, TransferPrompts
-from muscle_hf.record import file_sha256
+from muscle_hf.pipeline.transfer import load_checker, transfer_prompts
+from muscle_hf.prompts import TransferPrompts
 from muscle_hf.teachers.start import start_from
 from muscle_hf.tokens import compare_vocabularies
 from muscle_hf.tokens.levels import Level
@@ -44,7 +44,6 @@ logger = logging.get_logger(__name__)
 R = TypeVar("R", bound="Run")
 
 TARGETS_FILE = "targets.json"
-VALIDATION_PREDICTIONS = "validation_predictions"
 VERSIONS = {OLD: "v1", NEW: "v2"}
 
 
@@ -122,7 +121,7 @@ class Run:
         self._say = say if self._process.is_main_process else lambda text: None
         self._once = Once(self.folder, self._process, self._say)
         self._how = steps.loading(settings)
-        self._checker = None if settings.data.transfer is None else _load_checker(settings.data.transfer.checker)
+        self._checker = None if settings.data.transfer is None else load_checker(settings.data.transfer.checker)
         self._check_target()
         self._check_folders()
         rows = {OLD: splits if old is None else old[1], NEW: splits}
@@ -134,8 +133,8 @@ class Run:
                     "training.start_from is 'old', but v1 and v2 have different tokenizers, and v1's adapter knows "
                     "its own tokens alone; leave start_from out: the adapter then starts from v2's and follows v1"
                 )
-        in_other_words = self.sides[OLD].splits != self.sides[NEW].splits
-        if settings.compatibility and in_other_words and not self.answers_only:
+        self.in_other_words = self.sides[OLD].splits != self.sides[NEW].splits
+        if settings.compatibility and self.in_other_words and not self.answers_only:
             raise MuscleError(
                 "v1 is asked in other words than v2, so that it can be followed in the answers alone; train on these: "
                 "training.trained_tokens: completion (with trainer: trl, training.completion_only_loss: true)"
@@ -243,7 +242,11 @@ class Run:
         """The base of a model of the run, with its adapter, which is trained if it is missing."""
         side = self._version(name)
         if name in VERSIONS:
-            return side if side.adapter or side.server else dataclasses.replace(side, adapter=str(self.adapter(name)))
+            return (
+                side
+                if side.adapter or not side.is_here
+                else dataclasses.replace(side, adapter=str(self.adapter(name)))
+            )
         return dataclasses.replace(side, adapter=str(self.adapter(name)), adapter_revision=None)
 
     def adapter(self, name: str) -> Path | str:
@@ -258,8 +261,8 @@ class Run:
 
     def _task_adapter(self, name: str) -> Path | str:
         side = self._version(name)
-        if side.adapter or side.server is not None:
-            return side.adapter or cast("ServerSettings", side.server).model
+        if side.adapter or not side.is_here:
+            return side.adapter or (side.answers or [cast("Any", side.server).model])[0]
         training, version = self._plain_training(), VERSIONS[name]
 
         def work(folder: Path) -> None:
@@ -271,8 +274,8 @@ class Run:
 
     def _task_key(self, name: str) -> str:
         side = self._version(name)
-        if side.adapter or side.server is not None:
-            return _weights_key(side)
+        if side.adapter or not side.is_here:
+            return weights_key(side)
         # Of rows that TRL prepares the identity says nothing of tokenizer and template.
         own = (side.tokenizer, side.chat_template and self.sides[name].tokenizer.chat_template)
         return self._key(side, self._plain_training(), *filter(None, own), data=self.data_for(name))
@@ -335,6 +338,7 @@ class Run:
         if settings is not None and settings.checker is not None:
             file = settings.checker.rpartition(":")[0]
             transfer += (hashlib.sha256(Path(file).read_bytes()).hexdigest(),)
+        transfer += ("scores",) if self.teaching().scores else ()
         key = self._student_key(self._task_key(OLD), self._task_key(NEW), training, *transfer)
         return self._once(COMPAT, "Compatibility adapter", key, work)
 
@@ -349,18 +353,32 @@ class Run:
 
     def _cheapest_trainer(self, folder: Path) -> MuscleTrainer:
         teaching = self.teaching()
+        logs = {name: self._choice_log(name) for name in VERSIONS if teaching.scores or self._version(name).answers}
         try:
-            trainer = self.compatibility_trainer(folder, **teaching.training)
+            trainer = self.compatibility_trainer(folder, logs=logs, **teaching.training)
         except MuscleError as error:
-            if not teaching.training:
+            if not (teaching.training or teaching.scores):
                 raise
+            logs = {name: log for name, log in logs.items() if self._version(name).answers}
             self._say(f"Teachers: both models compute in each step ({error})")
-            return self.compatibility_trainer(folder)
+            return self.compatibility_trainer(folder, logs=logs)
         self._say(f"Teachers: {teaching.why}")
         return trainer
 
-    def compatibility_trainer(self, folder: Path, **changed: Any) -> MuscleTrainer:
-        """The trainer of the compatibility adapter, in a folder, with training arguments ``changed``."""
+    def _choice_log(self, name: str) -> ChoiceLog:
+        """A version's answers to the rows that are trained on and selected by, for rows in v2's words."""
+        answers: list[Prediction] = []
+        for part in ("train", "validation", "transfer"):
+            if items := getattr(self.sides[NEW].splits, part):
+                file = self.folder / f"{part}_{PREDICTIONS}" / f"{name}.jsonl"
+                answers += as_asked(self._answered(name, part, file), items)
+        return ChoiceLog(answers)
+
+    def compatibility_trainer(
+        self, folder: Path, *, logs: Mapping[str, ChoiceLog] | None = None, **changed: Any
+    ) -> MuscleTrainer:
+        """The trainer of the compatibility adapter, in a folder, with training arguments ``changed``; versions that
+        are known by ``logs`` are not loaded."""
         old = self.side(OLD)
         training = {**self.training, **self.target, **changed}
         arguments = steps.training_arguments(self.settings.config_class, training, folder)
@@ -372,6 +390,7 @@ class Run:
             arguments,
             old_tokenizer=self.sides[OLD].tokenizer,
             old_words=words_of_old(self.sides[OLD], self.sides[NEW], self.data),
+            logs=logs or {},
             how=self._how,
             transfer=self.transfer,
         )
@@ -379,25 +398,7 @@ class Run:
     @property
     def transfer(self) -> TransferPrompts | None:
         """The prompts without labels, if the settings have any."""
-        settings = self.settings.data.transfer
-        if not self.splits.transfer or settings is None:
-            return None
-        old, new = (self.sides[name] for name in (OLD, NEW))
-        return TransferPrompts(
-            new.splits.transfer,
-            settings.answers,
-            self.task,
-            checker=self._checker,
-            end_answers=self.settings.data.end_answers,
-            batch_size=self.settings.eval_batch_size,
-            old_prompts=None if old.splits.transfer == new.splits.transfer else old.splits.transfer,
-            old_task=old.task,
-            servers={
-                role: there.server(side.tokenizer)
-                for role, side, there in ((OLD, old, settings.servers.old), (NEW, new, settings.servers.new))
-                if there is not None
-            },
-        )
+        return transfer_prompts(self.settings, self.task, self.sides[OLD], self.sides[NEW], self._checker)
 
     # ---- What transfer rows follow ----
 
@@ -424,7 +425,7 @@ class Run:
         """
         if not self._chooses_target:
             return {}
-        folder = self.folder / VALIDATION_PREDICTIONS
+        folder = self.folder / f"validation_{PREDICTIONS}"
         sources = [source_of(self._answered(name, "validation", folder / f"{name}.jsonl"), name) for name in VERSIONS]
         (found,) = measure_targets(*sources)
         mask = found.chosen.mask
@@ -465,7 +466,7 @@ class Run:
         settings, asked = self.settings, self.sides.get(name, self.sides[NEW])
         side, task, items = self.side(name), cast("Task", asked.task), getattr(asked.splits, kind)
         how = (settings.dtype, settings.quantization, settings.attention, settings.eval_batch_size)
-        key = _fingerprint(_weights_key(side), task.rules(), items, how)
+        key = fingerprint(weights_key(side), task.rules(), items, how)
         note = file.with_suffix(".key")
         if file.is_file() and note.is_file() and note.read_text(encoding="utf-8") == key:
             return read_predictions(file)
@@ -474,12 +475,14 @@ class Run:
         data = {"task": task.name, **(self.test_data if kind == "test" else {})}
         how = {"how": self._how, "batch_size": settings.eval_batch_size, "data": data}
         how["progress"] = not self.training["disable_tqdm"]
-        if side.server is not None:
+        if side.answers:
+            answers = recorded_answers(side.answers, task, items)
+        elif side.server is not None:
             shown = {"partial": file.with_suffix(".partial"), "progress": how["progress"]}
             answers = evaluate_task_on_server(side.server.server(asked.tokenizer), task, items, **shown)
         else:
             answers = steps.answer(side, cast("str", side.adapter), task, items, **how)
-        answers = as_asked_by_the_run(answers, getattr(self.splits, kind))
+        answers = as_asked(answers, getattr(self.splits, kind))
         if self._process.is_main_process:
             note.unlink(missing_ok=True)
             write_predictions(file, answers)
@@ -494,27 +497,4 @@ class Run:
         how = (settings.dtype, settings.quantization, settings.attention, settings.trainer)
         # What a stream is read from is in the settings alone.
         rows = ((data or self.data).identity, settings.data if settings.data.streaming else None)
-        return _fingerprint(rows, settings.lora, how, ingredients)
-
-
-def _load_checker(name: str | None) -> Checker | None:
-    if name is None:
-        return None
-    checker = python_variable(name)
-    if not callable(checker):
-        raise MuscleError(f"data.transfer.checker: {name} is no function but {checker!r}")
-    return cast("Checker", checker)
-
-
-def _weights_key(side: ModelSettings) -> str:
-    """Changes with a side's base and the content of its adapter; of one on the Hub with its name and revision, of one
-    behind a server with its name there."""
-    if side.server is not None:
-        return _fingerprint("server", side.server.model, side.server.top_k, side.base, side.tokenizer)
-    file = Path(cast("str", side.adapter), SAFETENSORS_WEIGHTS_NAME)
-    adapter = file_sha256(file) if file.is_file() else (side.adapter, side.adapter_revision)
-    return _fingerprint(side.base, side.revision, adapter, *filter(None, [side.tokenizer]))
-
-
-def _fingerprint(*parts: Any) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+        return fingerprint(rows, settings.lora, how, ingredients)

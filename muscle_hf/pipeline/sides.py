@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -12,6 +13,8 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.engine import chat_prompts
 from muscle_hf.evaluation.predictions import Prediction, item_hash
 from muscle_hf.evaluation.registry import load_task
+from muscle_hf.evaluation.rows import read_file
+from muscle_hf.evaluation.scoring import chosen_prediction, predictions_from
 from muscle_hf.evaluation.tasks import Item, Task
 from muscle_hf.pipeline.config import DataSettings, ModelSettings
 from muscle_hf.pipeline.data import Splits, TrainingData, load_splits
@@ -96,8 +99,42 @@ def words_of_old(old: Side, new: Side, data: TrainingData) -> Callable[[Mapping[
     return lambda row: words[tuple(row["input_ids"])]
 
 
-def as_asked_by_the_run(answers: Sequence[Prediction], items: Sequence[Item]) -> list[Prediction]:
-    """Predictions for the run's items, whose questions a version was asked in words of its own."""
+def recorded_answers(files: Sequence[str], task: Task, items: Sequence[Item]) -> list[Prediction]:
+    """v1's answers to items, from logs of them, which are told by their prompts.
+
+    Args:
+        files: What :mod:`muscle_hf.evaluation` wrote, or other rows with ``prompt`` and ``prediction``.
+        task: Scores them.
+        items: As v1 was asked them.
+
+    Raises:
+        MuscleError: A file cannot be read, or items have no answer.
+    """
+    rows = {row.get("prompt"): row for file in files for row in read_file(Path(file))}
+    missing = [item.id for item in items if item.prompt not in rows]
+    if missing:
+        raise MuscleError(
+            f"old.answers: {len(missing)} of {len(items)} items have no answer, for example {missing[:3]}. Ask v1 "
+            "about these rows too (muscle-hf evaluate, --split, --start, --limit); if it was asked in other words, "
+            "give old.task"
+        )
+    found = []
+    for item in items:
+        said, scores = rows[item.prompt].get("prediction"), rows[item.prompt].get("log_likelihoods")
+        if task.kind == "choice" and scores is None:
+            texts = [choice.strip() for choice in item.choices]
+            chosen = texts.index(str(said).strip()) if str(said).strip() in texts else said
+            if chosen not in range(len(texts)):
+                raise MuscleError(f"old.answers: {said!r} to item {item.id!r} is none of the choices {texts}")
+            scores = [float(index == chosen) for index in range(len(texts))]
+            found.append(replace(chosen_prediction(task, item, scores), log_likelihoods=None))
+        else:
+            found += predictions_from(task, [item], {item.id: scores if task.kind == "choice" else str(said)})
+    return found
+
+
+def as_asked(answers: Sequence[Prediction], items: Sequence[Item]) -> list[Prediction]:
+    """Predictions for items, of which a version was asked in words of its own."""
     return [
         replace(
             answer, hash=item_hash(item), prompt=item.prompt, choices=list(item.choices) or None, columns=item.columns

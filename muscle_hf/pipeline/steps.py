@@ -27,6 +27,7 @@ from transformers import (
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from muscle_hf.choice_log import ChoiceLog
 from muscle_hf.console import hush_deprecations
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.engine import evaluate_task
@@ -190,15 +191,19 @@ def compatibility_trainer(
     *,
     old_tokenizer: PreTrainedTokenizerBase,
     old_words: Callable[[Mapping[str, Any]], tuple[str, str]] | None = None,
+    logs: Mapping[str, ChoiceLog] | None = None,
     how: Mapping[str, Any],
     transfer: TransferPrompts | None = None,
 ) -> MuscleTrainer:
     """The trainer of the compatibility adapter, from v2's task model; arguments of TRL's choose ``MuscleSFTTrainer``.
 
-    Precision and quantization of v1's base follow v2's, its attention ``how``.
+    Precision and quantization of v1's base follow v2's, its attention ``how``. Versions that are known by ``logs``
+    are not loaded.
     """
-    source = old.adapter if old.server is None else old.server.url
-    if old.server is not None:
+    logs = logs or {}
+    if "old" in logs:
+        old_words, where = None, {}
+    elif old.server is not None:
         where = dataclasses.asdict(old.server)
         where["api_key"] = os.environ.get(where.pop("api_key_env"))
         del where["url"]
@@ -208,8 +213,9 @@ def compatibility_trainer(
     return cast("type[MuscleTrainer]", _trainer_for(arguments))(
         model,
         arguments,
-        old_model=source,
+        old_model=logs.get("old", old.adapter if old.server is None else old.server.url),
         old_model_kwargs=where,
+        new_model=logs.get("new"),
         old_processing_class=old_tokenizer,
         old_formatting_func=old_words,
         transfer_dataset=transfer,

@@ -13,6 +13,7 @@ from transformers import AutoConfig
 
 from muscle_hf.cache.build import human_bytes
 from muscle_hf.cache.keys import why_excluded
+from muscle_hf.evaluation.tasks import Task
 from muscle_hf.pipeline.config import ModelSettings, RunSettings
 from muscle_hf.pipeline.data import Splits, TrainingData, token_lengths
 
@@ -26,27 +27,51 @@ class Planned(Protocol):
     training: dict[str, Any]
     splits: Splits
     data: TrainingData
+    task: Task | None
+    folder: Path
+    in_other_words: bool
+    level: Any
 
     @property
     def cache_folder(self) -> Path: ...
 
+    @property
+    def answers_only(self) -> bool: ...
+
 
 @dataclass(frozen=True)
 class Teaching:
-    """The way that was chosen: in words, with the reason, and what it changes of the training arguments."""
+    """The way that was chosen.
+
+    Args:
+        why: In words, with the reason.
+        training: What it changes of the training arguments.
+        scores: Whether both models are known by their scores of all choices, which each is asked for once, and no
+            teacher is needed while training.
+    """
 
     why: str
     training: Mapping[str, Any] = field(default_factory=dict)
+    scores: bool = False
 
 
 def choose_teaching(run: Planned, processes: int) -> Teaching:
-    """The cheapest way for a run: what ``training.teacher_cache`` says; else, where rows are seen several times, a
-    cache in the run's folder, if that takes at most half of what is free on the disk."""
+    """The cheapest way for a run.
+
+    Scores of the choices, where these are what is followed: ``training.old_targets`` says so, or v1 has other tokens
+    or words than v2. Else what ``training.teacher_cache`` says; else, where rows are seen several times, a cache in
+    the run's folder, if that takes at most half of what is free on the disk.
+    """
+    if run.settings.old.is_here and (reason := _scores_because(run)):
+        return Teaching(
+            f"their scores of the choices, asked for once and kept in {run.folder}, since {reason}", scores=True
+        )
     given, folder = run.training.get("teacher_cache"), run.cache_folder
     if given is not None:
         return Teaching(f"cached in {given}, {_size(run)}")
     cached = {"teacher_cache": os.fspath(folder)}
-    both, epochs, transfer = "both models compute in each step", epochs_of(run, processes), run.settings.data.transfer
+    epochs, transfer = epochs_of(run, processes), run.settings.data.transfer
+    both = f"{'both models compute' if run.settings.old.is_here else 'v2 computes'} in each step"
     if "teacher_cache" in run.training:
         return Teaching(f"{both}, as training.teacher_cache says")
     if folder.exists():
@@ -63,6 +88,19 @@ def choose_teaching(run: Planned, processes: int) -> Teaching:
         return Teaching(f"{both}, since {room}; training.teacher_cache names a folder on another disk")
     why = f"since each row is seen {epochs:.3g} times; training.teacher_cache: null turns it off"
     return Teaching(f"cached in {folder}, {_size(run)}, {why}", cached)
+
+
+def _scores_because(run: Planned) -> str | None:
+    wanted, task = run.training.get("old_targets", "auto"), run.task
+    if task is None or task.kind != "choice" or not run.answers_only or run.settings.data.streaming:
+        return None
+    if wanted in ("answer", "choices"):
+        return f"training.old_targets is {wanted}"
+    others = [] if run.level == "same" else ["tokens"]
+    others += ["words"] if run.in_other_words else []
+    if wanted == "auto" and run.settings.data.format == "task" and run.level != "renumbered" and others:
+        return f"v1 has other {' and '.join(others)} than v2 (training.old_targets: tokens follows its tokens instead)"
+    return None
 
 
 def epochs_of(run: Planned, processes: int) -> float | None:
@@ -106,8 +144,8 @@ def cache_bytes(run: Planned) -> int:
     return round(tokens * sum(_token_bytes(_config(side), run) for side in _sides(run)))
 
 
-def _sides(run: Planned) -> tuple[ModelSettings, ModelSettings]:
-    return run.settings.old, run.settings.new
+def _sides(run: Planned) -> list[ModelSettings]:
+    return [side for side in (run.settings.old, run.settings.new) if not side.answers]
 
 
 def _config(side: ModelSettings) -> Any:

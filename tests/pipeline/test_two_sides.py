@@ -240,18 +240,78 @@ def test_each_teacher_is_asked_for_answers_in_its_own_words_and_tokens(world, tm
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("training", [{}, {"old_targets": "tokens"}])
 @pytest.mark.parametrize(("base", "words"), [("v1", {}), ("v1", {"task": "old.yaml"}), ("v2", {"task": "old.yaml"})])
-def test_a_whole_run(base, words, world, tmp_path):
-    """Another tokenizer; other words besides; other words alone, on one base."""
+def test_a_whole_run(base, words, training, world, tmp_path):
+    """Another tokenizer; other words besides; other words alone, on one base. By scores of choices, and by tokens."""
     asked = settings(world, tmp_path, {key: str(world / name) for key, name in words.items()})
-    asked.old.base = str(world / base)
+    asked.old.base, asked.training = str(world / base), {**asked.training, **training}
     said: list[str] = []
     run = make_run(asked, said.append)
+    assert run.teaching().scores is not bool(training)
     assert [row.model for row in run.whole().rows] == ["old", "new", "control", "muscle"]
     found = json.loads((tmp_path / "run" / "muscle" / "muscle_provenance.json").read_text())
     assert found["old"]["base"]["name"] == Path(asked.old.base).name
-    figures = json.loads((tmp_path / "run" / "muscle" / "muscle_provenance.json").read_text())["metrics"]
-    assert figures["share_old"] > 0 and figures["loss"] > 0
+    assert found["metrics"]["share_old"] > 0 and found["metrics"]["loss"] > 0
+    assert ("old_targets" in found["objective"]) is not bool(training)
     said.clear()
     make_run(asked, said.append).whole()
     assert sum("done before" in line for line in said) == 4
+
+
+@pytest.mark.parametrize(
+    ("old", "training", "scores"),
+    [
+        ({}, {}, True),
+        ({}, {"old_targets": "tokens"}, False),
+        ({}, {"trained_tokens": "labels"}, False),
+        ({"base": "v2"}, {}, False),
+        ({"base": "v2"}, {"old_targets": "choices"}, True),
+        ({"base": "v2", "task": "old.yaml"}, {}, True),
+        ({"base": "v2", "tokenizer": "extended"}, {}, False),
+    ],
+)
+def test_scores_of_choices_are_followed_where_tokens_or_words_differ_or_the_settings_say_so(
+    old, training, scores, world, tmp_path
+):
+    if old.get("tokenizer") == "extended":
+        extended = AutoTokenizer.from_pretrained(world / "v2")
+        extended.add_special_tokens({"pad_token": "<pad>"})
+        extended.save_pretrained(world / "extended")
+    asked = settings(world, tmp_path, {key: str(world / name) for key, name in old.items() if key != "base"})
+    asked.old.base = str(world / old.get("base", "v1"))
+    asked.training = {**asked.training, **training}
+    found = make_run(asked, lambda line: None).teaching()
+    assert found.scores is scores and ("scores of the choices" in found.why) is scores
+
+
+def test_a_v1_of_which_nothing_but_answers_is_left(world, tmp_path):
+    whole = settings(world, tmp_path, compatibility=False)
+    before = make_run(whole, lambda line: None)
+    logs = [str(tmp_path / f"{part}.jsonl") for part in ("train", "validation", "transfer", "test")]
+    for log in logs:
+        before._answered("old", Path(log).stem, Path(log))
+    asked = settings(world, tmp_path, {"answers": logs}, control=False, output_dir=str(tmp_path / "again"))
+    asked.old.base = ""
+    asked = dataclasses.replace(asked)
+    assert asked.old.base == asked.new.base
+    said: list[str] = []
+    result = make_run(asked, said.append).whole()
+    assert [row.model for row in result.rows] == ["old", "new", "muscle"]
+    again = read_predictions(tmp_path / "again" / "predictions" / "old.jsonl")
+    assert [answer.prediction for answer in again] == [answer.prediction for answer in before.answers("old")]
+    assert not any("v1" in line and "adapter" in line for line in said)
+    assert not (tmp_path / "again" / "old").exists()
+    # Texts alone do as well; too few answers do not.
+    rows = [json.loads(line) for log in logs for line in Path(log).read_text().splitlines()]
+    texts = [{"prompt": row["prompt"], "prediction": row["choices"][row["prediction"]].strip()} for row in rows]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    asked.old.answers = [str(tmp_path / "texts.jsonl")]
+    run = make_run(dataclasses.replace(asked, output_dir=str(tmp_path / "texts")), said.append)
+    assert (run.adapter("muscle") / "adapter_model.safetensors").is_file()
+    asked.old.answers = logs[:1]
+    with pytest.raises(MuscleError, match=r"old\.answers: 9 of 9 items"):
+        make_run(dataclasses.replace(asked, output_dir=str(tmp_path / "few"))).answers("old")
+    for changes in ({"old": ModelSettings()}, {"old": ModelSettings(answers=logs, adapter="x")}):
+        with pytest.raises(MuscleError, match=r"old\.(base|adapter)"):
+            dataclasses.replace(asked, **changes)
