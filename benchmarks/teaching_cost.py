@@ -21,7 +21,11 @@ from muscle_hf.pipeline.steps import hush
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "stories260k" / "trec_transfer.yaml"
-WAYS = {"both models in each step": ["--teacher_cache", "null"], "as chosen": []}
+WAYS = {
+    "both models in each step": ["--teacher_cache", "null"],
+    "as chosen: a cache of hidden states": [],
+    "scores of the choices (`--old_targets choices`)": ["--old_targets", "choices"],
+}
 
 
 def main() -> None:
