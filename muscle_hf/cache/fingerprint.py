@@ -23,12 +23,13 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.teachers.checks import computing_config, parts_of, vocabulary_hash
+from muscle_hf.teachers.checks import computing_config, parts_of
 from muscle_hf.teachers.kinds import ModelKind, kind_of
 from muscle_hf.teachers.loading import FETCH_KEYS, AdapterFolder, auto_class_of, find_adapter
 from muscle_hf.teachers.origin import origin_of
 from muscle_hf.teachers.sharing import adds_only
 from muscle_hf.teachers.teacher import Teacher
+from muscle_hf.teachers.tokenizers import vocabulary_hash
 from muscle_hf.teachers.weights import base_of, base_weights, content_hash, describe_quantization, hash_as_loaded
 
 # Entries of an adapter's configuration that do not change what it computes in eval mode. Which layers it has is in

@@ -15,11 +15,11 @@ from transformers.utils import logging
 from muscle_hf.cache import Fingerprint, TeacherFiles, file_fingerprint, load_head
 from muscle_hf.cache.store import MANIFEST, folder_name
 from muscle_hf.errors import MuscleError
-from muscle_hf.teachers.checks import own_tokenizer
 from muscle_hf.teachers.head import Head
 from muscle_hf.teachers.kinds import ModelKind
 from muscle_hf.teachers.loading import FETCH_KEYS
 from muscle_hf.teachers.teacher import Teacher
+from muscle_hf.teachers.tokenizers import own_tokenizer
 from muscle_hf.teachers.weights import base_of, base_weights, same_as_files
 
 if TYPE_CHECKING:

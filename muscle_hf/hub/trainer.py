@@ -5,7 +5,6 @@ Cards and uploads are imported where they are made: a trainer that only trains n
 
 from __future__ import annotations
 
-import tempfile
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -212,27 +211,13 @@ class PublishesCard(TrainerParts):
             self.push_in_progress = PushInProgress(cast("Any", [job]))
 
     def _push_copy(self, checkpoint_folder: str, targets: list[str], message: str) -> Future:
-        from muscle_hf.hub.fetching import copy_to
-        from muscle_hf.hub.publishing import publish
+        from muscle_hf.hub.background import upload_of_copy
 
-        # Training goes on meanwhile, and may rotate this checkpoint away before it is uploaded.
-        copy = tempfile.TemporaryDirectory(prefix="muscle-hf-push-")
-        try:
-            folder = copy_to(Path(checkpoint_folder), Path(copy.name, "adapter"))
-        except MuscleError as error:
-            refused: Future = Future()
-            refused.set_exception(error)
-            return refused
-        # Checkpoints hold what resuming needs; the card that goes out is rendered from this.
-        self._save_card_state(str(folder))
         options = {"token": self.args.hub_token, "revision": self.args.hub_revision, "commit_message": message}
-        repo_id = self.hub_model_id
-
-        def push() -> None:
-            with copy:
-                for path in targets:
-                    publish(folder, repo_id, path_in_repo=path, **options)
-
+        # Checkpoints hold what resuming needs; the card that goes out is rendered from the card's state.
+        push = upload_of_copy(
+            checkpoint_folder, self._save_card_state, cast("str", self.hub_model_id), targets, **options
+        )
         return self._push_queue.run_as_future(push)
 
     def _finish_current_push(self) -> None:

@@ -29,10 +29,10 @@ from muscle_hf.objective.chunked import Stream
 from muscle_hf.served.logprobs import LogProbs, ServedModel
 from muscle_hf.served.server import Server
 from muscle_hf.teachers.batch import Batch, sequences_of
-from muscle_hf.teachers.checks import vocabulary_hash
 from muscle_hf.teachers.elsewhere import TeacherElsewhere
 from muscle_hf.teachers.kinds import CAUSAL_LM, ModelKind
 from muscle_hf.teachers.teacher import MEDIA_INPUTS
+from muscle_hf.teachers.tokenizers import vocabulary_hash
 
 logger = logging.get_logger(__name__)
 

@@ -17,11 +17,9 @@ from transformers.utils import logging
 from muscle_hf.compat.peft import active_adapter
 from muscle_hf.errors import MuscleError
 from muscle_hf.objective.chunked import Stream
-from muscle_hf.record import public_name
 from muscle_hf.teachers.adapters import adapter_parameters, frozen_view, keep_quantized_trainable
 from muscle_hf.teachers.batch import IGNORED, LABEL_KEYS, Batch
 from muscle_hf.teachers.head import Head, HeadNotApart, count_parameters
-from muscle_hf.teachers.identity import describe_base
 from muscle_hf.teachers.kinds import SEQ2SEQ_LM, kind_of
 from muscle_hf.teachers.sharding import give_padding_token, is_sharded, shard, to_device
 from muscle_hf.teachers.weights import base_of, base_weights, content_hash
@@ -228,6 +226,9 @@ class Teacher(ABC):
         Args:
             hashes: Of the bases whose weights were read before.
         """
+        from muscle_hf.record import public_name
+        from muscle_hf.teachers.identity import describe_base
+
         base = base_of(self.model)
         base_hash, adapter_hash = self.known_hashes or self._hashed(hashes)
         adapter = {"name": public_name(self.source), "revision": self.revision, "sha256": adapter_hash}

@@ -23,10 +23,10 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.files import read_json, write_json
 from muscle_hf.record import FORMAT, PROVENANCE_FILE, file_sha256
 from muscle_hf.record import read_provenance as read_provenance
-from muscle_hf.teachers.checks import vocabulary_hash
 from muscle_hf.teachers.kinds import ModelKind
 from muscle_hf.teachers.origin import local_model_folder
 from muscle_hf.teachers.teacher import Teacher
+from muscle_hf.teachers.tokenizers import vocabulary_hash
 from muscle_hf.teachers.weights import base_of, content_hash
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from muscle_hf.teachers.batch import (
     sequences_of,
     trained_labels,
 )
-from muscle_hf.teachers.checks import check_label_sets, set_reader, text_tokenizer
+from muscle_hf.teachers.checks import check_label_sets, text_tokenizer
 from muscle_hf.teachers.sharding import is_sharded
 from muscle_hf.teachers.weights import base_of
 from muscle_hf.training import refusals
@@ -208,6 +208,8 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
             template, other = (getattr(tokenizer, "chat_template", None) for tokenizer in (mine, new))
             in_chats = chats and template is not None and template != other
             return formatting is not None or in_chats or getattr(transfer, "old_prompts", None) is not None
+
+        from muscle_hf.teachers.tokenizers import set_reader
 
         set_reader(old, self._tokenizers["old"], self.tokenizer, self.student, own_words)
         if old.reader is not None and (formatting is not None or (chats and own_words(old.tokenizer, self.tokenizer))):

@@ -1,0 +1,139 @@
+"""Whose tokens are which: v1's tokenizer and v2's, and what follows for how v1 reads rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+from transformers.utils import logging
+
+from muscle_hf.errors import MuscleError
+from muscle_hf.files import readable
+from muscle_hf.teachers.checks import text_tokenizer
+from muscle_hf.teachers.kinds import kind_of
+from muscle_hf.teachers.origin import local_model_folder, origin_of
+from muscle_hf.teachers.teacher import Teacher
+from muscle_hf.teachers.weights import base_of, input_embeddings, same_weights
+
+logger = logging.get_logger(__name__)
+
+
+def vocabulary_hash(tokenizer: Any) -> str:
+    """SHA-256 over a tokenizer's tokens and their ids, 64 hex digits."""
+    return hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
+
+
+def own_tokenizer(given: Any, folders: Sequence[Path | None]) -> Any:
+    """A model's tokenizer.
+
+    Args:
+        given: The tokenizer, a processor that has it, its folder or Hub id; or None.
+        folders: Where it may be saved otherwise: of the model's adapter, which may add tokens, and of its base.
+
+    Returns:
+        None if there is none, or none that can be read.
+    """
+    given = load_tokenizer(given) if isinstance(given, (str, os.PathLike)) else text_tokenizer(given)
+    if hasattr(given, "get_vocab"):
+        return given
+    folder = next((folder for folder in folders if folder and any(folder.glob("tokenizer*"))), None)
+    try:
+        return None if folder is None else load_tokenizer(folder)
+    except MuscleError as error:
+        logger.warning(f"{error}; vocabularies are compared by size.")
+        return None
+
+
+def _folders_of(model: nn.Module, adapter: str | None = None) -> list[Path | None]:
+    base = base_of(model)
+    name = getattr(getattr(base, "config", None), "name_or_path", None)
+    return [local_model_folder(adapter), local_model_folder(name, origin_of(base).revision)]
+
+
+def load_tokenizer(name: str | os.PathLike) -> Any:
+    """The tokenizer of a folder or Hub id.
+
+    Raises:
+        MuscleError: There is none, or it is damaged.
+    """
+    with readable(f"the tokenizer of {os.path.basename(os.fspath(name))}"):
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+
+
+def set_reader(
+    teacher: Teacher, given: Any, tokenizer: Any, new: nn.Module, own_words: Callable[[Any, Any], bool]
+) -> None:
+    """Find out how v1 reads rows of v2's ids, and leave that, and v1's tokenizer, at the teacher.
+
+    Args:
+        teacher: v1.
+        given: Its tokenizer, or that's folder or Hub id; None to look beside its adapter and its base.
+        tokenizer: v2's, or None to look beside its model.
+        new: v2's model.
+        own_words: Says whether v1 is given words of its own, from its tokenizer and v2's.
+
+    Raises:
+        MuscleError: The tokens of one are not byte strings, so that they cannot be compared, or models of this kind
+            are not trained across tokenizers.
+    """
+    if teacher.on_students_base:
+        teacher.tokenizer = own_tokenizer(given, []) or tokenizer
+        mine = tokenizer
+    else:
+        mine, teacher.tokenizer = find_tokenizers(tokenizer, given, teacher, new) or (tokenizer, None)
+    words = own_words(teacher.tokenizer, mine)
+    if teacher.tokenizer is not None and (words or mine.get_vocab() != teacher.tokenizer.get_vocab()):
+        from muscle_hf.teachers.reading import reader_of
+
+        teacher.reader = reader_of(teacher.tokenizer, mine, kind_of(new), own_words=words)
+
+
+def find_tokenizers(tokenizer: Any, old_tokenizer: Any, teacher: Teacher, new: nn.Module) -> tuple[Any, Any] | None:
+    """v2's tokenizer and v1's.
+
+    Args:
+        tokenizer: v2's, or None to look beside the model.
+        old_tokenizer: v1's, or its folder or Hub id, or None to look beside the model.
+        teacher: v1.
+        new: v2's model.
+
+    Returns:
+        None where one of them is not known, but both number as many tokens.
+
+    Raises:
+        MuscleError: One is not known, and they number different ones.
+    """
+    own = own_tokenizer(tokenizer, _folders_of(new))
+    olds = [folder for model in teacher.models for folder in _folders_of(model, teacher.source)]
+    others = own_tokenizer(old_tokenizer, olds)
+    if own is not None and others is not None:
+        return own, others
+    old = teacher.models[0] if teacher.models else new
+    if _same_embeddings(old, new) or (input_embeddings(old) is None and input_embeddings(new) is None):
+        return None  # one base, or models of sound, say: there are no tokens to number
+    sizes = [getattr(base_of(model).config.get_text_config(), "vocab_size", None) for model in (old, new)]
+    if sizes[0] != sizes[1]:
+        raise MuscleError(
+            f"the old model has {sizes[0]} embeddings, the new one {sizes[1]}, and a tokenizer was not found to "
+            "compare their tokens; pass processing_class= and old_processing_class="
+        )
+    names = " and ".join(origin_of(model).name or type(base_of(model)).__name__ for model in (old, new))
+    logger.warning_once(
+        f"A tokenizer was not found, so only the sizes of the vocabularies of {names} were compared. Pass "
+        "processing_class= and old_processing_class= to compare the tokens."
+    )
+    return None
+
+
+def _same_embeddings(old: nn.Module, new: nn.Module) -> bool:
+    """Whether both number the tokens in one way for certain: two copies of a base, or of one that was trained."""
+    found = [input_embeddings(model) for model in (old, new)]
+    weights = [getattr(layer, "weight", None) for layer in found]
+    known = [{"embeddings": weight} for weight in weights if isinstance(weight, Tensor) and not weight.is_meta]
+    return len(known) == 2 and same_weights(*known)
