@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -122,6 +123,19 @@ def test_python_snippets_run(document, scene, monkeypatch):
         args = MuscleConfig("out", max_steps=1, report_to="none", use_cpu=True)
         namespace |= {"MuscleConfig": MuscleConfig, "MuscleTrainer": MuscleTrainer, "model": model, "args": args}
         namespace["prompts"] = ["Ticket: the parcel is late.", "Ticket: I want my money back."]
+    if document.name == "answers-alone.md":
+        from peft import PeftModel
+
+        from muscle_hf import demo
+
+        items = [
+            demo.TASKS["routing"].to_item(row, i) for i, row in enumerate(demo.rows("routing", "train", count=16))
+        ]
+        for name, part in (("train", items[:8]), ("transfer", items[8:])):
+            scores = ({"prompt": i.prompt, "choices": i.choices, "log_likelihoods": [-1.0] * 6} for i in part)
+            Path(f"old-{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scores))
+        model = PeftModel.from_pretrained(namespace["base_v2"], "adapters/task-v2", is_trainable=True)
+        namespace |= {"items": items, "task": demo.TASKS["routing"], "model": model}
     for snippet in snippets:
         if "load_in_4bit" in snippet:
             pytest.importorskip("bitsandbytes", reason="QLoRA needs the extra muscle-hf[qlora]")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -100,10 +100,10 @@ def needs_completion_mask(trainer: Any) -> bool:
 
 def _longest(trainer: Any) -> int:
     """Trained tokens of the longest answer that is looked at; 0 for a stream."""
-    return max((int(batch.of_answers.sum()) for batch in _batches(trainer, trainer.train_dataset)), default=0)
+    return max((int(batch.of_answers.sum()) for batch in batches_of(trainer, trainer.train_dataset)), default=0)
 
 
-def _batches(trainer: Any, rows: Any) -> Iterator[Batch]:
+def batches_of(trainer: Any, rows: Any) -> Iterator[Batch]:
     """Batches of one row each, from all over a data set; none of a stream.
 
     Raises:
@@ -117,13 +117,13 @@ def _batches(trainer: Any, rows: Any) -> Iterator[Batch]:
     return found
 
 
-def require_known_rows(trainer: Any, rows: Any, name: str) -> None:
+def require_known_rows(trainer: Any, batches: Iterable[Batch], name: str) -> None:
     """Refuse rows that recorded teachers do not know, before anything is trained on them.
 
     Args:
         trainer: With its teachers in place.
-        rows: A data set; a stream is not looked at.
-        name: Of the data set, for the message.
+        batches: Of the rows.
+        name: Of their data set, for the message.
 
     Raises:
         MuscleError: Too many are unknown, no row has a known answer, or choices cannot be told apart.
@@ -131,13 +131,12 @@ def require_known_rows(trainer: Any, rows: Any, name: str) -> None:
     logs = [teacher for teacher in trainer.teachers.values() if isinstance(teacher, RecordedTeacher)]
     unknown: dict[str, list[str]] = {log.role: [] for log in logs}
     asked, spoken = 0, dict.fromkeys(unknown, False)
-    for batch in _batches(trainer, rows):
-        asked += 1
+    for batch in batches:
+        asked += len(batch)
         for log in logs:
             log.targets(batch)  # says whether choices can be told apart
             spoken[log.role] |= (silent := log.silent(batch)) is None or not bool(silent.all())
-            if log.unknown(batch):
-                unknown[log.role].append(trainer.tokenizer.decode(batch.inputs["input_ids"][0]))
+            unknown[log.role] += [trainer.tokenizer.decode(batch.inputs["input_ids"][i]) for i in log.unknown(batch)]
     for log in logs if asked else ():
         require_known(unknown[log.role], asked, log, f"rows of the {name}")
         if not spoken[log.role]:

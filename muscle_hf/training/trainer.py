@@ -375,10 +375,11 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
             require_trained_labels(batches, self.trained_labels, name)
 
     def _require_known(self, rows: Any, name: str) -> None:
+        """Refuse a data set, or a batch, that the logs of recorded teachers do not know."""
         if any(teacher.recorded for teacher in self.teachers.values()):
-            from muscle_hf.training.answer_targets import require_known_rows
+            from muscle_hf.training.answer_targets import batches_of, require_known_rows
 
-            require_known_rows(self, rows, name)
+            require_known_rows(self, [rows] if isinstance(rows, Batch) else batches_of(self, rows), name)
 
     def sample(self, rows: Any = None) -> Iterator[dict[str, Any]]:
         """Batches of one row each, from all over a dataset, by default the training set."""
@@ -446,6 +447,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         if not self._data_checked and model.training and num_items_in_batch is not None:
             if num_items_in_batch == 0:
                 raise nothing_to_train_on("the training data's first step")
+            self._require_known(batch, "training data's first step")
             self._data_checked = True
         # Whoever gets the outputs, or a loss function of the user's own, looks at whole logits.
         whole = (return_outputs and not self._loss_alone) or self.compute_loss_func is not None
@@ -598,7 +600,8 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         if self._step.head is not None and not self.settings.teacher_cache and self.is_world_process_zero():
             from muscle_hf.cache.opening import advise
 
-            advise(self.teachers, self._training_size(), self.args, self.accelerator.mixed_precision)
+            whole = {role: teacher for role, teacher in self.teachers.items() if self._step.sources[role] is teacher}
+            advise(whole, self._training_size(), self.args, self.accelerator.mixed_precision)
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:

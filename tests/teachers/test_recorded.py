@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import builders
 import numpy as np
 import pytest
 import reference
 import torch
+from launching import end, launched
+from safetensors.torch import load_file
 
 from muscle_hf import ChoiceLog, MuscleError, TransferPrompts
 from muscle_hf.evaluation import Item, Task, evaluate_task, write_predictions
@@ -321,6 +325,57 @@ def test_a_log_answers_transfer_prompts(answers, tmp_path):
     assert torch.equal(stream.spoken, batch.next_tokens != 2)
 
 
+# ---- Evaluation, streams, processes ----
+
+
+def test_the_flip_callback_takes_the_log(tmp_path):
+    from muscle_hf import FlipMetricsCallback
+
+    asked = items(20)
+    callback = FlipMetricsCallback(TASK, asked[:6])
+    trainer = made(
+        tmp_path, ChoiceLog(predictions(asked)), rows(asked), callbacks=[callback], eval_dataset=rows(asked[:6]),
+    )  # fmt: skip
+    found = trainer.evaluate()
+    right = [row.correct for row in predictions(asked[:6])]
+    assert found["eval_acc_old"] == pytest.approx(np.mean(right)) and found["eval_nfr"] <= found["eval_acc_old"]
+    other = FlipMetricsCallback(TASK, items(4, seed=3))
+    settings = {"callbacks": [other], "eval_dataset": rows(asked)}
+    with pytest.raises(MuscleError, match="muscle-hf evaluate"):
+        made(tmp_path, ChoiceLog(predictions(asked)), rows(asked), **settings).evaluate()
+
+
+def test_a_stream_is_looked_at_in_its_first_step(tmp_path):
+    from datasets import Dataset
+
+    asked = items()
+    settings = {"max_steps": 1, "accelerator_config": {"dispatch_batches": False}}
+    stream = Dataset.from_list(rows(asked)).to_iterable_dataset()
+    made(tmp_path, ChoiceLog(predictions(asked)), stream, **settings).train()
+    with pytest.raises(MuscleError, match=asked[0].prompt):
+        made(tmp_path, ChoiceLog(predictions(items(seed=9))), stream, **settings).train()
+
+
+def run(folder, kind, batch):
+    old = {"log": known_log, "memory": old_model}[kind]()
+    trainer = made(
+        folder, old, old_targets="answer", mask="mean", max_steps=4, per_device_train_batch_size=batch,
+        train_sampling_strategy="sequential", learning_rate=0.5, optim="sgd",
+    )  # fmt: skip
+    trainer.train()
+    trainer.save_model(str(folder / "saved"))
+    return trainer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["log", "memory"])
+def test_two_processes_train_as_one(kind, tmp_path):
+    run(tmp_path / "one", kind, 4)
+    launched([__file__, str(tmp_path / "two"), kind], {"ACCELERATE_USE_CPU": "true"})
+    one, two = (load_file(tmp_path / name / "saved" / "adapter_model.safetensors") for name in ("one", "two"))
+    assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one)
+
+
 # ---- What is refused ----
 
 
@@ -422,3 +477,7 @@ def test_other_kinds_of_model_are_refused(kind, tmp_path):
             tmp_path, builders.with_lora(build(2), 20), builders.with_lora(build(1), 10), train_dataset=table,
             old_targets="answer",
         )  # fmt: skip
+
+
+if __name__ == "__main__":
+    end(run(Path(sys.argv[1]), sys.argv[2], 2))
