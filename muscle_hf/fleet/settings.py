@@ -151,9 +151,11 @@ def load_fleet(file: str | os.PathLike, overrides: Sequence[str] = ()) -> Fleet:
 
 
 def _expanded(entry: Mapping[str, Any], settings: FleetSettings) -> list[tuple[str, dict[str, Any]]]:
-    entry = laid_over(entry, settings.defaults)
-    pattern = entry.pop("adapters", None)
-    if pattern is None:
+    entry = laid_over(_mapping(entry, "it"), settings.defaults)
+    for side in ("old", "new"):
+        entry[side] = dict(_mapping(entry.get(side) or {}, side))
+    pattern = str(entry.pop("adapters", ""))
+    if not pattern:
         # A task of one's own is a file, which has a name as well.
         task = str(entry.get("task") or "")
         own = Path(task.partition(":")[0]).stem if ":" in task or task.endswith((".yaml", ".yml")) else task
@@ -164,9 +166,15 @@ def _expanded(entry: Mapping[str, Any], settings: FleetSettings) -> list[tuple[s
     called = str(entry.pop("name", "{name}"))
     expanded = []
     for name, adapter in found.items():
-        old = {**entry.get("old", {}), "adapter": adapter}
+        old = {**entry["old"], "adapter": adapter}
         expanded.append((_checked_name(called.replace("{name}", name)), _filled({**entry, "old": old}, name)))
     return expanded
+
+
+def _mapping(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise MuscleError(f"{what} must be a mapping of settings, not {value!r}")
+    return value
 
 
 def _checked_name(name: str) -> str:
@@ -205,7 +213,7 @@ def _filled(value: Any, name: str) -> Any:
 def _task(name: str, entry: dict[str, Any], fleet: Fleet) -> FleetTask:
     update, ancestors = fleet.settings.update, []
     old: dict[str, Any] = {"base": update.old, "revision": update.old_revision}
-    given = entry.get("old") or {}
+    given = entry["old"]
     if fleet.lock is not None and "base" not in given:
         shipped, ancestors = fleet.lock.old_side(name)
         old = asdict(shipped.side)
@@ -214,7 +222,7 @@ def _task(name: str, entry: dict[str, Any], fleet: Fleet) -> FleetTask:
         raise MuscleError("there is no budget, so nothing decides; set budget: {max_nfr: 5%}")
     sides = {
         "old": laid_over(given, old),
-        "new": laid_over(entry.get("new") or {}, {"base": update.new, "revision": update.new_revision}),
+        "new": laid_over(entry["new"], {"base": update.new, "revision": update.new_revision}),
     }
     content = {"control": False, **entry, **sides, "output_dir": str(fleet.folder / name)}
     settings = build(RunSettings, content)

@@ -62,6 +62,8 @@ def test_everything_wrong_is_told_at_once_and_nothing_is_run(tmp_path):
         entry(rows, "misspelt", lorra={"r": 4}),
         entry(rows, "no-budget", budget={"max_nfr": None}),
         entry(rows, "a/b"),
+        "no mapping",
+        entry(rows, "no-side", old="acme/adapter"),
         {"adapters": str(tmp_path / "nowhere" / "*"), "task": "trec"},
     ]
     fleet = load_fleet(written(tmp_path / "fleet.yaml", content(tmp_path / "out", *tasks)))
@@ -72,7 +74,7 @@ def test_everything_wrong_is_told_at_once_and_nothing_is_run(tmp_path):
         assert word in told
     for word in ("'a/b'", "nowhere", str(demo.base("v2")), "holdout", "1.00%"):
         assert word in told
-    assert told.count("\n  - ") == 9
+    assert told.count("\n  - ") == 11
     assert not (tmp_path / "out").exists()
 
 
@@ -192,6 +194,17 @@ def test_a_later_task_is_what_it_is_alone(world, tmp_path):
 
 
 @pytest.mark.slow
+def test_what_an_adapter_of_v1_says_of_the_same_rows_is_kept_once(world, tmp_path):
+    old = {"adapter": str(world[0] / "v2" / "mail" / "old")}
+    tasks = [entry(world[0] / "rows", name, old=old, lora={"r": rank}) for name, rank in (("a", 2), ("b", 3))]
+    settings = content(tmp_path / "v2", *tasks)
+    settings["defaults"]["training"]["max_steps"] = 8
+    assert run_fleet(load_fleet(written(tmp_path / "fleet.yaml", settings)), say=quiet) in (0, 1, 3)
+    # Of v1 one, of v2 one for each adapter.
+    assert len(list((tmp_path / "v2" / "cache").glob("*/manifest.json"))) == 3
+
+
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again_and_only_says_which(world, capsys):
     folder = world[0] / "v2"
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("adapter_model.safetensors")}
@@ -243,7 +256,8 @@ def test_the_failure_of_one_task_is_its_own(world, tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.slow
-def test_a_killed_fleet_loses_the_running_step_at_most(world, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_a_fleet_that_is_stopped_loses_the_running_step_at_most(number, code, world, tmp_path):
     words = ["--output_dir", str(tmp_path / "v2"), "--only", "chat", "--defaults.training.max_steps", "40"]
     words += ["--defaults.control", "false"]
     command = [sys.executable, "-m", "muscle_hf", "fleet", str(world[1]), *words]
@@ -254,8 +268,8 @@ def test_a_killed_fleet_loses_the_running_step_at_most(world, tmp_path):
     while read_state(task).get("new", {}).get("state") != "running" and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(number)
+    assert process.wait() == code
     assert read_state(task)["old"]["state"] == "done"
     assert status_of(task)[0] == "stopped"
     before = (task.folder / "old" / "adapter_model.safetensors").stat().st_mtime_ns
