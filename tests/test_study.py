@@ -164,7 +164,7 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
     )
     (row,) = re.findall(r"^\| the paper's objective \| .* \| ([\d.]+) % \|$", page, re.MULTILINE)
     assert row == f"{100 * correct:.1f}"
-    assert "consensus after plain training | first" in page
+    assert "consensus after plain training | first" in text
 
 
 def test_flips_between_two_seeds_are_counted_over_all_pairs_with_the_same_items(monkeypatch):

@@ -94,6 +94,7 @@ PICTURES = (
 )
 MARK = "<!-- tables: written by benchmarks/study/report.py -->"
 PAGE = ROOT / "docs" / "explanation" / "study.md"
+NOTEBOOK = ROOT / "benchmarks" / "study" / "REPORT.md"
 NAMES_MARK = "<!-- names: written by benchmarks/study/report.py -->"
 WORDS = """{}.
 
@@ -168,7 +169,7 @@ def write_page(plan: Mapping[str, Any]) -> None:
     rows = page_rows({name: seeds for name, seeds in cells.items() if seeds})
     (RESULTS / "study-page.svg").write_text(page_picture(rows), encoding="utf-8")
     put_between(PAGE, MARK, "\n".join(page_table(rows)))
-    put_between(PAGE, NAMES_MARK, "\n".join(page_names(plan)))
+    put_between(NOTEBOOK, NAMES_MARK, "\n".join(page_names(plan)))
 
 
 def write_report(plan: Mapping[str, Any]) -> None:
@@ -224,7 +225,7 @@ def write_report(plan: Mapping[str, Any]) -> None:
     more = ("\n".join(make(parts)) for make in (goals, chance))
     words = WORDS.format(legend, summed_up, pictures, "\n\n".join(controls), *more, ablation)
     words = words.replace("](#", "](../results/study.md#").replace("](study_", "](../results/study_")
-    put_between(ROOT / "benchmarks" / "study" / "REPORT.md", MARK, words)
+    put_between(NOTEBOOK, MARK, words)
     print(text)
     write_page(plan)
 
