@@ -214,3 +214,45 @@ def test_two_models_generate_by_the_mean_of_their_probabilities(monkeypatch):
     assert answers() != expected
     average(models[1], models[0])
     assert answers() == answers() == expected
+
+
+def test_the_goals_across_tokenizers_are_those_figures(monkeypatch):
+    monkeypatch.syspath_prepend(str(STUDY))
+    from answers import Answers
+    from other_tokens import goal, reached
+
+    wrong = {"v2": 10, "ce_long": 8, "transfer_answer": 6, "transfer_tokens": 7, "both at inference": 2}
+
+    def quality(flips):
+        return np.arange(100) >= flips
+
+    answers = {name: quality(flips).astype(float) for name, flips in wrong.items()}
+    seeds = (Answers({"v1": np.ones(100), **answers}, items="a"),)
+    # 40 % below v2 and 25 % below the control; 30 % and 12.5 %.
+    assert goal(seeds, "transfer_answer")[0] == "-40 %" and goal(seeds, "transfer_answer")[-1] == "yes"
+    assert goal(seeds, "transfer_tokens")[0] == "-30 %" and goal(seeds, "transfer_tokens")[-1] == "no"
+    assert reached(seeds, "transfer_answer") == pytest.approx(0.5) and reached(seeds, "transfer_choices") is None
+
+
+@pytest.mark.slow
+def test_a_base_with_other_tokens_knows_what_its_body_knew(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(STUDY))
+    from bases import retokenized_base
+
+    how = {"body": "muscle_hf/demo/bases/v1", "vocabulary": 2048, "digits": 3, "tokens": 20_480}
+    folder = retokenized_base(tmp_path / "base", ROOT, **how)
+    made = (folder / "model.safetensors").stat().st_mtime_ns
+    assert (
+        retokenized_base(folder, ROOT, **how) == folder and (folder / "model.safetensors").stat().st_mtime_ns == made
+    )
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert len(tokenizer) == 2048 and model.config.eos_token_id == tokenizer.eos_token_id != tokenizer.pad_token_id
+    text = "Refund 12345 euros: (the keyboard) is broken."
+    ids = tokenizer(text)["input_ids"]
+    pieces = [tokenizer.decode(token) for token in ids]
+    assert ids[0] == tokenizer.bos_token_id and "".join(pieces[1:]) == text
+    assert max(sum(letter.isdigit() for letter in token) for token in tokenizer.get_vocab()) == 3
+    torch.manual_seed(0)
+    rows = torch.tensor([ids])
+    fresh = AutoModelForCausalLM.from_config(model.config)
+    assert model(rows, labels=rows).loss < fresh(rows, labels=rows).loss - 1
