@@ -33,7 +33,7 @@ TWIN_METHOD, CONTROL = "transfer_mean", "ce_long"
 METHODS = {
     "transfer_answer": "one number an answer (X4)",
     "transfer_tokens": "tokens (X1, X2)",
-    "transfer_choices": "a log of choices (X3)",
+    "transfer_choices": "scores of choices (X3)",
 }
 FEWER_THAN_V2, FEWER_THAN_CONTROL = 0.30, 0.20
 MARK = "<!-- tables: written by benchmarks/study/other_tokens.py -->"

@@ -19,7 +19,6 @@ from typing import Any
 import yaml
 from bases import study_base
 
-from muscle_hf import ChoiceLog, MuscleTrainer
 from muscle_hf.demo import TASKS as DEMO_TASKS
 from muscle_hf.demo import base as demo_base
 from muscle_hf.demo import rows as demo_rows
@@ -34,7 +33,6 @@ from muscle_hf.pipeline.config import (
 )
 from muscle_hf.pipeline.data import Splits
 from muscle_hf.pipeline.run import Run
-from muscle_hf.pipeline.steps import training_arguments
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW
 
 ROOT = Path(__file__).parents[2]
@@ -91,20 +89,6 @@ def load_task_rows(rows: dict[str, Any], seed: int) -> tuple[Task, DataSettings,
     # These bases have never seen their EOS.
     data = DataSettings(transfer=TransferSettings(splits["transfer"], answers="both"), end_answers=False)
     return task, data, Splits(**{name: part(name) for name in splits})
-
-
-class LoggedRun(Run):
-    """A run whose v1 is followed by its log of answers alone."""
-
-    old_log: ChoiceLog
-
-    def compatibility_trainer(self, folder: Path, **changed: Any) -> MuscleTrainer:
-        training = {**self.training, **self.target, **changed}
-        arguments = training_arguments(self.settings.config_class, training, folder)
-        rows = self.data.for_trainer(arguments)
-        return MuscleTrainer(
-            self._student(), arguments, old_model=self.old_log, transfer_dataset=self.transfer, **rows
-        )
 
 
 @dataclass
@@ -198,7 +182,6 @@ class Cell:
         splits: Splits,
         target: str | None = None,
         dropout: float | None = None,
-        log: Sequence[Prediction] = (),
         **training: Any,
     ) -> Run:
         task, data, _ = self.rows
@@ -215,10 +198,7 @@ class Cell:
             eval_batch_size=256,
             attention=self.plan["attention"],
         )
-        run = (LoggedRun if log else Run)(settings, task, splits)
-        if isinstance(run, LoggedRun):
-            run.old_log = ChoiceLog(log, items=[*splits.train, *splits.transfer])
-        return run
+        return Run(settings, task, splits)
 
     def _labelled(self, count: int | None = None) -> Splits:
         splits = self.rows[2]
@@ -261,9 +241,7 @@ class Cell:
             run = self._run(adapter.parent, other, start, rows, dropout=method.get("dropout"), **arguments)
         else:
             arguments |= {"teacher_cache": str(self.folder / "cache"), **method.get("training", {})}
-            log = self._log(old, rows) if arguments.get("old_targets") == "choices" else ()
-            more = {"target": method.get("target"), "dropout": method.get("dropout"), "log": log}
-            run = self._run(adapter.parent, old, start, rows, **more, **arguments)
+            run = self._run(adapter.parent, old, start, rows, method.get("target"), method.get("dropout"), **arguments)
         run.adapter(adapter.name)
         return dataclasses.replace(new, adapter=str(adapter))
 
@@ -273,10 +251,6 @@ class Cell:
         splits = dataclasses.replace(self._labelled(1), test=getattr(self.rows[2], part) if items is None else items)
         folder = self.answers_file(Path(model.adapter), part).parents[1]
         return self._run(folder, model, model, splits).answers(NEW)
-
-    def _log(self, old: ModelSettings, rows: Splits) -> list[Prediction]:
-        """v1's answers to all rows that are trained on."""
-        return [*self.answers(old, "train", rows.train), *self.answers(old, "transfer", rows.transfer)]
 
     def _pseudo_labelled(self, new: ModelSettings, items: Sequence[Item]) -> Sequence[Item]:
         """Prompts with v2's answers in place of the right ones."""
