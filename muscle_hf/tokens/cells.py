@@ -101,6 +101,11 @@ class CellTable:
         return self._closed[1]
 
     @cached_property
+    def sizes(self) -> Tensor:
+        """(V1,) int64, how many elements each cell has."""
+        return torch.bincount(self.old, minlength=self.old_size)
+
+    @cached_property
     def open_tokens(self) -> Tensor:
         """int64, v1's tokens with several of the student's."""
         return self.old[self.open].unique()

@@ -195,7 +195,7 @@ def _masses(steps: _Steps, p: Tensor, s: Tensor, table: CellTable) -> tuple[Tens
     q.index_put_((steps.place[said], steps.other[said]), rest[said], accumulate=True)
     whole = torch.arange(n, device=q.device)
     q.index_put_((whole, steps.label), reached.gather(1, steps.count[:, None])[:, 0], accumulate=True)
-    _add_ended(steps, p, s, weight, q, undecided)
+    _add_ended(steps, p, s, table, weight, q, undecided)
     return q, q.sum(-1), undecided
 
 
@@ -216,14 +216,18 @@ def _dense(steps: _Steps, p: Tensor, s: Tensor, table: CellTable, weight: Tensor
     return found if every else torch.zeros_like(s).index_copy_(0, place, found), undecided
 
 
-def _add_ended(steps: _Steps, p: Tensor, s: Tensor, weight: Tensor, q: Tensor, undecided: Tensor) -> None:
+def _add_ended(
+    steps: _Steps, p: Tensor, s: Tensor, table: CellTable, weight: Tensor, q: Tensor, undecided: Tensor
+) -> None:
     """v1 may have ended a token where the student stands, off the path: what it says then is not known.
 
     The student's own probabilities stand in, of those tokens that v1 would not have joined to what was read.
     """
     at = (steps.ended >= 0).nonzero()[:, 0]
     place, back = steps.place[at].unique(return_inverse=True)
-    mass = p.new_zeros(len(place)).index_add_(0, back, weight[at] * p[steps.row[at], steps.ended[at]])
+    # Of a token that may go on in several ways the student has read one.
+    said = weight[at] * p[steps.row[at], steps.ended[at]] / table.sizes[steps.ended[at]].clamp_min(1)
+    mass = p.new_zeros(len(place)).index_add_(0, back, said)
     own = s[place].masked_fill_(q[place] > 0, 0.0)
     own[torch.arange(len(place), device=q.device), steps.label[place]] = 0.0
     whole = own.sum(-1)

@@ -67,9 +67,12 @@ class ByteVocabulary:
         self.added = frozenset(added) - self.special.keys()
         self.fallback: dict[int, int] = {}
         self.strings: list[bytes | None] = [None] * self.size
+        own = backend.get_vocab(with_added_tokens=False)
         for token, id in tokens.items():
             if id not in self.special:
-                self.strings[id] = token.encode() if id in self.added else self._bytes(token, id)
+                # An added token is text as it is, unless SentencePiece's model has it as well, with its blanks.
+                as_given = id in self.added and (self._byte_level or token not in own)
+                self.strings[id] = token.encode() if as_given else self._bytes(token, id)
         self._byte_ids = {byte: id for id, byte in self.fallback.items()}
         self._in_text = _in_text(backend, parts, [added[id] for id in self.added])
         own = ((id, self._in_text.token_to_id(added[id].content)) for id in self.added)

@@ -1,0 +1,86 @@
+"""What a target across tokenizers costs at the size of real vocabularies: tables, alignment, and the target itself.
+
+    python benchmarks/token_tables.py FOLDER llama2:llama3 llama3:qwen3    # writes benchmarks/results/token_tables.md
+
+FOLDER has a folder for each tokenizer. The text is wikitext's, from the shared data sets; v1's logits and the
+student's probabilities are random, which takes as long. Processor seconds of one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from reporting import publish, timed, where
+from transformers import AutoTokenizer
+
+from muscle_hf.tokens import Aligner, ByteVocabulary, CellTable, ForeignTargets, spread
+from muscle_hf.tokens.cells import load_table
+
+SHARED = Path(os.environ.get("MUSCLE_HF_SHARED", Path(__file__).parents[2] / "shared"))
+CHARACTERS, ROWS = 600, 12
+
+
+def texts() -> list[str]:
+    """Paragraphs of wikitext."""
+    with gzip.open(SHARED / "data" / "text" / "wikitext2_valid.txt.gz", "rt", encoding="utf-8") as file:
+        lines = [line.strip().replace("<unk>", "Smith") for line in file]
+    return [line[:CHARACTERS] for line in lines if len(line) > CHARACTERS][:ROWS]
+
+
+def measure(old_folder: Path, new_folder: Path) -> str:
+    """One line of the table."""
+    tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (old_folder, new_folder)]
+    old, new = (ByteVocabulary.of(tokenizer) for tokenizer in tokenizers)
+    table, build = timed(lambda: CellTable.build(old, new))
+    p, s = torch.rand(16, old.size).softmax(-1), torch.rand(16, new.size).softmax(-1)
+    spread(p, table, s)
+    _, spreading = timed(lambda: spread(p, table, s))
+    with tempfile.TemporaryDirectory() as folder:
+        load_table(old, new, folder)
+        _, loading = timed(lambda: load_table(old, new, folder))
+        targets = ForeignTargets(Aligner(*tokenizers), folder)
+        places = steps = 0
+        aligning, first, later = 0.0, 0.0, 0.0
+        for text in texts():
+            row = tokenizers[1](text)["input_ids"]
+            view, seconds = timed(lambda row=row: targets.aligner.view(row, range(len(row) // 2, len(row))))
+            aligning += seconds
+            begun = view.places[0].first
+            logits = torch.randn(len(view.old_ids) - begun, old.size)
+            student = torch.rand(len(view.places), new.size).softmax(-1)
+            arguments = (logits, [place.first - begun for place in view.places], view.places, student)
+            first += timed(lambda arguments=arguments: targets.target(*arguments))[1]
+            later += timed(lambda arguments=arguments: targets.target(*arguments))[1]
+            places += len(view.places)
+            steps += sum(len(place.steps) for place in view.places)
+    cells = [f"{old_folder.name} ({old.size:,})", f"{new_folder.name} ({new.size:,})", f"{len(table.open_tokens):,}"]
+    cells += [f"{build:.1f}", f"{loading:.2f}", f"{1000 * spreading / 16:.2f}", f"{steps / places:.1f}"]
+    cells += [f"{1000 * seconds / places:.2f}" for seconds in (aligning, first - later, later)]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Print the table, and keep it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("pairs", nargs="+", metavar="OLD:NEW")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = [measure(*(asked.folder / name for name in pair.split(":"))) for pair in asked.pairs]
+    header = [
+        "| v1 | v2 | open tokens of v1 | table built, s | from disk, s | (X1), ms a place | steps a place | "
+        "alignment, ms a place | tables of steps, ms a place (first time) | target, ms a place |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    note = f"{ROWS} paragraphs of wikitext, {CHARACTERS} characters each, their second halves trained. {where()}."
+    title = ["# Cost of targets across tokenizers", "", "    python benchmarks/token_tables.py FOLDER OLD:NEW ...", ""]
+    publish("token_tables", [*title, note, "Processor seconds of one core.", "", *header, *lines])
+
+
+if __name__ == "__main__":
+    main()
