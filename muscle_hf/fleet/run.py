@@ -162,6 +162,6 @@ def _entry(task: FleetTask, outcome: Outcome, fleet: Fleet) -> dict[str, Any]:
 
 def _version(task: FleetTask, model: str, kind: str) -> Version:
     side = task.settings.old if model == OLD else task.settings.new
-    if model == COMPAT or not (side.adapter or side.server):
+    if model == COMPAT or (side.is_here and not side.adapter):
         side = replace(side, adapter=str(task.folder / model), adapter_revision=None)
     return Version.of(side, kind)

@@ -161,7 +161,7 @@ def steps_of(task: FleetTask) -> list[str]:
     """The steps of a task, in order."""
     transfer = task.settings.data.transfer
     left_out = {
-        "old": bool(task.settings.old.adapter or task.settings.old.server),
+        "old": bool(task.settings.old.adapter) or not task.settings.old.is_here,
         "new": bool(task.settings.new.adapter),
         "control": not task.settings.control,
         "target": transfer is None or transfer.target is None,

@@ -1,0 +1,86 @@
+"""What ships, by the answers of all models; nothing is trained."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from muscle_hf.compare import Budget
+from muscle_hf.evaluation.predictions import Prediction
+from muscle_hf.fleet.run import _entry
+from muscle_hf.fleet.settings import Fleet, FleetSettings, FleetTask, UpdateSettings
+from muscle_hf.fleet.task import OUTCOME_FILE, Outcome, decide, outcome_of
+from muscle_hf.pipeline.config import ModelSettings, RunSettings
+
+ITEMS = 400
+
+
+def answers(*wrong: int, instead: int = 1) -> list[Prediction]:
+    """Answers to items of three choices, of which some are wrong."""
+    texts = ["a", "b", "c"]
+    said = [instead if item in wrong else 0 for item in range(ITEMS)]
+    return [Prediction("way", str(i), c, 0, c == 0, None, "acc", f"h{i}", choices=texts) for i, c in enumerate(said)]
+
+
+def task_in(folder, adapter=None) -> FleetTask:
+    sides = {"old": ModelSettings("v1", adapter=adapter), "new": ModelSettings("v2")}
+    settings = RunSettings(**sides, output_dir=str(folder / "way"), task="trec")
+    (folder / "way").mkdir()
+    return FleetTask("way", settings, Budget(limits={"max_nfr": {"*": 0.05}}), [])
+
+
+def decided(task, old, plain, compatible, *before) -> Outcome:
+    given = {"old": old, "new": plain, "muscle": compatible}
+    given |= {f"before{place}": rows for place, rows in enumerate(before)}
+    run = SimpleNamespace(evaluate=lambda: None, answers=given.get, models=list(given)[:3], ancestors=before)
+    return decide(run, task)
+
+
+@pytest.mark.parametrize(
+    ("plain", "compatible", "verdict", "undecided"),
+    [
+        (4, 0, "ship plain", False),
+        (4, 60, "ship plain", False),
+        (60, 4, "ship compatible", False),
+        (20, 4, "ship compatible", False),
+        (60, 60, "hold", False),
+        (60, 20, "hold", True),
+        (20, 60, "hold", True),
+    ],
+)
+def test_the_plain_update_ships_where_it_passes_else_the_compatible_one(
+    plain, compatible, verdict, undecided, tmp_path
+):
+    task = task_in(tmp_path)
+    found = decided(task, answers(), answers(*range(plain)), answers(*range(compatible)))
+    assert (found.verdict, found.undecided) == (verdict, undecided)
+    assert found.now.nfr["new"].value == plain / ITEMS and found.quality["muscle"].value == 1 - compatible / ITEMS
+    assert found == Outcome.read(task.folder / OUTCOME_FILE) == outcome_of(task)
+    assert (task.folder / "report.html").is_file() and not (task.folder / "report_first.html").exists()
+
+
+def test_errors_are_counted_against_every_version_that_users_saw(tmp_path):
+    task = task_in(tmp_path)
+    # v1 errs on 0 to 39; what users see now on 0 to 19; the plain update on none of these; the compatible one again on
+    # 0 to 9, on the first five with v1's answer.
+    first, now, plain = answers(*range(40), instead=2), answers(*range(20)), answers(*range(300, 310))
+    compatible = [*answers(*range(5), instead=2)[:5], *answers(*range(10))[5:]]
+    found = decided(task, now, plain, compatible, first)
+    one, two = found.generations
+    assert [one.name, two.name] == ["v1", "v2"]
+    assert (one.shed, one.returned.count, one.inherited.count) == (40, 10, 5)
+    assert (two.shed, two.returned.count, two.inherited.count) == (20, 10, 5)
+    assert one.nfr["muscle"].value == 0 and one.nfr["new"].value == 10 / ITEMS
+    assert (task.folder / "report_first.html").is_file()
+
+
+@pytest.mark.parametrize(("flips", "base", "kinds"), [((4, 4), "v2", ["plain", "first"]), ((60, 60), "v1", ["first"])])
+def test_the_lock_says_what_users_see_now(flips, base, kinds, tmp_path):
+    task = task_in(tmp_path, adapter="acme/way-v1")
+    found = decided(task, answers(), *(answers(*range(number)) for number in flips))
+    entry = _entry(task, found, Fleet(FleetSettings(UpdateSettings("v1", "v2"), []), [task]))
+    assert entry["now"].side.base == base
+    assert [entry["now"].kind, *(part.kind for part in entry["ancestors"])] == kinds
+    if base == "v1":
+        assert entry["now"].side.adapter == "acme/way-v1"
