@@ -83,7 +83,7 @@ def trained(run: Run, url: str, folder: Path, epochs: int) -> list[str]:
     how |= {"logging_strategy": "no", "disable_tqdm": True}
     reference = run.compatibility_trainer(folder / "local", teacher_cache=str(folder / "cache"), **how)
     lines = [
-        "| v1 | rows asked | KL to v1 at first, as seen | L_comp, nats | KL to v1 | KL to v2 | right tokens |",
+        "| v1 | texts asked | KL to v1 at first, as seen | L_comp, nats | KL to v1 | KL to v2 | right tokens |",
         "|---|---|---|---|---|---|---|",
         f"| (before training) | | {reference.evaluate()['eval_kl_old']:.4f} | {figures(reference)} |",
     ]
