@@ -182,6 +182,18 @@ def test_links_between_documents_lead_somewhere():
                 assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
+@pytest.mark.parametrize("page", ["howto/another-tokenizer.md"])
+def test_settings_on_a_page_can_be_read(page, tmp_path):
+    from muscle_hf.pipeline.config import load_settings
+
+    text = (ROOT / "docs" / page).read_text()
+    files = re.findall(r"<!-- file: (\S+) -->\n```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(files) == text.count("```yaml")
+    for name, body in files:
+        (tmp_path / name).write_text(body)
+        assert load_settings(tmp_path / name).new.base == "ORGANISATION/NEW-BASE"
+
+
 def test_the_files_of_the_first_update_can_be_read(tmp_path):
     from muscle_hf.evaluation import load_task
     from muscle_hf.pipeline.config import load_settings

@@ -16,7 +16,7 @@ from muscle_hf.pipeline.steps import process_state
 
 TRAIN_ROWS, TEST_ROWS = 8, 4
 # What belongs to the base that a tiny one stands in for.
-_NOT_OF_IT = dict.fromkeys(("revision", "adapter", "adapter_revision", "tokenizer"))
+_NOT_OF_IT = dict.fromkeys(("revision", "adapter", "adapter_revision", "tokenizer", "answers", "server"))
 _CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}Answer: {% generation %}"
     "{{ message['content'] }}{{ eos_token }}{% endgeneration %}\n{% else %}{{ message['content'] }}\n{% endif %}"
