@@ -1,11 +1,11 @@
 """What training costs, and what it gives, where the teachers are known by logs of their answers alone.
 
-    python benchmarks/answers_alone.py [--parts step flips] [--threads 1] [--rounds 3] [--seeds 0]
+    python benchmarks/answers_alone.py [--parts step flips] [--threads 1] [--rounds 3] [--seeds 0] [--steps 250]
 
 Steps: the real trainers on a model whose body dominates (25M parameters), rows of 256 tokens of which the last two are
 the answer, one of three choices; ratios of processor time, the ways in turns, best round of each. Flips: the embedded
-world's routing with the demo's settings (400 labelled rows, 1,200 without labels, 250 steps), the same rows, answers,
-order and steps for all ways; 1,200 test items. Nothing was chosen on these items.
+world's routing with the demo's settings (400 labelled rows, 1,200 without labels), the same rows, answers,
+order and steps for all ways; 1,200 test items. Nothing was chosen on these items. ``--steps`` makes it shorter.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class IdLog(RecordedTeacher):
         return {"base": {"name": "a log", "on_hub": False, "sha256": None}, "adapter": None}
 
 
-def step(rounds: int, seeds: Sequence[int]) -> list[str]:
+def step(rounds: int, seeds: Sequence[int], count: int) -> list[str]:
     world = World(SMALL, trained=ANSWER)
 
     def muscle(old=None, new=None, targets="auto"):
@@ -98,17 +98,17 @@ def step(rounds: int, seeds: Sequence[int]) -> list[str]:
     ]
 
 
-def flips(rounds: int, seeds: Sequence[int]) -> list[str]:
+def flips(rounds: int, seeds: Sequence[int], count: int) -> list[str]:
     lines: dict[str, list[tuple[float, float]]] = {}
     for seed in seeds:
-        for name, found in _flips(seed).items():
+        for name, found in _flips(seed, count).items():
             lines.setdefault(name, []).append(found)
     table = [
         f"| {name} | {statistics.mean(a for a, _ in found):.1f} | {statistics.mean(n for _, n in found):.1f} |"
         for name, found in lines.items()
     ]
     return [
-        f"## Routing of the embedded world, seeds {', '.join(map(str, seeds))}",
+        f"## Routing of the embedded world, {count} steps, seeds {', '.join(map(str, seeds))}",
         "",
         "| | accuracy, % | negative flips, % |",
         "| --- | ---: | ---: |",
@@ -119,10 +119,10 @@ def flips(rounds: int, seeds: Sequence[int]) -> list[str]:
     ]
 
 
-def _flips(seed: int) -> dict[str, tuple[float, float]]:
+def _flips(seed: int, count: int) -> dict[str, tuple[float, float]]:
     folder, task = Path(tempfile.mkdtemp()), TASKS["routing"]
     settings, splits = demo_settings("routing", seed, folder), demo_splits("routing", seed)
-    quiet = {**settings.training, "disable_tqdm": True, "teacher_cache": None}
+    quiet = {**settings.training, "disable_tqdm": True, "teacher_cache": None, "max_steps": count}
     run = Run(dataclasses.replace(settings, training=quiet, control=False), task, splits, lambda _: None)
     tests = {name: run.answers(name) for name in (OLD, NEW)}
     asked = [*splits.train, *splits.transfer]
@@ -132,7 +132,12 @@ def _flips(seed: int) -> dict[str, tuple[float, float]]:
         with teachers[name].answering() as model:
             return ChoiceLog(evaluate_task(model, run.data.tokenizer, task, asked, progress=False))
 
-    def trained(name: str, old, new=None, **changed) -> list[Prediction]:
+    def measured(name: str, side: list[Prediction]) -> tuple[float, float]:
+        numbers = update_between(tests[OLD], side).numbers()
+        print(f"{name}: {100 * numbers['acc']:.1f} {100 * numbers['nfr']:.1f}", flush=True)
+        return 100 * numbers["acc"], 100 * numbers["nfr"]
+
+    def trained(name: str, old, new=None, **changed) -> tuple[float, float]:
         arguments = steps.training_arguments(MuscleConfig, {**run.training, **changed}, folder / name)
         trainer = MuscleTrainer(
             run._student(),
@@ -143,21 +148,19 @@ def _flips(seed: int) -> dict[str, tuple[float, float]]:
             **run.data.for_trainer(arguments),
         )
         trainer.train()
-        return evaluate_task(trainer.student, run.data.tokenizer, task, splits.test, progress=False)
+        return measured(name, evaluate_task(trainer.student, run.data.tokenizer, task, splits.test, progress=False))
 
-    logs = {name: log(name) for name in (OLD, NEW)}
-    memory = str(folder / OLD)
-    found = {"v2": tests[NEW], "both at inference": both_at_inference(tests[OLD], tests[NEW])}
-    found["v1 in memory: tokens"] = trained("tokens", memory)
-    found["v1 in memory: its number of each answer (X4)"] = trained("number", memory, old_targets="answer")
-    found["v1 in a log: choices (X3)"] = trained("choices", logs[OLD], old_targets="choices")
-    found["v1 in a log: its number of each answer (X4)"] = trained("logged", logs[OLD], old_targets="answer")
-    found["both in logs: choices (X3)"] = trained("both-choices", *logs.values(), old_targets="choices")
-    found["both in logs: numbers (X4)"] = trained("both-numbers", *logs.values(), old_targets="answer")
-    rates = {name: update_between(tests[OLD], side).numbers() for name, side in found.items()}
-    for name, numbers in rates.items():
-        print(f"{name}: {100 * numbers['acc']:.1f} {100 * numbers['nfr']:.1f}", flush=True)
-    return {name: (100 * numbers["acc"], 100 * numbers["nfr"]) for name, numbers in rates.items()}
+    logs = [log(name) for name in (OLD, NEW)]
+    ways = {
+        "v1 in memory: tokens": ([str(folder / OLD)], "tokens"),
+        "v1 in a log: its choices (X3)": (logs[:1], "choices"),
+        "v1 in a log: its number of each answer (X4)": (logs[:1], "answer"),
+        "both in logs: choices (X3)": (logs, "choices"),
+        "both in logs: numbers (X4)": (logs, "answer"),
+    }
+    both = both_at_inference(tests[OLD], tests[NEW])
+    found = {"v2": measured("v2", tests[NEW]), "both at inference": measured("both at inference", both)}
+    return found | {name: trained(name, *models, old_targets=targets) for name, (models, targets) in ways.items()}
 
 
 PARTS = {"step": step, "flips": flips}
@@ -169,11 +172,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--steps", type=int, default=250)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    found = [line for part in args.parts for line in PARTS[part](args.rounds, args.seeds)]
+    found = [line for part in args.parts for line in PARTS[part](args.rounds, args.seeds, args.steps)]
     command = f"python benchmarks/answers_alone.py --parts {' '.join(args.parts)} --rounds {args.rounds}"
-    command += f" --seeds {' '.join(map(str, args.seeds))} --threads {args.threads}"
+    command += f" --seeds {' '.join(map(str, args.seeds))} --steps {args.steps} --threads {args.threads}"
     head = ["# Teachers that are known by their answers alone", "", f"Command: `{command}`; {where()}.", ""]
     publish("answers_alone", [*head, *found])
 
