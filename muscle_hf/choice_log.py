@@ -131,7 +131,8 @@ def _rows(log: Any) -> list[Mapping[str, Any]]:
 
 
 def _questions(rows: Sequence[Mapping[str, Any]], items: Mapping[str, Item] | None, name: Any) -> list[_Question]:
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    # Splits number their rows alike.
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for number, row in enumerate(rows):
         if "prediction" not in row and not {"choices", "log_likelihoods"} <= row.keys():
             raise MuscleError(
@@ -139,9 +140,9 @@ def _questions(rows: Sequence[Mapping[str, Any]], items: Mapping[str, Item] | No
                 f"{', '.join(row)}"
             )
         identity = str(row.get("id", row.get("prompt", number)))
-        groups.setdefault((str(row.get("task")), identity), []).append(row)
+        groups.setdefault((str(row.get("task")), identity, str(row.get("prompt"))), []).append(row)
     found = []
-    for (_, identity), group in groups.items():
+    for (_, identity, _), group in groups.items():
         if items is None or identity in items:
             found.append(_question(group, None if items is None else items[identity], f"{name}, item {identity!r}"))
     return found
@@ -154,7 +155,7 @@ def _question(group: Sequence[Mapping[str, Any]], item: Item | None, where: str)
     if not isinstance(prompt, str):
         raise MuscleError(f"{where}: there is no prompt; pass the items that v2 is asked as ChoiceLog(..., items=)")
     if (scores := first.get("log_likelihoods")) is not None:
-        if len(group) > 1:
+        if any(other.get("log_likelihoods") != scores for other in group):
             raise MuscleError(f"{where}: its choices are scored {len(group)} times; keep one of these rows")
         if len(scores) != len(choices) or not all(math.isfinite(score) for score in scores):
             raise MuscleError(f"{where}: {len(choices)} choices, but the scores {scores}; each needs one")

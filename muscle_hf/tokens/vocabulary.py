@@ -266,8 +266,8 @@ def _check(backend: Tokenizer, parts: dict[str, Any]) -> bool:
     if not isinstance(model, (models.BPE, models.Unigram)) or affixes or lossy or not (byte_level or _BLANK in text):
         raise MuscleError(
             f"the tokens of this tokenizer ({type(model).__name__}) are not byte strings of the text, so another "
-            "tokenizer's cannot be compared with them; set old_targets='answer' or 'choices', which need no common "
-            "tokens, or choose models that share their tokenizer"
+            "tokenizer's cannot be compared with them; write v1's answers with muscle-hf evaluate and pass old_model="
+            "ChoiceLog(FILE), which needs no common tokens, or choose models that share their tokenizer"
         )
     return byte_level
 

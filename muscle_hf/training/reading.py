@@ -127,7 +127,8 @@ def look_at(teacher: Teacher, trainer: Any) -> None:
         raise MuscleError(
             f"v1 reads only {int(rows[0])} of {int(rows[1])} training rows in its own tokens: of the others its "
             "tokenizer changes the text, or its words have another answer than the row. Normalise the texts as both "
-            "tokenizers do, give old_formatting_func the row's own answer, or take old_targets='answer'"
+            "tokenizers do, give old_formatting_func the row's own answer, or write v1's answers with muscle-hf "
+            "evaluate and pass old_model=ChoiceLog(FILE)"
         )
     shared = reader.vocabularies.shared
     reader.share = {"level": reader.level, "shared_tokens": shared, "rows_read": float(rows[0] / rows[1])}

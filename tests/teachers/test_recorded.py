@@ -125,11 +125,13 @@ def test_its_body_sees_a_row_once_and_numbers_outlive_the_run(tmp_path, monkeypa
     assert kept.stat().st_size < 4096
 
 
-def test_a_run_that_goes_on_is_the_run(tmp_path):
+@pytest.mark.parametrize("kind", ["memory", "log"])
+def test_a_run_that_goes_on_is_the_run(kind, tmp_path):
     settings = {"old_targets": "answer", "max_steps": 6, "mask": "mean", "save_strategy": "steps", "save_steps": 3}
-    whole = made(tmp_path / "a", **settings)
+    old = {"memory": old_model, "log": lambda: ChoiceLog(predictions(items()))}[kind]
+    whole = made(tmp_path / "a", old(), **settings)
     whole.train()
-    other = made(tmp_path / "a", **settings)
+    other = made(tmp_path / "a", old(), **settings)
     other.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
     for name, weight in builders.weights_of(whole.model).items():
         assert torch.equal(weight, builders.weights_of(other.model)[name]), name
@@ -186,6 +188,14 @@ def test_a_log_may_be_given_in_many_ways(source, tmp_path):
     table = rows(asked)
     expected = loss_of(made(tmp_path / "a", ChoiceLog(known), table), table)
     assert loss_of(made(tmp_path / "b", logs[source](), table), table) == pytest.approx(expected, rel=1e-6)
+
+
+def test_splits_may_number_their_rows_alike(tmp_path):
+    train, other = items(), items(seed=5)
+    log = ChoiceLog([*predictions(train), *predictions(other), *predictions(train)])
+    for table in (rows(train), rows(other)):
+        batch = made(tmp_path, log, table).batch_of(builders.collate(table))
+        assert log.unknown(batch) == []
 
 
 def scored(row, asked, known):
@@ -251,6 +261,26 @@ def test_both_models_may_be_logs_and_then_no_body_runs_but_the_students(tmp_path
     assert saved["objective"]["old_targets"] == saved["new"]["answers"]["targets"] == "answer"
     assert saved["new"]["base"]["sha256"] and saved["new"]["answers"]["rows"] == 8
     assert saved["old"]["answers"]["sha256"] != saved["new"]["answers"]["sha256"]
+
+
+def test_it_resumes_with_the_log_that_it_was_trained_with_alone(tmp_path):
+    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    made(tmp_path, ChoiceLog(predictions(items())), **settings).train()
+    changed = [replace(row, log_likelihoods=[-1.0, -2.0, -3.0, -4.0]) for row in predictions(items())]
+    with pytest.raises(MuscleError, match="answers"):
+        made(tmp_path, ChoiceLog(changed), **settings).train(resume_from_checkpoint=True)
+
+
+def test_the_card_says_what_was_followed(tmp_path):
+    few = [
+        {"prompt": row.prompt, "prediction": row.prediction, "choices": row.choices} for row in predictions(items())
+    ]
+    trainer = made(tmp_path, ChoiceLog(few), max_steps=1)
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert "| old targets | `choices` |" in card and "answers in memory" in card
 
 
 def test_what_a_log_does_not_know_follows_v2(tmp_path):
@@ -441,7 +471,7 @@ def test_a_log_of_other_items_is_refused_with_examples(given, tmp_path):
         ([{"id": 1, "prompt": "w3", "choices": ["a", "b"], "log_likelihoods": [0.0]}], "item '1'"),
         ([{"id": 1, "prompt": "w3", "choices": ["a"], "log_likelihoods": [float("nan")]}], "item '1'"),
         ([{"id": 1, "prompt": "w3", "choices": ["a"], "prediction": 2}], "2"),
-        ([{"id": 1, "prompt": "w3", "choices": ["a"], "log_likelihoods": [-1.0]}] * 2, "2 times"),
+        ([{"id": 1, "prompt": "w3", "choices": ["a"], "log_likelihoods": [x]} for x in (-1.0, -2.0)], "2 times"),
         ([], "no answers"),
         ("nowhere.jsonl", "nowhere.jsonl"),
     ],
