@@ -109,5 +109,5 @@ def test_what_is_refused():
     plain = Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[]))
     plain.pre_tokenizer = pre_tokenizers.Whitespace()
     for tokenizer in (word_piece(["the"]), lower, PreTrainedTokenizerFast(tokenizer_object=plain)):
-        with pytest.raises(MuscleError, match="old_targets"):
+        with pytest.raises(MuscleError, match="ChoiceLog"):
             ByteVocabulary.of(tokenizer)
