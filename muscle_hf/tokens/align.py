@@ -204,7 +204,7 @@ class Aligner:
             old_text = b"".join(parts).decode(errors="ignore")
         bos = self.old.special.get(self.old.roles.get("bos_token", -1))
         begun = bool(bos) and old_text.startswith(bos)
-        ids = list(self.old_tokenizer(old_text, add_special_tokens=not begun)["input_ids"])
+        ids = list(self.old_tokenizer(old_text, add_special_tokens=not begun, verbose=False)["input_ids"])
         old_end = self.pairs.get(end, self.old.roles.get("eos_token", -1))
         return ids if not ended or old_end < 0 or ids[-1:] == [old_end] else [*ids, old_end]
 

@@ -273,11 +273,14 @@ def _check(backend: Tokenizer, parts: dict[str, Any]) -> bool:
 
 
 def _in_text(backend: Tokenizer, parts: dict[str, Any], added: list[AddedToken]) -> Tokenizer:
-    """The tokenizer without what it does at the beginning of a text, and without normalisation or special tokens."""
+    """The tokenizer without what it does at the beginning of a text, and without normalisation or special tokens.
+
+    T5's splits at blanks first, which drops those that its Metaspace then puts in front of each word again.
+    """
 
     def within(part: Any) -> Any:
         if isinstance(part, list):
-            return [within(one) for one in part]
+            return [within(one) for one in part if one != {"type": "WhitespaceSplit"}]
         if isinstance(part, dict):
             own = {"prepend_scheme": "never", "add_prefix_space": False}
             return {key: own.get(key, within(value)) for key, value in part.items()}

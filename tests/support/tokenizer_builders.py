@@ -26,11 +26,12 @@ def byte_level(
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
-def unigram(pieces: dict[str, float], prepend: str = "always") -> PreTrainedTokenizerFast:
-    """A Unigram model as SentencePiece makes them; ``▁`` is a blank."""
+def unigram(pieces: dict[str, float], prepend: str = "always", words: bool = False) -> PreTrainedTokenizerFast:
+    """A Unigram model as SentencePiece makes them; ``▁`` is a blank. ``words``: split at blanks first, as T5 does."""
     vocab = [("<unk>", 0.0), ("</s>", 0.0), *pieces.items()]
     tokenizer = Tokenizer(models.Unigram(vocab, unk_id=0))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
+    blanks = pre_tokenizers.Metaspace(prepend_scheme=prepend)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), blanks]) if words else blanks
     tokenizer.decoder = decoders.Metaspace(prepend_scheme=prepend)
     tokenizer.add_special_tokens(["<unk>", "</s>"])
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])

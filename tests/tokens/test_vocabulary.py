@@ -96,10 +96,12 @@ def test_added_tokens_that_are_not_special_are_found_in_text():
     assert ByteVocabulary.of(tokenizer).size == before + 1
 
 
-def test_unigram_begins_a_text_without_a_blank_in_mid_sequence():
-    tokenizer = unigram({"▁": -3.0, "▁a": -1.0, "a": -2.0, "b": -2.0, "ab": -2.5})
+@pytest.mark.parametrize("words", [False, True])
+def test_unigram_begins_a_text_without_a_blank_in_mid_sequence(words: bool):
+    tokenizer = unigram({"▁": -3.0, "▁a": -1.0, "a": -2.0, "b": -2.0, "ab": -2.5}, words=words)
     vocabulary = ByteVocabulary.of(tokenizer)
     assert [vocabulary.string(id) for id in vocabulary.pieces([b"ab a"])[0]] == [b"ab", b" a"]
+    assert vocabulary.pieces([b" ab a"])[0] == tokenizer("ab a", add_special_tokens=False)["input_ids"]
     assert np.flatnonzero(vocabulary.canonical).tolist() == [2, 3, 4, 5, 6]
 
 

@@ -1,0 +1,95 @@
+"""Along a text, do v1's targets in the student's tokens multiply to v1's own likelihood of the text?
+
+    python benchmarks/token_likelihood.py    # writes benchmarks/results/token_likelihood.md
+
+Small models of the shared folder, on the second parts of stories that they were not trained on. The student's
+probabilities decide within cells; "uniform" shows what is left of the targets without them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import itertools
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from reporting import publish, timed, where
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from muscle_hf.tokens import Aligner, ForeignTargets
+
+SHARED = Path(os.environ.get("MUSCLE_HF_SHARED", Path(__file__).parents[2] / "shared"))
+PAIRS = [
+    ("stories260k", "stories290k_bpe"),
+    ("stories290k_bpe", "stories260k"),
+    ("stories260k", "aidreams260k"),
+    ("aidreams260k", "stories260k"),
+]
+
+
+def stories(count: int) -> list[str]:
+    """Whole sentences from the beginnings of the last stories."""
+    with gzip.open(SHARED / "data" / "text" / "tinystories_cased.txt.gz", "rt", encoding="utf-8") as file:
+        texts = file.read().split("<|endoftext|>")[-count:]
+    texts = [" ".join(text.split())[:250] for text in texts]
+    return [text.rsplit(".", 1)[0] + "." for text in texts if "." in text[80:]]
+
+
+def measure(old: str, new: str, count: int) -> str:
+    """One line of the table."""
+    tokenizers = [AutoTokenizer.from_pretrained(SHARED / "models" / name) for name in (old, new)]
+    models = [AutoModelForCausalLM.from_pretrained(SHARED / "models" / name).eval() for name in (old, new)]
+    with tempfile.TemporaryDirectory() as folder:
+        targets = ForeignTargets(Aligner(*tokenizers), folder)
+    sums = torch.zeros(6, dtype=torch.float64)
+    seconds = 0.0
+    for text in stories(count):
+        row = tokenizers[1](text)["input_ids"]
+        lengths = targets.aligner.new.ends(row) - (targets.aligner.new.ends(row)[-1] - len(text.encode()))
+        trained = [index for index, end in enumerate(lengths) if end > 50 + text[50:].index(" ")]
+        view, aligning = timed(lambda row=row, trained=trained: targets.aligner.view(row, trained))
+        with torch.no_grad():
+            logits, own = (
+                model(torch.tensor([ids])).logits[0] for model, ids in zip(models, (view.old_ids, row), strict=True)
+            )
+        student = own[[index - 1 for index in trained]].softmax(-1)
+        first = [place.first for place in view.places]
+        found, taken = timed(lambda: targets.target(logits, first, view.places, student, least=0.0))  # noqa: B023
+        bare = targets.target(logits, first, view.places, torch.ones_like(student), least=0.0)
+        labels = torch.tensor(row)[trained]
+        mapped = [one.log_q.gather(1, labels[:, None]).sum() for one in (found, bare)]
+        begun = first[0] + max(sum(step.kind <= 0 for step in view.places[0].steps) - 1, 0)
+        said = logits.log_softmax(-1)[range(len(view.old_ids) - 1), view.old_ids[1:]][begun:].sum()
+        low = (found.compatible < 0.01).sum()
+        sums += torch.stack(
+            [*mapped, said - found.compatible[0].log(), found.undecided.sum(), low, torch.tensor(len(trained))]
+        )
+        seconds += aligning + taken
+    mean = (sums[:5] / sums[5]).tolist()
+    figures = [f"{-mean[2]:.3f}", *(f"{-one:.3f} ({one - mean[2]:+.3f})" for one in mean[:2])]
+    shares = [f"{mean[3]:.0%}", f"{mean[4]:.1%}", f"{int(sums[5]):,}", f"{1000 * seconds / sums[5]:.2f}"]
+    return f"| {old} | {new} | {' | '.join(figures + shares)} |"
+
+
+def main() -> None:
+    """Print the table, and keep it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stories", type=int, default=200)
+    count = parser.parse_args().stories
+    torch.set_num_threads(1)
+    lines = list(itertools.starmap(lambda old, new: measure(old, new, count), PAIRS))
+    header = [
+        "| v1 | student | own, nats a token | targets (difference of log-likelihoods) | with uniform cells | mass "
+        "undecided | places below 1 % compatible mass | places | ms a place |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    title = ["# v1's likelihood, from its targets", "", "    python benchmarks/token_likelihood.py", ""]
+    note = "Nats per token of the student. Processor time of one core, models apart."
+    publish("token_likelihood", [*title, f"{note} {where()}.", "", *header, *lines])
+
+
+if __name__ == "__main__":
+    main()
