@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -240,19 +241,9 @@ def _plan(budget: Budget) -> int:
 
 
 def _asked(args: argparse.Namespace) -> list[tuple[str, Callable[[Document], str]]]:
-    asked: list[tuple[str, Callable[[Document], str]]] = []
-    if args.json:
-        asked.append((args.json, lambda document: document.to_json() + "\n"))
-    if args.markdown:
-        from muscle_hf.report import markdown
+    def render(name: str) -> Callable[[Document], str]:
+        if name == "json":
+            return lambda document: document.to_json() + "\n"
+        return importlib.import_module(f"muscle_hf.report.{name}").render
 
-        asked.append((args.markdown, markdown.render))
-    if args.junit:
-        from muscle_hf.report import junit
-
-        asked.append((args.junit, junit.render))
-    if args.html:
-        from muscle_hf.report import html
-
-        asked.append((args.html, html.render))
-    return asked
+    return [(getattr(args, name), render(name)) for name in _OUTPUTS if getattr(args, name)]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from muscle_hf.compare import document as d
 from muscle_hf.compare.join import Joined
-from muscle_hf.metrics.intervals import Side, mean_change
+from muscle_hf.metrics.intervals import Estimate, Side, mean_change
 from muscle_hf.metrics.significance import holm
 from muscle_hf.metrics.update import OUTCOMES, Update
 
@@ -201,24 +201,28 @@ class TaskAnalysis:
     def _against_new(self, compat: Update) -> d.AgainstNew:
         new = self.against(self.joined.labels[1])
         held = dataclasses.replace(compat, before=new.after)
-        delta_nfr = compat.mean(compat.loss - new.loss)
-        delta_pfr = compat.mean(compat.gain - new.gain)
         graded = compat.kind == "correct" and not compat.rated
         # Of right and wrong only the items count that the old model has right.
         p_value = (held.only(compat.right[0]) if graded else held).p_value
-        change = held.change
-        nfr = new.nfr.value
-        better = change.value if compat.kind == "score" else -delta_nfr.value
-        return d.AgainstNew(
-            delta_nfr=delta_nfr,
-            delta_nfr_percent=100 * delta_nfr.value / nfr if nfr else math.nan,
-            delta_pfr=delta_pfr,
-            delta_accuracy=change,
-            p_value=p_value,
-            p_adjusted=p_value,
-            verdict=verdict(better, p_value, self.options.level),
-            flows=_flows(new, compat),
-        )
+        deltas = compat.mean(compat.loss - new.loss), compat.mean(compat.gain - new.gain), held.change
+        return against_new(new.nfr.value, deltas, p_value, _flows(new, compat), compat.kind, self.options.level)
+
+
+def against_new(
+    nfr: float, deltas: Sequence[Estimate], p_value: float, flows: list[d.Flow], kind: str, level: float
+) -> d.AgainstNew:
+    """A compatibility model against the plain update, whose NFR is ``nfr``; by changes of NFR, PFR and accuracy."""
+    delta_nfr, delta_pfr, change = deltas
+    return d.AgainstNew(
+        delta_nfr=delta_nfr,
+        delta_nfr_percent=100 * delta_nfr.value / nfr if nfr else math.nan,
+        delta_pfr=delta_pfr,
+        delta_accuracy=change,
+        p_value=p_value,
+        p_adjusted=p_value,
+        verdict=verdict(change.value if kind == "score" else -delta_nfr.value, p_value, level),
+        flows=flows,
+    )
 
 
 def _flows(new: Update, compat: Update) -> list[d.Flow]:
@@ -235,17 +239,12 @@ def _flows(new: Update, compat: Update) -> list[d.Flow]:
 
 def correct_tasks(tasks: Sequence[d.TaskResult], level: float) -> list[d.TaskResult]:
     """Holm's correction over the tasks, separately for each model and for "against old" and "against new"."""
-    columns = list(zip(*(task.updates for task in tasks), strict=True))
-    corrected = [_correct_column(updates, level) for updates in columns]
-    return [dataclasses.replace(task, updates=[column[i] for column in corrected]) for i, task in enumerate(tasks)]
-
-
-def _correct_column(updates: Sequence[d.Update], level: float) -> list[d.Update]:
-    held = [update.against_new for update in updates]
-    result = []
-    for update, versus in zip(_corrected(updates, level), _corrected(held, level), strict=True):
-        result.append(dataclasses.replace(update, against_new=versus))
-    return result
+    columns = []
+    for updates in zip(*(task.updates for task in tasks), strict=True):
+        held = _corrected([update.against_new for update in updates], level)
+        both = zip(_corrected(updates, level), held, strict=True)
+        columns.append([dataclasses.replace(update, against_new=versus) for update, versus in both])
+    return [dataclasses.replace(task, updates=[column[i] for column in columns]) for i, task in enumerate(tasks)]
 
 
 def _corrected(tests: Sequence[Any], level: float) -> list[Any]:

@@ -140,8 +140,9 @@ def _path(entry: Any) -> str:
 
 
 def _alike(task: Joined, label: str) -> bool:
-    old, new = task.answers[task.labels[0]], task.answers[label]
-    return old is not None and new is not None and bool((old == new).all())
+    old = task.labels[0]
+    pairs = [(kept[old], kept[label]) for kept in (task.answers, task.values)]
+    return all(a is not None and b is not None and bool((a == b).all()) for a, b in pairs)
 
 
 def _role(place: int) -> Role:
@@ -174,12 +175,9 @@ def _check_labels(
 ) -> None:
     if len(labels) != models or len(set(labels)) != models or not all(labels):
         raise MuscleError(f"{models} models need {models} different labels, got {', '.join(labels) or 'none'}")
-    unknown = [label for label in candidates or () if label not in labels[1:]]
-    if unknown:
-        raise MuscleError(f"there is no updated model {unknown[0]!r}; candidates can be {', '.join(labels[1:])}")
-    unknown = [label for label in controls if label not in labels[1:]]
-    if unknown:
-        raise MuscleError(f"there is no updated model {unknown[0]!r}; controls can be {', '.join(labels[1:])}")
+    for what, chosen in (("candidates", candidates or ()), ("controls", controls)):
+        if unknown := next((label for label in chosen if label not in labels[1:]), None):
+            raise MuscleError(f"there is no updated model {unknown!r}; {what} can be {', '.join(labels[1:])}")
     both = [label for label in candidates or () if label in controls]
     if both or set(labels[1:]) <= set(controls):
         raise MuscleError(

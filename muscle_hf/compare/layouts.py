@@ -220,6 +220,7 @@ LAYOUTS = (
             "prompt": "request",
             "error": "state == 'ERROR' && 'error'",
         },
+        words={"yes": 1.0, "no": 0.0},
         open=True,
     ),
     Layout(

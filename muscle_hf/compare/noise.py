@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 
@@ -81,14 +80,15 @@ def read_noise(path: str) -> list[NoiseFloor]:
     """
     content = read_json(path, "noise file")
     try:
-        return [_parse(entry) for entry in content["noise"]]
+        return [
+            NoiseFloor(
+                **entry
+                | {"nfr": Estimate(**entry["nfr"])}
+                | ({"answers_changed": math.nan} if entry["answers_changed"] is None else {})
+            )
+            for entry in content["noise"]
+        ]
     except (ValueError, KeyError, TypeError) as error:
         raise MuscleError(
             f"{path} is not a noise floor as muscle-hf noise writes it ({error.__class__.__name__}: {error})"
         ) from error
-
-
-def _parse(entry: Mapping[str, Any]) -> NoiseFloor:
-    changed = entry["answers_changed"]
-    nfr = Estimate(**entry["nfr"])
-    return NoiseFloor(**{**entry, "nfr": nfr, "answers_changed": math.nan if changed is None else changed})

@@ -155,7 +155,7 @@ def rows_of(table: Any) -> list[Row]:
         named = {name for name in table.index.names if name is not None}
         table = (table.reset_index() if named and not named & set(table.columns) else table).to_dict("records")
     rows = [row.to_dict() if hasattr(row, "to_dict") else row for row in table] if _is_list(table) else None
-    rows = [_unboxed(row) if isinstance(row, Mapping) else row for row in rows] if rows is not None else None
+    rows = [unboxed(row) if isinstance(row, Mapping) else row for row in rows] if rows is not None else None
     if rows is None or not all(isinstance(row, Mapping) for row in rows):
         raise MuscleError(
             "rows must be a data frame, a datasets.Dataset or a list of dictionaries with named fields, not "
@@ -178,7 +178,7 @@ def has_columns(document: Any) -> bool:
 _BUILT_IN = {str, int, float, bool, type(None), dict, list}
 
 
-def _unboxed(row: Row) -> Row:
+def unboxed(row: Row) -> Row:
     """A row whose arrays and scalars of NumPy are lists and plain values."""
     if _BUILT_IN.issuperset(map(type, row.values())):
         return row

@@ -44,14 +44,10 @@ def slice_columns(joined: Joined, wanted: Sequence[str] | None) -> dict[str, tup
             if (found := len(np.unique(codes[codes >= 0]))) in _CATEGORIES
             and len(joined.ids) >= _ITEMS_PER_VALUE * found
         ]
-    return {name: _labelled(name, *_column(joined, name)) for name in wanted}
-
-
-def _column(joined: Joined, name: str) -> tuple[NDArray[np.int32], list[Any]]:
-    if name not in joined.columns:
-        hint = did_you_mean(name, joined.columns)
-        raise MuscleError(f"task {joined.task!r} has no column {name!r} to slice by; {hint}")
-    return joined.columns[name]
+    if lacking := next((name for name in wanted if name not in joined.columns), None):
+        hint = did_you_mean(lacking, joined.columns)
+        raise MuscleError(f"task {joined.task!r} has no column {lacking!r} to slice by; {hint}")
+    return {name: _labelled(name, *joined.columns[name]) for name in wanted}
 
 
 def _labelled(name: str, codes: NDArray[np.int32], values: list[Any]) -> tuple[NDArray[np.int32], list[str]]:

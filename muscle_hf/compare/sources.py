@@ -23,6 +23,7 @@ from muscle_hf.compare.records import (
     rows_of,
     stem_of,
     suffix_of,
+    unboxed,
 )
 from muscle_hf.compare.roles import ReadOptions
 from muscle_hf.compare.rows import RowReader
@@ -115,7 +116,7 @@ def source_of(data: Any, name: str = "memory", options: ReadOptions | None = Non
         MuscleError: It is empty, or its columns are not enough.
     """
     options, source = options or ReadOptions(), Source(name, "", {})
-    rows = _rows_in(data, options) if isinstance(data, dict) else (rows_of(data), PLAIN)
+    rows = _rows_in(unboxed(data), options) if isinstance(data, dict) else (rows_of(data), PLAIN)
     if not rows[0]:
         raise MuscleError(f"{name} holds no predictions")
     filters = _add(source, in_memory(rows[0]), name, _UNNAMED, options, rows[1])

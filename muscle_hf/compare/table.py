@@ -11,7 +11,7 @@ import json
 import re
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -359,22 +359,16 @@ def _folded(table: Answers) -> tuple[Answers, str]:
     total = np.nansum(runs, axis=1)
     counted = (~np.isnan(runs)).sum(axis=1)
     rows_of = table.fetch
-    folded = Answers(
-        task=table.task,
-        metric=table.metric,
-        source=table.source,
+    folded = replace(
+        table,
         ids=ids,
         values=np.divide(total, counted, out=np.full(len(ids), np.nan), where=counted > 0),
-        graded=table.graded,
         answers=None,
         content=table.content[first],
         prompts=table.prompts[first],
-        choice=table.choice,
         columns={name: (codes[first], names) for name, (codes, names) in table.columns.items()},
         fetch=lambda rows: rows_of([int(first[row]) for row in rows]),
         missing=missing,
-        verbatim=table.verbatim,
-        free_text=table.free_text,
         repeats=repeats,
         runs=runs,
     )

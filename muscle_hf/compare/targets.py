@@ -107,7 +107,9 @@ def measure_targets(
         MuscleError: A share is out of range, the predictions do not belong together, or they have no log-likelihoods
             or do not say which choice is right.
     """
-    _check_shares(shares)
+    wrong = [share for share in shares if not 0 < share < 1]
+    if wrong or not shares:
+        raise MuscleError(f"shares of the old model lie between 0 and 1, for example 0.5; got {wrong or 'none'}")
     sides = {name: as_source(side, read or ReadOptions()) for name, side in (("old", old), ("new", new))}
     joined, warnings = join(sides, missing=missing)
     return [replace(_measure(task, shares, level), warnings=warnings) for task in joined]
@@ -161,12 +163,6 @@ def choose_target(masks: Sequence[str], correct: NDArray[np.bool_], old_correct:
     allowed = np.flatnonzero(behind.mean(axis=1) <= error).tolist()
     best: int = min(allowed, key=lambda index: (flips[index], -accuracy[index], index))
     return masks[best]
-
-
-def _check_shares(shares: Sequence[float]) -> None:
-    wrong = [share for share in shares if not 0 < share < 1]
-    if wrong or not shares:
-        raise MuscleError(f"shares of the old model lie between 0 and 1, for example 0.5; got {wrong or 'none'}")
 
 
 def _measure(joined: Joined, shares: Sequence[float], level: float) -> Targets:

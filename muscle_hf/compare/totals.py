@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from muscle_hf.compare import document as d
-from muscle_hf.compare.analyse import AnalysisOptions, update_of, verdict
+from muscle_hf.compare.analyse import AnalysisOptions, against_new, update_of, verdict
 from muscle_hf.compare.join import Joined
 from muscle_hf.compare.lm_eval_format import base_task
 from muscle_hf.metrics.intervals import Estimate, Side, mean_estimate, pooled_rate
@@ -116,20 +115,11 @@ def _against_new(
     graded = sides[0].kind == "correct" and not any(side.rated for side in sides)
     if graded:
         against = [pair.only(side.right[0]) for pair, side in zip(against, sides, strict=True)]
-    p_value = _p_value(against, options)
-    delta, change = mean_estimate([h.delta_nfr for h in held]), mean_estimate([h.delta_accuracy for h in held])
-    plain_nfr = next(before[0].rates[key].value for key in ("nfr", "nfr_smooth") if key in before[0].rates)
-    flows = [flow.states for flow in held[0].flows]
-    return d.AgainstNew(
-        delta_nfr=delta,
-        delta_nfr_percent=100 * delta.value / plain_nfr if plain_nfr else math.nan,
-        delta_pfr=mean_estimate([h.delta_pfr for h in held]),
-        delta_accuracy=change,
-        p_value=p_value,
-        p_adjusted=p_value,
-        verdict=verdict(-delta.value if sides[0].kind == "correct" else change.value, p_value, options.level),
-        flows=[d.Flow(states, sum(h.flows[i].items for h in held)) for i, states in enumerate(flows)],
-    )
+    nfr = next(before[0].rates[key].value for key in ("nfr", "nfr_smooth") if key in before[0].rates)
+    deltas = [mean_estimate([getattr(h, name) for h in held]) for name in ("delta_nfr", "delta_pfr", "delta_accuracy")]
+    states = [flow.states for flow in held[0].flows]
+    flows = [d.Flow(way, sum(h.flows[i].items for h in held)) for i, way in enumerate(states)]
+    return against_new(nfr, deltas, _p_value(against, options), flows, sides[0].kind, options.level)
 
 
 def _p_value(sides: Sequence[Update], options: AnalysisOptions) -> float:

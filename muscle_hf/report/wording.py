@@ -94,26 +94,26 @@ def count(number: int) -> str:
 
 def percent(value: float | None) -> str:
     """``0.145`` -> ``14.5%``; below 1 % with two digits, as flips of large test sets are rare."""
-    if value is None or not math.isfinite(value):
-        return ABSENT
-    return _signed(f"{100 * value:.{1 if abs(value) >= 0.01 or value == 0 else 2}f}%")
+    return _shown(value, lambda v: f"{100 * v:.{1 if abs(v) >= 0.01 or v == 0 else 2}f}%")
 
 
 def points(value: float | None) -> str:
     """A difference of two shares in percentage points: ``0.11`` -> ``+11.0 pts``."""
-    if value is None or not math.isfinite(value):
-        return ABSENT
-    return _signed(f"{100 * value:+.{1 if abs(value) >= 0.01 or value == 0 else 2}f} pts")
+    return _shown(value, lambda v: f"{100 * v:+.{1 if abs(v) >= 0.01 or v == 0 else 2}f} pts")
 
 
 def decimal(value: float | None) -> str:
     """A number without a unit, three digits: a score, a ratio."""
-    return ABSENT if value is None or not math.isfinite(value) else _signed(f"{value:.3f}")
+    return _shown(value, "{:.3f}".format)
 
 
 def signed_decimal(value: float | None) -> str:
     """A difference of two scores."""
-    return ABSENT if value is None or not math.isfinite(value) else _signed(f"{value:+.3f}")
+    return _shown(value, "{:+.3f}".format)
+
+
+def _shown(value: float | None, show: Show) -> str:
+    return ABSENT if value is None or not math.isfinite(value) else _signed(show(value))
 
 
 def tick(text: str) -> str:
