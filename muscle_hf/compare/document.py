@@ -239,7 +239,7 @@ class Update:
     measures: list[Measure] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Flip:
     """An item on which some updated model does otherwise than the old one.
 

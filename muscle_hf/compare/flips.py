@@ -41,7 +41,7 @@ def list_flips(joined: Joined, options: AnalysisOptions) -> tuple[list[Flip], in
     items = chosen.tolist()
     details = {label: joined.details(label, items) for label in joined.labels}
     shared = _shared_columns(details)
-    rates = _rates(joined)
+    rates = {label: joined.values[label] for label in joined.runs} if joined.kind == "correct" else {}
     names = OUTCOMES[joined.kind]
     flips = [
         _flip(
@@ -126,11 +126,6 @@ def _shared_columns(details: dict[str, list[Detail]]) -> set[str]:
         for name in names
         if all(len({str(row.columns.get(name)) for row in item}) == 1 for item in zip(*details.values(), strict=True))
     }
-
-
-def _rates(joined: Joined) -> dict[str, NDArray[np.float64]]:
-    """Rates of right answers of each model, where items were answered several times."""
-    return {label: joined.values[label] for label in joined.runs} if joined.kind == "correct" else {}
 
 
 def _cut(text: str | None) -> str | None:

@@ -243,8 +243,9 @@ def _checks(
         found = _decide(task, label, rule, limit, (high, low), upper, what, budget.level, floor)
         if found.verdict != "too little data" or task.doubt or task.tasks or not graded:
             return found
-        needed = _items_needed(next(u for u in task.updates if u.label == label), found, budget.level)
-        return replace(found, items_needed=needed, message=found.message + _needed_words(needed, task.items))
+        update = next(u for u in task.updates if u.label == label)
+        needed, words = _items_needed(update, found, budget.level, task.items)
+        return replace(found, items_needed=needed, message=found.message + words)
 
     limits = {rule: budget.limit(rule, task.name) for rule in RULES}
     if task.tasks:  # a limit for every task is none for their total
@@ -263,19 +264,17 @@ def _checks(
     return found
 
 
-def _items_needed(update: Update, check: GateCheck, level: float) -> int | None:
-    """Items that would decide a limit if what was measured is so."""
+def _items_needed(update: Update, check: GateCheck, level: float, items: int) -> tuple[int | None, str]:
+    """Items that would decide a limit if what was measured is so, and what is said of them."""
     value = check.estimate.value
     if check.rule not in _DIFFERENCES:
-        return items_for_rate(check.limit, value, level=level)
-    flips = update.rates["nfr"].value + update.rates["pfr"].value
-    return items_for_change(check.limit, value, flips, level=level)
-
-
-def _needed_words(needed: int | None, items: int) -> str:
+        needed = items_for_rate(check.limit, value, level=level)
+    else:
+        flips = update.rates["nfr"].value + update.rates["pfr"].value
+        needed = items_for_change(check.limit, value, flips, level=level)
     if needed is None:
-        return "; it was measured at the limit itself, which no number of items decides"
-    return f"; about {max(needed, items + 1):,} items would decide it if it is as measured (power 80%)"
+        return None, "; it was measured at the limit itself, which no number of items decides"
+    return needed, f"; about {max(needed, items + 1):,} items would decide it if it is as measured (power 80%)"
 
 
 def _decide(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from muscle_hf.compare.answers import ABSENT, ANSWERED, CHANGED, KINDS, normal
 from muscle_hf.compare.sources import Source, call_alike
-from muscle_hf.compare.table import Answers, Detail
+from muscle_hf.compare.table import Answers, Detail, mean_of
 from muscle_hf.errors import MuscleError
 from muscle_hf.metrics.update import Kind
 from muscle_hf.words import name_tasks, nearest
@@ -333,7 +333,7 @@ def _assemble(
 ) -> Joined:
     runs = {label: _runs(table, rows[label]) for label, table in tables.items() if table.runs is not None}
     values = {
-        label: _mean_run(runs[label]) if label in runs else _pick(table.values, rows[label], np.nan)
+        label: mean_of(runs[label]) if label in runs else _pick(table.values, rows[label], np.nan)
         for label, table in tables.items()
     }
     graded = _is_graded(task, tables, {label: runs.get(label, value) for label, value in values.items()})
@@ -374,12 +374,6 @@ def _runs(table: Answers, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     runs = table.runs[rows]
     answered = np.arange(runs.shape[1]) < table.repeats[rows][:, None]
     return np.where((rows < 0)[:, None] | ~answered, np.nan, np.nan_to_num(runs))
-
-
-def _mean_run(runs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean over an item's repeats."""
-    answered = (~np.isnan(runs)).sum(axis=1)
-    return np.divide(np.nansum(runs, axis=1), answered, out=np.full(len(runs), np.nan), where=answered > 0)
 
 
 def _is_graded(task: str, tables: dict[str, Answers], values: dict[str, NDArray[np.float64]]) -> bool:

@@ -75,7 +75,8 @@ LAYOUTS = (
     Layout(
         "muscle-hf",
         ("task", "id", "prediction", "target", "hash", "metric"),
-        columns=_STANDARD,
+        # Roles that it has not would be looked for in every row.
+        columns={role: role for role in ROLES if role not in ("error", "model", "prompt_hash")},
     ),
     Layout("lm-eval", ("doc_id", "doc", "filtered_resps"), columns=_STANDARD, prepare=lm_eval_format.Rows, open=True),
     Layout(

@@ -131,7 +131,7 @@ class Roles:
         if "metric" in self.roles and "metric" not in self.options.columns:
             return "rows", ""
         metric = ""
-        if self.layout.metrics:
+        if self.layout.metrics and not _how(self.options.columns):
             names = (search(self.layout.metrics, row) for row in first)
             metric = choose_metric(next(filter(None, names), []), self.options.metric, self.task)
         how = _how(self.options.columns) or _how(self.roles)

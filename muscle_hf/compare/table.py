@@ -199,11 +199,11 @@ def choose_metric(names: Sequence[str], asked: str | None, task: str) -> str:
         NotJudged: There is none, or not the one that was asked for.
     """
     usual = [name for name in _PREFERRED if name in names] + [name for name in names if not _COUNTED.match(name)]
-    chosen = asked or (usual[0] if usual else "")
-    if chosen not in names:
+    chosen = asked or next(iter(usual), "")
+    if chosen not in names or not chosen:
         raise NotJudged(
             f"task {task!r} has no metric {chosen!r} here; it has {', '.join(names) or 'none'}. Choose one that every "
-            "side has with --metric"
+            "side has with --metric, or name a column with --columns correct=PATH or score=PATH"
         )
     return chosen
 
@@ -320,6 +320,12 @@ class TableBuilder:
         return (table, "") if len(set(self.ids)) == size else _folded(table)
 
 
+def mean_of(runs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean over an item's repeats, shape ``(items, repeats)``; nan where it has none."""
+    counted = (~np.isnan(runs)).sum(axis=1)
+    return np.divide(np.nansum(runs, axis=1), counted, out=np.full(len(runs), np.nan), where=counted > 0)
+
+
 def _folded(table: Answers) -> tuple[Answers, str]:
     """One row an item, where items were answered several times."""
     ids = list(dict.fromkeys(table.ids))
@@ -356,13 +362,11 @@ def _folded(table: Answers) -> tuple[Answers, str]:
     runs[items[order], turn] = table.values[order]
     missing = np.zeros(len(ids), dtype=np.int8)
     np.maximum.at(missing, items, table.missing)
-    total = np.nansum(runs, axis=1)
-    counted = (~np.isnan(runs)).sum(axis=1)
     rows_of = table.fetch
     folded = replace(
         table,
         ids=ids,
-        values=np.divide(total, counted, out=np.full(len(ids), np.nan), where=counted > 0),
+        values=mean_of(runs),
         answers=None,
         content=table.content[first],
         prompts=table.prompts[first],

@@ -113,7 +113,8 @@ def _gate_table(gate: Gate) -> str:
     if len(gate.by_candidate) > 1:
         parts.insert(0, ", ".join(f"{_plain(label)}: {verdict}" for label, verdict in gate.by_candidate.items()))
     broken = [check for check in checks if check.verdict != "pass"]
-    reasons = [f"- {check.verdict}: {_plain(w.reason(check), limit=None)}" for check in broken[:_CHECKS]]
+    told = [(c.verdict, f"{w.name(c.task)}, {w.name(c.label)}: {c.message}") for c in broken[:_CHECKS]]
+    reasons = [f"- {verdict}: {_plain(words, limit=None)}" for verdict, words in told]
     return "\n\n".join([*parts, "\n".join(reasons)] if reasons else parts)
 
 

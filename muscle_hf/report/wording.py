@@ -229,11 +229,6 @@ def show_limited(check: GateCheck) -> Show:
     return points if check.kind == "correct" else signed_decimal
 
 
-def reason(check: GateCheck) -> str:
-    """What a check found, with its task and model; all of it from data, to be escaped."""
-    return f"{name(check.task)}, {name(check.label)}: {check.message}"
-
-
 def most_lost(task: TaskResult) -> float:
     """What tasks are sorted by, for those that lose most to come first."""
     return min(update.change.value for update in task.updates)

@@ -133,6 +133,15 @@ def test_judgements_in_a_table_are_told_or_chosen():
     assert (task.kind, task.updates[0].counts["regressed"]) == ("score", 1)
 
 
+def test_a_layout_that_finds_no_measure_takes_a_named_one(tmp_path):
+    rows = [row | {"assessments": str(row["assessments"])} for row in content("mlflow", "old")]  # as CSV has them
+    path = write_log(tmp_path, rows, "log.json")
+    with pytest.raises(MuscleError, match="correct=PATH"):
+        read_source(path)
+    table = read_source(path, ReadOptions(columns={"correct": "correctness/value"})).tables["predictions"]
+    assert table.values.tolist() == [1, 1, 0, 1] and table.ids[0] == '{"question": "What is 1+1?"}'
+
+
 @pytest.mark.parametrize("form", ["jsonl", "json"])
 def test_a_list_of_judgements_is_one_of_answers(form, tmp_path):
     rows = [{"id": i, "correct": right, "prediction": ["a", "b"]} for i, right in enumerate(([1, 0], [1, 1], []))]
