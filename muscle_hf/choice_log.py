@@ -127,7 +127,8 @@ def _rows(log: Any) -> list[Mapping[str, Any]]:
         rows = rows_of(records.document) if records.document is not None else rows
     if not rows:
         raise MuscleError(f"{log if isinstance(log, (str, os.PathLike)) else 'the log'} holds no answers")
-    return [{name: value for name, value in row.items() if value is not None} for row in rows]
+    # What a data frame lacks is nan.
+    return [{name: value for name, value in row.items() if value is not None and value == value} for row in rows]
 
 
 def _questions(rows: Sequence[Mapping[str, Any]], items: Mapping[str, Item] | None, name: Any) -> list[_Question]:
@@ -174,6 +175,7 @@ def _question(group: Sequence[Mapping[str, Any]], item: Item | None, where: str)
 
 
 def _text(said: Any, prompt: str, choices: Sequence[str], lead: str | None, where: str) -> str:
+    said = int(said) if choices and isinstance(said, float) else said
     if not isinstance(said, int):
         return continuation(prompt, str(said)) if lead is None else lead + str(said)
     if not 0 <= said < len(choices):

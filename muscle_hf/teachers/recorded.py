@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.objective.chunked import Stream
@@ -179,9 +180,12 @@ class RecordedTeacher(TeacherElsewhere):
 
 def _texts(batch: Batch) -> list[tuple[list[int], int]]:
     """Each row's tokens without padding, and where the first one stands."""
-    inputs = (batch.whole or batch).inputs
-    ids, mask = inputs["input_ids"].cpu(), inputs.get("attention_mask")
-    real = torch.ones_like(ids) if mask is None else mask.cpu()
+    whole = batch.whole or batch
+    ids, mask = whole.inputs["input_ids"].cpu(), whole.inputs.get("attention_mask")
+    if mask is None:
+        # Behind the last token that is trained there may be padding.
+        mask = functional.pad(whole.chosen, (2, 0))[:, 1 : ids.size(1) + 1].flip(1).cumsum(1).flip(1) > 0
+    real = mask.cpu()
     starts = real.ne(0).int().argmax(dim=1).tolist()
     return [(own[here != 0].tolist(), start) for own, here, start in zip(ids, real, starts, strict=True)]
 

@@ -190,6 +190,28 @@ def test_a_log_may_be_given_in_many_ways(source, tmp_path):
     assert loss_of(made(tmp_path / "b", logs[source](), table), table) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("form", ["answer", "choices"])
+def test_padding_on_either_side_and_without_a_mask_changes_nothing(form, tmp_path):
+    table = rows(items(), answers_only=True)
+    trainer = made(tmp_path, ChoiceLog(predictions(items())), table, old_targets=form, mask="mean")
+    disturb(trainer)
+    plain = builders.collate(table)
+    width = plain["input_ids"].size(1)
+    lengths = plain["attention_mask"].sum(1).tolist()
+    left = {
+        name: torch.stack([ids.roll(width - length) for ids, length in zip(plain[name], lengths, strict=True)])
+        for name in ("input_ids", "labels", "attention_mask")
+    }
+    bare = {name: plain[name] for name in ("input_ids", "labels")}
+    found = []
+    for inputs in (plain, left, bare):
+        with torch.no_grad():
+            _, terms = trainer._step(trainer.model, trainer.batch_of(inputs), trainer.muscle_objective, "here")
+        found.append((terms.weight_old, terms.kl_old))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-5)
+
+
 def test_splits_may_number_their_rows_alike(tmp_path):
     train, other = items(), items(seed=5)
     log = ChoiceLog([*predictions(train), *predictions(other), *predictions(train)])
