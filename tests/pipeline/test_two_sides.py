@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from muscle_hf import TransferPrompts
 from muscle_hf.compare import compare, source_of
 from muscle_hf.errors import MuscleError
-from muscle_hf.evaluation import choice_log_likelihoods, item_hash, read_predictions
+from muscle_hf.evaluation import choice_log_likelihoods, item_hash, load_items, read_predictions
 from muscle_hf.pipeline.config import (
     DataSettings,
     LoraSettings,
@@ -315,3 +315,39 @@ def test_a_v1_of_which_nothing_but_answers_is_left(world, tmp_path):
     for changes in ({"old": ModelSettings()}, {"old": ModelSettings(answers=logs, adapter="x")}):
         with pytest.raises(MuscleError, match=r"old\.(base|adapter)"):
             dataclasses.replace(asked, **changes)
+
+
+@pytest.mark.slow
+@pytest.mark.shared_data
+@pytest.mark.parametrize("targets", ["auto", "tokens"])
+def test_a_real_update_across_tokenizers(targets, shared_dir, tmp_path):
+    """SentencePiece to byte-level BPE, and other words, on questions (TREC)."""
+    names = ("place", "description", "thing", "abbreviation", "person", "number")
+    task = f"kind: choice\nprompt: 'Q: {{text}} A:'\nchoices: {list(names)}\nanswer: label\n"
+    rows = load_items("trec", shared_dir / "data" / "trec", "train", limit=130)
+    lines = [{"text": item.prompt.split("\n")[0][:80], "label": item.answers[0]} for item in rows]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "new.yaml").write_text("name: questions\n" + task)
+    (tmp_path / "old.yaml").write_text(task.replace("Q: {text} A:", "<user> {text} <assistant>"))
+    training = {"trained_tokens": "completion", "learning_rate": 4e-3, "per_device_train_batch_size": 16}
+    asked = RunSettings(
+        old=ModelSettings(str(shared_dir / "models" / "stories260k"), task=str(tmp_path / "old.yaml")),
+        new=ModelSettings(str(shared_dir / "models" / "stories290k_bpe")),
+        output_dir=str(tmp_path / "run"),
+        task=str(tmp_path / "new.yaml"),
+        data=DataSettings(
+            str(tmp_path / "rows.jsonl"),
+            train=SplitSettings("a", 0, 60),
+            test=SplitSettings("a", 100),
+            transfer=TransferSettings("a", 60, 40),
+            end_answers=False,
+        ),
+        lora=LoraSettings(r=4, alpha=8),
+        training={**training, "num_train_epochs": 2, "use_cpu": True, "disable_tqdm": True, "old_targets": targets},
+        control=False,
+    )
+    run = make_run(asked, lambda line: None)
+    assert run.level == "foreign" and run.teaching().scores is (targets == "auto")
+    assert run.whole().row("muscle").quality > 0
+    metrics = json.loads((tmp_path / "run" / "muscle" / "muscle_provenance.json").read_text())["metrics"]
+    assert metrics["share_old"] > 0 and metrics["loss"] > 0
