@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from muscle_hf.fleet.settings import Fleet, FleetTask
 from muscle_hf.fleet.task import TaskRun, make_run, noted, read_state, steps_of
 from muscle_hf.pipeline import steps
 from muscle_hf.teachers.pool import BasePool, keeping
+
+_POOL = BasePool()  # of this process, which does many steps
 
 
 class OnRay:
@@ -93,16 +94,11 @@ def _do(before: bool, task: FleetTask, step: str, folder: str, results: str | No
         task = replace(task, settings=replace(task.settings, output_dir=str(scratch)))
         fetch(results, task.name, task.folder)
     try:
-        with keeping(_pool()):
+        with keeping(_POOL):
             return do_steps(task, make_run(task, print), [step], print)
     finally:
         if results is not None:
             leave(task.folder, results, task.name, start)
-
-
-@cache
-def _pool() -> BasePool:
-    return BasePool(device=steps.process_state({}).device or "cpu")
 
 
 # ---- Results where no folder is shared ----

@@ -80,7 +80,7 @@ def run_fleet(fleet: Fleet, only: Sequence[str] = (), say: Say = print, executor
 def here(fleet: Fleet, runs: dict[str, TaskRun], say: Say, done: Callable[[], None]) -> None:
     """Every step in this process, which loads each base once."""
     tasks = {task.name: task for task in fleet.tasks}
-    with keeping(BasePool(device=steps.process_state({}).device or "cpu")):
+    with keeping(BasePool()):
         for place, (name, run) in enumerate(runs.items(), start=1):
             say(f"[{place}/{len(runs)}] {name}")
             do_steps(tasks[name], run, steps_of(tasks[name]), say)

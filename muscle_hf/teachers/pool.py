@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
-import torch
 from torch import nn
 
 from muscle_hf.teachers.weights import is_quantized
@@ -22,16 +21,15 @@ class BasePool:
     """The last models that were loaded from files, by what they were loaded from and how.
 
     What is kept is never handed out: adapters, hooks, modes and settings that are put on a model are gone with it, and
-    whoever comes later gets what loading anew would give, bit for bit. Quantized models, which repack their weights,
-    are loaded anew each time.
+    whoever comes later gets what loading anew would give, bit for bit. It is kept where it is loaded, in the memory of
+    the machine; what a GPU gets is a copy. Quantized models, which repack their weights, are loaded anew each time.
 
     Args:
         size: How many are kept: by default an old and a new base.
-        device: Where they are kept.
     """
 
-    def __init__(self, size: int = 2, device: torch.device | str = "cpu"):
-        self.size, self.device = size, device
+    def __init__(self, size: int = 2):
+        self.size = size
         self.loaded = 0
         self._kept: dict[tuple[str, str], tuple[nn.Module, int]] = {}
         self._dtypes: dict[str, str] = {}
@@ -58,7 +56,6 @@ class BasePool:
             self.loaded += 1
             if is_quantized(model) or any(isinstance(module, nn.MultiheadAttention) for module in model.modules()):
                 return model  # an adapter on the latter is added to the weights at each forward, and taken off again
-            model.to(self.device)
             if dtype == "auto":
                 dtype = self._dtypes[key] = str(model.dtype)
         self._kept[key, dtype] = model, _version(model)
