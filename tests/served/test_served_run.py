@@ -18,6 +18,7 @@ from muscle_hf.cli.main import main
 from muscle_hf.evaluation import Item, Task, evaluate_task, read_predictions
 from muscle_hf.pipeline.config import load_settings
 from muscle_hf.pipeline.run import make_run
+from muscle_hf.pipeline.smoke import smoke_settings
 from muscle_hf.served.server import Server
 from muscle_hf.teachers import ModelTeacher
 from muscle_hf.training.data import encode_items
@@ -94,6 +95,15 @@ def test_the_cache_is_filled_from_the_server_and_the_run_needs_it_for_answers_al
 def test_what_does_not_go_with_a_server(words, run_file):
     with pytest.raises(MuscleError):
         load_settings(run_file, words)
+
+
+def test_a_smoke_run_asks_no_server(run_file):
+    words = ["--old.server.url", "http://127.0.0.1:9/v1", "--old.server.model", "v1", "--data.transfer.split", "train"]
+    words += ["--data.transfer.servers.new.url", "http://127.0.0.1:9/v1", "--data.transfer.servers.new.model", "v2"]
+    given = load_settings(run_file, words)
+    assert given.old.server.top_k == 20 and given.data.transfer.servers.new.model == "v2"
+    smoke = smoke_settings(given)
+    assert smoke.old.server is None and smoke.data.transfer.servers.new is None
 
 
 @pytest.mark.parametrize("kind", ["text", "choice"])
