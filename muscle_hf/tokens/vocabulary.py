@@ -83,7 +83,8 @@ class ByteVocabulary:
     @classmethod
     def of(cls, tokenizer: Any) -> ByteVocabulary:
         """The vocabulary of a tokenizer: made once, and anew after tokens were added to it."""
-        size, found = len(tokenizer.get_vocab()), _KEPT.get(tokenizer)
+        size = tokenizer.get_vocab_size() if isinstance(tokenizer, Tokenizer) else len(tokenizer)
+        found = _KEPT.get(tokenizer)
         if found is None or found[0] != size:
             found = _KEPT[tokenizer] = (size, cls(tokenizer))
         return found[1]
