@@ -13,7 +13,7 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.batch import IGNORED, Batch
 from muscle_hf.teachers.recorded import RecordedTeacher, require_known
 from muscle_hf.teachers.sharding import is_sharded
-from muscle_hf.training.data import sample_of
+from muscle_hf.training.row_checks import sample_of
 
 logger = logging.get_logger(__name__)
 

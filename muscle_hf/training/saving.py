@@ -15,7 +15,6 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, read_adapter
 from muscle_hf.teachers.sharding import is_sharded
 from muscle_hf.training.base import TrainerParts
-from muscle_hf.training.checkpoints import is_whole, last_whole_checkpoint, saving_checkpoint, staged
 
 _TIMING = re.compile(r"runtime|per_second|total_flos|preparation_time|memory|mem_")
 
@@ -34,6 +33,8 @@ class SavingMixin(TrainerParts):
         Raises:
             MuscleError: There is no such checkpoint, it was cut off, or its teachers were others.
         """
+        from muscle_hf.training.checkpoints import is_whole, last_whole_checkpoint
+
         found = last_whole_checkpoint(self.run_folder) if wanted is True else wanted
         if wanted and found is None:
             raise MuscleError(f"there is no checkpoint to resume from in {self.run_folder}")
@@ -49,6 +50,8 @@ class SavingMixin(TrainerParts):
         return os.fspath(found)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        from muscle_hf.training.checkpoints import saving_checkpoint
+
         with saving_checkpoint(self, trial):
             self._step.flush()  # a run that goes on has what was known until here
             self.accelerator.wait_for_everyone()  # the others write their random states into the same folder
@@ -58,6 +61,8 @@ class SavingMixin(TrainerParts):
         """Save the compatibility adapter alone, with the tokenizer and its provenance; no teachers, no pickles."""
         if not self.args.should_save:
             return
+        from muscle_hf.training.checkpoints import staged
+
         with staged(output_dir or self.run_folder) as folder:
             self.student.save_pretrained(str(folder), selected_adapters=[STUDENT_ADAPTER], state_dict=state_dict)
             # PEFT's card names a base by its place on this disk.

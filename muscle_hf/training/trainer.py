@@ -19,7 +19,7 @@ from transformers.utils import logging
 from muscle_hf.errors import MuscleError
 from muscle_hf.objective.masks import MaskFunction
 from muscle_hf.objective.sums import mean_terms, sum_terms
-from muscle_hf.teachers import Teacher, kind_of, make_student, make_teacher
+from muscle_hf.teachers import Teacher, kind_of, make_student
 from muscle_hf.teachers.adapters import keep_quantized_trainable
 from muscle_hf.teachers.batch import (
     MASK_COLUMNS,
@@ -35,9 +35,8 @@ from muscle_hf.teachers.sharding import is_sharded
 from muscle_hf.teachers.weights import base_of
 from muscle_hf.training import refusals
 from muscle_hf.training.config import MuscleConfig
-from muscle_hf.training.data import (
+from muscle_hf.training.row_checks import (
     count_trained,
-    has_messages,
     nothing_to_train_on,
     require_class_column,
     require_trained_labels,
@@ -49,8 +48,7 @@ from muscle_hf.training.step import Step, make_step
 from muscle_hf.training.transfer import TransferMixin
 
 if TYPE_CHECKING:
-    from muscle_hf.cache import Fingerprint, HiddenStore
-    from muscle_hf.cache.store import RowStore
+    from muscle_hf.cache import HiddenStore
     from muscle_hf.training.provenance import Provenance
 
 logger = logging.get_logger(__name__)
@@ -64,6 +62,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
     Attributes:
         config_class: Made where no arguments are given.
         old_targets: What of v1 is followed: ``tokens``, ``answer`` or ``choices``.
+        tokenizers: Of v1 and v2 (``old``, ``new``), as far as they were passed.
         muscle_objective: What is trained; ``objective`` is Trainer's, the figure of a hyper-parameter search.
         teacher_temperatures: What each teacher's logits are divided by (``old``, ``new``): 1, or what
             ``calibrate_teachers`` found at the start of :meth:`train`.
@@ -99,10 +98,9 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         self.muscle_objective = self.settings.objective(mask)
         self._models = {"old": (old_model, old_model_kwargs), "new": (new_model, new_model_kwargs)}
         self._peft_config = peft_config
-        self._cache_folder = os.path.join(args.output_dir or "", "teacher_cache")
         self.teachers: dict[str, Teacher] = {}
         rows = trainer_arguments.get("processing_class"), trainer_arguments.get("data_collator")
-        self._tokenizers = {"old": old_processing_class, "new": text_tokenizer(*rows)}
+        self.tokenizers = {"old": old_processing_class, "new": text_tokenizer(*rows)}
         if model is not None:
             # A fresh adapter is drawn from the run's seed, like everything after it.
             set_seed(args.seed)
@@ -118,14 +116,9 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         self._place_teachers()
         self._loss_alone = False
         self._data_checked = self._check_train_dataset()
-        self._set_reader(old_formatting_func, transfer_dataset, trainer_arguments)
-        self.old_targets = self._chosen_targets()
-        if self.teachers["old"].reader is not None:
-            from muscle_hf.training.reading import look_at
+        from muscle_hf.training.sides import settle_targets
 
-            look_at(self.teachers["old"], self)
-            # Rows may show that it cuts texts otherwise.
-            self.old_targets = self._chosen_targets()
+        settle_targets(self, old_formatting_func, transfer_dataset, trainer_arguments)
         self._require_known(self.train_dataset, "training set")
         self.mix_in_transfer_rows(transfer_dataset)
         self._train_sums: Tensor | None = None
@@ -162,6 +155,8 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
             "old": self._teacher("old", old_model, old_arguments) if kept is None or kept.on_students_base else kept,
             "new": new if new_model is None else self._teacher("new", new_model, new_arguments),
         }
+        if kept is not None:
+            self.teachers["old"].reader, self.teachers["old"].tokenizer = kept.reader, kept.tokenizer
         for loaded in (model for teacher in self.teachers.values() for model in teacher.models):
             if loaded is not self.student:
                 keep_quantized_trainable(loaded)
@@ -173,64 +168,9 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         return self.student
 
     def _teacher(self, role: str, source: Any, arguments: Mapping[str, Any] | None) -> Teacher:
-        def load() -> Teacher:
-            return make_teacher(role, source, self.student, self.kind, arguments, check_base=self.settings.check_base)
+        from muscle_hf.training.sides import teacher_of
 
-        cached = None
-        if isinstance(source, str) and source.startswith(("http://", "https://")):
-            from muscle_hf.served.teacher import served_teacher
-
-            size, folder = base_of(self.student).config.get_text_config().vocab_size, self.settings.teacher_cache
-            cached = served_teacher(role, source, arguments, self.kind, size, folder or self._cache_folder)
-            cached.require_enough(self.muscle_objective, self.settings.calibrate_teachers)
-        elif self.settings.teacher_cache and isinstance(source, (str, os.PathLike)):
-            from muscle_hf.cache.teacher import cached_teacher
-
-            cached = cached_teacher(
-                role,
-                source,
-                self.student,
-                self.kind,
-                arguments,
-                folder=self.settings.teacher_cache,
-                tokenizers=(self._tokenizers[role], self._tokenizers["new"]),
-                precision=os.environ.get("ACCELERATE_MIXED_PRECISION"),
-                load=load,
-            )
-        return load() if cached is None else cached
-
-    def _set_reader(self, formatting: Callable[[Any], Any] | None, transfer: Any, given: Mapping[str, Any]) -> None:
-        old, chats = self.teachers["old"], has_messages(self.train_dataset)
-        if old.recorded:
-            return
-
-        def own_words(mine: Any, new: Any) -> bool:
-            template, other = (getattr(tokenizer, "chat_template", None) for tokenizer in (mine, new))
-            in_chats = chats and template is not None and template != other
-            return formatting is not None or in_chats or getattr(transfer, "old_prompts", None) is not None
-
-        from muscle_hf.teachers.tokenizers import set_reader
-
-        set_reader(old, self._tokenizers["old"], self.tokenizer, self.student, own_words)
-        if old.reader is not None and (formatting is not None or (chats and own_words(old.tokenizer, self.tokenizer))):
-            from muscle_hf.training.reading import tell_old_rows
-
-            for name in ("train_dataset", "eval_dataset"):
-                tell_old_rows(old, self.tokenizer, getattr(self, name), given.get(name), formatting)
-
-    def _chosen_targets(self) -> str:
-        """What of v1 is followed: ``tokens``, ``answer`` or ``choices``."""
-        wanted, old = self.settings.old_targets, self.teachers["old"]
-        # For what is looked at before it is known.
-        self.old_targets = "answer" if wanted == "answer" or (wanted == "auto" and old.foreign) else "tokens"
-        recorded = any(teacher.recorded for teacher in self.teachers.values())
-        if self.old_targets == "tokens" and wanted != "choices" and not recorded:
-            return "tokens"
-        from muscle_hf.training.answer_targets import choose_targets
-
-        self._signature_columns = None
-        chosen, self._signature_columns = choose_targets(self), None
-        return chosen
+        return teacher_of(self, role, source, arguments)
 
     def _place_teachers(self) -> None:
         for teacher in self.teachers.values():
@@ -247,8 +187,9 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         in_front, cached = {}, dict(self.teachers)
         if self.old_targets == "answer" and self.teachers["old"].scores_answers:
             from muscle_hf.cache.likelihoods import AnswerLikelihoods
+            from muscle_hf.training.sides import open_likelihoods
 
-            in_front["old"] = AnswerLikelihoods(cached.pop("old"), self._open_likelihoods)
+            in_front["old"] = AnswerLikelihoods(cached.pop("old"), partial(open_likelihoods, self))
         if folder := settings.teacher_cache:
             from muscle_hf.cache.opening import open_caches
 
@@ -309,34 +250,15 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
             described["old_reference"] = self.settings.old_reference
         return described
 
-    def _fingerprint(self, teacher: Teacher) -> Fingerprint:
-        from muscle_hf.cache.fingerprint import teacher_fingerprint
-
-        described = None if self.provenance is None else getattr(self.provenance, teacher.role)
-        precision = self.accelerator.mixed_precision
-        return teacher.fingerprint or teacher_fingerprint(
-            teacher, teacher.tokenizer or self.tokenizer, autocast=precision, provenance=described
-        )
-
-    def _open_likelihoods(self) -> RowStore:
-        """Where v1's log-likelihoods of answers are kept: beside hidden states, else in the run's folder."""
-        from muscle_hf.cache.likelihoods import FOLDER, VARIANT
-        from muscle_hf.cache.store import RowStore
-
-        folder = self.settings.teacher_cache or os.path.join(self.run_folder, FOLDER)
-        return RowStore(folder, self._fingerprint(self.teachers["old"]), variant=VARIANT)
-
     def open_cache(self, teacher: Teacher, folder: str | os.PathLike | None = None) -> HiddenStore:
         """The store of a teacher in ``teacher_cache`` or another folder, exact or as ``teacher_cache_top_k`` says.
 
         Raises:
             MuscleError: The objective needs more than the compact form keeps, or k is out of range.
         """
-        from muscle_hf.cache.opening import open_cache
+        from muscle_hf.training.sides import open_cache
 
-        folder, top_k = cast("str", folder or self.settings.teacher_cache), self.settings.teacher_cache_top_k
-        fingerprint = self._fingerprint(teacher)
-        return open_cache(folder, teacher, self.student, self.muscle_objective, fingerprint, top_k)
+        return open_cache(self, teacher, folder)
 
     def add_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
         super().add_callback(callback)

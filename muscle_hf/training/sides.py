@@ -1,0 +1,139 @@
+"""How v1 and v2 become teachers: from memory, by name, from a cache, behind a server, or by what they have said; and
+what of them is followed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from muscle_hf.teachers import Teacher, make_teacher
+from muscle_hf.teachers.tokenizers import set_reader
+from muscle_hf.teachers.weights import base_of
+from muscle_hf.training.row_checks import has_messages
+
+if TYPE_CHECKING:
+    from muscle_hf.cache.fingerprint import Fingerprint
+    from muscle_hf.cache.store import HiddenStore, RowStore
+
+
+def teacher_of(trainer: Any, role: str, source: Any, arguments: Mapping[str, Any] | None) -> Teacher:
+    """A teacher of a trainer whose student is in place.
+
+    Args:
+        trainer: Its settings say where a cache is.
+        role: ``old`` or ``new``.
+        source: What the trainer was given as ``old_model`` or ``new_model``.
+        arguments: What it was given beside it.
+
+    Raises:
+        MuscleError: It cannot be loaded or does not fit.
+    """
+    settings, student, kind = trainer.settings, trainer.student, trainer.kind
+
+    def load() -> Teacher:
+        return make_teacher(role, source, student, kind, arguments, check_base=settings.check_base)
+
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        from muscle_hf.served.teacher import served_teacher
+
+        folder = settings.teacher_cache or os.path.join(settings.output_dir or "", "teacher_cache")
+        size = base_of(student).config.get_text_config().vocab_size
+        served = served_teacher(role, source, arguments, kind, size, folder)
+        served.require_enough(trainer.muscle_objective, settings.calibrate_teachers)
+        return served
+    if not settings.teacher_cache or not isinstance(source, (str, os.PathLike)):
+        return load()
+    from muscle_hf.cache.teacher import cached_teacher
+
+    cached = cached_teacher(
+        role,
+        source,
+        student,
+        kind,
+        arguments,
+        folder=settings.teacher_cache,
+        tokenizers=(trainer.tokenizers[role], trainer.tokenizers["new"]),
+        precision=os.environ.get("ACCELERATE_MIXED_PRECISION"),
+        load=load,
+    )
+    return cached or load()
+
+
+def settle_targets(
+    trainer: Any, formatting: Callable[[Any], Any] | None, transfer: Any, given: Mapping[str, Any]
+) -> None:
+    """Find out how v1 reads the rows, and what of it is followed (``trainer.old_targets``).
+
+    Args:
+        trainer: With its teachers and rows in place.
+        formatting: ``old_formatting_func``.
+        transfer: ``transfer_dataset``.
+        given: The arguments that it was made with, with the rows as they were before they were prepared.
+
+    Raises:
+        MuscleError: v1 does not read the rows, or the objective needs more of it than there is.
+    """
+    old, chats = trainer.teachers["old"], has_messages(trainer.train_dataset)
+
+    def in_own_chats(mine: Any, new: Any) -> bool:
+        template, other = (getattr(tokenizer, "chat_template", None) for tokenizer in (mine, new))
+        return chats and template is not None and template != other
+
+    def own_words(mine: Any, new: Any) -> bool:
+        return formatting is not None or in_own_chats(mine, new) or getattr(transfer, "old_prompts", None) is not None
+
+    if not old.recorded:
+        set_reader(old, trainer.tokenizers["old"], trainer.tokenizer, trainer.student, own_words)
+    if old.reader is None:
+        trainer.old_targets = _followed(trainer)
+        return
+    from muscle_hf.training.reading import look_at, tell_old_rows
+
+    if formatting is not None or in_own_chats(old.tokenizer, trainer.tokenizer):
+        for name in ("train_dataset", "eval_dataset"):
+            tell_old_rows(old, trainer.tokenizer, getattr(trainer, name), given.get(name), formatting)
+    trainer.old_targets = _followed(trainer)
+    look_at(old, trainer)
+    # Rows may have shown that it cuts texts otherwise.
+    trainer.old_targets = _followed(trainer)
+
+
+def _followed(trainer: Any) -> str:
+    wanted, old = trainer.settings.old_targets, trainer.teachers["old"]
+    # For what is looked at before it is known.
+    trainer.old_targets = "answer" if wanted == "answer" or (wanted == "auto" and old.foreign) else "tokens"
+    recorded = any(teacher.recorded for teacher in trainer.teachers.values())
+    if trainer.old_targets == "tokens" and wanted != "choices" and not recorded:
+        return "tokens"
+    from muscle_hf.training.answer_targets import choose_targets
+
+    trainer._signature_columns = None
+    chosen, trainer._signature_columns = choose_targets(trainer), None
+    return chosen
+
+
+def open_cache(trainer: Any, teacher: Teacher, folder: str | os.PathLike | None = None) -> HiddenStore:
+    """As :meth:`muscle_hf.MuscleTrainer.open_cache`."""
+    from muscle_hf.cache import opening
+
+    settings = trainer.settings
+    given = teacher, trainer.student, trainer.muscle_objective, _fingerprint(trainer, teacher)
+    return opening.open_cache(folder or settings.teacher_cache, *given, settings.teacher_cache_top_k)
+
+
+def open_likelihoods(trainer: Any) -> RowStore:
+    """Where v1's log-likelihoods of answers are kept: beside hidden states, else in the run's folder."""
+    from muscle_hf.cache.likelihoods import FOLDER, VARIANT
+    from muscle_hf.cache.store import RowStore
+
+    folder = trainer.settings.teacher_cache or os.path.join(trainer.run_folder, FOLDER)
+    return RowStore(folder, _fingerprint(trainer, trainer.teachers["old"]), variant=VARIANT)
+
+
+def _fingerprint(trainer: Any, teacher: Teacher) -> Fingerprint:
+    from muscle_hf.cache.fingerprint import teacher_fingerprint
+
+    described = None if trainer.provenance is None else getattr(trainer.provenance, teacher.role)
+    tokenizer, precision = teacher.tokenizer or trainer.tokenizer, trainer.accelerator.mixed_precision
+    return teacher.fingerprint or teacher_fingerprint(teacher, tokenizer, autocast=precision, provenance=described)
