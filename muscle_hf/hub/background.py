@@ -4,12 +4,39 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
+
+from transformers import TrainerState, TrainingArguments
+from transformers.trainer_utils import HubStrategy, SaveStrategy
+from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.hub.fetching import copy_to
 from muscle_hf.hub.publishing import publish
+
+logger = logging.get_logger(__name__)
+
+
+def places_of(checkpoint: str, args: TrainingArguments, state: TrainerState) -> tuple[list[str], str]:
+    """The folders of a repository that a checkpoint's adapter goes to, and what its commit says of when it is from."""
+    at = f"step {state.global_step}"
+    if args.save_strategy == SaveStrategy.EPOCH:
+        at = f"epoch {int(state.epoch or 0)}"
+    snapshots = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: Path(checkpoint).name}
+    return ["", *(name for strategy, name in snapshots.items() if strategy == args.hub_strategy)], at
+
+
+def report_failed(jobs: list[Future]) -> None:
+    """Take out of a list of uploads those that are done, and say which of these failed."""
+    for job in [job for job in jobs if job.done()]:
+        jobs.remove(job)
+        if (error := job.exception()) is not None:
+            logger.error(
+                f"A checkpoint was not published: {error} trainer.push_to_hub() uploads the last state.",
+                exc_info=None if isinstance(error, MuscleError) else error,
+            )
 
 
 def upload_of_copy(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import CommitInfo
-from transformers.trainer_utils import HubStrategy, SaveStrategy
+from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
 from muscle_hf.compat.transformers import PushInProgress
@@ -197,28 +197,22 @@ class PublishesCard(TrainerParts):
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self._report_failed_pushes()
-        by_epoch = self.args.save_strategy == SaveStrategy.EPOCH
-        at = f"epoch {int(self.state.epoch)}" if by_epoch else f"step {self.state.global_step}"
-        snapshots = {
-            HubStrategy.CHECKPOINT: "last-checkpoint",
-            HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name,
-        }
-        targets = ["", *(name for strategy, name in snapshots.items() if strategy == self.args.hub_strategy)]
-        job = self._push_copy(checkpoint_folder, targets, f"Training in progress, {at}")
+        job = self._push_copy(checkpoint_folder)
         if running:
             cast("Any", self.push_in_progress).jobs.append(job)
         else:
             self.push_in_progress = PushInProgress(cast("Any", [job]))
 
-    def _push_copy(self, checkpoint_folder: str, targets: list[str], message: str) -> Future:
-        from muscle_hf.hub.background import upload_of_copy
+    def _push_copy(self, checkpoint_folder: str) -> Future:
+        from muscle_hf.hub.background import places_of, upload_of_copy
 
-        options = {"token": self.args.hub_token, "revision": self.args.hub_revision, "commit_message": message}
+        places, at = places_of(checkpoint_folder, self.args, self.state)
+        options = {"token": self.args.hub_token, "revision": self.args.hub_revision}
         # Checkpoints hold what resuming needs; the card that goes out is rendered from the card's state.
-        push = upload_of_copy(
-            checkpoint_folder, self._save_card_state, cast("str", self.hub_model_id), targets, **options
+        repo_id, options["commit_message"] = cast("str", self.hub_model_id), f"Training in progress, {at}"
+        return self._push_queue.run_as_future(
+            upload_of_copy(checkpoint_folder, self._save_card_state, repo_id, places, **options)
         )
-        return self._push_queue.run_as_future(push)
 
     def _finish_current_push(self) -> None:
         super()._finish_current_push()
@@ -226,18 +220,10 @@ class PublishesCard(TrainerParts):
 
     def _report_failed_pushes(self) -> None:
         """Say which uploads of checkpoints failed; training itself goes on, since nothing local is lost."""
-        push = getattr(self, "push_in_progress", None)
-        if push is None:
-            return
-        for job in [job for job in push.jobs if job.done()]:
-            push.jobs.remove(job)
-            error = job.exception()
-            if error is not None:
-                unexpected = None if isinstance(error, MuscleError) else error
-                logger.error(
-                    f"A checkpoint was not published: {error} trainer.push_to_hub() uploads the last state.",
-                    exc_info=unexpected,
-                )
+        from muscle_hf.hub.background import report_failed
+
+        if (push := getattr(self, "push_in_progress", None)) is not None:
+            report_failed(push.jobs)
 
 
 def _listed(value: str | list[str] | None) -> list[str]:

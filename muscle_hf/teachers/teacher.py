@@ -21,7 +21,7 @@ from muscle_hf.teachers.adapters import adapter_parameters, frozen_view, keep_qu
 from muscle_hf.teachers.batch import IGNORED, LABEL_KEYS, Batch
 from muscle_hf.teachers.head import Head, HeadNotApart, count_parameters
 from muscle_hf.teachers.kinds import SEQ2SEQ_LM, kind_of
-from muscle_hf.teachers.sharding import give_padding_token, is_sharded, shard, to_device
+from muscle_hf.teachers.sharding import give_padding_token, is_sharded, to_device
 from muscle_hf.teachers.weights import base_of, base_weights, content_hash
 
 if TYPE_CHECKING:
@@ -351,6 +351,8 @@ class ModelTeacher(Teacher):
         self.autocast = accelerator.autocast
 
     def shard(self, accelerator: Accelerator) -> None:
+        from muscle_hf.teachers.sharded import shard
+
         self._model = shard(self._model, accelerator)
 
     @property

@@ -115,6 +115,18 @@ class Provenance:
             ancestors=ancestors_of(teachers["old"].source, teachers["old"].revision),
         )
 
+    @classmethod
+    def of_trainer(cls, trainer: Any) -> Provenance:
+        """:meth:`of` what a trainer trains."""
+        # Whatever v2 is known by, the adapter sits on its base.
+        known, task_model = trainer.teachers["new"], trainer._task_model
+        teachers = {**trainer.teachers, "new": known if known.models else task_model}
+        described = trainer._described_objective(), trainer.datasets()
+        found = cls.of(teachers, trainer.tokenizer, trainer.kind, trainer.args, *described)
+        if not known.models:
+            found.new["answers"] = known.describe({}).get("answers")
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {"format": FORMAT, **dataclasses.asdict(self)}
@@ -196,8 +208,11 @@ def describe_tokenizer(tokenizer: Any) -> dict[str, Any] | None:
     }
 
 
-def describe_objective(objective: Objective, trained_tokens: str) -> dict[str, Any]:
+def describe_objective(
+    objective: Objective, trained_tokens: str, old_targets: str = "tokens", old_reference: str = "student"
+) -> dict[str, Any]:
     """The objective's settings as plain data."""
+    of_old = {"old_targets": (old_targets, "tokens"), "old_reference": (old_reference, "student")}
     return {
         "mask": objective.mask.name,
         "temperature": objective.temperature,
@@ -207,6 +222,7 @@ def describe_objective(objective: Objective, trained_tokens: str) -> dict[str, A
         "transfer_mask": objective.transfer_mask.name,
         "divergence": objective.divergence,
         "blend": objective.blend,
+        **{name: value for name, (value, usual) in of_old.items() if value != usual},
     }
 
 

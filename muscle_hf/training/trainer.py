@@ -232,23 +232,13 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
 
         if not self.args.should_save and not is_deepspeed_zero3_enabled():
             return None
-        # Whatever v2 is known by, the adapter sits on its base.
-        teachers = self.teachers if self.teachers["new"].models else {**self.teachers, "new": self._task_model}
-        objective, data = self._described_objective(), self.datasets()
-        found = Provenance.of(teachers, self.tokenizer, self.kind, self.args, objective, data)
-        if teachers is not self.teachers:
-            found.new["answers"] = self.teachers["new"].describe({}).get("answers")
-        return found
+        return Provenance.of_trainer(self)
 
     def _described_objective(self) -> dict[str, Any]:
         from muscle_hf.training.provenance import describe_objective
 
-        described = describe_objective(self.muscle_objective, self.settings.trained_tokens)
-        if self.old_targets != "tokens":
-            described["old_targets"] = self.old_targets
-        if self.settings.old_reference != "student":
-            described["old_reference"] = self.settings.old_reference
-        return described
+        targets, reference = self.old_targets, self.settings.old_reference
+        return describe_objective(self.muscle_objective, self.settings.trained_tokens, targets, reference)
 
     def open_cache(self, teacher: Teacher, folder: str | os.PathLike | None = None) -> HiddenStore:
         """The store of a teacher in ``teacher_cache`` or another folder, exact or as ``teacher_cache_top_k`` says.

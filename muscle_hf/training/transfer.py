@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
 from typing import Any
 
-from torch.utils.data import IterableDataset, Subset
+from torch.utils.data import Subset
 from transformers import TrainerCallback
 
-from muscle_hf.errors import MuscleError
-from muscle_hf.teachers.sharding import is_sharded
 from muscle_hf.training.base import TrainerParts
 
 
@@ -28,31 +25,17 @@ class TransferMixin(TrainerParts):
         self._transfer, self._answered = transfer, False
         if transfer is None:
             return
-        from muscle_hf.training.transfer_rows import AnsweredRows, MarkingCollator, MixedRows, check_columns
+        from muscle_hf.training.transfer_rows import (
+            AnsweredRows,
+            MarkingCollator,
+            MixedRows,
+            check_columns,
+            refuse_unmixable,
+        )
 
         self._answered = isinstance(transfer, AnsweredRows)
-        if not isinstance(self.train_dataset, Sized) or isinstance(self.train_dataset, IterableDataset):
-            raise MuscleError("transfer_dataset needs a train_dataset with a length: it is mixed with its rows")
-        if self.compute_loss_func is not None:
-            raise MuscleError("compute_loss_func looks at labels, which the rows of transfer_dataset do not have")
-        if self.args.dataloader_persistent_workers:
-            raise MuscleError(
-                "with dataloader_persistent_workers=True the workers keep the rows of the first epoch, but those of "
-                "transfer_dataset change from epoch to epoch; leave it out (dataloader_num_workers may stay)"
-            )
+        refuse_unmixable(self, answered=self._answered)
         if self._answered:
-            if not self.kind.shifts_labels:
-                raise MuscleError(
-                    f"answers to transfer prompts are made for causal LMs; for a {self.kind.name} model pass rows as "
-                    "transfer_dataset, whose labels say where something is trained"
-                )
-            if self.tokenizer is None:
-                raise MuscleError("transfer prompts are texts; pass the tokenizer as processing_class")
-            if is_sharded(self.accelerator):
-                raise MuscleError(
-                    "models that are sharded over processes (FSDP, ZeRO-3) are not asked for answers; have the "
-                    "prompts answered first, and pass rows with labels on the answers as transfer_dataset"
-                )
             # The rows themselves are made when training starts.
             transfer = range(len(self._transfer))
         else:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers import Teacher
 from muscle_hf.teachers.batch import IGNORED, LABEL_COLUMNS, TRAINED_COUNT, UNLABELLED
+from muscle_hf.teachers.sharding import is_sharded
 
 # Columns that a transfer row need not have.
 _FILLED = (*LABEL_COLUMNS, "attention_mask")
@@ -216,4 +217,39 @@ def check_columns(labelled: Any, transfer: Any, read: Sequence[str]) -> None:
     if missing:
         raise MuscleError(
             f"the transfer rows lack {', '.join(sorted(missing))}, which the training rows have; one batch holds both"
+        )
+
+
+def refuse_unmixable(trainer: Any, *, answered: bool) -> None:
+    """Refuse transfer rows beside what they cannot be mixed with.
+
+    Args:
+        trainer: Set up, but for them.
+        answered: Whether the models answer prompts.
+
+    Raises:
+        MuscleError: What does not go together, and what to do.
+    """
+    if not isinstance(trainer.train_dataset, Sized) or isinstance(trainer.train_dataset, IterableDataset):
+        raise MuscleError("transfer_dataset needs a train_dataset with a length: it is mixed with its rows")
+    if trainer.compute_loss_func is not None:
+        raise MuscleError("compute_loss_func looks at labels, which the rows of transfer_dataset do not have")
+    if trainer.args.dataloader_persistent_workers:
+        raise MuscleError(
+            "with dataloader_persistent_workers=True the workers keep the rows of the first epoch, but those of "
+            "transfer_dataset change from epoch to epoch; leave it out (dataloader_num_workers may stay)"
+        )
+    if not answered:
+        return
+    if not trainer.kind.shifts_labels:
+        raise MuscleError(
+            f"answers to transfer prompts are made for causal LMs; for a {trainer.kind.name} model pass rows as "
+            "transfer_dataset, whose labels say where something is trained"
+        )
+    if trainer.tokenizer is None:
+        raise MuscleError("transfer prompts are texts; pass the tokenizer as processing_class")
+    if is_sharded(trainer.accelerator):
+        raise MuscleError(
+            "models that are sharded over processes (FSDP, ZeRO-3) are not asked for answers; have the "
+            "prompts answered first, and pass rows with labels on the answers as transfer_dataset"
         )
