@@ -8,9 +8,8 @@ student's place the student's token is known but for tokens of v1 that a longer 
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +45,7 @@ class Part(NamedTuple):
 
 
 class Parts:
-    """The parts of steps, made when first asked for; the least recently asked are dropped.
+    """The parts of steps: ``of(step)`` makes one when it is first asked for, and keeps those that were asked last.
 
     Args:
         aligner: Of the two tokenizers.
@@ -56,22 +55,12 @@ class Parts:
     def __init__(self, aligner: Aligner, folder: str | os.PathLike | None = None) -> None:
         self.old, self.new = aligner.old, aligner.new
         self.table = load_table(self.old, self.new, folder)
-        self._kept: OrderedDict[Any, Any] = OrderedDict()
-
-    def of(self, step: Step) -> Part:
-        """What a step does."""
-        return self._once(step, lambda: self._build(step))
-
-    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
-        found = self._kept.pop(key, None)
-        if found is None:
-            found = make()
-            if len(self._kept) >= _KEPT:
-                self._kept.popitem(last=False)
-        self._kept[key] = found
-        return found
+        self.of = lru_cache(maxsize=_KEPT)(self._build)
+        # A place looks ahead to where the next one is: what one has found is asked once more, soon.
+        self._join = lru_cache(maxsize=64)(self._found_joined)
 
     def _build(self, step: Step) -> Part:
+        """What a step does."""
         read, done = list(step.read), self.new.text(step.read)
         if step.kind == 0:
             return Part(dense=True, listed=self._contradicting(step, read) if read else _NONE)
@@ -108,9 +97,9 @@ class Parts:
         """Tokens of v1 that a token of the student may join with the carry, wherever in it one begins."""
         offsets = np.cumsum([0, *(len(self.new.string(u)) for u in step.read)])
         heads = tuple(sorted({step.carry[offset:] for offset in offsets if offset < len(step.carry)}))
-        return self._once((step.carry, heads, step.last), lambda: self._join(step, heads))
+        return self._join(Step(1, carry=step.carry, last=step.last), heads)
 
-    def _join(self, step: Step, heads: tuple[bytes, ...]) -> _Joined:
+    def _found_joined(self, step: Step, heads: tuple[bytes, ...]) -> _Joined:
         found = [_NONE]
         for head in heads:
             ends = [self.new.string(u)[len(head) :] for u in self.new.extending(head)]
