@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import importlib
 import inspect
@@ -87,6 +88,7 @@ def owner_of(owner: str) -> object:
     """What has the names listed under an owner."""
     task = builders.with_lora(builders.llama(1), 10)
     return {
+        "ArgumentParser": argparse.ArgumentParser(),
         "Trainer": transformers.Trainer,
         "PreTrainedConfig": task.get_base_model().config,
         "PreTrainedModel": transformers.PreTrainedModel,
