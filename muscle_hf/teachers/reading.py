@@ -58,6 +58,10 @@ class Reader(ABC):
         """Another reader, for rows that this one cannot read; None if there is none."""
         return None
 
+    def figures(self) -> dict[str, float]:
+        """What is logged of it since the last call."""
+        return {}
+
     @abstractmethod
     def reading(self, batch: Batch) -> Batch:
         """As :meth:`~muscle_hf.teachers.Teacher.reading`."""
@@ -225,6 +229,12 @@ class ForeignReader(Reader):
             return Stream(states, head)
         rows = self._read(batch)
         return ForeignStream(states, head, rows.places, rows.first, self.targets, self._note, self.reference)
+
+    def figures(self) -> dict[str, float]:
+        """``old_undecided``: the share of the teacher's mass that it leaves to the reference."""
+        share, places = self.undecided.tolist()
+        self.undecided = torch.zeros(2)
+        return {"old_undecided": share / places} if places else {}
 
     def _note(self, undecided: Tensor, count: Tensor) -> None:
         self.undecided = self.undecided.to(undecided) + torch.stack([undecided, count.to(undecided)])

@@ -446,7 +446,8 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         if "loss" in logs and self._train_sums is not None:
             means = mean_terms(cast("Tensor", self.accelerator.reduce(self._train_sums, reduction="sum")))
             means.pop("loss", None)  # Trainer's own is the mean over steps
-            logs.update(means)
+            reader = self.teachers["old"].reader
+            logs.update(means if reader is None else means | reader.figures())
             self._train_sums = None
         super().log(logs, start_time)
 

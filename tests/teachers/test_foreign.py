@@ -175,9 +175,16 @@ def test_packed_rows_are_refused(tmp_path):
         made.compute_loss(made.model, packed)
 
 
-def test_the_provenance_says_how_v1_reads(tmp_path):
-    read = trainer(tmp_path).provenance.old["reading"]
+def test_the_provenance_and_the_card_say_how_v1_reads(tmp_path):
+    made = trainer(tmp_path, max_steps=1, logging_steps=1)
+    read = made.provenance.old["reading"]
     assert read["level"] == "foreign" and read["rows_read"] == read["tokens_with_target"] == 1
+    made.train()
+    undecided = next(entry["old_undecided"] for entry in made.state.log_history if "old_undecided" in entry)
+    assert 0 < undecided < 1
+    made.save_model()
+    card = (tmp_path / "README.md").read_text()
+    assert "another tokenizer" in card and f"{100 * undecided:.1f}%" in card
 
 
 @pytest.mark.parametrize("settings", [{"mask": "student_wrong"}, {"mask": "more_confident"}, {"loss_chunk_size": 0}])
