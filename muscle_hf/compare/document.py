@@ -452,26 +452,23 @@ class Document:
         gate = "" if self.gate is None else f"<p>Gate: {escape(self.gate.verdict)}</p>"
         return f"<table>{lines}</table>{gate}"
 
+    def _fields(self) -> dict[str, Any]:
+        data = {"schema_version": SCHEMA_VERSION, **{entry.name: getattr(self, entry.name) for entry in fields(self)}}
+        if self.gate is not None:
+            data["gate"] = {**plain(self.gate), "exit_code": self.gate.exit_code}
+        return data
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready data: ``schema_version`` and all fields; ``gate`` also has ``exit_code``."""
-        data = {"schema_version": SCHEMA_VERSION, **plain(self)}
-        if self.gate is not None:
-            data["gate"]["exit_code"] = self.gate.exit_code
-        return data
+        return plain(self._fields())
 
     def to_json(self) -> str:
         """What ``--json`` writes: :meth:`to_dict` on one line, as indenting takes longer than computing."""
         try:
             import orjson
 
-            data = {
-                "schema_version": SCHEMA_VERSION,
-                **{entry.name: getattr(self, entry.name) for entry in fields(self)},
-            }
-            if self.gate is not None:
-                data["gate"] = {**plain(self.gate), "exit_code": self.gate.exit_code}
             # It writes dataclasses as they are and nan as null, 30 times as fast.
-            return orjson.dumps(data, option=orjson.OPT_NON_STR_KEYS).decode()
+            return orjson.dumps(self._fields(), option=orjson.OPT_NON_STR_KEYS).decode()
         except (ImportError, TypeError):  # TypeError: text that is not Unicode (lone surrogates)
             return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
 

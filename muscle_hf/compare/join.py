@@ -207,10 +207,18 @@ def _join_task(
         prompts = _differ(_pick(old.prompts, rows[first], 0), _pick(table.prompts, rows[label], 0))
         if label in other_prompts:
             prompts |= other_prompts[label][keep]
-        asked = _at(kept_ids, prompts)
-        _check_prompts(
-            f"task {task!r}: {len(asked)} of {len(prompts)} prompts of {label}", first, asked, ignore_prompts, warnings
+        if not prompts.any():
+            continue
+        text = (
+            f"task {task!r}: {prompts.sum()} of {len(prompts)} prompts of {label} differ from those of {first} though "
+            f"the items are the same ({_some(_at(kept_ids, prompts))})"
         )
+        if not ignore_prompts:
+            raise MuscleError(
+                f"{text}. Was it run with another number of few-shot examples, another template or description? Run "
+                "both alike, or compare all the same with --ignore-prompts"
+            )
+        warnings.append(text)
     joined = _assemble(task, tables, rows, kept_ids, len(ids) - len(kept_ids), wanted)
     joined.missing = {label: found for label, found in counted.items() if found}
     most = {label: float(np.abs(value).max(initial=0)) for label, value in joined.values.items()}
@@ -309,18 +317,6 @@ def _by_texts(
 
 def _question(detail: Detail) -> tuple[Sequence[str], list[str]]:
     return detail.choices, sorted(detail.target.split(" | "))
-
-
-def _check_prompts(what: str, first: str, ids: Sequence[str], ignore_prompts: bool, warnings: list[str]) -> None:
-    if not ids:
-        return
-    text = f"{what} differ from those of {first} though the items are the same ({_some(ids)})"
-    if not ignore_prompts:
-        raise MuscleError(
-            f"{text}. Was it run with another number of few-shot examples, another template or description? Run "
-            "both alike, or compare all the same with --ignore-prompts"
-        )
-    warnings.append(text)
 
 
 def _assemble(

@@ -79,15 +79,9 @@ LAYOUTS = (
         columns={role: role for role in ROLES if role not in ("error", "model", "prompt_hash")},
     ),
     Layout("lm-eval", ("doc_id", "doc", "filtered_resps"), columns=_STANDARD, prepare=lm_eval_format.Rows, open=True),
-    Layout(
-        "lighteval", ("doc", "metric", "model_response"), columns=_STANDARD, prepare=lighteval_format.Rows, open=True
-    ),
-    Layout(
-        "lighteval",
-        ("__doc__", "__metric__", "__model_response__"),
-        columns=_STANDARD,
-        prepare=lighteval_format.Rows,
-        open=True,
+    *(
+        Layout("lighteval", signs, columns=_STANDARD, prepare=lighteval_format.Rows, open=True)
+        for signs in (("doc", "metric", "model_response"), ("__doc__", "__metric__", "__model_response__"))
     ),
     Layout(
         "inspect_ai",

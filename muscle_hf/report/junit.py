@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from xml.etree import ElementTree as ET
 
-from muscle_hf.compare.document import Document, Flip, GateCheck, TaskResult, Update
+from muscle_hf.compare.document import Document, Flip, GateCheck, TaskResult
 from muscle_hf.report import wording as w
 from muscle_hf.report.text import visible
 
@@ -44,7 +45,9 @@ def _legal(text: str) -> str:
 
 def _add_suite(root: ET.Element, document: Document, task: TaskResult) -> None:
     suite = ET.SubElement(root, "testsuite", {"name": _legal(task.name)})
-    _add_properties(suite, document, task)
+    properties = ET.SubElement(suite, "properties")
+    for name, value in _numbers(document, task):
+        ET.SubElement(properties, "property", {"name": _legal(name), "value": _legal(str(value))})
     checks = [check for check in document.gate.checks if check.task == task.name] if document.gate else []
     for check in checks:
         _add_check(suite, check)
@@ -75,42 +78,21 @@ def _add_check(suite: ET.Element, check: GateCheck) -> None:
         ET.SubElement(case, kind, {"type": check.verdict, "message": _legal(check.message)}).text = text
 
 
-def _add_properties(suite: ET.Element, document: Document, task: TaskResult) -> None:
-    properties = ET.SubElement(suite, "properties")
-
-    def add(name: str, value: object) -> None:
-        ET.SubElement(properties, "property", {"name": _legal(name), "value": _legal(str(value))})
-
-    add("items", task.items)
-    add("left_out", task.left_out)
+def _numbers(document: Document, task: TaskResult) -> Iterator[tuple[str, object]]:
+    metric = "accuracy" if task.kind == "correct" else task.metric
+    yield from (("items", task.items), ("left_out", task.left_out))
     if task.doubt:
-        add("doubt", task.doubt)
-    old = document.models[0].label
-    add(f"{old}.{_metric(task)}", task.accuracy_old.value)
+        yield "doubt", task.doubt
+    yield f"{document.models[0].label}.{metric}", task.accuracy_old.value
     for update in task.updates:
-        _add_update(add, task, update)
-    for warning in document.warnings:
-        add("warning", warning)
-
-
-def _metric(task: TaskResult) -> str:
-    return "accuracy" if task.kind == "correct" else task.metric
-
-
-def _add_update(add, task: TaskResult, update: Update) -> None:
-    add(f"{update.label}.{_metric(task)}", update.accuracy.value)
-    for key, number in update.counts.items():
-        add(f"{update.label}.{key}", number)
-    for key, estimate in update.rates.items():
-        add(f"{update.label}.{key}", estimate.value)
-    if update.inheritance is not None:
-        add(f"{update.label}.shed", update.inheritance.shed)
-        for key in ("returned", "inherited", "fresh"):
-            rate = getattr(update.inheritance, key)
-            if rate is not None:
-                add(f"{update.label}.{key}", rate.count)
-    add(f"{update.label}.p_adjusted", update.p_adjusted)
-    add(f"{update.label}.verdict", update.verdict)
+        found: dict[str, object] = {metric: update.accuracy.value, **update.counts}
+        found |= {key: rate.value for key, rate in update.rates.items()}
+        if audit := update.inheritance:
+            rates = {"returned": audit.returned, "inherited": audit.inherited, "fresh": audit.fresh}
+            found |= {"shed": audit.shed, **{key: rate.count for key, rate in rates.items() if rate is not None}}
+        found |= {"p_adjusted": update.p_adjusted, "verdict": update.verdict}
+        yield from ((f"{update.label}.{key}", value) for key, value in found.items())
+    yield from (("warning", warning) for warning in document.warnings)
 
 
 def _flip_text(document: Document, flip: Flip) -> str:

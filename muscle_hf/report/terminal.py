@@ -50,7 +50,9 @@ def render(
             console.print(_task_table(document, task))
             if any(update.slices for update in task.updates):
                 console.print(_slices_table(task, slices))
-            _print_flips(document, task, console, worst)
+            if flips := w.worst_flips(task, worst):
+                title = f"Worst flips of {task.name} ({len(flips)} of {w.count(task.flips_total)} flips)"
+                _print_items(document, title, flips, console)
             _print_inheritance(document, task, console, worst, slices)
         if document.noise:
             console.print(noise_table(document.noise))
@@ -143,13 +145,6 @@ def _verdict(verdict: str, short: bool = False) -> Text:
     return Text(words, style=_VERDICT_STYLES.get(verdict, QUIET))
 
 
-def _print_flips(document: Document, task: TaskResult, console: Console, worst: int) -> None:
-    flips = w.worst_flips(task, worst)
-    if flips:
-        console.print(_data(f"Worst flips of {task.name} ({len(flips)} of {w.count(task.flips_total)} flips)", "bold"))
-        _print_items(document, flips, console)
-
-
 def _print_inheritance(document: Document, task: TaskResult, console: Console, worst: int, slices: int) -> None:
     if not inheritance.audited(task):
         return
@@ -161,11 +156,11 @@ def _print_inheritance(document: Document, task: TaskResult, console: Console, w
     flips = inheritance.items(task, worst)
     if flips:
         of_all = f"{len(flips)} of {w.count(inheritance.total(task))} items"
-        console.print(_data(f"Errors of old that come back in {task.name} ({of_all})", "bold"))
-        _print_items(document, flips, console)
+        _print_items(document, f"Errors of old that come back in {task.name} ({of_all})", flips, console)
 
 
-def _print_items(document: Document, flips: Sequence[Flip], console: Console) -> None:
+def _print_items(document: Document, title: str, flips: Sequence[Flip], console: Console) -> None:
+    console.print(_data(title, "bold"))
     for flip in flips:
         block = Text()
         block.append_text(_data(flip.id, "bold", 80))
