@@ -11,6 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from muscle_hf import MuscleError
+from muscle_hf.cache.teacher import CachedTeacher
+from muscle_hf.pipeline.caching import cache_teachers
 from muscle_hf.training.data import encode_answers
 
 TEXTS = ["who wrote the book", "where is the old river", "a man and a woman", "the answer is a person", "over there"]
@@ -226,3 +228,20 @@ def test_classifiers_share_their_labels(tmp_path):
     logs = [logits.div(2).log_softmax(-1) for logits in (said, student)]
     expected = (logs[0].exp() * (logs[0] - logs[1])).sum(-1).mean()
     assert made.compute_loss(made.model, batch).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_from_a_full_cache_its_body_is_not_loaded_and_its_own_tokenizer_is_found(tmp_path):
+    base = model(1, 270).unload()
+    base.save_pretrained(tmp_path / "base")
+    OLD.save_pretrained(tmp_path / "base")
+    old = model(1, 270)
+    old.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    old.save_pretrained(tmp_path / "old")
+    given = {"teacher_cache": str(tmp_path / "cache"), "old_processing_class": None}
+    first = trainer(tmp_path / "first", str(tmp_path / "old"), **given)
+    cache_teachers(first, tmp_path / "cache")
+    expected = trainer(tmp_path / "alone", str(tmp_path / "old"), old_processing_class=None)
+    second = trainer(tmp_path / "second", str(tmp_path / "old"), **given)
+    losses = [made.compute_loss(made.model, builders.collate(rows())).item() for made in (expected, second)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert isinstance(second.teachers["old"], CachedTeacher) and second.teachers["old"]._loaded is None
