@@ -198,12 +198,13 @@ def _copied(held: Any, device: torch.device) -> Any:
     if not isinstance(held, nn.Module):
         return copy.deepcopy(held)
     # `copy.deepcopy` of a module spends nearly all of its time in empty dictionaries of hooks.
-    twin = copy.copy(held)
+    twin = type(held).__new__(type(held))
+    own = vars(twin)
     for attribute, value in vars(held).items():
         if attribute in ("_parameters", "_buffers", "_modules"):
-            vars(twin)[attribute] = {key: _copied(inner, device) for key, inner in value.items()}
-        elif isinstance(value, (dict, list, set)):
-            vars(twin)[attribute] = value.copy()
+            own[attribute] = {key: _copied(inner, device) for key, inner in value.items()} if value else {}
+        else:
+            own[attribute] = value.copy() if isinstance(value, (dict, list, set)) else value
     return twin
 
 
