@@ -149,7 +149,7 @@ def file_fingerprint(
     if source.adapter is not None:
         weights = _adapter_as_loaded(source.adapter, base.dtype)
         adapter = _describe_adapter(content_hash(weights.items()), source.adapter.config)
-    base_hash = hash_as_loaded(base_weights(base), source.base, base.base_model_prefix)
+    base_hash = hash_as_loaded(base_weights(base), source.base, base)
     content = _content(base, base_hash, adapter, tokenizer, autocast)
     origin = origin_of(base)
     return Fingerprint(content, {"role": role, "base_name": origin.name, "base_revision": origin.revision})

@@ -59,7 +59,7 @@ def load_head(
     owners |= {key: (base, key) for key, _ in _own_tensors(base, recurse=False)}
     sources = {key: tied.get(key, key) for key in owners}
     _refuse_changed_head(files, {path, *(source.rpartition(".")[0] for source in sources.values())} - {""})
-    places = find_weights(sources.values(), files.base, base.base_model_prefix)
+    places = find_weights(sources.values(), files.base, base)
     for key, (module, inside) in owners.items():
         file, written = places[sources[key]]
         with safe_open(file, framework="pt") as handle:

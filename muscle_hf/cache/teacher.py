@@ -137,7 +137,7 @@ def cached_teacher(
         return None
     try:
         files = TeacherFiles.find(source, revision, *moved, fetch=how)
-        if same_as_files(base_weights(student), files.base, base.base_model_prefix):
+        if same_as_files(base_weights(student), files.base, base):
             return None
         tokenizer = own_tokenizer(tokenizers[0], files.folders) or tokenizers[1]
         fingerprint = file_fingerprint(

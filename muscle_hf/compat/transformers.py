@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+# What weights are called in files and what in models, which is not the same for many architectures.
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
+
 # Which classes there are by a configuration's type.
 from transformers.models.auto import modeling_auto
 
@@ -11,7 +15,15 @@ from transformers.utils import PushInProgress
 # How a model says by what it is quantized.
 from transformers.utils.quantization_config import QuantizationMethod
 
-__all__ = ["PRIVATE", "PushInProgress", "QuantizationMethod", "modeling_auto"]
+__all__ = [
+    "PRIVATE",
+    "PushInProgress",
+    "QuantizationMethod",
+    "WeightRenaming",
+    "get_model_conversion_mapping",
+    "modeling_auto",
+    "rename_source_key",
+]
 
 # By owner: name -> why.
 PRIVATE = {

@@ -106,7 +106,7 @@ def check_recorded_base(model: PeftModel, adapter: str) -> None:
     folder, moved = local_model_folder(recorded), local_model_folder(present)
     if folder is not None and _has_weights(folder) and not is_quantized(base):
         same_files = moved is not None and _has_weights(moved) and folder_hash(moved) == folder_hash(folder)
-        if not same_files and not same_as_files(base_weights(model, adapter), folder, base.base_model_prefix):
+        if not same_files and not same_as_files(base_weights(model, adapter), folder, base):
             raise refusal
     elif not os.path.isdir(present) and not os.path.isabs(recorded):
         raise refusal

@@ -67,9 +67,8 @@ def _cached_commit(base: nn.Module, name: str) -> str | None:
             by_content.setdefault(tuple(weights), []).append(snapshot)
     candidates = list(by_content.values())
     if len(candidates) > 1:
-        prefix = getattr(base, "base_model_prefix", "")
         loaded = base_weights(base)
-        candidates = [group for group in candidates if same_as_files(loaded, group[0], prefix)]
+        candidates = [group for group in candidates if same_as_files(loaded, group[0], base)]
     if len(candidates) != 1:
         return None
     commits = [snapshot.name for snapshot in candidates[0]]

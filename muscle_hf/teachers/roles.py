@@ -313,7 +313,7 @@ def _is_base_of(student: PeftModel, folder: Path, adapter: PeftConfig) -> bool:
         for name, tensor in base_weights(base).items()
         if not any(f"{module}." in name for module in replaced)
     }
-    return same_config(config, base.config) and same_as_files(used, folder, base.base_model_prefix)
+    return same_config(config, base.config) and same_as_files(used, folder, base)
 
 
 def _free_name(role: str, student: PeftModel) -> str:

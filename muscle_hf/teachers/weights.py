@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from muscle_hf.compat.peft import AuxiliaryTrainingWrapper, BaseTunerLayer, ModulesToSaveWrapper
+from muscle_hf.compat.transformers import WeightRenaming, get_model_conversion_mapping, rename_source_key
 from muscle_hf.errors import MuscleError
 
 if TYPE_CHECKING:
@@ -109,17 +110,17 @@ def same_weights(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool
     return True
 
 
-def same_as_files(weights: Mapping[str, Tensor], folder: Path, prefix: str = "") -> bool:
+def same_as_files(weights: Mapping[str, Tensor], folder: Path, base: nn.Module) -> bool:
     """Whether a model's weights are those of the safetensors files in a folder, cast to the model's dtypes.
 
     Args:
         weights: The model's; what the files hold beyond them (a head of another kind) does not count.
         folder: Holds ``*.safetensors``.
-        prefix: ``base_model_prefix`` of the model's class: a body saved on its own has names without it.
+        base: The model, whose class decides what files call its weights.
     """
-    unseen = set(weights)
+    unseen, loaded = set(weights), _names_when_loaded(base)
     for name, tensor in _read_tensors(folder):
-        known = next((n for n in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")) if n in unseen), None)
+        known = next((known for known in loaded(name) if known in unseen), None)
         if known is None:
             continue
         match = weights[known]
@@ -147,18 +148,18 @@ def content_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return _hash(sorted(tensors, key=lambda pair: pair[0]))
 
 
-def hash_as_loaded(expected: Mapping[str, Tensor], folder: Path, prefix: str = "") -> str:
+def hash_as_loaded(expected: Mapping[str, Tensor], folder: Path, base: nn.Module) -> str:
     """The content hash that a model has once it is loaded, from its files; one tensor in memory at a time.
 
     Args:
         expected: The model's weights by name, with the dtypes they will have; on the meta device.
         folder: Holds ``*.safetensors``.
-        prefix: ``base_model_prefix`` of the model's class: a body saved on its own has names without it.
+        base: The model, whose class decides what files call its weights.
 
     Raises:
         MuscleError: The files do not hold the weights under the model's names.
     """
-    places = find_weights(expected, folder, prefix)
+    places = find_weights(expected, folder, base)
 
     def loaded() -> Iterator[tuple[str, Tensor]]:
         for name in sorted(expected):
@@ -170,13 +171,13 @@ def hash_as_loaded(expected: Mapping[str, Tensor], folder: Path, prefix: str = "
     return _hash(loaded())
 
 
-def find_weights(names: Iterable[str], folder: Path, prefix: str = "") -> dict[str, tuple[Path, str]]:
+def find_weights(names: Iterable[str], folder: Path, base: nn.Module) -> dict[str, tuple[Path, str]]:
     """Where a model's weights are in its files.
 
     Args:
         names: Of the weights in the model.
         folder: Holds ``*.safetensors``.
-        prefix: ``base_model_prefix`` of the model's class.
+        base: The model.
 
     Returns:
         Name -> file and the name in it.
@@ -184,13 +185,13 @@ def find_weights(names: Iterable[str], folder: Path, prefix: str = "") -> dict[s
     Raises:
         MuscleError: Some are not there under any of their names.
     """
-    wanted, places = set(names), {}
+    wanted, loaded = set(names), _names_when_loaded(base)
+    places: dict[str, tuple[Path, str]] = {}
     for file in _weight_files(folder):
         with safe_open(file, framework="pt") as handle:
             written = list(handle.keys())
         for name in written:
-            known = (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}."))
-            if (match := next((n for n in known if n in wanted), None)) is not None:
+            if (match := next((known for known in loaded(name) if known in wanted), None)) is not None:
                 places[match] = file, name
     if missing := sorted(wanted - places.keys()):
         raise MuscleError(
@@ -198,6 +199,20 @@ def find_weights(names: Iterable[str], folder: Path, prefix: str = "") -> dict[s
             f"{missing[0]}); they are made or converted while it is loaded"
         )
     return places
+
+
+def _names_when_loaded(base: nn.Module) -> Callable[[str], list[str]]:
+    """What a weight of a file may be called in a model: a body saved on its own has names without the model's prefix,
+    and transformers renames what some architectures were published with."""
+    prefix = getattr(base, "base_model_prefix", "")
+    found = get_model_conversion_mapping(cast("PreTrainedModel", base))
+    renamings = [change for change in found if isinstance(change, WeightRenaming)]
+
+    def names(written: str) -> list[str]:
+        renamed, _ = rename_source_key(written, renamings, [])
+        return [n for name in (written, renamed) for n in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}."))]
+
+    return names
 
 
 def describe_quantization(config: Any) -> dict[str, Any] | None:

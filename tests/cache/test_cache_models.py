@@ -10,7 +10,9 @@ import builders
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import safe_open
 from torch import nn
+from vision_models import FAMILIES
 
 from muscle_hf import MuscleError
 from muscle_hf.cache import (
@@ -29,6 +31,7 @@ from muscle_hf.teachers import AdapterTeacher, ModelTeacher, Teacher, kind_of, l
 from muscle_hf.teachers.batch import IGNORED, Batch
 from muscle_hf.teachers.head import Head
 from muscle_hf.teachers.kinds import CAUSAL_LM
+from muscle_hf.teachers.weights import base_weights, same_as_files
 from muscle_hf.training.data import PaddingCollator
 
 TOKENIZER = builders.tokenizer()
@@ -81,6 +84,24 @@ def test_files_in_several_parts_and_a_moved_base_make_no_difference(tmp_path):
     assert file_fingerprint(adapter, CAUSAL_LM, base_model=tmp_path / "moved").digest == before
     with pytest.raises(MuscleError, match="neither be found here nor fetched"):
         file_fingerprint(adapter, CAUSAL_LM, local_files_only=True)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "mistral3"])
+def test_files_that_name_weights_as_they_were_published_are_known_too(tmp_path, family):
+    base = FAMILIES[family].build(1)
+    base.save_pretrained(tmp_path / "base")
+    with safe_open(tmp_path / "base" / "model.safetensors", "pt") as file:
+        assert not set(file.keys()) & base_weights(base).keys()
+    kind = kind_of(base)
+    loaded = load_task_model(tmp_path / "base", kind)
+    known = file_fingerprint(tmp_path / "base", kind, TOKENIZER).digest
+    assert known == digest(ModelTeacher("old", loaded))
+    assert same_as_files(base_weights(loaded), tmp_path / "base", loaded)
+    head = load_head(tmp_path / "base", kind)
+    assert torch.equal(head.module.weight, loaded.get_output_embeddings().weight)
+    loaded.get_output_embeddings().weight.data[0, 0] += 1
+    assert digest(ModelTeacher("old", loaded)) != known
+    assert not same_as_files(base_weights(loaded), tmp_path / "base", loaded)
 
 
 def test_where_an_adapter_sits_makes_no_difference(tmp_path):
