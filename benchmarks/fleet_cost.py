@@ -1,15 +1,16 @@
 """Six real tasks in one fleet, and by six single runs of the same settings; writes benchmarks/results/fleet_cost.md.
 
-    OMP_NUM_THREADS=1 python benchmarks/fleet_cost.py [--file examples/fleet.yaml] [--runs runs/fleet_cost] [--jobs 1]
+    OMP_NUM_THREADS=1 python benchmarks/fleet_cost.py [--runs runs/fleet_cost] [--jobs 1] [SETTINGS]
 
-Seconds are of the processor, which depend less on what else the machine does, so several commands may run at once. The
-folder of the runs must be new.
+SETTINGS are further words for the fleet, such as --max_steps 10. Seconds are of the processor, which depend less on
+what else the machine does, so several commands may run at once. The folder of the runs must be new.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -40,23 +41,25 @@ def main() -> None:
     parser.add_argument("--file", default="examples/fleet.yaml")
     parser.add_argument("--runs", type=Path, default=Path("runs/fleet_cost"))
     parser.add_argument("--jobs", type=int, default=1, help="commands at once")
-    args = parser.parse_args()
+    args, settings = parser.parse_known_args()
     if args.runs.exists():
         raise MuscleError(f"{args.runs} is there already, so steps would be done before; name another folder")
-    words = ["--output_dir", str(args.runs / "fleet")]
+    words = [*settings, "--output_dir", str(args.runs / "fleet")]
     fleet, alone = load_fleet(args.file, words), args.runs / "alone"
+    if fleet.problems:
+        raise MuscleError("\n".join(fleet.problems))
     alone.mkdir(parents=True)
     commands = [["fleet", args.file, *words]]
     for task in fleet.tasks:
-        settings = {**task.settings.to_dict(), "output_dir": str(alone / task.name)}
-        file = write_text(alone / f"{task.name}.yaml", yaml.safe_dump(settings, sort_keys=False))
+        content = {**task.settings.to_dict(), "output_dir": str(alone / task.name)}
+        file = write_text(alone / f"{task.name}.yaml", yaml.safe_dump(content, sort_keys=False))
         commands.append(["train", "--config", str(file)])
     with ThreadPoolExecutor(args.jobs) as jobs:
         together, *seconds = jobs.map(lambda command: seconds_of(*command), commands)
     lines = [
         "# A fleet beside single runs",
         "",
-        f"`python benchmarks/fleet_cost.py --file {args.file}`, {where()}, "
+        f"`python benchmarks/fleet_cost.py {shlex.join(['--file', args.file, *settings])}`, {where()}, "
         f"{os.environ.get('OMP_NUM_THREADS', '?')} thread. The fleet took {together:.0f} processor seconds, the "
         f"single runs {sum(seconds):.0f}.",
         "",

@@ -116,24 +116,27 @@ def load_fleet(file: str | os.PathLike, overrides: Sequence[str] = ()) -> Fleet:
 
     Args:
         file: YAML.
-        overrides: Command-line words ``--name value``: dotted names (``--update.new ID``), those of ``defaults``
-            without it (``--data.train.limit 500``), fields of ``training`` without any prefix.
+        overrides: Command-line words ``--name value``: settings of the fleet by their dotted names
+            (``--update.new ID``); settings of a run, of every task (``--data.train.limit 500``), fields of
+            ``training`` without a prefix.
 
     Raises:
         MuscleError: The file is not readable, or not even a list of tasks.
     """
     content = read_yaml(file)
     own, runs = get_type_hints(FleetSettings), get_type_hints(RunSettings)
+    of_all: dict[str, Any] = {}
     for name, value in parse_overrides(overrides):
         first = name.partition(".")[0]
-        put(content, name if first in own else f"defaults.{name if first in runs else f'training.{name}'}", value)
+        place = name if first in own or first in runs else f"training.{name}"
+        put(content if first in own else of_all, place, value)
     settings = build(FleetSettings, content)
     lock = Lock.read(settings.update.old) if settings.update.old.endswith(".lock") else None
     fleet = Fleet(settings, [], lock)
     entries = []
     for number, entry in enumerate(settings.tasks, start=1):
         try:
-            entries += _expanded(entry, settings)
+            entries += _expanded(entry, settings.defaults, of_all)
         except MuscleError as error:
             fleet.problems.append(f"tasks, entry {number}: {error}")
     names = [name for name, _ in entries]
@@ -150,8 +153,8 @@ def load_fleet(file: str | os.PathLike, overrides: Sequence[str] = ()) -> Fleet:
     return fleet
 
 
-def _expanded(entry: Mapping[str, Any], settings: FleetSettings) -> list[tuple[str, dict[str, Any]]]:
-    entry = laid_over(_mapping(entry, "it"), settings.defaults)
+def _expanded(entry: Any, defaults: dict[str, Any], of_all: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    entry = laid_over(of_all, laid_over(_mapping(entry, "it"), defaults))
     for side in ("old", "new"):
         entry[side] = dict(_mapping(entry.get(side) or {}, side))
     pattern = str(entry.pop("adapters", ""))

@@ -90,7 +90,7 @@ def test_a_pattern_is_a_task_for_each_adapter(tmp_path):
     assert [task.name for task in fleet.tasks] == ["desk-chat", "desk-mail"]
     chat = fleet.tasks[0].settings
     assert chat.old.adapter == str(tmp_path / "adapters" / "chat" / "final")
-    assert chat.card["title"] == "For chat" and chat.training["max_steps"] == 7
+    assert chat.card["title"] == "For chat" and chat.training["max_steps"] == 7 and chat.data.train.limit == 5
     assert fleet.settings.steps.retries == 1
     assert len(checked_runs(fleet, ["desk-chat"], quiet)) == 1
 
