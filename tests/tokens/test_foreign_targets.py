@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizer_builders import byte_level, renumbered
+from tokenizer_builders import byte_level, renumbered, unigram
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from muscle_hf.tokens import Aligner, ForeignTargets
@@ -185,3 +185,21 @@ def test_distributions_sum_to_one(pair: Pair, story: list[str]):
     found = pair.targets.target(logits, [place.first for place in view.places], view.places, student)
     assert torch.allclose(found.log_q.exp().sum(-1), torch.ones(len(student)), atol=1e-5)
     assert (found.undecided >= 0).all() and (found.undecided <= 1 + 1e-5).all()
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_unigram_models_teach_and_are_taught(tmp_path: Path, words: bool):
+    pieces = {"▁": -4.0, "▁a": -2.0, "▁ab": -1.5, "a": -3.0, "b": -3.0, "c": -3.0, "bc": -2.0, "▁cab": -2.0}
+    one, other = unigram(pieces, words=words), byte_level([("a", "b"), (" ", "c"), ("b", "c"), (" ", "ab")], "abc ")
+    for old, new in ((one, other), (other, one)):
+        targets = ForeignTargets(Aligner(old, new), tmp_path)
+        row = new("ab cab abc a bc", add_special_tokens=False)["input_ids"]
+        view = targets.aligner.view([*row, new.eos_token_id], range(2, len(row) + 1))
+        assert view.aligned and None not in view.places and view.old_ids[-1] == old.eos_token_id
+        logits = torch.randn(len(view.old_ids), len(old))
+        student = torch.rand(len(view.places), len(new)).softmax(-1)
+        found = targets.target(logits, [place.first for place in view.places], view.places, student)
+        assert torch.allclose(found.log_q.exp().sum(-1), torch.ones(len(view.places)), atol=1e-5)
+        end = logits[view.places[-1].first + len(view.places[-1].steps) - 1].softmax(-1)[old.eos_token_id]
+        # Nothing may be joined over the end: v1's own probability of it, among what it can say.
+        assert found.log_q[-1, new.eos_token_id].exp() >= end
