@@ -57,8 +57,8 @@ class ModelSettings:
         tokenizer: Folder or Hub id of its tokenizer, where it is not the one saved with the base.
         task: Asks this version in words of its own: another task for the same rows, whose items have the same ids,
             right answers and number of choices as those of the run's ``task``.
-        answers: Files of v1's answers to the run's rows, where nothing else is left of it, nor its ``base``: what
-            ``muscle-hf evaluate`` wrote, or rows with ``prompt`` and ``prediction``.
+        answers: Files of v1's answers to the run's rows, where nothing else is left of it, so that it has no ``base``:
+            what ``muscle-hf evaluate`` wrote, or rows with ``prompt`` and ``prediction``.
         server: Where v1 is, if not here: no adapter is trained or loaded then, and ``base`` is only where its
             tokenizer and configuration are. What it says of the rows is kept in the teacher cache.
         chat_template: Its prompts are put into this chat template, each as the user's turn: a Jinja file, or the name
@@ -334,8 +334,8 @@ class RunSettings:
             raise MuscleError("new.server has no use: v2 is trained, so its weights have to be here")
         if self.new.answers:
             raise MuscleError("new.answers has no use: v2 is trained, so its weights have to be here")
-        if self.old.answers and not self.old.base:
-            # Whose tokenizer nobody needs.
+        if self.old.answers:
+            # Its own, if it is named, is nowhere to be had.
             self.old = dataclasses.replace(self.old, base=self.new.base, revision=self.new.revision)
         if missing := [f"{name}.base" for name in ("old", "new") if not getattr(self, name).base]:
             raise MuscleError(f"missing: {', '.join(missing)}")

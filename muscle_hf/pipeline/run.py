@@ -24,12 +24,11 @@ from muscle_hf.evaluation.tasks import Task
 from muscle_hf.files import alone, write_json, write_text
 from muscle_hf.hub.completing import complete_card
 from muscle_hf.hub.publishing import prepare_repository, publish
-from muscle_hf.pipeline import steps
+from muscle_hf.pipeline import sides, steps
 from muscle_hf.pipeline.config import ModelSettings, RunSettings
 from muscle_hf.pipeline.data import Splits, TrainingData, check_rows, describe_test_data, load_splits
 from muscle_hf.pipeline.finished import PREDICTIONS, RESULT_FILE, complete_run_card
 from muscle_hf.pipeline.once import Once, fingerprint, read_note, weights_key
-from muscle_hf.pipeline.sides import as_asked, in_own_words, recorded_answers, side_of, words_of_old
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, Result
 from muscle_hf.pipeline.teaching import FOLDER, Teaching, choose_teaching
 from muscle_hf.pipeline.transfer import load_checker, transfer_prompts
@@ -92,7 +91,7 @@ class Run:
         task = None if settings.task is None else load_task(settings.task)
         splits, old = load_splits(task, settings.data), None
         if task is not None and settings.old.task is not None:
-            old = in_own_words(settings.old, task, splits, settings.data)
+            old = sides.in_own_words(settings.old, task, splits, settings.data)
         run = cls(settings, task, splits, say, old)
         if task is not None:
             run.test_data = describe_test_data(task, settings.data)
@@ -125,7 +124,7 @@ class Run:
         self._check_target()
         self._check_folders()
         rows = {OLD: splits if old is None else old[1], NEW: splits}
-        self.sides = {name: side_of(self._version(name), tasks[name], rows[name]) for name in VERSIONS}
+        self.sides = {name: sides.side_of(self._version(name), tasks[name], rows[name]) for name in VERSIONS}
         if self._starts_from_old:
             steps.check_start(settings.old, settings.new, settings.lora)
             if self.level == "foreign":
@@ -139,6 +138,7 @@ class Run:
                 "v1 is asked in other words than v2, so that it can be followed in the answers alone; train on these: "
                 "training.trained_tokens: completion (with trainer: trl, training.completion_only_loss: true)"
             )
+        sides.check_answers(settings.old, self.sides[OLD], trains=settings.compatibility)
         self.data = self._tokenized(NEW)
         defaults = {"report_to": "none", "logging_strategy": "epoch", "disable_tqdm": False, "save_strategy": "no"}
         defaults["eval_strategy"] = "epoch" if self.data.validates else "no"
@@ -202,8 +202,8 @@ class Run:
     # ---- Adapters ----
 
     def _check_folders(self) -> None:
-        sides = {OLD: self.settings.old, NEW: self.settings.new}
-        named = {name: Path(side.adapter).resolve() for name, side in sides.items() if side.adapter}
+        versions = {OLD: self.settings.old, NEW: self.settings.new}
+        named = {name: Path(side.adapter).resolve() for name, side in versions.items() if side.adapter}
         for name in self.models:
             if name not in named and (self.folder / name).resolve() in named.values():
                 raise MuscleError(
@@ -368,10 +368,10 @@ class Run:
     def _choice_log(self, name: str) -> ChoiceLog:
         """A version's answers to the rows that are trained on and selected by, for rows in v2's words."""
         answers: list[Prediction] = []
-        for part in ("train", "validation", "transfer"):
+        for part in sides.TRAINED_PARTS:
             if items := getattr(self.sides[NEW].splits, part):
                 file = self.folder / f"{part}_{PREDICTIONS}" / f"{name}.jsonl"
-                answers += as_asked(self._answered(name, part, file), items)
+                answers += sides.as_asked(self._answered(name, part, file), items)
         return ChoiceLog(answers)
 
     def compatibility_trainer(
@@ -389,7 +389,7 @@ class Run:
             self.data,
             arguments,
             old_tokenizer=self.sides[OLD].tokenizer,
-            old_words=words_of_old(self.sides[OLD], self.sides[NEW], self.data),
+            old_words=sides.words_of_old(self.sides[OLD], self.sides[NEW], self.data),
             logs=logs or {},
             how=self._how,
             transfer=self.transfer,
@@ -476,13 +476,13 @@ class Run:
         how = {"how": self._how, "batch_size": settings.eval_batch_size, "data": data}
         how["progress"] = not self.training["disable_tqdm"]
         if side.answers:
-            answers = recorded_answers(side.answers, task, items)
+            answers = sides.recorded_answers(side.answers, task, items)
         elif side.server is not None:
             shown = {"partial": file.with_suffix(".partial"), "progress": how["progress"]}
             answers = evaluate_task_on_server(side.server.server(asked.tokenizer), task, items, **shown)
         else:
             answers = steps.answer(side, cast("str", side.adapter), task, items, **how)
-        answers = as_asked(answers, getattr(self.splits, kind))
+        answers = sides.as_asked(answers, getattr(self.splits, kind))
         if self._process.is_main_process:
             note.unlink(missing_ok=True)
             write_predictions(file, answers)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -13,13 +12,15 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.engine import chat_prompts
 from muscle_hf.evaluation.predictions import Prediction, item_hash
 from muscle_hf.evaluation.registry import load_task
-from muscle_hf.evaluation.rows import read_file
+from muscle_hf.evaluation.rows import read_rows
 from muscle_hf.evaluation.scoring import chosen_prediction, predictions_from
 from muscle_hf.evaluation.tasks import Item, Task
 from muscle_hf.pipeline.config import DataSettings, ModelSettings
 from muscle_hf.pipeline.data import Splits, TrainingData, load_splits
 from muscle_hf.pipeline.steps import load_tokenizer
 
+# Whose rows the compatibility adapter is trained on or selected by.
+TRAINED_PARTS = ("train", "validation", "transfer")
 _PARTS = tuple(field.name for field in fields(Splits))
 
 
@@ -110,7 +111,7 @@ def recorded_answers(files: Sequence[str], task: Task, items: Sequence[Item]) ->
     Raises:
         MuscleError: A file cannot be read, or items have no answer.
     """
-    rows = {row.get("prompt"): row for file in files for row in read_file(Path(file))}
+    rows = {row.get("prompt"): row for file in files for row in read_rows(file, "test")}
     missing = [item.id for item in items if item.prompt not in rows]
     if missing:
         raise MuscleError(
@@ -131,6 +132,13 @@ def recorded_answers(files: Sequence[str], task: Task, items: Sequence[Item]) ->
         else:
             found += predictions_from(task, [item], {item.id: scores if task.kind == "choice" else str(said)})
     return found
+
+
+def check_answers(old: ModelSettings, side: Side, *, trains: bool) -> None:
+    """Look for v1's answers to all rows, if it is known by these, also to those that are trained on; as
+    :func:`recorded_answers`."""
+    for part in ("test", *(TRAINED_PARTS if trains else ())) if old.answers else ():
+        recorded_answers(old.answers or [], cast("Task", side.task), getattr(side.splits, part))
 
 
 def as_asked(answers: Sequence[Prediction], items: Sequence[Item]) -> list[Prediction]:

@@ -309,9 +309,10 @@ def test_a_v1_of_which_nothing_but_answers_is_left(world, tmp_path):
     asked.old.answers = [str(tmp_path / "texts.jsonl")]
     run = make_run(dataclasses.replace(asked, output_dir=str(tmp_path / "texts")), said.append)
     assert (run.adapter("muscle") / "adapter_model.safetensors").is_file()
-    asked.old.answers = logs[:1]
-    with pytest.raises(MuscleError, match=r"old\.answers: 9 of 9 items"):
-        make_run(dataclasses.replace(asked, output_dir=str(tmp_path / "few"))).answers("old")
+    for files, said in ((logs[:1], r"old\.answers: 9 of 9 items"), ([str(tmp_path / "none.jsonl")], "none.jsonl")):
+        asked.old.answers = files
+        with pytest.raises(MuscleError, match=said):
+            make_run(asked)
     for changes in ({"old": ModelSettings()}, {"old": ModelSettings(answers=logs, adapter="x")}):
         with pytest.raises(MuscleError, match=r"old\.(base|adapter)"):
             dataclasses.replace(asked, **changes)
