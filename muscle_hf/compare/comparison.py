@@ -18,7 +18,7 @@ from muscle_hf.compare.join import Joined, Missing, join
 from muscle_hf.compare.repeats import check_repeats, count_repeats
 from muscle_hf.compare.roles import ReadOptions
 from muscle_hf.compare.slices import find_slices
-from muscle_hf.compare.sources import Source, as_source
+from muscle_hf.compare.sources import UNNAMED, Source, as_source
 from muscle_hf.compare.totals import groups, total_of
 from muscle_hf.errors import MuscleError
 
@@ -104,6 +104,9 @@ def compare(
     ]
     joined = [count_repeats(task, analysis.repeats) for task in joined]
     _check_cluster(joined, analysis.cluster)
+    noise = [dataclasses.replace(f, task=t) for t, f in _of_tasks({f.task: f for f in noise}, joined).items()]
+    budget = dataclasses.replace(budget or Budget())
+    budget.baseline = _of_tasks(budget.baseline, joined)
     tasks = _analyse(joined, models, analysis, {floor.task: set(floor.flaky) for floor in noise})
     together = groups(joined)
     totals = [
@@ -116,7 +119,7 @@ def compare(
     if noise and missed:
         warnings.append(f"no noise floor was measured for {', '.join(sorted(missed))}")
     shipped = list(candidates or [name for name in names[2:] if name not in controls] or names[1:2])
-    gate = check_gate(joined, tasks, shipped, budget or Budget(), analysis, totals=totals, noise=floors)
+    gate = check_gate(joined, tasks, shipped, budget, analysis, totals=totals, noise=floors)
     return Document(
         models=models,
         tasks=tasks,
@@ -137,6 +140,13 @@ def compare(
 
 def _path(entry: Any) -> str:
     return entry.path if isinstance(entry, Source) else str(entry) if isinstance(entry, (str, os.PathLike)) else ""
+
+
+def _of_tasks(earlier: Mapping[str, Any], joined: Sequence[Joined]) -> dict[str, Any]:
+    """What was measured earlier, by task; of a single one, files may have given the name then or now alone."""
+    if len(earlier) == 1 == len(joined) and UNNAMED in (*earlier, joined[0].task):
+        return {joined[0].task: next(iter(earlier.values()))}
+    return dict(earlier)
 
 
 def _alike(task: Joined, label: str) -> bool:
@@ -188,9 +198,7 @@ def _check_labels(
 
 
 def _check_cluster(joined: Sequence[Joined], cluster: str | None) -> None:
-    for task in joined:
-        if cluster is None:
-            return
+    for task in joined if cluster is not None else ():
         if cluster in task.columns and (task.columns[cluster][0] < 0).any():
             first = task.ids[int((task.columns[cluster][0] < 0).argmax())]
             raise MuscleError(f"task {task.task!r}: item {first!r} has no {cluster!r}; every item needs a source")

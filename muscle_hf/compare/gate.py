@@ -193,6 +193,8 @@ def check_gate(
             if task not in names and task != _ALL:
                 listed = ", ".join(sorted(names))
                 raise MuscleError(f"{rule} is limited for task {task!r}, which was not compared; there are {listed}")
+    if budget.baseline and not budget.baseline.keys() & names:
+        raise MuscleError(f"of the baseline's tasks, {', '.join(budget.baseline)}, none was compared")
     floors = budget.noise | {floor.task: floor.nfr.value for floor in noise}
     checks = []
     for task in results:

@@ -34,11 +34,11 @@ from muscle_hf.words import did_you_mean, name_tasks
 # The time stamps that lm-evaluation-harness and lighteval put at the end of file names.
 _STAMP = re.compile(r"_(\d{4}-\d{2}-\d{2}T\d{2}-\d{2}-\d{2}(?:\.\d+)?)$")
 # What a task is called that has no name, and names of files and folders that are none of a task.
-_UNNAMED = "predictions"
+UNNAMED = "predictions"
 _SAY_NOTHING = {
     "",
     "..",
-    _UNNAMED,
+    UNNAMED,
     "per_instance_stats",
     "results",
     "outputs",
@@ -119,8 +119,8 @@ def source_of(data: Any, name: str = "memory", options: ReadOptions | None = Non
     rows = _rows_in(unboxed(data), options) if isinstance(data, dict) else (rows_of(data), PLAIN)
     if not rows[0]:
         raise MuscleError(f"{name} holds no predictions")
-    filters = _add(source, in_memory(rows[0]), name, _UNNAMED, options, rows[1])
-    source.named_by = (_UNNAMED, Path()) if set(source.tables) == {_UNNAMED} else None
+    filters = _add(source, in_memory(rows[0]), name, UNNAMED, options, rows[1])
+    source.named_by = (UNNAMED, Path()) if set(source.tables) == {UNNAMED} else None
     return _checked(source, [], options, filters, [])
 
 
@@ -185,7 +185,7 @@ def _task_of(file: Path) -> str:
 def _names(root: Path, files: Sequence[Path]) -> list[str]:
     """What the tasks of some files are called: by the file, else by its folder, else by its whole path."""
     if not root.is_dir():
-        return [_task_of(root) if _STAMP.search(stem_of(root)) else _UNNAMED]
+        return [_task_of(root) if _STAMP.search(stem_of(root)) else UNNAMED]
     called = [_task_of(file) for file in files]
     for names in (called, [_folder_of(file) for file in files]):
         if len(set(names)) == len(files):
@@ -205,7 +205,7 @@ def call_alike(sources: Mapping[str, Source]) -> dict[str, Source]:
         return dict(sources)
     files = [found[1] for found in named if found is not None]
     shared = [set(map(_task_of, files)), set(map(_folder_of, files))] if len(set(map(_task_of, files))) == 1 else []
-    name = next((found.pop() for found in shared if len(found) == 1 and not found & _SAY_NOTHING), _UNNAMED)
+    name = next((found.pop() for found in shared if len(found) == 1 and not found & _SAY_NOTHING), UNNAMED)
 
     def called(source: Source, old: str) -> Source:
         tables = {name + task.removeprefix(old): table for task, table in source.tables.items()}

@@ -40,7 +40,9 @@ _COUNTED = re.compile(
 _APART = {"model", "model_name", "model_id", "metric", "metric_name", "judge", "grader", "scorer", "evaluator", "lang"}
 _APART |= {"language", "locale", "config"}
 # Words in the names of columns that number or name the repeats of an item.
-_REPEATS = re.compile("run|epoch|repeat|trial|seed|sample|attempt|try|replica|iteration|rollout|completion|turn", re.I)
+_REPEATS = re.compile(
+    "(?<![a-z])(run|epoch|repeat|trial|seed|sample|attempt|try|replica|iteration|rollout|completion|turn)s?(?![a-z])"
+)
 # Text longer than this, and columns with more distinct values, are no slices unless they are asked for by name.
 _MAX_LABEL = 100
 _MAX_VALUES = 1000
@@ -346,7 +348,7 @@ def _folded(table: Answers) -> tuple[Answers, str]:
         parts = (
             2 * len(labels) <= len(codes)
             and set(map(type, labels)) <= {str}
-            and not _REPEATS.search(str(name))
+            and not _REPEATS.search(re.sub("(?<=[a-z])(?=[A-Z])", "_", str(name)).lower())
             and len(np.unique(items * (len(labels) + 1) + codes)) == len(codes)
         )
         if varies and (parts or str(name).lower() in _APART):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muscle_hf.compare.analyse import AnalysisOptions, TaskAnalysis
-from muscle_hf.compare.document import Model, Update, plain
+from muscle_hf.compare.document import Model, plain
 from muscle_hf.compare.join import Joined, Missing, join
 from muscle_hf.compare.roles import ReadOptions
 from muscle_hf.compare.sources import Source, as_source
@@ -175,7 +175,11 @@ def _measure(joined: Joined, shares: Sequence[float], level: float) -> Targets:
     result = TaskAnalysis(joined, models, AnalysisOptions(level=level)).result()
     plain_update, *updates = result.updates
     chosen = choose_target(list(choices), np.stack(list(correct.values())), joined.correct("old"))
-    targets = {update.label: _target(update) for update in updates}
+    targets = {
+        update.label: Target(update.label, update.accuracy, update.rates["nfr"], held.delta_accuracy, held.delta_nfr)
+        for update in updates
+        if (held := update.against_new) is not None
+    }
     return Targets(
         task=joined.task,
         items=result.items,
@@ -185,12 +189,6 @@ def _measure(joined: Joined, shares: Sequence[float], level: float) -> Targets:
         targets=list(targets.values()),
         chosen=targets[chosen],
     )
-
-
-def _target(update: Update) -> Target:
-    held = update.against_new
-    assert held is not None  # as of every compatibility model
-    return Target(update.label, update.accuracy, update.rates["nfr"], held.delta_accuracy, held.delta_nfr)
 
 
 def _read_likelihoods(joined: Joined) -> tuple[NDArray[np.bool_], list[Floats]]:

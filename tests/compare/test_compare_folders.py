@@ -9,7 +9,7 @@ from tool_logs import LOGS, RIGHT, TOOLS, kept, write_log
 
 from muscle_hf import MuscleError
 from muscle_hf.cli.main import main
-from muscle_hf.compare import ReadOptions, compare, measure_noise, read_source
+from muscle_hf.compare import Budget, ReadOptions, compare, measure_noise, read_baseline, read_source
 
 
 def rows(side: str) -> list[dict]:
@@ -60,6 +60,23 @@ def test_two_files_of_one_name_are_that_task(tmp_path):
     assert [floor.task for floor in floors] == ["gsm8k"]
     metrics = compare(old / "gsm8k.jsonl", new / "gsm8k.jsonl", read=ReadOptions(metric="correct,correct"))
     assert [task.name for task in metrics.tasks] == ["gsm8k [correct]"]
+
+
+def test_what_was_measured_before_is_of_the_same_task_whatever_files_were_called(tmp_path):
+    old, new = write_both(tmp_path, "gsm8k.jsonl", "{}.jsonl")
+    write_log(old, rows("old"), "again.jsonl")
+    document = compare(old / "old.jsonl", new / "new.jsonl")
+    (tmp_path / "earlier.json").write_text(document.to_json(), encoding="utf-8")
+    floors = measure_noise([read_source(old / name) for name in ("old.jsonl", "again.jsonl")])
+    budget = Budget(baseline=read_baseline(str(tmp_path / "earlier.json")))
+    document = compare(old / "gsm8k.jsonl", new / "gsm8k.jsonl", noise=floors, budget=budget)
+    assert [floor.task for floor in document.noise] == ["gsm8k"]
+    assert [(check.rule, check.noise_floor) for check in document.gate.checks] == [("baseline", 0.0)]
+    write_log(old, rows("old"), "mmlu.jsonl")
+    write_log(new, rows("new"), "mmlu.jsonl")
+    budget = Budget(baseline={"other": budget.baseline["predictions"]}, limits={"max_nfr": {"*": 0.9}})
+    with pytest.raises(MuscleError, match="other"):
+        compare(old / "mmlu.jsonl", new / "mmlu.jsonl", budget=budget)
 
 
 def test_what_holds_no_answers_is_left_aside(tmp_path):

@@ -171,8 +171,12 @@ def test_ids_that_start_again_in_each_part():
     with pytest.raises(MuscleError, match=r"id=ID\+subject"):
         compare(old, new)
     assert compare(old, new, read=ReadOptions(columns={"id": "subject+id"})).tasks[0].updates[0].counts == FLIPS
-    old, new = sides(lambda i, right: {"id": i // 2, "run": "ab"[i % 2], "correct": right})
-    assert compare(old, new).tasks[0].runs == 2
+    for name in ("run", "runId", "sample_nr"):
+        old, new = sides(lambda i, right, name=name: {"id": i // 2, name: "ab"[i % 2], "correct": right})
+        assert compare(old, new).tasks[0].runs == 2
+    old, new = sides(lambda i, right: {"id": i // 2, "country": "ab"[i % 2], "correct": right})
+    with pytest.raises(MuscleError, match="country"):
+        compare(old, new)
 
 
 def test_one_file_of_both_models(tmp_path: Path, capsys):
