@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -83,23 +83,26 @@ def read_source(path: str | os.PathLike[str], options: ReadOptions | None = None
     options, root = options or ReadOptions(), Path(path)
     if not root.exists():
         raise MuscleError(f"there is no file or folder {path}")
-    files, warnings = _choose_files(root) if root.is_dir() else ([root], [])
-    names = _names(root, files)
-    source = Source(str(path), "", {}, warnings)
+    source = Source(str(path), "", {})
     filters: set[str] = set()
     aside: list[NotJudged] = []
+    names: list[str] = []
     bases = list(map(base_task, options.tasks))
-    for file, name in zip(files, names, strict=True):
-        # Such a log holds the task that its name tells, perhaps by several filters.
-        if _STAMP.search(stem_of(file)) and options.tasks and not _is_among(name, [*options.tasks, *bases]):
-            continue
-        try:
-            known = bool(source.tables)
-            filters |= _add(source, open_records(file), str(file), name, options)
-            alone = not known and all(task.startswith(name) for task in source.tables)
-            source.named_by = (name, file) if alone and not _STAMP.search(stem_of(file)) else None
-        except NotJudged as error:
-            aside.append(error)
+    for files, source.warnings in _choices(root) if root.is_dir() else [([root], [])]:
+        names = _names(root, files)
+        for file, name in zip(files, names, strict=True):
+            # Such a log holds the task that its name tells, perhaps by several filters.
+            if _STAMP.search(stem_of(file)) and options.tasks and not _is_among(name, [*options.tasks, *bases]):
+                continue
+            try:
+                known = bool(source.tables)
+                filters |= _add(source, open_records(file), str(file), name, options)
+                alone = not known and all(task.startswith(name) for task in source.tables)
+                source.named_by = (name, file) if alone and not _STAMP.search(stem_of(file)) else None
+            except NotJudged as error:
+                aside.append(error)
+        if source.tables:
+            break
     return _checked(source, names, options, filters, aside)
 
 
@@ -214,8 +217,8 @@ def call_alike(sources: Mapping[str, Source]) -> dict[str, Source]:
     return {label: called(source, (source.named_by or "")[0]) for label, source in sources.items()}
 
 
-def _choose_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """The log files of one run below a folder, the newest of each task."""
+def _choices(folder: Path) -> Iterator[tuple[list[Path], list[str]]]:
+    """The log files of one run in a folder, the newest of each task, and what is to be said; if none is one, others."""
     for pattern, writer in (("samples_*.jsonl*", "lm-eval"), ("details_*.parquet", "lighteval")):
         files = sorted(folder.rglob(pattern))
         if files:
@@ -229,17 +232,21 @@ def _choose_files(folder: Path) -> tuple[list[Path], list[str]]:
                 newest[_task_of(file)] = file
             old = len(files) - len(newest)
             note = f"{folder}: {old} older {writer} log(s) of the same tasks were left aside" if old else ""
-            return list(newest.values()), [note] if note else []
+            yield list(newest.values()), [note] if note else []
+            return
+    seen: set[Path] = set()
     # Beside the judgements of an item, HELM writes several files about them.
     for pattern in ("**/per_instance_stats.json*", "*", "**/*"):
-        found = (file for file in folder.glob(pattern) if suffix_of(file) in SUFFIXES and file.is_file())
+        found = {file for file in folder.glob(pattern) if suffix_of(file) in SUFFIXES and file.is_file()} - seen
         files = sorted(file for file in found if not re.search(r"(^|/)\.", file.relative_to(folder).as_posix()))
         if files:
-            return files, []
-    raise MuscleError(
-        f"{folder} has no log that is known: lm-eval's samples_*.jsonl (run it with --log_samples), lighteval's "
-        f"details_*.parquet (--save-details), or files of predictions ({', '.join(SUFFIXES)})"
-    )
+            yield files, []
+        seen |= found
+    if not seen:
+        raise MuscleError(
+            f"{folder} has no log that is known: lm-eval's samples_*.jsonl (run it with --log_samples), lighteval's "
+            f"details_*.parquet (--save-details), or files of predictions ({', '.join(SUFFIXES)})"
+        )
 
 
 def _rows_in(document: Any, options: ReadOptions) -> tuple[list[Any], Layout]:

@@ -94,6 +94,16 @@ def test_what_holds_no_answers_is_left_aside(tmp_path):
         compare(old, new)
 
 
+def test_logs_below_a_summary_are_found(tmp_path):
+    old, new = write_both(tmp_path, "tasks/gsm8k.jsonl", "tasks/mmlu.jsonl")
+    for side in (old, new):
+        write_log(side, {"accuracy": 0.5}, "summary.json")
+    assert tasks(old, new) == ["gsm8k", "mmlu"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MuscleError, match="--log_samples"):
+        read_source(tmp_path / "empty")
+
+
 def test_folders_of_helm_and_opencompass(tmp_path):
     for side in RIGHT:
         for task in ("sums:subject=all,", "products:"):
