@@ -193,7 +193,9 @@ def _names(root: Path, files: Sequence[Path]) -> list[str]:
     for names in (called, [_folder_of(file) for file in files]):
         if len(set(names)) == len(files):
             return names
-    return [(file.relative_to(root).parent / name).as_posix() for file, name in zip(files, called, strict=True)]
+    # A name that any task's file may have is none.
+    parts = [[] if name in _SAY_NOTHING else [name] for name in called]
+    return [file.relative_to(root).parent.joinpath(*part).as_posix() for file, part in zip(files, parts, strict=True)]
 
 
 def _folder_of(file: Path) -> str:
@@ -218,7 +220,7 @@ def call_alike(sources: Mapping[str, Source]) -> dict[str, Source]:
 
 
 def _choices(folder: Path) -> Iterator[tuple[list[Path], list[str]]]:
-    """The log files of one run in a folder, the newest of each task, and what is to be said; if none is one, others."""
+    """The log files of one run in a folder, the newest of each task, and what is to be said; else others."""
     for pattern, writer in (("samples_*.jsonl*", "lm-eval"), ("details_*.parquet", "lighteval")):
         files = sorted(folder.rglob(pattern))
         if files:

@@ -99,6 +99,10 @@ def test_logs_below_a_summary_are_found(tmp_path):
     for side in (old, new):
         write_log(side, {"accuracy": 0.5}, "summary.json")
     assert tasks(old, new) == ["gsm8k", "mmlu"]
+    old, new = write_both(tmp_path / "other", "gsm8k/results.jsonl", "mmlu/results.jsonl")
+    for side in (old, new):
+        write_log(side / "mmlu", {"shots": 5}, "config.json")
+    assert tasks(old, new) == ["gsm8k", "mmlu"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(MuscleError, match="--log_samples"):
         read_source(tmp_path / "empty")
