@@ -125,6 +125,23 @@ def test_its_body_sees_a_row_once_and_numbers_outlive_the_run(tmp_path, monkeypa
     assert kept.stat().st_size < 4096
 
 
+def test_where_the_cache_has_all_numbers_its_body_is_not_even_loaded(tmp_path):
+    base = builders.llama(1)
+    base.save_pretrained(tmp_path / "base")
+    old = builders.with_lora(base, 10)
+    old.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    old.save_pretrained(tmp_path / "old")
+    settings = {"old_targets": "answer", "teacher_cache": str(tmp_path / "cache"), "mask": "mean", "max_steps": 2}
+    settings["old_processing_class"] = tokenizer()
+    trained = []
+    for name in ("first", "second"):
+        trainer = made(tmp_path / name, str(tmp_path / "old"), **settings)
+        trainer.train()
+        trained.append(builders.weights_of(trainer.model))
+    assert trainer.teachers["old"]._loaded is None
+    assert all(torch.equal(weight, trained[1][name]) for name, weight in trained[0].items() if "default" in name)
+
+
 @pytest.mark.parametrize("kind", ["memory", "log"])
 def test_a_run_that_goes_on_is_the_run(kind, tmp_path):
     settings = {"old_targets": "answer", "max_steps": 6, "mask": "mean", "save_strategy": "steps", "save_steps": 3}
