@@ -34,8 +34,6 @@ from muscle_hf.pipeline.teaching import FOLDER, Teaching, choose_teaching
 from muscle_hf.pipeline.transfer import load_checker, transfer_prompts
 from muscle_hf.prompts import TransferPrompts
 from muscle_hf.teachers.start import start_from
-from muscle_hf.tokens import compare_vocabularies
-from muscle_hf.tokens.levels import Level
 from muscle_hf.trainer import MuscleTrainer
 from muscle_hf.training.checkpoints import staged
 
@@ -153,9 +151,9 @@ class Run:
         return training.get("trained_tokens") == "completion" or training.get("completion_only_loss") is True
 
     @cached_property
-    def level(self) -> Level:
+    def level(self) -> str:
         """How far the tokenizers of both versions agree."""
-        return compare_vocabularies(*(self.sides[name].tokenizer for name in (OLD, NEW))).level
+        return sides.level_of(self.sides[OLD], self.sides[NEW])
 
     def whole(self) -> Result | None:
         """All steps.

@@ -18,6 +18,7 @@ from muscle_hf.evaluation.tasks import Item, Task
 from muscle_hf.pipeline.config import DataSettings, ModelSettings
 from muscle_hf.pipeline.data import Splits, TrainingData, load_splits
 from muscle_hf.pipeline.steps import load_tokenizer
+from muscle_hf.tokens import compare_vocabularies
 
 # Whose rows the compatibility adapter is trained on or selected by.
 TRAINED_PARTS = ("train", "validation", "transfer")
@@ -88,6 +89,14 @@ def in_own_words(version: ModelSettings, task: Task, splits: Splits, data: DataS
 def _question(item: Item) -> tuple[str, int, tuple[int, ...], list[str]]:
     """What of an item does not depend on the words it is asked in."""
     return item.id, len(item.choices), item.answers, [text.strip() for text in item.references]
+
+
+def level_of(old: Side, new: Side) -> str:
+    """How far two tokenizers agree; ``foreign`` also where tokens are no byte strings: scores can be followed."""
+    try:
+        return compare_vocabularies(old.tokenizer, new.tokenizer).level
+    except MuscleError:
+        return "foreign"
 
 
 def words_of_old(old: Side, new: Side, data: TrainingData) -> Callable[[Mapping[str, Any]], tuple[str, str]] | None:

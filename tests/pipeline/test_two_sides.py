@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from muscle_hf import TransferPrompts
@@ -283,6 +283,17 @@ def test_scores_of_choices_are_followed_where_tokens_or_words_differ_or_the_sett
     asked.training = {**asked.training, **training}
     found = make_run(asked, lambda line: None).teaching()
     assert found.scores is scores and ("scores of the choices" in found.why) is scores
+
+
+def test_scores_are_followed_whatever_the_tokens_are(world, tmp_path):
+    """Lower-cased ones are no byte strings, which v1 cannot be followed in token by token."""
+    lower = AutoTokenizer.from_pretrained(world / "v1")
+    lower.backend_tokenizer.normalizer = normalizers.Lowercase()
+    lower.save_pretrained(tmp_path / "lower")
+    asked = settings(world, tmp_path, {"tokenizer": str(tmp_path / "lower")}, control=False)
+    run = make_run(asked, lambda line: None)
+    assert run.level == "foreign" and run.teaching().scores
+    assert (run.adapter("muscle") / "adapter_model.safetensors").is_file()
 
 
 def test_a_v1_of_which_nothing_but_answers_is_left(world, tmp_path):
