@@ -19,7 +19,8 @@ from muscle_hf.evaluation.loading import load_for_evaluation, tokenizer_of
 from muscle_hf.evaluation.state import untouched
 from muscle_hf.evaluation.tasks import Task
 from muscle_hf.files import StrPath
-from muscle_hf.teachers.adapters import frozen_view, put_beside
+from muscle_hf.teachers.adapter_files import put_beside
+from muscle_hf.teachers.adapters import frozen_view
 from muscle_hf.teachers.loading import FETCH_KEYS, find_adapter
 from muscle_hf.teachers.sharing import adds_only
 from muscle_hf.user_code import about_to_run

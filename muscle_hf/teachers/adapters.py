@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from peft import PeftConfig, PeftModel
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, PeftType, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
+from peft.utils import PeftType
 from torch import nn
 
 from muscle_hf.compat.peft import AuxiliaryTrainingWrapper, BaseTuner, BaseTunerLayer, active_adapter
 from muscle_hf.errors import MuscleError
-from muscle_hf.teachers.sharing import adds_only, can_share, file_adds_only, same_base_after, starts_neutral
+from muscle_hf.teachers.sharing import adds_only, same_base_after, starts_neutral
 from muscle_hf.teachers.weights import base_of
 
 # What the compatibility adapter is called in the model: `Trainer` saves and reloads only this name at the root of a
@@ -80,14 +78,15 @@ def adapter_state(model: nn.Module, adapter: str) -> dict[str, Any]:
 
 def differing_state(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """The names under which two adapters have other tensors, numbers or words (:func:`adapter_state`)."""
-    return [key for key in {**one, **other} if not _same_state(one.get(key), other.get(key))]
+    return [key for key in {**one, **other} if not same_state(one.get(key), other.get(key))]
 
 
-def _same_state(one: Any, other: Any) -> bool:
+def same_state(one: Any, other: Any) -> bool:
+    """Whether two tensors, numbers or words that adapters hold are the same, also within lists."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return one.shape == other.shape and torch.equal(one, other.to(one))
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(map(_same_state, one, other))
+        return len(one) == len(other) and all(map(same_state, one, other))
     plain = (bool, int, float, str, type(None))
     # Other objects are PEFT's own, made of the configuration.
     return one == other if isinstance(one, plain) and isinstance(other, plain) else type(one) is type(other)
@@ -206,85 +205,6 @@ def _copied(held: Any, device: torch.device) -> Any:
         else:
             own[attribute] = value.copy() if isinstance(value, (dict, list, set)) else value
     return twin
-
-
-def read_adapter(model: PeftModel, name: str, folder: Path) -> None:
-    """Read the weights of an adapter that the model already has from a folder's safetensors file.
-
-    Modes, gradients and the active adapter stay as they are.
-
-    Args:
-        model: Has the adapter ``name``, of the same configuration as the one in the folder.
-        name: The adapter to overwrite.
-        folder: Holds ``adapter_model.safetensors``.
-
-    Raises:
-        MuscleError: The file is missing, or its weights are not those of this adapter on this base.
-    """
-    file = Path(folder) / SAFETENSORS_WEIGHTS_NAME
-    if not file.is_file():
-        raise MuscleError(f"{folder} holds no {SAFETENSORS_WEIGHTS_NAME}; pickled adapters are not read")
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    from muscle_hf.files import readable
-
-    with readable(f"the weights in {folder}"):
-        weights = load_file(file)
-    try:
-        result = set_peft_model_state_dict(model, weights, adapter_name=name)
-    except (RuntimeError, KeyError) as error:
-        raise MuscleError(f"the adapter in {folder} was trained for another base: {error}") from error
-    missing = _missing(model, name, result.missing_keys)
-    # Of tied and of resized embeddings PEFT saves some tensors twice, and reads them once.
-    read = [tensor for key, tensor in weights.items() if key not in result.unexpected_keys]
-    unexpected = [k for k in result.unexpected_keys if not any(_same_state(weights[k], tensor) for tensor in read)]
-    if missing or unexpected:
-        raise MuscleError(
-            f"the adapter in {folder} was trained for another base, or its file is incomplete: "
-            f"{len(missing)} weights are missing, {len(unexpected)} have no place; first: {(missing + unexpected)[0]}"
-        )
-    for parameter, flag in flags:
-        parameter.requires_grad = flag
-
-
-def saved_tensors(model: PeftModel, name: str) -> set[int]:
-    """The ``id()`` of the parameters and buffers that PEFT writes into an adapter's file."""
-    # The base's embeddings are no part of an adapter, and looking whether they were resized needs the Hub.
-    saved = get_peft_model_state_dict(model, model.state_dict(keep_vars=True), name, save_embedding_layers=False)
-    return {id(tensor) for tensor in saved.values()}
-
-
-def _missing(model: PeftModel, name: str, keys: list[str]) -> list[str]:
-    """Those of the names left empty whose tensors belong into an adapter's file, and which no other name filled."""
-    # All of the base is among them, and of an adapter only what has its name.
-    if not any(name in key.split(".") for key in keys):
-        return []
-    tensors, empty = model.state_dict(keep_vars=True), set(keys)
-    # Tied layers and banks that layers share are one tensor under many names, and in the file under one of them.
-    filled = {id(tensor) for key, tensor in tensors.items() if key not in empty}
-    wanted = saved_tensors(model, name) - filled
-    return [key for key in keys if id(tensors.get(key)) in wanted]
-
-
-def put_beside(model: PeftModel, folder: Path, config: PeftConfig, name: str) -> bool:
-    """Load an adapter beside those of a model, if it computes there what it computes on a base of its own.
-
-    Args:
-        model: On the adapter's base.
-        folder: Of the adapter.
-        config: Of the adapter.
-        name: What it is called in the model; it is not activated.
-
-    Returns:
-        Whether it was loaded.
-
-    Raises:
-        MuscleError: It was trained for another base.
-    """
-    if not (can_share(model, config) and adds_only(config) and file_adds_only(folder, config, model)):
-        return False
-    add_adapter(model, name, config, autocast_dtype=True)
-    read_adapter(model, name, folder)
-    return True
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.files import readable
 from muscle_hf.record import PROVENANCE_FILE, check_weights, is_commit, read_provenance
 from muscle_hf.teachers import pool
-from muscle_hf.teachers.adapters import read_adapter
+from muscle_hf.teachers.adapter_files import read_adapter
 from muscle_hf.teachers.checks import refuse_prompts
 from muscle_hf.teachers.kinds import ModelKind
 from muscle_hf.teachers.weights import input_embeddings

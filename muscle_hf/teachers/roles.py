@@ -22,7 +22,6 @@ from muscle_hf.teachers.adapters import (
     STUDENT_ADAPTER,
     adapter_parameters,
     copy_adapter,
-    put_beside,
 )
 from muscle_hf.teachers.checks import check_recorded_base, only_active_adapter, same_architecture, same_config
 from muscle_hf.teachers.kinds import ModelKind, kind_of
@@ -286,6 +285,7 @@ def _from_name(role: str, name: str, student: PeftModel, kind: ModelKind, argume
 def _from_adapter(
     role: str, adapter: AdapterFolder, student: PeftModel, kind: ModelKind, arguments: dict[str, Any]
 ) -> Teacher:
+    from muscle_hf.teachers.adapter_files import put_beside
     from muscle_hf.teachers.loading import load_adapter_base, put_adapter
 
     # The order matters: the base's files are read only for an adapter that can be put on the student's.

@@ -14,12 +14,12 @@ from peft.utils import PeftType
 from transformers import PreTrainedConfig
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.teachers.adapter_files import saved_tensors
 from muscle_hf.teachers.adapters import (
     STUDENT_ADAPTER,
     adapter_parameters,
     adapter_state,
     differing_state,
-    saved_tensors,
 )
 from muscle_hf.teachers.blueprint import blueprint, target_layers
 from muscle_hf.teachers.checks import only_active_adapter

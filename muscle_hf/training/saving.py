@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters, read_adapter
+from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters
 from muscle_hf.teachers.sharding import is_sharded
 from muscle_hf.training.base import TrainerParts
 
@@ -89,12 +89,17 @@ class SavingMixin(TrainerParts):
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            read_adapter(self.student, STUDENT_ADAPTER, Path(resume_from_checkpoint))
+            self._read_student(resume_from_checkpoint)
+
+    def _read_student(self, folder: str) -> None:
+        from muscle_hf.teachers.adapter_files import read_adapter
+
+        read_adapter(self.student, STUDENT_ADAPTER, Path(folder))
 
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_best_model()
         else:
-            read_adapter(self.student, STUDENT_ADAPTER, Path(cast("str", self.state.best_model_checkpoint)))
+            self._read_student(cast("str", self.state.best_model_checkpoint))
         # What was logged after the best step is not about the weights that are now in the model.
         self._best_loaded_at = len(self.state.log_history)
