@@ -297,12 +297,12 @@ class ForeignReader(Reader):
             view = self._view(tuple(ids.tolist()), tuple((numbers[columns[rows == row]] + 1).tolist()))
             known = [place for place in view.places if place is not None]
             views.append(view)
-            spelt.append(
-                range(known[0].begun, known[-1].done) if known and len(known) == len(view.places) else range(0)
-            )
-        labels = np.full((len(views), max(own.stop for own in spelt) or 1), IGNORED)
+            # Between the turns of a conversation stands what nobody is trained on.
+            own = {at for place in known for at in range(place.begun, place.done)}
+            spelt.append(sorted(own) if len(known) == len(view.places) else [])
+        labels = np.full((len(views), max((own[-1] + 1 for own in spelt if own), default=1)), IGNORED)
         for row, (view, own) in enumerate(zip(views, spelt, strict=True)):
-            labels[row, own.start - 1 : own.stop - 1] = view.old_ids[own.start : own.stop]
+            labels[row, np.array(own, dtype=int) - 1] = [view.old_ids[at] for at in own]
         return self._batch(batch, views, labels)
 
 

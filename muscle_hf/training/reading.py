@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -48,13 +50,14 @@ def tell_old_rows(teacher: Teacher, tokenizer: Any, rows: Any, raw: Any, formatt
         return
     if isinstance(rows, IterableDataset) or not hasattr(rows, "__getitem__"):
         raise MuscleError("v1's own words are made of rows with a length, not of a stream; read the rows into memory")
-    given = rows if raw is None else raw
+    # Conversations are still in the rows that were prepared of them, and there in one form.
+    given = rows if raw is None or formatting is None else raw
     if len(given) != len(rows):
         raise MuscleError(
             f"{len(given)} rows became {len(rows)} when they were prepared, so v1's words cannot be told apart any "
             "more; leave packing and filters out, or tokenize the rows yourself and keep their columns"
         )
-    words = formatting or messages_of
+    words = formatting or partial(_in_own_chat, teacher.tokenizer or tokenizer)
     ids = [list(rows[index]["input_ids"]) for index in range(len(rows))]
     tell_old_words(teacher, tokenizer, ids, (words({**rows[i], **given[i]}) for i in range(len(rows))))
 
@@ -70,6 +73,8 @@ def tell_old_words(teacher: Teacher, tokenizer: Any, rows: Sequence[Sequence[int
 def _encoded(tokenizer: Any, said: Any, ended: bool) -> list[int]:
     if isinstance(said, tuple):
         return encode_answers(tokenizer, [said], end_answers=ended)[0]["input_ids"]
+    if isinstance(said, list) and said and isinstance(said[0], int):
+        return said
     if isinstance(said, str):
         ids = list(tokenizer(said)["input_ids"])
         end = tokenizer.eos_token_id
@@ -77,20 +82,24 @@ def _encoded(tokenizer: Any, said: Any, ended: bool) -> list[int]:
     return list(tokenizer.apply_chat_template(list(said), tokenize=True, return_dict=True)["input_ids"])
 
 
-def messages_of(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The conversation of a row in one of TRL's forms.
+def _in_own_chat(tokenizer: Any, row: Mapping[str, Any]) -> list[int]:
+    """A row's conversation in a tokenizer's chat template, with its tools and the template's settings as TRL's rows
+    have them.
 
     Raises:
-        MuscleError: It has none.
+        MuscleError: The row has none.
     """
-    if row.get("messages"):
-        return row["messages"]
-    if isinstance(row.get("prompt"), list):
-        return [*row["prompt"], *row["completion"]]
-    raise MuscleError(
-        "the rows have no messages to put into v1's chat template; pass old_formatting_func=, which makes v1's prompt "
-        "and the answer of a row"
-    )
+    found, prompt, tools = row.get("messages"), row.get("prompt"), row.get("tools")
+    if not found and isinstance(prompt, list):
+        found = [*prompt, *row["completion"]]
+    if not found:
+        raise MuscleError(
+            "the rows have no messages to put into v1's chat template; pass old_formatting_func=, which makes v1's "
+            "prompt and the answer of a row"
+        )
+    tools = json.loads(tools) if isinstance(tools, str) else tools
+    given = {"tools": tools, **(row.get("chat_template_kwargs") or {})}
+    return list(tokenizer.apply_chat_template(found, tokenize=True, return_dict=True, **given)["input_ids"])
 
 
 def look_at(teacher: Teacher, trainer: Any) -> None:
@@ -126,9 +135,10 @@ def look_at(teacher: Teacher, trainer: Any) -> None:
             return
         raise MuscleError(
             f"v1 reads only {int(rows[0])} of {int(rows[1])} training rows in its own tokens: of the others its "
-            "tokenizer changes the text, or its words have another answer than the row. Normalise the texts as both "
-            "tokenizers do, give old_formatting_func the row's own answer, or write v1's answers with muscle-hf "
-            "evaluate and pass old_model=ChoiceLog(FILE)"
+            "tokenizer changes the text, or its words have another answer than the row, or prompts in other words are "
+            "trained on too. Normalise the texts as both tokenizers do, give old_formatting_func the row's own "
+            "answer, train on the answers alone (assistant_only_loss or completion_only_loss of TRL), or write v1's answers "
+            "with muscle-hf evaluate and pass old_model=ChoiceLog(FILE)"
         )
     shared = reader.vocabularies.shared
     reader.share = {"level": reader.level, "shared_tokens": shared, "rows_read": float(rows[0] / rows[1])}

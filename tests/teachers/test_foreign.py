@@ -245,3 +245,42 @@ def test_from_a_full_cache_its_body_is_not_loaded_and_its_own_tokenizer_is_found
     losses = [made.compute_loss(made.model, builders.collate(rows())).item() for made in (expected, second)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert isinstance(second.teachers["old"], CachedTeacher) and second.teachers["old"]._loaded is None
+
+
+def chat_template(begin, turn):
+    said = "{% generation %} {{ m.content }}{{ eos_token }}{% endgeneration %}"
+    turns = f"{turn}{{% if m.role == 'assistant' %}}{said}{{% else %}}{{{{ m.content }}}}{{% endif %}}"
+    return f"{{{{ bos_token }}}}{begin}{{% for m in messages %}}{turns}{{% endfor %}}"
+
+
+def test_of_a_conversation_v1_is_asked_what_the_assistant_says(tmp_path):
+    """In its own chat template, with the row's tools and settings; what users say between is nobody's answer."""
+    pytest.importorskip("trl")
+    from datasets import Dataset
+
+    from muscle_hf import MuscleSFTConfig, MuscleSFTTrainer
+
+    new = tokenizer(330, chat_template("{{ tools[0].name }}", "[{{ m.role }}]"))
+    old = tokenizer(270, chat_template("{{ tools[0].name }} {{ mood }}:", "{{ m.role }}>"))
+    new.pad_token = new.eos_token
+    said = [("user", TEXTS[0]), ("assistant", "a"), ("user", "who"), ("assistant", "b")]
+    turns = [{"role": role, "content": text} for role, text in said]
+    row = {"messages": turns, "tools": [{"name": "look"}], "chat_template_kwargs": {"mood": "glad"}}
+    # Of the second nothing is left that is trained on.
+    long = {**row, "messages": [{"role": "user", "content": "over " * 40}, *turns[1:]]}
+    settings = {"max_steps": 1, "report_to": "none", "use_cpu": True, "bf16": False, "mask": "mean", "max_length": 80}
+    made = MuscleSFTTrainer(
+        model(2, 330),
+        MuscleSFTConfig(str(tmp_path), assistant_only_loss=True, old_targets="answer", **settings),
+        old_model=model(1, 270),
+        old_processing_class=old,
+        train_dataset=Dataset.from_list([row, long, row]),
+        processing_class=new,
+    )
+    assert len(made.train_dataset) == 2
+    batch = made.batch_of(made.data_collator([made.train_dataset[0]]))
+    spelt = made.teachers["old"].spelling(batch.answers())
+    assert old.decode(spelt.targets) == " a</s> b</s>"
+    read = old.decode(spelt.inputs["input_ids"][0])
+    assert read.startswith(f"<s>look glad:user>{TEXTS[0]}assistant> a</s>user>whoassistant> b")
+    made.train()
