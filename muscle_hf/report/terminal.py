@@ -196,7 +196,7 @@ def plan_table(plan: Sequence[tuple[str, str, float, float, int | None]], level:
     for rule, task, limit, expected, needed in plan:
         show = w.percent if rule == "max_nfr" else w.points
         table.add_row(
-            f"{w.RULES[rule]} {show(limit)}",
+            w.limit_text(rule, w.RULES[rule], show(limit)),
             _data("every task" if task == "*" else task),
             show(expected),
             "–" if needed is None else w.count(needed),

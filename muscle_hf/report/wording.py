@@ -212,8 +212,12 @@ def rule_text(check: GateCheck) -> str:
     words = RULES.get(check.rule, check.rule)
     if check.kind == "score":
         words = SCORE_RULES.get(check.rule, words)
-    limit = show_limited(check)(check.limit)
-    return f"{words} {limit.removeprefix('+') if check.rule == 'max_regression' else limit}"
+    return limit_text(check.rule, words, show_limited(check)(check.limit))
+
+
+def limit_text(rule: str, words: str, limit: str) -> str:
+    """A rule's words with its limit; a regression is told without its sign."""
+    return f"{words} {limit.removeprefix('+') if rule == 'max_regression' else limit}"
 
 
 def decisive(check: GateCheck) -> Estimate:

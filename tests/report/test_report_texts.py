@@ -241,6 +241,15 @@ def test_numbers_in_words(shown, expected):
     assert shown == expected
 
 
+def test_a_plan_says_limits_as_the_gate_does():
+    console = Console(file=io.StringIO(), width=100)
+    console.print(
+        terminal.plan_table([("max_regression", "*", 0.01, 0.005, 7), ("max_nfr", "a", 0.02, 0.0, None)], 0.95)
+    )
+    said = console.file.getvalue()
+    assert "at most 1.0 pts" in said and "+0.50 pts" in said and "at most 2.0%" in said
+
+
 def test_what_is_worse_than_old_is_not_recommended():
     """Near chance, as a report that once said in bold that new leads on both."""
     old, worse, level = (choice_predictions(2000, right, seed) for right, seed in ((0.45, 1), (0.3, 2), (0.455, 3)))
