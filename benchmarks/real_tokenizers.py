@@ -1,6 +1,6 @@
 """Tokenizers of real model families against each other: how far they agree, and what v1 has a say in.
 
-    python benchmarks/real_tokenizers.py FOLDER    # writes benchmarks/results/real_tokenizers.md
+    python benchmarks/real_tokenizers.py FOLDER [NAME ...]    # writes benchmarks/results/real_tokenizers.md
 
 FOLDER has a folder for each tokenizer, as `AutoTokenizer.from_pretrained` reads it. For every pair: the level, the
 byte strings that are tokens of both, v1's tokens that leave the student's open, the share of the rows below whose
@@ -16,6 +16,7 @@ import itertools
 from pathlib import Path
 
 from reporting import publish, timed, where
+from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from muscle_hf.tokens import Aligner, ByteVocabulary, CellTable, compare_vocabularies
@@ -79,8 +80,10 @@ def main() -> None:
     """Print the table, and keep it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    names = sorted(path.name for path in folder.iterdir() if (path / "tokenizer.json").is_file())
+    parser.add_argument("names", nargs="*", help="folders in it; all by default")
+    asked = parser.parse_args()
+    folder = asked.folder
+    names = asked.names or sorted(path.name for path in folder.iterdir() if (path / "tokenizer.json").is_file())
     tokenizers = {name: AutoTokenizer.from_pretrained(folder / name) for name in names}
     vocabularies = {name: tokenizer.get_vocab() for name, tokenizer in tokenizers.items()}
     first = {name: next(one for one in names if vocabularies[one] == vocabularies[name]) for name in names}
@@ -96,7 +99,7 @@ def main() -> None:
             f"{len(ROWS)} rows of English, figures, code and nine other languages, written in the script. {where()}.",
             "",
             *HEADER,
-            *(row_of(*pair, tokenizers) for pair in pairs),
+            *(row_of(*pair, tokenizers) for pair in tqdm(pairs)),
         ],
     )
 
