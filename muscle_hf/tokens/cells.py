@@ -28,7 +28,7 @@ from torch.nn.functional import pad
 
 from muscle_hf.tokens.vocabulary import ByteVocabulary, special_pairs
 
-_VERSION = 1  # of what a table holds; another one is never read
+_VERSION = 2  # of what a table holds; another one is never read
 _SMALLEST = 1e-30
 
 
@@ -163,13 +163,15 @@ def load_table(old: ByteVocabulary, new: ByteVocabulary, folder: str | os.PathLi
     file = place / f"{name}.safetensors"
     with contextlib.suppress(Exception):  # not there yet, or damaged: then it is built anew
         kept = load_file(file)
-        return CellTable(kept["old"].long(), kept["new"].long(), kept["open"], old.size, new.size)
+        new.canonical = kept["canonical"].numpy().copy()  # no view of the file, which may be written anew
+        return CellTable(kept["old"].long(), kept["new"].long(), kept["open"].clone(), old.size, new.size)
     table = CellTable.build(old, new)
     unfinished = place / f".{secrets.token_hex(8)}.tmp"
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not the run
         place.mkdir(parents=True, exist_ok=True)
         try:
-            save_file({"old": table.old.int(), "new": table.new.int(), "open": table.open}, unfinished)
+            pairs = {"old": table.old.int(), "new": table.new.int(), "open": table.open}
+            save_file(pairs | {"canonical": torch.from_numpy(new.canonical)}, unfinished)
             os.replace(unfinished, file)
         finally:
             unfinished.unlink(missing_ok=True)
