@@ -41,8 +41,9 @@ class MuscleTrainer(MuscleMixin, Trainer):
             fine-tuned model, with ``peft_config``: the student is a fresh LoRA, the teacher is the model with
             adapters off.
         args: A :class:`~muscle_hf.MuscleConfig`; with plain ``TrainingArguments`` the method's defaults hold.
-        old_model: v1's task model: a ``PeftModel``, a plain model, a folder or Hub id of an adapter or model, or the
-            address of a server (``http://...``, docs/howto/served-v1.md). If it sits on the same base as ``model``, by
+        old_model: v1's task model: a ``PeftModel``, a plain model, a folder or Hub id of an adapter or model, the
+            address of a server (``http://...``, docs/howto/served-v1.md), or its answers alone: a file of them or a
+            :class:`~muscle_hf.ChoiceLog` (docs/howto/answers-alone.md). If it sits on the same base as ``model``, by
             identity or content, one base serves all three.
         new_model: Another teacher for v2 than the task model in ``model``; the same forms as ``old_model``.
         peft_config: The adapter to train where ``model`` has none.
