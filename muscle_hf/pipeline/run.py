@@ -30,7 +30,7 @@ from muscle_hf.pipeline.data import Splits, TrainingData, check_rows, describe_t
 from muscle_hf.pipeline.finished import PREDICTIONS, RESULT_FILE, complete_run_card
 from muscle_hf.pipeline.once import Once, fingerprint, read_note, weights_key
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, Result
-from muscle_hf.pipeline.teaching import FOLDER, Teaching, choose_teaching
+from muscle_hf.pipeline.teaching import FOLDER, Teaching, choose_teaching, scores_because
 from muscle_hf.pipeline.transfer import load_checker, transfer_prompts
 from muscle_hf.prompts import TransferPrompts
 from muscle_hf.teachers.start import start_from
@@ -336,7 +336,7 @@ class Run:
         if settings is not None and settings.checker is not None:
             file = settings.checker.rpartition(":")[0]
             transfer += (hashlib.sha256(Path(file).read_bytes()).hexdigest(),)
-        transfer += ("scores",) if self.teaching().scores else ()
+        transfer += ("scores",) if scores_because(self) else ()
         key = self._student_key(self._task_key(OLD), self._task_key(NEW), training, *transfer)
         return self._once(COMPAT, "Compatibility adapter", key, work)
 

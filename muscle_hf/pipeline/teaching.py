@@ -62,7 +62,7 @@ def choose_teaching(run: Planned, processes: int) -> Teaching:
     or words than v2. Else what ``training.teacher_cache`` says; else, where rows are seen several times, a cache in
     the run's folder, if that takes at most half of what is free on the disk.
     """
-    if run.settings.old.is_here and (reason := _scores_because(run)):
+    if reason := scores_because(run):
         return Teaching(
             f"their scores of the choices, asked for once and kept in {run.folder}, since {reason}", scores=True
         )
@@ -90,17 +90,18 @@ def choose_teaching(run: Planned, processes: int) -> Teaching:
     return Teaching(f"cached in {folder}, {_size(run)}, {why}", cached)
 
 
-def _scores_because(run: Planned) -> str | None:
+def scores_because(run: Planned) -> str | None:
+    """Why both models' scores of the choices are followed; None if they are not."""
     wanted, task = run.training.get("old_targets", "auto"), run.task
-    if task is None or task.kind != "choice" or not run.answers_only or run.settings.data.streaming:
+    asked = task is not None and task.kind == "choice" and run.settings.old.is_here
+    if not asked or not run.answers_only or run.settings.data.streaming or run.settings.data.format != "task":
         return None
-    if wanted in ("answer", "choices"):
-        return f"training.old_targets is {wanted}"
-    others = [] if run.level == "same" else ["tokens"]
-    others += ["words"] if run.in_other_words else []
-    if wanted == "auto" and run.settings.data.format == "task" and run.level != "renumbered" and others:
-        return f"v1 has other {' and '.join(others)} than v2 (training.old_targets: tokens follows its tokens instead)"
-    return None
+    if wanted != "auto":
+        return None if wanted == "tokens" else f"training.old_targets is {wanted}"
+    other = ["words"] * run.in_other_words + ["tokens"] * (run.level == "foreign")
+    if not other:
+        return None
+    return f"v1 has other {' and '.join(other)} than v2 (training.old_targets: tokens follows its tokens instead)"
 
 
 def epochs_of(run: Planned, processes: int) -> float | None:

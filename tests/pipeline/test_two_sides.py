@@ -269,6 +269,7 @@ def test_a_whole_run(base, words, training, world, tmp_path):
         ({"base": "v2"}, {"old_targets": "choices"}, True),
         ({"base": "v2", "task": "old.yaml"}, {}, True),
         ({"base": "v2", "tokenizer": "extended"}, {}, False),
+        ({"base": "v2", "tokenizer": "extended", "task": "old.yaml"}, {}, True),
     ],
 )
 def test_scores_of_choices_are_followed_where_tokens_or_words_differ_or_the_settings_say_so(
