@@ -33,7 +33,7 @@ from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, Result
 from muscle_hf.pipeline.teaching import FOLDER, Teaching, choose_teaching, scores_because
 from muscle_hf.pipeline.transfer import load_checker, transfer_prompts
 from muscle_hf.prompts import TransferPrompts
-from muscle_hf.teachers.start import start_from
+from muscle_hf.teachers.start import require_own_tokens, start_from
 from muscle_hf.trainer import MuscleTrainer
 from muscle_hf.training.checkpoints import staged
 
@@ -125,11 +125,7 @@ class Run:
         self.sides = {name: sides.side_of(self._version(name), tasks[name], rows[name]) for name in VERSIONS}
         if self._starts_from_old:
             steps.check_start(settings.old, settings.new, settings.lora)
-            if self.level == "foreign":
-                raise MuscleError(
-                    "training.start_from is 'old', but v1 and v2 have different tokenizers, and v1's adapter knows "
-                    "its own tokens alone; leave start_from out: the adapter then starts from v2's and follows v1"
-                )
+            require_own_tokens(self.level)
         self.in_other_words = self.sides[OLD].splits != self.sides[NEW].splits
         if settings.compatibility and self.in_other_words and not self.answers_only:
             raise MuscleError(

@@ -109,6 +109,22 @@ def check_bases(old: PreTrainedConfig, new: PreTrainedConfig, target_modules: st
     _compare(sizes, {name: layer.weight.shape for name, layer in own.items()}, "bases")
 
 
+def require_own_tokens(level: str | None) -> None:
+    """Refuse to put v1's adapter on a base with other tokens.
+
+    Args:
+        level: How far the two tokenizers agree, as :class:`~muscle_hf.tokens.Vocabularies` says it; None: not known.
+
+    Raises:
+        MuscleError: They have other tokens.
+    """
+    if level == "foreign":
+        raise MuscleError(
+            "start_from is 'old', but v1 and v2 have different tokenizers, and v1's adapter knows its own tokens "
+            "alone; leave start_from out: the adapter then starts from v2's and follows v1"
+        )
+
+
 def _compare(old: Mapping[str, torch.Size], new: Mapping[str, torch.Size], what: str) -> None:
     only = sorted(old.keys() ^ new.keys())
     if only:

@@ -52,7 +52,9 @@ def choose_targets(trainer: Any) -> str:
     numbers = {log.role for log in logs if form == "answer"} | ({"old"} if in_memory else set())
     problem = _problem(trainer, sorted(reads & numbers), in_memory)
     longest = _longest(trainer) if in_memory and not problem else 0
-    if wanted == "auto" and in_memory and (problem or longest > LONGEST_ANSWER):
+    # How long the answers of a stream are nobody knows.
+    stream = isinstance(trainer.train_dataset, IterableDataset)
+    if wanted == "auto" and in_memory and (problem or stream or longest > LONGEST_ANSWER):
         in_memory = False
         problem = _problem(trainer, [], False) if logs else None
     if problem:

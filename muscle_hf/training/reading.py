@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
-import numpy as np
+import torch
 from torch.utils.data import IterableDataset
 from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers import Teacher
+from muscle_hf.teachers.batch import Batch
 from muscle_hf.teachers.reading import ForeignReader, Reader
 from muscle_hf.training.data import encode_answers
 
@@ -102,7 +103,7 @@ def _in_own_chat(tokenizer: Any, row: Mapping[str, Any]) -> list[int]:
     return list(tokenizer.apply_chat_template(found, tokenize=True, return_dict=True, **given)["input_ids"])
 
 
-def look_at(teacher: Teacher, trainer: Any) -> None:
+def look_at(teacher: Teacher, trainer: Any, first: Batch | None = None) -> None:
     """Read some of the training rows as v1 will, and say how much of them it reads.
 
     Where v1's tokens are v2's under other ids, but it segments text otherwise, it is read as one with other tokens.
@@ -110,35 +111,39 @@ def look_at(teacher: Teacher, trainer: Any) -> None:
     Args:
         teacher: v1, with a reader.
         trainer: Its rows are looked at.
+        first: The first batch of a stream, whose rows cannot be looked at ahead.
 
     Raises:
-        MuscleError: v1 does not read more than a twentieth of them.
+        MuscleError: v1 does not read more than a twentieth of them, or none of the first batch.
     """
     reader = cast("Reader", teacher.reader)
     reader.reference = trainer.settings.old_reference
-    rows, tokens = np.zeros(2), np.zeros(2)
-    for inputs in trainer.sample():
-        batch = trainer.batch_of(inputs)
+    rows, tokens = torch.zeros(2), torch.zeros(2)
+    for batch in map(trainer.batch_of, trainer.sample()) if first is None else [first]:
         # Words around the answers need not be the same.
-        batch = batch.answers() if trainer.old_targets == "answer" else batch
-        if count := len(batch.rows):
-            missing = reader.silent(batch)
-            reached = count if missing is None else count - int(missing.sum())
-            rows += reached > 0, 1
-            tokens += reached, count
+        asked = batch.answers() if trainer.old_targets == "answer" else batch
+        missing = reader.silent(asked)
+        said = torch.ones_like(asked.rows, dtype=torch.bool) if missing is None else ~missing
+        rows += torch.tensor([len(asked.rows[said].unique()), len(asked.rows.unique())])
+        tokens += torch.tensor([int(said.sum()), len(said)])
+    if first is not None:
+        # All processes have to read alike.
+        counts = trainer.accelerator.reduce(torch.stack([rows, tokens]).to(trainer.accelerator.device))
+        rows, tokens = counts.cpu()
     if not rows[1]:
         return
-    if rows[0] < _READ * rows[1]:
-        if (general := reader.general()) is not None:
-            teacher.reader = general
-            look_at(teacher, trainer)
-            return
+    few = bool(rows[0] < _READ * rows[1])
+    if few and (general := reader.general()) is not None:
+        teacher.reader = general
+        look_at(teacher, trainer, first)
+        return
+    if few and (first is None or not rows[0]):
         raise MuscleError(
             f"v1 reads only {int(rows[0])} of {int(rows[1])} training rows in its own tokens: of the others its "
             "tokenizer changes the text, or its words have another answer than the row, or prompts in other words are "
             "trained on too. Normalise the texts as both tokenizers do, give old_formatting_func the row's own "
-            "answer, train on the answers alone (assistant_only_loss or completion_only_loss of TRL), or write v1's answers "
-            "with muscle-hf evaluate and pass old_model=ChoiceLog(FILE)"
+            "answer, train on the answers alone (assistant_only_loss or completion_only_loss of TRL), or write v1's "
+            "answers with muscle-hf evaluate and pass old_model=ChoiceLog(FILE)"
         )
     shared = reader.vocabularies.shared
     reader.share = {"level": reader.level, "shared_tokens": shared, "rows_read": float(rows[0] / rows[1])}

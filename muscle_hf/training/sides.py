@@ -97,6 +97,10 @@ def settle_targets(
     look_at(old, trainer)
     # Rows may have shown that it cuts texts otherwise.
     trainer.old_targets = _followed(trainer)
+    if trainer.settings.start_from == "old":
+        from muscle_hf.teachers.start import require_own_tokens
+
+        require_own_tokens(old.reader.level)
 
 
 def _followed(trainer: Any) -> str:

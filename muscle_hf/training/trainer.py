@@ -360,6 +360,10 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
             if num_items_in_batch == 0:
                 raise nothing_to_train_on("the training data's first step")
             self._require_known(batch, "training data's first step")
+            if (old := self.teachers["old"]).reader is not None:
+                from muscle_hf.training.reading import look_at
+
+                look_at(old, self, batch)
             self._data_checked = True
         # Whoever gets the outputs, or a loss function of the user's own, looks at whole logits.
         whole = (return_outputs and not self._loss_alone) or self.compute_loss_func is not None

@@ -8,6 +8,7 @@ import builders
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerFast
 
 from muscle_hf import MuscleError
@@ -284,3 +285,25 @@ def test_of_a_conversation_v1_is_asked_what_the_assistant_says(tmp_path):
     read = old.decode(spelt.inputs["input_ids"][0])
     assert read.startswith(f"<s>look glad:user>{TEXTS[0]}assistant> a</s>user>whoassistant> b")
     made.train()
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from rows()
+
+
+def test_a_stream_is_read_from_its_first_batch_on_as_rows_are(tmp_path):
+    """Whether v1 cuts its texts otherwise, and how long its answers are, is not known before."""
+    losses = []
+    for name, table in {"rows": rows(), "stream": Stream()}.items():
+        settings = {"train_dataset": table, "train_sampling_strategy": "sequential", "max_steps": 1}
+        made = trainer(tmp_path / name, old_targets="auto" if name == "stream" else "tokens", **settings)
+        made.train()
+        losses.append(made.state.log_history[0]["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5) and losses[0] > 0.01
+    assert made.teachers["old"].reader.share["rows_read"] == 1
+
+
+def test_its_adapter_is_no_start_for_other_tokens(tmp_path):
+    with pytest.raises(MuscleError, match="start_from"):
+        trainer(tmp_path, start_from="old")
