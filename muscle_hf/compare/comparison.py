@@ -75,6 +75,8 @@ def compare(
     Raises:
         MuscleError: The input cannot be compared; the message says why and what to do.
     """
+    from muscle_hf import __version__
+
     given = [old, new, *compat]
     read, analysis = read or ReadOptions(), analysis or AnalysisOptions()
     check_options(analysis)
@@ -134,7 +136,7 @@ def compare(
             "candidates": shipped,
             "controls": list(controls),
         },
-        meta={"version": _version()},
+        meta={"version": __version__},
     )
 
 
@@ -157,12 +159,6 @@ def _alike(task: Joined, label: str) -> bool:
 
 def _role(place: int) -> Role:
     return "old" if place == 0 else "new" if place == 1 else "compat"
-
-
-def _version() -> str:
-    from muscle_hf import __version__
-
-    return __version__
 
 
 def check_options(analysis: AnalysisOptions) -> None:

@@ -75,7 +75,9 @@ def rows(task: TaskResult) -> list[tuple[str, ...]]:
             update.label,
             counted(found.returned),
             counted(found.inherited),
-            w.ABSENT if found.inherited is None else w.count(_others(found)),
+            w.ABSENT
+            if (same := found.inherited) is None
+            else w.count((found.returned.count or 0) - (same.count or 0)),
             counted(found.fresh),
         )
         for update, found in audited(task)
@@ -87,11 +89,6 @@ def counted(rate: Estimate | None) -> str:
     if rate is None or not rate.total:
         return w.ABSENT
     return f"{w.count(rate.count or 0)} of {w.count(rate.total)}: {w.with_interval(rate)}"
-
-
-def _others(found: Inheritance) -> int:
-    assert found.inherited is not None
-    return (found.returned.count or 0) - (found.inherited.count or 0)
 
 
 def slice_header(task: TaskResult) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ CAUTION = (
     "Figures are of the rule itself, which asks both models; a student comes close to it, not up to it. The target "
     "was chosen on these rows: measure the trained adapter on rows that took no part."
 )
+_CHANGES = ("change_of_accuracy", "change_of_nfr")
 _NAMES = {"always_new": "new", "always_old": "old", "more_confident_sequence": "surer"}
 
 
@@ -32,14 +33,13 @@ def cells(targets: Targets) -> list[list[str]]:
             target.mask,
             w.percent(target.accuracy.value),
             w.percent(target.nfr.value),
-            *("" if target.mask == "always_new" else w.with_interval(change, w.points) for change in _changes(target)),
+            *(
+                "" if target.mask == "always_new" else w.with_interval(getattr(target, name), w.points)
+                for name in _CHANGES
+            ),
         ]
         for target in targets.targets
     ]
-
-
-def _changes(target: Target) -> tuple[Estimate, Estimate]:
-    return target.change_of_accuracy, target.change_of_nfr
 
 
 def advice(targets: Targets) -> str:

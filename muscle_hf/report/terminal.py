@@ -188,20 +188,14 @@ def _slices_table(task: TaskResult, limit: int) -> Table:
 
 def plan_table(plan: Sequence[tuple[str, str, float, float, int | None]], level: float) -> Table:
     """How many items limits need, by what is expected of the update."""
-    table = _table(
-        "Items that decide a limit",
-        ["limit", "task", "if it is really", "items"],
-        f"With {100 * level:g}% confidence and a power of 80%. Changes of accuracy: if 10% of the items flip.",
-    )
+    caption = f"With {100 * level:g}% confidence and a power of 80%. Changes of accuracy: if 10% of the items flip."
+    found = []
     for rule, task, limit, expected, needed in plan:
         show = w.percent if rule == "max_nfr" else w.points
-        table.add_row(
-            w.limit_text(rule, w.RULES[rule], show(limit)),
-            _data("every task" if task == "*" else task),
-            show(expected),
-            "–" if needed is None else w.count(needed),
-        )
-    return table
+        items = "–" if needed is None else w.count(needed)
+        text = w.limit_text(rule, w.RULES[rule], show(limit))
+        found.append((text, "every task" if task == "*" else task, show(expected), items))
+    return _table("Items that decide a limit", ["limit", "task", "if it is really", "items"], caption, found)
 
 
 def noise_table(noise: Sequence[NoiseFloor]) -> Table:
