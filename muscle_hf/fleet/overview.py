@@ -23,7 +23,7 @@ def status_table(fleet: Fleet, names: Sequence[str]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, title=f"{fleet.settings.update.old} to {fleet.settings.update.new}")
+    table = Table(box=box.SIMPLE_HEAD, title=str(fleet.settings.update))
     for heading in ("task", "accuracy now / plain / compatible", "NFR plain / compatible", "verdict"):
         table.add_column(heading, justify="left" if heading in ("task", "verdict") else "right")
     for task in fleet.tasks:

@@ -53,7 +53,7 @@ def render(update: UpdateSettings, lines: Sequence[Line]) -> str:
     return html.page(
         "fleet.html",
         script=asset("fleet.js"),
-        update=update,
+        update=str(update),
         rows=[_row(line, scale) for line in lines],
         verdicts=sorted(verdicts.items(), key=lambda pair: (pair[0] not in _CHIPS, pair)),
         columns=_COLUMNS,
@@ -79,7 +79,7 @@ def _row(line: Line, scale: Scale) -> dict[str, Any]:
         row["links"] = [(f"{line.name}/{file}", text) for text, file in reports.items()]
         row["chip"] = "unsure" if outcome.undecided else row["chip"]
         if now.returned.total:
-            row["returned"] = f"{w.count(now.returned.count or 0)} of {w.count(now.returned.total)} shed errors return"
+            row["returned"] = f"{w.count(now.returned.count or 0)} of {w.count(now.returned.total)} errors come back"
     return {**row, "cells": [(key, text, *figures.get(key, (w.ABSENT, ""))) for key, text in _COLUMNS.items()]}
 
 

@@ -17,6 +17,7 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.fleet.lock import Lock, Version
 from muscle_hf.pipeline.config import RunSettings
 from muscle_hf.pipeline.reading import build, laid_over, parse_overrides, put, read_yaml
+from muscle_hf.record import public_name
 
 COLLECTION = "collections/"
 _NAME = re.compile(r"[\w][\w.+-]*")
@@ -39,6 +40,11 @@ class UpdateSettings:
     new: str
     old_revision: str | None = None
     new_revision: str | None = None
+
+    def __str__(self) -> str:
+        # A lock lies in the folder of its fleet, which is called like what it shipped.
+        old = str(Path(self.old).parent) if self.old.endswith(".lock") else self.old
+        return " to ".join(public_name(name) or name for name in (old, self.new))
 
 
 @dataclass
