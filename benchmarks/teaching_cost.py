@@ -27,6 +27,12 @@ WAYS = {
     "scores of the choices (`--old_targets choices`)": ["--old_targets", "choices"],
 }
 
+NOTE = (
+    "Scores are another target than distributions over tokens, so that the adapter is another one; each model is asked "
+    "for them once, about every choice of every row, which pays the more epochs there are. They are followed by default "
+    "where v1 has other tokens or words (docs/howto/another-tokenizer.md)."
+)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -62,7 +68,7 @@ def main() -> None:
         "# What the way that a run chooses for its teachers saves\n\n"
         f"`{command}`, {platform.machine()}, one thread, seconds of the processor: the compatibility adapter of "
         "recipes/stories260k/trec_transfer.yaml, the teachers' answers to the transfer rows and the validation after "
-        f"each epoch included. {len(answers[0])} test items.\n\n" + "\n".join(lines) + "\n",
+        f"each epoch included. {len(answers[0])} test items.\n\n" + "\n".join(lines) + "\n\n" + NOTE + "\n",
         encoding="utf-8",
     )
 
