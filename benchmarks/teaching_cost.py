@@ -28,9 +28,9 @@ WAYS = {
 }
 
 NOTE = (
-    "Scores are another target than distributions over tokens, so that the adapter is another one; each model is asked "
-    "for them once, about every choice of every row, which pays the more epochs there are. They are followed by default "
-    "where v1 has other tokens or words (docs/howto/another-tokenizer.md)."
+    "Scores are another target than distributions over tokens, so that the adapter is another one; each model is "
+    "asked for them once, about every choice of every row, which pays the more epochs there are. They are followed by "
+    "default where v1 has other tokens or words (docs/howto/another-tokenizer.md)."
 )
 
 
