@@ -239,19 +239,19 @@ def test_a_base_with_other_tokens_knows_what_its_body_knew(monkeypatch, tmp_path
     monkeypatch.syspath_prepend(str(STUDY))
     from bases import retokenized_base
 
-    how = {"body": "muscle_hf/demo/bases/v1", "vocabulary": 2048, "digits": 3, "tokens": 20_480}
+    how = {"body": "muscle_hf/demo/bases/v1", "vocabulary": 900, "digits": 3, "tokens": 20_480}
     folder = retokenized_base(tmp_path / "base", ROOT, **how)
     made = (folder / "model.safetensors").stat().st_mtime_ns
     assert (
         retokenized_base(folder, ROOT, **how) == folder and (folder / "model.safetensors").stat().st_mtime_ns == made
     )
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    assert len(tokenizer) == 2048 and model.config.eos_token_id == tokenizer.eos_token_id != tokenizer.pad_token_id
+    assert len(tokenizer) == 900 and model.config.eos_token_id == tokenizer.eos_token_id != tokenizer.pad_token_id
     text = "Refund 12345 euros: (the keyboard) is broken."
     ids = tokenizer(text)["input_ids"]
     pieces = [tokenizer.decode(token) for token in ids]
     assert ids[0] == tokenizer.bos_token_id and "".join(pieces[1:]) == text
-    assert max(sum(letter.isdigit() for letter in token) for token in tokenizer.get_vocab()) == 3
+    assert 2 <= max(sum(letter.isdigit() for letter in token) for token in tokenizer.get_vocab()) <= 3
     torch.manual_seed(0)
     rows = torch.tensor([ids])
     fresh = AutoModelForCausalLM.from_config(model.config)
