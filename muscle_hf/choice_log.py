@@ -8,11 +8,12 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from muscle_hf.compare.records import open_records, rows_of
-from muscle_hf.encoding import continuation, encode_pairs
+from muscle_hf.encoding import continuation, encode_pairs, encode_texts
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.predictions import Prediction
 from muscle_hf.evaluation.tasks import Item
@@ -58,22 +59,20 @@ class ChoiceLog(RecordedTeacher):
         if not logs:
             raise MuscleError("ChoiceLog needs a file of answers, or several")
         self._logged: list[Mapping[str, Any]] = []
-        self._questions: list[_Question] = []
         by_id = None if items is None else {item.id: item for item in items}
         names = []
         for log in logs:
             named = isinstance(log, (str, os.PathLike))
             names.append(Path(log).name if named else "answers in memory")
-            rows = _rows(log)
-            self._logged += rows
-            self._questions += _questions(rows, by_id, names[-1])
+            self._logged += _rows(log, names[-1])
+        self.source = ", ".join(names)
+        self._questions = _questions(self._logged, by_id, self.source)
         if not self._questions:
             raise MuscleError(
-                f"none of the {len(self._logged)} answers in {', '.join(names)} is to one of the "
+                f"none of the {len(self._logged)} answers in {self.source} is to one of the "
                 f"{len(by_id or ())} items, whose ids are, for example, {list(by_id or ())[:3]}; is it the log of "
                 "other items?"
             )
-        self.source = ", ".join(names)
         self.has_likelihoods = all("log_likelihoods" in row for row in self._logged)
         self._said = {question.prompt: question.said for question in self._questions}
 
@@ -86,6 +85,9 @@ class ChoiceLog(RecordedTeacher):
             for prompt in {tuple(prompt) for prompt, _ in own}:
                 those = [index for index, (other, _) in enumerate(own) if tuple(other) == prompt]
                 yield Record(prompt, [own[i][1] for i in those], [question.scores[i] for i in those])
+        empty = (question.prompt.rstrip() for question in self._questions if not question.answers)
+        for prompt in encode_texts(tokenizer, empty):
+            yield Record(prompt, [], [])
 
     def said(self, prompt: str) -> str | None:
         return self._said.get(prompt)
@@ -116,7 +118,7 @@ class ChoiceLog(RecordedTeacher):
         }
 
 
-def _rows(log: Any) -> list[Mapping[str, Any]]:
+def _rows(log: Any, name: str) -> list[Mapping[str, Any]]:
     if not isinstance(log, (str, os.PathLike)):
         rows = rows_of(log)
     elif not (path := Path(log)).is_file():
@@ -128,18 +130,21 @@ def _rows(log: Any) -> list[Mapping[str, Any]]:
     if not rows:
         raise MuscleError(f"{log if isinstance(log, (str, os.PathLike)) else 'the log'} holds no answers")
     # What a data frame lacks is nan.
-    return [{name: value for name, value in row.items() if value is not None and value == value} for row in rows]
+    known: list[Mapping[str, Any]]
+    known = [{key: value for key, value in row.items() if value is not None and value == value} for row in rows]
+    for number, row in enumerate(known):
+        if "prediction" not in row and not {"choices", "log_likelihoods"} <= row.keys():
+            raise MuscleError(
+                f"{name}, answer {number + 1}, has neither 'prediction' nor 'choices' with 'log_likelihoods'; it has: "
+                f"{', '.join(row)}"
+            )
+    return known
 
 
 def _questions(rows: Sequence[Mapping[str, Any]], items: Mapping[str, Item] | None, name: Any) -> list[_Question]:
     # Splits number their rows alike.
     groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for number, row in enumerate(rows):
-        if "prediction" not in row and not {"choices", "log_likelihoods"} <= row.keys():
-            raise MuscleError(
-                f"{name}, answer {number + 1}, has neither 'prediction' nor 'choices' with 'log_likelihoods'; it has: "
-                f"{', '.join(row)}"
-            )
         identity = str(row.get("id", row.get("prompt", number)))
         groups.setdefault((str(row.get("task")), identity, str(row.get("prompt"))), []).append(row)
     found = []
@@ -158,8 +163,11 @@ def _question(group: Sequence[Mapping[str, Any]], item: Item | None, where: str)
     if (scores := first.get("log_likelihoods")) is not None:
         if any(other.get("log_likelihoods") != scores for other in group):
             raise MuscleError(f"{where}: its choices are scored {len(group)} times; keep one of these rows")
-        if len(scores) != len(choices) or not all(math.isfinite(score) for score in scores):
-            raise MuscleError(f"{where}: {len(choices)} choices, but the scores {scores}; each needs one")
+        if len(scores) != len(choices) or not all(_is_likelihood(score) for score in scores):
+            raise MuscleError(
+                f"{where}: {len(choices)} choices, but the scores {scores}; each needs its log-likelihood, which is "
+                "not above 0"
+            )
         best = first.get("prediction")
         best = best if isinstance(best, int) else max(range(len(scores)), key=scores.__getitem__)
         return _Question(prompt, choices, tuple(map(float, scores)), choices[best])
@@ -172,6 +180,11 @@ def _question(group: Sequence[Mapping[str, Any]], item: Item | None, where: str)
     answers = tuple(counted)
     shares = tuple(math.log(count / counted.total()) for count in counted.values())
     return _Question(prompt, answers, shares, counted.most_common(1)[0][0] if answers else "")
+
+
+def _is_likelihood(score: Any) -> bool:
+    """Whether it is a logarithm of a probability, up to rounding."""
+    return isinstance(score, Real) and -math.inf < float(score) < 1e-3
 
 
 def _text(said: Any, prompt: str, choices: Sequence[str], lead: str | None, where: str) -> str:

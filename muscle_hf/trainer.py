@@ -14,6 +14,8 @@ from muscle_hf.training.trainer import ObjectiveMixin
 if TYPE_CHECKING:
     from muscle_hf.teachers import Teacher
 
+_ANSWERS = (".jsonl", ".json", ".csv", ".parquet")
+
 
 class MuscleMixin(PublishesCard, ObjectiveMixin):
     """The MUSCLE objective, and publishing of nothing but the adapter, for trainers derived from ``Trainer``.
@@ -23,7 +25,8 @@ class MuscleMixin(PublishesCard, ObjectiveMixin):
     """
 
     def _teacher(self, role: str, source: Any, arguments: Mapping[str, Any] | None) -> Teacher:
-        if isinstance(source, (str, os.PathLike)) and os.path.isfile(source):
+        named = isinstance(source, (str, os.PathLike)) and not str(source).startswith(("http://", "https://"))
+        if named and (os.path.isfile(source) or os.path.splitext(source)[1] in _ANSWERS):
             from muscle_hf.choice_log import ChoiceLog
 
             source = ChoiceLog(source)

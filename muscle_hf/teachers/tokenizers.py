@@ -91,7 +91,26 @@ def set_reader(
     if teacher.tokenizer is not None and (words or mine.get_vocab() != teacher.tokenizer.get_vocab()):
         from muscle_hf.teachers.reading import reader_of
 
+        _require_embeddings(teacher)
         teacher.reader = reader_of(teacher.tokenizer, mine, kind_of(new), own_words=words)
+
+
+def _require_embeddings(teacher: Teacher) -> None:
+    """Refuse a tokenizer with more tokens than its model; some that were added may have no embedding.
+
+    Raises:
+        MuscleError: It is another model's.
+    """
+    vocabulary = getattr(teacher.tokenizer, "backend_tokenizer", None)
+    tokens = {} if vocabulary is None else vocabulary.get_vocab(with_added_tokens=False)
+    largest = max(tokens.values(), default=-1)
+    for model in teacher.models:
+        size = getattr(base_of(model).config.get_text_config(), "vocab_size", None)
+        if size is not None and largest >= size:
+            raise MuscleError(
+                f"the {teacher.role} model has {size} embeddings, but its tokenizer has {largest + 1} tokens; pass "
+                f"the one that belongs to it as {teacher.role}_processing_class"
+            )
 
 
 def find_tokenizers(tokenizer: Any, old_tokenizer: Any, teacher: Teacher, new: nn.Module) -> tuple[Any, Any] | None:

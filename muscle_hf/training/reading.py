@@ -80,7 +80,12 @@ def _encoded(tokenizer: Any, said: Any, ended: bool) -> list[int]:
         ids = list(tokenizer(said)["input_ids"])
         end = tokenizer.eos_token_id
         return [*ids, end] if ended and end is not None and ids[-1:] != [end] else ids
-    return list(tokenizer.apply_chat_template(list(said), tokenize=True, return_dict=True)["input_ids"])
+    if not isinstance(said, list) or not all(isinstance(message, Mapping) for message in said):
+        raise MuscleError(
+            f"old_formatting_func gives {said!r:.200}; it has to give v1's prompt and the answer of a row as a tuple, "
+            "v1's whole text, or its messages"
+        )
+    return list(tokenizer.apply_chat_template(said, tokenize=True, return_dict=True)["input_ids"])
 
 
 def _in_own_chat(tokenizer: Any, row: Mapping[str, Any]) -> list[int]:

@@ -307,3 +307,14 @@ def test_a_stream_is_read_from_its_first_batch_on_as_rows_are(tmp_path):
 def test_its_adapter_is_no_start_for_other_tokens(tmp_path):
     with pytest.raises(MuscleError, match="start_from"):
         trainer(tmp_path, start_from="old")
+
+
+@pytest.mark.parametrize("said", [None, ["Q:", " person"]])
+def test_words_that_are_no_words_are_refused(said, tmp_path):
+    with pytest.raises(MuscleError, match="old_formatting_func gives"):
+        trainer(tmp_path, old_formatting_func=lambda row: said)
+
+
+def test_a_tokenizer_that_is_another_models_is_refused(tmp_path):
+    with pytest.raises(MuscleError, match="200 embeddings"):
+        trainer(tmp_path, model(1, 200))

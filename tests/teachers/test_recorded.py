@@ -358,10 +358,11 @@ def test_a_text_is_followed_where_it_is_right(tmp_path):
     assert terms.weight_old.tolist() == (~silent).float().tolist()
 
 
-def test_several_samples_are_shares(tmp_path):
+@pytest.mark.parametrize("logs", [1, 2])
+def test_several_samples_are_shares(logs, tmp_path):
     prompt = items()[0].prompt
-    said = ["w30 w31"] * 3 + ["w34"]
-    log = ChoiceLog([{"id": 0, "prompt": prompt, "prediction": text} for text in said])
+    said = [{"id": 0, "prompt": prompt, "prediction": text} for text in ["w30 w31"] * 3 + ["w34"]]
+    log = ChoiceLog(*(said[start::logs] for start in range(logs)))
     table = encode_answers(tokenizer(), [(prompt, " w30 w31")] * 2, answers_only=True)
     trainer = made(tmp_path, log, table)
     batch = trainer.batch_of(trainer.data_collator(table))
@@ -369,6 +370,19 @@ def test_several_samples_are_shares(tmp_path):
     expected = torch.zeros(3, builders.VOCABULARY)
     expected[0, 30], expected[0, 34], expected[1, 31], expected[2, 2] = 0.75, 0.25, 1, 1
     torch.testing.assert_close(found.softmax(-1), expected)
+
+
+def test_empty_answers_are_answers_to_known_prompts(tmp_path):
+    """v1 says nothing of these rows; it is no log of other items."""
+    asked = items()
+    said = [
+        {"prompt": item.prompt, "prediction": item.choices[item.answers[0]] if i % 2 else " "}
+        for i, item in enumerate(asked)
+    ]
+    log = ChoiceLog(said)
+    trainer = made(tmp_path, log, rows(asked))
+    batch = trainer.batch_of(builders.collate(rows(asked)))
+    assert log.unknown(batch) == [] and set(batch.rows[~log.silent(batch)].tolist()) == {1, 3, 5, 7}
 
 
 # ---- Transfer rows ----
@@ -483,6 +497,11 @@ def test_what_cannot_be_trained_so_is_refused_early(old, settings, message, tmp_
         made(tmp_path, old(), **settings)
 
 
+def test_a_file_of_answers_that_is_not_there(tmp_path):
+    with pytest.raises(MuscleError, match="no file of answers"):
+        made(tmp_path, str(tmp_path / "answers.jsonl"))
+
+
 def test_masks_may_read_what_is_known_of_choices(tmp_path):
     trainer = made(tmp_path, known_log(), mask="old_right")
     assert trainer.old_targets == "choices"
@@ -509,6 +528,8 @@ def test_a_log_of_other_items_is_refused_with_examples(given, tmp_path):
         ([{"id": 1, "prediction": "w4"}], "items="),
         ([{"id": 1, "prompt": "w3", "choices": ["a", "b"], "log_likelihoods": [0.0]}], "item '1'"),
         ([{"id": 1, "prompt": "w3", "choices": ["a"], "log_likelihoods": [float("nan")]}], "item '1'"),
+        ([{"id": 1, "prompt": "w3", "choices": ["a"], "log_likelihoods": [None]}], "item '1'"),
+        ([{"id": 1, "prompt": "w3", "choices": ["a", "b"], "log_likelihoods": [0.7, 0.3]}], "item '1'"),
         ([{"id": 1, "prompt": "w3", "choices": ["a"], "prediction": 2}], "2"),
         ([{"id": 1, "prompt": "w3", "choices": ["a"], "log_likelihoods": [x]} for x in (-1.0, -2.0)], "2 times"),
         ([], "no answers"),
