@@ -116,7 +116,11 @@ def picture(by_seed: Mapping[tuple[int, str], np.ndarray]) -> str:
                 low, high = (y_scale(end(by_seed[number, way][:, index])) for end in (np.min, np.max))
                 parts.append(charts.line(x, low, x, high, f"whisker {STYLES[way]}"))
                 parts.append(charts.tag("circle", cx=x, cy=y, r=5, class_=f"dot {STYLES[way]}"))
-        panels.append((FIGURES[index], charts.svg(280, FIGURES[index], *parts)))
+        for place, way in enumerate(STYLES):
+            named = {PLAIN: "plain", FOLLOWER: "follows before", FIRST: "follows first"}[way]
+            parts.append(charts.tag("circle", cx=64 + 100 * place, cy=288, r=5, class_=f"dot {STYLES[way]}"))
+            parts.append(charts.text(74 + 100 * place, 292, named, "tiny"))
+        panels.append((FIGURES[index], charts.svg(302, FIGURES[index], *parts)))
     return charts.standalone("Negative flips along a chain of updates", panels)
 
 
