@@ -1,6 +1,6 @@
 """Does following the follower drift? A chain of updates on the embedded world.
 
-Writes benchmarks/results/chain_drift.md and chain_drift.svg.
+Writes benchmarks/results/chain_drift.md and chain_drift.svg, and the table in docs/explanation/chains.md.
 
     OMP_NUM_THREADS=1 python benchmarks/chain_drift.py [--bases 3] [--seeds 0 1 2 3 4] [--runs runs/chain_drift]
 
@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from reporting import RESULTS, publish, where
+from reporting import RESULTS, publish, put_between, where
 
 from muscle_hf.demo import TASKS, base
 from muscle_hf.demo.run import demo_settings, demo_splits
@@ -32,7 +32,9 @@ from muscle_hf.report import charts, wording
 from muscle_hf.report.scales import fit
 from muscle_hf.teachers.pool import BasePool, keeping
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "embedded_world"))
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "examples" / "embedded_world"))
+MARK = "<!-- chain table: written by benchmarks/chain_drift.py -->"
 TASK = "routing"
 PLAIN, FOLLOWER, FIRST = "plain", "the version before", "the first version"
 STYLES = {PLAIN: "worse", FOLLOWER: "better", FIRST: "plain"}
@@ -145,9 +147,11 @@ def main() -> None:
         f"| version | compatible with | {' | '.join(FIGURES)} |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
+    head = len(lines) - 2
     for (number, way), values in by_seed.items():
         cells = [f"{100 * v.mean():.2f} ({100 * v.min():.1f} to {100 * v.max():.1f})" for v in values.T]
         lines.append(f"| v{number} | {'nothing: plain' if way == PLAIN else way} | {' | '.join(cells)} |")
+    put_between(ROOT / "docs" / "explanation" / "chains.md", MARK, "\n".join(lines[head:]))
     lines += [
         "",
         "Change of the NFR against the first version where v_n follows that instead of the version before, by seed:",
