@@ -87,11 +87,11 @@ def set_reader(
         mine = tokenizer
     else:
         mine, teacher.tokenizer = find_tokenizers(tokenizer, given, teacher, new) or (tokenizer, None)
+        _require_embeddings(teacher)
     words = own_words(teacher.tokenizer, mine)
     if teacher.tokenizer is not None and (words or mine.get_vocab() != teacher.tokenizer.get_vocab()):
         from muscle_hf.teachers.reading import reader_of
 
-        _require_embeddings(teacher)
         teacher.reader = reader_of(teacher.tokenizer, mine, kind_of(new), own_words=words)
 
 

@@ -315,6 +315,7 @@ def test_words_that_are_no_words_are_refused(said, tmp_path):
         trainer(tmp_path, old_formatting_func=lambda row: said)
 
 
-def test_a_tokenizer_that_is_another_models_is_refused(tmp_path):
+@pytest.mark.parametrize("given", [OLD, NEW])
+def test_a_tokenizer_that_is_another_models_is_refused(given, tmp_path):
     with pytest.raises(MuscleError, match="200 embeddings"):
-        trainer(tmp_path, model(1, 200))
+        trainer(tmp_path, model(1, 200), old_processing_class=given)
