@@ -52,8 +52,8 @@ def bases(count: int, folder: Path) -> list[Path]:
     for number in range(3, count + 1):
         place = folder / f"v{number}"
         if not (place / "model.safetensors").is_file():
-            tokenizer = AutoTokenizer.from_pretrained(found[-1])
-            model = LlamaForCausalLM.from_pretrained(found[-1], dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(found[-1], trust_remote_code=False)
+            model = LlamaForCausalLM.from_pretrained(found[-1], dtype=torch.float32, trust_remote_code=False)
             recipe = dataclasses.replace(RECIPES["v2"], name=f"v{number}")
             pretrain(model, recipe, tokenizer).save_pretrained(place)
             tokenizer.save_pretrained(place)

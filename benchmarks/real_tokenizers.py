@@ -84,7 +84,7 @@ def main() -> None:
     asked = parser.parse_args()
     folder = asked.folder
     names = asked.names or sorted(path.name for path in folder.iterdir() if (path / "tokenizer.json").is_file())
-    tokenizers = {name: AutoTokenizer.from_pretrained(folder / name) for name in names}
+    tokenizers = {name: AutoTokenizer.from_pretrained(folder / name, trust_remote_code=False) for name in names}
     vocabularies = {name: tokenizer.get_vocab() for name, tokenizer in tokenizers.items()}
     first = {name: next(one for one in names if vocabularies[one] == vocabularies[name]) for name in names}
     pairs = [(first[name], name) for name in names if first[name] != name]

@@ -73,7 +73,7 @@ def serve_folder(run: Run, folder: Path) -> Path:
     with torch.no_grad():
         torch.testing.assert_close(wide(ids).logits, merged(ids).logits, rtol=1e-4, atol=1e-4)
     wide.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(side.base).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(side.base, trust_remote_code=False).save_pretrained(folder)
     return folder
 
 
@@ -136,8 +136,8 @@ def answered(run: Run, url: str, model: Path, limit: int) -> list[str]:
     """Seconds for the same items, by transformers and by the server; turn about, the better of two each."""
     from dataclasses import replace
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    local = LlamaForCausalLM.from_pretrained(model).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    local = LlamaForCausalLM.from_pretrained(model, trust_remote_code=False).eval()
     choices = run.splits.test[:limit]
     texts = [replace(item, choices=(), answers=(), references=("",)) for item in choices]
     generation = replace(run.task, kind="generation", metric="exact_match", max_new_tokens=64)

@@ -40,8 +40,13 @@ def stories(count: int) -> list[str]:
 
 def measure(old: str, new: str, count: int) -> str:
     """One line of the table."""
-    tokenizers = [AutoTokenizer.from_pretrained(SHARED / "models" / name) for name in (old, new)]
-    models = [AutoModelForCausalLM.from_pretrained(SHARED / "models" / name).eval() for name in (old, new)]
+    tokenizers = [
+        AutoTokenizer.from_pretrained(SHARED / "models" / name, trust_remote_code=False) for name in (old, new)
+    ]
+    models = [
+        AutoModelForCausalLM.from_pretrained(SHARED / "models" / name, trust_remote_code=False).eval()
+        for name in (old, new)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         targets = ForeignTargets(Aligner(*tokenizers), folder)
     sums = torch.zeros(6, dtype=torch.float64)

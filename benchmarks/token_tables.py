@@ -34,7 +34,9 @@ def texts() -> list[str]:
 
 def measure(old_folder: Path, new_folder: Path) -> str:
     """One line of the table."""
-    tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (old_folder, new_folder)]
+    tokenizers = [
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=False) for folder in (old_folder, new_folder)
+    ]
     old, new = (ByteVocabulary.of(tokenizer) for tokenizer in tokenizers)
     table, build = timed(lambda: CellTable.build(old, new))
     p, s = torch.rand(16, old.size).softmax(-1), torch.rand(16, new.size).softmax(-1)

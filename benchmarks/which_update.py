@@ -50,7 +50,9 @@ def level_of(folder: Path | None, old: str, new: str) -> str | None:
 
     from muscle_hf.tokens import compare_vocabularies
 
-    found = compare_vocabularies(*(AutoTokenizer.from_pretrained(folder / name) for name in (old, new)))
+    found = compare_vocabularies(
+        *(AutoTokenizer.from_pretrained(folder / name, trust_remote_code=False) for name in (old, new))
+    )
     return f"**{found.level}** ({found.shared:,} byte strings are tokens of both)"
 
 

@@ -16,8 +16,8 @@ for name, module in list(sys.modules.items()):
         print("loaded:", module.__file__)
 """
 LOADED_BY_THE_TRAINER = 6_000
-# To reach: 23,000.
-IN_THE_PACKAGE = 31_500
+# 31,500 before any update was served (other tokenizers, servers, logs) and fleets; those were to be 23,000.
+IN_THE_PACKAGE = 38_450
 
 
 def lines(files: list[Path]) -> int:
