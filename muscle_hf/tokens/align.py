@@ -177,6 +177,8 @@ class Aligner:
         for section in reversed(sections):
             mine = [index - section.start for index in places if 0 <= index - section.start <= len(section.ids)]
             needed = section.cut(section.bounds[min(mine)], 0).lstrip() if mine else b""
+            if own and mine and not needed and section.closed_by < 0:
+                continue  # what a template puts behind the last end is no answer, and need not be in the other one
             # A text of v1's own has other sections: the last one that ends in the same text is meant.
             while others and own and mine and not others[-1].text.endswith(needed):
                 others.pop()

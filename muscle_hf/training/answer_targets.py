@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.batch import IGNORED, Batch
-from muscle_hf.teachers.recorded import RecordedTeacher, require_known
+from muscle_hf.teachers.recorded import MOST_UNKNOWN, RecordedTeacher, require_known
 from muscle_hf.teachers.sharding import is_sharded
 from muscle_hf.training.row_checks import sample_of
 
@@ -54,7 +54,7 @@ def choose_targets(trainer: Any) -> str:
     longest = _longest(trainer) if in_memory and not problem else 0
     # How long the answers of a stream are nobody knows.
     stream = isinstance(trainer.train_dataset, IterableDataset)
-    if wanted == "auto" and in_memory and (problem or stream or longest > LONGEST_ANSWER):
+    if wanted == "auto" and in_memory and (problem or stream or longest > LONGEST_ANSWER or _in_part(trainer)):
         in_memory = False
         problem = _problem(trainer, [], False) if logs else None
     if problem:
@@ -103,6 +103,16 @@ def needs_completion_mask(trainer: Any) -> bool:
 def _longest(trainer: Any) -> int:
     """Trained tokens of the longest answer that is looked at; 0 for a stream."""
     return max((int(batch.of_answers.sum()) for batch in batches_of(trainer, trainer.train_dataset)), default=0)
+
+
+def _in_part(trainer: Any) -> bool:
+    """Whether v1 reads most answers in part alone, such as all but what v2's chat template puts behind them."""
+    found = [
+        bool(missing.any()) and not bool(missing.all())
+        for batch in batches_of(trainer, trainer.train_dataset)
+        if (missing := trainer.teachers["old"].silent(batch.answers())) is not None
+    ]
+    return sum(found) > MOST_UNKNOWN * len(sample_of(trainer.train_dataset))
 
 
 def batches_of(trainer: Any, rows: Any) -> Iterator[Batch]:

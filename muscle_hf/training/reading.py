@@ -129,6 +129,8 @@ def look_at(teacher: Teacher, trainer: Any, first: Batch | None = None) -> None:
         asked = batch.answers() if trainer.old_targets == "answer" else batch
         missing = reader.silent(asked)
         said = torch.ones_like(asked.rows, dtype=torch.bool) if missing is None else ~missing
+        if trainer.old_targets == "answer":  # has a number as a whole, or none
+            said &= ~torch.isin(asked.rows, asked.rows[~said])
         rows += torch.tensor([len(asked.rows[said].unique()), len(asked.rows.unique())])
         tokens += torch.tensor([int(said.sum()), len(said)])
     if first is not None:
@@ -147,8 +149,8 @@ def look_at(teacher: Teacher, trainer: Any, first: Batch | None = None) -> None:
             f"v1 reads only {int(rows[0])} of {int(rows[1])} training rows in its own tokens: of the others its "
             "tokenizer changes the text, or its words have another answer than the row, or prompts in other words are "
             "trained on too. Normalise the texts as both tokenizers do, give old_formatting_func the row's own "
-            "answer, train on the answers alone (assistant_only_loss or completion_only_loss of TRL), or write v1's "
-            "answers with muscle-hf evaluate and pass old_model=ChoiceLog(FILE)"
+            "answer, train on the answers alone (assistant_only_loss or completion_only_loss of TRL) or try "
+            "old_targets='tokens', or write v1's answers with muscle-hf evaluate and pass old_model=ChoiceLog(FILE)"
         )
     shared = reader.vocabularies.shared
     reader.share = {"level": reader.level, "shared_tokens": shared, "rows_read": float(rows[0] / rows[1])}

@@ -270,14 +270,9 @@ def test_of_a_conversation_v1_is_asked_what_the_assistant_says(tmp_path):
     # Of the second nothing is left that is trained on.
     long = {**row, "messages": [{"role": "user", "content": "over " * 40}, *turns[1:]]}
     settings = {"max_steps": 1, "report_to": "none", "use_cpu": True, "bf16": False, "mask": "mean", "max_length": 80}
-    made = MuscleSFTTrainer(
-        model(2, 330),
-        MuscleSFTConfig(str(tmp_path), assistant_only_loss=True, old_targets="answer", **settings),
-        old_model=model(1, 270),
-        old_processing_class=old,
-        train_dataset=Dataset.from_list([row, long, row]),
-        processing_class=new,
-    )
+    given = {"old_model": model(1, 270), "old_processing_class": old, "processing_class": new}
+    args = MuscleSFTConfig(str(tmp_path), assistant_only_loss=True, old_targets="answer", **settings)
+    made = MuscleSFTTrainer(model(2, 330), args, train_dataset=Dataset.from_list([row, long, row]), **given)
     assert len(made.train_dataset) == 2
     batch = made.batch_of(made.data_collator([made.train_dataset[0]]))
     spelt = made.teachers["old"].spelling(batch.answers())
@@ -285,6 +280,15 @@ def test_of_a_conversation_v1_is_asked_what_the_assistant_says(tmp_path):
     read = old.decode(spelt.inputs["input_ids"][0])
     assert read.startswith(f"<s>look glad:user>{TEXTS[0]}assistant> a</s>user>whoassistant> b")
     made.train()
+
+    # v2's template ends in a line break, which is trained as well, and which v1's has not.
+    new.chat_template += "{% if add_generation_prompt %}[assistant]{% else %}{{ '\\n' }}{% endif %}"
+    table = Dataset.from_list([{"prompt": turns[:1], "completion": turns[1:2], "tools": row["tools"]}] * 2)
+    made = MuscleSFTTrainer(model(2, 330), MuscleSFTConfig(str(tmp_path), **settings), train_dataset=table, **given)
+    assert made.old_targets == "tokens"
+    batch = made.batch_of(made.data_collator([made.train_dataset[0]]))
+    assert new.decode(batch.own_tokens) == " a</s>\n"
+    assert made.teachers["old"].silent(batch).tolist() == [False, False, True]
 
 
 class Stream(IterableDataset):
