@@ -120,7 +120,13 @@ def recorded_answers(files: Sequence[str], task: Task, items: Sequence[Item]) ->
     Raises:
         MuscleError: A file cannot be read, or items have no answer.
     """
-    rows = {row.get("prompt"): row for file in files for row in read_rows(file, "test")}
+    rows: dict[Any, Any] = {}
+    for row in (row for file in files for row in read_rows(file, "test")):
+        if rows.setdefault(row.get("prompt"), row).get("prediction") != row.get("prediction"):
+            raise MuscleError(
+                f"old.answers: two answers to one prompt ({str(row.get('prompt'))[-60:]!r}); a recipe takes one. In a "
+                "script muscle_hf.ChoiceLog makes shares of several"
+            )
     missing = [item.id for item in items if item.prompt not in rows]
     if missing:
         raise MuscleError(

@@ -245,8 +245,16 @@ class ForeignReader(Reader):
         Args:
             ids: The student's, without padding.
             old_ids: The teacher's.
+
+        Raises:
+            MuscleError: Another row of the same ids was told something else.
         """
-        self._told[_key(ids)] = np.asarray(old_ids, dtype=np.int32)
+        told = np.asarray(old_ids, dtype=np.int32)
+        if not np.array_equal(self._told.setdefault(_key(ids), told), told):
+            raise MuscleError(
+                "two rows that are equal in v2's tokens have different words for v1, by which they cannot be told "
+                f"apart; leave one out. v1's: {self.vocabularies.old.decode(told)[-200:]!r}"
+            )
         self._view.cache_clear()
 
     def _made_view(self, ids: tuple[int, ...], trained: tuple[int, ...]) -> View:

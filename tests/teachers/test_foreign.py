@@ -323,3 +323,13 @@ def test_words_that_are_no_words_are_refused(said, tmp_path):
 def test_a_tokenizer_that_is_another_models_is_refused(given, tmp_path):
     with pytest.raises(MuscleError, match="200 embeddings"):
         trainer(tmp_path, model(1, 200), old_processing_class=given)
+
+
+def test_equal_rows_with_different_words_of_v1_are_refused(tmp_path):
+    numbers = iter(range(100))
+    with pytest.raises(MuscleError, match="cannot be told apart"):
+        trainer(
+            tmp_path,
+            train_dataset=rows() + rows()[:1],
+            old_formatting_func=lambda row: (f"Q {next(numbers)}:", NEW.decode(row["input_ids"][-2:-1])),
+        )
