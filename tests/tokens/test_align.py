@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_vocabulary import TEXT
 from tokenizer_builders import byte_level, unigram
@@ -49,6 +49,9 @@ def check(aligner: Aligner, row: list[int], view: View, trained: list[int]) -> N
 @given(prompt=TEXT, answer=TEXT)
 def test_places_lie_where_the_texts_say(aligners, prompt, answer):
     for aligner in aligners.values():
+        # What is spelt like a special token is one to its tokenizer, and no text to the other.
+        marks = {*aligner.old.special.values(), *aligner.new.special.values()}
+        assume(not any(mark in prompt + answer for mark in marks))
         new = aligner.new_tokenizer
         row = new(prompt + answer)["input_ids"]
         trained = list(range(len(row) // 2, len(row)))
