@@ -216,7 +216,8 @@ class TransferPrompts(AnsweredRows):
                 (self.old_items[index].prompt, _in_other_words(text, self.items[index], self.old_items[index]))
                 for index, text in found
             ]
-            tell_old_words(models.teachers["old"], models.tokenizer, [row["input_ids"] for row in rows], words)
+            told = zip((row["input_ids"] for row in rows), words, strict=True)
+            tell_old_words(models.teachers["old"], models.tokenizer, told)
         return rows
 
     def forget(self, folder: str | os.PathLike) -> None:

@@ -94,6 +94,10 @@ class RenumberingReader(Reader):
     def __init__(self, vocabularies: Vocabularies):
         super().__init__(vocabularies)
         self._agrees = lru_cache(maxsize=_KEPT_ROWS)(lambda ids: vocabularies.agree(list(ids)))
+        # Its id of each of the student's, and behind them -1 for ids of none; moved once, to where the batches are.
+        self._to_old = functional.pad(vocabularies.to_old, (0, 1), value=-1)
+        self._known = vocabularies.known
+        self._looked: tuple[Batch, Tensor | None] | None = None
 
     def general(self) -> Reader:
         return ForeignReader(replace(self.vocabularies, level="foreign"))
@@ -112,12 +116,17 @@ class RenumberingReader(Reader):
 
     def _numbered(self, ids: Tensor) -> Tensor:
         """The teacher's ids of the student's, -100 where there is none."""
-        size = len(self.vocabularies.to_old)
-        own = functional.pad(self.vocabularies.to_old, (0, 1), value=-1).to(ids.device)
-        found = own[torch.where((ids >= 0) & (ids < size), ids, size)]
+        size = len(self._to_old) - 1
+        self._to_old = self._to_old.to(ids.device)
+        found = self._to_old[torch.where((ids >= 0) & (ids < size), ids, size)]
         return found.masked_fill(found < 0, IGNORED)
 
     def silent(self, batch: Batch) -> Tensor | None:
+        if self._looked is None or self._looked[0] is not batch:
+            self._looked = batch, self._unread(batch)
+        return self._looked[1]
+
+    def _unread(self, batch: Batch) -> Tensor | None:
         ids, positions = batch.inputs["input_ids"], batch.inputs.get("position_ids")
         parts = sequences_of(ids, positions, predicts_next=False)
         mask = batch.inputs.get("attention_mask")
@@ -135,9 +144,8 @@ class RenumberingReader(Reader):
     def stream(self, batch: Batch, states: Tensor, head: Head | None) -> Stream:
         if not batch.kind.generates_text:
             return Stream(states, head)
-        known = self.vocabularies.known.to(states.device)
-        columns = self.vocabularies.to_old.to(states.device)[known]
-        return RenumberedStream(states, head, columns, known, self.silent(batch))
+        self._known, self._to_old = self._known.to(states.device), self._to_old.to(states.device)
+        return RenumberedStream(states, head, self._to_old[self._known], self._known, self.silent(batch))
 
 
 @dataclass(frozen=True)
@@ -267,13 +275,18 @@ class ForeignReader(Reader):
             self._last = self._made(whole)
         return self._last
 
-    def _made(self, batch: Batch) -> _Rows:
+    def _views(self, batch: Batch) -> list[View]:
+        """The teacher's view of each row."""
         rows, columns = (index.cpu().numpy() for index in batch.places)
         views = []
         for row, (ids, numbers) in enumerate(_real_rows(batch)):
             # What the logits of a place predict is behind it; a classifier predicts of the whole row.
             trained = (numbers[columns[rows == row]] + 1).tolist() if batch.kind.generates_text else ()
             views.append(self._view(tuple(ids.tolist()), tuple(trained)))
+        return views
+
+    def _made(self, batch: Batch) -> _Rows:
+        views, rows = self._views(batch), batch.rows.cpu().numpy()
         if not batch.kind.generates_text:
             return _Rows(batch, self._batch(batch, views, batch.labels.cpu().numpy()), [], rows)
         places = [place for view in views for place in view.places]
@@ -299,12 +312,9 @@ class ForeignReader(Reader):
         return Batch({"input_ids": moved[0], "attention_mask": moved[1]}, moved[2], batch.kind)
 
     def spelling(self, batch: Batch) -> Batch:
-        rows, columns = (index.cpu().numpy() for index in batch.places)
-        views, spelt = [], []
-        for row, (ids, numbers) in enumerate(_real_rows(batch)):
-            view = self._view(tuple(ids.tolist()), tuple((numbers[columns[rows == row]] + 1).tolist()))
+        views, spelt = self._views(batch), []
+        for view in views:
             known = [place for place in view.places if place is not None]
-            views.append(view)
             # Between the turns of a conversation stands what nobody is trained on.
             own = {at for place in known for at in range(place.begun, place.done)}
             spelt.append(sorted(own) if len(known) == len(view.places) else [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -59,14 +59,19 @@ def tell_old_rows(teacher: Teacher, tokenizer: Any, rows: Any, raw: Any, formatt
             "more; leave packing and filters out, or tokenize the rows yourself and keep their columns"
         )
     words = formatting or partial(_in_own_chat, teacher.tokenizer or tokenizer)
-    ids = [list(rows[index]["input_ids"]) for index in range(len(rows))]
-    tell_old_words(teacher, tokenizer, ids, (words({**rows[i], **given[i]}) for i in range(len(rows))))
+
+    def told() -> Iterator[tuple[list[int], Any]]:
+        for index in range(len(rows)):
+            row = rows[index]
+            yield list(row["input_ids"]), words({**row} if given is rows else {**row, **given[index]})
+
+    tell_old_words(teacher, tokenizer, told())
 
 
-def tell_old_words(teacher: Teacher, tokenizer: Any, rows: Sequence[Sequence[int]], words: Iterable[Any]) -> None:
-    """:func:`tell_old_rows` of v2's ids of rows, and v1's words of each."""
+def tell_old_words(teacher: Teacher, tokenizer: Any, told: Iterable[tuple[Sequence[int], Any]]) -> None:
+    """:func:`tell_old_rows` of v2's ids of rows, each with v1's words."""
     assert isinstance(teacher.reader, ForeignReader)
-    for ids, said in zip(rows, words, strict=True):
+    for ids, said in told:
         ended = bool(len(ids)) and ids[-1] == tokenizer.eos_token_id
         teacher.reader.tell(ids, _encoded(teacher.tokenizer or tokenizer, said, ended))
 
