@@ -35,12 +35,7 @@ def run_file(tmp_path: Path) -> Path:
         model.peft_config["default"].base_model_name_or_path = str(tmp_path / f"base-{side}")
         model.save_pretrained(tmp_path / side)
         sides[side] = {"base": str(tmp_path / f"base-{side}"), "adapter": str(tmp_path / side)}
-    for split, count in (("train", 14), ("test", 3)):
-        rows = [{"text": f"w{3 + i % 9} w{4 + i % 7} w{5 + i}", "urgent": i % 2} for i in range(count)]
-        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "task.yaml").write_text(
-        "kind: choice\nprompt: '{text} w40'\nchoices: [' w41', ' w42']\nanswer: urgent\n"
-    )
+    builders.choice_files(tmp_path, train=14, test=3)
     settings = {
         "task": str(tmp_path / "task.yaml"),
         **sides,

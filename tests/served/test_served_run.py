@@ -39,12 +39,7 @@ def run_file(tmp_path):
     model = builders.with_lora(base, 20)
     model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base-new")
     model.save_pretrained(tmp_path / "new")
-    for split, count in (("train", 14), ("test", 5)):
-        rows = [{"text": f"w{3 + i % 9} w{4 + i % 7} w{5 + i}", "urgent": i % 2} for i in range(count)]
-        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "task.yaml").write_text(
-        "kind: choice\nprompt: '{text} w40'\nchoices: [' w41', ' w42']\nanswer: urgent\n"
-    )
+    builders.choice_files(tmp_path, train=14, test=5)
     settings = {
         "task": str(tmp_path / "task.yaml"),
         "old": {"base": str(tmp_path / "base-new")},

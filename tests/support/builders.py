@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,15 @@ def rows(
         mask = [int(index >= length // 2) for index in range(length)]
         made.append({"input_ids": ids, "labels": labels, "completion_mask": mask})
     return made
+
+
+def choice_files(folder: Path, **splits: int) -> None:
+    """A task with choices, ``task.yaml``, and so many rows of each split beside it, in the tokenizer's words."""
+    for split, count in splits.items():
+        table = [{"text": f"w{3 + i % 9} w{4 + i % 7} w{5 + i}", "urgent": i % 2} for i in range(count)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+    task = "kind: choice\nprompt: '{text} w40'\nchoices: [' w41', ' w42']\nanswer: urgent\n"
+    (folder / "task.yaml").write_text(task)
 
 
 def sequence_rows(count: int = 8, seed: int = 0) -> list[dict[str, Any]]:
