@@ -122,9 +122,39 @@ def retokenized_base(folder: Path, root: Path, body: str, vocabulary: int, digit
     return folder
 
 
-def study_base(name: str, plan: dict[str, Any], runs: Path, root: Path) -> Path:
-    """The folder of one of the plan's own bases, which is made if it is not there."""
+def repeated_base(folder: Path, root: Path, body: str, recipe: str, draw: str) -> Path:
+    """The folder of a base of the embedded world that is pretrained as one of the package's, on text of another seed.
+
+    Args:
+        folder: Where it is saved.
+        root: What ``body`` is below.
+        body: Base that it starts from.
+        recipe: Whose amount and kinds of text it reads.
+        draw: Seeds what is popular in the text, and its order.
+    """
+    if (folder / READY).is_file():
+        return folder
+    sys.path.insert(0, str(root / "examples" / "embedded_world"))
+    import dataclasses
+
+    import torch
+    from pretrain import RECIPES, pretrain
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(root / body, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(root / body, dtype=torch.float32, trust_remote_code=False)
+    pretrain(model, dataclasses.replace(RECIPES[recipe], name=draw), tokenizer)
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+def study_base(name: str, plan: dict[str, Any], runs: Path, root: Path, seed: int) -> Path:
+    """The folder of one of the plan's own bases, which is made if it is not there; one with a draw is of the seed."""
     described = plan["bases"][name]
+    if "draw" in described:
+        draw = described["draw"].format(seed=seed)
+        return repeated_base(runs / "bases" / f"{name}-seed{seed}", root, **{**described, "draw": draw})
     make = retokenized_base if "body" in described else made_base
     return make(runs / "bases" / name, root, **described)
 
@@ -138,7 +168,8 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
     args = parser.parse_args()
     for name in args.names or plan["bases"]:
-        print(study_base(name, plan, args.runs, ROOT))
+        for folder in dict.fromkeys(study_base(name, plan, args.runs, ROOT, seed) for seed in plan["seeds"]):
+            print(folder)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +60,19 @@ def trial_name(trial: dict[str, float], between: str = "-") -> str:
 def load_task_rows(rows: dict[str, Any], seed: int) -> tuple[Task, DataSettings, Splits]:
     """A task of the plan with its rows; those of the embedded world are of the seed."""
     if rows["source"] == "demo":
-        task = DEMO_TASKS[rows["task"]]
-        train = demo_rows(rows["task"], "train", seed=seed, count=rows["train"] + rows["transfer"])
+        tasks, drawn = DEMO_TASKS, partial(demo_rows, rows["task"], seed=seed)
+        if rows.get("draw") == "second":
+            from urgency import TASKS as tasks
+            from urgency import drawn_rows
+
+            drawn = partial(drawn_rows, seed=seed)
+        task = tasks[rows["task"]]
+        train = drawn(split="train", count=rows["train"] + rows["transfer"])
         parts = {
             "train": train[: rows["train"]],
             "transfer": train[rows["train"] :],
-            "validation": demo_rows(rows["task"], "validation", seed=seed, count=rows["validation"]),
-            "test": demo_rows(rows["task"], "test", seed=seed, count=rows["test"]),
+            "validation": drawn(split="validation", count=rows["validation"]),
+            "test": drawn(split="test", count=rows["test"]),
         }
         items = {
             part: [dataclasses.replace(task.to_item(row, i), id=f"{part}-{i}") for i, row in enumerate(found)]
@@ -77,10 +83,10 @@ def load_task_rows(rows: dict[str, Any], seed: int) -> tuple[Task, DataSettings,
     described = rows["task"]
     task = load_task(described) if isinstance(described, str) else task_from_dict(described)
     splits = {name: rows[name]["split"] for name in ("train", "validation", "test", "transfer")}
-    longest, read = rows.get("longest", math.inf), {}
+    shortest, longest, read = rows.get("shortest", 0), rows.get("longest", math.inf), {}
     for split in set(splits.values()):
         items = load_items(task, str(ROOT / rows["source"]), split)
-        read[split] = [item for item in items if len(item.prompt) + max(map(len, item.choices)) <= longest]
+        read[split] = [i for i in items if shortest <= len(i.prompt) + max(map(len, i.choices)) <= longest]
 
     def part(name: str) -> list[Item]:
         start = rows[name]["start"]
@@ -165,7 +171,7 @@ class Cell:
             return str(demo_base(base.removeprefix("demo:")))
         if base.startswith("made:"):
             name = base.removeprefix("made:")
-            return os.path.relpath(study_base(name, self.plan, self.runs, ROOT))
+            return os.path.relpath(study_base(name, self.plan, self.runs, ROOT, self.seed))
         return os.path.relpath(ROOT / base)
 
     @property
