@@ -1,4 +1,4 @@
-"""The demo on several seeds; writes benchmarks/results/demo.md, demo.svg and the table in README.md.
+"""The demo on several seeds; writes benchmarks/results/demo.md and demo.svg.
 
     python benchmarks/demo.py [--seeds 0 1 2] [--tasks routing] [--runs demo-output]
 
@@ -12,7 +12,7 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
-from reporting import RESULTS, put_between
+from reporting import RESULTS
 
 from muscle_hf.demo import SETTINGS, TASKS
 from muscle_hf.demo.run import BOTH, Demo, demo_settings, demo_splits, run_demo
@@ -21,9 +21,6 @@ from muscle_hf.metrics import Estimate
 from muscle_hf.pipeline import steps
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, Result, columns, interval_text
 from muscle_hf.report import charts, wording
-
-ROOT = Path(__file__).parents[1]
-MARK = "<!-- demo table: written by benchmarks/demo.py -->"
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:
@@ -121,7 +118,6 @@ def main() -> None:
         )
         print(parts[-1], flush=True)
         if task == "routing":
-            put_between(ROOT / "README.md", MARK, means)
             (RESULTS / "demo.svg").write_text(picture(demos), encoding="utf-8")
     (RESULTS / "demo.md").write_text("\n".join(parts), encoding="utf-8")
 

@@ -98,9 +98,8 @@ def test_readme_diff_is_the_whole_change(scene, monkeypatch):
         exec(compile(script, "README.md", "exec"), namespace := fix_lengths(names()))
     assert type(namespace["trainer"]).__name__ == "MuscleTrainer"
     assert (folder / "out" / "muscle_provenance.json").is_file()
-    namespace = {**names(), "PeftModel": namespace["PeftModel"]}
-    for snippet in blocks(ROOT / "README.md", "python"):
-        exec(compile(snippet, "README.md", "exec"), namespace)
+    (load,) = re.findall(r"`(PeftModel\.from_pretrained\(.*?\))`", (ROOT / "README.md").read_text())
+    eval(load, {**names(), "PeftModel": namespace["PeftModel"]})
 
 
 @pytest.mark.slow
@@ -255,8 +254,7 @@ def test_the_script_for_jobs_runs(tmp_path, monkeypatch):
     assert list(tmp_path.rglob("muscle/adapter_model.safetensors"))
 
 
-def test_readme_shows_the_measured_demo_table():
-    mark = "<!-- demo table: written by benchmarks/demo.py -->"
-    shown = (ROOT / "README.md").read_text().split(mark)[1].strip()
-    assert shown.startswith("| mean of seeds ")
-    assert shown in (ROOT / "benchmarks" / "results" / "demo.md").read_text()
+def test_readme_tells_the_measured_accuracy_of_the_demo():
+    table = (ROOT / "benchmarks" / "results" / "demo.md").read_text()
+    v2, ours = (re.search(rf"^\| {name} \| ([\d.]+)", table, re.MULTILINE)[1] for name in ("v2", "recommended.*?"))
+    assert f"from {v2} to {ours} %" in (ROOT / "README.md").read_text()
