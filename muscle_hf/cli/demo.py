@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 
 TASK_NAMES = ("routing", "refund", "summary")
 
@@ -18,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo, print its table and what to do next."""
+    import torch
     from rich.console import Console
 
     from muscle_hf.demo import story
@@ -28,6 +30,8 @@ def run(args: argparse.Namespace) -> int:
     from muscle_hf.report.terminal import print_warnings
 
     hush()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # models this small gain nothing from a second, and threads that share a core crawl
     console = Console(highlight=False, soft_wrap=True)
     for task in TASK_NAMES if args.task == "all" else (args.task,):
         progress = Progress(story.stages(task), console)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from muscle_hf.cli.main import main
@@ -35,7 +36,12 @@ def small(monkeypatch):
 @pytest.mark.slow
 def test_the_demo_shows_all_models_and_its_commands_run(small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
     assert main(["demo", "--output", "out"]) == 0
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(threads)
     said, folder = capsys.readouterr().out, Path("out/routing-seed0")
     assert re.search(r"^\s*\d+ %, about \d+:\d\d left: ", said, re.MULTILINE) and "it/s" not in said
     assert re.search(rf"^100 %.*: {stages('routing')[-1][0]}$", said, re.MULTILINE)
