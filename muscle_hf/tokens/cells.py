@@ -24,12 +24,11 @@ from huggingface_hub import constants
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.functional import pad
 
 from muscle_hf.tokens.vocabulary import ByteVocabulary, special_pairs
 
 _VERSION = 2  # of what a table holds; another one is never read
-_SMALLEST = 1e-30
+SMALLEST = 1e-30
 
 
 @dataclass(frozen=True)
@@ -83,22 +82,14 @@ class CellTable:
         return cls(torch.from_numpy(ws), torch.from_numpy(us), torch.from_numpy(counts[ws] > 1), old_size, new_size)
 
     @cached_property
-    def _closed(self) -> tuple[Tensor, Tensor]:
+    def closed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """int64: for each of the student's tokens the first token of v1 whose only one it is, V1 for none, (V2,); and
+        the further pairs of such tokens, v1's and the student's."""
         closed = (~self.open).nonzero()[:, 0]
-        first = torch.full((self.new_size,), len(self.new), device=self.new.device)
-        first = first.scatter_reduce_(0, self.new[closed], closed, "amin")
-        return first, closed[first[self.new[closed]] != closed]
-
-    @property
-    def sole(self) -> Tensor:
-        """(V2,) int64, for each of the student's tokens the first token of v1 whose only one it is; V1 for none."""
-        first, nothing = self._closed[0], self.old.new_tensor([self.old_size])
-        return torch.cat([self.old, nothing])[first]
-
-    @property
-    def further(self) -> Tensor:
-        """int64, which pairs of such tokens are not in ``sole``."""
-        return self._closed[1]
+        old, new = self.old[closed], self.new[closed]
+        first = torch.full((self.new_size,), self.old_size, device=new.device).scatter_reduce_(0, new, old, "amin")
+        further = first[new] != old
+        return first, old[further], new[further]
 
     @cached_property
     def sizes(self) -> Tensor:
@@ -106,48 +97,36 @@ class CellTable:
         return torch.bincount(self.old, minlength=self.old_size)
 
     @cached_property
-    def open_tokens(self) -> Tensor:
-        """int64, v1's tokens with several of the student's."""
-        return self.old[self.open].unique()
+    def cells(self) -> tuple[Tensor, Tensor, Tensor]:
+        """int64: v1's tokens with several of the student's, all these of the student, and the cell of each."""
+        old, cell = torch.unique_consecutive(self.old[self.open], return_inverse=True)
+        return old, self.new[self.open], cell
 
     def to(self, device: torch.device | str) -> CellTable:
         """The same on a device."""
         return CellTable(self.old.to(device), self.new.to(device), self.open.to(device), self.old_size, self.new_size)
 
 
-def spread(p: Tensor, table: CellTable, s: Tensor) -> Tensor:
+def spread(p: Tensor, table: CellTable, s: Tensor) -> tuple[Tensor, Tensor]:
     """Equation (X1).
 
     Args:
-        p: (n, V1) masses of v1's tokens, float32; a row need not sum to 1.
+        p: (n, V1 + 1) masses of v1's tokens, float32, and 0 behind them; a row need not sum to 1.
         table: Of the place, on the same device.
         s: (n, V2) the reference within cells, float32, 0 or more.
 
     Returns:
-        (n, V2) float32. Each row has the mass of the tokens of v1 that the table knows.
+        (n, V2) float32, each row with the mass of the tokens of v1 that the table knows; and (n,) what of it lies in
+        cells of several tokens.
     """
-    p = p.float()
     # A gather for the first token of v1 of each of the student's, which is the only one mostly: sums are slower.
-    out = pad(p, (0, 1)).index_select(1, table.sole)
-    out.index_add_(1, table.new[table.further], p.index_select(1, table.old[table.further]))
-    w, u = table.old[table.open], table.new[table.open]
-    cell = torch.unique_consecutive(w, return_inverse=True)[1]
-    return out.index_add_(1, u, p.index_select(1, w) * shares(s.index_select(1, u), cell))
-
-
-def shares(s: Tensor, cell: Tensor) -> Tensor:
-    """Each element's part of the sum over its cell.
-
-    Args:
-        s: (..., m) 0 or more.
-        cell: (m,) number of each element's cell, from 0 on.
-
-    Returns:
-        (..., m) float32; equal parts where the sum is 0.
-    """
-    s = s.float().clamp_min(_SMALLEST)
-    size = int(cell[-1]) + 1 if len(cell) else 0
-    return s / s.new_zeros(*s.shape[:-1], size).index_add_(-1, cell, s)[..., cell]
+    first, *further = table.closed
+    out = p.index_select(1, first)
+    out.index_add_(1, further[1], p.index_select(1, further[0]))
+    old, new, cell = table.cells
+    mass, own = p.index_select(1, old), s.index_select(1, new).clamp_min_(SMALLEST)
+    each = mass / torch.zeros_like(mass).index_add_(1, cell, own)
+    return out.index_add_(1, new, own.mul_(each.index_select(1, cell))), mass.sum(-1)
 
 
 def load_table(old: ByteVocabulary, new: ByteVocabulary, folder: str | os.PathLike | None = None) -> CellTable:

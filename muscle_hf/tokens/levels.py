@@ -135,7 +135,7 @@ def _segmented(tokenizer: Any, new_tokenizer: Any, rows: list[list[int]]) -> lis
     for row in rows:
         ids: list[int] = []
         for section, special in new.sections(row):
-            ids += vocabulary.pieces([new.text(section)])[0]
+            ids += vocabulary.segmented([new.text(section)])[0]
             ids += [pairs.get(special, -1)] if special is not None else []
         found.append(ids)
     return found

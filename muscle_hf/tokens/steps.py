@@ -8,6 +8,7 @@ student's place the student's token is known but for tokens of v1 that a longer 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from muscle_hf.tokens.align import Aligner, Step
 from muscle_hf.tokens.cells import CellTable, load_table
 
 _KEPT = 16_384
-_JOINED = 64  # tokens of v1 that are tried behind a carry, beside those that v1 itself would say there
+_TRIED = 64  # tokens that begin with what others end with, beside those that are said just there
 _NONE = np.zeros(0, dtype=np.int64)
 _NOT_OPEN = np.zeros(0, dtype=bool)
 # Tokens of v1, and for each the student's tokens from the beginning of the carry on.
@@ -68,8 +69,7 @@ class Parts:
         alone = np.array([_behind(read, one) for one in pieces], dtype=np.int64)
         # Longer texts that begin with one of these tokens: by a token of the student where it stands.
         begun = [step.carry + self.old.string(w)[len(step.residue) :] for w in ws[alone >= 0]]
-        found = [self.new.extending(rest) for rest in {text[len(done) :] for text in begun}]
-        us = np.unique(np.concatenate([_NONE, *found]))
+        us = _fewest(self.new.extending(rest) for rest in {text[len(done) :] for text in begun})
         us = us[self.new.canonical[us]]
         texts = [done + self.new.string(u) for u in us]
         tokens = self._next(step, [text[len(step.carry) :] for text in texts])
@@ -108,10 +108,8 @@ class Parts:
         for head in heads:
             ends = [self.new.string(u)[len(head) :] for u in self.new.extending(head)]
             found.append(self._next(step, ends))
-            # Those that go on behind the student's token as well; short ends begin too many tokens, hardly ever said.
-            ranges = sorted(map(self.old.beginning, ends), key=len)
-            sizes = np.cumsum([len(one) for one in ranges])
-            found += ranges[: int(np.searchsorted(sizes, _JOINED, side="right"))]
+            # Those that go on behind the student's token as well.
+            found.append(_fewest(map(self.old.beginning, ends)))
         ws = np.unique(np.concatenate(found))
         ws = ws[[w >= 0 and bool(self.old.string(w)) for w in ws]]
         return ws, self.new.pieces([step.carry + self.old.string(w) for w in ws])
@@ -129,6 +127,13 @@ class Parts:
         With the others v1 writes what it never reads, and so would a student with its tokens: they stay what they are.
         """
         return ws[self._next(step, [self.old.string(w) for w in ws]) >= 0] if step.last >= 0 else ws
+
+
+def _fewest(ranges: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """The tokens of the smallest ranges, as many as are tried; what begins more is short, and hardly ever said."""
+    ordered = sorted(ranges, key=len)
+    sizes = np.cumsum([len(one) for one in ordered])
+    return np.unique(np.concatenate([_NONE, *ordered[: int(np.searchsorted(sizes, _TRIED, side="right"))]]))
 
 
 def _behind(read: list[int], pieces: list[int]) -> int:

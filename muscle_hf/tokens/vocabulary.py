@@ -22,6 +22,7 @@ _BLANK = "▁"  # what SentencePiece writes for a blank
 # Bytes that are no UTF-8, as the error handler "surrogateescape" decodes them; with the word around them, or alone.
 _BROKEN_WORD = re.compile("( ?[^ ]*[\udc80-\udcff][^ ]*)")
 _BROKEN_BYTES = re.compile("([\udc80-\udcff]+)")
+_KEPT_PIECES = 2**18
 # Texts by id, and ids by role.
 Specials = tuple[dict[int, str], dict[str, int]]
 _KEPT: weakref.WeakKeyDictionary[Any, tuple[int, ByteVocabulary]] = weakref.WeakKeyDictionary()
@@ -78,6 +79,8 @@ class ByteVocabulary:
         own = ((id, self._in_text.token_to_id(added[id].content)) for id in self.added)
         self._renumbered = {other: id for id, other in own if other != id}
         self._letters = Tokenizer(backend.model)
+        # Places of a text ask for the same ones, and for single tokens.
+        self._known: dict[bytes, list[int]] = {}
         self._backend = backend
 
     @classmethod
@@ -105,6 +108,14 @@ class ByteVocabulary:
         No blank is put before it, nothing is normalised, and special tokens are neither found in it nor added. A text
         may begin and end within a character.
         """
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if len(self._known) + len(new) > _KEPT_PIECES:
+            self._known, new = {}, list(dict.fromkeys(texts))
+        self._known.update(zip(new, self.segmented(new), strict=True))
+        return [self._known[text] for text in texts]
+
+    def segmented(self, texts: Sequence[bytes]) -> list[list[int]]:
+        """As :meth:`pieces`, for long texts, which are not remembered."""
         strings = [text.decode(errors="surrogateescape") for text in texts]
         broken = {index: string for index, string in enumerate(strings) if _BROKEN_BYTES.search(string)}
         found = self._whole(["" if index in broken else string for index, string in enumerate(strings)])
