@@ -9,6 +9,7 @@ tokens in each carry over.
 from __future__ import annotations
 
 import codecs
+import re
 from bisect import bisect_right
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,10 @@ from muscle_hf.tokens.vocabulary import ByteVocabulary, special_pairs
 _DEPTH = 6  # tokens of v1 behind a place that are looked at
 _BEFORE = 3  # and before it
 _READ = 2  # student's tokens, already read, that a token of v1 may still contradict
+_THOUGHT = re.compile(rb"\A<think>.*</think>\s*", re.DOTALL)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Step:
     """How v1's next token carries over to the student's, after one boundary of v1's tokens.
 
@@ -44,7 +46,7 @@ class Step:
     last: int = -1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
     """A trained token of the student, as v1 sees it.
 
@@ -176,7 +178,9 @@ class Aligner:
         places: dict[int, Place | None] = dict.fromkeys(trained)
         for section in reversed(sections):
             mine = [index - section.start for index in places if 0 <= index - section.start <= len(section.ids)]
-            needed = section.cut(section.bounds[min(mine)], 0).lstrip() if mine else b""
+            trained_text = section.cut(section.bounds[min(mine)], 0).lstrip() if mine else b""
+            # What one template has the model think before its answer, the other may not have.
+            needed = _THOUGHT.sub(b"", trained_text) if own else trained_text
             if own and mine and not needed and section.closed_by < 0:
                 continue  # what a template puts behind the last end is no answer, and need not be in the other one
             # A text of v1's own has other sections: the last one that ends in the same text is meant.
@@ -185,7 +189,7 @@ class Aligner:
             if mine and not (others and others[-1].text.endswith(needed)):
                 return View(ids, [None] * len(places), False)
             if mine:
-                zone = -_common_end(section.text, others[-1].text)
+                zone = -_common_end(section.text, others[-1].text) if needed == trained_text else -len(needed)
                 places |= {index + section.start: self._place(section, index, others[-1], zone) for index in mine}
             if others and (mine or not own):
                 others.pop()

@@ -97,6 +97,22 @@ def test_another_prompt_of_v1(aligners):
     assert not aligner.view(row, answer, old_text="Rome is a city").aligned
 
 
+@pytest.mark.parametrize("thought", ["<think>\n\n</think>\n\n", "\n<think>\nIt is a town.\n</think>\n\n"])
+def test_what_v2s_template_thinks_before_the_answer_gets_no_target(aligners, thought: str):
+    aligner = aligners[OLD, NEW]
+    tokenizer = aligner.new_tokenizer
+    parts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("Rome:\n", thought, "a location")]
+    row, end = [id for part in parts for id in part], tokenizer.eos_token_id
+    trained = list(range(len(parts[0]), len(row) + 1))
+    for before in ("Where is Rome?\na location", "Rome:\n\na location", "<think>No.</think>a location"):
+        view = aligner.view([*row, end], trained, old_text=before)
+        has_place = [place is not None for place in view.places]
+        assert view.aligned and has_place == [False] * len(parts[1]) + [True] * (len(parts[2]) + 1)
+    assert not aligner.view([*row, end], trained, old_text="Where is Rome?\nin Italy").aligned
+    # Where both read one text, v1 thinks what v2 does.
+    assert None not in aligner.view([*row, end], trained).places
+
+
 def test_separators_of_both_prompts_are_residue_and_carry():
     old, new = byte_level([(" ", "a"), ("b", "c")], letters="abc \n"), byte_level([("\n", "a")], letters="abc \n")
     aligner = Aligner(old, new)
