@@ -46,7 +46,7 @@ class ChoiceLog(RecordedTeacher):
     Args:
         logs: What ``muscle-hf evaluate`` wrote, or rows with ``prompt`` and ``prediction``, or ``prompt``, ``choices``
             and ``log_likelihoods``: files (``.jsonl``, ``.json``, ``.csv``, ``.parquet``), data frames, or lists of
-            predictions or dictionaries. Several rows of one ``id`` are samples of its answer.
+            predictions or dictionaries. Several rows of one prompt are samples of its answer.
         items: The same questions as v2 is asked them, where the logs have no prompts or other ones: joined by ``id``,
             with as many choices in the same order.
 
@@ -142,16 +142,40 @@ def _rows(log: Any, name: str) -> list[Mapping[str, Any]]:
 
 
 def _questions(rows: Sequence[Mapping[str, Any]], items: Mapping[str, Item] | None, name: Any) -> list[_Question]:
-    # Splits number their rows alike.
-    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    # Rows to train on are told by their prompts: two items with one prompt are one question.
+    groups: dict[tuple[Any, ...], list[tuple[Mapping[str, Any], Item | None]]] = {}
     for number, row in enumerate(rows):
         identity = str(row.get("id", row.get("prompt", number)))
-        groups.setdefault((str(row.get("task")), identity, str(row.get("prompt"))), []).append(row)
+        if items is not None and identity not in items:
+            continue
+        asked = None if items is None else items[identity]
+        words = (row.get("prompt"), row.get("choices", ())) if asked is None else (asked.prompt, asked.choices)
+        # Without a prompt each is an error of its own.
+        key = (words[0], tuple(words[1]), "log_likelihoods" in row, identity if words[0] is None else "")
+        groups.setdefault(key, []).append((row, asked))
     found = []
-    for (_, identity, _), group in groups.items():
-        if items is None or identity in items:
-            found.append(_question(group, None if items is None else items[identity], f"{name}, item {identity!r}"))
+    scores: dict[tuple[str, str], float] = {}
+    for group in groups.values():
+        first, asked = group[0]
+        where = f"{name}, item {str(first.get('id', first.get('prompt')))!r}"
+        question = _question([row for row, _ in group], asked, where)
+        for answer, score in zip(question.answers, question.scores, strict=True) if "log_likelihoods" in first else ():
+            if not _alike(known := scores.setdefault((question.prompt, answer), score), score):
+                raise _scored_twice(where, answer, known, score)
+        found.append(question)
     return found
+
+
+def _alike(one: float, other: float) -> bool:
+    """Whether two log-likelihoods are one, of batches that were put together otherwise."""
+    return math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-2)
+
+
+def _scored_twice(where: str, answer: str, one: float, other: float) -> MuscleError:
+    return MuscleError(
+        f"{where}: one prompt is there twice, and its answer {answer!r} is scored {one:.3f} and {other:.3f}. If these "
+        "are two models, pass the rows of one; else keep one of the two"
+    )
 
 
 def _question(group: Sequence[Mapping[str, Any]], item: Item | None, where: str) -> _Question:
@@ -161,13 +185,15 @@ def _question(group: Sequence[Mapping[str, Any]], item: Item | None, where: str)
     if not isinstance(prompt, str):
         raise MuscleError(f"{where}: there is no prompt; pass the items that v2 is asked as ChoiceLog(..., items=)")
     if (scores := first.get("log_likelihoods")) is not None:
-        if any(other.get("log_likelihoods") != scores for other in group):
-            raise MuscleError(f"{where}: its choices are scored {len(group)} times; keep one of these rows")
-        if len(scores) != len(choices) or not all(_is_likelihood(score) for score in scores):
-            raise MuscleError(
-                f"{where}: {len(choices)} choices, but the scores {scores}; each needs its log-likelihood, which is "
-                "not above 0"
-            )
+        for row in group:
+            if len(own := row["log_likelihoods"]) != len(choices) or not all(map(_is_likelihood, own)):
+                raise MuscleError(
+                    f"{where}: {len(choices)} choices, but the scores {own}; each needs its log-likelihood, which is "
+                    "not above 0"
+                )
+            for answer, *both in zip(choices, scores, own, strict=True):
+                if not _alike(*both):
+                    raise _scored_twice(where, answer, *both)
         best = first.get("prediction")
         best = best if isinstance(best, int) else max(range(len(scores)), key=scores.__getitem__)
         return _Question(prompt, choices, tuple(map(float, scores)), choices[best])

@@ -358,10 +358,12 @@ def test_a_text_is_followed_where_it_is_right(tmp_path):
     assert terms.weight_old.tolist() == (~silent).float().tolist()
 
 
-@pytest.mark.parametrize("logs", [1, 2])
-def test_several_samples_are_shares(logs, tmp_path):
+@pytest.mark.parametrize(("logs", "ids"), [(1, 1), (2, 1), (1, 4)])
+def test_several_samples_are_shares(logs, ids, tmp_path):
+    """Of one item, or of several that ask the same."""
     prompt = items()[0].prompt
-    said = [{"id": 0, "prompt": prompt, "prediction": text} for text in ["w30 w31"] * 3 + ["w34"]]
+    texts = ["w30 w31"] * 3 + ["w34"]
+    said = [{"id": number % ids, "prompt": prompt, "prediction": text} for number, text in enumerate(texts)]
     log = ChoiceLog(*(said[start::logs] for start in range(logs)))
     table = encode_answers(tokenizer(), [(prompt, " w30 w31")] * 2, answers_only=True)
     trainer = made(tmp_path, log, table)
@@ -531,7 +533,11 @@ def test_a_log_of_other_items_is_refused_with_examples(given, tmp_path):
         ([{"id": 1, "prompt": "w3", "choices": ["a"], "log_likelihoods": [None]}], "item '1'"),
         ([{"id": 1, "prompt": "w3", "choices": ["a", "b"], "log_likelihoods": [0.7, 0.3]}], "item '1'"),
         ([{"id": 1, "prompt": "w3", "choices": ["a"], "prediction": 2}], "2"),
-        ([{"id": 1, "prompt": "w3", "choices": ["a"], "log_likelihoods": [x]} for x in (-1.0, -2.0)], "2 times"),
+        ([{"id": 1, "prompt": "w3", "choices": ["a"], "log_likelihoods": [x]} for x in (-1.0, -2.0)], "-2.0"),
+        (
+            [{"prompt": "w3", "choices": ["a", y], "log_likelihoods": [x, -3]} for x, y in ((-1, "b"), (-2, "c"))],
+            "-2.0",
+        ),
         ([], "no answers"),
         ("nowhere.jsonl", "nowhere.jsonl"),
     ],
