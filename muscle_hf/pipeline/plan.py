@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from muscle_hf.objective.chunked import chunk_rows
 from muscle_hf.pipeline.config import LoraSettings, ModelSettings, RunSettings
 from muscle_hf.pipeline.data import token_lengths
+from muscle_hf.pipeline.steps import config_of
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD
 from muscle_hf.pipeline.teaching import transfer_rows
 
@@ -138,10 +139,7 @@ def size_of_config(name: str, config: PreTrainedConfig, lora: LoraSettings) -> M
 
 def size_of(side: ModelSettings, lora: LoraSettings) -> ModelSize:
     """:func:`size_of_config` of a side's base."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(side.base, revision=side.revision or "main", trust_remote_code=False)
-    return size_of_config(side.base, config, lora)
+    return size_of_config(side.base, config_of(side), lora)
 
 
 def training_of(name: str, settings: RunSettings) -> dict[str, Any]:

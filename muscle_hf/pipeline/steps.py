@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
@@ -44,6 +45,7 @@ from muscle_hf.teachers.kinds import CAUSAL_LM
 from muscle_hf.teachers.loading import find_adapter, load_model, load_task_model
 from muscle_hf.teachers.origin import origin_of
 from muscle_hf.teachers.start import check_bases
+from muscle_hf.teachers.tokenizers import require_embeddings
 from muscle_hf.teachers.weights import is_quantized
 from muscle_hf.trainer import MuscleTrainer
 from muscle_hf.training.checkpoints import last_whole_checkpoint, saving_checkpoint, staged
@@ -102,10 +104,12 @@ def load_tokenizer(side: ModelSettings) -> PreTrainedTokenizerBase:
     """The tokenizer of a side, with the chat template that its settings name.
 
     Raises:
-        MuscleError: It cannot be read, or has no such template.
+        MuscleError: It cannot be read, has no such template, or more tokens than the base.
     """
     own = (side.tokenizer, None) if side.tokenizer else (side.base, side.revision)
     tokenizer, name = tokenizer_of(None, *own, {}), side.chat_template
+    if side.tokenizer and side.base:
+        require_embeddings(tokenizer, config_of(side), f"the base {side.base}", "as tokenizer")
     if name is not None:
         saved = tokenizer.chat_template or {}
         known = saved if isinstance(saved, dict) else {"default": saved}
@@ -114,6 +118,11 @@ def load_tokenizer(side: ModelSettings) -> PreTrainedTokenizerBase:
             raise MuscleError(f"chat_template: {name} is no file, and the tokenizer of {own[0]} has {there}")
         tokenizer.chat_template = known[name] if name in known else read_text(Path(name))
     return tokenizer
+
+
+def config_of(side: ModelSettings) -> PreTrainedConfig:
+    """The configuration of a side's base."""
+    return AutoConfig.from_pretrained(side.base, revision=side.revision or "main", trust_remote_code=False)
 
 
 def task_adapter_model(side: ModelSettings, lora: LoraSettings, how: Mapping[str, Any], seed: int) -> PeftModel:
@@ -160,10 +169,7 @@ def check_start(old: ModelSettings, new: ModelSettings, lora: LoraSettings) -> N
     adapter = find_adapter(old.adapter, old.adapter_revision, {}) if old.adapter else None
     target = getattr(adapter.config, "target_modules", None) if adapter else lora.target_modules
     with readable("the bases' configurations, which start_from 'old' compares,"):
-        configs = [
-            AutoConfig.from_pretrained(side.base, revision=side.revision or "main", trust_remote_code=False)
-            for side in (old, new)
-        ]
+        configs = [config_of(side) for side in (old, new)]
     check_bases(configs[0], configs[1], target or "all-linear")
 
 

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from transformers import AutoConfig
-
 from muscle_hf.cache.build import human_bytes
 from muscle_hf.cache.keys import why_excluded
 from muscle_hf.evaluation.tasks import Task
 from muscle_hf.pipeline.config import ModelSettings, RunSettings
 from muscle_hf.pipeline.data import Splits, TrainingData, token_lengths
+from muscle_hf.pipeline.steps import config_of
 
 FOLDER = "teacher_cache"
 
@@ -80,7 +79,7 @@ def choose_teaching(run: Planned, processes: int) -> Teaching:
         return Teaching(f"{both}, since {'the rows are a stream' if epochs is None else 'each row is seen once'}")
     if transfer is not None and transfer.answers == "student":
         return Teaching(f"{both}, since the student's answers are others in each epoch")
-    if reason := next(filter(None, (why_excluded(_config(side)) for side in _sides(run))), None):
+    if reason := next(filter(None, (why_excluded(config_of(side)) for side in _sides(run))), None):
         return Teaching(f"{both}, since a model cannot be cached: {reason}")
     free = shutil.disk_usage(next(place for place in folder.absolute().parents if place.exists())).free
     if cache_bytes(run) > free / 2:
@@ -142,15 +141,11 @@ def cache_bytes(run: Planned) -> int:
         lengths = token_lengths(run.data) or [0]
         trained = [sum(lengths) / len(lengths) * len(part) for part in parts]
     tokens = sum(trained) + trained[0] / len(parts[0]) * transfer_rows(run)
-    return round(tokens * sum(_token_bytes(_config(side), run) for side in _sides(run)))
+    return round(tokens * sum(_token_bytes(config_of(side), run) for side in _sides(run)))
 
 
 def _sides(run: Planned) -> list[ModelSettings]:
     return [side for side in (run.settings.old, run.settings.new) if not side.answers]
-
-
-def _config(side: ModelSettings) -> Any:
-    return AutoConfig.from_pretrained(side.base, revision=side.revision or "main", trust_remote_code=False)
 
 
 def _token_bytes(config: Any, run: Planned) -> int:

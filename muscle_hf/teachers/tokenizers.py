@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
@@ -87,7 +87,9 @@ def set_reader(
         mine = tokenizer
     else:
         mine, teacher.tokenizer = find_tokenizers(tokenizer, given, teacher, new) or (tokenizer, None)
-        _require_embeddings(teacher)
+        for model in teacher.models:
+            remedy = f"as {teacher.role}_processing_class"
+            require_embeddings(teacher.tokenizer, base_of(model).config, f"the {teacher.role} model", remedy)
     words = own_words(teacher.tokenizer, mine)
     if teacher.tokenizer is not None and (words or mine.get_vocab() != teacher.tokenizer.get_vocab()):
         from muscle_hf.teachers.reading import reader_of
@@ -95,22 +97,26 @@ def set_reader(
         teacher.reader = reader_of(teacher.tokenizer, mine, kind_of(new), own_words=words)
 
 
-def _require_embeddings(teacher: Teacher) -> None:
+def require_embeddings(tokenizer: Any, config: PreTrainedConfig, whose: str, where: str) -> None:
     """Refuse a tokenizer with more tokens than its model; some that were added may have no embedding.
+
+    Args:
+        tokenizer: Of transformers; None is let through.
+        config: Of the model.
+        whose: The model, for the message.
+        where: Where the right tokenizer is to be given.
 
     Raises:
         MuscleError: It is another model's.
     """
-    vocabulary = getattr(teacher.tokenizer, "backend_tokenizer", None)
+    vocabulary = getattr(tokenizer, "backend_tokenizer", None)
     tokens = {} if vocabulary is None else vocabulary.get_vocab(with_added_tokens=False)
-    largest = max(tokens.values(), default=-1)
-    for model in teacher.models:
-        size = getattr(base_of(model).config.get_text_config(), "vocab_size", None)
-        if size is not None and largest >= size:
-            raise MuscleError(
-                f"the {teacher.role} model has {size} embeddings, but its tokenizer has {largest + 1} tokens; pass "
-                f"the one that belongs to it as {teacher.role}_processing_class"
-            )
+    largest, size = max(tokens.values(), default=-1), getattr(config.get_text_config(), "vocab_size", None)
+    if size is not None and largest >= size:
+        raise MuscleError(
+            f"{whose} has {size} embeddings, but its tokenizer has {largest + 1} tokens; give the one that belongs to "
+            f"it {where}"
+        )
 
 
 def find_tokenizers(tokenizer: Any, old_tokenizer: Any, teacher: Teacher, new: nn.Module) -> tuple[Any, Any] | None:

@@ -133,9 +133,12 @@ def test_a_version_in_a_chat_template(template, expected, world, tmp_path):
 
 
 def test_a_tokenizer_beside_another_base(world, tmp_path):
-    changed = settings(world, tmp_path, {"tokenizer": str(world / "v2")})
+    changed = settings(world, tmp_path, {})
+    changed.new.tokenizer = str(world / "v1")
     run = make_run(changed, lambda line: None)
     assert run.data_for("old") is run.data_for("new"), "nothing differs any more"
+    with pytest.raises(MuscleError, match="120"):
+        make_run(settings(world, tmp_path, {"tokenizer": str(world / "v2")}))
 
 
 @pytest.mark.parametrize(
