@@ -7,9 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.utils.data import IterableDataset
+from tqdm.auto import tqdm
 
 from muscle_hf.cache import CachePlan, KeyRules, build_cache
+from muscle_hf.cache.likelihoods import AnswerLikelihoods
 from muscle_hf.errors import MuscleError
 from muscle_hf.pipeline.config import RunSettings
 from muscle_hf.pipeline.run import make_run
@@ -18,6 +21,7 @@ from muscle_hf.served.teacher import ServedTeacher
 from muscle_hf.teachers import Teacher
 from muscle_hf.teachers.batch import Batch
 from muscle_hf.trainer import MuscleTrainer
+from muscle_hf.training.sides import open_likelihoods
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ def cache_teachers(
 ) -> dict[str, Cached]:
     """Compute what the cache keeps of both teachers on a trainer's training and evaluation rows.
 
+    Those are hidden states, or of a v1 that is followed in whole answers one number each.
+
     What is there already is not computed again, so an interrupted call goes on where it stopped. Started by
     ``accelerate launch``, the processes share the rows.
 
@@ -71,6 +77,9 @@ def cache_teachers(
         if isinstance(teacher, ServedTeacher):
             teacher.keep_in(folder)
             found[role] = _fill_from_server(trainer, teacher)
+            continue
+        if role == "old" and trainer.old_targets == "answer":
+            found[role] = _fill_numbers(trainer, teacher, folder, batch_size or trainer.args.eval_batch_size)
             continue
         with trainer.open_cache(teacher, folder) as store:
             plans = [
@@ -121,6 +130,27 @@ def _fill_from_server(trainer: MuscleTrainer, teacher: ServedTeacher) -> Cached:
     ]
     accelerator.wait_for_everyone()
     return Cached(plans, str(teacher.store.folder), sum(plan.sequences for plan in plans))
+
+
+def _fill_numbers(trainer: MuscleTrainer, teacher: Teacher, folder: str | os.PathLike, batch_size: int) -> Cached:
+    """Of each row's answer the teacher's log-likelihood alone, where no more of it is followed."""
+    accelerator, plans = trainer.accelerator, []
+    numbers = AnswerLikelihoods(teacher, lambda: open_likelihoods(trainer, folder))
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    for name, rows, collate in _datasets(trainer):
+        before = len(numbers.store)
+        starts = range(rank * batch_size, len(rows), processes * batch_size)
+        hidden = trainer.args.disable_tqdm or not accelerator.is_local_main_process
+        for start in tqdm(starts, desc=f"{teacher.role} model, {name} rows", unit="batch", disable=hidden):
+            inputs = collate([rows[index] for index in range(start, min(start + batch_size, len(rows)))])
+            with torch.no_grad(), accelerator.autocast():
+                numbers.targets(trainer.batch_of(trainer._prepare_inputs(inputs)))
+        numbers.flush()
+        new = len(numbers.store) - before
+        plans.append(CachePlan([], len(rows), new, new, 0))
+    accelerator.wait_for_everyone()
+    numbers.store.refresh()
+    return Cached(plans, str(numbers.store.folder), len(numbers.store))
 
 
 def _datasets(trainer: MuscleTrainer) -> list[tuple[str, Any, Callable]]:

@@ -91,6 +91,7 @@ def settle_targets(
     from muscle_hf.training.reading import look_at, tell_old_rows
 
     if formatting is not None or in_own_chats(old.tokenizer, trainer.tokenizer):
+        old.reader.words = "chat template" if formatting is None else "old_formatting_func"
         for name in ("train_dataset", "eval_dataset"):
             tell_old_rows(old, trainer.tokenizer, getattr(trainer, name), given.get(name), formatting)
     trainer.old_targets = _followed(trainer)
@@ -126,13 +127,13 @@ def open_cache(trainer: Any, teacher: Teacher, folder: str | os.PathLike | None 
     return opening.open_cache(folder or settings.teacher_cache, *given, settings.teacher_cache_top_k)
 
 
-def open_likelihoods(trainer: Any) -> RowStore:
+def open_likelihoods(trainer: Any, folder: str | os.PathLike | None = None) -> RowStore:
     """Where v1's log-likelihoods of answers are kept: beside hidden states, else in the run's folder."""
     from muscle_hf.cache.likelihoods import FOLDER, VARIANT
     from muscle_hf.cache.store import RowStore
 
-    folder = trainer.settings.teacher_cache or os.path.join(trainer.run_folder, FOLDER)
-    return RowStore(folder, _fingerprint(trainer, trainer.teachers["old"]), variant=VARIANT)
+    place = folder or trainer.settings.teacher_cache or os.path.join(trainer.run_folder, FOLDER)
+    return RowStore(place, _fingerprint(trainer, trainer.teachers["old"]), variant=VARIANT)
 
 
 def _fingerprint(trainer: Any, teacher: Teacher) -> Fingerprint:
