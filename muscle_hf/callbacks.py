@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -60,6 +61,9 @@ class FlipMetricsCallback(TrainerCallback):
             ``EarlyStoppingCallback``, if that was added first.
         tokenizer: The tokenizer of the model in training; the trainer's ``processing_class`` by default.
         old_tokenizer: The old model's tokenizer, if ``old`` is a model in memory with another one.
+        old_items: ``items`` in the words that the old model is asked in, where these are others: the same ids, right
+            answers and number of choices.
+        old_task: How it is asked in them; ``task`` by default. ``task`` says what is right.
         batch_size: See :func:`~muscle_hf.evaluation.evaluate_task`.
         chat: See :func:`~muscle_hf.evaluation.evaluate_task`.
         prefix: Put before the metrics' names, to tell several callbacks apart.
@@ -67,8 +71,8 @@ class FlipMetricsCallback(TrainerCallback):
         progress: Show a progress bar for each evaluation.
 
     Raises:
-        MuscleError: The predictions given are not those of ``items``; or ``old`` is missing, which shows at the start
-            of training or evaluation where the trainer is not named.
+        MuscleError: The predictions given are not those of ``items``; or ``old`` is missing, or is trained in other
+            words without ``old_items``, which shows at the start of training or evaluation.
 
     Examples:
         ``MuscleTrainer(..., callbacks=[FlipMetricsCallback(task, items)])``
@@ -86,6 +90,8 @@ class FlipMetricsCallback(TrainerCallback):
         trainer: Trainer | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         old_tokenizer: PreTrainedTokenizerBase | None = None,
+        old_items: Sequence[Item] | None = None,
+        old_task: Task | None = None,
         batch_size: int | None = None,
         chat: bool = False,
         prefix: str = "",
@@ -93,8 +99,19 @@ class FlipMetricsCallback(TrainerCallback):
         progress: bool = False,
     ):
         check_items(task, items)
-        self.task = task
-        self.items = list(items)
+        self.task, self.items = task, list(items)
+        self._own_words = old_items is not None
+        same = {"name": task.name, "metric": task.metric, "similarity": task.similarity, "extract": task.extract}
+        asked = task if old_task is None else replace(old_task, **same)
+        self._asked = {"new": (task, self.items), "old": (asked, list(old_items or self.items))}
+        check_items(*self._asked["old"])
+        for item, other in zip(self.items, self._asked["old"][1], strict=False):
+            mine, theirs = ((one.id, len(one.choices), one.answers) for one in (item, other))
+            if mine != theirs or len(self.items) != len(self._asked["old"][1]):
+                raise MuscleError(
+                    f"old_items are not the items in other words: {theirs} (id, choices, right answers) stands "
+                    f"for {mine}, and there are {len(self._asked['old'][1])} for {len(self.items)}"
+                )
         self.trainer: Trainer | None = None
         self.tokenizer = tokenizer
         self.prefix = prefix
@@ -189,30 +206,42 @@ class FlipMetricsCallback(TrainerCallback):
     def _measure(self, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, float]:
         old = self.predictions("old", tokenizer)
         new = self.predictions("new", tokenizer) if self._sides["new"] is not None else None
-        current = self._run(model, self.tokenizer or tokenizer)
+        current = self._run("new", model, self.tokenizer or tokenizer)
         return training_flips(old, current, new, epsilon=self.epsilon)
 
-    def _run(self, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> list[Prediction]:
+    def _run(self, role: str, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> list[Prediction]:
         if tokenizer is None:
             raise MuscleError("flip metrics need the tokenizer; pass tokenizer=, or processing_class= to the trainer")
-        return evaluate_task(model, text_tokenizer(tokenizer), self.task, self.items, **self._settings)
+        return evaluate_task(model, text_tokenizer(tokenizer), *self._asked[role], **self._settings)
 
     def _computed(self, role: str, side: Any, tokenizer: PreTrainedTokenizerBase | None) -> list[Prediction]:
         if isinstance(side, ChoiceLog):
             return self._given(role, side.predictions)
         if isinstance(side, Teacher):
+            self._require_words(side)
             with side.answering() as model:
-                return self._run(model, tokenizer)
+                return self._run(role, model, tokenizer)
         if isinstance(side, torch.nn.Module):
-            return self._run(side, tokenizer)
+            return self._run(role, side, tokenizer)
         device = self.trainer.args.device if self.trainer is not None else None
         model, own_tokenizer = load_for_evaluation(side, self.task, device=device, dtype="auto")
-        return self._run(model, own_tokenizer)
+        return self._run(role, model, own_tokenizer)
+
+    def _require_words(self, teacher: Teacher) -> None:
+        words = None if teacher.reader is None else teacher.reader.words
+        if words is None or self._own_words or (words == "chat template" and self._settings["chat"]):
+            return
+        raise MuscleError(
+            f"v1 has words of its own ({words}), but FlipMetricsCallback would ask it in v2's; pass the items in v1's "
+            "words as old_items=, or its answers as old= (with chats, chat=True puts the items' prompts into each "
+            "model's own template)"
+        )
 
     def _given(self, role: str, side: Any) -> list[Prediction]:
         """Predictions from a file or a list, in the order of the items."""
         given = side if not isinstance(side, (str, os.PathLike)) else read_predictions(side)
-        return predictions_of(self.items, given, self.task.name, role)
+        task, items = self._asked[role]
+        return predictions_of(items, given, task.name, role)
 
     # ---- Logs ----
 

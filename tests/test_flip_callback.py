@@ -70,6 +70,15 @@ def make_trainer(folder, model=None, callbacks=None, **arguments) -> Trainer:
     )
 
 
+def test_the_old_model_is_asked_in_words_of_its_own():
+    asked, old = [replace(item, prompt=f"Q {item.prompt}") for item in ITEMS], lora_model(1)
+    callback = FlipMetricsCallback(TASK, ITEMS, old=old, old_items=asked, tokenizer=make_tokenizer())
+    assert callback.predictions("old") == evaluate_task(old, make_tokenizer(), TASK, asked, progress=False)
+    for others in (asked[1:], [replace(asked[0], id="x"), *asked[1:]]):
+        with pytest.raises(MuscleError, match="old_items"):
+            FlipMetricsCallback(TASK, ITEMS, old=old, old_items=others)
+
+
 @pytest.fixture(scope="module")
 def sides():
     """Predictions of an old and a new model."""
