@@ -82,6 +82,29 @@ class TopTokens:
             parts = hidden.split(chunk_rows(self.vocabulary, hidden.device))
             return torch.cat([self.of(head(part)) for part in parts])
 
+    def beside(self, kept: Tensor, tokens: Tensor, scores: Tensor) -> Tensor:
+        """One more token at each place, which may be among the k.
+
+        Args:
+            kept: (n, 2 k + 1), from :meth:`of`.
+            tokens: (n,), int64.
+            scores: Their log-probabilities, (n,).
+
+        Returns:
+            (n, 2 k + 3), as of k + 1 tokens.
+        """
+        top, ids, rest = kept.split([self.k, self.k, 1], dim=-1)
+        others = (rest[:, 0].exp() - scores.exp()).clamp(min=0).log().clamp(min=NOTHING)
+        others = torch.where((ids == tokens[:, None]).any(dim=-1), rest[:, 0], others)
+        columns = [top, scores[:, None], ids, tokens[:, None].to(ids), others[:, None]]
+        return torch.cat(columns, dim=-1)
+
+    def dense(self, kept: Tensor) -> Tensor:
+        """Log-probabilities of what :meth:`beside` gives: (n, vocabulary + 1); the last is all others together."""
+        top, ids, rest = kept.split([self.k + 1, self.k + 1, 1], dim=-1)
+        found = kept.new_full((len(kept), self.vocabulary), NOTHING).scatter(-1, ids.long(), top)
+        return torch.cat([found, rest], dim=-1)
+
     def logits(self, kept: Tensor, student: Tensor) -> Tensor:
         """Logits with the kept probabilities, the rest being spread as the student spreads its own.
 

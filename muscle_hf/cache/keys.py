@@ -61,6 +61,7 @@ class KeyRules:
             are not known.
         pools: One prediction per row (sequence classification).
         pad_token_id: By which such a model may look for a row's last token.
+        spells: What is kept is said of the trained tokens themselves, so that these count too, the last one as well.
         excluded: Why nothing can be cached; None if it can.
     """
 
@@ -73,6 +74,7 @@ class KeyRules:
     media_tokens: frozenset[int] | None = frozenset()
     pools: bool = False
     pad_token_id: int | None = None
+    spells: bool = False
     excluded: str | None = None
 
     @classmethod
@@ -106,7 +108,7 @@ class KeyRules:
 
 
 # Of a model that reads texts alone, such as one behind a server.
-TEXT_RULES = KeyRules(inputs=None, looks_back=True, relative=True, separates=True)
+TEXT_RULES = KeyRules(inputs=None, looks_back=True, relative=True, separates=True, spells=True)
 
 
 def why_excluded(config: Any) -> str | None:
@@ -184,7 +186,8 @@ class _Batch:
         if rules.inputs is not None:
             kept = {name: value for name, value in kept.items() if name in rules.inputs}
         self.rules = rules
-        self.trained = labels.cpu().numpy() != IGNORED
+        self.labels = labels.cpu().numpy()
+        self.trained = self.labels != IGNORED
         self.raw_labels = _array(inputs["labels"]) if rules.decodes and "labels" in inputs else None
         self.inputs = {name: _array(value) for name, value in kept.items()}
         self.ids = self.inputs.pop("input_ids", None)
@@ -232,7 +235,8 @@ class _Batch:
         parts = self._decoder(row, chosen) if self.rules.decodes else self._trained(row, own, chosen)
         if parts is None or (rest := self._rest(row, own)) is None:
             return None
-        for name, value in (*parts.items(), *rest.items()):
+        said = {"labels": self.labels[row][chosen]} if self.rules.spells else {}
+        for name, value in (*parts.items(), *rest.items(), *said.items()):
             _add(digest, name, value)
         return digest.digest()
 

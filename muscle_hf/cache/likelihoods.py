@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -134,9 +133,8 @@ class AnswerLikelihoods:
     def _keys(self, read: Batch) -> list[bytes | None]:
         """Of each row: what the teacher reads, and which tokens of it are the answer."""
         known = self._rules or (KeyRules.of(self.teacher.model, read.kind) if self.teacher.models else TEXT_RULES)
-        self._rules = rules = known
+        self._rules = replace(known, spells=True)
         keys: list[bytes | None] = [None] * len(read)
-        for part in row_keys(read.inputs, read.labels, rules):
-            tokens = read.targets[read.rows == part.row].cpu().numpy().tobytes()
-            keys[part.row] = None if part.key is None else hashlib.sha256(part.key + tokens).digest()
+        for part in row_keys(read.inputs, read.labels, self._rules):
+            keys[part.row] = part.key
         return keys

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -33,6 +33,9 @@ from muscle_hf.teachers.elsewhere import TeacherElsewhere
 from muscle_hf.teachers.kinds import CAUSAL_LM, ModelKind
 from muscle_hf.teachers.teacher import MEDIA_INPUTS
 from muscle_hf.teachers.tokenizers import vocabulary_hash
+
+if TYPE_CHECKING:
+    from muscle_hf.teachers.reading import ForeignReader
 
 logger = logging.get_logger(__name__)
 
@@ -71,13 +74,19 @@ class ServedTeacher(TeacherElsewhere):
     def states(self, batch: Batch, needed: Tensor | None = None) -> Tensor:
         """What is kept of it at the trained tokens, (M, 2 k + 1), see :class:`TopTokens`; asks for what is not there.
 
+        Of a model with other tokens, (M, 2 k + 3): its row's own next token is one more beside the likeliest.
+
         Raises:
             MuscleError: The server fails, or does not give what is needed.
         """
         width = self.form.width
         rows = self._rows(batch, needed)
         pieces = [torch.zeros(part.count, width) if row is None else row["hidden"] for part, row in rows]
-        return torch.cat([torch.zeros(0, width), *pieces]).to(batch.labels.device)
+        found = torch.cat([torch.zeros(0, width), *pieces]).to(batch.labels.device)
+        if self.reader is None:
+            return found
+        said = [torch.zeros(part.count) if row is None else row["own"] for part, row in rows]
+        return self.form.beside(found, batch.targets, torch.cat([torch.zeros(0), *said]).to(found))
 
     @property
     def scores_answers(self) -> bool:
@@ -111,7 +120,9 @@ class ServedTeacher(TeacherElsewhere):
         return list(zip(parts, rows, strict=True))
 
     def stream(self, batch: Batch, states: Tensor) -> Stream:
-        return CompactStream(states, None, self.form)
+        if self.reader is None:
+            return CompactStream(states, None, self.form)
+        return cast("ForeignReader", self.reader).stream(batch, states, self.form.dense, top=True)
 
     def flush(self) -> None:
         self.store.flush()
@@ -219,12 +230,12 @@ class ServedTeacher(TeacherElsewhere):
         Raises:
             MuscleError: As :attr:`model_there`; or it does not read the student's tokens.
         """
-        if self.reader is not None and not answers_alone:
-            raise MuscleError(
-                f"the {self.role} model is behind a server, and has another tokenizer than the student or is given "
-                "other words, so that its likeliest tokens are not the student's. Follow how likely it finds answers: "
-                "old_targets='answer'"
-            )
+        if self.reader is not None:
+            # Its likeliest tokens are of its own vocabulary, even where these are the student's under other ids.
+            if not answers_alone and (general := self.reader.general()) is not None:
+                general.share, general.reference = self.reader.share, self.reader.reference
+                self.reader = general
+            self.form = replace(self.form, vocabulary=max(self._own_tokenizer.get_vocab().values()) + 1)
         if not len(self.store):
             _ = self.model_there
 

@@ -39,6 +39,8 @@ class Reader(ABC):
     Attributes:
         foreign: Whether that cuts texts into other tokens, so that the places of a row and of its reading differ.
         share: How much of the training rows it reads, as the provenance says it; None where nobody has looked.
+        words: Where the words come from that it is given in the place of the rows' (``chat template``, ...); None for
+            these.
     """
 
     foreign = True
@@ -46,6 +48,7 @@ class Reader(ABC):
     def __init__(self, vocabularies: Vocabularies):
         self.vocabularies = vocabularies
         self.share: dict[str, Any] | None = None
+        self.words: str | None = None
         # Whose probabilities stand where the teacher's tokens do not say which of the student's is meant.
         self.reference = "student"
 
@@ -232,11 +235,16 @@ class ForeignReader(Reader):
         missing = [place is None for place in places]
         return torch.tensor(missing, device=batch.labels.device) if any(missing) else None
 
-    def stream(self, batch: Batch, states: Tensor, head: Head | None) -> Stream:
+    def stream(self, batch: Batch, states: Tensor, head: Head | None, top: bool = False) -> Stream:
+        """As :meth:`~muscle_hf.teachers.Teacher.stream`.
+
+        Args:
+            top: The head's last column is the log-probability of all tokens together that have none of their own.
+        """
         if not batch.kind.generates_text:
             return Stream(states, head)
         rows = self._read(batch)
-        return ForeignStream(states, head, rows.places, rows.first, self.targets, self._note, self.reference)
+        return ForeignStream(states, head, rows.places, rows.first, self.targets, self._note, self.reference, top)
 
     def figures(self) -> dict[str, float]:
         """``old_undecided``: the share of the teacher's mass that it leaves to the reference."""
@@ -295,7 +303,9 @@ class ForeignReader(Reader):
         ]
         labels = np.full((len(views), max(max(own, default=0) + 1 for own in needed)), IGNORED)
         for row, own in enumerate(needed):
-            labels[row, list(own)] = 0
+            # What v1's row goes on with there.
+            at = np.array(sorted(own), dtype=int)
+            labels[row, at] = np.array([*views[row].old_ids, 0])[at + 1]
         number = np.cumsum(labels.ravel() != IGNORED).reshape(labels.shape) - 1
         first = [-1 if place is None else number[row, place.first] for row, place in zip(rows, places, strict=True)]
         return _Rows(batch, self._batch(batch, views, labels), places, np.array(first, dtype=np.int64))
@@ -363,6 +373,7 @@ class ForeignStream(Stream):
         targets: Of both tokenizers.
         seen: Gets the share of v1's mass that is decided so, and over how many places.
         reference: ``student``: the teacher asks for nothing there; or ``new``: v2 decides.
+        top: As of :meth:`ForeignReader.stream`.
     """
 
     places: list[Place | None]
@@ -370,6 +381,7 @@ class ForeignStream(Stream):
     targets: ForeignTargets
     seen: Callable[[Tensor, Tensor], None]
     reference: str
+    top: bool = False
 
     @property
     def leans(self) -> str:
@@ -387,7 +399,7 @@ class ForeignStream(Stream):
         needed = np.unique(np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum()))
         said = super().logits(torch.from_numpy(needed).to(self.hidden.device))
         own_rows = np.searchsorted(needed, starts).tolist()
-        found = self.targets.target(said, own_rows, asked, own.softmax(dim=-1))
+        found = self.targets.target(said, own_rows, asked, own.softmax(dim=-1), top=self.top)
         self.seen(found.undecided[found.valid].sum(), found.valid.sum())
         return found.log_q.to(own)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from muscle_hf.tokens.align import Aligner, Place
-from muscle_hf.tokens.cells import CellTable, shares, spread
+from muscle_hf.tokens.cells import SMALLEST, CellTable, spread
 from muscle_hf.tokens.steps import Parts
 
 FLOOR = -1e4  # of log q; a floor of log 1e-9 would be four times the whole mass at 128k tokens and temperature 2
@@ -67,36 +67,43 @@ class ForeignTargets:
         places: Sequence[Place | None],
         student: Tensor,
         least: float = LEAST,
+        *,
+        top: bool = False,
     ) -> Target:
         """Equations (X1) and (X2) at n places.
 
         Args:
-            old_logits: (m, about V1) v1's logits at positions of its rows, any float dtype.
+            old_logits: (m, about V1) v1's logits at positions of its rows, any float dtype; with ``top`` (m, V1 + 1).
             first: (n,) for each place the row of ``old_logits`` for v1's position ``place.first``; the rows for the
                 positions behind it that ``place.steps`` needs follow. Any number where there is no place.
             places: Of the student; None: v1 has no say.
             student: (n, at least V2) the reference within cells: the student's probabilities, or v2's.
             least: Places with less compatible mass have no target.
+            top: The last column of ``old_logits`` is of all tokens together that have no probability of their own; at
+                a common boundary it follows the student's, elsewhere it says nothing. v1's own next token has one.
         """
         student = student.float()
         if self._table.old.device != student.device:
             self._table = self._table.to(student.device)
         n, width = student.shape
         compatible, undecided = student.new_zeros(n), student.new_zeros(n)
-        q = student
+        q = student.clone()
         if asked := [index for index, place in enumerate(places) if place is not None]:
-            p = old_logits[:, : self._table.old_size].float().softmax(-1)
-            p = pad(p, (0, self._table.old_size - p.size(1)))
+            # One column more, of nothing, for what the table does not know.
+            p = old_logits[:, : self._table.old_size + top].float()
+            p = pad(p, (0, self._table.old_size + 1 - p.size(1)), value=-torch.inf).softmax(-1)
+            others = p[:, -1].clone() if top else None
+            p[:, -1] = 0
             flat = _Steps(*(part.to(student.device) for part in self._flat(first, places, asked)))
             given = torch.tensor(asked, device=student.device)
             s = student[:, : self._table.new_size]
             found, compatible[given], undecided[given] = _masses(
-                flat, p, s if len(asked) == n else s[given], self._table
+                flat, p, others, s if len(asked) == n else s[given], self._table
             )
             found = pad(found, (0, width - found.size(1))) if width > found.size(1) else found
             q = found if len(asked) == n else student.new_zeros(n, width).index_copy_(0, given, found)
         valid = compatible >= max(least, _TINY)
-        q = q.div(torch.where(valid, compatible, 1.0)[:, None])
+        q.div_(torch.where(valid, compatible, 1.0)[:, None])
         q[~valid] = student[~valid]
         return Target(q.log_().clamp_(min=FLOOR), valid, compatible, undecided / compatible.clamp_min(_TINY))
 
@@ -164,7 +171,9 @@ class _Steps(NamedTuple):
     count: Tensor
 
 
-def _masses(steps: _Steps, p: Tensor, s: Tensor, table: CellTable) -> tuple[Tensor, Tensor, Tensor]:
+def _masses(
+    steps: _Steps, p: Tensor, others: Tensor | None, s: Tensor, table: CellTable
+) -> tuple[Tensor, Tensor, Tensor]:
     """(n, V2) masses of the student's tokens, (n,) their sums, (n,) what of these lies in open cells.
 
     All are relative to v1's mass at its last boundary that is not behind the place.
@@ -178,13 +187,20 @@ def _masses(steps: _Steps, p: Tensor, s: Tensor, table: CellTable) -> tuple[Tens
     reached = reached / reached.gather(1, steps.here[:, None]).clamp_min(_TINY)
     weight = reached[steps.place, steps.offset]
     q, undecided = _dense(steps, p, s, table, weight)
+    if others is not None:
+        common = steps.dense.nonzero()[:, 0]
+        unknown = weight[common] * others[steps.row[common]]
+        unknown = torch.zeros_like(undecided).index_add_(0, steps.place[common], unknown)
+        q.addcmul_(s, unknown[:, None])
+        undecided += unknown
 
     # Pairs of listed tokens; the path's own goes on in the next step.
     place = steps.place[steps.pair_at]
     off_path = steps.old != steps.path[steps.pair_at]
     mass = weight[steps.pair_at] * p[steps.row[steps.pair_at], steps.old] * off_path * ~steps.dense[steps.pair_at]
     cell = torch.unique_consecutive(steps.pair_at * table.old_size + steps.old, return_inverse=True)[1]
-    mass = torch.where(steps.open, mass * shares(s[place, steps.new], cell), mass)
+    own = s[place, steps.new].clamp_min(SMALLEST)
+    mass = torch.where(steps.open, mass * own / torch.zeros_like(own).index_add_(0, cell, own)[cell], mass)
     q.index_put_((place, steps.new), mass, accumulate=True)
     undecided.index_add_(0, place, mass * steps.open)
 
@@ -202,7 +218,7 @@ def _masses(steps: _Steps, p: Tensor, s: Tensor, table: CellTable) -> tuple[Tens
 def _dense(steps: _Steps, p: Tensor, s: Tensor, table: CellTable, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Steps where both have a boundary: v1's tokens but the path's and those that contradict what was read."""
     rows = steps.dense.nonzero()[:, 0]
-    mass = p[steps.row[rows]] * weight[rows, None]
+    mass = p.index_select(0, steps.row[rows]).mul_(weight[rows, None])
     number = torch.full_like(steps.row, -1)
     number[rows] = torch.arange(len(rows), device=p.device)
     listed = number[steps.listed_at]
@@ -211,9 +227,11 @@ def _dense(steps: _Steps, p: Tensor, s: Tensor, table: CellTable, weight: Tensor
     mass[number[rows[path >= 0]], path[path >= 0]] = 0.0
     place = steps.place[rows]
     every = len(place) == len(s)  # one such step at each place, in order
-    found = spread(mass, table, s if every else s[place])
-    undecided = s.new_zeros(len(s)).index_add_(0, place, mass.index_select(1, table.open_tokens).sum(-1))
-    return found if every else torch.zeros_like(s).index_copy_(0, place, found), undecided
+    found, undecided = spread(mass, table, s if every else s[place])
+    if not every:
+        found = torch.zeros_like(s).index_copy_(0, place, found)
+        undecided = s.new_zeros(len(s)).index_copy_(0, place, undecided)
+    return found, undecided
 
 
 def _add_ended(

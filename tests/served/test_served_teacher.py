@@ -166,11 +166,37 @@ def test_a_served_v1_with_other_tokens_is_followed_by_its_likelihoods_of_answers
         before = len(Scripted.requests)
         served.train()
         assert len(Scripted.requests) == before
-        with pytest.raises(MuscleError, match="old_targets"):
-            builders.trainer(tmp_path / "tokens", model(2, 330), url, **{**same, "old_targets": "tokens"})
+        # Token by token, as far as k reaches: with all tokens, what v1 in memory says.
+        by_tokens = {**same, "old_targets": "tokens"}
+        losses = {}
+        for k in (1, 20, 270):
+            by_tokens["old_model_kwargs"] = {"model": "v1", "top_k": k, "retries": 0}
+            made = builders.trainer(tmp_path / "tokens", model(2, 330), url, **by_tokens)
+            losses[k] = made.compute_loss(made.model, builders.collate(rows)).item()
+        del by_tokens["old_model_kwargs"]
+        made = builders.trainer(tmp_path / "tokens", model(2, 330), model(1, 270), **by_tokens)
+        expected = made.compute_loss(made.model, builders.collate(rows)).item()
+        assert losses[270] == pytest.approx(expected, rel=1e-3)
+        assert losses[1] < losses[20] < expected
     assert served.old_targets == "answer"
     for name, weight in dict(local.model.named_parameters()).items():
         torch.testing.assert_close(served.model.get_parameter(name), weight, rtol=1e-3, atol=2e-4)
+
+
+def test_answers_that_differ_in_their_last_token_have_numbers_of_their_own(old, words, tmp_path):
+    ids = torch.tensor([builders.rows(1, 3)[0]["input_ids"][:5]] * 2)
+    ids[1, -1] = (ids[0, -1] + 1) % builders.VOCABULARY
+    labels = torch.full_like(ids, -100)
+    labels[:, -2:] = torch.cat([ids[:, -1:], torch.full((2, 1), -100)], dim=1)
+    batch = Batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, labels, CAUSAL_LM)
+    with torch.no_grad():
+        scores = old(input_ids=ids[:1]).logits[0, -2].log_softmax(-1)
+    with serving({"v1": old}, words, greedy=True) as url:
+        teacher = ServedTeacher("old", Server(url, "v1", retries=1), 5, tmp_path, builders.VOCABULARY)
+        teacher.place(None, words)
+        for _ in range(2):
+            found = teacher.log_likelihoods(batch, torch.ones(2, dtype=torch.bool))
+            torch.testing.assert_close(found, scores[ids[:, -1]], rtol=1e-4, atol=1e-4)
 
 
 def test_another_model_under_the_same_name_is_noticed(old, words, tmp_path):

@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from muscle_hf import MuscleError
 from muscle_hf.cache.teacher import CachedTeacher
+from muscle_hf.callbacks import FlipMetricsCallback
+from muscle_hf.evaluation import Item, Task
 from muscle_hf.pipeline.caching import cache_teachers
 from muscle_hf.training.data import encode_answers
 
@@ -103,6 +105,10 @@ def test_other_words_of_v1(tmp_path):
     old, words = model(1, 270), [(f"Q: {prompt}\nA:", answer) for prompt, answer in PAIRS]
     asked = {tuple(row["input_ids"]): said for row, said in zip(rows(), words, strict=True)}
     made = trainer(tmp_path, old, old_formatting_func=lambda row: asked[tuple(row["input_ids"])])
+    task = Task("kinds", "choice", lambda row, index: row)
+    callback = FlipMetricsCallback(task, [Item(prompt, prompt, (said,), (0,)) for prompt, said in PAIRS], trainer=made)
+    with pytest.raises(MuscleError, match="old_items"):
+        callback.predictions("old", NEW)
     spelt = made.teachers["old"].spelling(batch_of(made))
     expected = encode_answers(OLD, words, answers_only=True)
     for row, ids in enumerate(spelt.inputs["input_ids"]):
@@ -231,17 +237,18 @@ def test_classifiers_share_their_labels(tmp_path):
     assert made.compute_loss(made.model, batch).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_from_a_full_cache_its_body_is_not_loaded_and_its_own_tokenizer_is_found(tmp_path):
+@pytest.mark.parametrize("targets", ["tokens", "answer"])
+def test_from_a_full_cache_its_body_is_not_loaded_and_its_own_tokenizer_is_found(targets, tmp_path):
     base = model(1, 270).unload()
     base.save_pretrained(tmp_path / "base")
     OLD.save_pretrained(tmp_path / "base")
     old = model(1, 270)
     old.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
     old.save_pretrained(tmp_path / "old")
-    given = {"teacher_cache": str(tmp_path / "cache"), "old_processing_class": None}
+    given = {"teacher_cache": str(tmp_path / "cache"), "old_processing_class": None, "old_targets": targets}
     first = trainer(tmp_path / "first", str(tmp_path / "old"), **given)
     cache_teachers(first, tmp_path / "cache")
-    expected = trainer(tmp_path / "alone", str(tmp_path / "old"), old_processing_class=None)
+    expected = trainer(tmp_path / "alone", str(tmp_path / "old"), old_processing_class=None, old_targets=targets)
     second = trainer(tmp_path / "second", str(tmp_path / "old"), **given)
     losses = [made.compute_loss(made.model, builders.collate(rows())).item() for made in (expected, second)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
