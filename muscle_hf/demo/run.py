@@ -115,9 +115,10 @@ def write_own(task_name: str, seed: int, settings: RunSettings) -> Path:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows(task_name, split, seed=seed, count=count))
         write_text(folder / "rows" / f"{split}.jsonl", lines)
     write_text(folder / "task.yaml", TASK_FILES[task_name].read_text(encoding="utf-8"))
-    data = dataclasses.replace(settings.data, source=str(folder / "rows"), validation=SplitSettings("validation"))
-    training = {**settings.training, "teacher_cache": str(folder / "cache"), "eval_strategy": "no"}
-    places = {"task": str(folder / "task.yaml"), "output_dir": str(folder / "run")}
+    here = folder.resolve()  # so that the file can be used from any folder
+    data = dataclasses.replace(settings.data, source=str(here / "rows"), validation=SplitSettings("validation"))
+    training = {**settings.training, "teacher_cache": str(here / "cache"), "eval_strategy": "no"}
+    places = {"task": str(here / "task.yaml"), "output_dir": str(here / "run")}
     own = dataclasses.replace(settings, data=data, training=training, card={}, **places)
     write_text(folder / "update.yaml", _OWN_HEAD + yaml.safe_dump(_given(own.to_dict()), sort_keys=False))
     return folder / "update.yaml"

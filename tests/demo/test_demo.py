@@ -65,10 +65,13 @@ def test_the_demo_shows_all_models_and_its_commands_run(small, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_files_for_one_s_own_update_hold_the_demo_s(small, task, tmp_path):
+def test_the_files_for_one_s_own_update_hold_the_demo_s(small, task, tmp_path, monkeypatch):
     from muscle_hf.demo.run import demo_settings, write_own
 
-    settings = load_settings(write_own(task, 1, demo_settings(task, 1, tmp_path)))
+    monkeypatch.chdir(tmp_path)
+    file = write_own(task, 1, demo_settings(task, 1, Path("demo"))).resolve()
+    monkeypatch.chdir("demo/own")  # they can be used from any folder
+    settings = load_settings(file)
     described = load_task(settings.task)
     assert dataclasses.replace(described, to_item=TASKS[task].to_item, name=task) == TASKS[task]
     items = load_items(described, settings.data.source, "train")
