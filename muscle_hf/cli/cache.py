@@ -13,7 +13,7 @@ TAKES_OVERRIDES = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML with the settings of the run")
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML with the settings, or a recipe's name")
     parser.add_argument("--cache", metavar="DIR", help="folder of the cache (default: the run's own)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="rows per forward pass (default: evaluation's)")
     server = parser.add_argument_group("a v1 behind an OpenAI-compatible server (settings of old.server)")
@@ -31,10 +31,11 @@ def run(args: argparse.Namespace) -> int:
     """Fill the cache and say what it holds."""
     from muscle_hf.errors import MuscleError
     from muscle_hf.pipeline.config import load_settings
+    from muscle_hf.pipeline.recipes import find_recipe
 
     given = {"url": args.server, "model": args.server_model, "top_k": args.top_k}
     served = [word for name, value in given.items() if value for word in (f"--old.server.{name}", value)]
-    settings = load_settings(args.config, [*args.overrides, *served])
+    settings = load_settings(find_recipe(args.config), [*args.overrides, *served])
     if args.batch_size is not None and args.batch_size < 1:
         raise MuscleError(f"--batch-size is {args.batch_size}; it must be at least 1")
     from rich.console import Console

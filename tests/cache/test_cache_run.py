@@ -62,12 +62,15 @@ def test_the_command_fills_the_cache_once(run_file, tmp_path, capsys):
     assert sorted((tmp_path / "cache").rglob("rows-*")) == before
 
 
-def test_without_a_folder_it_fills_the_one_that_the_run_would_take(run_file, tmp_path):
+def test_without_a_folder_it_fills_the_one_that_the_run_would_take(run_file, tmp_path, capsys):
     assert main(["cache", "--config", str(run_file)]) == 0
     run = make_run(load_settings(run_file))
     assert run.teaching().training == {"teacher_cache": str(tmp_path / "out" / "teacher_cache")}
     assert len(list(Path(run.teaching().training["teacher_cache"]).glob("*/manifest.json"))) == 2
     assert main(["cache", "--config", str(run_file), "--cache", "c", "--batch-size", "0"]) == 2
+    assert "--batch-size" in capsys.readouterr().err
+    assert main(["cache", "--config", "stories260k/sst2", "--batch-size", "0"]) == 2  # a recipe by its name
+    assert "--batch-size" in capsys.readouterr().err
 
 
 def test_the_run_then_finds_its_cache(run_file, tmp_path):
