@@ -20,6 +20,8 @@ BESIDE = ("benchmarks/results/*.md", "benchmarks/results/*.svg", "benchmarks/stu
 FOLDER = "repository"
 LINK = re.compile(r"(?<=\]\()([^)#\s]+)((?:#[^)\s]*)?)(?=\))")
 PAGE = re.compile(r"(?<![\w/\"])docs/([\w/-]+)\.md")
+# Shorter than a phone is wide: an option is not broken behind its hyphens.
+SHORT = re.compile(r"(?<!<pre>)<code>(?=[^<]{1,28}</code>)")
 ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|exc):<code>(~?)([\w.]+)</code>")
 
 
@@ -50,7 +52,7 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def on_page_content(content, page, config, files):
-    """Sphinx's roles and pages that docstrings name, as links where the site has them."""
+    """Sphinx's roles and pages that docstrings name, as links where the site has them; short code stays whole."""
 
     def link(match: re.Match) -> str:
         name = match[2].rpartition(".")[2] if match[1] else match[2]
@@ -60,7 +62,7 @@ def on_page_content(content, page, config, files):
         place = posixpath.relpath(f"{match[1]}.html", posixpath.dirname(page.file.src_uri) or ".")
         return f'<a href="{place}">{match[1]}</a>'
 
-    content = ROLE.sub(link, content)
+    content = SHORT.sub('<code class="whole">', ROLE.sub(link, content))
     return PAGE.sub(page_link, content) if page.file.src_uri.startswith("reference/") else content
 
 

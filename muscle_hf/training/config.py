@@ -85,7 +85,7 @@ class MuscleConfig(TrainingArguments):
             v1's weights on v2's base, which takes bases of one size and adapters of one configuration. The teachers
             stay the two task models (docs/explanation/study.md).
         old_targets: What of v1 is followed: its distributions over ``tokens``, one number for each ``answer``, its
-            log-likelihood, or the distribution over an item's ``choices`` (of a :class:`~muscle_hf.ChoiceLog`).
+            log-likelihood, or the distribution over an item's ``choices`` (of a ``ChoiceLog``).
             ``auto``: tokens where v1 is a model with v2's tokenizer, else answers if none has more than 16 tokens
             (docs/howto/answers-alone.md).
         old_reference: Who decides between tokens that a v1 with another tokenizer cannot tell apart: the ``student``,
