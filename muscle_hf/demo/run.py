@@ -28,7 +28,7 @@ from muscle_hf.report import html
 
 # What the demo has beside the models of a run.
 PAPER, BOTH = "paper", "both"
-LABELS = {OLD: "v1", NEW: "v2", CONTROL: "plain training", PAPER: "paper", COMPAT: "recommended", BOTH: "both"}
+LABELS = {OLD: "v1", NEW: "v2", CONTROL: "plain training", PAPER: "paper", COMPAT: "recommended", BOTH: "both models"}
 
 _OWN_HEAD = """\
 # For `muscle-hf train --config`: put your own in place of the demo's bases (or `adapter`: the task adapters that you
