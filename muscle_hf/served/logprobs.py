@@ -1,8 +1,9 @@
 """Log-probabilities of given texts from a server: the likeliest tokens at each place, by token ids, never by strings.
 
-Two ways are known: ``prompt_logprobs`` of vLLM, whose answer names tokens by their ids, and ``echo`` with ``logprobs``
-of OpenAI's completions, whose answer spells them. What a server says is believed after it has been looked at: see
-:meth:`ServedModel.check`.
+Three ways are known: ``prompt_logprobs`` of vLLM, whose answer names tokens by their ids; ``echo`` with ``logprobs``
+of OpenAI's completions, whose answer spells them; and, where a server tells no more than what it might generate, a
+request for each trained token, behind the text before it. What a server says is believed after it has been looked at:
+see :meth:`ServedModel.check`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ _ABOVE_ONE, _LEFT = 1e-3, 1e-6
 _AHEAD = 0.05
 
 
+# What is said at a place: log-probabilities by token, and that of the token that the text has there.
+_Said = tuple[dict[int, float], float]
+
+
 class NoLogProbs(MuscleError):
     """A server does not give the log-probabilities of a given text."""
 
@@ -38,7 +43,7 @@ class LogProbs(NamedTuple):
             in a way that several tokens have in common, these are among the rest, and the last one is repeated.
         ids: Of these, (n, k) int64.
         rest: Log of the probability of all others together, (n,) float32; finite.
-        own: Log-probability of the token that the text has there, (n,) float32.
+        own: Log-probability of the token that the text has there, (n,) float32; ``NOTHING`` where it is not known.
     """
 
     top: Tensor
@@ -63,7 +68,7 @@ class ServedModel:
         if not 1 <= k <= vocabulary:
             raise MuscleError(f"top_k is {k}; it must be between 1 and the vocabulary's {vocabulary}")
         self.server, self.k, self.vocabulary, self.client = server, k, vocabulary, server.client()
-        self._ask: Callable[[Sequence[int]], list[tuple[dict[int, float], float]]] | None = None
+        self._ask: Callable[[Sequence[int], Sequence[int]], list[_Said]] | None = None
 
     # ---- Asking ----
 
@@ -78,8 +83,8 @@ class ServedModel:
             NoLogProbs: The server does not give them.
             MuscleError: It fails, or what it answers is not about these tokens.
         """
-        found = self._ask(ids) if self._ask is not None else self._ask_somehow(ids)
-        chosen = [found[place - 1] for place in (range(1, len(ids)) if places is None else places)]
+        places = range(1, len(ids)) if places is None else places
+        chosen = (self._ask or self._ask_somehow)(ids, places)
         top = torch.full((len(chosen), self.k), -torch.inf, dtype=torch.float64)
         tokens = torch.zeros(len(chosen), self.k, dtype=torch.int64)
         rest = torch.zeros(len(chosen), dtype=torch.float64)
@@ -99,11 +104,11 @@ class ServedModel:
 
     # ---- How a server is asked ----
 
-    def _ask_somehow(self, ids: Sequence[int]) -> list[tuple[dict[int, float], float]]:
+    def _ask_somehow(self, ids: Sequence[int], places: Sequence[int]) -> list[_Said]:
         reasons: list[str] = []
-        for way in (self._prompt_logprobs, self._echo):
+        for way in (self._prompt_logprobs, self._echo, self._generated):
             try:
-                found = way(ids)
+                found = way(ids, places)
             except NoLogProbs as error:
                 reasons.append(str(error))
                 continue
@@ -115,7 +120,7 @@ class ServedModel:
             "gives answers alone, the answers can be trained on: transfer rows with them as labels"
         )
 
-    def _prompt_logprobs(self, ids: Sequence[int]) -> list[tuple[dict[int, float], float]]:
+    def _prompt_logprobs(self, ids: Sequence[int], places: Sequence[int]) -> list[_Said]:
         choice, _ = self._answer(ids, prompt_logprobs=self.k)
         found = getattr(choice, "prompt_logprobs", None)
         if not found:
@@ -125,30 +130,43 @@ class ServedModel:
         values = [{int(token): entry["logprob"] for token, entry in each.items()} for each in found[1:]]
         if any(token not in each for token, each in zip(ids[1:], values, strict=True)):
             raise self._other_text("the tokens that it echoes are not those that were sent")
-        return [(each, each[token]) for token, each in zip(ids[1:], values, strict=True)]
+        return [(values[place - 1], values[place - 1][ids[place]]) for place in places]
 
-    def _echo(self, ids: Sequence[int]) -> list[tuple[dict[int, float], float]]:
+    def _echo(self, ids: Sequence[int], places: Sequence[int]) -> list[_Said]:
         choice, usage = self._answer(ids, echo=True, logprobs=self.k)
         found, generated = choice.logprobs, usage.completion_tokens if usage else 1
         tokens, own, top = (getattr(found, name, None) or [] for name in ("tokens", "token_logprobs", "top_logprobs"))
         if len(own) <= generated or not top:
             raise NoLogProbs("it does not echo a text with its log-probabilities")
-        if self.server.tokenizer is None:
-            raise MuscleError(f"{self.server} spells tokens as text; pass its tokenizer, so that their ids are known")
         self._require_length(ids, len(own) - generated)
         self._require_k(top[1 : len(ids)])
         known = self._spelt
         if any(known.get(spelt, token) != token for spelt, token in zip(tokens, ids, strict=False)):
             raise self._other_text("the tokens that it echoes are not those that were sent")
-        values = [
-            {known[spelt]: value for spelt, value in each.items() if spelt in known} for each in top[1 : len(ids)]
-        ]
-        return [(each | {token: value}, value) for each, token, value in zip(values, ids[1:], own[1:], strict=False)]
+        return [(self._known(top[place]) | {ids[place]: own[place]}, own[place]) for place in places]
+
+    def _generated(self, ids: Sequence[int], places: Sequence[int]) -> list[_Said]:
+        found = []
+        for place in places:
+            choice, _ = self._answer(ids[:place], logprobs=self.k)
+            top = getattr(choice.logprobs, "top_logprobs", None) or [{}]
+            if not top[0]:
+                raise NoLogProbs("it does not tell what it might have generated either")
+            self._require_k(top)
+            known = self._known(top[0])
+            found.append((known, known.get(ids[place], NOTHING)))
+        return found
+
+    def _known(self, spelt: Mapping[str, float]) -> dict[int, float]:
+        """By id what a server gives by text."""
+        return {self._spelt[text]: value for text, value in spelt.items() if text in self._spelt}
 
     @cached_property
     def _spelt(self) -> Mapping[str, int]:
         """Ids of tokens by their text; of those that several have in common, none."""
         tokenizer: Any = self.server.tokenizer
+        if tokenizer is None:
+            raise MuscleError(f"{self.server} spells tokens as text; pass its tokenizer, so that their ids are known")
         texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
         found = dict(zip(texts, range(len(texts)), strict=True))
         twice = {text for text, token in zip(texts, range(len(texts)), strict=True) if found[text] != token}

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from muscle_hf.cache.build import CachePlan, plan_cache
-from muscle_hf.cache.compact import CompactStream, TopTokens
+from muscle_hf.cache.compact import NOTHING, CompactStream, TopTokens
 from muscle_hf.cache.fingerprint import Fingerprint
 from muscle_hf.cache.keys import TEXT_RULES, SequenceKey, row_keys
 from muscle_hf.cache.opening import require_kl_alone
@@ -95,6 +95,11 @@ class ServedTeacher(TeacherElsewhere):
     def log_likelihoods(self, batch: Batch, needed: Tensor) -> Tensor:
         found = torch.zeros(len(batch))
         for part, row in self._rows(batch, needed):
+            if row is not None and bool((row["own"] <= NOTHING).any()):
+                raise MuscleError(
+                    f"{self.server} tells the {self.form.k} likeliest tokens alone, not how likely it finds one with "
+                    "others: follow its tokens (old_targets='tokens'), or serve it with vLLM"
+                )
             found[part.row] += 0.0 if row is None else row["own"].sum()
         return found
 

@@ -26,6 +26,8 @@ from muscle_hf.tokens.levels import Vocabularies, compare_vocabularies
 
 # Rows of which it is remembered whether they are read: epochs come back to them.
 _KEPT_ROWS = 2**16
+# Trained tokens of which it is remembered where the teacher is: about a kilobyte each.
+_KEPT_PLACES = 2**20
 # Inputs of token ids.
 _IDS = ("input_ids", "decoder_input_ids")
 
@@ -223,7 +225,7 @@ class ForeignReader(Reader):
         self.aligner = Aligner(vocabularies.old, vocabularies.new)
         self.targets = ForeignTargets(self.aligner)
         self._told: dict[bytes, np.ndarray] = {}
-        self._view = lru_cache(maxsize=_KEPT_ROWS)(self._made_view)
+        self._view, self._held = lru_cache(maxsize=None)(self._made_view), 0
         self._last: _Rows | None = None
         self.undecided = torch.zeros(2)
 
@@ -274,6 +276,10 @@ class ForeignReader(Reader):
         self._view.cache_clear()
 
     def _made_view(self, ids: tuple[int, ...], trained: tuple[int, ...]) -> View:
+        self._held += len(trained)
+        if self._held > _KEPT_PLACES:
+            self._view.cache_clear()
+            self._held = len(trained)
         told = self._told.get(_key(ids))
         return self.aligner.view(ids, trained, old_ids=None if told is None else told.tolist())
 

@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.tokens.vocabulary import ByteVocabulary, special_pairs
@@ -25,8 +25,7 @@ _READ = 2  # student's tokens, already read, that a token of v1 may still contra
 _THOUGHT = re.compile(rb"\A<think>.*</think>\s*", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """How v1's next token carries over to the student's, after one boundary of v1's tokens.
 
     Attributes:
@@ -46,8 +45,7 @@ class Step:
     last: int = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """A trained token of the student, as v1 sees it.
 
     Attributes:

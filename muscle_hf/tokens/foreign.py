@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import chain
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -108,41 +110,30 @@ class ForeignTargets:
         return Target(q.log_().clamp_(min=FLOOR), valid, compatible, undecided / compatible.clamp_min(_TINY))
 
     def _flat(self, first: Sequence[int], places: Sequence[Place | None], asked: Sequence[int]) -> _Steps:
-        steps = [
-            (
-                number,
-                first[index] + offset,
-                offset,
-                place.path[offset],
-                place.ended[offset],
-                place.settled[offset],
-                step,
-            )
-            for number, index in enumerate(asked)
-            if (place := places[index]) is not None
-            for offset, step in enumerate(place.steps)
-        ]
-        parts = [self._parts.of(step) for *_, step in steps]
         given = [place for index in asked if (place := places[index]) is not None]
-        labels = [place.label for place in given]
+
+        def of_steps(name: str) -> NDArray[Any]:
+            return np.array(list(chain.from_iterable(map(attrgetter(name), given))))
+
+        count = np.array([len(place.steps) for place in given])
+        number = np.repeat(np.arange(len(given)), count)
+        offset = np.arange(len(number)) - np.repeat(np.cumsum(count) - count, count)
+        row = np.asarray(first)[np.asarray(asked)][number] + offset
+        parts = list(map(self._parts.of, chain.from_iterable(place.steps for place in given)))
 
         def joined(name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
             """The arrays of all parts, and which step each element is from."""
-            arrays = [getattr(part, name) for part in parts]
-            return np.repeat(np.arange(len(parts)), [len(one) for one in arrays]), np.concatenate(arrays)
+            arrays = list(map(attrgetter(name), parts))
+            return np.repeat(np.arange(len(parts)), [one.shape[-1] for one in arrays]), np.concatenate(arrays, axis=-1)
 
-        number, row, offset, path, ended, settled = zip(*(step[:-1] for step in steps), strict=True)
-        dense = [part.dense for part in parts]
-        said = [
-            labels[index] if known else part.other for index, known, part in zip(number, settled, parts, strict=True)
-        ]
-        other = np.where(dense, -1, said)
-        (listed_at, listed), (pair_at, old) = joined("listed"), joined("old")
+        dense, other = (np.array(list(map(attrgetter(name), parts))) for name in ("dense", "other"))
+        labels = np.array([place.label for place in given])
+        other = np.where(dense, -1, np.where(of_steps("settled"), labels[number], other))
+        (listed_at, listed), (pair_at, pairs) = joined("listed"), joined("pairs")
         here = [max(sum(step.kind <= 0 for step in place.steps) - 1, 0) for place in given]
-        count = [len(place.steps) for place in given]
-        arrays = (number, row, offset, path, ended, dense, other, listed_at, listed, pair_at, old)
-        arrays += (joined("new")[1], joined("open")[1], labels, here, count)
-        return _Steps(*(torch.as_tensor(np.asarray(array)) for array in arrays))
+        arrays = (number, row, offset, of_steps("path"), of_steps("ended"), dense, other, listed_at, listed, pair_at)
+        arrays += (pairs[0], pairs[1], pairs[2] != 0, labels, np.array(here), count)
+        return _Steps(*map(torch.from_numpy, arrays))
 
 
 class _Steps(NamedTuple):

@@ -19,9 +19,11 @@ from muscle_hf.tokens.align import Aligner, Step
 from muscle_hf.tokens.cells import CellTable, load_table
 
 _KEPT = 16_384
-_TRIED = 64  # tokens that begin with what others end with, beside those that are said just there
+# Tokens of v1 that are tried behind a carry, beside those that v1 itself would say there; and the student's that may
+# go on where a token of v1 ends. What begins more of them is short, and hardly ever said where it could be longer.
+_JOINED, _EXTENDING = 64, 512
 _NONE = np.zeros(0, dtype=np.int64)
-_NOT_OPEN = np.zeros(0, dtype=bool)
+_NO_PAIRS = np.zeros((3, 0), dtype=np.int64)
 # Tokens of v1, and for each the student's tokens from the beginning of the carry on.
 _Joined = tuple[NDArray[np.int64], list[list[int]]]
 
@@ -32,16 +34,13 @@ class Part(NamedTuple):
     Attributes:
         dense: The table without residue and carry holds for all tokens but those in ``listed``.
         listed: v1's tokens that do not do what the others do.
-        old, new: Pairs of listed tokens; one without a pair is impossible.
-        open: Whether the pair's token of v1 has several.
+        pairs: (3, m): listed tokens, the student's for each, and whether it has several; one without is impossible.
         other: The student's token for all tokens of v1 that are not listed; -1: they are impossible.
     """
 
     dense: bool = False
     listed: NDArray[np.int64] = _NONE
-    old: NDArray[np.int64] = _NONE
-    new: NDArray[np.int64] = _NONE
-    open: NDArray[np.bool_] = _NOT_OPEN
+    pairs: NDArray[np.int64] = _NO_PAIRS
     other: int = -1
 
 
@@ -69,7 +68,7 @@ class Parts:
         alone = np.array([_behind(read, one) for one in pieces], dtype=np.int64)
         # Longer texts that begin with one of these tokens: by a token of the student where it stands.
         begun = [step.carry + self.old.string(w)[len(step.residue) :] for w in ws[alone >= 0]]
-        us = _fewest(self.new.extending(rest) for rest in {text[len(done) :] for text in begun})
+        us = _fewest((self.new.extending(rest) for rest in {text[len(done) :] for text in begun}), _EXTENDING)
         us = us[self.new.canonical[us]]
         texts = [done + self.new.string(u) for u in us]
         tokens = self._next(step, [text[len(step.carry) :] for text in texts])
@@ -77,15 +76,15 @@ class Parts:
         if read:
             further = np.array([_behind(read, one) for one in self.new.pieces(texts)], dtype=np.int64)
         known = np.isin(tokens, ws[alone >= 0])
-        pairs = np.concatenate([ws, tokens[known]]), np.concatenate([alone, further[known]])
-        table = CellTable.of(*pairs, self.old.size, self.new.size)
-        old, new, is_open = table.old.numpy(), table.new.numpy(), table.open.numpy()
+        table = CellTable.of(
+            np.concatenate([ws, tokens[known]]), np.concatenate([alone, further[known]]), self.old.size, self.new.size
+        )
+        old, new, is_open = pairs = np.stack([table.old.numpy(), table.new.numpy(), table.open.numpy()])
         if step.kind < 0:
-            return Part(old=old, new=new, open=is_open)
+            return Part(pairs=pairs)
         other = int(self.new.first_pieces([step.carry[len(done) :]])[0])
-        listed = self._spelt(step, np.unique(np.concatenate([ws[alone < 0], old[is_open | (new != other)]])))
-        kept = np.isin(old, listed)
-        return Part(listed=listed, old=old[kept], new=new[kept], open=is_open[kept], other=other)
+        listed = self._spelt(step, np.unique(np.concatenate([ws[alone < 0], old[(is_open != 0) | (new != other)]])))
+        return Part(listed=listed, pairs=pairs[:, np.isin(old, listed)], other=other)
 
     def _contradicting(self, step: Step, read: list[int]) -> NDArray[np.int64]:
         """Tokens of v1 with which the student would have read others."""
@@ -109,7 +108,7 @@ class Parts:
             ends = [self.new.string(u)[len(head) :] for u in self.new.extending(head)]
             found.append(self._next(step, ends))
             # Those that go on behind the student's token as well.
-            found.append(_fewest(map(self.old.beginning, ends)))
+            found.append(_fewest(map(self.old.beginning, ends), _JOINED))
         ws = np.unique(np.concatenate(found))
         ws = ws[[w >= 0 and bool(self.old.string(w)) for w in ws]]
         return ws, self.new.pieces([step.carry + self.old.string(w) for w in ws])
@@ -129,11 +128,11 @@ class Parts:
         return ws[self._next(step, [self.old.string(w) for w in ws]) >= 0] if step.last >= 0 else ws
 
 
-def _fewest(ranges: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """The tokens of the smallest ranges, as many as are tried; what begins more is short, and hardly ever said."""
+def _fewest(ranges: Iterable[NDArray[np.int64]], most: int) -> NDArray[np.int64]:
+    """The tokens of the smallest ranges, as many as are tried."""
     ordered = sorted(ranges, key=len)
     sizes = np.cumsum([len(one) for one in ordered])
-    return np.unique(np.concatenate([_NONE, *ordered[: int(np.searchsorted(sizes, _TRIED, side="right"))]]))
+    return np.unique(np.concatenate([_NONE, *ordered[: int(np.searchsorted(sizes, most, side="right"))]]))
 
 
 def _behind(read: list[int], pieces: list[int]) -> int:

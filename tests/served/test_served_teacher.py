@@ -71,7 +71,7 @@ def test_with_every_token_a_run_is_that_with_the_model_itself(old, words, tmp_pa
         assert KEY.encode() not in content and b"127.0.0.1" not in content, file
 
 
-@pytest.mark.parametrize("ways", ["prompt_logprobs", "echo"])
+@pytest.mark.parametrize("ways", ["prompt_logprobs", "echo", "generated"])
 @pytest.mark.parametrize("rows", ["right", "left", "packed", "transfer"])
 def test_what_is_kept_is_what_the_model_says(rows, ways, old, words, tmp_path):
     batch = {name: tensor.clone() for name, tensor in builders.collate(builders.rows(5, ignore=1)).items()}
@@ -100,6 +100,10 @@ def test_what_is_kept_is_what_the_model_says(rows, ways, old, words, tmp_path):
         asked = len(Scripted.requests)
         torch.testing.assert_close(teacher.states(whole), expected, rtol=1e-4, atol=1e-4)
         assert len(Scripted.requests) == asked
+        if ways == "generated":
+            with pytest.raises(MuscleError, match="old_targets"):
+                teacher.log_likelihoods(whole, ~none)
+            return
         # The text's own tokens have their log-probabilities too, whether they are among the likeliest or not.
         ids = builders.rows(1, 7)[0]["input_ids"]
         found = ServedModel(teacher.model_there.server, 2, builders.VOCABULARY).along(ids, places=[1, 3])

@@ -86,6 +86,10 @@ class Scripted(BaseHTTPRequestHandler):
                 for token, own, top in self._along(body["model"], ids, count)
             ]
             answer["prompt_logprobs"] = [None, *shown]
+        if body.get("logprobs") and not body.get("echo") and "generated" in self.ways:
+            (_, own, top) = self._along(body["model"], [*ids, 0], body["logprobs"])[-1]
+            tops = [{self.tokenizer.decode(i): value for i, value in top.items()}]
+            answer["logprobs"] = {"tokens": ["?"], "token_logprobs": [own], "top_logprobs": tops}
         if body.get("echo") and "echo" in self.ways:
             found = self._along(body["model"], ids, body["logprobs"])
             tops = [{self.tokenizer.decode(i): value for i, value in top.items()} for _, _, top in found]
