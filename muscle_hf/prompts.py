@@ -26,6 +26,7 @@ from muscle_hf.evaluation import (
     read_predictions,
     write_predictions,
 )
+from muscle_hf.evaluation.in_vllm import Vllm
 from muscle_hf.served.server import Server
 from muscle_hf.served.teacher import ServedTeacher
 from muscle_hf.teachers import Teacher
@@ -61,7 +62,7 @@ class TransferPrompts(AnsweredRows):
             are others; items have the same ids and as many choices.
         old_task: How it is asked in them; ``task`` by default.
         servers: Of ``old`` and ``new``, where the answers come from a server that has the same model, such as vLLM,
-            which generates faster.
+            which generates faster, or from :class:`~muscle_hf.evaluation.Vllm` in this process.
 
     Raises:
         MuscleError: No prompts, other ones in the old model's words, an unknown source of answers, choices where there
@@ -77,7 +78,7 @@ class TransferPrompts(AnsweredRows):
     batch_size: int | None = None
     old_prompts: Sequence[str | Item] | None = None
     old_task: Task | None = None
-    servers: Mapping[str, Server] = field(default_factory=dict)
+    servers: Mapping[str, Server | Vllm] = field(default_factory=dict)
     items: list[Item] = field(init=False, repr=False)
     old_items: list[Item] = field(init=False, repr=False)
 
@@ -184,6 +185,8 @@ class TransferPrompts(AnsweredRows):
             if server is None:
                 with contextlib.nullcontext(who) if isinstance(who, nn.Module) else who.answering() as model:
                     found = evaluate_task(model, tokenizer, task, asked, batch_size=self.batch_size, **shown)
+            elif isinstance(server, Vllm):
+                found = server.evaluate(task, asked, partial=file.with_suffix(".partial"))
             else:
                 there = dataclasses.replace(server, tokenizer=tokenizer)
                 found = evaluate_task_on_server(there, task, asked, partial=file.with_suffix(".partial"), **shown)

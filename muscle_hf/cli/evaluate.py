@@ -35,6 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the prediction file if it exists")
     add_item_arguments(parser)
     add_machine_arguments(parser)
+    parser.add_argument("--engine", choices=("transformers", "vllm"), default="transformers", help="what runs it here")
+    parser.add_argument(
+        "--engine-option", action="append", default=[], metavar="NAME=VALUE", help="further argument of vllm.LLM"
+    )
     server = parser.add_argument_group("a model behind an OpenAI-compatible server")
     server.add_argument("--server", metavar="URL", help="for example http://localhost:8000/v1")
     server.add_argument("--api-key-env", default="OPENAI_API_KEY", help="variable with the key (default: %(default)s)")
@@ -120,7 +124,8 @@ def _evaluate(args: argparse.Namespace, task: Task, items: list[Item], partial: 
     """Evaluate; ``partial`` is where answers are kept until there are all of them."""
     from muscle_hf.evaluation.predictions import write_predictions
 
-    predictions, main_process = (_ask_server if args.server else _ask_model)(args, task, items, partial)
+    ask = _ask_server if args.server else _ask_vllm if args.engine == "vllm" else _ask_model
+    predictions, main_process = ask(args, task, items, partial)
     if not main_process:
         return 0
     if args.output.exists() and not args.overwrite and partial is not None:
@@ -204,10 +209,27 @@ def _ask_server(
     return predictions, True
 
 
+def _ask_vllm(
+    args: argparse.Namespace, task: Task, items: list[Item], partial: Path | None
+) -> tuple[list[Prediction], bool]:
+    from muscle_hf.evaluation.in_vllm import Vllm
+    from muscle_hf.hub.serving import adapter_problems
+    from muscle_hf.teachers.loading import find_adapter
+
+    if args.revision or args.device or args.device_map or args.load_in_4bit or args.load_in_8bit or args.batch_size:
+        raise MuscleError("with --engine vllm a model's revision, device and batches are vLLM's: --engine-option")
+    options = {"dtype": args.dtype, **dict(_option(text) for text in args.engine_option)}
+    model, base = (args.adapter, args.model) if args.adapter else (args.model, None)
+    if (found := find_adapter(model, None, {})) and (problems := adapter_problems(found.folder)):
+        raise MuscleError(f"vLLM does not take {model} as it is: {'; '.join(problems)}. Leave --engine out")
+    _say_first(args, task, items)
+    return Vllm(model, base, options).evaluate(task, items, chat=args.chat, partial=partial), True
+
+
 def _option(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise MuscleError(f"--server-option needs NAME=VALUE, not {text!r}")
+        raise MuscleError(f"--server-option and --engine-option need NAME=VALUE, not {text!r}")
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:

@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "Server": ".served.server",
         "Source": "tasks",
         "Task": "tasks",
+        "Vllm": "in_vllm",
         "builtin_tasks": "registry",
         "choice_log_likelihoods": "engine",
         "encode_pair": ".encoding",
