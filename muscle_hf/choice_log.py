@@ -216,7 +216,7 @@ def _is_likelihood(score: Any) -> bool:
 def _text(said: Any, prompt: str, choices: Sequence[str], lead: str | None, where: str) -> str:
     said = int(said) if choices and isinstance(said, float) else said
     if not isinstance(said, int):
-        return continuation(prompt, str(said)) if lead is None else lead + str(said)
+        return continuation(prompt, str(said)) if lead is None else lead + str(said).lstrip()
     if not 0 <= said < len(choices):
         raise MuscleError(f"{where}: the answer {said} is the number of no choice; there are {len(choices)}")
     return choices[said]

@@ -80,8 +80,8 @@ def _encode_apart(
 
 
 def continuation(prompt: str, text: str) -> str:
-    """A generated answer, which is kept without outer blanks, as it follows its prompt."""
-    return text if not text or prompt.endswith((" ", "\n")) else f" {text}"
+    """A generated answer, which may be kept without outer blanks, as it follows its prompt."""
+    return text if not text or text[0].isspace() or prompt.endswith((" ", "\n")) else f" {text}"
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedConfig
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
@@ -40,6 +41,8 @@ def own_tokenizer(given: Any, folders: Sequence[Path | None]) -> Any:
         None if there is none, or none that can be read.
     """
     given = load_tokenizer(given) if isinstance(given, (str, os.PathLike)) else text_tokenizer(given)
+    if isinstance(given, Tokenizer):
+        return PreTrainedTokenizerFast(tokenizer_object=given)
     if hasattr(given, "get_vocab"):
         return given
     folder = next((folder for folder in folders if folder and any(folder.glob("tokenizer*"))), None)

@@ -77,20 +77,22 @@ def tell_old_words(teacher: Teacher, tokenizer: Any, told: Iterable[tuple[Sequen
 
 
 def _encoded(tokenizer: Any, said: Any, ended: bool) -> list[int]:
-    if isinstance(said, tuple):
-        return encode_answers(tokenizer, [said], end_answers=ended)[0]["input_ids"]
-    if isinstance(said, list) and said and isinstance(said[0], int):
-        return said
-    if isinstance(said, str):
-        ids = list(tokenizer(said)["input_ids"])
+    given = said.tolist() if hasattr(said, "tolist") else said
+    if isinstance(given, str):
+        ids = list(tokenizer(given)["input_ids"])
         end = tokenizer.eos_token_id
         return [*ids, end] if ended and end is not None and ids[-1:] != [end] else ids
-    if not isinstance(said, list) or not all(isinstance(message, Mapping) for message in said):
-        raise MuscleError(
-            f"old_formatting_func gives {said!r:.200}; it has to give v1's prompt and the answer of a row as a tuple, "
-            "v1's whole text, or its messages"
-        )
-    return list(tokenizer.apply_chat_template(said, tokenize=True, return_dict=True)["input_ids"])
+    parts = list(given) if isinstance(given, (list, tuple)) else []
+    if len(parts) == 2 and all(isinstance(part, str) for part in parts):
+        return encode_answers(tokenizer, [tuple(parts)], end_answers=ended)[0]["input_ids"]
+    if parts and all(isinstance(part, int) for part in parts):
+        return parts
+    if parts and all(isinstance(message, Mapping) for message in parts):
+        return list(tokenizer.apply_chat_template(parts, tokenize=True, return_dict=True)["input_ids"])
+    raise MuscleError(
+        f"old_formatting_func gives {said!r:.200}; it has to give v1's prompt and the answer of a row as a tuple, "
+        "v1's whole text or its token ids, or its messages"
+    )
 
 
 def _in_own_chat(tokenizer: Any, row: Mapping[str, Any]) -> list[int]:

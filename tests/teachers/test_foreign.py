@@ -315,12 +315,22 @@ def test_a_stream_is_read_from_its_first_batch_on_as_rows_are(tmp_path):
     assert made.teachers["old"].reader.share["rows_read"] == 1
 
 
+def test_its_tokenizer_may_be_one_of_tokenizers_and_its_words_token_ids(tmp_path):
+    bare, plain = trainer(tmp_path, old_processing_class=OLD.backend_tokenizer), trainer(tmp_path)
+    losses = [made.compute_loss(made.model, builders.collate(rows())).item() for made in (bare, plain)]
+    assert losses[0] == pytest.approx(losses[1])
+    words = iter(torch.tensor([*OLD(prompt + answer)["input_ids"], 1]) for prompt, answer in PAIRS)
+    assert (
+        trainer(tmp_path, old_formatting_func=lambda row: next(words)).teachers["old"].reader.share["rows_read"] == 1
+    )
+
+
 def test_its_adapter_is_no_start_for_other_tokens(tmp_path):
     with pytest.raises(MuscleError, match="start_from"):
         trainer(tmp_path, start_from="old")
 
 
-@pytest.mark.parametrize("said", [None, ["Q:", " person"]])
+@pytest.mark.parametrize("said", [None, [], ["Q:"], ("Q:", " person", "")])
 def test_words_that_are_no_words_are_refused(said, tmp_path):
     with pytest.raises(MuscleError, match="old_formatting_func gives"):
         trainer(tmp_path, old_formatting_func=lambda row: said)

@@ -362,7 +362,7 @@ def test_a_text_is_followed_where_it_is_right(tmp_path):
 def test_several_samples_are_shares(logs, ids, tmp_path):
     """Of one item, or of several that ask the same."""
     prompt = items()[0].prompt
-    texts = ["w30 w31"] * 3 + ["w34"]
+    texts = ["w30 w31"] * 3 + [" w34"]
     said = [{"id": number % ids, "prompt": prompt, "prediction": text} for number, text in enumerate(texts)]
     log = ChoiceLog(*(said[start::logs] for start in range(logs)))
     table = encode_answers(tokenizer(), [(prompt, " w30 w31")] * 2, answers_only=True)
