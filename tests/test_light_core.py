@@ -52,7 +52,7 @@ def test_submodules_are_imported_at_first_use():
     code = """
 import sys, muscle_hf
 assert "muscle_hf.metrics" not in sys.modules and "metrics" in dir(muscle_hf)
-print(muscle_hf.metrics.__name__, muscle_hf.hub.text.plain("x"))
+print(muscle_hf.metrics.__name__, muscle_hf.report.text.plain("x"))
 assert all(map(callable, [muscle_hf.metrics.power.items_for_rate, muscle_hf.report.html.render]))
 print(hasattr(muscle_hf, "metric"), hasattr(muscle_hf.hub, "no"))
 """

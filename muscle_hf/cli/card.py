@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """Change the card's state, render it, and print its path."""
     from muscle_hf.hub.body import Card
     from muscle_hf.hub.completing import complete_card, export_card
-    from muscle_hf.hub.text import plain
+    from muscle_hf.report.text import plain
 
     changes = {name: getattr(args, name) for name, _ in (*_TEXTS.values(), *_LISTS.values())}
     changes = {name: value for name, value in changes.items() if value is not None}

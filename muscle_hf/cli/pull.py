@@ -25,8 +25,8 @@ def run(args: argparse.Namespace) -> int:
     """Fetch, check, and say what the adapter was trained for."""
     from muscle_hf.hub import fetch, load_compatible
     from muscle_hf.hub.fetching import copy_to
-    from muscle_hf.hub.text import plain
     from muscle_hf.record import unrecorded
+    from muscle_hf.report.text import plain
 
     fetched = fetch(args.repo, revision=args.revision)
     if not args.adapter_only:
@@ -59,7 +59,7 @@ def _figures(folder: Path, provenance: dict[str, Any]) -> str | None:
     from muscle_hf.errors import MuscleError
     from muscle_hf.hub.origins import check_origins
     from muscle_hf.hub.state import load_metrics
-    from muscle_hf.hub.text import plain
+    from muscle_hf.report.text import plain
 
     try:
         comparison = load_metrics(folder, provenance.get("adapter_sha256"))

@@ -30,8 +30,8 @@ def run(args: argparse.Namespace) -> int:
     from muscle_hf.console import command
     from muscle_hf.hub import publish
     from muscle_hf.hub.files import pack
-    from muscle_hf.hub.text import plain
     from muscle_hf.record import read_provenance
+    from muscle_hf.report.text import plain
 
     if args.dry_run:
         parcel = pack(args.folder, args.repo, base_model=args.base_model, keep_card=args.keep_card)
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _say(left_out: list[str], notes: list[str]) -> None:
-    from muscle_hf.hub.text import plain
+    from muscle_hf.report.text import plain
 
     if left_out:
         print(f"not published: {', '.join(plain(name) for name in _folded(left_out))}")

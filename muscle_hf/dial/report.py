@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from muscle_hf.metrics import Estimate
@@ -73,30 +74,16 @@ def _change(estimate: Estimate | None, show: w.Show) -> str:
 
 def table(path: DialPath, chosen: DialPoint | None) -> Table:
     """The path for a terminal, the chosen point in bold."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+    from muscle_hf.report import terminal
 
-    level = w.level_name(path.accuracy_old)
-    show, _ = _show(path)
-    made = Table(
-        title=Text(f"{one_line(path.task, 80)}: {w.count(path.items)} validation items", "bold"),
-        title_justify="left",
-        caption=Text(
-            f"[low, high]: {level} intervals. Changes: against v2, on the same items. v1's {_quality(path)}: "
-            f"{w.with_interval(path.accuracy_old, show)}."
-        ),
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
+    level, (show, _) = w.level_name(path.accuracy_old), _show(path)
+    title = f"{one_line(path.task, 80)}: {w.count(path.items)} validation items"
+    caption = (
+        f"[low, high]: {level} intervals. Changes: against v2, on the same items. v1's {_quality(path)}: "
+        f"{w.with_interval(path.accuracy_old, show)}."
     )
-    for index, heading in enumerate(columns(path)):
-        width = len(heading)
-        made.add_column(
-            Text(heading), justify="right" if index else "left", overflow="fold", no_wrap=index == 0, min_width=width
-        )
-    for point, row in zip(path.points, cells(path), strict=True):
-        made.add_row(*map(Text, row), style="bold" if point == chosen else None)
-    return made
+    bold = None if chosen is None else path.points.index(chosen)
+    return terminal.table(title, columns(path), caption, cells(path), chosen=bold)
 
 
 def verdict(path: DialPath, chosen: DialPoint | None, rule: str, max_loss: float = 0.0) -> str:
@@ -188,32 +175,20 @@ def page(path: DialPath, chosen: DialPoint | None, rule: str, max_loss: float = 
 
 
 def _path_picture(path: DialPath, chosen: DialPoint | None) -> Markup:
-    """Quality against flips, scaled to the points: their intervals overlap, being about the same items."""
     nfr, quality = _names(path)
-    show, _ = _show(path)
-    x_scale = fit([point.nfr.value for point in path.points], _LEFT, _RIGHT, pad=0.16)
-    y_scale = fit([point.accuracy.value for point in path.points], _BOTTOM, _TOP, pad=0.2)
-    floor = y_scale(path.new.accuracy.value)
-    places = [(x_scale(point.nfr.value), y_scale(point.accuracy.value)) for point in path.points]
-    parts = [
-        *charts.frame(x_scale, y_scale, w.percent, show),
-        *charts.axes(x_scale, y_scale, nfr, quality),
-        charts.text(_LEFT + 2, _BOTTOM + 34, "↖ better", "head accent"),
-        charts.line(_LEFT, floor, _RIGHT, floor, "mark old"),
-        charts.text(_LEFT + 4, floor + 13, f"v2's {quality}", "tiny halo"),
-        charts.polyline(places),
+    # Without intervals, which overlap, being about the same items.
+    points = [
+        charts.Point(f"{point.t:g}", _bare(point.nfr), _bare(point.accuracy), leads=point == chosen)
+        for point in path.points
     ]
-    taken: list[tuple[float, float]] = []
-    for point, (x, y) in zip(path.points, places, strict=True):
-        parts += _mark(point, chosen, x, y)
-        # Points of equal figures lie on each other: their names go side by side.
-        beside = sum(abs(x - other[0]) < 14 and abs(y - other[1]) < 12 for other in taken)
-        taken.append((x, y))
-        parts.append(charts.text(x, y - 12 - 14 * beside, f"{point.t:g}", "name halo", "middle"))
-    words = "; ".join(
-        f"t = {p.t:g}: {nfr} {w.percent(p.nfr.value)}, {quality} {show(p.accuracy.value)}" for p in path.points
+    label, floor = f"{quality} against {nfr} along the path", _bare(path.new.accuracy)
+    return charts.trade_off(
+        label, points, (f"v2's {quality}", floor), (nfr, quality), (w.percent, _show(path)[0]), path=True
     )
-    return charts.svg(_BOTTOM + 44, f"{quality} against {nfr} along the path. {words}", *parts)
+
+
+def _bare(estimate: Estimate) -> Estimate:
+    return replace(estimate, low=math.nan, high=math.nan)
 
 
 def _along(
@@ -239,17 +214,13 @@ def _along(
     for (x, _), (_, top), (_, bottom) in zip(places, upper, lower, strict=True):
         parts.append(charts.line(x, top, x, bottom, "whisker leads"))
     for point, (x, y) in zip(path.points, places, strict=True):
-        parts += _mark(point, chosen, x, y)
+        parts += [charts.ring(x, y)] if point == chosen else []
+        css = "leads" if point == chosen else "trails"
+        parts.append(tag("circle", cx=x, cy=y, r=5.5, class_=f"dot {css}"))
     words = "; ".join(
         f"t = {p.t:g}: {w.with_interval(c, show)}" for p, c in zip(path.points, changes, strict=True) if p.t
     )
     return charts.svg(_BOTTOM + 44, f"{label}. {words}", *parts)
-
-
-def _mark(point: DialPoint, chosen: DialPoint | None, x: float, y: float) -> list[Markup]:
-    ring = [tag("circle", cx=x, cy=y, r=10, class_="ring")] if point == chosen else []
-    css = "leads" if point == chosen else "trails"
-    return [*ring, tag("circle", cx=x, cy=y, r=5.5, class_=f"dot {css}")]
 
 
 def _finite_or(value: float, other: float) -> float:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +14,8 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
-from jinja2 import Environment, StrictUndefined, Template, UndefinedError
+from jinja2 import Template, UndefinedError
+from markupsafe import Markup
 
 from muscle_hf.bundled import bundled
 from muscle_hf.errors import MuscleError
@@ -20,9 +23,10 @@ from muscle_hf.files import write_text
 from muscle_hf.hub.body import Card, card_context, estimate, logged_flips, number
 from muscle_hf.hub.figures import curves_svg, quadrants_svg
 from muscle_hf.hub.state import CardState
-from muscle_hf.hub.text import Markdown, code, literal, markdown, plain, shell_word
 from muscle_hf.report import wording
 from muscle_hf.report.inheritance import counted
+from muscle_hf.report.markup import markdown_environment
+from muscle_hf.report.text import one_line, plain
 
 CARD_FILE = "README.md"
 BACKUP_FILE = "README.md.bak"
@@ -94,8 +98,8 @@ def render_card(
     body = _compiled(template.read_text(encoding="utf-8"))
     try:
         pictures, results = _pictures(card), benchmark_results(card)
-        front_matter = Markdown(card_data(card).to_yaml(line_break="\n").strip())
-        text = body.render(front_matter=front_matter, marker=Markdown(MARKER), **card_context(card, pictures))
+        front_matter = Markup(card_data(card).to_yaml(line_break="\n").strip())
+        text = body.render(front_matter=front_matter, marker=Markup(MARKER), **card_context(card, pictures))
     except (AttributeError, KeyError, TypeError, UndefinedError) as error:  # a fetched file may hold anything
         raise MuscleError(f"a file of the card in {folder} is damaged ({type(error).__name__}: {error})") from error
     return Rendered(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", pictures, results)
@@ -277,12 +281,9 @@ def _pictures(card: Card) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=8)
 def _compiled(template: str) -> Template:
-    # Every value is escaped unless it was made for Markdown: a template cannot forget to.
-    environment = Environment(
-        finalize=markdown, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters |= {"code": code, "literal": literal, "markdown": markdown, "plain": plain, "word": shell_word}
-    environment.filters |= {"number": number, "interval": _interval, "counted": _counted, "raw": Markdown}
+    environment = markdown_environment()
+    environment.filters |= {"literal": literal, "word": _shell_word, "plain": plain, "number": number}
+    environment.filters |= {"interval": _interval, "counted": _counted}
     names = ("percent", "points", "decimal", "signed_decimal", "measure", "COUNTS")
     environment.globals |= {name: getattr(wording, name) for name in names}
     return environment.from_string(template)
@@ -294,3 +295,14 @@ def _interval(value: Mapping[str, Any] | None, show: wording.Show = wording.perc
 
 def _counted(rate: Mapping[str, Any] | None) -> str:
     return counted(estimate(rate)) if rate else wording.ABSENT
+
+
+def literal(value: str) -> Markup:
+    """A string as a Python literal that can stand in a fenced block of code."""
+    text = json.dumps(one_line(value, 300), ensure_ascii=False)
+    # A backtick could close the fence, a dollar or backslash sign is safe within the quotes.
+    return Markup(text.replace("`", "\\u0060"))
+
+
+def _shell_word(value: str) -> Markup:
+    return Markup(shlex.quote(one_line(value, 300).replace("`", "")))

@@ -13,7 +13,7 @@ from huggingface_hub.hf_api import ModelInfo
 from muscle_hf.hub.card import TAGS
 from muscle_hf.hub.errors import hub_errors
 from muscle_hf.hub.publishing import hub_api
-from muscle_hf.hub.text import plain
+from muscle_hf.report.text import plain
 
 _AFTERWARDS = "Run the same again later."
 

@@ -214,18 +214,15 @@ def whiskers(
     return svg(bottom + 22, f"{label}. {words}", *parts)
 
 
-def bare_whisker(estimate: Estimate, scale: Scale, css: str, label: str) -> Markup:
-    """One dot with its interval for a table's cell; the scale is shared by all rows."""
-    return small_whiskers([Row("", estimate, css)], scale, label)
-
-
-def small_whiskers(rows: Sequence[Row], scale: Scale, label: str, limit: float | None = None) -> Markup:
+def small_whiskers(
+    rows: Sequence[Row | tuple[str, Estimate, str]], scale: Scale, label: str, limit: float | None = None
+) -> Markup:
     """A few dots with their intervals, one below the other, for a table's cell; with a line at zero and at a limit."""
     height = 8 + 16 * len(rows)
     parts = [line(scale(0.0), 0, scale(0.0), height, "mark zero")]
     if limit is not None:
         parts.append(line(scale(limit), 0, scale(limit), height, "mark limit"))
-    parts += [mark for place, row in enumerate(rows) for mark in _interval(row, scale, 12 + 16 * place)]
+    parts += [mark for place, row in enumerate(rows) for mark in _interval(Row(*row), scale, 12 + 16 * place)]
     return svg(height, label, *parts, width=scale.end + 8)
 
 
@@ -235,22 +232,25 @@ def trade_off(
     old: tuple[str, Estimate],
     names: tuple[str, str],
     show: tuple[w.Show, w.Show],
-    limit: float | None,
+    limit: float | None = None,
+    *,
+    path: bool = False,
 ) -> Markup:
     """Quality against negative flips: up and to the left is better.
 
     Args:
         label: What the picture is, for screen readers.
         points: The candidates.
-        old: Label and quality of the old model, drawn at no flips.
+        old: Label and quality of the model that they are held against, drawn at all flips.
         names: Titles of the horizontal and the vertical axis.
         show: Formatters of the horizontal and the vertical axis.
         limit: The gate's limit on negative flips, if there is one.
+        path: The points are those of a path, which is drawn; the axes are scaled to them, and what leads has a ring.
     """
     left, right, top, bottom = 58, WIDTH - 14, 26, 252
-    flips = [v for p in points for v in (p.flips.value, p.flips.low, p.flips.high)] + [limit or 0.0]
+    flips = [v for p in points for v in (p.flips.value, p.flips.low, p.flips.high)] + [limit or 0.0] * (not path)
     qualities = [v for p in points for v in (p.quality.value, p.quality.low, p.quality.high)]
-    x_scale = fit(flips, left, right, zero=True)
+    x_scale = fit(flips, left, right, zero=not path, pad=0.16 if path else 0.06)
     y_scale = fit([*qualities, old[1].value], bottom, top, pad=0.14)
     parts = [*frame(x_scale, y_scale, *show), *axes(x_scale, y_scale, *names)]
     parts.append(text(left + 2, bottom + 34, "↖ better", "head accent"))
@@ -266,9 +266,17 @@ def trade_off(
         # Above the picture: on the line, marks and their letters would lie over the name.
         name = text(right, 16, f"╌╌ {one_line(old[0], 32, middle=True)}", "tiny", "end")
         parts += [line(left, y_old, right, y_old, "mark old"), name]
+    if path:
+        parts.append(polyline([(x_scale(p.flips.value), y_scale(p.quality.value)) for p in points]))
+        parts += [ring(x_scale(p.flips.value), y_scale(p.quality.value)) for p in points if p.leads]
     parts += _candidates(points, x_scale, y_scale)
     words = "; ".join(f"{p.label}: {show[0](p.flips.value)} flips, {show[1](p.quality.value)}" for p in points)
     return svg(bottom + 44, f"{label}. {words}", *parts)
+
+
+def ring(x: float, y: float) -> Markup:
+    """What a chosen mark stands out by."""
+    return tag("circle", cx=x, cy=y, r=10, class_="ring")
 
 
 def frame(

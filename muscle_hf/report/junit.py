@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from xml.etree import ElementTree as ET
+from typing import Any
 
 from muscle_hf.compare.document import Document, Flip, GateCheck, TaskResult
+from muscle_hf.report import markup
 from muscle_hf.report import wording as w
-from muscle_hf.report.text import visible
 
 # Flips to the worse that the output of a suite lists.
 WORST = 20
 _MAX_ANSWER = 500
-# What XML 1.0 forbids even as a character reference.
-_ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def render(document: Document) -> str:
@@ -27,55 +24,28 @@ def render(document: Document) -> str:
         document: What to show.
 
     Returns:
-        A well-formed XML document; characters that XML forbids are spelled out or removed.
+        A well-formed XML document; characters that XML forbids are spelled out.
     """
-    root = ET.Element("testsuites", {"name": "muscle-hf compare"})
-    for task in (*document.totals, *document.tasks):
-        _add_suite(root, document, task)
-    for element in (*root, root):
-        for name, kind in {"tests": "", "failures": "/failure", "errors": "/error"}.items():
-            element.set(name, str(len(element.findall(f".//testcase{kind}"))))
-    ET.indent(root)
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+    suites = [_suite(document, task) for task in (*document.totals, *document.tasks)]
+    return markup.render("junit.xml", {"suites": suites}) + "\n"
 
 
-def _legal(text: str) -> str:
-    return _ILLEGAL.sub("", visible(text))
-
-
-def _add_suite(root: ET.Element, document: Document, task: TaskResult) -> None:
-    suite = ET.SubElement(root, "testsuite", {"name": _legal(task.name)})
-    properties = ET.SubElement(suite, "properties")
-    for name, value in _numbers(document, task):
-        ET.SubElement(properties, "property", {"name": _legal(name), "value": _legal(str(value))})
+def _suite(document: Document, task: TaskResult) -> dict[str, Any]:
     checks = [check for check in document.gate.checks if check.task == task.name] if document.gate else []
-    for check in checks:
-        _add_check(suite, check)
+    cases = [_case(check) for check in checks]
     if document.gate is None:
-        for update in task.updates:
-            case = _case(suite, task.name, f"{update.label} against old")
-            ET.SubElement(case, "system-out").text = _legal(f"{update.label} {w.summary(task, update)}")
+        told = {f"{update.label} against old": f"{update.label} {w.summary(task, update)}" for update in task.updates}
+        cases = [{"name": name, "verdict": "pass", "text": text} for name, text in told.items()]
     flips = w.worst_flips(task, WORST)
-    if flips:
-        listing = "\n\n".join(_flip_text(document, flip) for flip in flips)
-        ET.SubElement(suite, "system-out").text = _legal(
-            f"The {len(flips)} worst of {w.count(task.flips_total)} flips:\n\n{listing}"
-        )
+    listed = "\n\n".join(_flip_text(document, flip) for flip in flips)
+    worst = f"The {len(flips)} worst of {w.count(task.flips_total)} flips:\n\n{listed}" if flips else None
+    return {"name": task.name, "numbers": list(_numbers(document, task)), "cases": cases, "worst": worst}
 
 
-def _case(suite: ET.Element, task: str, name: str) -> ET.Element:
-    return ET.SubElement(suite, "testcase", {"classname": f"muscle-hf.{_legal(task)}", "name": _legal(name)})
-
-
-def _add_check(suite: ET.Element, check: GateCheck) -> None:
-    case = _case(suite, check.task, f"{check.label}: {w.rule_text(check)}")
+def _case(check: GateCheck) -> dict[str, Any]:
     noise = "" if check.noise_floor is None else f" Noise floor: {w.percent(check.noise_floor)}."
-    text = _legal(f"{check.message}{noise}")
-    if check.verdict == "pass":
-        ET.SubElement(case, "system-out").text = text
-    else:
-        kind = "failure" if check.verdict == "fail" else "error"
-        ET.SubElement(case, kind, {"type": check.verdict, "message": _legal(check.message)}).text = text
+    case = {"name": f"{check.label}: {w.rule_text(check)}", "verdict": check.verdict}
+    return {**case, "message": check.message, "text": f"{check.message}{noise}"}
 
 
 def _numbers(document: Document, task: TaskResult) -> Iterator[tuple[str, object]]:

@@ -1,19 +1,24 @@
-"""HTML and SVG that is escaped by construction: plain strings are data, only :func:`tag` and templates make markup."""
+"""HTML, SVG and Markdown that are escaped by construction: plain strings are data, tags and templates make markup."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from functools import cache
 from html import escape
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from muscle_hf.report.text import visible
+from muscle_hf.report.text import one_line, visible
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
+# Everything that Markdown, the HTML inside it, or its maths could take for markup within a line, or for a link. An
+# underscore between letters is none.
+_MARKDOWN = re.compile(
+    r"(?i)[\\`*\[\]<>|~$#!{}&^]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bmailto):|(?<=\bxmpp):|(?<=\bwww)\."
+)
 
 Child: TypeAlias = "str | int | float | Iterable[Child] | None"
 
@@ -60,6 +65,36 @@ def _attribute(key: str, value: str | int | float | bool | None) -> str:
     return f" {name}" if value is True else f' {name}="{_child(value)}"'
 
 
+def markdown(value: Any, limit: int = 2000) -> Markup:
+    """A value as one line of Markdown that shows exactly its text: no markup, HTML, link, image or second line.
+
+    Args:
+        value: :class:`markupsafe.Markup` is kept; None is nothing; anything else is shown as text.
+        limit: Longer text is cut off.
+    """
+    if value is None or isinstance(value, Markup):
+        return Markup() if value is None else value
+    text = _MARKDOWN.sub(lambda match: _entity(match.group()), one_line(str(value), limit))
+    # What would begin a list, a rule or a heading.
+    return Markup(re.sub(r"^([-+=]|\d+[.)](?=\s|$))", lambda match: match[0][:-1] + _entity(match[0][-1]), text))
+
+
+def _entity(character: str) -> str:
+    return {"<": "&lt;", ">": "&gt;", "&": "&amp;"}.get(character, f"&#{ord(character)};")
+
+
+def code(value: Any, limit: int = 300, *, table: bool = True) -> Markup:
+    """A value as a code span that shows exactly its text, by default within a table; a dash for None."""
+    if value is None or value == "":
+        return Markup("–")
+    text = one_line(str(value), limit)
+    text = text.replace("|", "\\|") if table else text
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * (longest + 1)
+    space = " " if text.startswith(("`", " ")) or text.endswith(("`", " ")) else ""
+    return Markup(f"{fence}{space}{text}{space}{fence}")
+
+
 def asset(name: str) -> str:
     """A file of the reports' assets."""
     return (files("muscle_hf.report") / "assets" / name).read_text(encoding="utf-8")
@@ -67,18 +102,27 @@ def asset(name: str) -> str:
 
 def render(template: str, context: dict[str, Any]) -> str:
     """A page from a template in the assets; what stands in it from data is made harmless as in :func:`tag`."""
-    return _templates().get_template(template).render(context)
+    return _pages().get_template(template).render(context)
+
+
+def _harmless(value: Any) -> Any:
+    return "" if value is None else visible(value) if type(value) is str else value
 
 
 @cache
-def _templates() -> Environment:
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
+def _pages() -> Environment:
+    return _environment(_harmless, loader=FunctionLoader(asset))
 
+
+def markdown_environment(finalize: Callable[[Any], Markup] = markdown, **options: Any) -> Environment:
+    """Where templates of Markdown are compiled: each value is made harmless unless it is markup already."""
+    environment = _environment(finalize, keep_trailing_newline=True, **options)
+    environment.filters |= {"markdown": markdown, "code": code, "raw": Markup}
+    return environment
+
+
+def _environment(finalize: Callable[[Any], Any], **options: Any) -> Environment:
+    # Escaped is what `finalize` has not made markup: a template cannot forget to.
     return Environment(
-        loader=FunctionLoader(asset),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: "" if value is None else visible(value) if type(value) is str else value,
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=finalize, **options
     )

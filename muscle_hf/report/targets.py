@@ -64,22 +64,11 @@ def warnings(found: Sequence[Targets]) -> list[str]:
 
 def terminal_table(targets: Targets) -> Table:
     """The targets of a task for a terminal, the chosen one in bold."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+    from muscle_hf.report.terminal import table
 
-    made = Table(
-        title=Text(_title(targets), "bold"),
-        title_justify="left",
-        caption=Text(f"[low, high]: {w.level_name(targets.accuracy_old)} intervals, on the same rows. {CAUTION}"),
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-    )
-    for index, heading in enumerate(COLUMNS):
-        made.add_column(heading, justify="right" if index else "left", overflow="fold", no_wrap=index == 0)
-    for target, row in zip(targets.targets, cells(targets), strict=True):
-        made.add_row(*map(Text, row), style="bold" if target is targets.chosen else None)
-    return made
+    caption = f"[low, high]: {w.level_name(targets.accuracy_old)} intervals, on the same rows. {CAUTION}"
+    chosen = targets.targets.index(targets.chosen)
+    return table(_title(targets), COLUMNS, caption, cells(targets), chosen=chosen)
 
 
 def _title(targets: Targets) -> str:
@@ -118,7 +107,6 @@ def _section(targets: Targets) -> dict[str, Any]:
             ("old", replace(targets.accuracy_old, low=math.nan, high=math.nan)),
             ("negative flips", "accuracy"),
             (w.percent, w.percent),
-            None,
         ),
     }
 

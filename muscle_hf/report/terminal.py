@@ -77,15 +77,15 @@ def _print_overview(document: Document, console: Console, full: bool) -> None:
         f"Against {w.name(document.models[0].label)}; [low, high]: {w.level_name(first.accuracy_old)} intervals; "
         "verdict: paired test, corrected for the number of tasks (–: no difference shown)."
     )
-    table = _table(title, columns, caption)
+    made = table(title, columns, caption)
     shown = rows.overview([*document.totals, *tasks], intervals=not narrow)
     for place, (task, model, before, after, change, breaks, repairs, nfr, verdict) in enumerate(shown):
         first = place == 0 or shown[place - 1][0] != task
         # A narrow screen has the old model's level no room.
         level = after if narrow else f"{before} → {after.split()[0]}"
         cells = (_data(model), level, change, breaks, repairs, nfr, _verdict(verdict, short=True))
-        table.add_row(*[_data(task if first else "")] * several, *cells)
-    console.print(table)
+        made.add_row(*[_data(task if first else "")] * several, *cells)
+    console.print(made)
     if len(tasks) < len(document.tasks):
         rest = len(document.tasks) - len(tasks)
         console.print(Text(f"and {rest} more tasks, which lose less (--full)", style=QUIET))
@@ -106,15 +106,26 @@ def _data(text: str, style: str = "", limit: int | None = None) -> Text:
     return Text(one_line(text, limit), style=style)
 
 
-def _table(
+def table(
     title: str,
     columns: Iterable[str],
     caption: str | None = None,
     rows: Iterable[Iterable[str]] = (),
+    *,
     judged: bool = False,
+    chosen: int | None = None,
 ) -> Table:
-    """A table; the last cells of its rows are verdicts if they are ``judged``."""
-    table = Table(
+    """A table for a terminal.
+
+    Args:
+        title: Stands above it.
+        columns: Their headings.
+        caption: Stands below it.
+        rows: The cells; texts from data are made harmless.
+        judged: The last cells of the rows are verdicts.
+        chosen: The row that stands out.
+    """
+    made = Table(
         title=_data(title, "bold"),
         title_justify="left",
         caption=None if caption is None else Text(caption),
@@ -122,10 +133,11 @@ def _table(
         box=SIMPLE_HEAD,
     )
     for index, column in enumerate(columns):
-        table.add_column(_data(column), justify="right" if index else "left", overflow="fold")
-    for *cells, last in rows:
-        table.add_row(*map(_data, cells), _verdict(last) if judged else _data(last))
-    return table
+        made.add_column(_data(column), justify="right" if index else "left", overflow="fold")
+    for place, (*cells, last) in enumerate(rows):
+        texts = [*map(_data, cells), _verdict(last) if judged else _data(last)]
+        made.add_row(*texts, style="bold" if place == chosen else None)
+    return made
 
 
 def _task_table(document: Document, task: TaskResult) -> Table:
@@ -134,10 +146,10 @@ def _task_table(document: Document, task: TaskResult) -> Table:
         f"[low, high]: {w.level_name(task.accuracy_old)} intervals. p: paired test against old, corrected for the "
         "number of tasks."
     )
-    table = _table(f"{task.name}: {w.size(task)}", ["", *(w.name(model.label) for model in document.models)], caption)
+    made = table(f"{task.name}: {w.size(task)}", ["", *(w.name(model.label) for model in document.models)], caption)
     for title, *cells in rows.all_rates(task):
-        table.add_row(_data(title), *(_verdict(cell) if title.startswith("verdict") else cell for cell in cells))
-    return table
+        made.add_row(_data(title), *(_verdict(cell) if title.startswith("verdict") else cell for cell in cells))
+    return made
 
 
 def _verdict(verdict: str, short: bool = False) -> Text:
@@ -149,10 +161,10 @@ def _print_inheritance(document: Document, task: TaskResult, console: Console, w
     if not inheritance.audited(task):
         return
     found = inheritance.rows(task)
-    console.print(_table(inheritance.title(task), inheritance.header(task), inheritance.explanation(task), found))
+    console.print(table(inheritance.title(task), inheritance.header(task), inheritance.explanation(task), found))
     if pieces := inheritance.slice_rows(task, slices):
         title = "Slices in which errors of old come back"
-        console.print(_table(title, inheritance.slice_header(task), rows=pieces))
+        console.print(table(title, inheritance.slice_header(task), rows=pieces))
     flips = inheritance.items(task, worst)
     if flips:
         of_all = f"{len(flips)} of {w.count(inheritance.total(task))} items"
@@ -181,9 +193,7 @@ def _print_items(document: Document, title: str, flips: Sequence[Flip], console:
 
 def _slices_table(task: TaskResult, limit: int) -> Table:
     caption = "p: corrected for the number of slices of the task."
-    return _table(
-        rows.slices_title(task, limit), rows.SLICE_HEADER, caption, rows.slice_rows(task, limit), judged=True
-    )
+    return table(rows.slices_title(task, limit), rows.SLICE_HEADER, caption, rows.slice_rows(task, limit), judged=True)
 
 
 def plan_table(plan: Sequence[tuple[str, str, float, float, int | None]], level: float) -> Table:
@@ -195,17 +205,17 @@ def plan_table(plan: Sequence[tuple[str, str, float, float, int | None]], level:
         items = "–" if needed is None else w.count(needed)
         text = w.limit_text(rule, w.RULES[rule], show(limit))
         found.append((text, "every task" if task == "*" else task, show(expected), items))
-    return _table("Items that decide a limit", ["limit", "task", "if it is really", "items"], caption, found)
+    return table("Items that decide a limit", ["limit", "task", "if it is really", "items"], caption, found)
 
 
 def noise_table(noise: Sequence[NoiseFloor]) -> Table:
     """What re-running the same model changes, a row a task."""
-    return _table("Noise floor: what re-running the same model changes", rows.NOISE_HEADER, rows=rows.noise(noise))
+    return table("Noise floor: what re-running the same model changes", rows.NOISE_HEADER, rows=rows.noise(noise))
 
 
 def _print_gate(gate: Gate, console: Console, full: bool) -> None:
     if full:
-        console.print(_table("Gate", rows.GATE_HEADER, rows=rows.gate(gate.checks), judged=True))
+        console.print(table("Gate", rows.GATE_HEADER, rows=rows.gate(gate.checks), judged=True))
     for label, verdict in gate.by_candidate.items():
         reasons = w.reasons(gate, label)
         console.print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 # Characters that move the cursor, reorder or hide text, or cannot be encoded: C0 and C1 controls (except tab and line
 # feed), soft hyphen, Arabic letter mark, zero-width space, bidirectional marks, line separators, invisible operators,
@@ -37,3 +38,8 @@ def one_line(text: str, limit: int | None = None, *, middle: bool = False) -> st
     if middle:
         return line[: limit // 2] + "…" + line[len(line) - (limit - 1 - limit // 2) :]
     return line[: limit - 1] + "…"
+
+
+def plain(value: Any, limit: int = 200) -> str:
+    """A value as one line without control characters, for YAML and for a terminal."""
+    return one_line(str(value), limit)

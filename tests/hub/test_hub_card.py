@@ -20,12 +20,12 @@ from markdown_it import MarkdownIt
 
 from muscle_hf import MuscleError
 from muscle_hf.hub import CardState, render_card, write_card
-from muscle_hf.hub.card import CARD_FILE
+from muscle_hf.hub.card import CARD_FILE, literal
 from muscle_hf.hub.completing import complete_card, export_card
 from muscle_hf.hub.licenses import inherited_license
 from muscle_hf.hub.serving import serving_problems
 from muscle_hf.hub.state import curve_points, load_metrics, trimmed_comparison
-from muscle_hf.hub.text import code, literal, markdown
+from muscle_hf.report.markup import code, markdown
 
 HOSTILE = [
     "</details><script>alert(1)</script>",
