@@ -10,7 +10,8 @@ from muscle_hf.compare.analyse import AnalysisOptions, update_of
 from muscle_hf.compare.document import Inheritance, InheritanceSlice, InheritedItem
 from muscle_hf.compare.join import Joined
 from muscle_hf.compare.slices import slice_columns
-from muscle_hf.metrics import Estimate, InheritedErrors, inherited_errors, inherited_scores
+from muscle_hf.metrics.inheritance import InheritedErrors, inherited_errors, inherited_scores
+from muscle_hf.metrics.intervals import Estimate
 from muscle_hf.metrics.update import Bools
 
 # Slices with fewer shed errors than this come last.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from muscle_hf.compare.document import Document, TaskResult, Update, plain
 from muscle_hf.errors import MuscleError
-from muscle_hf.metrics import Estimate
+from muscle_hf.metrics.intervals import Estimate
 
 if TYPE_CHECKING:
     from muscle_hf.evaluation.predictions import Prediction

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from muscle_hf.metrics import Estimate
+from muscle_hf.metrics.intervals import Estimate
 from muscle_hf.report import charts, html
 from muscle_hf.report import wording as w
 from muscle_hf.report.markup import Markup, tag

@@ -97,7 +97,7 @@ def predictions_from(task: Task, items: Sequence[Item], answers: Mapping[str, An
 
 def text_predictions(task: Task, items: Sequence[Item], texts: Sequence[str]) -> list[Prediction]:
     """The predictions of a generation task, scored together (some similarities are models themselves)."""
-    from muscle_hf.metrics import score_texts
+    from muscle_hf.metrics.similarity import score_texts
 
     answers = [text.strip() for text in texts]
     references = [[reference.strip() for reference in item.references] for item in items]

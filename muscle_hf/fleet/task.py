@@ -23,7 +23,7 @@ from muscle_hf.evaluation.predictions import Prediction
 from muscle_hf.evaluation.tasks import Task
 from muscle_hf.files import alone, read_json, write_json, write_text
 from muscle_hf.fleet.settings import FleetTask
-from muscle_hf.metrics import Estimate
+from muscle_hf.metrics.intervals import Estimate
 from muscle_hf.pipeline.config import ModelSettings
 from muscle_hf.pipeline.interrupt import Interrupted
 from muscle_hf.pipeline.run import RESULT_FILE, Run

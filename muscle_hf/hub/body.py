@@ -15,7 +15,7 @@ from muscle_hf.hub.licenses import License, inherited_license
 from muscle_hf.hub.origins import check_origins
 from muscle_hf.hub.serving import adapter_problems
 from muscle_hf.hub.state import CardState, load_metrics, worst_slices
-from muscle_hf.metrics import Estimate
+from muscle_hf.metrics.intervals import Estimate
 from muscle_hf.record import read_provenance
 from muscle_hf.report.inheritance import ENOUGH
 from muscle_hf.report.text import plain

@@ -38,85 +38,45 @@ An empty denominator gives nan, never 0.
 """
 
 from muscle_hf.lazy import lazy_exports
-from muscle_hf.metrics.flips import (
-    Quadrants,
-    fell,
-    flip_metrics,
-    flip_metrics_from_correct,
-    is_correct,
-    negative_flips,
-    negative_flips_mc,
-    positive_flips,
-    quadrants,
-)
-from muscle_hf.metrics.inheritance import InheritedErrors, inherited_errors, inherited_scores
-from muscle_hf.metrics.intervals import (
-    Estimate,
-    bootstrap,
-    mean_estimate,
-    nfr_change,
-    paired_difference,
-    pooled_rate,
-    wilson_interval,
-)
-from muscle_hf.metrics.power import items_for_change, items_for_rate
-from muscle_hf.metrics.significance import (
-    cluster_sign_test,
-    compat_test,
-    holm,
-    mcnemar,
-    run_permutation_test,
-    stratified_mcnemar,
-)
-from muscle_hf.metrics.similarity import (
-    SIMILARITIES,
-    exact_match,
-    extract_gsm8k,
-    extract_last_number,
-    get_similarity,
-    score_texts,
-)
-from muscle_hf.metrics.smooth import score_changes, smooth_flip_metrics
-from muscle_hf.metrics.update import Update
 
-__all__ = [
-    "SIMILARITIES",
-    "Estimate",
-    "InheritedErrors",
-    "Quadrants",
-    "Update",
-    "bootstrap",
-    "cluster_sign_test",
-    "compat_test",
-    "exact_match",
-    "extract_gsm8k",
-    "extract_last_number",
-    "fell",
-    "flip_metrics",
-    "flip_metrics_from_correct",
-    "get_similarity",
-    "holm",
-    "inherited_errors",
-    "inherited_scores",
-    "is_correct",
-    "items_for_change",
-    "items_for_rate",
-    "mcnemar",
-    "mean_estimate",
-    "negative_flips",
-    "negative_flips_mc",
-    "nfr_change",
-    "paired_difference",
-    "pooled_rate",
-    "positive_flips",
-    "quadrants",
-    "run_permutation_test",
-    "score_changes",
-    "score_texts",
-    "smooth_flip_metrics",
-    "stratified_mcnemar",
-    "wilson_interval",
-]
-
-# Of the submodules that are not imported above.
-__getattr__, _, _ = lazy_exports(__name__, {})
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "SIMILARITIES": "similarity",
+        "Estimate": "intervals",
+        "InheritedErrors": "inheritance",
+        "Quadrants": "flips",
+        "Update": "update",
+        "bootstrap": "intervals",
+        "cluster_sign_test": "significance",
+        "compat_test": "significance",
+        "exact_match": "similarity",
+        "extract_gsm8k": "similarity",
+        "extract_last_number": "similarity",
+        "fell": "flips",
+        "flip_metrics": "flips",
+        "flip_metrics_from_correct": "flips",
+        "get_similarity": "similarity",
+        "holm": "significance",
+        "inherited_errors": "inheritance",
+        "inherited_scores": "inheritance",
+        "is_correct": "flips",
+        "items_for_change": "power",
+        "items_for_rate": "power",
+        "mcnemar": "significance",
+        "mean_estimate": "intervals",
+        "negative_flips": "flips",
+        "negative_flips_mc": "flips",
+        "nfr_change": "intervals",
+        "paired_difference": "intervals",
+        "pooled_rate": "intervals",
+        "positive_flips": "flips",
+        "quadrants": "flips",
+        "run_permutation_test": "significance",
+        "score_changes": "smooth",
+        "score_texts": "similarity",
+        "smooth_flip_metrics": "smooth",
+        "stratified_mcnemar": "significance",
+        "wilson_interval": "intervals",
+    },
+)

@@ -16,8 +16,6 @@ BoolArray = NDArray[np.bool_]
 
 # Relative error of a number that went through other sums, or through float32.
 _ROUNDING = 1e-7
-# Rates of which the difference between the compatibility model and the plain update is reported.
-_DELTA_RATES = ("acc", "nfr", "pfr", "nfr_mc")
 
 
 def ratio(numerator: float, denominator: float) -> float:
@@ -93,19 +91,6 @@ class Quadrants:
         new_wrong = self.both_wrong + self.negative_flips
         return ratio(self.negative_flips * self.items, old_right * new_wrong)
 
-    def chance_adjusted_nfr(self, chance: float) -> float:
-        """NFR without the flips that guesses make, at least 0.
-
-        ``nfr - (1 - acc_old) * (1 - acc_new) * chance / (1 - chance)``
-
-        A model that does not know the answer guesses among k choices, so that of its errors ``1 / (k - 1)`` as many
-        items are right by luck (Harmon et al. 2025, arXiv 2510.17776: the forgetting that is true).
-
-        Args:
-            chance: Of a guess to be right, ``1 / k``, in [0, 1).
-        """
-        return max(0.0, self.nfr - guessed_flips(self.acc_old, self.acc_new, chance))
-
     def to_dict(self) -> dict[str, float]:
         """Counts and rates by the keys listed in :mod:`muscle_hf.metrics`."""
         counts = ("items", "both_right", "positive_flips", "both_wrong", "negative_flips")
@@ -134,6 +119,13 @@ def check_lengths(**arrays: Any) -> int:
         listed = ", ".join(f"{name} has {length}" for name, length in lengths.items())
         raise MuscleError(f"unequal lengths: {listed}; give one entry per item, in the same order for every model")
     return next(iter(lengths.values()))
+
+
+def all_correct(**flags: ArrayLike) -> list[BoolArray]:
+    """:func:`as_correct` of several models, by their names in messages, for the same items."""
+    arrays = {name: as_correct(values, name) for name, values in flags.items()}
+    check_lengths(**arrays)
+    return list(arrays.values())
 
 
 def as_answers(values: Any, name: str) -> NDArray[Any]:
@@ -207,9 +199,7 @@ def fell(before: ArrayLike, after: ArrayLike, epsilon: float = 0.0) -> BoolArray
 
 def negative_flips(old_correct: ArrayLike, new_correct: ArrayLike) -> BoolArray:
     """NF(x) for each item: old right and new wrong."""
-    old, new = as_correct(old_correct, "old_correct"), as_correct(new_correct, "new_correct")
-    check_lengths(old_correct=old, new_correct=new)
-    return fell(old, new)
+    return fell(*all_correct(old_correct=old_correct, new_correct=new_correct))
 
 
 def positive_flips(old_correct: ArrayLike, new_correct: ArrayLike) -> BoolArray:
@@ -237,25 +227,37 @@ def quadrants(old_correct: ArrayLike, new_correct: ArrayLike) -> Quadrants:
         >>> q.nfr, q.pfr, q.btc
         (0.25, 0.25, 0.5)
     """
-    old, new = as_correct(old_correct, "old_correct"), as_correct(new_correct, "new_correct")
-    items = check_lengths(old_correct=old, new_correct=new)
+    old, new = all_correct(old_correct=old_correct, new_correct=new_correct)
     both, old_right, new_right = int((old & new).sum()), int(old.sum()), int(new.sum())
-    return Quadrants(both, new_right - both, items - old_right - new_right + both, old_right - both)
+    return Quadrants(both, new_right - both, len(old) - old_right - new_right + both, old_right - both)
 
 
-def _with_compat(plain: dict[str, float], compat: dict[str, float]) -> dict[str, float]:
-    """Adds the suffix-c forms and their differences to the metrics of the plain update."""
+def with_compat(
+    plain: dict[str, float], compat: dict[str, float], value: str, deltas: Sequence[str], relative: Sequence[str]
+) -> dict[str, float]:
+    """Adds the suffix-c forms and their differences to the metrics of the plain update.
+
+    Args:
+        plain: Metrics of the update.
+        compat: Those of the compatibility model against the old one.
+        value: What is called ``{value}_old`` and ``{value}_new`` there: ``acc`` or ``score``.
+        deltas: Of which the difference is taken, where they are known.
+        relative: Of which it is also taken in percent.
+    """
     result = dict(plain)
-    for key, value in compat.items():
-        if key not in ("items", "acc_old"):
-            result["acc_c" if key == "acc_new" else f"{key}_c"] = value
-    for rate in _DELTA_RATES:
-        base = "acc_new" if rate == "acc" else rate
+    for key, number in compat.items():
+        if key not in ("items", f"{value}_old"):
+            result[f"{value}_c" if key == f"{value}_new" else f"{key}_c"] = number
+    for rate in deltas:
+        base = f"{value}_new" if rate == value else rate
         if base in plain:
             result[f"delta_{rate}_c"] = result[f"{rate}_c"] - plain[base]
-    for rate in ("nfr", "pfr"):
+    for rate in relative:
         result[f"delta_{rate}_c_percent"] = 100.0 * ratio(result[f"delta_{rate}_c"], plain[rate])
     return result
+
+
+_DELTAS: dict[str, Any] = {"value": "acc", "deltas": ("acc", "nfr", "pfr", "nfr_mc"), "relative": ("nfr", "pfr")}
 
 
 def flip_metrics_from_correct(
@@ -274,7 +276,7 @@ def flip_metrics_from_correct(
     plain = quadrants(old_correct, new_correct).to_dict()
     if compat_correct is None:
         return plain
-    return _with_compat(plain, quadrants(old_correct, compat_correct).to_dict())
+    return with_compat(plain, quadrants(old_correct, compat_correct).to_dict(), **_DELTAS)
 
 
 def _metrics_of_answers(
@@ -323,4 +325,4 @@ def flip_metrics(
     plain = _metrics_of_answers(old, new, targets, multiple_choice)
     if compat is None:
         return plain
-    return _with_compat(plain, _metrics_of_answers(old, compat, targets, multiple_choice))
+    return with_compat(plain, _metrics_of_answers(old, compat, targets, multiple_choice), **_DELTAS)

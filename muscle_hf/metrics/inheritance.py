@@ -7,15 +7,14 @@ update had gained, and one that errs with the old model's own wrong answer has, 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import ArrayLike
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.metrics.flips import BoolArray, as_answers, as_correct, check_lengths, fell, ratio
-from muscle_hf.metrics.smooth import as_scores
+from muscle_hf.metrics.flips import BoolArray, all_correct, as_answers, check_lengths, fell, ratio
+from muscle_hf.metrics.smooth import as_scores, check_epsilon
 
 
 @dataclass(frozen=True)
@@ -78,9 +77,7 @@ def inherited_errors(
         >>> found.to_dict()["returned"], found.to_dict()["inherited"]
         (2, 1)
     """
-    old, new = as_correct(old_correct, "old_correct"), as_correct(new_correct, "new_correct")
-    compat = as_correct(compat_correct, "compat_correct")
-    check_lengths(old_correct=old, new_correct=new, compat_correct=compat)
+    old, new, compat = all_correct(old_correct=old_correct, new_correct=new_correct, compat_correct=compat_correct)
     if (old_predictions is None) != (compat_predictions is None):
         raise MuscleError("give the answers of both models, old_predictions and compat_predictions, or of neither")
     shed, settled = ~old & new, old & new
@@ -112,8 +109,7 @@ def inherited_scores(
     Raises:
         MuscleError: Unequal lengths, a score that is nan or infinite, or a negative epsilon.
     """
-    if not (math.isfinite(epsilon) and epsilon >= 0):
-        raise MuscleError(f"epsilon must be a finite number of at least 0, got {epsilon}")
+    check_epsilon(epsilon)
     old, new = as_scores(old_scores, "old_scores"), as_scores(new_scores, "new_scores")
     compat = as_scores(compat_scores, "compat_scores")
     check_lengths(old_scores=old, new_scores=new, compat_scores=compat)

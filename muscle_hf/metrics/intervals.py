@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.metrics.flips import as_correct, check_lengths, fell
+from muscle_hf.metrics.flips import all_correct, fell
 
 Side = Literal["two-sided", "upper", "lower"]
 
@@ -244,9 +244,7 @@ def nfr_change(
         clusters: Source of each item, where several items share one.
         seed: Of the resampling.
     """
-    old = as_correct(old_correct, "old_correct")
-    new, compat = as_correct(new_correct, "new_correct"), as_correct(compat_correct, "compat_correct")
-    check_lengths(old_correct=old, new_correct=new, compat_correct=compat)
+    old, new, compat = all_correct(old_correct=old_correct, new_correct=new_correct, compat_correct=compat_correct)
     change = fell(old, compat).astype(np.int8) - fell(old, new)
     return mean_change(change, level=level, side=side, clusters=clusters, seed=seed)
 
@@ -300,10 +298,9 @@ def paired_difference(
         side: ``two-sided``, or only the ``upper`` or the ``lower`` bound at this level.
         effective_total: Number of independent items, where items come in clusters.
     """
-    first, second = as_correct(first_correct, "first_correct"), as_correct(second_correct, "second_correct")
-    n = check_lengths(first_correct=first, second_correct=second)
+    first, second = all_correct(first_correct=first_correct, second_correct=second_correct)
     lost, won = int((first & ~second).sum()), int((~first & second).sum())
-    return paired_difference_counts(lost, won, n, level=level, side=side, effective_total=effective_total)
+    return paired_difference_counts(lost, won, len(first), level=level, side=side, effective_total=effective_total)
 
 
 def paired_difference_counts(
@@ -336,8 +333,6 @@ def pooled_rate(
     counts: Sequence[int],
     totals: Sequence[int],
     *,
-    effective_totals: Sequence[float] | None = None,
-    weights: Literal["items", "tasks"] = "tasks",
     level: float = 0.95,
     side: Side = "two-sided",
 ) -> Estimate:
@@ -346,27 +341,23 @@ def pooled_rate(
     Args:
         counts: Items with the property in each task.
         totals: Items of each task; tasks without items are left out.
-        effective_totals: Number of independent items that each task's are worth, where items come in clusters.
-        weights: ``tasks``: every task counts the same; ``items``: every item counts the same.
         level: Confidence level.
         side: ``two-sided``, ``upper`` or ``lower``.
 
     Returns:
-        The weighted mean; the interval is Wilson's on the effective number of items, which gives it the variance of
-        the stratified mean and keeps it inside [0, 1].
+        The mean, in which every task counts the same; the interval is Wilson's on the effective number of items, which
+        gives it the variance of the stratified mean and keeps it inside [0, 1].
     """
     _check(level, side)
     k, n = np.asarray(counts, dtype=np.float64), np.asarray(totals, dtype=np.float64)
-    worth = n if effective_totals is None else np.asarray(effective_totals, dtype=np.float64)
-    k, n, worth = k[n > 0], n[n > 0], worth[n > 0]
+    k, n = k[n > 0], n[n > 0]
     if len(n) == 0:
         return Estimate(math.nan, math.nan, math.nan, level, "stratified wilson")
-    w = n / n.sum() if weights == "items" else np.full(len(n), 1 / len(n))
-    share = float((w * k / n).sum())
+    share = float((k / n).mean())
     # Shares shrunk towards 1/2 by one item keep tasks without a single flip from counting as certain.
-    p = (k / n * worth + 0.5) / (worth + 1)
-    mean = float((w * p).sum())
-    effective = mean * (1 - mean) / float((w**2 * p * (1 - p) / worth).sum())
+    p = (k + 0.5) / (n + 1)
+    mean = float(p.mean())
+    effective = mean * (1 - mean) / float((p * (1 - p) / n).sum() / len(n) ** 2)
     low, high = _wilson_ends(share, effective, level, side)
     return Estimate(share, low, high, level, "stratified wilson", int(k.sum()), int(n.sum()))
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.metrics.flips import as_correct, check_lengths
+from muscle_hf.metrics.flips import all_correct
 from muscle_hf.metrics.intervals import cluster_sums
 
 Alternative = Literal["two-sided", "greater", "less"]
@@ -55,8 +55,7 @@ def mcnemar(
         second_correct: The same of the second model.
         alternative: ``greater`` tests whether the second is right more often, ``less`` whether less often.
     """
-    first, second = as_correct(first_correct, "first_correct"), as_correct(second_correct, "second_correct")
-    check_lengths(first_correct=first, second_correct=second)
+    first, second = all_correct(first_correct=first_correct, second_correct=second_correct)
     return mcnemar_counts(int((first & ~second).sum()), int((~first & second).sum()), alternative=alternative)
 
 
@@ -86,9 +85,7 @@ def compat_test(
         compat_correct: Whether the compatibility model is right.
         alternative: ``greater``: the compatibility model keeps more, that is, its NFR is lower.
     """
-    old = as_correct(old_correct, "old_correct")
-    new, compat = as_correct(new_correct, "new_correct"), as_correct(compat_correct, "compat_correct")
-    check_lengths(old_correct=old, new_correct=new, compat_correct=compat)
+    old, new, compat = all_correct(old_correct=old_correct, new_correct=new_correct, compat_correct=compat_correct)
     return mcnemar(new[old], compat[old], alternative=alternative)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.metrics.flips import check_lengths, fell, ratio
+from muscle_hf.metrics.flips import check_lengths, fell, ratio, with_compat
 
 
 def as_scores(values: ArrayLike, name: str = "scores") -> NDArray[np.float64]:
@@ -32,10 +32,19 @@ def score_changes(old_scores: ArrayLike, new_scores: ArrayLike) -> NDArray[np.fl
     return new - old
 
 
-def _metrics_of_changes(old: NDArray[np.float64], new: NDArray[np.float64], epsilon: float) -> dict[str, float]:
+def check_epsilon(epsilon: float) -> None:
+    """Refuse what is no size of a change."""
+    if not (math.isfinite(epsilon) and epsilon >= 0):
+        raise MuscleError(f"epsilon must be a finite number of at least 0, got {epsilon}")
+
+
+def _metrics_of_scores(old: NDArray[np.float64], new: NDArray[np.float64], epsilon: float) -> dict[str, float]:
     changes = new - old
     gains, losses = changes[fell(new, old, epsilon)], changes[fell(old, new, epsilon)]
     return {
+        "items": len(changes),
+        "score_old": ratio(old.sum(), len(old)),
+        "score_new": ratio(new.sum(), len(new)),
         "improved": len(gains),
         "regressed": len(losses),
         "pfr_smooth": ratio(len(gains), len(changes)),
@@ -70,25 +79,12 @@ def smooth_flip_metrics(
         >>> m["pfr_smooth"] == m["nfr_smooth"] == 1 / 3, m["m_g"], m["m_r"]
         (True, 0.25, 0.25)
     """
-    if not (math.isfinite(epsilon) and epsilon >= 0):
-        raise MuscleError(f"epsilon must be a finite number of at least 0, got {epsilon}")
+    check_epsilon(epsilon)
     old, new = as_scores(old_scores, "old_scores"), as_scores(new_scores, "new_scores")
-    items = check_lengths(old_scores=old, new_scores=new)
-    plain = {
-        "items": items,
-        "score_old": ratio(old.sum(), items),
-        "score_new": ratio(new.sum(), items),
-        **_metrics_of_changes(old, new, epsilon),
-    }
-    if compat_scores is None:
+    compat = None if compat_scores is None else as_scores(compat_scores, "compat_scores")
+    check_lengths(old_scores=old, new_scores=new, compat_scores=compat)
+    plain = _metrics_of_scores(old, new, epsilon)
+    if compat is None:
         return plain
-    compat = as_scores(compat_scores, "compat_scores")
-    check_lengths(old_scores=old, compat_scores=compat)
-    with_c = _metrics_of_changes(old, compat, epsilon)
-    result = plain | {f"{name}_c": value for name, value in with_c.items()}
-    result["score_c"] = ratio(compat.sum(), items)
-    result["delta_score_c"] = result["score_c"] - plain["score_new"]
-    for name in ("pfr_smooth", "nfr_smooth", "m_g", "m_r"):
-        result[f"delta_{name}_c"] = with_c[name] - plain[name]
-    result["delta_nfr_smooth_c_percent"] = 100.0 * ratio(result["delta_nfr_smooth_c"], plain["nfr_smooth"])
-    return result
+    deltas = ("score", "pfr_smooth", "nfr_smooth", "m_g", "m_r")
+    return with_compat(plain, _metrics_of_scores(old, compat, epsilon), "score", deltas, ("nfr_smooth",))

@@ -107,7 +107,7 @@ def _figures(result: Result, predictions: Mapping[str, Sequence[Prediction]]) ->
             "accuracy_change": rows[COMPAT].quality - rows[NEW].quality,
         }
         if predictions[OLD][0].correct is None:
-            from muscle_hf.metrics import smooth_flip_metrics
+            from muscle_hf.metrics.smooth import smooth_flip_metrics
 
             names = OLD, NEW, COMPAT
             old, new, compat = ([cast("float", answer.score) for answer in predictions[name]] for name in names)

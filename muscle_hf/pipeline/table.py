@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from muscle_hf.compare.document import plain
 from muscle_hf.evaluation.predictions import update_between
 from muscle_hf.evaluation.tasks import METRICS
-from muscle_hf.metrics import Estimate
+from muscle_hf.metrics.intervals import Estimate
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from muscle_hf.metrics import Estimate
+from muscle_hf.metrics.intervals import Estimate
 from muscle_hf.report import wording as w
 from muscle_hf.report.markup import Child, Markup, asset, tag
 from muscle_hf.report.scales import Scale, fit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from muscle_hf.compare.document import Flip, Inheritance, TaskResult, Update
 from muscle_hf.compare.inheritance import ENOUGH
-from muscle_hf.metrics import Estimate
+from muscle_hf.metrics.intervals import Estimate
 from muscle_hf.report import wording as w
 from muscle_hf.report.text import one_line
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from muscle_hf.compare.document import AgainstNew, Document, GateCheck, NoiseFloor, TaskResult, Update
-from muscle_hf.metrics import Estimate
+from muscle_hf.metrics.intervals import Estimate
 from muscle_hf.report import wording as w
 from muscle_hf.report.text import one_line
 

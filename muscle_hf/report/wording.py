@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from muscle_hf.compare.document import Document, Flip, Gate, GateCheck, Model, TaskResult, Update
-from muscle_hf.metrics import Estimate
+from muscle_hf.metrics.intervals import Estimate
 from muscle_hf.report.text import one_line
 
 Show = Callable[[float], str]
