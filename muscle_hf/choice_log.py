@@ -12,11 +12,11 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from muscle_hf.compare.records import open_records, rows_of
 from muscle_hf.encoding import continuation, encode_pairs, encode_texts
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.predictions import Prediction
 from muscle_hf.evaluation.tasks import Item
+from muscle_hf.row_files import read_rows, rows_of
 from muscle_hf.teachers.recorded import Record, RecordedTeacher
 
 # What a base is described by where the log does not say which it was.
@@ -119,16 +119,14 @@ class ChoiceLog(RecordedTeacher):
 
 
 def _rows(log: Any, name: str) -> list[Mapping[str, Any]]:
-    if not isinstance(log, (str, os.PathLike)):
-        rows = rows_of(log)
-    elif not (path := Path(log)).is_file():
-        raise MuscleError(f"there is no file of answers {path}")
+    if isinstance(log, (str, os.PathLike)):
+        if not Path(log).is_file():
+            raise MuscleError(f"there is no file of answers {log}")
+        rows = read_rows(Path(log))
     else:
-        records = open_records(path)
-        rows = [row for block in records.blocks() for row in block.rows]
-        rows = rows_of(records.document) if records.document is not None else rows
+        rows = rows_of(log)
     if not rows:
-        raise MuscleError(f"{log if isinstance(log, (str, os.PathLike)) else 'the log'} holds no answers")
+        raise MuscleError(f"{name} holds no answers")
     # What a data frame lacks is nan.
     known: list[Mapping[str, Any]]
     known = [{key: value for key, value in row.items() if value is not None and value == value} for row in rows]

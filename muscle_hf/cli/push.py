@@ -49,10 +49,9 @@ def run(args: argparse.Namespace) -> int:
         base_model=args.base_model,
         keep_card=args.keep_card,
     )
-    for what, names in (("uploaded", done.uploaded), ("removed", done.removed)):
+    for what, names in (("published", done.uploaded), ("removed", done.removed)):
         if names:
             print(f"{what}: {', '.join(plain(name) for name in _folded(names))}")
-    print(f"unchanged: {len(done.unchanged)} files")
     _say(done.left_out, done.notes)
     # A base that is no repository must be at hand where the adapter is loaded.
     local = args.base_model is None and not read_provenance(args.folder)["new"]["base"]["on_hub"]

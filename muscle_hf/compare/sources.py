@@ -14,7 +14,11 @@ from muscle_hf.compare.answers import NotJudged
 from muscle_hf.compare.layouts import PLAIN, Layout, find_layout
 from muscle_hf.compare.lm_eval_format import base_task
 from muscle_hf.compare.paths import search
-from muscle_hf.compare.records import (
+from muscle_hf.compare.roles import ReadOptions
+from muscle_hf.compare.rows import RowReader
+from muscle_hf.compare.table import Answers, Detail, RowError, TableBuilder
+from muscle_hf.errors import MuscleError
+from muscle_hf.row_files import (
     SUFFIXES,
     Records,
     has_columns,
@@ -25,10 +29,6 @@ from muscle_hf.compare.records import (
     suffix_of,
     unboxed,
 )
-from muscle_hf.compare.roles import ReadOptions
-from muscle_hf.compare.rows import RowReader
-from muscle_hf.compare.table import Answers, Detail, RowError, TableBuilder
-from muscle_hf.errors import MuscleError
 from muscle_hf.words import did_you_mean, name_tasks
 
 # The time stamps that lm-evaluation-harness and lighteval put at the end of file names.

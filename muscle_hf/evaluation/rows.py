@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from muscle_hf import row_files
 from muscle_hf.errors import MissingDependencyError, MuscleError
 from muscle_hf.evaluation.tasks import Source
-from muscle_hf.files import StrPath, check_encoding, json_rows, not_utf8, parse_json, read_text
+from muscle_hf.files import StrPath, check_encoding, read_text
 
 Rows = list[dict[str, Any]]
 # A file, a folder with a file per split, or a dataset on the Hub (its id, or more of it).
@@ -65,13 +63,11 @@ def read_file(path: Path) -> Rows:
     Raises:
         MuscleError: The format is not known, or the content is not what it should be.
     """
-    kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
-    if kind not in _READERS:
-        raise MuscleError(f"{path}: unknown format; use one of .{', .'.join(_READERS)}")
-    rows = _READERS[kind](path)
+    check_encoding(path)
+    rows = row_files.read_rows(path)
     if not rows:
         raise MuscleError(f"{path} holds no rows")
-    return rows
+    return [dict(row) for row in rows]
 
 
 def _is_hub_id(text: str) -> bool:
@@ -79,15 +75,15 @@ def _is_hub_id(text: str) -> bool:
     # have a dot (owner/data-2.5).
     if text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text:
         return False
-    suffix = Path(text).suffix.removeprefix(".").lower()
-    return not suffix or ("/" in text and suffix not in (*_READERS, "gz"))
+    suffix = Path(text).suffix.lower()
+    return not suffix or ("/" in text and suffix not in (*row_files.SUFFIXES, ".gz"))
 
 
 def _file_of(folder: Path, split: str, instead: Mapping[str, str]) -> Path:
     for name in dict.fromkeys((split, instead.get(split, split))):
         stems = next((names for names in _ALIASES.values() if name in names), (name,))
         for stem in stems:
-            found = [folder / f"{stem}.{kind}{zipped}" for kind in _READERS for zipped in ("", ".gz")]
+            found = [folder / f"{stem}{suffix}{zipped}" for suffix in row_files.SUFFIXES for zipped in ("", ".gz")]
             existing = [path for path in found if path.is_file()]
             if existing:
                 return existing[0]
@@ -121,58 +117,3 @@ def _from_hub(source: Source, split: str) -> Rows:
             "read without it: name a file or folder (--data, or data.source in the settings of a run)"
         ) from error
     return [dict(row) for row in loaded]
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[IO[str]]:
-    # utf-8-sig: files that come out of spreadsheets begin with a byte-order mark.
-    check_encoding(path)
-    opener: Callable[..., IO[str]] = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-            yield file
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise MuscleError(f"{path}: the compressed file is damaged or cut off ({error})") from error
-    except UnicodeDecodeError as error:
-        raise not_utf8(path, error) from error
-
-
-def _read_jsonl(path: Path) -> Rows:
-    with _open(path) as file:
-        return [row for _, row in json_rows(file, path)]
-
-
-def _read_json(path: Path) -> Rows:
-    with _open(path) as file:
-        content = parse_json(file.read(), str(path))
-    if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
-        raise MuscleError(f"{path}: expected a list of objects")
-    return content
-
-
-def _read_csv(path: Path) -> Rows:
-    with _open(path) as file:
-        try:
-            return [dict(row) for row in csv.DictReader(file, delimiter="\t" if ".tsv" in path.name else ",")]
-        except csv.Error as error:
-            raise MuscleError(f"{path} is no readable table: {error}") from error
-
-
-def _read_parquet(path: Path) -> Rows:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingDependencyError("pyarrow", "data", f"reading {path.name}") from error
-    try:
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except (OSError, ValueError) as error:
-        raise MuscleError(f"{path} is no readable Parquet file: {error}") from error
-
-
-_READERS: dict[str, Callable[[Path], Rows]] = {
-    "jsonl": _read_jsonl,
-    "json": _read_json,
-    "csv": _read_csv,
-    "tsv": _read_csv,
-    "parquet": _read_parquet,
-}

@@ -78,7 +78,6 @@ def render_card(
     *,
     provenance: dict[str, Any] | None = None,
     state: CardState | None = None,
-    template: str | os.PathLike | None = None,
 ) -> Rendered:
     """Render the card of a saved compatibility adapter from the files in its folder.
 
@@ -87,19 +86,16 @@ def render_card(
         repo_id: Where it is or will be published; a placeholder in the card otherwise.
         provenance: In place of the file's, where it goes out changed.
         state: The same for the card state.
-        template: Another template than ``model_cards/template.md``, for example with your own sections.
 
     Raises:
         MuscleError: The folder holds no compatibility adapter, or one of its files is broken.
     """
     card = Card.read(folder, repo_id)
     card = replace(card, provenance=provenance or card.provenance, state=state or card.state)
-    template = Path(template) if template else bundled("model_cards") / "template.md"
-    body = _compiled(template.read_text(encoding="utf-8"))
     try:
         pictures, results = _pictures(card), benchmark_results(card)
         front_matter = Markup(card_data(card).to_yaml(line_break="\n").strip())
-        text = body.render(front_matter=front_matter, marker=Markup(MARKER), **card_context(card, pictures))
+        text = _template().render(front_matter=front_matter, marker=Markup(MARKER), **card_context(card, pictures))
     except (AttributeError, KeyError, TypeError, UndefinedError) as error:  # a fetched file may hold anything
         raise MuscleError(f"a file of the card in {folder} is damaged ({type(error).__name__}: {error})") from error
     return Rendered(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", pictures, results)
@@ -279,14 +275,14 @@ def _pictures(card: Card) -> dict[str, str]:
     return pictures
 
 
-@functools.lru_cache(maxsize=8)
-def _compiled(template: str) -> Template:
+@functools.cache
+def _template() -> Template:
     environment = markdown_environment()
     environment.filters |= {"literal": literal, "word": _shell_word, "plain": plain, "number": number}
     environment.filters |= {"interval": _interval, "counted": _counted}
     names = ("percent", "points", "decimal", "signed_decimal", "measure", "COUNTS")
     environment.globals |= {name: getattr(wording, name) for name in names}
-    return environment.from_string(template)
+    return environment.from_string((bundled("model_cards") / "template.md").read_text(encoding="utf-8"))
 
 
 def _interval(value: Mapping[str, Any] | None, show: wording.Show = wording.percent) -> str:

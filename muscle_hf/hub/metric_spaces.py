@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from muscle_hf.errors import MuscleError
@@ -11,7 +10,6 @@ from muscle_hf.hub.publishing import hub_api
 from muscle_hf.metrics.spaces import SPACES, space_folder
 
 _AFTERWARDS = "Run the same again: what is there already is not sent twice."
-_SDK = re.compile(r"^sdk:\s*(\w+)\s*$", re.MULTILINE)
 
 
 def publish_metric(
@@ -40,12 +38,9 @@ def publish_metric(
             raise MuscleError(f"the Space must be called {name}, as its module is, for evaluate.load to find it")
     else:
         wanted = f"{wanted}/{name}"
-    sdk = _SDK.search((folder / "README.md").read_text(encoding="utf-8"))
-    if sdk is None:
-        raise MuscleError(f"the README.md of {name} names no sdk: reinstall muscle-hf")
     api = hub_api(token)
     with hub_errors(f"publishing {name} to {wanted}", _AFTERWARDS, token):
-        created = api.create_repo(wanted, repo_type="space", space_sdk=sdk[1], private=private, exist_ok=True)
+        created = api.create_repo(wanted, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
         api.upload_folder(
             repo_id=created.repo_id,
             repo_type="space",

@@ -1,8 +1,7 @@
-"""Upload a compatibility adapter: only what belongs to it, only what changed, in one commit or not at all."""
+"""Upload a compatibility adapter: only what belongs to it, in one commit or not at all."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -39,8 +38,7 @@ class Published:
     Args:
         repo_id: The repository, with its namespace.
         commit: The commit that now holds the adapter (the one that was there, if nothing changed).
-        uploaded: Files that were new or changed.
-        unchanged: Files that were there already.
+        uploaded: Its files there; what the repository had already was not sent again.
         removed: Files of an earlier upload (one with provenance) that this adapter does not have.
         left_out: Files of the folder that are never published.
         notes: What the publisher should know.
@@ -49,7 +47,6 @@ class Published:
     repo_id: str
     commit: CommitInfo
     uploaded: list[str]
-    unchanged: list[str]
     removed: list[str]
     left_out: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -84,7 +81,7 @@ def prepare_repository(
     repo_id = create_repository(repo_id, token=token, private=private)
     with hub_errors(f"looking into {repo_id}", _AFTERWARDS, token):
         api = hub_api(token)
-        there = _remote_files(api, repo_id, _head(api, repo_id, revision), "")
+        there = _remote_files(api, repo_id, _head(api, repo_id, revision))
         if PROVENANCE_FILE not in there:
             _refuse_model(repo_id, there)
     return repo_id
@@ -156,17 +153,16 @@ def _commit(
     if not ours:
         _refuse_model(repo_id, there)
     wanted = {prefix + name: content for name, content in parcel.contents.items()}
-    unchanged = [name for name, content in wanted.items() if name in there and _same(there[name], content)]
-    uploaded = [name for name in wanted if name not in unchanged]
     # What an earlier upload left and this adapter lacks (a report, say) would be taken for part of it.
     left = [name for name in there if name not in wanted and is_published(name.removeprefix(prefix))]
     removed = left if ours else []
-    operations = [CommitOperationAdd(name, wanted[name]) for name in uploaded]
+    # The client leaves out what the repository has already.
+    operations = [CommitOperationAdd(name, content) for name, content in wanted.items()]
     operations += [CommitOperationDelete(name) for name in removed]
     commit = api.create_commit(
         repo_id, operations, commit_message=commit_message, revision=revision, parent_commit=head
     )
-    return Published(repo_id, commit, uploaded, unchanged, removed, parcel.left_out, parcel.notes)
+    return Published(repo_id, commit, list(wanted), removed, parcel.left_out, parcel.notes)
 
 
 def _refuse_model(repo_id: str, there: Iterable[str]) -> None:
@@ -189,19 +185,12 @@ def _head(api: HfApi, repo_id: str, revision: str | None) -> str:
     return cast("str", found.sha)
 
 
-def _remote_files(api: HfApi, repo_id: str, head: str, folder: str) -> dict[str, RepoFile]:
+def _remote_files(api: HfApi, repo_id: str, head: str, folder: str = "") -> list[str]:
     try:
         tree = list(api.list_repo_tree(repo_id, folder or None, recursive=True, revision=head))
     except EntryNotFoundError:
-        return {}
-    return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-
-
-def _same(remote: RepoFile, content: bytes | Path) -> bool:
-    raw = content.read_bytes() if isinstance(content, Path) else content
-    if remote.lfs is not None:
-        return remote.lfs.sha256 == hashlib.sha256(raw).hexdigest()
-    return remote.blob_id == hashlib.sha1(b"blob %d\0" % len(raw) + raw).hexdigest()
+        return []
+    return [entry.path for entry in tree if isinstance(entry, RepoFile)]
 
 
 def _licenses(folder: Path, api: HfApi, base_model: str | None) -> dict[str, str]:

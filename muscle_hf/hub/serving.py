@@ -25,6 +25,17 @@ _WITHOUT_LORA = (
     *("GPT2LMHeadModel", "GPTJForCausalLM", "GPTNeoXForCausalLM", "MambaForCausalLM", "Mamba2ForCausalLM"),
     *("MptForCausalLM", "OlmoeForCausalLM", "StableLmForCausalLM", "Zamba2ForCausalLM"),
 )
+# Settings that none takes, and what each is.
+_REFUSED = {
+    "modules_to_save": "it replaces whole modules",
+    "trainable_token_indices": "it changes the embeddings of single tokens",
+    "lora_bias": "it trains biases",
+    "use_dora": "it uses DoRA",
+    "use_qalora": "it uses QA-LoRA",
+    "use_bdlora": "it uses BD-LoRA",
+    "alora_invocation_tokens": "it is switched on by tokens in the text",
+    "layer_replication": "it replicates layers of the base",
+}
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 
@@ -84,19 +95,9 @@ def serving_problems(
         problems.append("its base has an encoder and a decoder, which vLLM does not serve with adapters")
     elif config.get("task_type") != "CAUSAL_LM":
         problems.append("it is a classifier, whose head is not part of a LoRA")
-    if config.get("modules_to_save"):
-        problems.append(f"it replaces whole modules (modules_to_save: {', '.join(config['modules_to_save'])})")
-    if config.get("trainable_token_indices"):
-        problems.append("it changes the embeddings of single tokens (trainable_token_indices)")
-    if config.get("bias", "none") != "none" or config.get("lora_bias"):
-        problems.append("it trains biases (bias or lora_bias)")
-    for key, name in (("use_dora", "DoRA"), ("use_qalora", "QA-LoRA"), ("use_bdlora", "BD-LoRA")):
-        if config.get(key):
-            problems.append(f"it uses {name} ({key})")
-    if config.get("alora_invocation_tokens"):
-        problems.append("it is switched on by tokens in the text (alora_invocation_tokens)")
-    if config.get("layer_replication"):
-        problems.append("it replicates layers of the base (layer_replication)")
+    problems += [f"{words} ({key})" for key, words in _REFUSED.items() if config.get(key)]
+    if config.get("bias", "none") != "none":
+        problems.append(f"it trains biases (bias={config['bias']!r})")
     if config.get("rank_pattern") or config.get("alpha_pattern"):
         problems.append(
             "its ranks or scalings differ between layers (rank_pattern, alpha_pattern), which older versions ignore, "

@@ -76,7 +76,7 @@ class CardState:
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write ``muscle_card.json``."""
-        _write(Path(folder, CARD_STATE_FILE), self.to_dict())
+        write_json(Path(folder, CARD_STATE_FILE), self.to_dict(), indent=1, default=str)
 
     def to_dict(self) -> dict[str, Any]:
         """Content of the file."""
@@ -134,45 +134,36 @@ def trimmed_comparison(document: Any, label: str | None = None) -> dict[str, Any
         label = compats[0]
     if label not in compats:
         raise MuscleError(f"the comparison holds no compatibility model {label!r}; it holds {', '.join(compats)}")
-    tasks = []
-    for task in content["tasks"]:
-        updates = [update for update in task["updates"] if update["role"] == "new" or update["label"] == label]
-        compat = next(update for update in updates if update["label"] == label)
-        # The same slices of both, so that each can be read against the plain update.
-        worst = {(entry["column"], entry["value"]) for entry in worst_slices(compat["slices"])[:_SLICES_KEPT]}
-        slim = [
-            {
-                **update,
-                "slices": [part for part in update["slices"] if (part["column"], part["value"]) in worst],
-                "inheritance": _slim_inheritance(update.get("inheritance")),
-            }
-            for update in updates
-        ]
-        # Of the other compatibility models, a control above all, only what this adapter's figures are read against.
-        baselines = [
-            {
-                "label": update["label"],
-                "inheritance": {**(_slim_inheritance(update["inheritance"]) or {}), "slices": []},
-            }
-            for update in task["updates"]
-            if update["role"] != "new" and update["label"] != label and update.get("inheritance")
-        ]
-        tasks.append({**task, "updates": slim, "baselines": baselines, "flips": []})
+    models = [model for model in content["models"] if model["role"] in ("old", "new") or model["label"] == label]
     return {
         "schema_version": content["schema_version"],
-        "models": [
-            {name: model[name] for name in _MODEL_FIELDS if name in model}
-            for model in content["models"]
-            if model["role"] in ("old", "new") or model["label"] == label
-        ],
-        "tasks": tasks,
+        "models": [{name: model[name] for name in _MODEL_FIELDS if name in model} for model in models],
+        "tasks": [_trimmed_task(task, str(label)) for task in content["tasks"]],
         "warnings": list(content.get("warnings", [])),
         "meta": dict(content.get("meta", {})),
     }
 
 
-def _slim_inheritance(content: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return None if content is None else {**content, "slices": content["slices"][:_SLICES_KEPT], "items": []}
+def _trimmed_task(task: Mapping[str, Any], label: str) -> dict[str, Any]:
+    updates = [update for update in task["updates"] if update["role"] == "new" or update["label"] == label]
+    compat = next(update for update in updates if update["label"] == label)
+    # The same slices of both, so that each can be read against the plain update.
+    worst = {(entry["column"], entry["value"]) for entry in worst_slices(compat["slices"])[:_SLICES_KEPT]}
+    slim = []
+    for update in updates:
+        slices = [part for part in update["slices"] if (part["column"], part["value"]) in worst]
+        slim.append({**update, "slices": slices, "inheritance": _trimmed_audit(update.get("inheritance"))})
+    # Of the other compatibility models, a control above all, only what this adapter's figures are read against.
+    baselines = [
+        {"label": update["label"], "inheritance": {**_trimmed_audit(audit), "slices": []}}
+        for update in task["updates"]
+        if update not in updates and (audit := update.get("inheritance"))
+    ]
+    return {**task, "updates": slim, "baselines": baselines, "flips": []}
+
+
+def _trimmed_audit(content: Any) -> Any:
+    return content and {**content, "slices": content["slices"][:_SLICES_KEPT], "items": []}
 
 
 def worst_slices(slices: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -183,7 +174,7 @@ def worst_slices(slices: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def save_metrics(folder: str | os.PathLike, comparison: Mapping[str, Any], adapter_sha256: str | None) -> None:
     """Write ``muscle_metrics.json``: a trimmed comparison and the adapter that it is about."""
     content = {"format": FORMAT, "adapter_sha256": adapter_sha256, "comparison": dict(comparison)}
-    _write(Path(folder, METRICS_FILE), content)
+    write_json(Path(folder, METRICS_FILE), content, indent=1, default=str)
 
 
 def load_metrics(folder: str | os.PathLike, adapter_sha256: str | None) -> dict[str, Any] | None:
@@ -208,7 +199,3 @@ def _read(file: Path) -> dict[str, Any] | None:
     if content.get("format") != FORMAT:
         raise MuscleError(f"{file} is not of format {FORMAT}, which this version reads; delete it or upgrade")
     return content
-
-
-def _write(file: Path, content: Mapping[str, Any]) -> None:
-    write_json(file, content, indent=1, default=str)

@@ -199,7 +199,8 @@ def fell(before: ArrayLike, after: ArrayLike, epsilon: float = 0.0) -> BoolArray
 
 def negative_flips(old_correct: ArrayLike, new_correct: ArrayLike) -> BoolArray:
     """NF(x) for each item: old right and new wrong."""
-    return fell(*all_correct(old_correct=old_correct, new_correct=new_correct))
+    old, new = all_correct(old_correct=old_correct, new_correct=new_correct)
+    return fell(old, new)
 
 
 def positive_flips(old_correct: ArrayLike, new_correct: ArrayLike) -> BoolArray:

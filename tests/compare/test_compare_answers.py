@@ -95,7 +95,7 @@ def test_a_table_that_pandas_wrote(tmp_path):
 @pytest.mark.parametrize("parser", ["fast", "plain"])
 def test_integers_keep_all_their_digits(parser, tmp_path, monkeypatch):
     if parser == "plain":
-        monkeypatch.setattr("muscle_hf.compare.records._fast_loads", json.loads)
+        monkeypatch.setattr("muscle_hf.row_files._fast_loads", json.loads)
     rows = [{"id": i, "prediction": 2**64 + 1, "target": 2**64 + 1} for i in range(3)]
     old = write_lines(tmp_path / "old.jsonl", rows)
     new = write_lines(tmp_path / "new.jsonl", [rows[0], rows[1], rows[2] | {"prediction": 2**64}])

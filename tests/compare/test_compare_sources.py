@@ -346,7 +346,7 @@ def test_several_tasks_in_one_file_and_one_task_in_several(tmp_path):
 def test_without_the_fast_parser_the_result_is_the_same(tmp_path, monkeypatch):
     path = write(tmp_path / "p.jsonl", choice_predictions(500, 0.8, 1))
     fast = read_source(path).tables["ways"]
-    monkeypatch.setattr("muscle_hf.compare.records._fast_loads", json.loads)
+    monkeypatch.setattr("muscle_hf.row_files._fast_loads", json.loads)
     slow = read_source(path).tables["ways"]
     assert slow.ids == fast.ids and (slow.values == fast.values).all() and (slow.content == fast.content).all()
 

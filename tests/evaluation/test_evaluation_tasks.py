@@ -134,8 +134,8 @@ def test_rows_through_the_datasets_library(tmp_path):
     ("name", "content", "message"),
     [
         ("x.jsonl", '{"a": 1}\n{"a"', "line 2: not valid JSON"),
-        ("x.jsonl", "", "holds no rows"),
-        ("x.json", '{"a": 1}', "expected a list"),
+        ("x.jsonl", "", "is empty"),
+        ("x.json", '{"a": 1}', "holds no rows"),
         ("x.txt", "a", "unknown format"),
         ("x.jsonl.gz", "not compressed", "damaged or cut off"),
     ],

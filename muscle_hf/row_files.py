@@ -1,4 +1,4 @@
-"""Rows of logs, from files or from memory, in blocks; a row can be read again by its place."""
+"""Rows of logs and data sets, from files or from memory, in blocks; a row can be read again by its place."""
 
 from __future__ import annotations
 
@@ -123,6 +123,17 @@ def in_memory(rows: Sequence[Row], kind: str = "memory") -> Records:
 def document_records(document: Any, kind: str) -> Records:
     """A JSON document whose rows are still to be found."""
     return Records(kind, "row", lambda: iter(()), lambda _: [], document)
+
+
+def read_rows(file: Path) -> list[Row]:
+    """All rows of a file; errors as of :func:`open_records` and, for one JSON document, :func:`rows_of`."""
+    records = open_records(file)
+    if records.document is None:
+        return [row for block in records.blocks() for row in block.rows]
+    try:
+        return rows_of(records.document)
+    except MuscleError as error:
+        raise MuscleError(f"{file}: {error}") from error
 
 
 def rows_of(table: Any) -> list[Row]:
