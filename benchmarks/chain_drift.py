@@ -29,7 +29,7 @@ from muscle_hf.pipeline.config import ModelSettings
 from muscle_hf.pipeline.run import Run
 from muscle_hf.pipeline.table import COMPAT, NEW, OLD
 from muscle_hf.report import charts, wording
-from muscle_hf.report.scales import fit
+from muscle_hf.report.charts import fit
 from muscle_hf.teachers.pool import BasePool, keeping
 
 ROOT = Path(__file__).parents[1]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from muscle_hf.metrics.intervals import Estimate
 from muscle_hf.report import charts, html
 from muscle_hf.report import wording as w
+from muscle_hf.report.charts import fit
 from muscle_hf.report.markup import Markup, tag
-from muscle_hf.report.scales import fit
 from muscle_hf.report.text import one_line
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from muscle_hf.pipeline.plan import duration
 from muscle_hf.pipeline.table import COMPAT, NEW, OLD
 from muscle_hf.report import charts, html
 from muscle_hf.report import wording as w
+from muscle_hf.report.charts import Scale, fit
 from muscle_hf.report.markup import Markup, asset
-from muscle_hf.report.scales import Scale, fit
 from muscle_hf.report.text import one_line
 
 _CHIPS = {SHIP_PLAIN: "pass", SHIP_COMPATIBLE: "pass", HOLD: "fail"}

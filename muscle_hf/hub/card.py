@@ -285,12 +285,12 @@ def _template() -> Template:
     return environment.from_string((bundled("model_cards") / "template.md").read_text(encoding="utf-8"))
 
 
-def _interval(value: Mapping[str, Any] | None, show: wording.Show = wording.percent) -> str:
-    return wording.with_interval(estimate(value), show) if value else ""
+def _interval(value: Mapping[str, Any] | None, show: wording.Show = wording.percent) -> Markup:
+    return Markup(wording.with_interval(estimate(value), show) if value else "")
 
 
-def _counted(rate: Mapping[str, Any] | None) -> str:
-    return counted(estimate(rate)) if rate else wording.ABSENT
+def _counted(rate: Mapping[str, Any] | None) -> Markup:
+    return Markup(counted(estimate(rate)) if rate else wording.ABSENT)
 
 
 def literal(value: str) -> Markup:

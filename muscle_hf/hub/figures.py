@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from muscle_hf.report import charts
+from muscle_hf.report.charts import fit
 from muscle_hf.report.markup import Markup
-from muscle_hf.report.scales import fit
 
 
 def quadrants_svg(panels: Sequence[tuple[str, Mapping[str, int]]]) -> str:

@@ -6,22 +6,68 @@ everywhere: vermilion for what got worse, blue for what got better, greys for wh
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from muscle_hf.metrics.intervals import Estimate
 from muscle_hf.report import wording as w
-from muscle_hf.report.markup import Child, Markup, asset, tag
-from muscle_hf.report.scales import Scale, fit
+from muscle_hf.report.markup import Child, Markup, asset, macros, tag
 from muscle_hf.report.text import one_line
 
 WIDTH = 380
 # Characters of a name that fit before a row.
 _BESIDE = 15
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Maps ``[low, high]`` to pixels ``[start, end]``, clamped at both ends."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
+        return self.start + share * (self.end - self.start)
+
+    def ticks(self, count: int = 4) -> list[float]:
+        """Round values within the scale, about ``count`` of them."""
+        step = _round_step((self.high - self.low) / count)
+        first = math.ceil(self.low / step - 1e-9)
+        last = math.floor(self.high / step + 1e-9)
+        return [index * step for index in range(first, last + 1)]
+
+
+def fit(values: Iterable[float], start: float, end: float, *, zero: bool = False, pad: float = 0.06) -> Scale:
+    """A scale that holds all finite ``values``.
+
+    Args:
+        values: Data; nan and infinities are left out.
+        start: Pixel of the lower end.
+        end: Pixel of the upper end.
+        zero: Include zero. A side on which all values have one sign then begins at zero exactly.
+        pad: Share of the range to leave free on each side.
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    low, high = min(finite, default=0.0), max(finite, default=1.0)
+    if zero:
+        low, high = min(low, 0.0), max(high, 0.0)
+    if high - low < 1e-9:
+        low, high = (0.0, 0.01) if zero and abs(low) < 1e-9 else (low - 0.01, high + 0.01)
+    margin = pad * (high - low)
+    return Scale(low if zero and low == 0 else low - margin, high if zero and high == 0 else high + margin, start, end)
+
+
+def _round_step(raw: float) -> float:
+    power = 10.0 ** math.floor(math.log10(raw))
+    return power * min((1, 2, 5, 10), key=lambda step: abs(math.log(step * power / raw)))
 
 
 class Row(NamedTuple):
@@ -117,66 +163,17 @@ def line(x1: float, y1: float, x2: float, y2: float, css: str) -> Markup:
 
 def quadrants(old: str, new: str, counts: dict[str, int]) -> Markup:
     """The four quadrants of an update: each coloured square's area, against its quadrant's, is its share of items."""
-    items = sum(counts.values())
-    left, top, half_x, half_y, gap = 66, 34, 155, 130, 2
-    across, down = left + half_x, top + half_y
-    cells = [
-        ("both_right", -1, -1, "keep", "stay right"),
-        ("negative_flips", 1, -1, "worse", "negative flips"),
-        ("positive_flips", -1, 1, "better", "positive flips"),
-        ("both_wrong", 1, 1, "miss", "stay wrong"),
-    ]
-    # No names: those of models may be of any length; the heading has them.
-    parts = [
-        text(across - half_x / 2, 22, "now right", "head", "middle"),
-        text(across + half_x / 2, 22, "now wrong", "head", "middle"),
-        *(text(left - 8, down + side * half_y / 2, "was", "head", "end") for side in (-1, 1)),
-        text(left - 8, down - half_y / 2 + 15, "right", "head", "end"),
-        text(left - 8, down + half_y / 2 + 15, "wrong", "head", "end"),
-    ]
-    words = []
-    for key, side_x, side_y, css, name in cells:
-        number = counts.get(key, 0)
-        share = number / items if items else 0.0
-        side = math.sqrt(share) * half_y
-        field = (across + gap if side_x > 0 else across - half_x, down + gap if side_y > 0 else down - half_y)
-        square = (across + gap if side_x > 0 else across - gap - side, down + gap if side_y > 0 else down - gap - side)
-        x = across + side_x * (half_x - 8)
-        y = down - half_y + 22 if side_y < 0 else down + half_y - 38
-        anchor = "end" if side_x > 0 else "start"
-        parts += [
-            tag("rect", x=field[0], y=field[1], width=half_x - gap, height=half_y, class_="field"),
-            tag("rect", x=square[0], y=square[1], width=side, height=side, class_=f"area {css}"),
-            text(x, y, w.count(number), "figure", anchor),
-            text(x, y + 16, name, "halo", anchor),
-            text(x, y + 32, w.percent(share), "halo soft", anchor),
-        ]
-        words.append(f"{name}: {number} of {items}")
-    return svg(top + 2 * half_y + 6, f"Quadrants of {old} to {new}. " + "; ".join(words), *parts)
+    return _drawn().quadrants(old, new, counts)
 
 
 def three_ways(new: str, counts: dict[str, int]) -> Markup:
     """What an update does to scores: a bar of the items that got worse, stayed and got better."""
-    items = max(sum(counts.values()), 1)
-    kinds = [
-        ("regressed", "worse", "got worse"),
-        ("unchanged", "keep", "unchanged"),
-        ("improved", "better", "got better"),
-    ]
-    x, parts, words = 10.0, [], []
-    anchors = ((10.0, "start"), (WIDTH / 2, "middle"), (WIDTH - 10.0, "end"))
-    for (key, css, name), (at, anchor) in zip(kinds, anchors, strict=True):
-        number = counts.get(key, 0)
-        width = number / items * (WIDTH - 20)
-        parts += [
-            tag("rect", x=x, y=10, width=max(width - 2, 0), height=44, class_=f"area {css}"),
-            text(at, 80, w.count(number), "figure", anchor),
-            text(at, 98, name, "halo", anchor),
-            text(at, 115, w.percent(number / items), "halo soft", anchor),
-        ]
-        words.append(f"{name}: {number} of {items}")
-        x += width
-    return svg(124, f"Scores of old against {new}. " + "; ".join(words), *parts)
+    return _drawn().three_ways(new, counts)
+
+
+@functools.cache
+def _drawn() -> Any:
+    return macros("charts.html", {"w": w})
 
 
 def whiskers(

@@ -7,7 +7,7 @@ import hashlib
 from typing import Any
 
 from muscle_hf.compare.document import Document
-from muscle_hf.report import charts, flip_data, flows, inheritance, rows, slices
+from muscle_hf.report import charts, flip_data, flows, inheritance, rows
 from muscle_hf.report import wording as w
 from muscle_hf.report.candidates import trade_off
 from muscle_hf.report.markup import Markup, asset
@@ -35,7 +35,6 @@ def render(document: Document) -> str:
         data=flip_data.to_script(flip_data.pack(document)),
         inheritance=inheritance,
         rows=rows,
-        slices=slices,
         flows=flows,
         trade_off=trade_off,
     )

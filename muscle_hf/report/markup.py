@@ -76,7 +76,7 @@ def markdown(value: Any, limit: int = 2000) -> Markup:
         return Markup() if value is None else value
     text = _MARKDOWN.sub(lambda match: _entity(match.group()), one_line(str(value), limit))
     # What would begin a list, a rule or a heading.
-    return Markup(re.sub(r"^([-+=]|\d+[.)](?=\s|$))", lambda match: match[0][:-1] + _entity(match[0][-1]), text))
+    return Markup(re.sub(r"^((?:[-+]|\d+[.)])(?=\s|$)|-(?=-)|=)", lambda match: match[0][:-1] + _entity(match[0][-1]), text))
 
 
 def _entity(character: str) -> str:
@@ -105,7 +105,14 @@ def render(template: str, context: dict[str, Any]) -> str:
     return _pages().get_template(template).render(context)
 
 
+def macros(template: str, context: dict[str, Any]) -> Any:
+    """The macros of a template in the assets, as functions."""
+    return _pages().get_template(template).make_module(context)
+
+
 def _harmless(value: Any) -> Any:
+    if type(value) is float:
+        return number(value)
     return "" if value is None else visible(value) if type(value) is str else value
 
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from muscle_hf.compare.document import AgainstNew, Document, GateCheck, NoiseFloor, TaskResult, Update
+from muscle_hf.compare.document import AgainstNew, Document, GateCheck, NoiseFloor, Slice, TaskResult, Update
 from muscle_hf.metrics.intervals import Estimate
 from muscle_hf.report import wording as w
+from muscle_hf.report.charts import Scale, fit
 from muscle_hf.report.text import one_line
 
 OVERVIEW_HEADER = ("Task", "Model", "Old", "New", "Change", "Breaks", "Repairs", "NFR", "Verdict")
@@ -216,3 +217,35 @@ def slices_title(task: TaskResult, limit: int) -> str:
     """What is said above :func:`slice_rows`."""
     total = max(len(update.slices) for update in task.updates)
     return f"Slices of {one_line(task.name, 80)} that regress most ({min(limit, total)} of {total})"
+
+
+class SliceRow(NamedTuple):
+    """A slice: what it is, and how each updated model does on it (None where it was not looked at)."""
+
+    column: str
+    value: str
+    items: int
+    pieces: list[Slice | None]
+
+
+class SliceTable(NamedTuple):
+    """Slices of the updated models that have any, in the first one's order, on one scale of changes."""
+
+    updates: list[Update]
+    rows: list[SliceRow]
+    scale: Scale
+
+
+def slice_table(task: TaskResult) -> SliceTable | None:
+    """The slices of a task; None if there are none."""
+    sliced = [update for update in task.updates if update.slices]
+    if not sliced:
+        return None
+    pieces = [{(piece.column, piece.value): piece for piece in update.slices} for update in sliced]
+    changes = [piece.change for held in pieces for piece in held.values()]
+    scale = fit((v for change in changes for v in (change.value, change.low, change.high)), 8, 132, zero=True)
+    rows = []
+    for key in dict.fromkeys(key for held in pieces for key in held):
+        found = [held.get(key) for held in pieces]
+        rows.append(SliceRow(*key, max(piece.items for piece in found if piece is not None), found))
+    return SliceTable(sliced, rows, scale)
