@@ -123,7 +123,7 @@ class FlipMetricsCallback(TrainerCallback):
         # Predictions that are there already are checked now rather than at the first evaluation.
         self._kept = {role: self._given(role, side) for role, side in self._sides.items() if _is_predictions(side)}
         self._training = False
-        self._fresh: dict[str, float] | None = None
+        self._measured: dict[int, dict[str, float]] = {}  # by step
         if trainer is not None:
             self.bind_trainer(trainer)
             self._require_old()
@@ -151,18 +151,12 @@ class FlipMetricsCallback(TrainerCallback):
     ) -> None:
         """Ask the old (and the new) model, unless their predictions are there."""
         self._training = True
-        self._fresh = None
+        self._measured = {}
         self._require_old()
         self._come_first()
         self.predictions("old", kwargs.get("processing_class"))
         if self._sides["new"] is not None:
             self.predictions("new", kwargs.get("processing_class"))
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """The weights are about to change: what was measured no longer holds."""
-        self._fresh = None
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -180,13 +174,13 @@ class FlipMetricsCallback(TrainerCallback):
     ) -> None:
         """Measure the flips of the model in training and put them into ``metrics``, the history and the trackers."""
         self._require_old()
-        known = self._fresh if self._training else None
-        found = known if known is not None else self._measure(kwargs["model"], kwargs.get("processing_class"))
-        # Several evaluation sets at one step: the answers cannot have changed between them.
-        self._fresh = found
+        # Several evaluation sets at one step of a training: the answers cannot have changed between them.
+        known = self._measured.get(state.global_step) if self._training else None
+        found = known or self._measure(kwargs["model"], kwargs.get("processing_class"))
+        self._measured = {state.global_step: found}
         named = {f"{_prefix_of(metrics)}{self.prefix}{name}": value for name, value in found.items()}
         metrics.update(named)
-        if known is None:
+        if not known:
             self.history.append({"step": state.global_step, **found})
             self._log(named, args, state)
 

@@ -7,8 +7,6 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
 from muscle_hf.compare import AnalysisOptions, compare, source_of
 from muscle_hf.compare.comparison import check_options
 from muscle_hf.dial.dial import Dial, identity_of
@@ -26,7 +24,6 @@ def walk(
     old: Sequence[Prediction],
     points: Sequence[float] = DEFAULT_POINTS,
     *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
     extrapolate: bool = False,
     batch_size: int | None = None,
     chat: bool = False,
@@ -44,7 +41,6 @@ def walk(
         items: Validation items. Not the test items: the path is there to be chosen from.
         old: The old model's predictions for them.
         points: Values of t; 0 and 1 are always measured.
-        tokenizer: The dial's own by default.
         extrapolate: Whether points outside of [0, 1] are meant.
         batch_size: See :func:`~muscle_hf.evaluation.evaluate_task`.
         chat: See :func:`~muscle_hf.evaluation.evaluate_task`.
@@ -63,9 +59,8 @@ def walk(
             tokenizer.
     """
     chosen = check_points(points, extrapolate=extrapolate)
-    tokenizer = tokenizer or dial.tokenizer
-    if tokenizer is None:
-        raise MuscleError("the dial has no tokenizer; pass tokenizer=")
+    if dial.tokenizer is None:
+        raise MuscleError("the dial has no tokenizer; make it with one: Dial(model, tokenizer)")
     options = AnalysisOptions(level=level, epsilon=epsilon, slices=(), max_flips=0)
     check_options(options)
     before = predictions_of(items, old, task.name, "old")
@@ -79,9 +74,8 @@ def walk(
         if say is not None:
             say(f"t = {t:g} (rank {dial.rank(t)})")
         with dial.at(t) as model:
-            answers[t] = evaluate_task(
-                model, tokenizer, task, items, batch_size=batch_size, chat=chat, progress=progress
-            )
+            settings = {"batch_size": batch_size, "chat": chat, "progress": progress}
+            answers[t] = evaluate_task(model, dial.tokenizer, task, items, **settings)
         if file is not None:
             write_predictions(file, answers[t])
     others = [t for t in chosen if t]

@@ -144,19 +144,15 @@ def describe_item(task: Task, item: Item, prompt: str | None = None) -> str:
         item: The item.
         prompt: The prompt where it is not the item's own: in a chat template.
     """
-    how = {
-        "choice": "Choices, of which the likeliest is the answer (* is right):",
-        "classification": "Right classes:",
-        "generation": f"References, with which the answer is compared (it ends after {task.max_new_tokens} tokens"
-        + (f" or before {', '.join(map(repr, task.stop))}" if task.stop else "")
-        + "):",
-    }[task.kind]
-    marks = dict.fromkeys(item.answers, "*")
-    shown = {
-        "choice": [f"{marks.get(index, ' ')} {text!r}" for index, text in enumerate(item.choices)],
-        "classification": [f"* {answer}" for answer in item.answers],
-        "generation": [f"* {text!r}" for text in item.references],
-    }[task.kind]
+    if task.kind == "choice":
+        how = "Choices, of which the likeliest is the answer (* is right):"
+        shown = [f"{'*' if at in item.answers else ' '} {text!r}" for at, text in enumerate(item.choices)]
+    elif task.kind == "classification":
+        how, shown = "Right classes:", [f"* {answer}" for answer in item.answers]
+    else:
+        stops = f" or before {', '.join(map(repr, task.stop))}" if task.stop else ""
+        how = f"References, with which the answer is compared (it ends after {task.max_new_tokens} tokens{stops}):"
+        shown = [f"* {text!r}" for text in item.references]
     lines = "\n".join(f"  | {line}" for line in (item.prompt if prompt is None else prompt).split("\n"))
     return f"Item {item.id} of {task.name}. Prompt:\n{lines}\n{how}\n" + "\n".join(f"  {line}" for line in shown)
 

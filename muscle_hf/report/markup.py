@@ -19,6 +19,8 @@ from muscle_hf.report.text import one_line, visible
 _MARKDOWN = re.compile(
     r"(?i)[\\`*\[\]<>|~$#!{}&^]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bmailto):|(?<=\bxmpp):|(?<=\bwww)\."
 )
+# What would begin a list, a rule or a heading where a line begins.
+_BEGINNING = re.compile(r"^((?:[-+]|\d+[.)])(?=\s|$)|-(?=-)|=)")
 
 Child: TypeAlias = "str | int | float | Iterable[Child] | None"
 
@@ -75,8 +77,7 @@ def markdown(value: Any, limit: int = 2000) -> Markup:
     if value is None or isinstance(value, Markup):
         return Markup() if value is None else value
     text = _MARKDOWN.sub(lambda match: _entity(match.group()), one_line(str(value), limit))
-    # What would begin a list, a rule or a heading.
-    return Markup(re.sub(r"^((?:[-+]|\d+[.)])(?=\s|$)|-(?=-)|=)", lambda match: match[0][:-1] + _entity(match[0][-1]), text))
+    return Markup(_BEGINNING.sub(lambda match: match[0][:-1] + _entity(match[0][-1]), text))
 
 
 def _entity(character: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -113,7 +114,7 @@ def signed_decimal(value: float | None) -> str:
 
 
 def _shown(value: float | None, show: Show) -> str:
-    return ABSENT if value is None or not math.isfinite(value) else _signed(show(value))
+    return ABSENT if value is None or not math.isfinite(value) else show(value).replace("-", MINUS)
 
 
 def tick(text: str) -> str:
@@ -238,20 +239,10 @@ def most_lost(task: TaskResult) -> float:
     return min(update.change.value for update in task.updates)
 
 
-def is_negative(flip: Flip) -> bool:
-    """Does any updated model do worse than the old one here?"""
-    return any(outcome in {"negative", "regressed"} for outcome in flip.outcomes.values())
-
-
 def worst_flips(task: TaskResult, limit: int) -> list[Flip]:
-    """The first ``limit`` flips to the worse, in the document's order (the worst first)."""
-    found: list[Flip] = []
-    for flip in task.flips:
-        if len(found) == limit:
-            break
-        if is_negative(flip):
-            found.append(flip)
-    return found
+    """The first ``limit`` flips that any updated model makes worse, in the document's order (the worst first)."""
+    worse = (flip for flip in task.flips if not {"negative", "regressed"}.isdisjoint(flip.outcomes.values()))
+    return list(itertools.islice(worse, limit))
 
 
 def answer_mark(flip: Flip, label: str) -> str:
@@ -323,10 +314,6 @@ def advice(document: Document, task: TaskResult) -> str:
     return " ".join(words)
 
 
-def _signed(text: str) -> str:
-    return text.replace("-", MINUS)
-
-
 def _who(model: Model) -> str:
     file = re.split(r"[/\\]", model.source.rstrip("/\\"))[-1].split(".jsonl")[0]
     generic = model.label in ("old", "new", "compat") and file not in ("", model.label, "memory")
@@ -347,12 +334,6 @@ def names(updates: Sequence[Update]) -> list[str]:
 def tone(verdict: str) -> str:
     """Class of the style sheet for a verdict."""
     return verdict if verdict in ("worse", "better") else "plain"
-
-
-def gate_words(label: str, verdict: str) -> str:
-    """What the gate says of a candidate."""
-    words = {"pass": "passes the gate", "fail": "fails the gate", "too little data": "too little data to decide"}
-    return f"{name(label)}{':' if verdict == 'too little data' else ''} {words[verdict]}"
 
 
 def reasons(gate: Gate, label: str) -> list[str]:
@@ -426,7 +407,7 @@ def slices_words(task: TaskResult) -> str:
 
 def amount(value: float) -> str:
     """A number of any size, three digits."""
-    return _signed(f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}")
+    return (f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}").replace("-", MINUS)
 
 
 def signed_amount(value: float) -> str:

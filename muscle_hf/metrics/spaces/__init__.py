@@ -12,6 +12,15 @@ from pathlib import Path
 from muscle_hf.errors import MuscleError
 
 SPACES = ("muscle_flips", "muscle_smooth_flips")
+CITATION = """\
+@inproceedings{muscle2024,
+  title = {{MUSCLE}: A Model Update Strategy for Compatible {LLM} Evolution},
+  author = {Echterhoff, J. and Faghri, F. and Vemulapalli, R. and Hu, T.-Y. and Li, C.-L. and Tuzel, O. and
+    Pouransari, H.},
+  booktitle = {Findings of EMNLP},
+  year = {2024},
+}
+"""
 
 
 def space_folder(name: str) -> str:

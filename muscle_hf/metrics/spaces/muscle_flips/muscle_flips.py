@@ -8,6 +8,7 @@ import datasets
 import evaluate
 
 from muscle_hf.metrics.flips import flip_metrics
+from muscle_hf.metrics.spaces import CITATION
 
 _DESCRIPTION = """\
 Counts what an update from an old to a new model breaks and what it mends: negative and positive flips, the four
@@ -33,16 +34,6 @@ Examples:
     0.5
 """
 
-_CITATION = """\
-@inproceedings{muscle2024,
-  title = {{MUSCLE}: A Model Update Strategy for Compatible {LLM} Evolution},
-  author = {Echterhoff, J. and Faghri, F. and Vemulapalli, R. and Hu, T.-Y. and Li, C.-L. and Tuzel, O. and
-    Pouransari, H.},
-  booktitle = {Findings of EMNLP},
-  year = {2024},
-}
-"""
-
 
 class MuscleFlips(evaluate.Metric):
     """See the module's description; configurations: ``default`` and ``compat``."""
@@ -60,7 +51,7 @@ class MuscleFlips(evaluate.Metric):
         return evaluate.MetricInfo(
             module_type="metric",
             description=_DESCRIPTION,
-            citation=_CITATION,
+            citation=CITATION,
             inputs_description=_INPUTS,
             features=features,
         )

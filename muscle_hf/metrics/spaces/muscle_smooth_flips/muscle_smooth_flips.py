@@ -10,6 +10,7 @@ import evaluate
 
 from muscle_hf.metrics.similarity import SIMILARITIES, score_texts
 from muscle_hf.metrics.smooth import smooth_flip_metrics
+from muscle_hf.metrics.spaces import CITATION
 
 _DESCRIPTION = """\
 Measures an update of a model that writes text: how often and how far its answers move closer to the references or away
@@ -36,16 +37,6 @@ Examples:
     1.0
 """
 
-_CITATION = """\
-@inproceedings{muscle2024,
-  title = {{MUSCLE}: A Model Update Strategy for Compatible {LLM} Evolution},
-  author = {Echterhoff, J. and Faghri, F. and Vemulapalli, R. and Hu, T.-Y. and Li, C.-L. and Tuzel, O. and
-    Pouransari, H.},
-  booktitle = {Findings of EMNLP},
-  year = {2024},
-}
-"""
-
 
 class MuscleSmoothFlips(evaluate.Metric):
     """See the module's description; the configuration is the name of the similarity."""
@@ -57,7 +48,7 @@ class MuscleSmoothFlips(evaluate.Metric):
         return evaluate.MetricInfo(
             module_type="metric",
             description=_DESCRIPTION,
-            citation=_CITATION,
+            citation=CITATION,
             inputs_description=_INPUTS,
             features=[
                 datasets.Features({"predictions": text, "old_predictions": text, "references": references})
