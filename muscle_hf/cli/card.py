@@ -24,7 +24,6 @@ _LISTS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
     parser.add_argument("folder", help="output_dir of a MuscleTrainer")
     for option, (name, text) in _TEXTS.items():
         parser.add_argument(option, dest=name, metavar="TEXT", help=text)

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
     parser.add_argument("url", help="of an OpenAI-compatible server, for example http://localhost:8000/v1")
     parser.add_argument(
         "--model",

@@ -26,7 +26,6 @@ _PARTS = ("adapter", "predictions", "path.json", "path.csv", "path.html")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
     parser.add_argument("--old", required=True, help="the old model: predictions (.jsonl), an adapter or a model")

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
     parser.add_argument("model", help="folder or Hub id of an adapter or a model; with --server, the name it serves")
     parser.add_argument("--adapter", help="folder or Hub id of an adapter to put on MODEL")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub, of the adapter if there is one")

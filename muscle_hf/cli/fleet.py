@@ -19,7 +19,6 @@ bad input; 130 stopped by Ctrl-C. Every setting can be given here too: --update.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
     from muscle_hf.user_code import add_no_code_argument
 
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, _EPILOG

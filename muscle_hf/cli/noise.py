@@ -9,7 +9,6 @@ from muscle_hf.files import check_outputs, is_stdout, write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
     parser.add_argument(
         "runs", metavar="RUN", nargs="+", help="predictions of the same model: other batch size, dtype, machine, ..."
     )

@@ -8,7 +8,6 @@ from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
     parser.add_argument("repo", help="NAMESPACE/NAME on the Hub")
     parser.add_argument("--revision", help="branch, tag or commit; by default main")
     parser.add_argument("--to", metavar="FOLDER", help="copy the files there; by default they stay in the Hub's cache")

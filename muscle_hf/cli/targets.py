@@ -15,7 +15,6 @@ predictions here.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
     parser.add_argument("old", metavar="OLD", help="predictions of the old model, with log-likelihoods of choices")

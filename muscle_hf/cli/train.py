@@ -14,7 +14,6 @@ TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
     from muscle_hf.pipeline.launch import add_config_arguments, add_launch_arguments
 
     add_config_arguments(parser)

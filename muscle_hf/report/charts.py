@@ -127,28 +127,13 @@ def standalone(label: str, panels: Sequence[tuple[str, Markup]]) -> str:
     # The light colours come first in the style sheet, then those for dark pages, then the rules.
     light, _, rest = asset("charts.css").partition("@media")
     style = light.replace("color-scheme: light dark;", "") + rest.partition("\n}\n")[2]
-    parts, x, height = [], 16.0, 0.0
+    placed, x, height = [], 16.0, 0.0
     for title, drawn in panels:
         width, tall = map(float, re.findall(r'viewBox="0 0 (\S+) (\S+)"', drawn)[0])
-        parts.append(text(x, 26, one_line(title, 48, middle=True), "strong"))
-        parts.append(
-            Markup(str(drawn).replace("<svg ", f'<svg x="{x:g}" y="40" width="{width:g}" height="{tall:g}" ', 1))
-        )
+        sized = f'<svg x="{x:g}" y="40" width="{width:g}" height="{tall:g}" '
+        placed.append((x, one_line(title, 48, middle=True), Markup(str(drawn).replace("<svg ", sized, 1))))
         x, height = x + width + 24, max(height, tall + 48)
-    picture = tag(
-        "svg",
-        tag("title", label),
-        tag("style", Markup(style)),
-        tag("rect", width=x, height=height, rx=8, class_="ground"),
-        parts,
-        xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {x:g} {height:g}",
-        width=x,
-        height=height,
-        font_family="system-ui, sans-serif",
-        role="img",
-    )
-    return f"{picture}\n"
+    return f"{_drawn().standalone(label, Markup(style), placed, x, height)}"
 
 
 def text(x: float, y: float, content: str, css: str = "", anchor: str = "start") -> Markup:
