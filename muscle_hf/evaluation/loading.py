@@ -61,11 +61,14 @@ def load_described(
     if adapter is not None and found is None:
         raise MuscleError(f"{adapter} is not an adapter but a model; name it alone")
     override = name if adapter is not None else None
-    base = os.fspath(override or (found.base if found else name))
-    model = load_task_model(source, _kind(task, base, fetch), base_model=override, revision=revision, **arguments)
+    base, base_revision = os.fspath(override or name), None if override is not None else revision
+    if found is not None and override is None:
+        base, base_revision = found.base, found.base_revision
+    kind = _kind(task, base, {"revision": base_revision or "main", **fetch})
+    model = load_task_model(source, kind, base_model=override, revision=revision, **arguments)
     if "device_map" not in arguments:
         model.to(device or torch.accelerator.current_accelerator() or "cpu")
-    tokenizer = tokenizer_of(found.folder if found else None, base, revision, fetch)
+    tokenizer = tokenizer_of(found.folder if found else None, base, base_revision, fetch)
     return model, tokenizer, lambda: _describe(model, found, override is not None)
 
 
@@ -109,10 +112,8 @@ def _kind(task: Task, base: str, fetch: dict[str, Any]) -> ModelKind:
 def tokenizer_of(
     adapter_folder: Path | None, base: str, revision: str | None, fetch: Mapping[str, Any]
 ) -> PreTrainedTokenizerBase:
-    """The adapter's own tokenizer if it was saved with one, else the base's."""
+    """The adapter's own tokenizer if it was saved with one, else that of the base at a revision of its own."""
     if adapter_folder is not None and (adapter_folder / "tokenizer_config.json").is_file():
         base, revision, fetch = os.fspath(adapter_folder), None, {}
-    elif adapter_folder is not None:
-        revision = None
     with readable(f"the tokenizer of {base}"):
         return AutoTokenizer.from_pretrained(base, revision=revision or "main", trust_remote_code=False, **fetch)

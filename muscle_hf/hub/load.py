@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from muscle_hf.errors import MismatchError, MuscleError
-from muscle_hf.files import readable
+from muscle_hf.evaluation.loading import tokenizer_of
 from muscle_hf.hub.body import ADAPTER_CONFIG
 from muscle_hf.hub.errors import hub_errors
 from muscle_hf.hub.fetching import Fetched, fetch
-from muscle_hf.hub.files import TOKENIZER_FILES, valid_repo_id
+from muscle_hf.hub.files import valid_repo_id
 from muscle_hf.record import PROVENANCE_FILE, is_commit, unrecorded
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER
 from muscle_hf.teachers.kinds import KINDS, ModelKind
@@ -78,7 +78,7 @@ def load_compatible(
         model = PeftModel.from_pretrained(base, str(fetched.folder), adapter_name=STUDENT_ADAPTER)
     except RuntimeError as error:
         raise MismatchError(f"{fetched.repo_id} was trained for another base than {source}: {error}") from error
-    tokenizer = _tokenizer(fetched, source, source_revision, access)
+    tokenizer = tokenizer_of(fetched.folder, source, source_revision, access)
     pinned = base_model is None and is_commit(source_revision)
     problems = [
         *_config_problems(fetched, config),
@@ -143,16 +143,6 @@ def _recorded_arguments(fetched: Fetched) -> dict[str, Any]:
         arguments["id2label"] = dict(enumerate(labels))
         arguments["label2id"] = {label: index for index, label in enumerate(labels)}
     return arguments
-
-
-def _tokenizer(
-    fetched: Fetched, source: str, source_revision: str | None, access: dict[str, Any]
-) -> PreTrainedTokenizerBase:
-    own = any((fetched.folder / name).is_file() for name in TOKENIZER_FILES if name.startswith("tokenizer"))
-    where = str(fetched.folder) if own else source
-    revision = {} if own or os.path.isdir(source) else {"revision": source_revision or "main"}
-    with readable(f"the tokenizer of {fetched.repo_id}"):
-        return AutoTokenizer.from_pretrained(where, trust_remote_code=False, **revision, **access)
 
 
 def _config_problems(fetched: Fetched, config: PeftConfig) -> list[str]:

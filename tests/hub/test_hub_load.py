@@ -67,6 +67,21 @@ def test_loads_what_was_trained_ready_to_generate(pushed: HubServer, adapter: Pa
     assert tokenizer.get_vocab() == make_tokenizer().get_vocab()
 
 
+def test_what_an_adapter_lacks_is_read_from_the_recorded_commit_of_its_base(pushed: HubServer, cache: Path):
+    folder = copy_to(fetch(REPO, cache_dir=cache).folder, cache / "without")
+    for file in folder.glob("*token*"):
+        file.unlink()
+    recorded = pushed.repo(NEW).files()
+    pushed.add(NEW, {"README.md": recorded["README.md"], "tokenizer.json": b"{}", "config.json": b"{}"})
+    loading = {"device": "cpu", "cache_dir": cache}
+    task = Task("t", "generation", lambda row, index: None, metric="exact_match")
+    for load in (
+        lambda: load_for_evaluation(folder, task, **loading),
+        lambda: load_compatible(folder, cache_dir=cache),
+    ):
+        assert load()[1].get_vocab() == make_tokenizer().get_vocab()
+
+
 def test_only_files_of_an_adapter_are_fetched(pushed: HubServer, cache: Path):
     changed(pushed, "evil.py", b"raise SystemExit", **{"adapter_model.bin": b"pickle", "training_args.bin": b"pickle"})
     load_compatible(REPO, cache_dir=cache)
