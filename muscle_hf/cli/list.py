@@ -17,17 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a table, or JSON."""
-    import dataclasses
-
+    from muscle_hf.compare.document import plain
     from muscle_hf.hub import list_compatible
 
     found = list(list_compatible(args.search, author=args.author, base_model=args.base_model, limit=args.limit))
     if args.json:
-        rows = [dataclasses.asdict(entry) for entry in found]
-        for row in rows:
-            for task in row["tasks"]:
-                task["nfr_new"] = None if task["nfr_new"] != task["nfr_new"] else task["nfr_new"]
-        write_json("-", rows, indent=1)
+        write_json("-", plain(found), indent=1)
         return 0
     if not found:
         print("no compatibility adapters found")

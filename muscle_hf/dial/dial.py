@@ -189,11 +189,6 @@ class Dial:
         """Of the base's weights, as they are in memory."""
         return content_hash(base_weights(self.model, self.names[0]).items())
 
-    def remove(self) -> None:
-        """Take the points between the ends out of the model again; the two adapters stay."""
-        if POINT_ADAPTER in self.model.peft_config:
-            self.model.delete_adapter(POINT_ADAPTER)
-
     # ---- Saving ----
 
     def save(self, folder: str | os.PathLike, t: float, *, choice: Mapping[str, Any] | None = None) -> Path:

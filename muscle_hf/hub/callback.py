@@ -72,13 +72,11 @@ def license_in(folder: Path | None) -> str | None:
     card = None if folder is None else folder / "README.md"
     if card is None or not card.is_file():
         return None
-    from huggingface_hub import ModelCard
+    from huggingface_hub import metadata_load
+    from yaml import YAMLError
 
-    text = card.read_text(encoding="utf-8", errors="replace")
-    if not text.startswith("---"):
-        return None
     try:
-        license_ = ModelCard(text, ignore_metadata_errors=True).data.to_dict().get("license")
-    except ValueError:
+        license_ = (metadata_load(card) or {}).get("license")
+    except (ValueError, YAMLError):
         return None  # front matter that is no YAML names no licence
     return license_ if isinstance(license_, str) else None

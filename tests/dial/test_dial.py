@@ -206,8 +206,6 @@ def test_a_point_answers_in_memory_as_it_does_when_saved(kind, tmp_path: Path):
     assert alone.peft_config["default"].r == 3 and dial.rank(0.4) == 7
     after = model.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-    dial.remove()
-    assert set(model.peft_config) == {"new", "compat"}
 
 
 def test_the_model_is_left_as_it_was():
