@@ -205,8 +205,7 @@ def _along(
     lower = [(x, y_scale(low)) for (x, _), (low, _) in zip(places, ends, strict=True)]
     zero = y_scale(0.0)
     parts = [
-        *charts.frame(x_scale, y_scale, lambda t: f"{t:g}", show, x_ticks=[point.t for point in path.points]),
-        *charts.axes(x_scale, y_scale, "t", ""),
+        *charts.frame(x_scale, y_scale, lambda t: f"{t:g}", show, ("t", ""), [point.t for point in path.points]),
         tag("polygon", points=charts.coordinates([*upper, *reversed(lower)]), class_="band"),
         charts.line(_LEFT, zero, _RIGHT, zero, "mark old"),
         charts.polyline(places),

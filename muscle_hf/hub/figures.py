@@ -51,8 +51,7 @@ def _curves(title: str, lines: list[tuple[str, list[tuple[float, float]]]]) -> M
     every = [point for _, points in lines for point in points]
     x_scale = fit((x for x, _ in every), 62, charts.WIDTH - 16, pad=0)
     y_scale = fit((y for _, y in every), 200, 10, zero=True)
-    parts = charts.frame(x_scale, y_scale, lambda x: f"{x:g}", lambda y: f"{y:.3g}")
-    parts += charts.axes(x_scale, y_scale, "step", "")
+    parts = charts.frame(x_scale, y_scale, lambda x: f"{x:g}", lambda y: f"{y:.3g}", ("step", ""))
     for index, (label, points) in enumerate(lines):
         css = ("path", "path other")[index]
         parts.append(charts.polyline([(x_scale(x), y_scale(y)) for x, y in points], css))

@@ -111,19 +111,18 @@ def curve_points(log_history: list[dict[str, float]]) -> list[dict[str, float]]:
     return [kept[index] for index in sorted(chosen)]
 
 
-def trimmed_comparison(document: Any, label: str | None = None) -> dict[str, Any]:
+def trimmed_comparison(content: Any, label: str | None = None) -> dict[str, Any]:
     """A comparison as it is published: one compatibility model, rates and a few slices, no items and no file names.
 
     Of other compatibility models (a control) it keeps the audit of inherited errors, as a baseline.
 
     Args:
-        document: A ``muscle_hf.compare.document.Document``, its ``to_dict()``, or what ``--json`` wrote.
+        content: What ``muscle_hf.compare.document.Document.to_dict()`` gives, or ``--json`` wrote.
         label: Which compatibility model is this adapter, if there are several.
 
     Raises:
         MuscleError: It is no comparison, or holds no (or no single) compatibility model.
     """
-    content = document.to_dict() if hasattr(document, "to_dict") else document
     if not isinstance(content, Mapping) or not {"schema_version", "models", "tasks"} <= content.keys():
         raise MuscleError("this is no comparison: pass what `muscle-hf compare ... --json` wrote")
     compats = [model["label"] for model in content["models"] if model["role"] == "compat"]

@@ -234,7 +234,7 @@ def trade_off(
     qualities = [v for p in points for v in (p.quality.value, p.quality.low, p.quality.high)]
     x_scale = fit(flips, left, right, zero=not path, pad=0.16 if path else 0.06)
     y_scale = fit([*qualities, old[1].value], bottom, top, pad=0.14)
-    parts = [*frame(x_scale, y_scale, *show), *axes(x_scale, y_scale, *names)]
+    parts = frame(x_scale, y_scale, *show, names)
     parts.append(text(left + 2, bottom + 34, "↖ better", "head accent"))
     if limit is not None:
         x = x_scale(limit)
@@ -262,9 +262,14 @@ def ring(x: float, y: float) -> Markup:
 
 
 def frame(
-    x_scale: Scale, y_scale: Scale, show_x: w.Show, show_y: w.Show, x_ticks: Sequence[float] | None = None
+    x_scale: Scale,
+    y_scale: Scale,
+    show_x: w.Show,
+    show_y: w.Show,
+    names: tuple[str, str] = ("", ""),
+    x_ticks: Sequence[float] | None = None,
 ) -> list[Markup]:
-    """Ground and ticks of a picture with two scales."""
+    """Ground, ticks and the titles of both axes of a picture with two scales."""
     (left, right), (bottom, top) = (x_scale.start, x_scale.end), (y_scale.start, y_scale.end)
     parts = [tag("rect", x=left, y=top, width=right - left, height=bottom - top, class_="field")]
     for tick in x_scale.ticks() if x_ticks is None else x_ticks:
@@ -274,15 +279,11 @@ def frame(
     for tick in y_scale.ticks():
         y = y_scale(tick)
         parts += [line(left, y, right, y, "rule"), text(left - 6, y + 4, w.tick(show_y(tick)), "tiny", "end")]
+    if names[0]:
+        parts.append(text(right, bottom + 34, f"{names[0]} →", "head", "end"))
+    if names[1]:
+        parts.append(text(left, 16, f"↑ {one_line(names[1], 40)}", "head"))
     return parts
-
-
-def axes(x_scale: Scale, y_scale: Scale, across: str, up: str) -> list[Markup]:
-    """Titles of two scales."""
-    return [
-        text(x_scale.start, 16, f"↑ {one_line(up, 40)}", "head") if up else Markup(),
-        text(x_scale.end, y_scale.start + 34, f"{across} →", "head", "end"),
-    ]
 
 
 def polyline(places: Sequence[tuple[float, float]], css: str = "path") -> Markup:
