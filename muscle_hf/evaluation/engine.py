@@ -131,21 +131,14 @@ class _Run:
         return [found[index] for index in range(len(work))]
 
 
-# How groups of continuations are batched: by context, since that is what is padded first.
-_GROUPS: dict[str, Callable[[Any], int]] = {
-    "length": lambda group: group.length,
-    "key": lambda group: len(group.context),
-    "rows": lambda group: len(group.continuations),
-}
-
-
-def _answer_choices(run: _Run) -> list[list[float]]:
+def _answer_choices(run: _Run, share: bool | None = None) -> list[list[float]]:
     pairs = [(prompt, text) for prompt, item in zip(run.prompts, run.items, strict=True) for text in item.choices]
     owners = [(i, c) for i, item in enumerate(run.items) for c in range(len(item.choices))]
     encoded = encode_pairs(run.tokenizer, pairs, encoder_decoder=run.facts.encoder_decoder)
     groups = group_by_context(encoded, owners, run.facts)
     # In lockstep each batch is one forward pass, on every process.
-    scorer = ChoiceScorer(run.facts, groups, batch_size=None if run.crew.lockstep else run.batch_size)
+    batch_size = None if run.crew.lockstep else run.batch_size
+    scorer = ChoiceScorer(run.facts, groups, batch_size=batch_size, share=share)
     values: list[list[Any]] = [[None] * len(item.choices) for item in run.items]
 
     def ready(index: int, scores: list[float]) -> None:
@@ -154,7 +147,9 @@ def _answer_choices(run: _Run) -> list[list[float]]:
         if None not in values[item]:  # a group is of one item, which may have several
             run.keep(item, values[item])
 
-    run.compute(groups, scorer, ready=ready, **_GROUPS)
+    # By context, since that is what is padded first.
+    by = {"key": lambda group: len(group.context), "rows": lambda group: len(group.continuations)}
+    run.compute(groups, scorer, lambda group: group.length, ready, **by)
     return values
 
 
@@ -198,28 +193,23 @@ def choice_log_likelihoods(
     Args:
         model: A language model; its active adapter answers.
         tokenizer: The model's tokenizer.
-        pairs: Prompt and continuation. Neighbours with the same prompt share its computation.
+        pairs: Prompt and continuation. Those with the same prompt share its computation.
         batch_size: The most sequences in one forward pass; None chooses.
         share: Force (True) or forbid (False) the shared computation of prompts; None: where it is exact.
     """
-    facts = ModelFacts.of(model, tokenizer)
-    owner_of: dict[str, int] = {}
-    owners = [(owner_of.setdefault(prompt, len(owner_of)), i) for i, (prompt, _) in enumerate(pairs)]
-    encoded = encode_pairs(tokenizer, pairs, encoder_decoder=facts.encoder_decoder)
-    groups = group_by_context(encoded, owners, facts)
-    batches = plan_batches(
-        groups,
-        **_GROUPS,
-        batch_size=batch_size,
-        tokens=token_budget(facts.device, facts.vocabulary, facts.cache_bytes),
-    )
+    by_prompt: dict[str, list[int]] = {}
+    for index, (prompt, _) in enumerate(pairs):
+        by_prompt.setdefault(prompt, []).append(index)
+    items = [Item(prompt, prompt, tuple(pairs[index][1] for index in those)) for prompt, those in by_prompt.items()]
+    task = Task("pairs", "choice", cast("Any", None))
     with untouched(model):
-        scorer = ChoiceScorer(facts, groups, batch_size=batch_size, share=share)
-        results = run_batches(groups, batches, scorer)
+        facts = ModelFacts.of(model, tokenizer)
+        run = _Run(facts, tokenizer, task, items, list(by_prompt), batch_size, False, _Crew(), None)
+        found = _answer_choices(run, share)
     values = [0.0] * len(pairs)
-    for index, scores in results.items():
-        for (_, pair), score in zip(groups[index].owners, scores, strict=True):
-            values[pair] = score
+    for those, scores in zip(by_prompt.values(), found, strict=True):
+        for index, score in zip(those, scores, strict=True):
+            values[index] = score
     return values
 
 
