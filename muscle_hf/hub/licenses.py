@@ -42,23 +42,20 @@ def inherited_license(old: str | None, new: str | None, chosen: str | None = Non
     old, new, chosen = (text.strip().lower() if text else None for text in (old, new, chosen))
     binding = sorted({text for text in (old, new) if text and text not in PERMISSIVE})
     known = f"old base: {old or 'unknown'}; new base: {new or 'unknown'}"
-    if len(binding) > 1:
-        return License(
-            chosen or "other",
+    both = len(binding) > 1
+    conflict = both or bool(chosen and binding and chosen != binding[0])
+    if both:
+        explanation = (
             f"The two bases carry licences that each bind what is made from them ({known}). Whether both can be kept "
-            "at once has to be read there: this adapter may be used only where it can.",
-            conflict=True,
+            "at once has to be read there: this adapter may be used only where it can."
         )
-    if chosen:
-        if binding and chosen != binding[0]:
-            return License(
-                chosen,
-                f"Chosen by the publisher ({known}); the terms of {binding[0]} bind what is made from that base too.",
-                conflict=True,
-            )
-        return License(chosen, f"Chosen by the publisher ({known}).")
-    if binding:
-        return License(binding[0], f"Inherited ({known}); its terms bind what is made from that base.")
-    if new:
-        return License(new, f"Inherited from the new base ({known}).")
-    return License(None, f"Unknown ({known}): the licences of both bases hold.")
+    elif chosen:
+        also = f"; the terms of {binding[0]} bind what is made from that base too" if conflict else ""
+        explanation = f"Chosen by the publisher ({known}){also}."
+    elif binding:
+        explanation = f"Inherited ({known}); its terms bind what is made from that base."
+    elif new:
+        explanation = f"Inherited from the new base ({known})."
+    else:
+        explanation = f"Unknown ({known}): the licences of both bases hold."
+    return License(chosen or ("other" if both else next(iter(binding), new)), explanation, conflict)
