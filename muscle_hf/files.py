@@ -215,6 +215,21 @@ def write_json(
     return write_text(path, text + "\n")
 
 
+def write_outputs(outputs: Iterable[tuple[StrPath | None, Callable[[], str]]]) -> bool:
+    """Write what was asked for, rendered before the first is written: an error leaves no half of a result behind.
+
+    Args:
+        outputs: Files (None: not asked for) and what renders each.
+
+    Returns:
+        Whether one of them went to the screen.
+    """
+    texts = [(path, render()) for path, render in outputs if path]
+    for path, text in texts:
+        write_text(path, text)
+    return any(is_stdout(path) for path, _ in texts)
+
+
 def _to_stdout(parts: Iterable[str]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")

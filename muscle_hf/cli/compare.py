@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.files import check_outputs, is_stdout, write_text
+from muscle_hf.files import check_outputs, write_outputs
 
 if TYPE_CHECKING:
     from muscle_hf.compare import Budget, Document, ReadOptions
@@ -204,11 +205,8 @@ def run(args: argparse.Namespace) -> int:
         controls=args.control,
         noise=read_noise(args.noise) if args.noise else (),
     )
-    # All are rendered before the first is written: an error leaves no half of a result behind.
-    texts = [(path, render(document)) for path, render in _asked(args)]
-    for path, text in texts:
-        write_text(path, text)
-    if not args.quiet and not any(is_stdout(path) for path, _ in texts):
+    shown = write_outputs((getattr(args, name), partial(_render, name, document)) for name in _OUTPUTS)
+    if not shown and not args.quiet:
         from rich.console import Console
 
         from muscle_hf.report import terminal
@@ -239,10 +237,7 @@ def _plan(budget: Budget) -> int:
     return 0
 
 
-def _asked(args: argparse.Namespace) -> list[tuple[str, Callable[[Document], str]]]:
-    def render(name: str) -> Callable[[Document], str]:
-        if name == "json":
-            return lambda document: document.to_json() + "\n"
-        return importlib.import_module(f"muscle_hf.report.{name}").render
-
-    return [(getattr(args, name), render(name)) for name in _OUTPUTS if getattr(args, name)]
+def _render(name: str, document: Document) -> str:
+    if name == "json":
+        return document.to_json() + "\n"
+    return importlib.import_module(f"muscle_hf.report.{name}").render(document)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from muscle_hf.cli.compare import add_reading_arguments, reading_options
-from muscle_hf.files import check_outputs, is_stdout, write_text
+from muscle_hf.files import check_outputs, write_outputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,9 +27,7 @@ def run(args: argparse.Namespace) -> int:
     options = reading_options(args)
     runs = [read_source(path, options) for path in args.runs]
     floors = measure_noise(runs, level=args.level, epsilon=args.epsilon, missing=args.missing)
-    if args.json:
-        write_text(args.json, noise_json(floors) + "\n")
-    if not args.json or not is_stdout(args.json):
+    if not write_outputs([(args.json, lambda: noise_json(floors) + "\n")]):
         from rich.console import Console
 
         from muscle_hf.report import terminal

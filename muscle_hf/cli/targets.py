@@ -6,7 +6,7 @@ import argparse
 import json
 
 from muscle_hf.cli.compare import add_reading_arguments, reading_options
-from muscle_hf.files import check_outputs, is_stdout, write_text
+from muscle_hf.files import check_outputs, write_outputs
 
 _EPILOG = """\
 Ask both models on rows with labels that neither task adapter was trained on (muscle-hf evaluate), and give their
@@ -49,14 +49,9 @@ def run(args: argparse.Namespace) -> int:
         read=reading_options(args),
         missing=args.missing,
     )
-    texts = [
-        (args.json, lambda: json.dumps([targets.to_dict() for targets in found], indent=1) + "\n"),
-        (args.html, lambda: report.page(found)),
-    ]
-    # All are rendered before the first is written: an error leaves no half of a result behind.
-    for path, text in [(path, render()) for path, render in texts if path]:
-        write_text(path, text)
-    if not any(path and is_stdout(path) for path in (args.json, args.html)):
+    figures = [targets.to_dict() for targets in found]
+    outputs = ((args.json, lambda: json.dumps(figures, indent=1) + "\n"), (args.html, lambda: report.page(found)))
+    if not write_outputs(outputs):
         console = Console()
         for targets in found:
             console.print(report.terminal_table(targets))

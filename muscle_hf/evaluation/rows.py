@@ -92,10 +92,9 @@ def _file_of(folder: Path, split: str, instead: Mapping[str, str]) -> Path:
 
 
 def _with_labels(rows: Rows, path: Path) -> Rows:
+    lines = read_text(path).split()
     try:
-        labels = [int(line) for line in read_text(path).split()]
-    except MuscleError:
-        raise
+        labels = [int(line) for line in lines]
     except ValueError as error:
         raise MuscleError(f"{path} must hold a number a line ({error})") from error
     if len(labels) != len(rows):
