@@ -138,26 +138,12 @@ def page(path: DialPath, chosen: DialPoint | None, rule: str, max_loss: float = 
         The page. Write it as UTF-8.
     """
     nfr, quality = _names(path)
-    level = w.level_name(path.accuracy_old)
-    nfr_title, quality_title = f"Change of {nfr} along the path", f"Change of {quality} along the path"
-    pictures = [
-        (
-            f"{quality[0].upper()}{quality[1:]} against {nfr}",
-            _path_picture(path, chosen),
-            "Each mark is a point of the path, its number is t. Up and to the left is better. Dashed: v2's "
-            f"{quality}, below which the rule “no loss” does not go. The ring is the chosen point.",
-        ),
-        (
-            nfr_title,
-            _along(path, chosen, nfr_title, lambda point: point.change_of_nfr, w.points),
-            f"Against v2 (dashed) on the same items, with {level} intervals. Below the line: fewer negative flips.",
-        ),
-        (
-            quality_title,
-            _along(path, chosen, quality_title, lambda point: point.change_of_accuracy, _show(path)[1]),
-            f"Against v2 (dashed) on the same items, with {level} intervals. Above the line: better answers.",
-        ),
+    titles = [f"Change of {name} along the path" for name in (nfr, quality)]
+    changes = [
+        _along(path, chosen, titles[0], lambda point: point.change_of_nfr, w.points),
+        _along(path, chosen, titles[1], lambda point: point.change_of_accuracy, _show(path)[1]),
     ]
+    better = ("Below the line: fewer negative flips.", "Above the line: better answers.")
     return html.page(
         "dial.html",
         path=path,
@@ -165,7 +151,10 @@ def page(path: DialPath, chosen: DialPoint | None, rule: str, max_loss: float = 
         split=split,
         verdict=verdict(path, chosen, rule, max_loss),
         caution=caution(split),
-        pictures=pictures,
+        nfr=nfr,
+        quality=quality,
+        picture=_path_picture(path, chosen),
+        changes=zip(titles, changes, better, strict=True),
         columns=columns(path),
         cells=cells(path),
     )
