@@ -19,16 +19,10 @@ from muscle_hf.metrics.intervals import Estimate
 from muscle_hf.record import read_provenance
 from muscle_hf.report.inheritance import ENOUGH
 from muscle_hf.report.text import plain
+from muscle_hf.teachers.kinds import KINDS, ModelKind
 
 ADAPTER_CONFIG = "adapter_config.json"
 REPORT_FILE = "report.html"
-_AUTO_CLASSES = {
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-}
 # Of the LoRA's configuration, what a reader wants to know.
 _LORA_SETTINGS = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "modules_to_save")
 # Settings that say how a run was watched and kept rather than what was trained.
@@ -106,9 +100,14 @@ class Card:
         return str(self.config.get("task_type"))
 
     @property
+    def kind(self) -> ModelKind | None:
+        """Of the model; None for a kind of task that is not known."""
+        return next((kind for kind in KINDS if kind.task_type == self.task_type), None)
+
+    @property
     def generates(self) -> bool:
         """Whether the model writes text."""
-        return self.task_type in ("CAUSAL_LM", "SEQ_2_SEQ_LM")
+        return self.kind is not None and self.kind.generates_text
 
     @property
     def title(self) -> str:
@@ -143,7 +142,7 @@ def card_context(card: Card, pictures: Iterable[str]) -> dict[str, Any]:
         "new": provenance["new"],
         "base": f"path/to/{card.base_name}" if card.base_is_local else card.base_name,
         "repo": card.repo_id or "USER/REPO",
-        "auto_class": _AUTO_CLASSES.get(card.task_type, "AutoModelForCausalLM"),
+        "auto_class": card.kind.auto_class if card.kind else "AutoModelForCausalLM",
         "serving_problems": card.serving_problems,
         "max_lora_rank": _next_rank(card.config),
         "tasks": tasks,
