@@ -35,12 +35,7 @@ def tag(name: str, *children: Child, **attributes: str | int | float | bool | No
         attributes: Written as ``class_="x"`` or ``aria_label="y"``; None and False are left out, True is bare.
     """
     written = "".join(_attribute(key, value) for key, value in attributes.items())
-    return Markup(f"<{name}{written}>{join(*children)}</{name}>")
-
-
-def join(*children: Child) -> Markup:
-    """Children without an element around them."""
-    return Markup("".join(_child(child) for child in children))
+    return Markup(f"<{name}{written}>{''.join(map(_child, children))}</{name}>")
 
 
 def number(value: float) -> str:

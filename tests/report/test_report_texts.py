@@ -18,7 +18,7 @@ from rich.console import Console
 from muscle_hf.compare import Budget, compare
 from muscle_hf.metrics import Estimate
 from muscle_hf.report import junit, markdown, terminal, wording
-from muscle_hf.report.markup import Markup, join, tag
+from muscle_hf.report.markup import Markup, tag
 from muscle_hf.report.text import one_line, visible
 
 
@@ -215,7 +215,7 @@ def test_markup_escapes_everything_that_it_did_not_make():
     built = tag("p", '<b x="1">', tag("i", "&"), [None, "a", 2.5], title='"><script>', hidden=False, open=True)
     expected = '<p title="&quot;&gt;&lt;script&gt;" open>&lt;b x=&quot;1&quot;&gt;<i>&amp;</i>a2.5</p>'
     assert built == expected
-    assert isinstance(join("<", Markup("<br>")), Markup) and join("<", Markup("<br>")) == "&lt;<br>"
+    assert isinstance(built, Markup) and tag("b", "<", Markup("<br>")) == "<b>&lt;<br></b>"
 
 
 @pytest.mark.parametrize(
