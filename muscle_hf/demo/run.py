@@ -17,7 +17,7 @@ from muscle_hf.demo import SETTINGS, TASKS, base, rows
 from muscle_hf.demo.progress import Progress
 from muscle_hf.demo.tasks import TASK_FILES
 from muscle_hf.evaluation.predictions import Prediction, write_predictions
-from muscle_hf.files import write_text
+from muscle_hf.files import read_yaml, write_text
 from muscle_hf.pipeline.config import RunSettings, SplitSettings
 from muscle_hf.pipeline.data import Splits
 from muscle_hf.pipeline.finished import PREDICTIONS, load_result_predictions
@@ -48,43 +48,25 @@ class Demo:
 
 def demo_settings(task_name: str, seed: int, folder: Path) -> RunSettings:
     """The settings of a demo run, in the form that ``muscle-hf train`` takes."""
-    chosen = SETTINGS[task_name]
-    training = {
-        "preset": "consensus",
+    chosen, content = SETTINGS[task_name], read_yaml(Path(__file__).with_name("run.yaml"))
+    content |= {"task": task_name, "old": {"base": str(base("v1"))}, "new": {"base": str(base("v2"))}}
+    content["output_dir"] = str(folder)
+    content["data"] = {
+        "train": {"split": "train", "limit": chosen.train},
+        "transfer": {"split": "train", "start": chosen.train, "limit": chosen.transfer},
+    }
+    content["training"] |= {
         "max_steps": chosen.steps,
-        "learning_rate": 4e-3,  # the study's choice for each of the three, on validation rows of another task
-        "trained_tokens": "completion",
         "per_device_train_batch_size": chosen.batch_size,
         "per_device_eval_batch_size": 4 * chosen.batch_size,
-        "train_sampling_strategy": "group_by_length",
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 20,
         "teacher_cache": str(folder / "cache"),
         "seed": seed,
     }
-    content = {
-        "task": task_name,
-        "old": {"base": str(base("v1"))},
-        "new": {"base": str(base("v2"))},
-        "output_dir": str(folder),
-        "data": {
-            "train": {"split": "train", "limit": chosen.train},
-            "transfer": {"split": "train", "start": chosen.train, "limit": chosen.transfer},
-        },
-        "lora": {"r": 16, "alpha": 32},
-        "training": training,
-        "task_training": {"max_steps": -1, "num_train_epochs": chosen.epochs},
-        "eval_batch_size": 256,
-        "attention": "eager",  # the fastest for heads this small
-        "card": {
-            "title": f"Help-desk {task_name}, v1 to v2 of the embedded world",
-            "task": f"the help desk's {task_name} task",
-            "language": ["en"],
-            "license_old": "apache-2.0",
-            "license_new": "apache-2.0",
-            "base_note": 'It travels with muscle-hf: muscle_hf.demo.base("v2") is its folder.',
-            "made_by": f"muscle-hf demo --task {task_name} --seed {seed}",
-        },
+    content["task_training"] = {"max_steps": -1, "num_train_epochs": chosen.epochs}
+    content["card"] |= {
+        "title": f"Help-desk {task_name}, v1 to v2 of the embedded world",
+        "task": f"the help desk's {task_name} task",
+        "made_by": f"muscle-hf demo --task {task_name} --seed {seed}",
     }
     return build(RunSettings, content)
 
