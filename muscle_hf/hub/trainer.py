@@ -197,11 +197,9 @@ class PublishesCard(TrainerParts):
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self._report_failed_pushes()
-        job = self._push_copy(checkpoint_folder)
-        if running:
-            cast("Any", self.push_in_progress).jobs.append(job)
-        else:
-            self.push_in_progress = PushInProgress(cast("Any", [job]))
+        if not running:
+            self.push_in_progress = PushInProgress()
+        cast("Any", self.push_in_progress).jobs.append(self._push_copy(checkpoint_folder))
 
     def _push_copy(self, checkpoint_folder: str) -> Future:
         from muscle_hf.hub.background import places_of, upload_of_copy

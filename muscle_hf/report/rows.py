@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from muscle_hf.compare.document import AgainstNew, Document, GateCheck, NoiseFloor, Slice, TaskResult, Update
-from muscle_hf.metrics.intervals import Estimate
 from muscle_hf.report import wording as w
-from muscle_hf.report.charts import Scale, fit
+from muscle_hf.report.charts import Scale, fit, whiskers
+from muscle_hf.report.markup import Markup
 from muscle_hf.report.text import one_line
 
 OVERVIEW_HEADER = ("Task", "Model", "Old", "New", "Change", "Breaks", "Repairs", "NFR", "Verdict")
@@ -116,19 +116,12 @@ def sources(document: Document) -> list[tuple[str, ...]]:
     return [(w.name(model.label), model.role, model.source, model.format) for model in document.models]
 
 
-class Panel(NamedTuple):
-    """A picture of one rate of several models: heading, rows, formatter, lines through it, caption."""
+def panels(document: Document, task: TaskResult) -> list[tuple[str, Markup, str]]:
+    """Accuracy and flips of several updated models, each on one scale; nothing where there is but one.
 
-    heading: str
-    rows: list[tuple[str, Estimate, str]]
-    show: w.Show
-    marks: list[tuple[str, float, str]]
-    zero: bool
-    caption: str
-
-
-def panels(document: Document, task: TaskResult) -> list[Panel]:
-    """Accuracy and flips of several updated models, to be drawn on one scale; nothing where there is but one."""
+    Returns:
+        Heading, picture and caption of each.
+    """
     if len(task.updates) < 2:
         return []
     levels = [(document.models[0].label, task.accuracy_old, "plain")]
@@ -136,23 +129,16 @@ def panels(document: Document, task: TaskResult) -> list[Panel]:
     heading = w.quality(task)[0].upper() + w.quality(task)[1:]
     marks = [("chance", task.chance, "noise")] if task.chance is not None else []
     caption = f"Dot: measured. Line: {w.level_name(task.accuracy_old)} interval. {w.chance_words(task)}".strip()
-    found = [Panel(heading, levels, w.show_quality(task), marks, False, caption)]
+    found = [(heading, whiskers(heading, levels, w.show_quality(task), marks=marks, zero=False), caption)]
     keys = {"nfr": "worse", "nfr_smooth": "worse", "pfr": "better", "pfr_smooth": "better", "nfr_mc": "worse"}
     for key, css in keys.items():
         rows = [(update.label, update.rates[key], css) for update in task.updates if key in update.rates]
         if len(rows) > 1:
             marks, note = _flip_marks(document, task) if key in ("nfr", "nfr_smooth") else ([], "")
             what = w.measure(key)
-            found.append(
-                Panel(
-                    f"{what.name} ({what.symbol})",
-                    rows,
-                    w.show_rate(key),
-                    marks,
-                    True,
-                    f"{what.symbol}: {what.meaning}.{note}",
-                )
-            )
+            heading = f"{what.name} ({what.symbol})"
+            picture = whiskers(heading, rows, w.show_rate(key), marks=marks)
+            found.append((heading, picture, f"{what.symbol}: {what.meaning}.{note}"))
     return found
 
 
