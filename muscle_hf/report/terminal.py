@@ -49,7 +49,9 @@ def render(
         for task in document.tasks:
             console.print(_task_table(document, task))
             if any(update.slices for update in task.updates):
-                console.print(_slices_table(task, slices))
+                caption = "p: corrected for the number of slices of the task."
+                found = rows.slice_rows(task, slices)
+                console.print(table(rows.slices_title(task, slices), rows.SLICE_HEADER, caption, found, judged=True))
             if flips := w.worst_flips(task, worst):
                 title = f"Worst flips of {task.name} ({len(flips)} of {w.count(task.flips_total)} flips)"
                 _print_items(document, title, flips, console)
@@ -189,11 +191,6 @@ def _print_items(document: Document, title: str, flips: Sequence[Flip], console:
                 block.append(f"{mark} ", style=style)
             block.append_text(_data("(answer not in the log)", QUIET) if answer is None else _data(answer, limit=120))
         console.print(Padding(block, (0, 0, 1, 1)))
-
-
-def _slices_table(task: TaskResult, limit: int) -> Table:
-    caption = "p: corrected for the number of slices of the task."
-    return table(rows.slices_title(task, limit), rows.SLICE_HEADER, caption, rows.slice_rows(task, limit), judged=True)
 
 
 def plan_table(plan: Sequence[tuple[str, str, float, float, int | None]], level: float) -> Table:
