@@ -101,7 +101,8 @@ def check_served(
         found = find_adapter(adapter, None, {})
         if found is None:
             raise MuscleError(f"{adapter} is a model, not an adapter: there is no plain base to tell it from")
-        tokenizer = tokenizer_of(found.folder, str(base or found.base), found.base_revision, {})
+        where = (str(base), None) if base is not None else (found.base, found.base_revision)
+        tokenizer = tokenizer_of(found.folder, *where, {})
         texts = encode_texts(tokenizer, prompts)
         served = replace(server, model=name, tokenizer=tokenizer, concurrency=1)
         # The server first: what it lacks is known before a model is loaded.
