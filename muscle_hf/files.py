@@ -124,9 +124,16 @@ def read_yaml(path: StrPath, what: str = "file") -> Any:
     """The value in a YAML file; arguments and errors as of :func:`read_text`, and it may not be YAML."""
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            names = [str(key.value) for key, _ in node.value]
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise MuscleError(f"{path} has the entry {twice!r} twice; keep one of them")
+            return super().construct_mapping(node, deep)
+
     text = read_text(path, what)
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)
     except RecursionError as error:
         raise MuscleError(f"{path}: nested too deeply to be read") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import gzip
 import io
@@ -20,9 +21,15 @@ from muscle_hf.errors import MissingDependencyError, MuscleError
 from muscle_hf.files import not_utf8, parse_json
 
 try:  # a fast parser where the extra "compare" is installed; the same results without, also for integers of any size
-    from msgspec.json import decode as _fast_loads
+    from msgspec.json import Decoder
+
+    _fast_loads, _fast_lines = Decoder().decode, Decoder().decode_lines
 except ImportError:
     _fast_loads = json.loads
+
+    def _fast_lines(text: bytes, /) -> list[Any]:
+        return list(map(json.loads, text.splitlines()))
+
 
 Row = Mapping[str, Any]
 
@@ -56,14 +63,14 @@ class Records:
         kind: ``jsonl``, ``json``, ``csv``, ``parquet``, ``eval`` or ``memory``.
         unit: What rows are counted by in messages: ``line`` or ``row``.
         blocks: The rows, from the start at each call.
-        again: The rows at some places.
+        again: The rows at some places, one after the other.
         document: For one JSON document: all of it; its rows are still to be found (:func:`rows_of`).
     """
 
     kind: str
     unit: str
     blocks: Callable[[], Iterator[Block]]
-    again: Callable[[Sequence[int]], list[Row]]
+    again: Callable[[Sequence[int]], Iterator[Row]]
     document: Any = None
 
 
@@ -117,12 +124,12 @@ def in_memory(rows: Sequence[Row], kind: str = "memory") -> Records:
             block = list(rows[start : start + _ROWS])
             yield Block(block, np.arange(start, start + len(block)), range(start + 1, start + len(block) + 1))
 
-    return Records(kind, "row", blocks, lambda places: [rows[place] for place in places])
+    return Records(kind, "row", blocks, lambda places: (rows[place] for place in places))
 
 
 def document_records(document: Any, kind: str) -> Records:
     """A JSON document whose rows are still to be found."""
-    return Records(kind, "row", lambda: iter(()), lambda _: [], document)
+    return Records(kind, "row", lambda: iter(()), lambda _: iter(()), document)
 
 
 def read_rows(file: Path) -> list[Row]:
@@ -255,38 +262,35 @@ def _lines(file: Path, start: int) -> Records:
     def blocks() -> Iterator[Block]:
         place, number = start, 1
         with _open(file) as stream:
-            while lines := stream.readlines(_BYTES):
-                ends = place + np.cumsum(np.fromiter(map(len, lines), np.int64, len(lines)))
-                places = np.concatenate([[place], ends[:-1]])
-                rows = _parse_block(lines, file, number)
-                numbers: Sequence[int] = range(number, number + len(lines))
+            while text := stream.read(_BYTES) + stream.readline():
+                ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n")) + 1
+                starts = np.concatenate([[0], ends[ends < len(text)]])
+                rows = _parse_block(text, len(starts), file, number)
+                numbers: Sequence[int] = range(number, number + len(starts))
+                places, number = place + starts, number + len(starts)
                 if None in rows:  # blank lines
                     known = [i for i, row in enumerate(rows) if row is not None]
-                    rows, places = [rows[i] for i in known], places[known]
-                    numbers = [number + i for i in known]
+                    rows, places, numbers = [rows[i] for i in known], places[known], [numbers[i] for i in known]
                 yield Block(cast("list[Row]", rows), places, numbers)
-                place, number = int(ends[-1]), number + len(lines)
+                place += len(text)
 
-    def again(places: Sequence[int]) -> list[Row]:
+    def again(places: Sequence[int]) -> Iterator[Row]:
         with _open(file) as stream:
-            rows = []
             for place in places:
                 stream.seek(place)
-                rows.append(_parse(stream.readline(), file, 0))
-            return rows
+                yield _parse(stream.readline(), file, 0)
 
     return Records("jsonl", "line", blocks, again)
 
 
-def _parse_block(lines: list[bytes], file: Path, number: int) -> list[Row | None]:
+def _parse_block(text: bytes, lines: int, file: Path, number: int) -> list[Row | None]:
     """The rows of consecutive lines, None for blank ones."""
-    try:
-        rows = [_fast_loads(line) for line in lines]
-        if set(map(type, rows)) == {dict}:
+    # The line by line way below finds out which line is wrong, or that it is only blank.
+    with contextlib.suppress(ValueError, RecursionError):
+        rows = _fast_lines(text)
+        if len(rows) == lines and set(map(type, rows)) == {dict}:
             return rows
-    except (ValueError, RecursionError):
-        pass  # the line by line way below finds out which line it is, or that it is only blank
-    return [_parse(line, file, number + i) if line.strip() else None for i, line in enumerate(lines)]
+    return [_parse(line, file, number + i) if line.strip() else None for i, line in enumerate(io.BytesIO(text))]
 
 
 def _parse(line: bytes, file: Path, number: int) -> Row:
@@ -352,7 +356,7 @@ def _parquet(file: Path) -> Records:
             yield Block(rows, np.arange(start, end), range(start + 1, end + 1))
             start = end
 
-    return Records("parquet", "row", blocks, lambda places: table.take(list(places)).to_pylist())
+    return Records("parquet", "row", blocks, lambda places: iter(table.take(list(places)).to_pylist()))
 
 
 def _inspect_log(file: Path) -> Any:

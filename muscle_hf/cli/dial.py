@@ -75,7 +75,6 @@ def run(args: argparse.Namespace) -> int:
     from rich.text import Text
 
     from muscle_hf.compare import AnalysisOptions
-    from muscle_hf.compare.comparison import check_options
     from muscle_hf.dial import Dial, check_points, choose, report, walk
     from muscle_hf.dial.dial import find_ends
     from muscle_hf.dial.path import check_rule
@@ -85,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     points = [*args.points, *([] if args.choose is None else [args.choose])]
     check_points(points, extrapolate=args.extrapolate)
     check_rule(args.rule, args.max_loss)
-    check_options(AnalysisOptions(level=args.level, epsilon=args.epsilon))
+    AnalysisOptions(level=args.level, epsilon=args.epsilon).check()
     _make_room(args.output, args.overwrite)
     task, items = asked(args)
     loading = loading_arguments(args)

@@ -11,26 +11,22 @@ returns a :class:`~muscle_hf.compare.document.Document`; :func:`measure_noise` c
 :func:`measure_targets` tries what a compatibility adapter could follow on rows without labels.
 """
 
-from muscle_hf.compare.analyse import AnalysisOptions
-from muscle_hf.compare.comparison import compare
-from muscle_hf.compare.document import Document
-from muscle_hf.compare.gate import Budget, read_baseline, read_budget
-from muscle_hf.compare.noise import measure_noise
-from muscle_hf.compare.roles import ReadOptions
-from muscle_hf.compare.sources import Source, read_source, source_of
-from muscle_hf.compare.targets import measure_targets
+from muscle_hf.lazy import lazy_exports
 
-__all__ = [
-    "AnalysisOptions",
-    "Budget",
-    "Document",
-    "ReadOptions",
-    "Source",
-    "compare",
-    "measure_noise",
-    "measure_targets",
-    "read_baseline",
-    "read_budget",
-    "read_source",
-    "source_of",
-]
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "AnalysisOptions": "analyse",
+        "Budget": "gate",
+        "Document": "document",
+        "ReadOptions": "roles",
+        "Source": "sources",
+        "compare": "comparison",
+        "measure_noise": "noise",
+        "measure_targets": "targets",
+        "read_baseline": "gate",
+        "read_budget": "gate",
+        "read_source": "sources",
+        "source_of": "sources",
+    },
+)

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from muscle_hf.compare import document as d
 from muscle_hf.compare.join import Joined
+from muscle_hf.compare.repeats import WAYS
+from muscle_hf.errors import MuscleError
 from muscle_hf.metrics.intervals import Estimate, Side, mean_change
 from muscle_hf.metrics.significance import holm
 from muscle_hf.metrics.update import OUTCOMES, Update
@@ -48,6 +50,21 @@ class AnalysisOptions:
     max_flips: int = 20_000
     seed: int = 0
     repeats: str = "mean"
+
+    def check(self) -> None:
+        """Refuses a level, an epsilon, a number of flips or a way to count repeats that means nothing.
+
+        Raises:
+            MuscleError: Says which.
+        """
+        if not 0.5 <= self.level < 1:
+            raise MuscleError(f"level must lie between 0.5 and 1, for example 0.95; got {self.level}")
+        if not 0 <= self.epsilon < float("inf"):
+            raise MuscleError(f"epsilon must be a finite number of at least 0, got {self.epsilon}")
+        if not WAYS.fullmatch(self.repeats):
+            raise MuscleError(f"repeated answers count by 'mean', 'majority' or 'pass@K', not by {self.repeats!r}")
+        if self.max_flips < 0:
+            raise MuscleError(f"max_flips must be at least 0, got {self.max_flips}")
 
 
 def verdict(change: float, p_value: float, level: float) -> d.Verdict:
@@ -157,9 +174,9 @@ class TaskAnalysis:
         self.joined, self.models, self.options = joined, models, options
         self.chance = chance_of(joined)
 
-    def against(self, label: str, before: str | None = None) -> Update:
-        """A model against the old one, or another."""
-        return update_of(self.joined, label, self.options, before=before, chance=self.chance)
+    def against(self, label: str) -> Update:
+        """A model against the old one."""
+        return update_of(self.joined, label, self.options, chance=self.chance)
 
     def result(self) -> d.TaskResult:
         """Everything but the slices and the list of flips."""
@@ -177,7 +194,7 @@ class TaskAnalysis:
             doubt=joined.doubt,
             chance=self.chance,
             runs=max((runs.shape[1] for runs in joined.runs.values()), default=1),
-            flaky={label: flaky_share(runs) for label, runs in joined.runs.items()},
+            flaky={label: flaky_share(runs) for label, runs in joined.runs.items() if runs.shape[1] > 1},
         )
 
     def _update(self, model: d.Model) -> d.Update:

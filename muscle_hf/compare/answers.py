@@ -35,12 +35,13 @@ _NO = {"0", "false", "f", "no", "n", "wrong", "incorrect", "fail", "failed", "fa
 _UNSEEN = " \t\r\n\u00a0\u200b\u200e\u200f\u2060\ufeff"
 _DECIMAL_COMMA = re.compile(r"[+-]?(?:0,\d+|\d+,(?!\d{3}\b)\d+)\s*%?")
 # Answers of this many words are free text, which hardly ever equals a reference.
-_FREE_TEXT_WORDS = 5
+_WORDS = 5
 _LOWER_WORDS = """
     wer cer ter mer eer fpr fnr perplexity ppl nll loss losses latency delay ttft rank error errors err mae mse rmse
     nrmse rmsle mape smape brier ece distance lpips cost price duration seconds time runtime steps turns attempts
     retries tokens bits bpb bpc entropy divergence regret fid toxicity hallucination hallucinations bias harm
-    violation violations jailbreak wrong incorrect failed failure failures fails
+    violation violations jailbreak wrong incorrect failed failure failures fails mistake mistakes elapsed ms memory
+    energy timeouts crashes misses
 """
 _LOWER = frozenset(_LOWER_WORDS.split())
 _HIGHER = {"reciprocal", "inverse", "inv", "neg", "negative", "free"}
@@ -56,7 +57,10 @@ def is_missing(value: Any) -> bool:
         return True
     if isinstance(value, str):
         return not value.strip() or (len(value) < 5 and value.strip().lower() in _NO_VALUE)
-    return math.isnan(value) if isinstance(value, float) else isinstance(value, (list, tuple)) and not value
+    if isinstance(value, (float, Decimal)):
+        return math.isnan(value)
+    # pandas has values of its own for nothing.
+    return type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, (list, tuple)) and not value)
 
 
 def normal(value: Any) -> str:
@@ -150,9 +154,17 @@ def paths_below(name: str, value: Any) -> list[str]:
     return [name]
 
 
-def is_free_text(value: Any) -> bool:
-    """Whether an answer is a sentence or more, in place of a label, a number or a name."""
-    return isinstance(value, str) and len(value.split(None, _FREE_TEXT_WORDS)) >= _FREE_TEXT_WORDS
+def is_text(prediction: Any, target: Any) -> bool:
+    """Whether an answer can hardly equal its target: one is a sentence, or the answer has the target amid more."""
+    answer, right = str(prediction), [str(text) for text in targets_of(target)]
+    if any(len(text.split(None, _WORDS)) >= _WORDS for text in (answer, *right)):
+        return True
+    return any(
+        place >= 0 and not (answer[:place][-1:] + answer[place + len(text) :][:1]).strip().isalnum()
+        for text in right
+        for place in {answer.find(text), answer.rfind(text)}
+        if text != answer
+    )
 
 
 def as_number(value: Any, column: str) -> float:

@@ -15,11 +15,11 @@ from muscle_hf.compare.flips import list_flips
 from muscle_hf.compare.gate import Budget, check_gate
 from muscle_hf.compare.inheritance import audit
 from muscle_hf.compare.join import Joined, Missing, join
-from muscle_hf.compare.repeats import check_repeats, count_repeats
+from muscle_hf.compare.repeats import count_repeats
 from muscle_hf.compare.roles import ReadOptions
 from muscle_hf.compare.slices import find_slices
 from muscle_hf.compare.sources import UNNAMED, Source, as_source
-from muscle_hf.compare.totals import groups, total_of
+from muscle_hf.compare.totals import totals_of
 from muscle_hf.errors import MuscleError
 
 
@@ -77,78 +77,96 @@ def compare(
     """
     from muscle_hf import __version__
 
-    given = [old, new, *compat]
     read, analysis = read or ReadOptions(), analysis or AnalysisOptions()
-    check_options(analysis)
-    names = list(labels) if labels is not None else default_labels([_path(entry) for entry in given])
-    # A default label is not what somebody typed who named the file.
-    places = {os.path.realpath(_path(entry)): name for entry, name in zip(given, names, strict=False)}
-    controls = [name if name in names else places.get(os.path.realpath(name), name) for name in controls]
-    candidates = [name if name in names else places.get(os.path.realpath(name), name) for name in candidates or ()]
-    _check_labels(names, len(given), candidates, controls)
+    analysis.check()
+    given = [old, new, *compat]
+    names, shipped, controls = _cast(given, labels, candidates or (), controls)
     wanted = [*(analysis.slices or ()), *([analysis.cluster] if analysis.cluster else []), *read.wanted]
     read = dataclasses.replace(read, wanted=wanted)
     sources = {name: as_source(entry, read.of(name, names)) for name, entry in zip(names, given, strict=True)}
     joined, warnings = join(sources, missing=missing, ignore_prompts=ignore_prompts, wanted=wanted)
-    models = [
-        Model(name, "control" if name in controls and i > 1 else _role(i), source.path, source.format, source.origins)
-        for i, (name, source) in enumerate(sources.items())
-    ]
-    warnings += [
-        f"the answers of {model.label} were given by more than one model"
-        for model in models
-        if len({json.dumps({**(origin or {}), "data": None}, sort_keys=True) for origin in model.origins}) > 1
-    ]
-    warnings += [
-        f"every answer of {name} is that of {names[0]}: are these the logs of two models?"
-        for name in names[1:]
-        if all(_alike(task, name) for task in joined)
-    ]
+    warnings += _suspicions(sources, joined)
+    if doubt := _same_log(given, names, read):
+        joined = [dataclasses.replace(task, doubt=doubt) for task in joined]
     joined = [count_repeats(task, analysis.repeats) for task in joined]
     _check_cluster(joined, analysis.cluster)
-    noise = [dataclasses.replace(f, task=t) for t, f in _of_tasks({f.task: f for f in noise}, joined).items()]
-    budget = dataclasses.replace(budget or Budget())
-    budget.baseline = _of_tasks(budget.baseline, joined)
-    tasks = _analyse(joined, models, analysis, {floor.task: set(floor.flaky) for floor in noise})
-    together = groups(joined)
-    totals = [
-        total_of(name, [joined[i] for i in places], [tasks[i] for i in places], analysis)
-        for name, places in together.items()
+    floors, budget, notes = _measured_before(noise, budget or Budget(), joined)
+    roles: list[Role] = ["old", "new", *("control" if name in controls else "compat" for name in names[2:])]
+    models = [
+        Model(name, role, source.path, source.format, source.origins)
+        for role, (name, source) in zip(roles, sources.items(), strict=True)
     ]
-    names_of_tasks = {task.name for task in tasks}
-    floors = [floor for floor in noise if floor.task in names_of_tasks]
-    missed = names_of_tasks - {floor.task for floor in noise}
-    if noise and missed:
-        warnings.append(f"no noise floor was measured for {', '.join(sorted(missed))}")
-    shipped = list(candidates or [name for name in names[2:] if name not in controls] or names[1:2])
-    gate = check_gate(joined, tasks, shipped, budget, analysis, totals=totals, noise=floors)
+    tasks = _analyse(joined, models, analysis, floors)
+    totals = totals_of(joined, tasks, analysis)
     return Document(
         models=models,
         tasks=tasks,
         totals=totals,
-        gate=gate,
-        noise=floors,
-        # What is doubted stands with its task, and on top of every report.
-        warnings=[text for text in warnings if not any(task.doubt and task.doubt in text for task in joined)],
+        gate=check_gate(joined, tasks, shipped, budget, analysis, totals=totals, noise=list(floors.values())),
+        noise=list(floors.values()),
+        warnings=warnings + notes,
         options={
             **dataclasses.asdict(analysis),
             "missing": missing,
             "candidates": shipped,
-            "controls": list(controls),
+            "controls": controls,
         },
         meta={"version": __version__},
     )
+
+
+def _cast(
+    given: Sequence[Any], labels: Sequence[str] | None, candidates: Sequence[str], controls: Sequence[str]
+) -> tuple[list[str], list[str], list[str]]:
+    """The models' labels, which of them would ship, and which are controls."""
+    paths = [_path(entry) for entry in given]
+    names = default_labels(paths) if labels is None else list(labels)
+    if len(names) != len(given) or len(set(names)) != len(given) or not all(names):
+        raise MuscleError(f"{len(given)} models need {len(given)} different labels, got {', '.join(names) or 'none'}")
+    # A default label is not what somebody typed who named the file.
+    places = {os.path.realpath(path): name for path, name in zip(paths, names, strict=True)}
+
+    def chosen(what: str, wanted: Sequence[str]) -> list[str]:
+        found = [name if name in names else places.get(os.path.realpath(name), name) for name in wanted]
+        if unknown := next((label for label in found if label not in names[1:]), None):
+            raise MuscleError(f"there is no updated model {unknown!r}; {what} can be {', '.join(names[1:])}")
+        return found
+
+    shipped, controls = chosen("candidates", candidates), chosen("controls", controls)
+    if both := [label for label in shipped if label in controls]:
+        raise MuscleError(f"{both[0]!r} is a control, which is never judged; it cannot be a candidate")
+    if set(names[1:]) <= set(controls):
+        raise MuscleError("every updated model is a control, so there is nothing to judge; name the controls only")
+    return names, shipped or [name for name in names[2:] if name not in controls] or names[1:2], controls
 
 
 def _path(entry: Any) -> str:
     return entry.path if isinstance(entry, Source) else str(entry) if isinstance(entry, (str, os.PathLike)) else ""
 
 
-def _of_tasks(earlier: Mapping[str, Any], joined: Sequence[Joined]) -> dict[str, Any]:
-    """What was measured earlier, by task; of a single one, files may have given the name then or now alone."""
-    if len(earlier) == 1 == len(joined) and UNNAMED in (*earlier, joined[0].task):
-        return {joined[0].task: next(iter(earlier.values()))}
-    return dict(earlier)
+def _suspicions(sources: Mapping[str, Source], joined: Sequence[Joined]) -> list[str]:
+    """What speaks against these being the logs of one model each."""
+    old, *others = sources
+    mixed = [
+        f"the answers of {name} were given by more than one model"
+        for name, source in sources.items()
+        if len({json.dumps({**(origin or {}), "data": None}, sort_keys=True) for origin in source.origins}) > 1
+    ]
+    return mixed + [
+        f"every answer of {name} is that of {old}: are these the logs of two models?"
+        for name in others
+        if all(_alike(task, name) for task in joined)
+    ]
+
+
+def _same_log(given: Sequence[Any], names: Sequence[str], read: ReadOptions) -> str:
+    """Whether an updated model is read from the old one's file, in the same way."""
+    logs = [
+        (os.path.realpath(entry), read.of(name, names)) if isinstance(entry, (str, os.PathLike)) else name
+        for entry, name in zip(given, names, strict=True)
+    ]
+    again = [name for name, log in zip(names[1:], logs[1:], strict=True) if log == logs[0]]
+    return f"{' and '.join(again)} and {names[0]} are the same log, so nothing is compared" if again else ""
 
 
 def _alike(task: Joined, label: str) -> bool:
@@ -157,40 +175,29 @@ def _alike(task: Joined, label: str) -> bool:
     return all(a is not None and b is not None and bool((a == b).all()) for a, b in pairs)
 
 
-def _role(place: int) -> Role:
-    return "old" if place == 0 else "new" if place == 1 else "compat"
+def _measured_before(
+    noise: Sequence[NoiseFloor], budget: Budget, joined: Sequence[Joined]
+) -> tuple[dict[str, NoiseFloor], Budget, list[str]]:
+    """The noise floors of the tasks, the budget with their baselines, and what of both is missing or left over."""
+    compared = {task.task for task in joined}
+    baseline = _of_tasks(budget.baseline, joined)
+    floors = _of_tasks({floor.task: floor for floor in noise}, joined)
+    notes = [
+        f"no {what} was measured for {', '.join(sorted(compared - known.keys()))}"
+        for what, known in (("noise floor", floors), ("baseline", baseline))
+        if known and compared - known.keys()
+    ]
+    if lost := sorted(baseline.keys() - compared):
+        notes.append(f"the baseline has tasks that were not compared: {', '.join(lost)}")
+    floors = {task: dataclasses.replace(f, task=task) for task, f in floors.items() if task in compared}
+    return floors, dataclasses.replace(budget, baseline=baseline), notes
 
 
-def check_options(analysis: AnalysisOptions) -> None:
-    """Refuses levels, epsilons and numbers of flips that mean nothing.
-
-    Raises:
-        MuscleError: Says which.
-    """
-    if not 0.5 <= analysis.level < 1:
-        raise MuscleError(f"level must lie between 0.5 and 1, for example 0.95; got {analysis.level}")
-    if not 0 <= analysis.epsilon < float("inf"):
-        raise MuscleError(f"epsilon must be a finite number of at least 0, got {analysis.epsilon}")
-    check_repeats(analysis.repeats)
-    if analysis.max_flips < 0:
-        raise MuscleError(f"max_flips must be at least 0, got {analysis.max_flips}")
-
-
-def _check_labels(
-    labels: Sequence[str], models: int, candidates: Sequence[str] | None, controls: Sequence[str]
-) -> None:
-    if len(labels) != models or len(set(labels)) != models or not all(labels):
-        raise MuscleError(f"{models} models need {models} different labels, got {', '.join(labels) or 'none'}")
-    for what, chosen in (("candidates", candidates or ()), ("controls", controls)):
-        if unknown := next((label for label in chosen if label not in labels[1:]), None):
-            raise MuscleError(f"there is no updated model {unknown!r}; {what} can be {', '.join(labels[1:])}")
-    both = [label for label in candidates or () if label in controls]
-    if both or set(labels[1:]) <= set(controls):
-        raise MuscleError(
-            f"{both[0]!r} is a control, which is never judged; it cannot be a candidate"
-            if both
-            else "every updated model is a control, so there is nothing to judge; name the controls only"
-        )
+def _of_tasks(earlier: Mapping[str, Any], joined: Sequence[Joined]) -> dict[str, Any]:
+    """What was measured earlier, by task; of a single one, files may have given the name then or now alone."""
+    if len(earlier) == 1 == len(joined) and UNNAMED in (*earlier, joined[0].task):
+        return {joined[0].task: next(iter(earlier.values()))}
+    return dict(earlier)
 
 
 def _check_cluster(joined: Sequence[Joined], cluster: str | None) -> None:
@@ -206,13 +213,13 @@ def _check_cluster(joined: Sequence[Joined], cluster: str | None) -> None:
 
 
 def _analyse(
-    joined: Sequence[Joined], models: Sequence[Model], options: AnalysisOptions, flaky: Mapping[str, set[str]]
+    joined: Sequence[Joined], models: Sequence[Model], options: AnalysisOptions, floors: Mapping[str, NoiseFloor]
 ) -> list[TaskResult]:
     results = correct_tasks([TaskAnalysis(task, models, options).result() for task in joined], options.level)
     finished = []
     for task, result in zip(joined, results, strict=True):
         flips, total = list_flips(task, options)
-        noisy = flaky.get(task.task, set())
+        noisy = set(floors[task.task].flaky) if task.task in floors else set()
         flips = [dataclasses.replace(flip, noise=True) if flip.id in noisy else flip for flip in flips]
         updates = [
             dataclasses.replace(

@@ -46,6 +46,15 @@ class Budget:
         """Whether there is nothing to decide."""
         return not any(self.limits.values()) and not self.baseline
 
+    def check_level(self) -> None:
+        """Refuses levels below one half, at which bounds are on the wrong side of what was measured.
+
+        Raises:
+            MuscleError: Says so.
+        """
+        if not 0.5 <= self.level < 1:
+            raise MuscleError(f"the level of a gate must lie between 0.5 and 1, for example 0.95; got {self.level}")
+
     def limit(self, rule: str, task: str) -> float | None:
         """The limit of a rule for a task: the task's own, that of the task without its filter, or the general one."""
         table = self.limits.get(rule, {})
@@ -184,8 +193,11 @@ def check_gate(
     Raises:
         MuscleError: A limit names a task that was not compared, or asks an accuracy for more than a fraction.
     """
+    if budget.empty and budget.source:
+        raise MuscleError(f"{budget.source} has no limits; write for example 'max_nfr: 2%'")
     if budget.empty:
         return None
+    budget.check_level()
     results = [*totals, *tasks]
     names = {name for task in results for name in (task.name, base_name(task.name))}
     for rule, table in budget.limits.items():
@@ -231,11 +243,8 @@ def _checks(
     def bound(side: Side, name: str, swapped: bool) -> Estimate:
         found = []
         for items in members:
-            update = update_of(items, label, options, level=budget.level, side=side)
-            if swapped:
-                update = replace(
-                    update, before=update.after, after=update.before, runs=update.runs and update.runs[::-1]
-                )
+            after, before = (items.labels[0], label) if swapped else (label, items.labels[0])
+            update = update_of(items, after, options, before=before, level=budget.level, side=side)
             found.append(getattr(update, name))
         return found[0] if len(found) == 1 else average(found, options.cluster is not None, side)
 
@@ -294,9 +303,9 @@ def _decide(
     unit = ".2%" if task.kind == "correct" or rule not in _DIFFERENCES else ".4g"
     high, low = bounds
     kept, broken = (high.high <= limit, low.low > limit) if upper else (low.low >= limit, high.high < limit)
-    verdict: GateVerdict = (
-        "too little data" if task.doubt else "pass" if kept else "fail" if broken else "too little data"
-    )
+    resampled = high.method in ("bca", "percentile")
+    unsure = task.doubt or (resampled and task.items < _FEWEST) or not (kept or broken)
+    verdict: GateVerdict = "too little data" if unsure else "pass" if kept else "fail"
     # What a failed limit is beyond for sure is the other side's bound.
     at_most = upper != (verdict == "fail")
     bound, edge = (high, high.high) if at_most else (low, low.low)
@@ -315,6 +324,8 @@ def _decide(
     return GateCheck(rule, task.name, label, limit, bound, verdict, message, noise, task.kind)
 
 
+# Fewer items than this say nothing of how others would spread.
+_FEWEST = 8
 # Of a limit, what an update may be expected to use of it.
 _USED = (0.0, 0.25, 0.5, 0.75)
 
@@ -356,6 +367,5 @@ def with_limits(budget: Budget, given: Mapping[str, Sequence[str]], level: float
     budget.limits = limits
     if level is not None:
         budget.level = level
-    if not 0 < budget.level < 1 or math.isnan(budget.level):
-        raise MuscleError(f"level must lie between 0 and 1, for example 0.95; got {budget.level}")
+    budget.check_level()
     return budget

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -137,8 +138,7 @@ def join(
     ]
     if unverified:
         warnings.append(f"{name_tasks(unverified)}: the logs have no hashes, so the items were joined by id alone")
-    doubts = [f"task {task.task!r}: {task.doubt}" for task in joined if task.doubt]
-    return joined, doubts + warnings
+    return joined, warnings
 
 
 def _common_tasks(sources: Mapping[str, Source], common_only: bool, warnings: list[str]) -> list[str]:
@@ -151,7 +151,8 @@ def _common_tasks(sources: Mapping[str, Source], common_only: bool, warnings: li
                 problems.append(f"{there} has {_some(missing)}, which {here} ({lacks.path}) lacks")
     common = [name for name in old.tables if all(name in source.tables for source in sources.values())]
     if problems and (not common or not common_only):
-        near = None if common else nearest(*_unmatched(sources))
+        known = [name for _, source in others for name in source.tables]
+        near = None if common else nearest(next(iter(old.tables)), known)
         raise MuscleError(
             f"the models were not asked the same tasks: {'; '.join(problems)}."
             + (f" The nearest name is {near!r}." if near else "")
@@ -163,11 +164,6 @@ def _common_tasks(sources: Mapping[str, Source], common_only: bool, warnings: li
         )
     warnings.extend(f"left out: {problem}" for problem in problems)
     return common
-
-
-def _unmatched(sources: Mapping[str, Source]) -> tuple[str, list[str]]:
-    (_, old), *others = sources.items()
-    return next(iter(old.tables)), [name for _, source in others for name in source.tables]
 
 
 def _some(names: Sequence[str]) -> str:
@@ -221,10 +217,6 @@ def _join_task(
         warnings.append(text)
     joined = _assemble(task, tables, rows, kept_ids, len(ids) - len(kept_ids), wanted)
     joined.missing = {label: found for label, found in counted.items() if found}
-    most = {label: float(np.abs(value).max(initial=0)) for label, value in joined.values.items()}
-    if joined.kind == "score" and 0 < _SCALE * min(most.values()) < max(most.values()):
-        listed = ", ".join(f"{label} {value:g}" for label, value in most.items())
-        warnings.append(f"task {task!r}: scores reach {listed}: are they on one scale?")
     return joined
 
 
@@ -248,7 +240,7 @@ def _match_ids(tables: dict[str, Answers]) -> tuple[list[str], dict[str, NDArray
 
 
 def _at(ids: list[str], chosen: NDArray[np.bool_]) -> list[str]:
-    return [ids[i] for i in np.flatnonzero(chosen)]
+    return list(itertools.compress(ids, chosen.tolist()))
 
 
 def _counts(states: NDArray[np.int8]) -> dict[str, int]:
@@ -327,7 +319,8 @@ def _assemble(
     left_out: int,
     wanted: Sequence[str],
 ) -> Joined:
-    runs = {label: _runs(table, rows[label]) for label, table in tables.items() if table.runs is not None}
+    several = any(table.runs is not None for table in tables.values())
+    runs = {label: _runs(table, rows[label]) for label, table in tables.items() if several}
     values = {
         label: mean_of(runs[label]) if label in runs else _pick(table.values, rows[label], np.nan)
         for label, table in tables.items()
@@ -359,17 +352,30 @@ def _assemble(
         tables=tables,
         rows=rows,
         own_columns=own_columns,
-        doubt=_doubt(tables, values, answers) if graded else "",
+        doubt=_doubt(tables, values, answers) if graded else _doubt_of_scales(values),
         runs=runs,
     )
 
 
 def _runs(table: Answers, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """The values of an item's repeats, (items, most repeats), nan behind the last one; those without one are wrong."""
-    assert table.runs is not None and table.repeats is not None
-    runs = table.runs[rows]
-    answered = np.arange(runs.shape[1]) < table.repeats[rows][:, None]
-    return np.where((rows < 0)[:, None] | ~answered, np.nan, np.nan_to_num(runs))
+    runs, repeats = table.runs, table.repeats
+    if runs is None or repeats is None:
+        runs, repeats = table.values[:, None], np.ones(len(table.values), dtype=np.int64)
+    answered = (rows >= 0)[:, None] & (np.arange(runs.shape[1]) < repeats[rows][:, None])
+    return np.where(answered, np.nan_to_num(runs[rows]), np.nan)
+
+
+def _doubt_of_scales(values: dict[str, NDArray[np.float64]]) -> str:
+    """Why scores say little: all are the same, or one model's look like fractions, another's like percent."""
+    known = np.concatenate(list(values.values()))
+    if len(known) > _ENOUGH and np.ptp(known) == 0:
+        return f"every score of every model is {known[0]:g}, so nothing was measured; compare another column"
+    most = {label: float(np.abs(value).max(initial=0)) for label, value in values.items()}
+    if not 0 < _SCALE * min(most.values()) < max(most.values()):
+        return ""
+    listed = ", ".join(f"{label} {value:g}" for label, value in most.items())
+    return f"scores reach {listed}, which are hardly on one scale; log them alike"
 
 
 def _is_graded(task: str, tables: dict[str, Answers], values: dict[str, NDArray[np.float64]]) -> bool:
@@ -451,10 +457,12 @@ def _doubt(
             f"no answer of {whose} is right; check that answers and targets are of the same form (an index, a letter, "
             "the text of a choice, a number alone), or give a column that says who is right (--columns correct=NAME)"
         )
-    verbatim = {label for label, table in tables.items() if 2 * table.free_text > len(table.ids)}
-    if verbatim and all(value.mean() < 0.5 for value in values.values()):
+    right = {t: np.nansum(table.values if table.runs is None else table.runs) for t, table in tables.items()}
+    verbatim = {label for label, table in tables.items() if table.free_text > right[label]}
+    if verbatim and next(iter(values.values())).mean() < 0.5:
         return (
-            f"free text was held word by word against a reference ({', '.join(sorted(verbatim))}), which says little; "
+            f"text was held word by word against a reference ({', '.join(sorted(verbatim))}), which says little: more "
+            "answers are sentences, no label at all, or their target amid other words than are right; "
             "give a column of a judge (--columns correct=NAME) or of a similarity (score=NAME)"
         )
     if not any(table.verbatim for table in tables.values()) and _is_a_target(values, answers):

@@ -18,15 +18,15 @@ SYNONYMS: dict[str, str] = {
     "id": "custom_id id item_id example_id example_abbr doc_id question_id instance_id task_id sample_id problem_id "
     "case_id test_id dataset_item_id qid idx index testcase uid uuid key",
     "prediction": "prediction pred predicted predictions predicted_label pred_label y_pred output response "
-    "generated_text completion model_output model_answer model_response actual_output outputs generated generation "
-    "predicted_text answer",
+    "generated_text completion code_list model_output model_answer model_response actual_output outputs generated "
+    "generation predicted_text answer",
     "target": "target true_label gold_label y_true label gold reference references expected "
     "ground_truth groundtruth expected_output gold_answer correct_answer reference_answer ideal answer targets labels",
     "correct": "correct is_correct iscorrect is_right exact_match acc accuracy right passed is_passed pass "
-    "success resolved solved",
+    "success resolved solved hit graded_list",
     "score": "score similarity rougeL rouge1 reward rating f1 value",
     "task": "task task_name subset dataset benchmark",
-    "prompt": "prompt question input inputs user_input query instruction text",
+    "prompt": "prompt question problem input inputs user_input query instruction text",
     "hash": "hash prompt_hash doc_hash",
     "choices": "choices options",
     "error": "error exception",
@@ -102,19 +102,39 @@ LAYOUTS = (
         words={"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0},
         open=True,
     ),
+    *(
+        Layout(
+            "promptfoo",
+            signs,
+            rows=rows,
+            columns={
+                # Before version 3, results had no numbers.
+                "id": "testIdx == `null` && to_string(vars) || join('/', [to_string(testIdx), to_string(promptIdx)])",
+                "correct": "success",
+                "prediction": "response.output",
+                "target": "testCase.assert[?type == 'equals'].value | [0]",
+                "prompt": "prompt.raw",
+                "error": "failureReason == `2` && (error || 'error')",
+                "model": "provider.label || provider.id",
+                "columns": "vars",
+            },
+        )
+        for signs, rows in (
+            (("results.results", "results.stats"), "results.results"),
+            (("success", "response", "vars", "provider", "prompt.raw"), ""),
+        )
+    ),
     Layout(
-        "promptfoo",
-        ("results.results", "results.prompts"),
-        rows="results.results",
+        "openai-evals",  # of its API, whose ids are those of a run
+        ("datasource_item_id", "results", "sample"),
+        metrics="results[].name",
         columns={
-            "id": "testIdx+promptIdx",
-            "correct": "success",
-            "prediction": "response.output",
-            "target": "testCase.assert[?type == 'equals'].value | [0]",
-            "prompt": "prompt.raw",
-            "error": "failureReason == `2` && (error || 'error')",
-            "model": "provider.label || provider.id",
-            "columns": "vars",
+            "id": "datasource_item_id",
+            "correct": "results[?name=='{metric}'].passed | [0]",
+            "prediction": "sample.output[-1].content",
+            "prompt": "sample.input[-1].content",
+            "error": "sample.error.message",
+            "columns": "datasource_item",
         },
     ),
     Layout(

@@ -51,7 +51,7 @@ def getter(path: str, present: Mapping[str, str]) -> Getter:
     """
     name = path if path in present.values() else present.get(plain_name(path)) if is_name(path) else None
     if name is not None:
-        return _column(name)
+        return column(name)
     parts = path.split(".")
     if all(part.isidentifier() for part in parts):
         return lambda rows: _descend(rows, parts)
@@ -64,7 +64,8 @@ def getter(path: str, present: Mapping[str, str]) -> Getter:
     return lambda rows: [find(row) for row in rows]
 
 
-def _column(name: str) -> Getter:
+def column(name: str) -> Getter:
+    """Reads a field of rows by its very name; None where there is none."""
     item = operator.itemgetter(name)
 
     def read(rows: Sequence[Row]) -> list[Any]:
@@ -78,7 +79,7 @@ def _column(name: str) -> Getter:
 
 def is_comparison(path: str) -> bool:
     """Whether a path compares, so that what it gives is right or wrong in itself."""
-    return re.search("[<>=]", path) is not None
+    return re.search("[<>=!]", path) is not None
 
 
 def is_name(path: str) -> bool:
@@ -87,7 +88,7 @@ def is_name(path: str) -> bool:
 
 
 def _descend(rows: Sequence[Any], parts: Sequence[str]) -> list[Any]:
-    values = _column(parts[0])(rows)
+    values = column(parts[0])(rows)
     for part in parts[1:]:
         values = [value.get(part) if isinstance(value, Mapping) else None for value in values]
     return values

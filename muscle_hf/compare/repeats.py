@@ -12,17 +12,8 @@ from scipy.special import comb
 from muscle_hf.compare.join import Joined
 from muscle_hf.errors import MuscleError
 
-_PASS = re.compile(r"pass@([1-9]\d*)")
-
-
-def check_repeats(how: str) -> None:
-    """Refuses what is no way to count repeated answers.
-
-    Raises:
-        MuscleError: It is none of ``mean``, ``majority`` and ``pass@K``.
-    """
-    if how not in ("mean", "majority") and not _PASS.fullmatch(how):
-        raise MuscleError(f"repeated answers count by their 'mean', the 'majority' or 'pass@K', not by {how!r}")
+# Ways to count repeated answers.
+WAYS = re.compile(r"mean|majority|pass@[1-9]\d*")
 
 
 def count_repeats(joined: Joined, how: str) -> Joined:

@@ -16,9 +16,10 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.words import did_you_mean
 
 ROW_NUMBER = "#"
+_LISTED = 50
 # Columns of scores that do not say what was measured.
 _UNNAMED_SCORES = {"score", "similarity", "reward", "rating", "value"}
-# Answers of a classifier, whose score is its confidence.
+# Answers of a classifier, whose score is its confidence; so is one beside nothing but a label.
 _LABELS = {"predicted_label", "pred_label", "y_pred"}
 # Fields that hold the judgements of a tool.
 _JUDGEMENTS = {"scores", "grades", "evaluation", "evaluations", "feedback", "feedback_scores", "judgement", "judgment"}
@@ -86,20 +87,21 @@ class Roles:
         present = dict.fromkeys(ROLES if self.prepare else (str(name) for row in first for name in row))
         self.present = {plain_name(name): name for name in present}
         self.notes: list[str] = []
-        self.roles = self._roles(list(present))
+        self.roles = self._roles(list(present), first[0] if self.prepare is None else {})
         self.how, self.metric = self._judged(first)
         self.roles = {role: path.replace("{metric}", self.metric) for role, path in self.roles.items()}
         self._check_paths(first)
         self.getters = {role: self._getter(role, path) for role, path in self.roles.items()}
         self.others = {} if self.prepare else {name: getter(name, self.present) for name in self._others(present)}
 
-    def _roles(self, present: Sequence[str]) -> dict[str, str]:
+    def _roles(self, present: Sequence[str], row: Row) -> dict[str, str]:
         unknown = [role for role in self.options.columns if role not in ROLES]
         if unknown:
             raise MuscleError(f"unknown column role {unknown[0]!r}; {did_you_mean(unknown[0], ROLES)}")
         found = {} if self.layout.columns else find_roles(present)
         named = {role: next(iter(fnmatch.filter(present, path)), path) for role, path in self.layout.columns.items()}
-        if plain_name(found.get("prediction", "")) in _LABELS:
+        said = found.get("prediction") or found.get("target", "")
+        if plain_name(said) in _LABELS or [plain_name(said), plain_name(found.get("score", ""))] == ["label", "score"]:
             found.pop("score", None)
         roles = {**(named or found), **self.options.columns}
         if (measure := self._measure()) and not self.layout.columns and not _how(self.options.columns):
@@ -121,9 +123,9 @@ class Roles:
                 "score=NAME, or of answers and right answers with prediction=NAME,target=NAME"
             )
         if problems:
-            raise NotJudged(
-                f"{'; '.join(problems)}. Use --columns ROLE=NAME,...; the columns are {', '.join(present)}"
-            )
+            names = [path for name in present for path in paths_below(name, row.get(name))]
+            listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+            raise NotJudged(f"{'; '.join(problems)}. Use --columns ROLE=NAME,...; the columns are {listed}")
         return roles
 
     def _judged(self, first: Sequence[Row]) -> tuple[str, str]:

@@ -20,15 +20,15 @@ from muscle_hf.compare.answers import (
     as_flag,
     as_number,
     is_failure,
-    is_free_text,
     is_missing,
+    is_text,
     matches,
     normal,
     sign_of,
     targets_of,
 )
 from muscle_hf.compare.layouts import Layout
-from muscle_hf.compare.paths import Getter, Row, compiled, getter, is_comparison
+from muscle_hf.compare.paths import Getter, Row, column, compiled, getter, is_comparison
 from muscle_hf.compare.roles import ROW_NUMBER, ReadOptions, Roles
 from muscle_hf.compare.table import Batch, Detail, RowError, each, hash_key, once_each, text_key
 from muscle_hf.errors import MuscleError
@@ -122,25 +122,24 @@ class RowReader(Roles):
             if known not in self.origins:
                 self.origins.append(known)
 
-    def _other_columns(self, rows: Sequence[Row], mappings: list[Any] | None) -> dict[str, list[Any]]:
+    def _other_columns(self, rows: Sequence[Row], mappings: list[Any]) -> dict[str, list[Any]]:
         columns = {name: get(rows) for name, get in self.others.items()}
-        tables = [entry if isinstance(entry, dict) else {} for entry in mappings or ()]
-        for name in dict.fromkeys(itertools.chain.from_iterable(tables)):
-            columns[name] = [table.get(name) for table in tables]
+        if set(map(type, mappings)) != {dict}:
+            mappings = [entry if isinstance(entry, dict) else {} for entry in mappings]
+        for name in dict.fromkeys(itertools.chain.from_iterable(mappings)):
+            columns[name] = column(name)(mappings)
         return columns
 
     def _batch(self, task: str, metric: str, columns: _Columns) -> Batch:
         predictions = columns["prediction"]
-        unanswered = _missing(predictions)
+        answers = np.array(once_each(_key, predictions), dtype=np.int64)
+        unanswered = answers < 0
         metric, graded, values, missing = self._values(metric, columns, unanswered)
-        free = 0
+        free, labels = 0, set()
         if self.how == "exact_match":
-            free = sum(once_each(_has_free_text, predictions, columns["target"]))
-        answers = None
-        if not unanswered.all():
-            answers = np.where(unanswered, -1, np.array(once_each(answer_key, predictions), dtype=np.int64))
+            labels = set(itertools.chain.from_iterable(once_each(_keys, columns["target"])))
+            free = sum(itertools.compress(once_each(is_text, predictions, columns["target"]), values == 0))
         digests = columns["prompt_hash"] if "prompt_hash" in self.getters else []
-        choices, likelihoods = columns["choices"], columns["log_likelihoods"]
         return Batch(
             task=task,
             metric=metric,
@@ -148,18 +147,18 @@ class RowReader(Roles):
             ids=self._ids(columns["id"]),
             values=values,
             missing=missing,
-            answers=answers,
+            answers=None if unanswered.all() else answers,
             content=_content(columns),
             prompts=np.array([hash_key(value) for value in digests] or [0] * len(values), dtype=np.uint64),
-            choice=answers is not None
+            choice=not unanswered.all()
             and (
-                all(choices)
-                or all(likelihoods)
-                or all(map(any, zip(choices, likelihoods, missing.tolist(), strict=True)))
+                all(columns["choices"])
+                or all(map(any, zip(columns["choices"], columns["log_likelihoods"], missing.tolist(), strict=True)))
             ),
             columns=self._other_columns(columns.rows, columns["columns"]),
             verbatim=self.how == "exact_match",
             free_text=free,
+            labels=labels,
         )
 
     def _ids(self, values: list[Any]) -> list[str]:
@@ -170,7 +169,7 @@ class RowReader(Roles):
         return each(self._id, values)
 
     def _id(self, value: Any) -> str:
-        if value is None or value == "" or value != value:
+        if value == "" if isinstance(value, str) else is_missing(value):
             raise MuscleError(f"the column {self.roles['id']!r} is empty; every item needs an id")
         if value.__class__ is not str:
             return normal(value)
@@ -266,7 +265,7 @@ class RowReader(Roles):
 def _detail(
     prompt: Any, prediction: Any, target: Any, choices: Any, likelihoods: Any, columns: Mapping[str, Any]
 ) -> Detail:
-    choices, targets = [str(choice) for choice in choices or []], targets_of(target)
+    choices, targets = tuple(map(str, choices or ())), targets_of(target)
 
     def text(answer: Any) -> str:
         known = answer.__class__ is int and 0 <= answer < len(choices)
@@ -277,10 +276,12 @@ def _detail(
         target=" | ".join(map(text, targets)),
         answer=None if is_missing(prediction) else text(prediction),
         choices=choices,
-        target_indices=[entry for entry in targets if entry.__class__ is int] if choices or likelihoods else [],
-        log_likelihoods=list(likelihoods or []),
+        target_indices=tuple(entry for entry in targets if entry.__class__ is int) if choices or likelihoods else (),
+        log_likelihoods=tuple(likelihoods or ()),
         columns={
-            name: value for name, value in columns.items() if value is not None and not isinstance(value, (list, dict))
+            name: value
+            for name, value in columns.items()
+            if value is not None and not isinstance(value, (list, dict, bytes))
         },
     )
 
@@ -320,12 +321,12 @@ class _Columns(dict[str, list[Any]]):
         return which
 
 
-def _missing(values: list[Any]) -> NDArray[np.bool_]:
-    return np.array(once_each(is_missing, values), dtype=bool)
+def _key(answer: Any) -> int:
+    return -1 if is_missing(answer) else answer_key(answer)
 
 
-def _has_free_text(prediction: Any, target: Any) -> bool:
-    return is_free_text(prediction) or any(map(is_free_text, targets_of(target)))
+def _keys(target: Any) -> list[int]:
+    return list(map(answer_key, targets_of(target)))
 
 
 def _content(columns: _Columns) -> NDArray[np.uint64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,20 +36,10 @@ from muscle_hf.words import did_you_mean, name_tasks
 _STAMP = re.compile(r"_(\d{4}-\d{2}-\d{2}T\d{2}-\d{2}-\d{2}(?:\.\d+)?)$")
 # What a task is called that has no name, and names of files and folders that are none of a task.
 UNNAMED = "predictions"
-_SAY_NOTHING = {
-    "",
-    "..",
-    UNNAMED,
-    "per_instance_stats",
-    "results",
-    "outputs",
-    "answers",
-    "samples",
-    "logs",
-    "runs",
-    "data",
-    "tmp",
-}
+_ANY_TASK = "per_instance_stats results outputs answers samples logs runs data tmp"
+_SAY_NOTHING = {"", "..", UNNAMED, *_ANY_TASK.split()}
+# Rows whose texts are read at a time.
+_AT_ONCE = 100
 # Rows from the start that may tell the layout: some logs begin with a head.
 _SEEN = 5
 
@@ -255,19 +246,24 @@ def _rows_in(document: Any, options: ReadOptions) -> tuple[list[Any], Layout]:
     """The rows of a JSON document, and its layout if that tells."""
     layout = PLAIN if options.rows or isinstance(document, list) else find_layout(document, document=True)
     path = options.rows or layout.rows
-    found = search(path, document) if path else document
-    lists = [name for name, value in document.items() if _is_rows(value)] if isinstance(document, dict) else []
-    table = isinstance(document, dict) and ("data" in document or has_columns(document))
-    if not path and isinstance(document, dict) and not _is_rows(list(document.values())) and not table:
-        if len(lists) != 1:
-            raise NotJudged(
-                "the rows are not found in the document; say where they are with --rows, for example --rows "
-                f"{lists[0] if lists else next(iter(document), 'results')}; its fields are {', '.join(document)}"
-            )
-        found = document[lists[0]]
+    found = search(path, document) if path else _only_rows(document) if isinstance(document, dict) else document
     if found is None:
         raise MuscleError(f"there are no rows at {path!r}; the document's fields are {', '.join(document)}")
     return rows_of(found), layout
+
+
+def _only_rows(document: dict[str, Any]) -> Any:
+    """An object that is a table itself, or else the one list of rows in it."""
+    whole = "data" in document and not {"columns", "schema"}.isdisjoint(document)  # as pandas writes them
+    if whole or has_columns(document) or _is_rows(list(document.values())):
+        return document
+    lists = [name for name, value in document.items() if _is_rows(value)]
+    if len(lists) != 1:
+        raise NotJudged(
+            "the rows are not found in the document; say where they are with --rows, for example --rows "
+            f"{lists[0] if lists else next(iter(document), 'results')}; its fields are {', '.join(document)}"
+        )
+    return document[lists[0]]
 
 
 def _is_rows(value: Any) -> bool:
@@ -336,7 +332,9 @@ def _read(
     chosen_reader = reader
 
     def fetch(places: Sequence[int]) -> list[Detail]:
-        return chosen_reader.details(records.again(places))
+        rows = records.again(places)
+        parts = iter(lambda: list(itertools.islice(rows, _AT_ONCE)), [])
+        return [detail for part in parts for detail in chosen_reader.details(part)]
 
     built = {key: builder.build(fetch) for key, builder in builders.items()}
     told: dict[str, list[str]] = {}

@@ -10,7 +10,7 @@ import contextlib
 import json
 import re
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -21,17 +21,7 @@ from muscle_hf.compare.answers import ANSWERED, NO_SCORE, NotJudged
 from muscle_hf.errors import MuscleError
 
 # Which of several measures is compared if none is asked for: the first of these that there is, else the first one.
-_PREFERRED = (
-    "exact_match",
-    "acc",
-    "em",
-    "pass@1",
-    "extractive_match",
-    "correctness",
-    "correct",
-    "accuracy",
-    "quasi_exact_match",
-)
+_PREFERRED = "exact_match acc em pass@1 extractive_match correctness correct accuracy quasi_exact_match"
 # Beside measures, what tools count of a run: their first number is no measure of an answer.
 _COUNTED = re.compile(
     "num_|training_|inference_|finish_reason|batch_size|prompt_truncated|max_prob|predicted_index|logprob"
@@ -43,6 +33,8 @@ _APART |= {"language", "locale", "config"}
 _REPEATS = re.compile(
     "(?<![a-z])(run|epoch|repeat|trial|seed|sample|attempt|try|replica|iteration|rollout|completion|turn)s?(?![a-z])"
 )
+# So many different right answers are labels, if there are so many items for each.
+_MAX_LABELS = _ITEMS_PER_LABEL = 10
 # Text longer than this, and columns with more distinct values, are no slices unless they are asked for by name.
 _MAX_LABEL = 100
 _MAX_VALUES = 1000
@@ -71,15 +63,16 @@ def each(function: Callable[[Any], Any], values: Sequence[Any]) -> list[Any]:
 
 def once_each(function: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
     """A function of each row of some columns, once for equal rows where they can be told; errors say which it was."""
-    rows = list(zip(*columns, strict=True))
+    rows = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+    call = function if len(columns) == 1 else lambda row: function(*row)
     # Equal values of other types, such as 1 and True, are not the same.
     if all(
         len(kinds := set(map(type, column)) - {type(None)}) < 2 and kinds <= {str, int, bool} for column in columns
     ):
         with contextlib.suppress(MuscleError):
-            known = {row: function(*row) for row in set(rows)}
+            known = {row: call(row) for row in set(rows)}
             return [known[row] for row in rows]
-    return each(lambda row: function(*row), rows)
+    return each(call, rows)
 
 
 @dataclass
@@ -99,7 +92,8 @@ class Batch:
         choice: Whether the answers are among a few choices, so that flips among wrong answers count.
         columns: Further columns.
         verbatim: Whether answers were held word by word against their targets here, not judged by the tool.
-        free_text: Number of answers of a sentence or more among these.
+        free_text: Number of the wrong ones that could hardly be right (:func:`~muscle_hf.compare.answers.is_text`).
+        labels: The right answers of these rows, as ``answers``, where answers were held against them here.
     """
 
     task: str
@@ -115,6 +109,7 @@ class Batch:
     columns: dict[str, list[Any]]
     verbatim: bool = False
     free_text: int = 0
+    labels: Collection[int] = ()
 
 
 class Detail(NamedTuple):
@@ -200,7 +195,9 @@ def choose_metric(names: Sequence[str], asked: str | None, task: str) -> str:
     Raises:
         NotJudged: There is none, or not the one that was asked for.
     """
-    usual = [name for name in _PREFERRED if name in names] + [name for name in names if not _COUNTED.match(name)]
+    usual = [name for name in _PREFERRED.split() if name in names] + [
+        name for name in names if not _COUNTED.match(name)
+    ]
     chosen = asked or next(iter(usual), "")
     if chosen not in names or not chosen:
         raise NotJudged(
@@ -255,6 +252,7 @@ class TableBuilder:
         self.ids: list[str] = []
         self.parts: list[tuple[Batch, NDArray[np.int64]]] = []
         self.columns: dict[str, _Column | None] = {}
+        self.labels: set[int] = set()
 
     def add(self, batch: Batch, places: NDArray[np.int64]) -> None:
         """Appends rows; ``places`` is where their texts can be found again.
@@ -278,6 +276,8 @@ class TableBuilder:
             column = self.columns.setdefault(name, _Column(name in self.wanted))
             if column is not None and not column.add(start, values):
                 self.columns[name] = None
+        if len(self.labels) <= _MAX_LABELS:
+            self.labels.update(batch.labels)
         batch.columns = {}
         self.ids.extend(batch.ids)
         self.parts.append((batch, places))
@@ -317,9 +317,16 @@ class TableBuilder:
             fetch=lambda rows: fetch_places([int(places[row]) for row in rows]),
             missing=missing,
             verbatim=batches[0].verbatim,
-            free_text=sum(batch.free_text for batch in batches),
+            free_text=max(self._strays(answers, values), sum(batch.free_text for batch in batches)),
         )
         return (table, "") if len(set(self.ids)) == size else _folded(table)
+
+    def _strays(self, answers: NDArray[np.int64] | None, values: NDArray[np.float64]) -> int:
+        """Number of wrong answers that are no label at all, where the right answers are a few labels."""
+        known = 1 < len(self.labels) <= min(_MAX_LABELS, len(values) // _ITEMS_PER_LABEL)
+        if not known or answers is None:
+            return 0
+        return int(((values == 0) & ~np.isin(answers, list(self.labels))).sum())
 
 
 def mean_of(runs: NDArray[np.float64]) -> NDArray[np.float64]:

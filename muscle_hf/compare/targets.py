@@ -112,7 +112,9 @@ def measure_targets(
         raise MuscleError(f"shares of the old model lie between 0 and 1, for example 0.5; got {wrong or 'none'}")
     sides = {name: as_source(side, read or ReadOptions()) for name, side in (("old", old), ("new", new))}
     joined, warnings = join(sides, missing=missing)
-    return [replace(_measure(task, shares, level), warnings=warnings) for task in joined]
+    return [
+        replace(_measure(task, shares, level), warnings=[*filter(None, [task.doubt]), *warnings]) for task in joined
+    ]
 
 
 def target_choices(old: Floats, new: Floats, shares: Sequence[float] = SHARES) -> dict[str, NDArray[np.int64]]:

@@ -55,10 +55,17 @@ def average(estimates: Sequence[Estimate], clustered: bool = False, side: Side =
     return mean_estimate(estimates)
 
 
-def total_of(
+def totals_of(joined: Sequence[Joined], tasks: Sequence[d.TaskResult], options: AnalysisOptions) -> list[d.TaskResult]:
+    """The total of each of the :func:`groups` of tasks, whose results are given in the same order."""
+    return [
+        _total(name, [joined[place] for place in places], [tasks[place] for place in places], options)
+        for name, places in groups(joined).items()
+    ]
+
+
+def _total(
     name: str, joined: Sequence[Joined], tasks: Sequence[d.TaskResult], options: AnalysisOptions
 ) -> d.TaskResult:
-    """The total of some tasks that :func:`groups` put together."""
 
     def mean(pick: Callable[[Any], Estimate], of: Sequence[Any]) -> Estimate:
         return average([pick(one) for one in of], options.cluster is not None)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from muscle_hf.compare import AnalysisOptions, compare, source_of
-from muscle_hf.compare.comparison import check_options
 from muscle_hf.dial.dial import Dial, identity_of
 from muscle_hf.dial.path import DEFAULT_POINTS, DialPath, check_points, label
 from muscle_hf.errors import MuscleError
@@ -62,7 +61,7 @@ def walk(
     if dial.tokenizer is None:
         raise MuscleError("the dial has no tokenizer; make it with one: Dial(model, tokenizer)")
     options = AnalysisOptions(level=level, epsilon=epsilon, slices=(), max_flips=0)
-    check_options(options)
+    options.check()
     before = predictions_of(items, old, task.name, "old")
     answers: dict[float, list[Prediction]] = {}
     asked = None if keep is None else (dial.base_hash, identity_of(items), task.rules(), chat)

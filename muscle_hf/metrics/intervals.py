@@ -1,14 +1,13 @@
 """Intervals of rates, differences and other functions of sums over items.
 
 Rates have Wilson intervals; differences of paired accuracies have Bonett and Price's; everything else
-that is a function of sums over items (ratios, changes of rates, smooth means) has an item bootstrap (scipy), by whole
+that is a function of sums over items (ratios, changes of rates, smooth means) has an item bootstrap, by whole
 clusters where items share a source.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,11 +20,9 @@ from muscle_hf.metrics.flips import all_correct, fell
 
 Side = Literal["two-sided", "upper", "lower"]
 
-# scipy resamples every item every time, and BCa leaves each out once: with more items than this the bootstrap runs
-# over this many random groups of them. Sums over items are sums over groups, so that the interval is the same but for
-# the luck of the draw, and a million items take as long as a thousand.
+# With more different items than this the bootstrap runs over this many random groups of them. Sums over items are sums
+# over groups, so that the interval is the same but for the luck of the draw, and a million take as long as a thousand.
 _MAX_BOOTSTRAP_ROWS = 1_000
-_BATCH = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -89,9 +86,9 @@ def wilson_interval(
 
 
 def _wilson_ends(share: float, total: float, level: float, side: Side) -> tuple[float, float]:
-    from scipy.stats import norm
+    from scipy.special import ndtri
 
-    z = float(norm.ppf((1 + level) / 2 if side == "two-sided" else level))
+    z = float(ndtri((1 + level) / 2 if side == "two-sided" else level))
     weight = z * z / total
     middle = (share + weight / 2) / (1 + weight)
     half = math.sqrt(weight * (share * (1 - share) + weight / 4)) / (1 + weight)
@@ -156,7 +153,7 @@ def bootstrap(
         seed: Of the resampling.
 
     Returns:
-        The statistic with scipy's BCa interval; the percentile interval where BCa is undefined (constant data, a
+        The statistic with its BCa interval; the percentile interval where BCa is undefined (constant data, a
         statistic that one item decides). nan if the statistic is undefined on the data; without ends if there are
         fewer than two items (or clusters) to tell a spread from. The order of the items does not matter.
 
@@ -172,48 +169,56 @@ def bootstrap(
     table = np.column_stack([np.asarray(column, dtype=np.float64) for column in columns])
     if clusters is not None:
         table = cluster_sums(table, clusters)
+    counts = np.ones(len(table)) if weights is None else np.asarray(weights, dtype=np.float64)
     order = np.lexsort(table.T)
-    table = table[order] if weights is None else np.repeat(table[order], np.asarray(weights)[order], axis=0)
+    table, counts = table[order][counts[order] > 0], counts[order][counts[order] > 0]
+    n = int(counts.sum())
     with np.errstate(divide="ignore", invalid="ignore"):
-        value = float(statistic(*table.sum(axis=0))) if len(table) else math.nan
+        value = float(statistic(*(counts @ table))) if n else math.nan
         if not math.isfinite(value):
             return Estimate(math.nan, math.nan, math.nan, level, "undefined")
-        if len(table) < 2:
+        if n < 2:
             return Estimate(value, -math.inf, math.inf, level, "undefined")
-        low, high, method = _bootstrap_ends(statistic, table, level, side, resamples, seed)
+        starts = np.flatnonzero(np.any(table != np.roll(table, 1, axis=0), axis=1))
+        if 0 < len(starts) <= _MAX_BOOTSTRAP_ROWS:  # equal rows are one that counts as often
+            table, counts = table[starts], np.add.reduceat(counts, starts)
+        low, high, method = _bootstrap_ends(statistic, table, counts, level, side, resamples, seed)
     low, high = _one_sided(low, high, side)
     return Estimate(value, low, high, level, method)
 
 
 def _bootstrap_ends(
-    statistic: Callable[..., Any], table: NDArray[np.float64], level: float, side: Side, resamples: int, seed: int
+    statistic: Callable[..., Any],
+    table: NDArray[np.float64],
+    counts: NDArray[np.float64],
+    level: float,
+    side: Side,
+    resamples: int,
+    seed: int,
 ) -> tuple[float, float, str]:
-    from scipy import stats
+    """BCa ends (Efron 1987) of rows that count several times; percentiles where these are undefined."""
+    from scipy.special import ndtr, ndtri
 
     rng = np.random.default_rng(seed)
     if len(table) > _MAX_BOOTSTRAP_ROWS:
-        table = cluster_sums(table, rng.permutation(len(table)) % _MAX_BOOTSTRAP_ROWS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # answered below
-        result = stats.bootstrap(
-            tuple(table.T),
-            lambda *sample, axis: np.asarray(statistic(*(column.sum(axis) for column in sample)), dtype=np.float64),
-            paired=True,
-            vectorized=True,
-            n_resamples=resamples,
-            batch=max(1, _BATCH // len(table)),
-            confidence_level=level,
-            alternative={"two-sided": "two-sided", "upper": "less", "lower": "greater"}[side],
-            method="BCa",
-            rng=rng,
-        )
-    low, high = map(float, result.confidence_interval)
-    if not math.isnan(low) and not math.isnan(high):
-        return low, high, "bca"
-    drawn = result.bootstrap_distribution
+        rows = np.repeat(table, counts.astype(np.int64), axis=0)
+        table = cluster_sums(rows, rng.permutation(len(rows)) % _MAX_BOOTSTRAP_ROWS)
+        counts = np.ones(len(table))
+    n, sums = counts.sum(), counts @ table
+    drawn = statistic(*(rng.multinomial(int(n), counts / n, size=resamples) @ table).T)
+    value, without = statistic(*sums), statistic(*(sums - table).T)
+    tails = np.array([(1 - level) / 2 if side == "two-sided" else 1 - level])
+    tails = np.concatenate([tails, 1 - tails])
+    pull = counts @ without / n - without
+    skew = counts @ pull**3 / (6 * (counts @ pull**2) ** 1.5)
+    bias = ndtri(np.mean(drawn < value) / 2 + np.mean(drawn <= value) / 2)
+    moved = bias + ndtri(tails)
+    moved = ndtr(bias + moved / (1 - skew * moved))
+    ends = np.quantile(drawn, moved) if np.isfinite(moved).all() else np.full(2, np.nan)
+    if np.isfinite(ends).all():
+        return float(ends[0]), float(ends[1]), "bca"
     drawn = drawn[np.isfinite(drawn)]
-    tail = (1 - level) / 2 if side == "two-sided" else 1 - level
-    low, high = np.quantile(drawn, (tail, 1 - tail)) if len(drawn) else (math.nan, math.nan)
+    low, high = np.quantile(drawn, tails) if len(drawn) else (math.nan, math.nan)
     return float(low), float(high), "percentile"
 
 
@@ -309,7 +314,7 @@ def paired_difference_counts(
     effective_total: float | None = None,
 ) -> Estimate:
     """:func:`paired_difference` from the numbers of items that turned wrong, that turned right, and of all items."""
-    from scipy.stats import norm
+    from scipy.special import ndtri
 
     _check(level, side)
     if n == 0:
@@ -317,7 +322,7 @@ def paired_difference_counts(
     shrink = (effective_total or n) / n
     size = shrink * n + 2
     p_lost, p_won = (shrink * lost + 1) / size, (shrink * won + 1) / size
-    z = norm.ppf((1 + level) / 2 if side == "two-sided" else level)
+    z = ndtri((1 + level) / 2 if side == "two-sided" else level)
     half = float(z) * math.sqrt((p_won + p_lost - (p_won - p_lost) ** 2) / size)
     value = (won - lost) / n
     ends = (max(-1.0, min(value, p_won - p_lost - half)), min(1.0, max(value, p_won - p_lost + half)))

@@ -21,18 +21,18 @@ def items_for_rate(limit: float, expected: float, *, level: float = 0.95, power:
     Returns:
         None where no number of items is enough: at the limit itself.
     """
-    from scipy.stats import binom, norm
+    from scipy.special import bdtr, bdtrc, ndtri
 
     if not 0 < limit < 1 or expected == limit:
         return None
-    z = float(norm.ppf(level))
+    z = float(ndtri(level))
 
     def decides(n: int) -> bool:
         # Wilson's bound inverts the score test: it is at the limit where the rate is this far from it.
         distance = z * math.sqrt(limit * (1 - limit) / n)
         if expected < limit:
-            return float(binom.cdf(math.floor(n * (limit - distance) + 1e-9), n, expected)) >= power
-        return float(binom.sf(math.floor(n * (limit + distance) + 1e-9), n, expected)) >= power
+            return float(bdtr(math.floor(n * (limit - distance) + 1e-9), n, expected)) >= power
+        return float(bdtrc(math.floor(n * (limit + distance) + 1e-9), n, expected)) >= power
 
     return _smallest(decides)
 
@@ -49,13 +49,13 @@ def items_for_change(
         level: Confidence of the bound.
         power: How likely the decision shall be.
     """
-    from scipy.stats import norm
+    from scipy.special import ndtri
 
     if expected == limit:
         return None
-    spread = max(flips - expected**2, 0.0) * (norm.ppf(level) + norm.ppf(power)) ** 2
-    items = spread / (limit - expected) ** 2
-    return max(1, math.ceil(items)) if items <= _MOST else None
+    spread = ((ndtri(level) + ndtri(power)) / (limit - expected)) ** 2
+    # As in the interval, one flip is added each way.
+    return _smallest(lambda n: spread * max((flips * n + 2) / (n + 2) - expected**2, 0.0) <= n)
 
 
 def _smallest(enough: Callable[[int], bool]) -> int | None:

@@ -170,23 +170,27 @@ class Update:
     @property
     def nfr(self) -> Estimate:
         """Negative flip rate; for items right at a rate the mean of what the rates lose."""
-        return self.mean(self.loss) if self.rated else self.share(self.lost)
+        return self.mean(self.loss) if self.rated and self.loss.any() else self.share(self.lost)
 
     @property
     def pfr(self) -> Estimate:
         """Positive flip rate."""
-        return self.mean(self.gain) if self.rated else self.share(self.gained)
+        return self.mean(self.gain) if self.rated and self.gain.any() else self.share(self.gained)
 
     @property
     def change(self) -> Estimate:
         """Accuracy (mean score) of the updated model minus the old one's."""
-        if self.kind == "score" or self.rated:
-            return self.mean(self.after - self.before)
+        moved = self.after - self.before
+        if (self.kind == "score" or self.rated) and moved.any():
+            return self.mean(moved)
+        # Resampling what never changes would be sure of it, however few the items.
         before, after = self.right
         worth = None
         if self.clusters is not None and len(before):
             worth = effective_items(after.astype(np.int8) - before, self.clusters)
-        return paired_difference(before, after, level=self.level, side=self.side, effective_total=worth)
+        found = paired_difference(before, after, level=self.level, side=self.side, effective_total=worth)
+        span = max(1.0, np.abs(self.before).max(initial=0.0)) if self.kind == "score" else 1.0
+        return dataclasses.replace(found, low=span * found.low, high=span * found.high)
 
     @cached_property
     def by_runs(self) -> bool:

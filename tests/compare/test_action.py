@@ -120,6 +120,12 @@ def test_inputs_are_never_run(job, tmp_path):
     assert not any("${{" in step.get("run", "") for step in STEPS.values())
 
 
+def test_arguments_with_an_open_quote_are_not_left_out(job, tmp_path):
+    for name, rows in zip(("old", "new"), flipping(400, 60), strict=True):
+        write(tmp_path / f"{name}.jsonl", rows)
+    assert job("Compare", "Decide", old="old.jsonl", new="new.jsonl", args="--max-nfr 5% --slices 'tone")[0] == 1
+
+
 @pytest.mark.parametrize("known", [None, "77"])
 def test_one_comment_is_kept_up_to_date(job, tmp_path, known):
     (tmp_path / "known").write_text(f"{known}\n" if known else "", encoding="utf-8")

@@ -10,7 +10,7 @@ import pytest
 
 from muscle_hf import MuscleError
 from muscle_hf.cli.main import main
-from muscle_hf.compare import ReadOptions, compare
+from muscle_hf.compare import Budget, ReadOptions, compare
 
 RIGHT = [True, True, False, False]
 NOW = [True, False, True, False]
@@ -202,5 +202,70 @@ def test_what_looks_like_a_mistake_is_told():
     assert any("two models" in text for text in compare(old, old).warnings)
     assert not any("two models" in text for text in compare(old, new).warnings)
     scores, percents = ([{"id": i, "score": factor * i} for i in range(9)] for factor in (0.1, 10))
-    assert any("one scale" in text for text in compare(scores, percents).warnings)
-    assert not any("one scale" in text for text in compare(scores, scores).warnings)
+    document = compare(scores, percents, budget=Budget(limits={"max_regression": {"*": 0.5}}))
+    assert "80" in document.tasks[0].doubt and document.gate.verdict == "too little data"
+    assert not compare(scores, scores).tasks[0].doubt
+
+
+def test_one_log_under_two_names_passes_no_gate(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(f'{{"id": {i}, "correct": true}}\n' for i in range(400)), encoding="utf-8")
+    (tmp_path / "b.jsonl").symlink_to(path)
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(path.read_bytes())
+    budget = Budget(limits={"max_nfr": {"*": 0.05}})
+    for sides, verdict in (((path, tmp_path / "b.jsonl"), "too little data"), ((path, copy), "pass")):
+        assert compare(*sides, budget=budget).gate.verdict == verdict
+
+
+@pytest.mark.parametrize("written", ["{}.", "Answer: {}", "({})", '{{"answer": "{}"}}', "\\boxed{{{}}}"])
+def test_answers_amid_other_words_pass_no_gate(written):
+    rows = [{"id": i, "target": "ABCD"[i % 4]} for i in range(400)]
+    sides = [
+        [
+            {**row, "prediction": said if i % 9 == 0 else written.format(said)}
+            for i, row in enumerate(rows)
+            for said in [letters[i % 4]]
+        ]
+        for letters in ("ABCD", "ABDD")
+    ]
+    document = compare(*sides, budget=Budget(limits={"max_nfr": {"*": 0.05}}))
+    assert document.tasks[0].doubt and document.gate.verdict == "too little data"
+
+
+def test_a_label_with_a_score_is_an_answer_with_its_confidence():
+    rows = [{"id": i, "label": "POSITIVE", "score": 0.9} for i in range(3)]
+    with pytest.raises(MuscleError, match="target"):
+        compare(rows, rows)
+
+
+def test_letters_against_numbers_pass_no_gate():
+    rows = [{"id": i, "prediction": "ABCD"[i % 4], "target": i % 4 if i % 10 else "A"} for i in range(400)]
+    document = compare(rows, [dict(row) for row in rows], budget=Budget(limits={"max_nfr": {"*": 0.05}}))
+    assert document.tasks[0].doubt and document.gate.verdict == "too little data"
+    labels = [{**row, "target": "ABCD"[i * i % 4]} for i, row in enumerate(rows)]
+    assert not compare(labels, [dict(row) for row in labels]).tasks[0].doubt
+
+
+@pytest.mark.parametrize(
+    ("rows", "verdict"),
+    [
+        # Scores, and rates of several answers, that never change say little of other items where they are few.
+        ([{"id": i, "score": 0.1 * i} for i in range(6)], "too little data"),
+        ([{"id": i, "score": 0.001 * i} for i in range(600)], "pass"),
+        ([{"id": i % 6, "correct": i % 3 > 0} for i in range(12)], "too little data"),
+        ([{"id": i % 600, "correct": i % 3 > 0} for i in range(1200)], "pass"),
+        # Every score is the same: nothing was measured.
+        ([{"id": i, "rating": 5} for i in range(600)], "too little data"),
+    ],
+)
+def test_what_never_changes_is_not_sure_of_few_items(rows, verdict):
+    limits = {"max_nfr": {"*": 0.05}, "max_regression": {"*": 0.02}}
+    gate = compare(rows, [dict(row) for row in rows], budget=Budget(limits=limits)).gate
+    assert {check.verdict for check in gate.checks} == {verdict}
+
+
+def test_three_scores_that_rise_alike_show_no_gain():
+    old, new = ([{"id": i, "score": 0.1 * i + gain} for i in range(3)] for gain in (0.0, 0.2))
+    gate = compare(old, new, budget=Budget(limits={"min_accuracy_gain": {"*": 0.1}})).gate
+    assert gate.verdict == "too little data"

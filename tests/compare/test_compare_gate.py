@@ -233,3 +233,24 @@ def test_the_total_has_limits_of_its_own():
     assert ElementTree.fromstring(junit.render(document)).get("failures") == "1"
     each = gate_of(old, new, budget=Budget(limits={"max_nfr": {"*": 0.035}}))
     assert {check.task for check in each.checks} == {f"t{t}" for t in range(5)} and each.exit_code == 3
+
+
+def test_what_limits_nothing_is_no_gate(tmp_path):
+    sides = flipping(400, 60)
+    for text in ("tasks: {}\n", "max_nfr: 1%\nmax_nfr: 90%\n"):
+        (tmp_path / "budget.yaml").write_text(text, encoding="utf-8")
+        with pytest.raises(MuscleError, match="max_nfr"):
+            gate_of(*sides, budget=read_budget(str(tmp_path / "budget.yaml")))
+    for level in (0.05, 1.0, float("nan")):
+        with pytest.raises(MuscleError, match="level"):
+            gate_of(*sides, budget=Budget(limits={"max_nfr": {"*": 0.5}}, level=level))
+
+
+def test_tasks_that_a_baseline_has_more_or_less_are_named(tmp_path):
+    old, new = flipping(100, 3)
+    path = tmp_path / "earlier.json"
+    others = ([dataclasses.replace(row, task="other") for row in side] for side in (old, new))
+    twice = [[*side, *more] for side, more in zip((old, new), others, strict=True)]
+    path.write_text(compare(*sources(*twice)).to_json(), encoding="utf-8")
+    warnings = compare(*sources(old, new), budget=Budget(baseline=read_baseline(str(path)))).warnings
+    assert any("other" in text for text in warnings)

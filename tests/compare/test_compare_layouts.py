@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from compare_files import choice_predictions, write, write_lines
-from tool_logs import FAILING, LOGS, TOOLS, answers, content, kept, write_log
+from tool_logs import FAILING, LOGS, RIGHT, TOOLS, answers, content, kept, write_log
 
 from muscle_hf import MuscleError
 from muscle_hf.compare import ReadOptions, compare, measure_noise, read_source, source_of
@@ -341,3 +341,51 @@ def test_own_predictions_need_no_choice_of_columns(tmp_path):
     rows = choice_predictions(6, 0.5, 1)
     table = read_source(write(tmp_path / "own.jsonl", rows), ReadOptions(columns={"id": "#", "correct": "correct"}))
     assert table.tables["ways"].ids == [str(i) for i in range(6)]
+
+
+def both(row) -> list[list[dict]]:
+    """The rows of both models, of which ``row(item, right, side)`` is one."""
+    return [[row(i, right, side) for i, right in enumerate(RIGHT[side])] for side in ("old", "new")]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        # promptfoo's lines, and its results before version 3
+        lambda i, right, side: {
+            "testIdx": i,
+            "promptIdx": 0,
+            "success": right,
+            "response": {"output": "x"},
+            "vars": {"a": i},
+            "provider": {"id": side},
+            "prompt": {"raw": f"q{i}", "label": "q"},
+        },
+        lambda i, right, side: {
+            "success": right,
+            "response": {"output": "x"},
+            "vars": {"a": i},
+            "provider": {"id": side},
+            "prompt": {"raw": "the same for all", "label": "q"},
+        },
+        # output items of OpenAI's API for evals
+        lambda i, right, side: {
+            "object": "eval.run.output_item",
+            "id": f"outputitem_{side}{i}",
+            "datasource_item_id": i,
+            "datasource_item": {"topic": "sums"},
+            "results": [{"name": "match", "passed": right, "score": float(right)}],
+            "sample": {"input": [], "output": [{"role": "assistant", "content": "4"}], "error": None},
+        },
+        # LiveCodeBench
+        lambda i, right, side: {"question_id": i, "code_list": ["a", "b"], "graded_list": [right] * 2, "pass@1": 1.0},
+        # VLMEvalKit
+        lambda i, right, side: {"index": i, "prediction": "A. cat", "answer": "A", "hit": int(right)},
+    ],
+)
+def test_more_tools_rows_as_lines_and_in_a_list_of_an_api(tmp_path, row):
+    listed = [{"object": "list", "data": rows, "has_more": False} for rows in both(row)]
+    for sides, suffix in ((both(row), "jsonl"), (listed, "json")):
+        task = compare(*(write_log(tmp_path, rows, f"{i}.{suffix}") for i, rows in enumerate(sides))).tasks[0]
+        counts = task.updates[0].counts
+        assert (counts["negative_flips"], counts["positive_flips"], task.items, task.doubt) == (1, 1, 4, "")

@@ -66,6 +66,15 @@ def test_majority_and_pass_at_k():
         compare(*sources(*flipping(5, 1)), analysis=AnalysisOptions(repeats="best"))
 
 
+def test_a_model_that_was_asked_once_is_held_against_rates():
+    old = [{"id": i, "correct": True} for i in range(300)]
+    new = [{"id": i, "correct": right} for i in range(300) for right in (True, True, False)]
+    document = compare(old, new, budget=Budget(limits={"max_nfr": {"*": 0.05}}))
+    (update,) = document.tasks[0].updates
+    assert update.accuracy.value == pytest.approx(2 / 3) and update.rates["nfr"].value == pytest.approx(1 / 3)
+    assert document.gate.verdict == "fail" and document.tasks[0].flaky.keys() == {"new"}
+
+
 def test_a_flip_of_an_item_that_flips_by_itself_is_noise():
     old, again = flipping(100, 3)
     _, new = flipping(100, 5)

@@ -361,7 +361,11 @@ def test_word_diff_keeps_as_many_words_as_can_be_kept(show):
 @needs_chromium
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])
 def test_page_never_scrolls_sideways(show, width):
-    browser = show(full_document(), width, mobile=width < 700)
+    document = full_document()
+    long = [dataclasses.replace(f, answers=dict.fromkeys(f.answers, "Donau" * 30)) for f in document.tasks[0].flips]
+    tasks = [dataclasses.replace(document.tasks[0], flips=long), *document.tasks[1:]]
+    browser = show(dataclasses.replace(document, tasks=tasks), width, mobile=width < 700)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
     browser.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     smallest = browser.evaluate(
@@ -479,6 +483,7 @@ def test_a_label_beside_its_point_needs_no_line():
     assert "leader" not in drawn_trade_off([(0.1, 0.1), (0.5, 0.5), (0.9, 0.9)])
 
 
+LONG_TASK = "mmlu_high_school_government_and_politics_0_shot"
 NAMES = ["Llama-3.1-8B-Instruct", *(f"Llama-3.1-8B-Instruct-{kind}" for kind in ("sft", "dpo", "kto"))]
 
 
@@ -487,10 +492,12 @@ def long_names() -> d.Document:
     sides = [old, new, choice_predictions(300, 0.72, 3), choice_predictions(300, 0.74, 4)]
     own = [
         [
-            dataclasses.replace(p, columns={**p.columns, "reasoning": f"{name} thinks", "tokens": 40 + 9 * place})
+            dataclasses.replace(
+                p, task=LONG_TASK, columns={**p.columns, "reasoning": f"{name} thinks", "tokens": place}
+            )
             for p in side
         ]
-        for place, (name, side) in enumerate(zip(NAMES, sides, strict=True))
+        for place, (name, side) in enumerate(zip(NAMES, sides, strict=True), start=40)
     ]
     return compare(*sources(*own), labels=NAMES, budget=Budget(limits={"max_nfr": {"*": 0.1}}))
 
