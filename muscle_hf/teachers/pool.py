@@ -9,20 +9,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from muscle_hf.teachers.weights import is_quantized
 
-# Arguments of `from_pretrained` after which weights are packed, spread or anybody's.
-_UNSHARED = ("quantization_config", "device_map", "config")
+# Arguments of `from_pretrained` after which weights are spread or anybody's.
+_UNSHARED = ("device_map", "config")
 
 
 class BasePool:
     """The last models that were loaded from files, by what they were loaded from and how.
 
     What is kept is never handed out: adapters, hooks, modes and settings that are put on a model are gone with it, and
-    whoever comes later gets what loading anew would give, bit for bit. It is kept where it is loaded, in the memory of
-    the machine; what a GPU gets is a copy. Quantized models, which repack their weights, are loaded anew each time.
+    whoever comes later gets what loading anew would give, bit for bit. It is kept where it is loaded: in the memory of
+    the machine, and what a GPU gets is a copy; what bitsandbytes quantizes, on the GPU. Models that are quantized
+    otherwise are loaded anew each time: nobody knows what their layers do to the weights.
 
     Args:
         size: How many are kept: by default an old and a new base.
@@ -54,7 +55,8 @@ class BasePool:
         if model is None or _version(model) != version:
             model = load()
             self.loaded += 1
-            if is_quantized(model) or any(isinstance(module, nn.MultiheadAttention) for module in model.modules()):
+            otherwise = is_quantized(model) and getattr(model, "quantization_method", None) != "bitsandbytes"
+            if otherwise or any(isinstance(module, nn.MultiheadAttention) for module in model.modules()):
                 return model  # an adapter on the latter is added to the weights at each forward, and taken off again
             if dtype == "auto":
                 dtype = self._dtypes[key] = str(model.dtype)
@@ -70,8 +72,14 @@ def _version(model: nn.Module) -> int:
 
 
 def _over_same_weights(model: nn.Module) -> Any:
-    weights = {id(p): nn.Parameter(p.detach(), requires_grad=p.is_floating_point()) for p in model.parameters()}
-    return copy.deepcopy(model, weights)
+    memo: dict[int, Any] = {}
+    for weight in model.parameters():
+        memo[id(weight)] = Tensor._make_subclass(type(weight), weight.detach(), weight.requires_grad)
+        memo |= {id(part): part.detach() for part in vars(weight).values() if isinstance(part, Tensor)}
+    for weight in model.parameters():
+        # Of a quantized one its statistics, which bitsandbytes writes to where it packs the weight for a processor.
+        vars(memo[id(weight)]).update(copy.deepcopy(vars(weight), memo))
+    return copy.deepcopy(model, memo)
 
 
 current: ContextVar[BasePool | None] = ContextVar("current", default=None)

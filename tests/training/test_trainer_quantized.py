@@ -15,6 +15,9 @@ from muscle_hf.teachers.adapters import adapter_parameters, keep_quantized_train
 from muscle_hf.teachers.batch import Batch
 from muscle_hf.teachers.head import Head
 from muscle_hf.teachers.kinds import CAUSAL_LM
+from muscle_hf.teachers.loading import load_model
+from muscle_hf.teachers.pool import BasePool, keeping
+from muscle_hf.teachers.weights import base_weights, content_hash
 from muscle_hf.training.data import PaddingCollator
 
 pytest.importorskip("bitsandbytes")
@@ -169,6 +172,33 @@ def test_layers_repacked_by_an_earlier_evaluation_are_unpacked(folders, tmp_path
     assert packed == 7
     settings = {"train_dataset": rows(folders), "eval_dataset": rows(folders), "max_steps": 4}
     check_training(builders.trainer(tmp_path, model, task_model(folders, "NF4", "old-on-v2"), **settings))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_quantized_base_of_a_pool_is_each_time_as_loaded(scheme, folders):
+    from bitsandbytes.functional import _convert_weight_packed_for_cpu
+
+    how = {"revision": "main", "quantization_config": BitsAndBytesConfig(**SCHEMES[scheme])}
+    ids = builders.collate(builders.rows())["input_ids"]
+
+    def used():
+        base = load_model(folders / "v1", CAUSAL_LM, how)
+        before, place = content_hash(base_weights(base).items()), base.model.layers[0].mlp.up_proj.weight.data_ptr()
+        model = with_lora(prepare_model_for_kbit_training(base, use_gradient_checkpointing=False), 3)
+        logits = [model.train()(ids).logits.detach(), model.eval()(ids).logits.detach()]
+        for layer in model.modules():
+            if hasattr(layer, "support_avx512bf16_for_cpu") and hasattr(layer.weight.quant_state, "state2"):
+                _convert_weight_packed_for_cpu(layer.weight.data, layer.weight.quant_state)
+        return before, logits, place
+
+    before, logits, _ = used()
+    places, pool = set(), BasePool()
+    with keeping(pool):
+        for _ in range(3):
+            again, same, place = used()
+            places.add(place)
+            assert again == before and all(map(torch.equal, same, logits))
+    assert pool.loaded == len(places) == 1
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
