@@ -132,7 +132,8 @@ class Run:
                 "v1 is asked in other words than v2, so that it can be followed in the answers alone; train on these: "
                 "training.trained_tokens: completion (with trainer: trl, training.completion_only_loss: true)"
             )
-        sides.check_answers(settings.old, self.sides[OLD], trains=settings.compatibility)
+        trains, chooses = settings.compatibility, self._chooses_target
+        sides.check_answers(settings.old, self.sides[OLD], trains=trains, chooses=chooses)
         self.data = self._tokenized(NEW)
         defaults = {"report_to": "none", "logging_strategy": "epoch", "disable_tqdm": False, "save_strategy": "no"}
         defaults["eval_strategy"] = "epoch" if self.data.validates else "no"

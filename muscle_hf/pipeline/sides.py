@@ -149,11 +149,16 @@ def recorded_answers(files: Sequence[str], task: Task, items: Sequence[Item]) ->
     return found
 
 
-def check_answers(old: ModelSettings, side: Side, *, trains: bool) -> None:
-    """Look for v1's answers to all rows, if it is known by these, also to those that are trained on; as
-    :func:`recorded_answers`."""
+def check_answers(old: ModelSettings, side: Side, *, trains: bool, chooses: bool) -> None:
+    """Look for v1's answers to all rows, if it is known by these, also to those that are trained on; and for scores
+    with them where they ``chooses`` what is followed. As :func:`recorded_answers`."""
     for part in ("test", *(TRAINED_PARTS if trains else ())) if old.answers else ():
-        recorded_answers(old.answers or [], cast("Task", side.task), getattr(side.splits, part))
+        found = recorded_answers(old.answers or [], cast("Task", side.task), getattr(side.splits, part))
+        if chooses and part == "validation" and not all(answer.log_likelihoods for answer in found):
+            raise MuscleError(
+                "data.transfer.target: chosen needs v1's score of each choice (log_likelihoods), and old.answers has "
+                "answers alone; leave it out, and training.mask and training.transfer_mask say what is followed"
+            )
 
 
 def as_asked(answers: Sequence[Prediction], items: Sequence[Item]) -> list[Prediction]:

@@ -121,8 +121,13 @@ def load_tokenizer(side: ModelSettings) -> PreTrainedTokenizerBase:
 
 
 def config_of(side: ModelSettings) -> PreTrainedConfig:
-    """The configuration of a side's base."""
-    return AutoConfig.from_pretrained(side.base, revision=side.revision or "main", trust_remote_code=False)
+    """The configuration of a side's base.
+
+    Raises:
+        MuscleError: It cannot be read.
+    """
+    with readable(f"the configuration of {side.base}"):
+        return AutoConfig.from_pretrained(side.base, revision=side.revision or "main", trust_remote_code=False)
 
 
 def task_adapter_model(side: ModelSettings, lora: LoraSettings, how: Mapping[str, Any], seed: int) -> PeftModel:
@@ -168,9 +173,7 @@ def check_start(old: ModelSettings, new: ModelSettings, lora: LoraSettings) -> N
     """
     adapter = find_adapter(old.adapter, old.adapter_revision, {}) if old.adapter else None
     target = getattr(adapter.config, "target_modules", None) if adapter else lora.target_modules
-    with readable("the bases' configurations, which start_from 'old' compares,"):
-        configs = [config_of(side) for side in (old, new)]
-    check_bases(configs[0], configs[1], target or "all-linear")
+    check_bases(config_of(old), config_of(new), target or "all-linear")
 
 
 # ---- Training ----

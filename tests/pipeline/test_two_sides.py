@@ -324,6 +324,9 @@ def test_a_v1_of_which_nothing_but_answers_is_left(world, tmp_path):
     asked.old.answers = [str(tmp_path / "texts.jsonl")]
     run = make_run(dataclasses.replace(asked, output_dir=str(tmp_path / "texts")), said.append)
     assert (run.adapter("muscle") / "adapter_model.safetensors").is_file()
+    chosen = dataclasses.replace(asked.data.transfer, target="chosen")
+    with pytest.raises(MuscleError, match="log_likelihoods"):
+        make_run(dataclasses.replace(asked, data=dataclasses.replace(asked.data, transfer=chosen)))
     (tmp_path / "two.jsonl").write_text("".join(json.dumps({**row, "prediction": "x"}) + "\n" for row in texts))
     cases = ((logs[:1], r"old\.answers: 9 of 9 items"), ([str(tmp_path / "none.jsonl")], "none.jsonl"))
     for files, said in (*cases, ([str(tmp_path / name) for name in ("texts.jsonl", "two.jsonl")], "two answers")):
