@@ -14,7 +14,8 @@ TAKES_OVERRIDES = True
 
 _EPILOG = """\
 exit code: 0 every task ships; 1 a task is held or failed; 3 tasks are held for want of test items alone; 2 bad use or
-bad input; 130 stopped by Ctrl-C. Every setting can be given here too: --update.new ID, --learning_rate 1e-4 (of all).
+bad input; 130 stopped by Ctrl-C. Every setting can be given here too: --update.new ID, --results hf://me/fleet (where
+other machines find what is done), --learning_rate 1e-4 (of all tasks).
 """
 
 
@@ -27,12 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--plan", action="store_true", help="print what would be done, and what it would take, and stop")
     what.add_argument("--status", action="store_true", help="print how far every task is, and stop")
     parser.add_argument("--only", action="append", default=[], metavar="TASK", help="only this task; repeatable")
-    parser.add_argument("--executor", choices=["here", "ray"], default="here", help="what does the steps (here)")
+    parser.add_argument("--executor", choices=["here", "ray", "slurm"], default="here", help="does the steps (here)")
     parser.add_argument(
-        "--address", help="of the Ray cluster; by default the one of the environment, or a new one here"
-    )
-    parser.add_argument(
-        "--results", metavar="URL", help="where steps on other machines leave results that share no folder (fsspec)"
+        "--address",
+        help="of the Ray cluster, by default the one of the environment, or a new one here; with slurm: `local` tries "
+        "the jobs out as processes here",
     )
     add_no_code_argument(parser)
 
@@ -40,13 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run, plan, or look."""
     from muscle_hf.console import INTERRUPTED
-    from muscle_hf.fleet.run import chosen
+    from muscle_hf.fleet.run import chosen, fetch_all
     from muscle_hf.fleet.settings import load_fleet
     from muscle_hf.pipeline.launch import interruptible
     from muscle_hf.pipeline.steps import hush
 
     hush()
     fleet = load_fleet(args.file, args.overrides)
+    if args.status or args.plan:
+        fetch_all(fleet)
     if args.status:
         _print_status(fleet, chosen(fleet, args.only))
         return 0
@@ -72,9 +74,9 @@ def _run(fleet: Fleet, args: argparse.Namespace) -> int:
 def _executor(args: argparse.Namespace) -> Executor | None:
     if args.executor == "here":
         return None
-    from muscle_hf.fleet.cluster import OnRay
+    from muscle_hf.fleet.cluster import OnRay, OnSlurm
 
-    return OnRay(args.address, args.results)
+    return OnRay(args.address) if args.executor == "ray" else OnSlurm(args.address)
 
 
 def _print_status(fleet: Fleet, names: list[str]) -> None:
@@ -82,6 +84,6 @@ def _print_status(fleet: Fleet, names: list[str]) -> None:
 
     from muscle_hf.fleet.overview import status_table
 
-    for problem in fleet.problems:
-        print(f"error: {problem}")
+    for where, text in fleet.problems:
+        print(f"error: {where}: {text}")
     Console(highlight=False).print(status_table(fleet, names))

@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-import re
+import warnings
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import cast
 
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors import safe_open
-from torch import nn
-from transformers import AutoConfig
-
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.tasks import Task
-from muscle_hf.files import readable
 from muscle_hf.fleet.lock import base_hash
 from muscle_hf.fleet.settings import Fleet, FleetTask
 from muscle_hf.fleet.task import TaskRun, make_run
 from muscle_hf.metrics.power import items_for_rate
 from muscle_hf.pipeline.config import ModelSettings
+from muscle_hf.pipeline.steps import config_of
 from muscle_hf.teachers.blueprint import blueprint
 from muscle_hf.teachers.checks import same_name
-from muscle_hf.teachers.loading import AdapterFolder, find_adapter
-
-_LORA = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<matrix>[AB])\.weight")
+from muscle_hf.teachers.loading import AdapterFolder, find_adapter, put_adapter
 
 
 def checked_runs(fleet: Fleet, names: list[str], say: Callable[[str], None]) -> dict[str, TaskRun]:
     """The runs of some tasks of a fleet, with their rows loaded.
 
     Raises:
-        MuscleError: Anything is wrong with any of them, or with the file; all of it is told.
+        MuscleError: Anything is wrong with any of them; all of it is told.
     """
-    problems, runs = list(fleet.problems), {}
+    problems = [f"{where}: {text}" for where, text in fleet.problems if where in names]
+    runs: dict[str, TaskRun] = {}
     for task in fleet.tasks:
         if task.name not in names:
             continue
@@ -65,19 +58,10 @@ def _problems_of(task: FleetTask) -> Iterator[str]:
 
 
 def _other_base(adapter: AdapterFolder, side: ModelSettings) -> str | None:
-    """Why an adapter is one of another base, by the shapes of its layers and by the base that it records."""
-    layers = _layers(side.base, side.revision)
-    with safe_open(adapter.folder / SAFETENSORS_WEIGHTS_NAME, "pt") as file:
-        for name in file.keys():  # noqa: SIM118 - is not iterable
-            found = _LORA.fullmatch(name)
-            if found is None:
-                continue
-            if found["layer"] not in layers:
-                return f"{side.base} has no layer {found['layer']}, which it is on"
-            widths = layers[found["layer"]]
-            own = file.get_slice(name).get_shape()[1 if found["matrix"] == "A" else 0]
-            if widths is not None and own != widths[found["matrix"]]:
-                return f"its layer {found['layer']} has the width {own}, that of {side.base} {widths[found['matrix']]}"
+    """Why an adapter is one of another base, by the base that it records; raises where its layers say so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that weights without content have none to copy
+        put_adapter(adapter, blueprint(config_of(side)))
     recorded = adapter.config.base_model_name_or_path
     if not recorded or same_name(recorded, side.base):
         return None
@@ -87,17 +71,6 @@ def _other_base(adapter: AdapterFolder, side: ModelSettings) -> str | None:
     if Path(recorded).is_absolute() or Path(side.base).is_dir():
         return None  # of a base that has moved nobody can tell
     return f"it records the base {recorded}, not {side.base}"
-
-
-@cache
-def _layers(base: str, revision: str | None) -> dict[str, dict[str, int] | None]:
-    """The modules of a base by name, from its configuration; of linear ones the widths that A reads and B writes."""
-    with readable(f"the configuration of {base}"):
-        config = AutoConfig.from_pretrained(base, revision=revision or "main", trust_remote_code=False)
-    modules = dict(blueprint(config).named_modules()).items()
-    return {
-        name: {"A": m.in_features, "B": m.out_features} if isinstance(m, nn.Linear) else None for name, m in modules
-    }
 
 
 def _undecidable(task: FleetTask, run: TaskRun) -> Iterator[str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,8 @@ class Version:
 
     Args:
         side: As a side of a run's settings has it: base, adapter and their revisions, ...
-        sha256: Of the adapter's file of weights; None where that is on the Hub alone, or there is none.
-        base_sha256: Content hash of the base's weights; None where they are on the Hub alone.
+        sha256: Of the adapter's file of weights, or of its answers; None where there are none.
+        base_sha256: Content hash of the base's weights; None where there are none on this disk.
         kind: ``first``, ``plain`` or ``compatible``: how it was trained, as far as a fleet knows.
     """
 
@@ -37,26 +40,37 @@ class Version:
 
     @classmethod
     def of(cls, side: ModelSettings, kind: str = "first") -> Version:
-        """Of one side of a run, whose adapter is there."""
-        file = Path(side.adapter or "", WEIGHTS_FILE)
-        sha256 = file_sha256(file) if side.adapter and file.is_file() else None
-        return cls(side, sha256, base_hash(side.base, side.revision), kind)
+        """Of one side of a run, whose adapter is there; one of the Hub at the commit that was fetched."""
+        folder, commit = _adapter(side, local_files_only=True)
+        side = replace(side, adapter_revision=commit or side.adapter_revision)
+        return cls(side, _hash(side, folder), None if side.answers else base_hash(side.base, side.revision), kind)
 
     @classmethod
     def read(cls, content: dict[str, Any], folder: Path) -> Version:
         """From an entry of a lock in a folder."""
-        # Names of the Hub, of tasks and of templates never begin so.
-        told = {name: isinstance(value, str) and value.startswith(".") for name, value in content["side"].items()}
-        places = {name: os.path.normpath(folder / content["side"][name]) for name, here in told.items() if here}
-        return cls(**{**content, "side": build(ModelSettings, {**content["side"], **places})})
+
+        def placed(value: Any) -> Any:
+            if isinstance(value, list):
+                return [placed(part) for part in value]
+            # Names of the Hub, of tasks and of templates never begin so.
+            here = isinstance(value, str) and value.startswith(".")
+            return os.path.normpath(folder / value) if here else value
+
+        side = {name: placed(value) for name, value in content["side"].items()}
+        return cls(**{**content, "side": build(ModelSettings, side)})
 
     def entry(self, folder: Path) -> dict[str, Any]:
         """For a lock in a folder, which what is on this disk is told from, so that both can move together."""
+
+        def told(value: Any, is_here: Callable[[str], bool]) -> Any:
+            if isinstance(value, list):
+                return [told(part, is_here) for part in value]
+            here = isinstance(value, str) and is_here(value)
+            return f".{os.sep}{os.path.relpath(value, folder)}" if here else value
+
+        files = ("task", "chat_template", "answers")
         side = {name: value for name, value in asdict(self.side).items() if value is not None}
-        kinds = dict.fromkeys(("base", "adapter", "tokenizer"), os.path.isdir)
-        kinds |= dict.fromkeys(("task", "chat_template"), os.path.isfile)
-        here = [name for name, is_here in kinds.items() if name in side and is_here(side[name])]
-        side |= {name: f".{os.sep}{os.path.relpath(side[name], folder)}" for name in here}
+        side = {name: told(value, os.path.isfile if name in files else os.path.isdir) for name, value in side.items()}
         return {**asdict(self), "side": side}
 
     def check(self, name: str) -> None:
@@ -65,15 +79,34 @@ class Version:
         Raises:
             MuscleError: Its weights changed, or are gone.
         """
-        if self.sha256 is None or self.side.adapter is None:
+        if self.sha256 is None:
             return
-        file = Path(self.side.adapter, WEIGHTS_FILE)
-        found = file_sha256(file) if file.is_file() else "nothing: it is gone"
+        found = _hash(self.side, _adapter(self.side)[0]) or "nothing that can be read"
         if found != self.sha256:
+            what = ", ".join(self.side.answers or [f"{self.side.adapter}"])
             raise MuscleError(
-                f"the lock of {name} names {file} with the SHA-256 {self.sha256}, but there is {found}. Bring back "
+                f"the lock of {name} names {what} with the SHA-256 {self.sha256}, but there is {found}. Bring back "
                 "what was released, or name the old side yourself (old: {base: ..., adapter: ...})"
             )
+
+
+def _adapter(side: ModelSettings, **fetch: bool) -> tuple[Path | None, str | None]:
+    """The folder of its adapter, and of one of the Hub the commit."""
+    from muscle_hf.teachers.loading import find_adapter
+
+    if side.adapter and not os.path.isdir(side.adapter):
+        with contextlib.suppress(MuscleError):
+            found = find_adapter(side.adapter, side.adapter_revision, fetch)
+            return (found.folder, found.commit) if found else (None, None)
+    return (Path(side.adapter) if side.adapter else None), None
+
+
+def _hash(side: ModelSettings, adapter: Path | None) -> str | None:
+    files = [Path(file) for file in side.answers or ()] or ([adapter / WEIGHTS_FILE] if adapter else [])
+    if not files or not all(file.is_file() for file in files):
+        return None
+    hashes = [file_sha256(file) for file in files]
+    return hashes[0] if len(hashes) == 1 else sha256("".join(hashes).encode()).hexdigest()
 
 
 @cache

@@ -9,8 +9,9 @@ from muscle_hf.fleet.checks import checked_runs
 from muscle_hf.fleet.run import chosen, status_of
 from muscle_hf.fleet.settings import Fleet
 from muscle_hf.fleet.task import outcome_of, read_state, steps_of
-from muscle_hf.pipeline.plan import FLOPS, GIB, UTILIZATION, Spread, disk_of, duration, plan_of, size_of, size_text
+from muscle_hf.pipeline.plan import ESTIMATES, GIB, Spread, disk_of, duration, plan_of, size_text, sizes_of
 from muscle_hf.pipeline.table import COMPAT, NEW, OLD
+from muscle_hf.pipeline.teaching import cache_bytes
 from muscle_hf.report import wording as w
 
 if TYPE_CHECKING:
@@ -51,17 +52,17 @@ def describe(fleet: Fleet, only: Sequence[str] = ()) -> str:
     seconds = disk = memory = 0.0
     tasks = {task.name: task for task in fleet.tasks}
     for name, run in checked_runs(fleet, chosen(fleet, only), lambda text: None).items():
-        state, settings = read_state(tasks[name]), run.settings
+        state = read_state(tasks[name])
         left = [step for step in steps_of(tasks[name]) if state.get(step, {}).get("state") != "done"]
-        sizes = {OLD: size_of(settings.old, settings.lora), NEW: size_of(settings.new, settings.lora)}
+        sizes = sizes_of(run.settings)
         plans = [plan for plan in plan_of(run, Spread(), sizes) if plan.name in left]
         takes = sum(plan.seconds or 0.0 for plan in plans)
         peak, room = max((plan.memory for plan in plans), default=0.0), disk_of(run, sizes, plans)
+        room += cache_bytes(run) if plans and "teacher_cache" in run.teaching().training else 0
         trained = ", ".join(f"{plan.name} {'?' if plan.steps is None else plan.steps} steps" for plan in plans)
         lines.append(f"{name}: {' '.join(left) or 'nothing left to do'}")
         if plans:
             lines.append(f"    trains {trained}; {peak / GIB:.1f} GiB, {duration(takes)}, {size_text(room)} of disk")
         seconds, disk, memory = seconds + takes, disk + room, max(memory, peak)
     lines.append(f"In all: {memory / GIB:.1f} GiB on a GPU, {duration(seconds)}, {size_text(disk)} in {fleet.folder}")
-    lines.append(f"Memory and time are estimates for GPUs of {FLOPS * UTILIZATION / 1e12:.0f} effective TFLOP/s.")
-    return "\n".join(lines)
+    return "\n".join([*lines, ESTIMATES])

@@ -78,8 +78,8 @@ def _row(line: Line, scale: Scale) -> dict[str, Any]:
         row |= {"reason": outcome.reason, "picture": _picture(outcome, scale)}
         row["links"] = [(f"{line.name}/{file}", text) for text, file in reports.items()]
         row["chip"] = "unsure" if outcome.undecided else row["chip"]
-        if now.returned.total:
-            row["returned"] = f"{w.count(now.returned.count or 0)} of {w.count(now.returned.total)} errors come back"
+        if (found := now.returned).total:
+            row["returned"] = f"{w.count(found.count or 0)} of {w.count(found.total)} shed errors come back"
     return {**row, "cells": [(key, text, *figures.get(key, (w.ABSENT, ""))) for key, text in _COLUMNS.items()]}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
@@ -13,7 +13,8 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.files import alone, write_text
 from muscle_hf.fleet import page
 from muscle_hf.fleet.checks import checked_runs
-from muscle_hf.fleet.lock import Lock, Version
+from muscle_hf.fleet.lock import LOCK_FILE, Lock, Version
+from muscle_hf.fleet.results import fetch, leave, put, results_at
 from muscle_hf.fleet.settings import Fleet, FleetTask
 from muscle_hf.fleet.task import (
     HOLD,
@@ -45,15 +46,14 @@ class Executor(Protocol):
 
 
 def chosen(fleet: Fleet, only: Sequence[str] = ()) -> list[str]:
-    """The names of the tasks that are meant; all by default.
+    """The names of the tasks that are meant, among them such as something is wrong with; all by default.
 
     Raises:
         MuscleError: One is not of the fleet.
     """
-    names = [task.name for task in fleet.tasks]
+    names = list(dict.fromkeys([*(task.name for task in fleet.tasks), *(where for where, _ in fleet.problems)]))
     for name in only:
-        # What is wrong with a task that could not be read is told with everything else.
-        if name not in names and not fleet.problems:
+        if name not in names:
             raise MuscleError(f"--only: the fleet has no task {name!r}; {did_you_mean(name, names)}")
     return [name for name in names if not only or name in only]
 
@@ -70,8 +70,17 @@ def run_fleet(fleet: Fleet, only: Sequence[str] = (), say: Say = print, executor
     """
     runs = checked_runs(fleet, chosen(fleet, only), say)
     fleet.folder.mkdir(parents=True, exist_ok=True)
+    fetch_all(fleet)
+    write_all(fleet)  # where results cannot be kept is better known now
+
+    def done() -> None:
+        try:
+            write_all(fleet)
+        except MuscleError as error:
+            say(str(error))  # a network may be back later
+
     try:
-        (executor or here)(fleet, runs, say, lambda: write_all(fleet))
+        (executor or here)(fleet, runs, say, done)
     finally:
         write_all(fleet)
     return exit_code(fleet, list(runs))
@@ -91,7 +100,7 @@ def do_steps(task: FleetTask, run: TaskRun, names: Sequence[str], say: Say) -> b
     """Do steps of one task in order up to the first that fails; gives whether none did."""
     for step in names:
         try:
-            with noted(task, step):
+            with _kept(task), noted(task, step):
                 run.do(step, task)
         except Interrupted:
             raise
@@ -101,6 +110,23 @@ def do_steps(task: FleetTask, run: TaskRun, names: Sequence[str], say: Say) -> b
             steps.free_memory()
             return False
     return True
+
+
+@contextlib.contextmanager
+def _kept(task: FleetTask) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if task.results is not None:
+            leave(task.results, task.folder)
+
+
+def fetch_all(fleet: Fleet) -> None:
+    """Bring what other machines have done, where the fleet's results are kept at a URL."""
+    with results_at(fleet.settings.results):
+        for task in fleet.tasks:
+            if task.results is not None:
+                fetch(task.results, task.folder)
 
 
 def exit_code(fleet: Fleet, names: Sequence[str]) -> int:
@@ -142,6 +168,9 @@ def write_all(fleet: Fleet) -> None:
     took = {task.name: [step.get("seconds", 0.0) for step in read_state(task).values()] for task in fleet.tasks}
     lines = [page.Line(t.name, outcomes[t.name], status_of(t), sum(took[t.name])) for t in fleet.tasks]
     write_text(fleet.folder / PAGE_FILE, page.render(fleet.settings.update, lines))
+    if (url := fleet.settings.results) is not None:
+        with results_at(url):
+            put(url, fleet.folder, [PAGE_FILE, LOCK_FILE])
 
 
 def _entry(task: FleetTask, outcome: Outcome, fleet: Fleet) -> dict[str, Any]:

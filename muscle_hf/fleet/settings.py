@@ -20,6 +20,8 @@ from muscle_hf.pipeline.reading import build, laid_over, parse_overrides, put, r
 from muscle_hf.record import public_name
 
 COLLECTION = "collections/"
+# Folders beside those of the tasks: what teachers say of rows, and the logs of jobs.
+OF_ALL = CACHE, SLURM = "cache", "slurm"
 _NAME = re.compile(r"[\w][\w.+-]*")
 _WILD = re.compile(r"[*?\[]")
 
@@ -55,11 +57,13 @@ class StepSettings:
         gpus: GPUs, or a share of one.
         cpus: Cores.
         retries: How often a step is tried again whose machine or process died.
+        slurm: Further parameters of submitit's ``AutoExecutor``: ``timeout_min``, ``slurm_partition``, ...
     """
 
     gpus: float = 0.0
     cpus: float = 1.0
     retries: int = 3
+    slurm: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -75,6 +79,8 @@ class FleetSettings:
         output_dir: Gets a folder a task, the page and the lock; ``runs/`` and the new base's name by default.
         defaults: Under every entry.
         steps: What a step gets on a cluster.
+        results: A URL of fsspec (``hf://``, ``s3://``, ...) that keeps everything besides, for machines that share no
+            ``output_dir``, or whose disk does not stay.
     """
 
     update: UpdateSettings
@@ -82,6 +88,7 @@ class FleetSettings:
     output_dir: str = ""
     defaults: dict = field(default_factory=dict)
     steps: StepSettings = field(default_factory=StepSettings)
+    results: str | None = None
 
     def __post_init__(self) -> None:
         self.output_dir = self.output_dir or f"runs/{Path(self.update.new).name}"
@@ -89,12 +96,14 @@ class FleetSettings:
 
 @dataclass
 class FleetTask:
-    """One task of a fleet: a run, the budget of its gate, and the versions before the old one, the first one first."""
+    """One task of a fleet: a run, the budget of its gate, the versions before the old one, the first one first, and
+    the URL that keeps its results."""
 
     name: str
     settings: RunSettings
     budget: Budget
     ancestors: list[Version]
+    results: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -104,12 +113,12 @@ class FleetTask:
 
 @dataclass
 class Fleet:
-    """All tasks, in the order of the file; and what is wrong with others, which are left out."""
+    """All tasks, in the order of the file; and what is wrong with others, which are left out: by name, and what."""
 
     settings: FleetSettings
     tasks: list[FleetTask]
     lock: Lock | None = None
-    problems: list[str] = field(default_factory=list)
+    problems: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def folder(self) -> Path:
@@ -144,18 +153,16 @@ def load_fleet(file: str | os.PathLike, overrides: Sequence[str] = ()) -> Fleet:
         try:
             entries += _expanded(entry, settings.defaults, of_all)
         except MuscleError as error:
-            fleet.problems.append(f"tasks, entry {number}: {error}")
-    names = [name for name, _ in entries]
-    fleet.problems += [
-        f"{n} tasks are named {name!r}; give each a name" for name, n in Counter(names).items() if n > 1
-    ]
+            fleet.problems.append((f"tasks, entry {number}", str(error)))
+    named = Counter(name for name, _ in entries)
+    fleet.problems += [(name, f"{n} tasks are named {name!r}; give each a name") for name, n in named.items() if n > 1]
     for name, entry in entries:
         try:
             fleet.tasks.append(_task(name, entry, fleet))
         except MuscleError as error:
-            fleet.problems.append(f"{name}: {error}")
+            fleet.problems.append((name, str(error)))
     if not settings.tasks:
-        fleet.problems.append("tasks: there are none")
+        fleet.problems.append(("tasks", "there are none"))
     return fleet
 
 
@@ -187,8 +194,11 @@ def _mapping(value: Any, what: str) -> Mapping[str, Any]:
 
 
 def _checked_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise MuscleError(f"a task needs a name of letters, digits and . _ + -, for its folder; it is {name!r}")
+    if not _NAME.fullmatch(name) or name in OF_ALL:
+        raise MuscleError(
+            f"a task needs a name of letters, digits and . _ + -, for its folder, and not {' or '.join(OF_ALL)}; "
+            f"it is {name!r}"
+        )
     return name
 
 
@@ -225,7 +235,8 @@ def _task(name: str, entry: dict[str, Any], fleet: Fleet) -> FleetTask:
     given = entry["old"]
     if fleet.lock is not None and "base" not in given:
         shipped, ancestors = fleet.lock.old_side(name)
-        old = asdict(shipped.side)
+        # What the file says of v1 is still there from the first update.
+        given, old = {}, asdict(shipped.side)
     budget = budget_of(entry.pop("budget", {}), "budget")
     if budget.empty:
         raise MuscleError("there is no budget, so nothing decides; set budget: {max_nfr: 5%}")
@@ -241,4 +252,5 @@ def _task(name: str, entry: dict[str, Any], fleet: Fleet) -> FleetTask:
         raise MuscleError("training.push_to_hub: a fleet publishes nothing; muscle-hf push what the lock ships")
     if not settings.compatibility:
         raise MuscleError("compatibility: false has no use in a fleet, which weighs the plain update against it")
-    return FleetTask(name, settings, budget, ancestors)
+    results = fleet.settings.results
+    return FleetTask(name, settings, budget, ancestors, results and f"{results.rstrip('/')}/{name}")

@@ -22,7 +22,7 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.predictions import Prediction
 from muscle_hf.evaluation.tasks import Task
 from muscle_hf.files import alone, read_json, write_json, write_text
-from muscle_hf.fleet.settings import FleetTask
+from muscle_hf.fleet.settings import CACHE, FleetTask
 from muscle_hf.metrics.intervals import Estimate
 from muscle_hf.pipeline.config import ModelSettings
 from muscle_hf.pipeline.interrupt import Interrupted
@@ -94,9 +94,8 @@ class Outcome:
         return self.generations[-1]
 
     @classmethod
-    def read(cls, file: Path) -> Outcome:
+    def of(cls, content: dict[str, Any]) -> Outcome:
         """From the file of a task that is done."""
-        content = read_json(file)["outcome"]
         generations = [Generation(**_with_estimates(entry)) for entry in content.pop("generations")]
         return cls(**_with_estimates(content), generations=generations)
 
@@ -148,7 +147,7 @@ def make_run(task: FleetTask, say: Callable[[str], None]) -> TaskRun:
     """
     settings = replace(task.settings, training={"disable_tqdm": True, **task.settings.training})
     run = TaskRun.of(settings, say)
-    run.shared_cache = task.folder.parent / "cache"
+    run.shared_cache = task.folder.parent / CACHE
     run.ancestors = [version.side for version in task.ancestors]
     kind = cast("Task", run.task)
     for place, side in enumerate(run.ancestors):
@@ -188,14 +187,17 @@ def decide(run: TaskRun, task: FleetTask) -> Outcome:
     passed = {name: gate.by_candidate[LABELS[name]] for name in (NEW, COMPAT)}
     shown = NEW if passed[NEW] == "pass" else COMPAT
     verdict = HOLD if passed[shown] != "pass" else SHIP_PLAIN if shown == NEW else SHIP_COMPATIBLE
+    if passed[COMPAT] == "fail" and passed[NEW] == "too little data":
+        shown = NEW  # which more items would let ship
     checks = [check for check in gate.checks if check.label == LABELS[shown]]
+    reason = next(check.message for check in checks if check.verdict == passed[shown])
     outcome = Outcome(
         task=task.name,
         metric=now.metric,
         kind=now.kind,
         items=now.items,
         verdict=verdict,
-        reason=next(check.message for check in checks if check.verdict == passed[shown]),
+        reason=f"{LABELS[shown]}: {reason}" if verdict == HOLD else reason,
         limit=task.budget.limit("max_nfr", now.name),
         undecided=verdict == HOLD and "too little data" in passed.values(),
         quality={OLD: now.accuracy_old, **{name: update.accuracy for name, update in _updates(now).items()}},
@@ -248,21 +250,20 @@ def read_state(task: FleetTask) -> dict[str, Any]:
 
     ``running`` is what a step is whose process was killed, too.
     """
-    file = task.folder / STATE_FILE
-    with contextlib.suppress(MuscleError):
-        content = read_json(file) if file.is_file() else {}
-        if content.get("key") == key_of(task):
-            return content["steps"]
-    return {}
+    return _of_now(task, STATE_FILE).get("steps", {})
 
 
 def outcome_of(task: FleetTask) -> Outcome | None:
     """What came out, if it did with the settings of now."""
-    file = task.folder / OUTCOME_FILE
+    content = _of_now(task, OUTCOME_FILE)
+    return Outcome.of(content["outcome"]) if content else None
+
+
+def _of_now(task: FleetTask, name: str) -> dict[str, Any]:
     with contextlib.suppress(MuscleError):
-        if file.is_file() and read_json(file)["key"] == key_of(task):
-            return Outcome.read(file)
-    return None
+        content = read_json(task.folder / name) if (task.folder / name).is_file() else {}
+        return content if content.get("key") == key_of(task) else {}
+    return {}
 
 
 @contextlib.contextmanager

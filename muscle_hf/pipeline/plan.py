@@ -26,6 +26,7 @@ GIB = 2**30
 # Dense bf16 of a present data-centre GPU (989 at the most), and the share of it that training of this kind reaches.
 FLOPS = 989e12
 UTILIZATION = 0.35
+ESTIMATES = f"Memory and time are estimates for GPUs of {FLOPS * UTILIZATION / 1e12:.0f} effective TFLOP/s."
 # Numbers that a layer keeps of each token for its backward pass, with fused attention, measured by
 # benchmarks/memory_estimate.py: multiples of d, by its norms (RMSNorm computes in float32) ...
 _KEPT_WIDTH = {"layer_norm": 10, "rms_norm": 8, "rms_norm_half": 14}
@@ -140,6 +141,11 @@ def size_of_config(name: str, config: PreTrainedConfig, lora: LoraSettings) -> M
 def size_of(side: ModelSettings, lora: LoraSettings) -> ModelSize:
     """:func:`size_of_config` of a side's base."""
     return size_of_config(side.base, config_of(side), lora)
+
+
+def sizes_of(settings: RunSettings) -> dict[str, ModelSize]:
+    """:func:`size_of` both sides."""
+    return {OLD: size_of(settings.old, settings.lora), NEW: size_of(settings.new, settings.lora)}
 
 
 def training_of(name: str, settings: RunSettings) -> dict[str, Any]:
@@ -289,8 +295,7 @@ def checkpoints_of(training: Mapping[str, Any], steps: int | None) -> int:
 def describe(run: Run, spread: Spread) -> str:
     """The plan of a run as text."""
     settings = run.settings
-    sizes = {OLD: size_of(settings.old, settings.lora), NEW: size_of(settings.new, settings.lora)}
-    lines = []
+    sizes, lines = sizes_of(settings), []
     for name, side in ((OLD, settings.old), (NEW, settings.new)):
         size = sizes[name]
         adapter = f"task adapter {side.adapter}" if side.adapter else f"LoRA of {_count(size.lora)}, to be trained"
@@ -310,7 +315,7 @@ def describe(run: Run, spread: Spread) -> str:
     lines.append(f"Disk: {disk} for adapters and checkpoints in {settings.output_dir}")
     if COMPAT in run.models:
         lines.append(f"Teachers: {run.teaching(spread.processes).why}")
-    lines.append(f"Memory and time are estimates for GPUs of {FLOPS * UTILIZATION / 1e12:.0f} effective TFLOP/s.")
+    lines.append(ESTIMATES)
     return "\n".join(lines)
 
 

@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from fleet_world import content, entry, rows_in, written
+from hub_server import Blob, Repo
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -21,13 +23,14 @@ from muscle_hf import demo
 from muscle_hf.cli.main import main
 from muscle_hf.errors import MuscleError
 from muscle_hf.fleet.checks import checked_runs
-from muscle_hf.fleet.lock import LOCK_FILE, Lock
-from muscle_hf.fleet.run import PAGE_FILE, run_fleet, status_of
+from muscle_hf.fleet.lock import LOCK_FILE, Lock, Version
+from muscle_hf.fleet.run import PAGE_FILE, chosen, run_fleet, status_of
 from muscle_hf.fleet.settings import load_fleet
 from muscle_hf.fleet.task import OUTCOME_FILE, TaskRun, outcome_of, read_state
+from muscle_hf.pipeline.config import ModelSettings
 from muscle_hf.record import file_sha256, read_provenance
 from muscle_hf.teachers.kinds import CAUSAL_LM
-from muscle_hf.teachers.loading import load_model
+from muscle_hf.teachers.loading import find_adapter, load_model
 from muscle_hf.teachers.pool import BasePool, keeping
 
 
@@ -56,6 +59,7 @@ def test_everything_wrong_is_told_at_once_and_nothing_is_run(tmp_path):
     tasks = [
         entry(rows, "twice"),
         entry(rows, "twice"),
+        entry(rows, "lacks-no-split"),
         entry(rows, "other-base", old={"adapter": str(foreign)}),
         entry(rows, "other-width", old={"adapter": str(narrow)}),
         missing,
@@ -63,20 +67,24 @@ def test_everything_wrong_is_told_at_once_and_nothing_is_run(tmp_path):
         entry(rows, "misspelt", lorra={"r": 4}),
         entry(rows, "no-budget", budget={"max_nfr": None}),
         entry(rows, "a/b"),
+        entry(rows, "cache"),
         "no mapping",
         entry(rows, "no-side", old="acme/adapter"),
         {"adapters": str(tmp_path / "nowhere" / "*"), "task": "trec"},
     ]
     fleet = load_fleet(written(tmp_path / "fleet.yaml", content(tmp_path / "out", *tasks)))
     with pytest.raises(MuscleError) as caught:
-        checked_runs(fleet, [task.name for task in fleet.tasks], quiet)
+        checked_runs(fleet, chosen(fleet), quiet)
     told = str(caught.value)
     for word in ("'twice'", "other-base: ", "other-width: ", "lacks-a-split: ", "too-few: ", "lorra", "no-budget: "):
         assert word in told
-    for word in ("'a/b'", "nowhere", str(demo.base("v2")), "holdout", "1.00%"):
+    for word in ("'a/b'", "nowhere", "'cache'", str(demo.base("v2")), "holdout", "1.00%"):
         assert word in told
-    assert told.count("\n  - ") == 11
+    assert told.count("\n  - ") == 12
     assert not (tmp_path / "out").exists()
+    assert list(checked_runs(fleet, chosen(fleet, ["lacks-no-split"]), quiet)) == ["lacks-no-split"]
+    with pytest.raises(MuscleError, match="lorra"):
+        checked_runs(fleet, chosen(fleet, ["misspelt"]), quiet)
 
 
 def test_a_pattern_is_a_task_for_each_adapter(tmp_path):
@@ -106,7 +114,22 @@ def test_a_collection_of_the_hub_is_a_pattern_too(hub, tmp_path):
     ]
     group["adapters"] = "collections/acme/none-0123"
     fleet = load_fleet(written(tmp_path / "fleet.yaml", content(tmp_path / "out", group)))
-    assert fleet.tasks == [] and "acme/none-0123" in fleet.problems[0]
+    assert fleet.tasks == [] and "acme/none-0123" in fleet.problems[0][1]
+
+
+def test_a_lock_pins_an_adapter_of_the_hub(hub, tmp_path):
+    folder = adapter_on(demo.base("v1"), tmp_path / "adapter")
+    files = {path.name: Blob(path.read_bytes(), path.suffix == ".safetensors") for path in folder.iterdir()}
+    repo = hub.repos["model", "acme/mail-v1"] = Repo("acme/mail-v1")
+    commit = repo.commit(files)
+    assert find_adapter("acme/mail-v1", None, {}).commit == commit
+    version = Version.of(ModelSettings(str(demo.base("v1")), adapter="acme/mail-v1"))
+    assert version.side.adapter_revision == commit
+    assert version.sha256 == file_sha256(folder / "adapter_model.safetensors")
+    repo.commit({**files, "adapter_model.safetensors": Blob(b"another one", True)})
+    version.check("mail")
+    with pytest.raises(MuscleError, match="SHA-256"):
+        replace(version, sha256="0" * 64).check("mail")
 
 
 # ---- Bases in memory ----
@@ -302,10 +325,10 @@ def test_the_next_update_starts_from_what_users_see_now(world, tmp_path):
 
     # The next base: the first one again, which is another one than v2.
     words = ["--update.old", str(moved / LOCK_FILE), "--update.new", str(demo.base("v1"))]
+    words += ["--old.adapter", "acme/what-the-file-said-of-the-first-one"]
     second = fleet_of(world, tmp_path / "v3", words)
-    assert [problem.startswith("chat:") for problem in second.problems] == [True]
+    assert [name for name, _ in second.problems] == ["chat"]
     assert second.tasks[0].settings.old.adapter == str(moved / "mail" / "muscle")
-    second.problems.clear()
     run_fleet(second, ["mail"], quiet)
     outcome = outcome_of(second.tasks[0])
     assert [generation.name for generation in outcome.generations] == ["v1", "v2"]
@@ -321,7 +344,7 @@ def test_the_next_update_starts_from_what_users_see_now(world, tmp_path):
     file = moved / "mail" / "muscle" / "adapter_model.safetensors"
     save_file({name: part + 1 for name, part in load_file(file).items()}, file)
     changed = fleet_of(world, tmp_path / "v4", words)
-    assert any("mail:" in problem and "SHA-256" in problem for problem in changed.problems)
+    assert any(name == "mail" and "SHA-256" in text for name, text in changed.problems)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import time
 import pytest
 from fleet_world import content, entry, rows_in, written
 
-from muscle_hf.fleet.cluster import OnRay, fetch, leave
+from muscle_hf.fleet.cluster import OnRay
 from muscle_hf.fleet.lock import LOCK_FILE, Lock
 from muscle_hf.fleet.run import run_fleet, status_of
 from muscle_hf.fleet.settings import load_fleet
@@ -27,11 +27,11 @@ def cluster():
     ray.shutdown()
 
 
-def two_tasks(folder, steps):
+def two_tasks(folder, steps, *words):
     rows = rows_in(folder / "rows")
     settings = content(folder / "v2", entry(rows, "mail"), entry(rows, "chat", 12))
     settings["defaults"]["training"]["max_steps"] = steps
-    return load_fleet(written(folder / "fleet.yaml", settings))
+    return load_fleet(written(folder / "fleet.yaml", settings), words)
 
 
 def kill_in(task, step, killed):
@@ -67,27 +67,11 @@ def test_a_worker_that_dies_in_a_step_costs_that_step_only(cluster, tmp_path):
 
 @pytest.mark.slow
 def test_machines_that_share_no_folder_share_a_url(cluster, tmp_path):
-    here = two_tasks(tmp_path, 1)
-    url = (tmp_path / "bucket").as_uri()
-    assert run_fleet(here, ["mail"], lambda text: None, OnRay(results=url)) in (0, 1, 3)
+    here = two_tasks(tmp_path, 1, "--results", (tmp_path / "bucket").as_uri())
+    assert run_fleet(here, ["mail"], lambda text: None, OnRay()) in (0, 1, 3)
     task = here.tasks[0]
     assert outcome_of(task) is not None and set(read_state(task)) == set(steps_of(task))
     one, other = (
         folder / "mail" / "muscle" / "adapter_model.safetensors" for folder in (tmp_path / "v2", tmp_path / "bucket")
     )
     assert one.read_bytes() == other.read_bytes()
-
-
-def test_only_what_is_new_travels(tmp_path):
-    folder, url = tmp_path / "task", (tmp_path / "bucket").as_uri()
-    for name in ("old/adapter.bin", "old/checkpoint-3/state", ".lock", "note"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(name)
-    os.utime(folder / "note", (1, 1))
-    leave(folder, url, "task", time.time() - 60)
-    fetch(url, "task", tmp_path / "back")
-    fetch(url, "another", tmp_path / "nothing")
-    assert [p.relative_to(tmp_path / "back").as_posix() for p in (tmp_path / "back").rglob("*") if p.is_file()] == [
-        "old/adapter.bin"
-    ]
-    assert not (tmp_path / "nothing").exists()
