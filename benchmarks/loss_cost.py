@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from muscle_hf.objective import Objective
-from muscle_hf.objective.chunked import Stream, chunk_rows, chunked_terms
+from muscle_hf.objective.chunked import Chunks, Stream, chunk_rows
 
 VOCABULARY, WIDTH, TOKENS = 128_256, 2048, 512
 MEMORY_WIDTH, MEMORY_TOKENS = 64, {"naive": (256, 512), "chunked": (512, 8192), "liger": (512,)}
@@ -91,8 +91,8 @@ class Case:
         old = Stream(self.hidden[1], lambda states: logits_of(states, self.old_head))
         rows = torch.zeros(len(own), dtype=torch.int64, device=own.device)
         size = chunk_rows(len(self.new_head), own.device)
-        streams = Stream(own, head), old, Stream(self.hidden[2], head)
-        terms = chunked_terms(Objective(), *streams, self.labels, rows, chunk_size=size, fast=fast)
+        streams = {"student": Stream(own, head), "old": old, "new": Stream(self.hidden[2], head)}
+        terms = Chunks(Objective(), self.labels, rows, size, fast=fast).terms(streams)
         terms.loss.sum().backward()
         return own.grad
 

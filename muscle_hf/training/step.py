@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.objective import Objective, TokenTerms
-from muscle_hf.objective.chunked import Stream, chunk_rows, chunked_terms, chunked_weights
+from muscle_hf.objective.chunked import Chunks, Stream, chunk_rows
 from muscle_hf.teachers import Teacher
 from muscle_hf.teachers.batch import Batch
 from muscle_hf.teachers.head import Head, HeadNotApart, count_parameters
@@ -114,22 +114,15 @@ class Step:
         streams = {"student": student}
         read = objective.reads | ({"new"} if self._leans_on_new and "old" in objective.reads else set())
         streams |= {role: self._targets(role, cut) for role in read - {"student"}}
-        about = {
-            "labels": cut.targets,
-            "sequence_ids": cut.sequences,
-            "labelled": cut.labelled,
-            "silent": self._silent(cut),
-            "chunk_size": size,
-            "inspect": inspect,
-        }
-        weights = None
+        tokens = cut.targets, cut.sequences, size, cut.labelled, self._silent(cut), inspect
+        chunks, weights = Chunks(objective, *tokens), None
         if skip and size is not None and self._looks_first(objective, cut):
-            weights = chunked_weights(objective, streams, **about)
+            weights = chunks.weights(streams)
         for role in self.sources.keys() - streams.keys():
             asked = ["old", "new"] if role == "new" and self._leans_on_new else [role]
             needed = None if weights is None else _rows_that_need(asked, weights, cut)
             streams[role] = self._targets(role, cut, needed)
-        return outputs, chunked_terms(objective, **streams, weights=weights, **about)
+        return outputs, chunks.terms(streams, weights)
 
     def teacher_logits(self, role: str, batch: Batch) -> Iterator[Tensor]:
         """A teacher's own logits of the trained tokens, (n, V), a few tokens at a time, whatever its temperature."""

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from muscle_hf.objective import MASK_NAMES, MASKS, Objective, TokenTerms, resolve_mask
-from muscle_hf.objective.chunked import Stream, chunk_rows, chunked_terms, chunked_weights
+from muscle_hf.objective.chunked import Chunks, Stream, chunk_rows
 from muscle_hf.objective.divergence import DIVERGENCES, Divergence
 from muscle_hf.objective.objective import BLENDS
 from muscle_hf.teachers.head import Head
@@ -64,12 +64,10 @@ def plain(objective, streams, labels, sequences, labelled=None):
     return terms, hidden.grad
 
 
-def chunked(objective, streams, labels, sequences, chunk_size, **options):
+def chunked(objective, streams, labels, sequences, chunk_size, weights=None, **options):
     hidden = streams["student"].hidden.detach().clone().requires_grad_()
-    student = Stream(hidden, streams["student"].head)
-    terms = chunked_terms(
-        objective, student, streams["old"], streams["new"], labels, sequences, chunk_size=chunk_size, **options
-    )
+    streams = {**streams, "student": Stream(hidden, streams["student"].head)}
+    terms = Chunks(objective, labels, sequences, chunk_size, **options).terms(streams, weights)
     terms.loss.sum().backward()
     return terms, hidden.grad
 
@@ -170,7 +168,7 @@ def test_a_token_weighted_afterwards_gets_its_own_gradient():
             logits = [streams[n].head(streams[n].hidden) for n in ("student", "old", "new")]
             terms = Objective()(*logits, *case[1:])
         else:
-            terms = chunked_terms(Objective(), *streams.values(), *case[1:], chunk_size=5)
+            terms = Chunks(Objective(), *case[1:], 5).terms(streams)
         (terms.loss * weights).sum().backward()
         grads.append(hidden.grad)
     torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
@@ -190,7 +188,7 @@ def test_weights_found_beforehand_change_nothing(mask, labelled):
     objective = Objective(mask=resolve_mask(mask), transfer_mask=resolve_mask("more_confident_sequence"))
     case = world(7, 33, 13)
     labelled = None if labelled else case[2] > 1
-    weights = chunked_weights(objective, *case, 5, labelled=labelled)
+    weights = Chunks(objective, *case[1:], 5, labelled=labelled).weights(case[0])
     got = chunked(objective, *case, 8, weights=weights, labelled=labelled)
     assert_same(got, plain(objective, *case, labelled), 1e-12)
 
@@ -232,9 +230,7 @@ def test_no_gradient_is_made_where_none_is_wanted():
     calls = []
     watched = Stream(streams["student"].hidden, lambda h: calls.append(h.requires_grad) or streams["student"].head(h))
     with torch.no_grad():
-        terms = chunked_terms(
-            Objective(), watched, streams["old"], streams["new"], labels, sequences, chunk_size=chunk_rows(11)
-        )
+        terms = Chunks(Objective(), labels, sequences, chunk_rows(11)).terms({**streams, "student": watched})
     assert calls == [False]
     assert not terms.loss.requires_grad
 
@@ -266,9 +262,7 @@ def test_half_precision_is_as_near_as_the_plain_way(dtype):
             logits = [stream.head(stream.hidden) for stream in parts.values()]
             terms = Objective(compatibility_weight=0.5)(*logits, labels, sequences)
         else:
-            terms = chunked_terms(
-                Objective(compatibility_weight=0.5), **parts, labels=labels, sequence_ids=sequences, chunk_size=7
-            )
+            terms = Chunks(Objective(compatibility_weight=0.5), labels, sequences, 7).terms(parts)
         (terms.loss.sum() * 512).backward()
         assert hidden.grad.dtype is dtype
         errors[way] = ((hidden.grad.double() / 512 - exact).norm() / exact.norm()).item()
@@ -287,9 +281,8 @@ def test_small_gradients_survive_a_head_that_autocast_runs_in_float16():
     for autocast in (contextlib.nullcontext, lambda: torch.autocast("cpu", torch.float16)):
         head, student = Head(model, autocast), hidden.clone().requires_grad_()
         other = Stream(teacher, head)
-        terms = chunked_terms(
-            Objective(mask=MASKS["always_new"]), Stream(student, head), other, other, labels, sequences, chunk_size=8
-        )
+        streams = {"student": Stream(student, head), "old": other, "new": other}
+        terms = Chunks(Objective(mask=MASKS["always_new"]), labels, sequences, 8).terms(streams)
         (terms.loss.mean() * 2.0**16).backward()
         gradients.append(student.grad)
     exact, found = gradients

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muscle_hf.objective import Objective, TokenTerms, resolve_mask
-from muscle_hf.objective.chunked import Stream, chunked_terms
+from muscle_hf.objective.chunked import Chunks, Stream
 from muscle_hf.objective.whole_answers import FLOOR, AnswerStream, ChoiceStream, along_choices
 
 V = 9
@@ -45,9 +45,7 @@ def evaluated(streams, tokens, rows, spoken, chunk, hidden=None, **settings):
     else:
         student = replace(streams["student"], hidden=hidden)
     silent = torch.stack([~spoken, torch.zeros_like(spoken)], dim=-1)
-    terms = chunked_terms(
-        objective, student, streams["old"], streams["new"], tokens, rows, chunk_size=chunk, silent=silent
-    )
+    terms = Chunks(objective, tokens, rows, chunk, silent=silent).terms({**streams, "student": student})
     terms.loss.sum().backward()
     return terms, hidden.grad
 
@@ -121,7 +119,8 @@ def test_extreme_likelihoods_stay_finite(old, gap):
     leaf = torch.tensor([[0.0, gap]], requires_grad=True)
     new = Stream(leaf.detach(), None)
     objective = Objective(mask=resolve_mask("always_old"))
-    terms = chunked_terms(objective, Stream(leaf, None), stream, new, tokens, first, chunk_size=None)
+    streams = {"student": Stream(leaf, None), "old": stream, "new": new}
+    terms = Chunks(objective, tokens, first, None).terms(streams)
     terms.loss.sum().backward()
     assert bool(torch.isfinite(terms.loss).all()) and float(leaf.grad.abs().max()) <= 1.01
 
