@@ -27,6 +27,7 @@ from muscle_hf.objective.divergence import kl_and_slope, kl_divergence
 from muscle_hf.pipeline.config import load_settings
 from muscle_hf.pipeline.run import make_run
 from muscle_hf.pipeline.steps import hush
+from muscle_hf.training.step import make_step
 
 SEED = 0
 ROOT = Path(__file__).parents[1]
@@ -116,7 +117,7 @@ def trained(runs: Path, epochs: int) -> list[str]:
         stores = [source.store for source in trainer._step.sources.values()]
         size = sum(file.stat().st_size for store in stores for file in store.folder.glob("rows-*")) / 1e6
         trainer.args.teacher_cache_top_k = None
-        trainer._step = trainer._make_step()
+        trainer._step = make_step(trainer)
         lines.append(f"| {'hidden states' if k is None else f'top {k}'} | {size:.1f} | {figures(trainer)} |")
         print(lines[-1], flush=True)
     return lines

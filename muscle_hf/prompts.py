@@ -31,7 +31,6 @@ from muscle_hf.served.server import Server
 from muscle_hf.served.teacher import ServedTeacher
 from muscle_hf.teachers import Teacher
 from muscle_hf.teachers.recorded import RecordedTeacher, require_known
-from muscle_hf.teachers.weights import content_hash
 from muscle_hf.training.data import encode_answers
 from muscle_hf.training.transfer_rows import AnsweredRows, Models
 
@@ -233,11 +232,7 @@ def _weights_hash(models: Models, name: str) -> str:
     if name.startswith("student"):
         # Of the run; what an earlier run left behind is removed when training starts.
         return str(models.seed)
-    teacher = models.teachers[name]
-    base, adapter = teacher.known_hashes or (
-        content_hash(teacher.base_weights().items()),
-        content_hash(teacher.adapter_weights().items()),
-    )
+    base, adapter = models.teachers[name].hashes({})
     return f"{base} {adapter}"
 
 

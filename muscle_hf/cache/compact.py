@@ -7,7 +7,7 @@ distributions is never above the true one (data processing inequality), and equa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.objective import Objective
 from muscle_hf.objective.chunked import Stream, chunk_rows
 
 # Stands for the log of no probability at all: what is kept has to be finite.
@@ -143,3 +144,22 @@ class CompactStream(Stream):
     def logits(self, rows: slice | Tensor, student: Tensor | None = None, chosen: Tensor | None = None) -> Tensor:
         own = cast("Tensor", student)
         return self.form.logits(self.hidden[rows], own if chosen is None else own[chosen])
+
+
+def require_kl_alone(objective: Objective, reads: Iterable[str], what: str, remedy: str) -> None:
+    """Refuse an objective that needs more of a teacher than its likeliest tokens and the rest as one.
+
+    Args:
+        objective: What is trained.
+        reads: Whose logits its masks read, of those that are known so.
+        what: Is kept, and by what.
+        remedy: What to do instead.
+
+    Raises:
+        MuscleError: It does.
+    """
+    if set(reads) - {"student"} or objective.divergence != "kl" or objective.blend == "logits":
+        raise MuscleError(
+            f"{what}, which are enough for the KL, but not for masks that read a teacher's logits, logit_difference, "
+            f"or blended logits; {remedy}"
+        )

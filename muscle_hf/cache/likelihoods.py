@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from muscle_hf.cache.keys import TEXT_RULES, KeyRules, row_keys
+from muscle_hf.cache.source import InFront, Known
 from muscle_hf.cache.store import RowStore
 from muscle_hf.objective.chunked import Stream, chunk_rows
 from muscle_hf.objective.divergence import label_log_likelihood
 from muscle_hf.objective.masks import widest_float
 from muscle_hf.objective.whole_answers import AnswerStream
 from muscle_hf.teachers.batch import Batch
-from muscle_hf.teachers.head import Head
+from muscle_hf.teachers.kinds import kind_of
 from muscle_hf.teachers.teacher import Teacher
 
 VARIANT = "answers"
@@ -26,25 +27,22 @@ _COLUMN = "log_likelihood"
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """What is known of a batch.
-
+class _KnownAnswers(Known):
+    """
     Args:
-        batch: Which.
-        read: Its answers in the teacher's own tokens.
+        read: The batch's answers in the teacher's own tokens.
         spoken: Rows whose answers it can read, (B,), boolean.
         keys: Of each row.
         numbers: (B,), on the CPU; nan where one is missing.
     """
 
-    batch: Batch
     read: Batch
     spoken: Tensor
     keys: list[bytes | None]
     numbers: Tensor
 
 
-class AnswerLikelihoods:
+class AnswerLikelihoods(InFront[_KnownAnswers]):
     """A teacher's log-likelihood of each row's answer (X4), in place of all that it says there.
 
     Its body sees a row once; four bytes are kept of it.
@@ -55,49 +53,43 @@ class AnswerLikelihoods:
     """
 
     def __init__(self, teacher: Teacher, open_store: Callable[[], RowStore]):
-        self.teacher, self._open_store = teacher, open_store
-        self._kept: _Kept | None = None
-        self._rules: KeyRules | None = None
+        super().__init__(teacher)
+        self._open_store = open_store
 
     @cached_property
     def store(self) -> RowStore:
         """The numbers that are known already."""
         return self._open_store()
 
-    @property
-    def head(self) -> Head | None:
-        """The teacher's."""
-        return self.teacher.head
+    @cached_property
+    def _rules(self) -> KeyRules:
+        models = self.teacher.models
+        return replace(KeyRules.of(models[0], kind_of(models[0])) if models else TEXT_RULES, spells=True)
 
-    def prepare(self, batch: Batch) -> _Kept:
-        """Look up what is known of a batch, ahead of :meth:`targets` and :meth:`work`."""
-        if self._kept is None or self._kept.batch is not batch:
-            batch.require_apart("the log-likelihoods of whole answers")
-            answers = batch.answers()
-            read = self.teacher.spelling(answers)
-            spoken = torch.zeros(len(batch), dtype=torch.bool, device=read.rows.device).index_fill_(0, read.rows, True)
-            if (unread := self.teacher.silent(answers)) is not None:
-                spoken = spoken.index_fill(0, answers.rows[unread], False)
-            keys, numbers = self._keys(read), torch.zeros(len(batch)).masked_fill(spoken.cpu(), torch.nan)
-            for row, found in enumerate(self.store.get_rows(keys)):
-                if found is not None:
-                    numbers[row] = found[_COLUMN][0]
-            self._kept = _Kept(batch, read, spoken, keys, numbers)
-        return self._kept
+    def _look_up(self, batch: Batch) -> _KnownAnswers:
+        batch.require_apart("the log-likelihoods of whole answers")
+        answers = batch.answers()
+        read = self.teacher.spelling(answers)
+        spoken = torch.zeros(len(batch), dtype=torch.bool, device=read.rows.device).index_fill_(0, read.rows, True)
+        if (unread := self.teacher.silent(answers)) is not None:
+            spoken = spoken.index_fill(0, answers.rows[unread], False)
+        keys, numbers = self._keys(read), torch.zeros(len(batch)).masked_fill(spoken.cpu(), torch.nan)
+        for row, found in enumerate(self.store.get_rows(keys)):
+            if found is not None:
+                numbers[row] = found[_COLUMN][0]
+        return _KnownAnswers(batch, numbers.isnan(), read, spoken, keys, numbers)
 
     def targets(self, batch: Batch, needed: Tensor | None = None) -> Stream:
-        """As :meth:`~muscle_hf.teachers.teacher.Teacher.targets`."""
-        kept = self.prepare(batch)
-        missing, numbers = kept.numbers.isnan(), kept.numbers
-        if needed is not None:
-            missing &= needed.cpu()
+        known = self.prepare(batch)
+        missing = known.missing if needed is None else known.missing & needed.cpu()
+        numbers = known.numbers
         if bool(missing.any()):
-            numbers = torch.where(missing, self._computed(kept.read.trimmed(), missing), numbers)
+            numbers = torch.where(missing, self._computed(known.read.trimmed(), missing), numbers)
             fresh = (missing & numbers.isfinite()).nonzero().squeeze(-1).tolist()
             columns = [{_COLUMN: numbers[row : row + 1]} for row in fresh]
-            self.store.put_rows([kept.keys[row] for row in fresh], columns)
-        known = numbers.to(batch.labels.device)[batch.rows]
-        return AnswerStream(known, None, batch.own_tokens, batch.rows, self._spoken(batch))
+            self.store.put_rows([known.keys[row] for row in fresh], columns)
+        of_tokens = numbers.to(batch.labels.device)[batch.rows]
+        return AnswerStream(of_tokens, None, batch.own_tokens, batch.rows, self._spoken(batch))
 
     def _computed(self, read: Batch, missing: Tensor) -> Tensor:
         """The numbers of some rows, (B,), float32 on the CPU."""
@@ -113,12 +105,8 @@ class AnswerLikelihoods:
                 sums.index_add_(0, rows[few], said.to(sums))
         return sums.float().cpu()
 
-    def work(self, batch: Batch) -> float:
-        """As :meth:`~muscle_hf.teachers.teacher.Teacher.work`, of the rows that are not known."""
-        return self.teacher.work(batch) * float(self.prepare(batch).numbers.isnan().float().mean())
-
     def silent(self, batch: Batch) -> Tensor | None:
-        """Tokens that are of no answer, or of one that the teacher cannot read."""
+        # Of no answer, or of one that the teacher cannot read.
         spoken = self._spoken(batch)
         return None if bool(spoken.all()) else ~spoken
 
@@ -126,14 +114,11 @@ class AnswerLikelihoods:
         return batch.of_answers & self.prepare(batch).spoken[batch.rows]
 
     def flush(self) -> None:
-        """Write to the disk what is only in memory."""
         if "store" in vars(self):
             self.store.flush()
 
     def _keys(self, read: Batch) -> list[bytes | None]:
         """Of each row: what the teacher reads, and which tokens of it are the answer."""
-        known = self._rules or (KeyRules.of(self.teacher.model, read.kind) if self.teacher.models else TEXT_RULES)
-        self._rules = replace(known, spells=True)
         keys: list[bytes | None] = [None] * len(read)
         for part in row_keys(read.inputs, read.labels, self._rules):
             keys[part.row] = part.key

@@ -78,9 +78,6 @@ class CachedTeacher(Teacher):
             base_of(self._loaded.model).set_output_embeddings(self._own_head.module)
         return self._loaded
 
-    def logits(self, inputs: Mapping[str, Any]) -> Tensor:
-        return self.loaded().logits(inputs)
-
     def whole(self) -> Teacher:
         """The whole teacher, to look at its weights: not placed and not kept where it was not loaded before."""
         return self._load() if self._loaded is None else self._loaded
@@ -91,8 +88,7 @@ class CachedTeacher(Teacher):
     def base_weights(self) -> dict[str, Tensor]:
         return self.loaded().base_weights()
 
-    @property
-    def known_hashes(self) -> tuple[str, str | None]:
+    def hashes(self, known: dict[Any, str]) -> tuple[str, str | None]:
         adapter = self.fingerprint.content["adapter"]
         return self.fingerprint.content["base_sha256"], adapter and adapter["sha256"]
 

@@ -198,11 +198,11 @@ class Chunks:
             beside = {name: streams[name].logits(rows) for one in read.values() if (name := one.leans)}
             logits = {name: one.logits(rows, beside.get(one.leans or "")) for name, one in read.items()}
             self._show_broken(logits, rows)
-            of_all = *(logits.get(name) for name in ("student", "old", "new")), self.labels[rows]
+            student, old, new = (logits.get(name) for name in ("student", "old", "new"))
             if per_token is None:
-                found.append(mask(*of_all, self.sequence_ids[rows]).to(nothing))
+                found.append(mask(student, old, new, self.labels[rows], self.sequence_ids[rows]).to(nothing))
             else:
-                found.append(per_token(*of_all))
+                found.append(per_token(student, old, new, self.labels[rows]))
         joined = torch.cat(found)
         if per_sequence is None:
             return joined

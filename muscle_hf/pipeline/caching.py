@@ -12,7 +12,6 @@ from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
 
 from muscle_hf.cache import CachePlan, KeyRules, build_cache
-from muscle_hf.cache.likelihoods import AnswerLikelihoods
 from muscle_hf.errors import MuscleError
 from muscle_hf.pipeline.config import RunSettings
 from muscle_hf.pipeline.run import make_run
@@ -21,7 +20,7 @@ from muscle_hf.served.teacher import ServedTeacher
 from muscle_hf.teachers import Teacher
 from muscle_hf.teachers.batch import Batch
 from muscle_hf.trainer import MuscleTrainer
-from muscle_hf.training.sides import open_likelihoods
+from muscle_hf.training.caches import answers_in_front
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ def _fill_from_server(trainer: MuscleTrainer, teacher: ServedTeacher) -> Cached:
 def _fill_numbers(trainer: MuscleTrainer, teacher: Teacher, folder: str | os.PathLike, batch_size: int) -> Cached:
     """Of each row's answer the teacher's log-likelihood alone, where no more of it is followed."""
     accelerator, plans = trainer.accelerator, []
-    numbers = AnswerLikelihoods(teacher, lambda: open_likelihoods(trainer, folder))
+    numbers = answers_in_front(trainer, folder)
     rank, processes = accelerator.process_index, accelerator.num_processes
     for name, rows, collate in _datasets(trainer):
         before = len(numbers.store)

@@ -17,10 +17,9 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from muscle_hf.cache.build import CachePlan, plan_cache
-from muscle_hf.cache.compact import NOTHING, CompactStream, TopTokens
+from muscle_hf.cache.compact import NOTHING, CompactStream, TopTokens, require_kl_alone
 from muscle_hf.cache.fingerprint import Fingerprint
 from muscle_hf.cache.keys import TEXT_RULES, SequenceKey, row_keys
-from muscle_hf.cache.opening import require_kl_alone
 from muscle_hf.cache.shards import Column, Row
 from muscle_hf.cache.store import RowStore
 from muscle_hf.errors import MuscleError
@@ -30,8 +29,8 @@ from muscle_hf.served.logprobs import LogProbs, ServedModel
 from muscle_hf.served.server import Server
 from muscle_hf.teachers.batch import Batch, sequences_of
 from muscle_hf.teachers.elsewhere import TeacherElsewhere
+from muscle_hf.teachers.forward import MEDIA_INPUTS
 from muscle_hf.teachers.kinds import CAUSAL_LM, ModelKind
-from muscle_hf.teachers.teacher import MEDIA_INPUTS
 from muscle_hf.teachers.tokenizers import vocabulary_hash
 
 if TYPE_CHECKING:
@@ -249,8 +248,7 @@ class ServedTeacher(TeacherElsewhere):
         served = {"name": self.server.model, "on_hub": False, "sha256": self.fingerprint.digest}
         return {"base": {**unknown, **served}, "adapter": None}
 
-    @property
-    def known_hashes(self) -> tuple[str, str | None]:
+    def hashes(self, known: dict[Any, str]) -> tuple[str, str | None]:
         return self.fingerprint.digest, None
 
     def __repr__(self) -> str:

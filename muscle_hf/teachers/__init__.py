@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "ModelKind": "kinds",
         "ModelTeacher": "teacher",
         "Teacher": "teacher",
-        "TeacherOutputError": "teacher",
+        "TeacherOutputError": "forward",
         "kind_of": "kinds",
         "load_task_model": "loading",
         "make_student": "roles",

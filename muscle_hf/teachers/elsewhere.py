@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.batch import Batch
@@ -36,9 +35,6 @@ class TeacherElsewhere(Teacher):
 
     def answering(self) -> contextlib.AbstractContextManager[nn.Module]:
         return contextlib.nullcontext(self.model)
-
-    def logits(self, inputs: Mapping[str, Any]) -> Tensor:
-        return self.model(**inputs)
 
     def open_head(self, *_: Any) -> None:
         """It has none here."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
@@ -18,31 +17,56 @@ from muscle_hf.compat.peft import active_adapter
 from muscle_hf.errors import MuscleError
 from muscle_hf.objective.chunked import Stream
 from muscle_hf.teachers.adapters import adapter_parameters, frozen_view, keep_quantized_trainable
-from muscle_hf.teachers.batch import IGNORED, LABEL_KEYS, Batch
+from muscle_hf.teachers.batch import Batch
+from muscle_hf.teachers.forward import logits_of
 from muscle_hf.teachers.head import Head, HeadNotApart, count_parameters
-from muscle_hf.teachers.kinds import SEQ2SEQ_LM, kind_of
 from muscle_hf.teachers.sharding import give_padding_token, is_sharded, to_device
 from muscle_hf.teachers.weights import base_of, base_weights, content_hash
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from transformers import PreTrainedModel
 
     from muscle_hf.teachers.reading import Reader
 
 logger = logging.get_logger(__name__)
 
-# What Trainer adds for fused loss kernels, which give no logits to compare.
-_KERNEL_KEYS = frozenset({"skip_logits"})
-MEDIA_INPUTS = ("pixel_values", "image_patches", "input_features", "input_values")
+
+class Source(ABC):
+    """What says something of the trained tokens of a batch: a teacher, or a cache in front of one.
+
+    Attributes:
+        head: The teacher's output head, where that is called apart from its body, on a few tokens at a time.
+    """
+
+    head: Head | None = None
+
+    @abstractmethod
+    def targets(self, batch: Batch, needed: Tensor | None = None) -> Stream:
+        """What it says of the N trained tokens of a batch.
+
+        Args:
+            batch: On the device.
+            needed: (B,), boolean: the rows with a token that follows this teacher; by default all. Of the others the
+                stream holds anything.
+        """
+
+    @abstractmethod
+    def silent(self, batch: Batch) -> Tensor | None:
+        """Trained tokens of which it says nothing, (N,), boolean; None if there are none. Runs no model."""
+
+    @abstractmethod
+    def work(self, batch: Batch) -> float:
+        """What :meth:`targets` of all rows would compute: the body's parameters times positions."""
+
+    def prepare(self, batch: Batch) -> Any:  # noqa: B027
+        """Begin with what can be done for a batch while the device computes."""
+
+    def flush(self) -> None:  # noqa: B027
+        """Write to the disk what is to be kept and is only in memory."""
 
 
-class TeacherOutputError(MuscleError):
-    """A teacher gave logits that are nan or infinite."""
-
-
-class Teacher(ABC):
-    """A frozen task model, old (v1) or new (v2): a source of targets for the trained tokens of a batch.
+class Teacher(Source):
+    """A frozen task model, old (v1) or new (v2).
 
     Args:
         role: ``old`` or ``new``.
@@ -50,7 +74,6 @@ class Teacher(ABC):
     Attributes:
         source: What its adapter was loaded from, a folder or Hub id; None if it was given in memory.
         revision: The revision of ``source``.
-        head: Its output head, where that is called apart from its body, on a few tokens at a time.
         on_students_base: Whether it is another adapter of the student's own model.
         reader: How it reads rows that are in another tokenizer's ids; None where they are in its own.
         tokenizer: Its own, to ask it with; None where that of the rows is meant.
@@ -66,20 +89,12 @@ class Teacher(ABC):
         self.role = role
         self.source: str | None = None
         self.revision: str | None = None
-        self.head: Head | None = None
         self.reader: Reader | None = None
         self.tokenizer: Any = None
 
     # ---- What it says of a batch ----
 
     def targets(self, batch: Batch, needed: Tensor | None = None) -> Stream:
-        """What it says of the N trained tokens of a batch.
-
-        Args:
-            batch: On the device.
-            needed: (B,), boolean: the rows with a token that follows this teacher; by default all. Of the others the
-                stream holds anything.
-        """
         return self.stream(batch, self.states(self.reading(batch), needed))
 
     def reading(self, batch: Batch) -> Batch:
@@ -101,7 +116,6 @@ class Teacher(ABC):
         return self.reader is not None and self.reader.foreign
 
     def silent(self, batch: Batch) -> Tensor | None:
-        """Trained tokens of which it says nothing, (N,), boolean; None if there are none. Runs no model."""
         return None if self.reader is None else self.reader.silent(batch)
 
     def states(self, batch: Batch, needed: Tensor | None = None) -> Tensor:
@@ -126,7 +140,6 @@ class Teacher(ABC):
         return self.logits(inputs)
 
     def work(self, batch: Batch) -> float:
-        """What :meth:`targets` of all rows would compute: the body's parameters times positions."""
         return self._body_size * self.reading(batch).labels.numel()
 
     @cached_property
@@ -134,22 +147,16 @@ class Teacher(ABC):
         head = 0 if self.head is None else count_parameters(self.head.module)
         return count_parameters(base_of(self.model)) - head
 
-    def prepare(self, batch: Batch) -> None:  # noqa: B027
-        """Begin with what can be done for a batch while the device computes."""
-
-    def begin(self, *, answers_alone: bool) -> None:  # noqa: B027
+    def begin(self, *, answers_alone: bool) -> None:
         """Make sure, before training, that it can be asked.
 
         Args:
             answers_alone: Whether only :meth:`log_likelihoods` are.
         """
 
-    def flush(self) -> None:  # noqa: B027
-        """Write to the disk what is to be kept and is only in memory."""
-
     # ---- Its model ----
 
-    def place(self, accelerator: Accelerator, tokenizer: Any) -> None:  # noqa: B027
+    def place(self, accelerator: Accelerator, tokenizer: Any) -> None:
         """Put a base of its own on the student's device and in its precision.
 
         Args:
@@ -157,7 +164,7 @@ class Teacher(ABC):
             tokenizer: Names the padding token, for a model that knows none.
         """
 
-    def shard(self, accelerator: Accelerator) -> None:  # noqa: B027
+    def shard(self, accelerator: Accelerator) -> None:
         """Shard a base of its own over the processes, where the student is (FSDP, ZeRO-3)."""
 
     @abstractmethod
@@ -169,9 +176,10 @@ class Teacher(ABC):
     def adapter(self) -> str | None:
         """The teacher's adapter in its model; None if that has none."""
 
-    @abstractmethod
     def logits(self, inputs: Mapping[str, Any]) -> Tensor:
         """Logits for a batch: (B, L, V), or (B, C) for sequence classification; no gradient."""
+        with self.answering() as model:
+            return logits_of(model, inputs)
 
     @property
     @abstractmethod
@@ -230,17 +238,18 @@ class Teacher(ABC):
         from muscle_hf.teachers.identity import describe_base
 
         base = base_of(self.model)
-        base_hash, adapter_hash = self.known_hashes or self._hashed(hashes)
+        base_hash, adapter_hash = self.hashes(hashes)
         adapter = {"name": public_name(self.source), "revision": self.revision, "sha256": adapter_hash}
         read = {} if self.reader is None else {"reading": self.reader.share}
         return {"base": describe_base(base, base_hash), "adapter": adapter if adapter_hash else None, **read}
 
-    def _hashed(self, hashes: dict[Any, str]) -> tuple[str, str | None]:
+    def hashes(self, known: dict[Any, str]) -> tuple[str, str | None]:
+        """Content hashes of base and adapter, None without one; ``known`` as :meth:`describe` takes it."""
         weights, adapter = self.base_weights(), self.adapter_weights()
         content = id(base_of(self.model)), frozenset(weights)
-        if content not in hashes:
-            hashes[content] = content_hash(weights.items())
-        return hashes[content], content_hash(adapter.items()) if adapter else None
+        if content not in known:
+            known[content] = content_hash(weights.items())
+        return known[content], content_hash(adapter.items()) if adapter else None
 
     def adapter_weights(self) -> dict[str, Tensor]:
         """The weights of the teacher's adapter by name; empty if it has none."""
@@ -253,11 +262,6 @@ class Teacher(ABC):
     def whole(self) -> Teacher:
         """The teacher with all of its weights, to look at these."""
         return self
-
-    @property
-    def known_hashes(self) -> tuple[str, str | None] | None:
-        """Content hashes of base and adapter, where they are known without reading the weights."""
-        return None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(role={self.role!r}, base={type(base_of(self.model)).__name__})"
@@ -288,10 +292,6 @@ class AdapterTeacher(Teacher):
     @property
     def model(self) -> PeftModel:
         return self._model
-
-    def logits(self, inputs: Mapping[str, Any]) -> Tensor:
-        with self.answering() as model:
-            return _forward(model, inputs)
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[PeftModel]:
@@ -335,10 +335,6 @@ class ModelTeacher(Teacher):
     def model(self) -> nn.Module:
         return self._model
 
-    def logits(self, inputs: Mapping[str, Any]) -> Tensor:
-        with self.answering() as model:
-            return _forward(model, inputs)
-
     @contextlib.contextmanager
     def answering(self) -> Iterator[nn.Module]:
         with torch.no_grad(), self.autocast():
@@ -358,86 +354,3 @@ class ModelTeacher(Teacher):
     @property
     def adapter(self) -> str | None:
         return active_adapter(self._model) if isinstance(self._model, PeftModel) else None
-
-
-def _forward(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-    base = base_of(model)
-    prepared = without_labels(base, inputs)
-    accepted = inspect.signature(base.forward).parameters
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
-        # The old model may take fewer inputs than the student (token_type_ids, say).
-        prepared = {key: value for key, value in prepared.items() if key in accepted}
-    return kind_of(base).logits_of(model(**prepared))
-
-
-def without_labels(base: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs of a forward pass that computes logits and no loss.
-
-    Args:
-        base: The model without its adapter wrapper.
-        inputs: A batch as the collator made it; seq2seq labels become decoder inputs where these are missing.
-
-    Raises:
-        MuscleError: There are images or sound, which the model does not take.
-    """
-    prepared = {key: value for key, value in inputs.items() if key not in LABEL_KEYS | _KERNEL_KEYS}
-    decoder_inputs = {"decoder_input_ids", "decoder_inputs_embeds"}
-    if kind_of(base) is SEQ2SEQ_LM and "labels" in inputs and not decoder_inputs & prepared.keys():
-        prepared["decoder_input_ids"] = made = _shifted_right(base, inputs["labels"])
-        if base.config.model_type == "encoder-decoder":
-            # The one model that does not look at places of its decoder where nothing is trained.
-            prepared.setdefault("decoder_attention_mask", made.ne(base.config.pad_token_id).to(made.dtype))
-    accepted = inspect.signature(base.forward).parameters
-    unseen = [name for name in prepared if name.startswith(MEDIA_INPUTS) and name not in accepted]
-    if unseen and "input_ids" in accepted:
-        # A forward that takes any keyword would leave them out without a word.
-        raise MuscleError(
-            f"the rows have {', '.join(unseen)}, which {type(base).__name__} does not take; train on rows of text "
-            "alone, or load the model with its parts for images or sound (AutoModelForImageTextToText, say)"
-        )
-    if "use_cache" in accepted:
-        # Not only a waste: with a cache, packed sequences see each other where attention is not flash attention.
-        prepared["use_cache"] = False
-    return prepared
-
-
-def _shifted_right(base: PreTrainedModel, labels: Tensor) -> Tensor:
-    """The decoder's inputs, as the model itself makes them of labels (B, L)."""
-    own = getattr(base, "prepare_decoder_input_ids_from_labels", None)
-    if own is not None:
-        return own(labels=labels)
-    # Models without that method (M2M100, Blenderbot, Whisper, ...) all do this within their forward.
-    start, padding = (_token(base, name) for name in ("decoder_start_token_id", "pad_token_id"))
-    started = labels.roll(1, dims=-1)
-    started[:, 0] = start
-    return started.masked_fill(started == IGNORED, padding)
-
-
-def _token(base: PreTrainedModel, name: str) -> int:
-    for config in (base.config, base.config.get_text_config()):
-        if (token := getattr(config, name, None)) is not None:
-            return token
-    raise MuscleError(f"the configuration of {type(base).__name__} has no {name}, without which nothing is decoded")
-
-
-def require_finite(teacher: str, logits: Tensor, sequence_ids: Tensor, where: str) -> None:
-    """Stop where a teacher's logits on trained tokens are not finite, before they reach the student.
-
-    Args:
-        teacher: ``old`` or ``new``.
-        logits: (N, V).
-        sequence_ids: (N,), the sequence of the batch that each row belongs to.
-        where: Names the batch.
-
-    Raises:
-        TeacherOutputError: Names the teacher, the batch and its rows.
-    """
-    finite = torch.isfinite(logits).all(dim=-1)
-    if bool(finite.all()):
-        return
-    rows = sorted(set(sequence_ids[~finite].tolist()))
-    raise TeacherOutputError(
-        f"the {teacher} model's logits are nan or infinite at {where}, in rows {rows} of the batch. Training stopped "
-        "before this step, so the model and the last checkpoint are unharmed. Look at these rows, load the teacher in "
-        "bfloat16 or float32 instead of float16, and resume from the last checkpoint"
-    )

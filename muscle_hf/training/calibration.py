@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.batch import Batch
-from muscle_hf.teachers.teacher import require_finite
+from muscle_hf.teachers.forward import require_finite
 
 logger = logging.get_logger(__name__)
 
@@ -99,7 +99,7 @@ def calibrated(trainer: Any) -> dict[str, float]:
     held_out = ((batch, *trainer.data_rows(batch)) for batch in batches)
     # The gathering that drops rows repeated to fill the last batch.
     gather = trainer.accelerator.gather_for_metrics
-    return calibrate(list(trainer.teachers), held_out, trainer.logits_of_teacher, gather)
+    return calibrate(list(trainer.teachers), held_out, trainer._step.teacher_logits, gather)
 
 
 def calibrate(

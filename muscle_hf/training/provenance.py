@@ -23,16 +23,12 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.files import read_json, write_json
 from muscle_hf.record import FORMAT, PROVENANCE_FILE, file_sha256
 from muscle_hf.record import read_provenance as read_provenance
-from muscle_hf.teachers.kinds import ModelKind
 from muscle_hf.teachers.origin import local_model_folder
-from muscle_hf.teachers.teacher import Teacher
 from muscle_hf.teachers.tokenizers import vocabulary_hash
 from muscle_hf.teachers.weights import base_of, content_hash
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
-
-    from muscle_hf.objective import Objective
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "datasets", "trl", "bitsandbytes")
 # Settings that name a place or a secret rather than how the adapter was trained.
@@ -82,78 +78,45 @@ class Provenance:
         self._last_saved: Provenance | None = None
 
     @classmethod
-    def of(
-        cls,
-        teachers: Mapping[str, Teacher],
-        tokenizer: Any,
-        kind: ModelKind,
-        args: TrainingArguments,
-        objective: dict[str, Any],
-        datasets: Mapping[str, Any],
-    ) -> Provenance:
-        """Describe a training before it starts; reads every weight of the bases once, to hash them.
-
-        Args:
-            teachers: ``old`` and ``new``.
-            tokenizer: v2's; None if there is none.
-            kind: Of the models.
-            args: Of the trainer.
-            objective: From :func:`describe_objective`.
-            datasets: By name; None for one that there is not.
-        """
-        hashes: dict[Any, str] = {}
-        labels: Any = base_of(teachers["new"].model).config.id2label if kind.names_classes else None
+    def of(cls, trainer: Any) -> Provenance:
+        """What a trainer trains, before it does; reads every weight of the bases once, to hash them."""
+        old, new, hashes = trainer.teachers["old"], trainer.teachers["new"], {}
+        # Whatever v2 is known by, the adapter sits on its base.
+        task_model = new if new.models else trainer._task_model
+        labels: Any = base_of(task_model.model).config.id2label if trainer.kind.names_classes else None
+        answers = {} if new.models else {"answers": new.describe({}).get("answers")}
         return cls(
-            old=teachers["old"].describe(hashes),
-            new=teachers["new"].describe(hashes),
-            tokenizer=describe_tokenizer(tokenizer),
-            objective=objective,
-            training=changed_settings(args),
-            data={name: describe_dataset(dataset) for name, dataset in datasets.items() if dataset is not None},
+            old=old.describe(hashes),
+            new=task_model.describe(hashes) | answers,
+            tokenizer=describe_tokenizer(trainer.tokenizer),
+            objective=describe_objective(trainer),
+            training=changed_settings(trainer.args),
+            data={
+                name: describe_dataset(dataset) for name, dataset in trainer.datasets().items() if dataset is not None
+            },
             packages=dict(_package_versions()),
             labels=None if labels is None else [str(labels[index]) for index in range(len(labels))],
-            ancestors=ancestors_of(teachers["old"].source, teachers["old"].revision),
+            ancestors=ancestors_of(old.source, old.revision),
         )
-
-    @classmethod
-    def of_trainer(cls, trainer: Any) -> Provenance:
-        """:meth:`of` what a trainer trains."""
-        # Whatever v2 is known by, the adapter sits on its base.
-        known, task_model = trainer.teachers["new"], trainer._task_model
-        teachers = {**trainer.teachers, "new": known if known.models else task_model}
-        described = trainer._described_objective(), trainer.datasets()
-        found = cls.of(teachers, trainer.tokenizer, trainer.kind, trainer.args, *described)
-        if not known.models:
-            found.new["answers"] = known.describe({}).get("answers")
-        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {"format": FORMAT, **dataclasses.asdict(self)}
 
-    def save(
-        self,
-        folder: Path,
-        weights: Mapping[str, Tensor],
-        args: TrainingArguments,
-        objective: dict[str, Any],
-        metrics: Mapping[str, float],
-    ) -> None:
+    def save(self, folder: Path, weights: Mapping[str, Tensor], trainer: Any) -> None:
         """Write the file beside the weights that are being saved.
 
         Args:
             folder: Where these are.
             weights: Of the trained adapter, by name.
-            args: Of the trainer; a hyper-parameter search sets them for each trial.
-            objective: From :func:`describe_objective`.
-            metrics: The last figures.
+            trainer: Has trained it; a hyper-parameter search sets its arguments for each trial.
         """
         current = dataclasses.replace(
             self,
-            objective=objective,
-            training=changed_settings(args),
+            objective=describe_objective(trainer),
+            training=changed_settings(trainer.args),
             # JSON has no nan: a mean over no tokens is null.
-            metrics={name: None if value != value else value for name, value in metrics.items()},
+            metrics={name: None if value != value else value for name, value in trainer.final_metrics().items()},
             adapter_sha256=content_hash(weights.items()),
             adapter_file_sha256=file_sha256(folder / SAFETENSORS_WEIGHTS_NAME),
         )
@@ -208,17 +171,16 @@ def describe_tokenizer(tokenizer: Any) -> dict[str, Any] | None:
     }
 
 
-def describe_objective(
-    objective: Objective, trained_tokens: str, old_targets: str = "tokens", old_reference: str = "student"
-) -> dict[str, Any]:
-    """The objective's settings as plain data."""
-    of_old = {"old_targets": (old_targets, "tokens"), "old_reference": (old_reference, "student")}
+def describe_objective(trainer: Any) -> dict[str, Any]:
+    """The settings of a trainer's objective as plain data."""
+    objective, settings = trainer.muscle_objective, trainer.settings
+    of_old = {"old_targets": (trainer.old_targets, "tokens"), "old_reference": (settings.old_reference, "student")}
     return {
         "mask": objective.mask.name,
         "temperature": objective.temperature,
         "compatibility_weight": objective.compatibility_weight,
         "scale_by_temperature_squared": objective.scale_by_temperature_squared,
-        "trained_tokens": trained_tokens,
+        "trained_tokens": settings.trained_tokens,
         "transfer_mask": objective.transfer_mask.name,
         "divergence": objective.divergence,
         "blend": objective.blend,

@@ -74,7 +74,7 @@ class SavingMixin(TrainerParts):
                 # A process has no more than its own shards, but what was saved is whole.
                 weights = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
             assert self.provenance is not None  # in processes that save
-            self.provenance.save(folder, weights, self.args, self._described_objective(), self.final_metrics())
+            self.provenance.save(folder, weights, self)
 
     def final_metrics(self) -> dict[str, float]:
         """The last value of every figure that was logged for the present weights, but for those of time and speed."""

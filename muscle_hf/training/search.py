@@ -12,6 +12,7 @@ from muscle_hf.objective.sums import FIGURES
 from muscle_hf.training.base import TrainerParts
 from muscle_hf.training.config import MuscleConfig
 from muscle_hf.training.refusals import refuse_unsupported
+from muscle_hf.training.step import make_step
 
 
 class SearchMixin(TrainerParts):
@@ -29,7 +30,7 @@ class SearchMixin(TrainerParts):
         self.muscle_objective = self.settings.objective(self._mask)
         refuse_unsupported(self, self.muscle_objective)
         self._place_teachers()
-        self._step = self._make_step()
+        self._step = make_step(self)
 
     def hyperparameter_search(
         self,

@@ -5,16 +5,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from muscle_hf.teachers import Teacher, make_teacher
 from muscle_hf.teachers.tokenizers import set_reader
 from muscle_hf.teachers.weights import base_of
 from muscle_hf.training.row_checks import has_messages
-
-if TYPE_CHECKING:
-    from muscle_hf.cache.fingerprint import Fingerprint
-    from muscle_hf.cache.store import HiddenStore, RowStore
 
 
 def teacher_of(trainer: Any, role: str, source: Any, arguments: Mapping[str, Any] | None) -> Teacher:
@@ -116,29 +112,3 @@ def _followed(trainer: Any) -> str:
     trainer._signature_columns = None
     chosen, trainer._signature_columns = choose_targets(trainer), None
     return chosen
-
-
-def open_cache(trainer: Any, teacher: Teacher, folder: str | os.PathLike | None = None) -> HiddenStore:
-    """As :meth:`muscle_hf.MuscleTrainer.open_cache`."""
-    from muscle_hf.cache import opening
-
-    settings = trainer.settings
-    given = teacher, trainer.student, trainer.muscle_objective, _fingerprint(trainer, teacher)
-    return opening.open_cache(folder or settings.teacher_cache, *given, settings.teacher_cache_top_k)
-
-
-def open_likelihoods(trainer: Any, folder: str | os.PathLike | None = None) -> RowStore:
-    """Where v1's log-likelihoods of answers are kept: beside hidden states, else in the run's folder."""
-    from muscle_hf.cache.likelihoods import FOLDER, VARIANT
-    from muscle_hf.cache.store import RowStore
-
-    place = folder or trainer.settings.teacher_cache or os.path.join(trainer.run_folder, FOLDER)
-    return RowStore(place, _fingerprint(trainer, trainer.teachers["old"]), variant=VARIANT)
-
-
-def _fingerprint(trainer: Any, teacher: Teacher) -> Fingerprint:
-    from muscle_hf.cache.fingerprint import teacher_fingerprint
-
-    described = None if trainer.provenance is None else getattr(trainer.provenance, teacher.role)
-    tokenizer, precision = teacher.tokenizer or trainer.tokenizer, trainer.accelerator.mixed_precision
-    return teacher.fingerprint or teacher_fingerprint(teacher, tokenizer, autocast=precision, provenance=described)

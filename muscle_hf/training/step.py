@@ -2,51 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.objective import Objective, TokenTerms
 from muscle_hf.objective.chunked import Chunks, Stream, chunk_rows
-from muscle_hf.teachers import Teacher
 from muscle_hf.teachers.batch import Batch
+from muscle_hf.teachers.forward import require_finite, without_labels
 from muscle_hf.teachers.head import Head, HeadNotApart, count_parameters
-from muscle_hf.teachers.kinds import ModelKind
 from muscle_hf.teachers.sharding import is_sharded
-from muscle_hf.teachers.teacher import require_finite, without_labels
+from muscle_hf.teachers.teacher import Source
 from muscle_hf.teachers.weights import base_of
 
 logger = logging.get_logger(__name__)
-
-
-class Source(Protocol):
-    """What gives a teacher's targets: the teacher itself, or a cache in front of it."""
-
-    @property
-    def head(self) -> Head | None:
-        """The teacher's output head, where it is apart."""
-
-    def prepare(self, batch: Batch) -> Any:
-        """Begin with what can be done for a batch while the device computes."""
-
-    def targets(self, batch: Batch, needed: Tensor | None = None) -> Stream:
-        """As :meth:`~muscle_hf.teachers.Teacher.targets`."""
-        ...
-
-    def work(self, batch: Batch) -> float:
-        """As :meth:`~muscle_hf.teachers.Teacher.work`."""
-        ...
-
-    def silent(self, batch: Batch) -> Tensor | None:
-        """As :meth:`~muscle_hf.teachers.Teacher.silent`."""
-
-    def flush(self) -> None:
-        """Write to the disk what is to be kept and is only in memory."""
 
 
 class Step:
@@ -201,73 +174,54 @@ def _rows_that_need(roles: Sequence[str], weights: Tensor, batch: Batch) -> Tens
     )
 
 
-def make_step(
-    student: nn.Module,
-    teachers: Mapping[str, Teacher],
-    kind: ModelKind,
-    temperatures: Mapping[str, float],
-    accelerator: Accelerator,
-    *,
-    chunk_size: int | None = None,
-    skip: bool = True,
-    caches: Callable[[], Mapping[str, Source]] | None = None,
-    in_front: Mapping[str, Source] | None = None,
-    whole_because: str | None = None,
-) -> Step:
+def make_step(trainer: Any) -> Step:
     """The step of a trainer whose models are in place.
 
-    Args:
-        student: The model that is trained.
-        teachers: ``old`` and ``new``.
-        kind: Of all three.
-        temperatures: As :class:`Step` takes them.
-        accelerator: The trainer's.
-        chunk_size: As :class:`Step` takes it; 0 for whole logits.
-        skip: The same.
-        caches: Opens the teachers' caches, if there are to be any.
-        in_front: What stands in front of a teacher in any case.
-        whole_because: Why the trainer holds whole logits, if it does.
-
     Raises:
-        MuscleError: Chunks do not apply, but ``chunk_size`` or the cache asks for them; or the cache does not fit.
+        MuscleError: Chunks do not apply, but ``loss_chunk_size`` or ``teacher_cache`` asks for them; or the cache does
+            not fit.
     """
-    sources: Mapping[str, Source] = teachers
+    settings, student, teachers = trainer.settings, trainer.student, trainer.teachers
+    size, cached, autocast = settings.loss_chunk_size, bool(settings.teacher_cache), trainer.accelerator.autocast
+    sources: dict[str, Source] = dict(teachers)
+    if trainer.old_targets == "answer" and teachers["old"].scores_answers:
+        from muscle_hf.training.caches import answers_in_front
+
+        sources["old"] = answers_in_front(trainer)
     leans = any(teacher.reader is not None and teacher.reader.reference == "new" for teacher in teachers.values())
     try:
-        reason = whole_because or _why_whole_logits(student, teachers, kind, accelerator, chunk_size)
-        if reason:
+        if reason := _why_whole_logits(trainer):
             raise MuscleError(reason)
-        head = Head(student, accelerator.autocast)
+        head = Head(student, autocast)
         for teacher in teachers.values():
-            teacher.open_head(head, accelerator.autocast)
-        if caches is not None:
-            sources = caches()
+            teacher.open_head(head, autocast)
+        if cached:
+            from muscle_hf.training.caches import caches_in_front
+
+            sources |= caches_in_front(trainer, [role for role in teachers if sources[role] is teachers[role]])
+        skip = settings.skip_unneeded_teachers
+        return Step(student, sources, trainer.teacher_temperatures, head, size, skip, leans)
     except MuscleError as error:
-        wishes = [f"loss_chunk_size={chunk_size}"] * bool(chunk_size) + ["teacher_cache"] * (caches is not None)
-        if wishes:
+        if size or cached:
+            wishes = [f"loss_chunk_size={size}"] * bool(size) + ["teacher_cache"] * cached
             raise MuscleError(f"{' and '.join(wishes)} cannot be used: {error}") from error
-        for teacher in teachers.values():
-            teacher.head = None
-        return Step(student, {**teachers, **(in_front or {})}, temperatures, leans_on_new=leans)
-    return Step(student, {**sources, **(in_front or {})}, temperatures, head, chunk_size, skip, leans)
+    for teacher in teachers.values():
+        teacher.head = None
+    return Step(student, sources, trainer.teacher_temperatures, leans_on_new=leans)
 
 
-def _why_whole_logits(
-    student: nn.Module,
-    teachers: Mapping[str, Teacher],
-    kind: ModelKind,
-    accelerator: Accelerator,
-    chunk_size: int | None,
-) -> str | None:
-    if chunk_size == 0:
+def _why_whole_logits(trainer: Any) -> str | None:
+    if trainer.args.torch_compile:
+        return "a compiled model does not show its hidden states"
+    if trainer.compute_loss_func is not None:
+        return "compute_loss_func gets whole logits"
+    if trainer.settings.loss_chunk_size == 0:
         return "loss_chunk_size=0 asks for whole logits"
-    if not kind.generates_text:
-        return f"a {kind.name} model has few classes, so there is nothing to cut into chunks"
-    if is_sharded(accelerator):
+    if not trainer.kind.generates_text:
+        return f"a {trainer.kind.name} model has few classes, so there is nothing to cut into chunks"
+    if is_sharded(trainer.accelerator):
         return "the output layer is sharded over the processes (FSDP, ZeRO-3)"
-    if any(
-        _is_split(model) for model in (student, *(model for teacher in teachers.values() for model in teacher.models))
-    ):
+    if any(map(_is_split, [trainer.student, *(m for teacher in trainer.teachers.values() for m in teacher.models)])):
         return "a model is split over several GPUs (device_map), so its output layer is not where the labels are"
     return None
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sized
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.objective.masks import MaskFunction
-from muscle_hf.objective.sums import mean_terms, sum_terms
+from muscle_hf.objective.sums import sum_terms
 from muscle_hf.teachers import Teacher, kind_of, make_student
 from muscle_hf.teachers.adapters import keep_quantized_trainable
 from muscle_hf.teachers.batch import (
@@ -27,7 +27,6 @@ from muscle_hf.teachers.batch import (
     UNLABELLED,
     Batch,
     keep_trained_labels,
-    sequences_of,
     trained_labels,
 )
 from muscle_hf.teachers.checks import check_label_sets, text_tokenizer
@@ -35,8 +34,8 @@ from muscle_hf.teachers.sharding import is_sharded
 from muscle_hf.teachers.weights import base_of
 from muscle_hf.training import refusals
 from muscle_hf.training.config import MuscleConfig
+from muscle_hf.training.figures import FiguresMixin
 from muscle_hf.training.row_checks import (
-    count_trained,
     nothing_to_train_on,
     require_class_column,
     require_trained_labels,
@@ -44,7 +43,7 @@ from muscle_hf.training.row_checks import (
 )
 from muscle_hf.training.saving import SavingMixin
 from muscle_hf.training.search import SearchMixin
-from muscle_hf.training.step import Step, make_step
+from muscle_hf.training.step import make_step
 from muscle_hf.training.transfer import TransferMixin
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 
-class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
+class ObjectiveMixin(FiguresMixin, TransferMixin, SavingMixin, SearchMixin):
     """The MUSCLE objective for ``transformers.Trainer`` and trainers derived from it.
 
     What it takes is documented at :class:`~muscle_hf.MuscleTrainer`.
@@ -114,21 +113,18 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         # The loss is normalised here, by the tokens of the whole batch, whatever the model's own loss does.
         self.model_accepts_loss_kwargs = True
         self._place_teachers()
-        self._loss_alone = False
         self._data_checked = self._check_train_dataset()
         from muscle_hf.training.sides import settle_targets
 
         settle_targets(self, old_formatting_func, transfer_dataset, trainer_arguments)
         self._require_known(self.train_dataset, "training set")
         self.mix_in_transfer_rows(transfer_dataset)
-        self._train_sums: Tensor | None = None
-        self._eval_sums: Tensor | None = None
         self.teacher_temperatures = dict.fromkeys(self.teachers, 1.0)
         if self.settings.calibrate_teachers:
             from muscle_hf.training.calibration import CalibrateTeachers
 
             self.add_callback(CalibrateTeachers(self))
-        self._step = self._make_step()
+        self._step = make_step(self)
         for teacher in self.teachers.values():
             teacher.begin(answers_alone=teacher.role == "old" and self.old_targets == "answer")
         if is_sharded(self.accelerator):
@@ -142,7 +138,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
     def _cast(self, model: nn.Module) -> PeftModel:
         """Make ``model`` the student and find its teachers."""
         refusals.refuse_missing_weights(model)
-        self._operations_per_token: int | None = None
+        self._operations_per_token = None
         keep_quantized_trainable(model)
         self.student, new = make_student(model, self._peft_config, check_base=self.settings.check_base)
         refusals.refuse_start(self.settings.start_from, self._peft_config)
@@ -176,52 +172,6 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         for teacher in self.teachers.values():
             teacher.place(self.accelerator, self.tokenizer)
 
-    def _make_step(self) -> Step:
-        """The step over the models that are in place.
-
-        Raises:
-            MuscleError: Chunks do not apply, but ``loss_chunk_size`` or ``teacher_cache`` asks for them; or the cache
-                does not fit.
-        """
-        settings, accelerator, caches = self.settings, self.accelerator, None
-        in_front, cached = {}, dict(self.teachers)
-        if self.old_targets == "answer" and self.teachers["old"].scores_answers:
-            from muscle_hf.cache.likelihoods import AnswerLikelihoods
-            from muscle_hf.training.sides import open_likelihoods
-
-            in_front["old"] = AnswerLikelihoods(cached.pop("old"), partial(open_likelihoods, self))
-        if folder := settings.teacher_cache:
-            from muscle_hf.cache.opening import open_caches
-
-            arguments = cached, self.kind, self.open_cache, self._training_size(), accelerator.mixed_precision
-            caches = partial(open_caches, folder, *arguments)
-
-        reason = "compute_loss_func gets whole logits" if self.compute_loss_func is not None else None
-        if self.args.torch_compile:
-            reason = "a compiled model does not show its hidden states"
-        return make_step(
-            self.student,
-            self.teachers,
-            self.kind,
-            self.teacher_temperatures,
-            accelerator,
-            chunk_size=settings.loss_chunk_size,
-            skip=settings.skip_unneeded_teachers,
-            caches=caches,
-            in_front=in_front,
-            whole_because=reason,
-        )
-
-    def _training_size(self) -> tuple[int, int]:
-        """Rows of the training set and about how many trained tokens they have; 0 and 0 for a stream."""
-        labelled = self.datasets()["train"]
-        if not isinstance(labelled, Sized) or not len(labelled):
-            return 0, 0
-        rows = len(self.train_dataset)
-        tokens = count_trained(*self.rows_and_collator(labelled, "training"), self.trained_labels)
-        # Transfer rows may have no answers yet; they are taken to be as long as the others.
-        return rows, round(tokens * rows / len(labelled))
-
     @cached_property
     def provenance(self) -> Provenance | None:
         """What is trained, from what and on what; made where it is needed first, since it takes a hash of all weights.
@@ -232,13 +182,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
 
         if not self.args.should_save and not is_deepspeed_zero3_enabled():
             return None
-        return Provenance.of_trainer(self)
-
-    def _described_objective(self) -> dict[str, Any]:
-        from muscle_hf.training.provenance import describe_objective
-
-        targets, reference = self.old_targets, self.settings.old_reference
-        return describe_objective(self.muscle_objective, self.settings.trained_tokens, targets, reference)
+        return Provenance.of(self)
 
     def open_cache(self, teacher: Teacher, folder: str | os.PathLike | None = None) -> HiddenStore:
         """The store of a teacher in ``teacher_cache`` or another folder, exact or as ``teacher_cache_top_k`` says.
@@ -246,7 +190,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         Raises:
             MuscleError: The objective needs more than the compact form keeps, or k is out of range.
         """
-        from muscle_hf.training.sides import open_cache
+        from muscle_hf.training.caches import open_cache
 
         return open_cache(self, teacher, folder)
 
@@ -392,119 +336,7 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
             outputs = (loss, *(outputs if isinstance(outputs, tuple) else [self.kind.logits_of(outputs)]))
         return (loss, outputs) if return_outputs else loss
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Trainer's, which walks through the model for each batch to count its parameters; here once."""
-        tokens = inputs.get(getattr(self.model, "main_input_name", "input_ids"))
-        if not isinstance(tokens, Tensor) or not tokens.numel():
-            return super().floating_point_ops(inputs)
-        if self._operations_per_token is None:
-            self._operations_per_token = super().floating_point_ops(inputs) // tokens.numel()
-        return self._operations_per_token * tokens.numel()
-
-    def logits_of_teacher(self, role: str, batch: Batch) -> Iterator[Tensor]:
-        """A teacher's own logits of the N trained tokens of a batch, a few tokens at a time.
-
-        Args:
-            role: ``old`` or ``new``.
-            batch: On the device.
-
-        Returns:
-            (n, V) each, floating point, no gradient.
-        """
-        return self._step.teacher_logits(role, batch)
-
-    # ---- Logged figures ----
-
-    def data_rows(self, batch: Batch) -> tuple[Tensor, int]:
-        """The row of the data that each trained token of an evaluation's batch is of.
-
-        Several processes fill the last batch with rows that were there before. Gathering drops these by their place,
-        so sequences that a collator has put into one row have to be rows again.
-
-        Args:
-            batch: On the device, from a data loader that is being read.
-
-        Returns:
-            (N,), int64, counted from 0, and how many rows the batch has, the same in every process.
-        """
-        positions, processes = batch.inputs.get("position_ids"), self.accelerator.num_processes
-        loader = self.accelerator.gradient_state.active_dataloader
-        if processes == 1 or loader is None or positions is None or len(batch) != 1:
-            return batch.rows, len(batch)
-        count = max(1, loader.total_batch_size // processes)
-        sequences = sequences_of(batch.labels, positions, predicts_next=self.kind.shifts_labels)
-        # Rows that hold several sequences themselves cannot be told apart any more.
-        apart = sequences.numel() > 0 and int(sequences.max()) + 1 == count
-        return batch.sequences if apart else batch.rows, count
-
-    def _note(self, sums: Tensor, training: bool) -> None:
-        if training:
-            total = sums.sum(dim=0)
-            self._train_sums = total if self._train_sums is None else self._train_sums + total
-        else:
-            # The same gathering that the losses get, which drops rows repeated to fill the last batch.
-            total = cast("Tensor", self.accelerator.gather_for_metrics(sums)).sum(dim=0)
-            self._eval_sums = total if self._eval_sums is None else self._eval_sums + total
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._train_sums is not None:
-            means = mean_terms(cast("Tensor", self.accelerator.reduce(self._train_sums, reduction="sum")))
-            means.pop("loss", None)  # Trainer's own is the mean over steps
-            reader = self.teachers["old"].reader
-            logs.update(means if reader is None else means | reader.figures())
-            self._train_sums = None
-        super().log(logs, start_time)
-
-    def _prediction_step(
-        self,
-        step: Callable[..., tuple[Tensor | None, Any, Any]],
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        *args: Any,
-        **kwargs: Any,
-    ) -> tuple[Tensor | None, Any, Any]:
-        """What ``step``, that of the trainer under or over this mixin, gives, with the objective as the loss."""
-        self._loss_alone, noted = prediction_loss_only, self._eval_sums
-        try:
-            loss, logits, labels = step(model, inputs, prediction_loss_only, *args, **kwargs)
-            if loss is not None and self._eval_sums is noted:
-                # A trainer that asks the model itself for its loss, as Seq2SeqTrainer does where it generates.
-                self._loss_alone = True
-                loss, _, _ = Trainer.prediction_step(self, model, inputs, prediction_loss_only=True)
-            return loss, logits, labels
-        finally:
-            self._loss_alone = False
-
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Trainer's, with the objective's figures among the metrics, as means over all trained tokens."""
-        refusals.refuse_filler_rows(dataloader, self.accelerator.num_processes)
-        self._eval_sums = None
-        # Here, not by an override, which a class of the user's own that is derived from this one would pass by.
-        self.prediction_step = partial(self._prediction_step, self.prediction_step)
-        try:
-            output = super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
-        finally:
-            del self.prediction_step
-            self._step.flush()
-        if self._eval_sums is not None:
-            means, metrics = mean_terms(self._eval_sums), cast("dict[str, float]", output.metrics)
-            if self.compute_loss_func is not None:
-                means.pop("loss", None)
-            else:
-                # Trainer's mean of batch means depends on the batch size; this is the mean over tokens, or nothing.
-                metrics.pop(f"{metric_key_prefix}_loss", None)
-            metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
-        return output
+    # ---- Training ----
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trainer's; resumes from whole checkpoints only, and only against the models they were trained against.
@@ -515,16 +347,10 @@ class ObjectiveMixin(TransferMixin, SavingMixin, SearchMixin):
         resume_from_checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
         self.answer_transfer_prompts(resumes=bool(resume_from_checkpoint))
         if self._step.head is not None and not self.settings.teacher_cache and self.is_world_process_zero():
-            from muscle_hf.cache.opening import advise
+            from muscle_hf.training.caches import advise
 
-            whole = {role: teacher for role, teacher in self.teachers.items() if self._step.sources[role] is teacher}
-            advise(whole, self._training_size(), self.args, self.accelerator.mixed_precision)
+            advise(self)
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self._step.flush()
-
-    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        # With auto_find_batch_size it begins anew after a batch that was too large.
-        self._train_sums = None
-        return super()._inner_training_loop(*args, **kwargs)

@@ -12,7 +12,7 @@ import yaml
 from torch.utils.data import IterableDataset
 
 from muscle_hf import MuscleError
-from muscle_hf.cache import HiddenStore, KeyRules, opening, row_keys, teacher_fingerprint
+from muscle_hf.cache import HiddenStore, KeyRules, row_keys, teacher_fingerprint
 from muscle_hf.cli.main import main
 from muscle_hf.pipeline.caching import cache_teachers
 from muscle_hf.pipeline.config import load_settings
@@ -20,6 +20,7 @@ from muscle_hf.pipeline.run import make_run
 from muscle_hf.teachers import AdapterTeacher, ModelTeacher
 from muscle_hf.teachers.batch import Batch
 from muscle_hf.teachers.kinds import CAUSAL_LM
+from muscle_hf.training import caches
 
 
 @pytest.fixture
@@ -179,7 +180,7 @@ def test_a_cached_old_model_on_the_students_base_stays_there(tmp_path):
 )
 def test_a_training_without_a_cache_is_told_what_one_would_save(settings, told, tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr(opening.logger, "warning_once", said.append)
+    monkeypatch.setattr(caches.logger, "warning_once", said.append)
     if "teacher_cache" in settings:
         settings = {**settings, "teacher_cache": str(tmp_path / "cache")}
     # Eight rows in batches of four.

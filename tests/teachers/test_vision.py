@@ -58,7 +58,7 @@ def run(folder, name, images, same, **settings):
         remove_unused_columns=False, compatibility_weight=0.6, per_device_train_batch_size=3, **settings,
     )  # fmt: skip
     assert (trainer.teachers["old"].model is trainer.student) is same
-    found = torch.cat(list(trainer.logits_of_teacher("old", trainer.batch_of(batch))))
+    found = torch.cat(list(trainer._step.teacher_logits("old", trainer.batch_of(batch))))
     torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-4)
     first = figures(trainer.evaluate())
     assert first["eval_kl_new"] == 0 < first["eval_share_old"] < 1
