@@ -22,10 +22,10 @@ import torch
 from reporting import publish, where
 from safetensors.torch import save_file
 
-from muscle_hf.cache import HiddenStore, KeyRules, row_keys
+from muscle_hf.cache import Fingerprint, HiddenStore, KeyRules, row_keys
 from muscle_hf.teachers.kinds import CAUSAL_LM
 
-TEACHER = "0" * 64
+TEACHER = Fingerprint({}, {})
 SHAPES = ((100_000, 8, 64), (20_000, 32, 512), (2_000, 128, 4096))
 BATCH = 32
 

@@ -28,7 +28,6 @@ from muscle_hf.evaluation import (
 )
 from muscle_hf.evaluation.in_vllm import Vllm
 from muscle_hf.served.server import Server
-from muscle_hf.served.teacher import ServedTeacher
 from muscle_hf.teachers import Teacher
 from muscle_hf.teachers.recorded import RecordedTeacher, require_known
 from muscle_hf.training.data import encode_answers
@@ -167,10 +166,12 @@ class TransferPrompts(AnsweredRows):
         return found
 
     def _ask(self, models: Models, who: Teacher | nn.Module, name: str) -> list[str]:
-        if isinstance(who, RecordedTeacher):
-            return self._recorded(who)
+        teacher = models.teachers.get(name)
+        if teacher is not None and teacher.recorded is not None:
+            return self._recorded(teacher.recorded)
         state = PartialState()
-        server = who.server if isinstance(who, ServedTeacher) else self.servers.get(name)
+        served = None if teacher is None else teacher.served
+        server = self.servers.get(name) if served is None else served.server
         whose = f"{_weights_hash(models, name)}{'' if server is None else f' {server.model}'}"
         key = hashlib.sha256(f"{self._questions(name)} {whose}".encode()).hexdigest()[:16]
         # The teachers' answers serve every run that shares the cache of their hidden states.

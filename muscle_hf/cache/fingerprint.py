@@ -58,13 +58,6 @@ class Fingerprint:
     content: Mapping[str, Any]
     names: Mapping[str, Any]
 
-    @classmethod
-    def of_digest(cls, digest: str) -> Fingerprint:
-        """A fingerprint of which only the digest is known (64 hex digits)."""
-        fingerprint = cls({}, {})
-        fingerprint.__dict__["digest"] = digest
-        return fingerprint
-
     @cached_property
     def digest(self) -> str:
         """64 hex digits."""
@@ -111,39 +104,30 @@ def teacher_fingerprint(
 
 
 def file_fingerprint(
-    name: str | os.PathLike | TeacherFiles,
+    source: TeacherFiles,
     kind: ModelKind,
     tokenizer: Any = None,
     *,
     role: str = "old",
     dtype: torch.dtype | str | None = "auto",
     autocast: torch.dtype | str | None = None,
-    base_model: str | os.PathLike | None = None,
-    base_revision: str | None = None,
-    revision: str | None = None,
     attn_implementation: str | None = None,
-    **fetch: Any,
 ) -> Fingerprint:
     """The same fingerprint from the files of a teacher, without building it: one tensor in memory at a time.
 
     Args:
-        name: A folder or Hub id of an adapter or a model, as for ``old_model``; or its files, already found.
+        source: The files.
         kind: Of the model.
         tokenizer: What the rows are tokenized with.
         role: ``old`` or ``new``; for the description.
         dtype: That it would be loaded in.
         autocast: As for :func:`teacher_fingerprint`.
-        base_model: Where the adapter's base is, if it has moved.
-        base_revision: The revision of ``base_model``.
-        revision: Of ``name``.
         attn_implementation: That it would be loaded with; the default one if None.
-        fetch: ``token``, ``cache_dir``, ``local_files_only``, ...
 
     Raises:
         MuscleError: It cannot be told from files how it would be loaded (quantization, weights that are converted
             when loaded, an adapter that is not LoRA on linear layers): load the teacher instead.
     """
-    source = TeacherFiles.find(name, revision, base_model, base_revision, fetch)
     base = source.build_on_meta(kind, dtype, attn_implementation)
     adapter = None
     if source.adapter is not None:
@@ -172,19 +156,24 @@ class TeacherFiles:
     @classmethod
     def find(
         cls,
-        name: str | os.PathLike | TeacherFiles,
-        revision: str | None,
-        base_model: str | os.PathLike | None,
-        base_revision: str | None,
-        fetch: Mapping[str, Any],
+        name: str | os.PathLike,
+        revision: str | None = None,
+        base_model: str | os.PathLike | None = None,
+        base_revision: str | None = None,
+        **fetch: Any,
     ) -> TeacherFiles:
-        """Find the files, unless they are given, and fetch from the Hub what is not on this disk.
+        """Find the files, and fetch from the Hub what is not on this disk.
+
+        Args:
+            name: A folder or Hub id of an adapter or a model, as for ``old_model``.
+            revision: Of ``name``.
+            base_model: Where the adapter's base is, if it has moved.
+            base_revision: The revision of ``base_model``.
+            fetch: ``token``, ``cache_dir``, ``local_files_only``, ...
 
         Raises:
             MuscleError: They are not there.
         """
-        if isinstance(name, TeacherFiles):
-            return name
         adapter = find_adapter(name, revision, {key: fetch[key] for key in FETCH_KEYS if key in fetch})
         if adapter is None:
             return cls(_fetch(os.fspath(name), revision, fetch), os.fspath(name), None)

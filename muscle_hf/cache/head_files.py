@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
@@ -19,38 +14,20 @@ from muscle_hf.teachers.kinds import ModelKind
 from muscle_hf.teachers.weights import find_weights
 
 
-def load_head(
-    name: str | os.PathLike | TeacherFiles,
-    kind: ModelKind,
-    *,
-    dtype: torch.dtype | str | None = "auto",
-    device: torch.device | str = "cpu",
-    autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
-    base_model: str | os.PathLike | None = None,
-    base_revision: str | None = None,
-    revision: str | None = None,
-    **fetch: Any,
-) -> Head:
+def load_head(files: TeacherFiles, kind: ModelKind, *, dtype: torch.dtype | str | None = "auto") -> Head:
     """Load a task model's output head; its body stays without weights.
 
     Args:
-        name: A folder or Hub id of an adapter or a model, as for ``old_model``; or its files, already found.
+        files: Of the model.
         kind: Of the model.
         dtype: Of the weights.
-        device: Where the head goes.
-        autocast: Makes the context in which the model would run.
-        base_model: Where the adapter's base is, if it has moved.
-        base_revision: The revision of ``base_model``.
-        revision: Of ``name``.
-        fetch: ``token``, ``cache_dir``, ``local_files_only``, ...
 
     Raises:
         MuscleError: The model has no head that can be called apart, the adapter changes it, or the files do not hold
             it as it is once loaded.
     """
-    files = TeacherFiles.find(name, revision, base_model, base_revision, fetch)
     base = files.build_on_meta(kind, dtype)
-    head = Head(base, autocast)
+    head = Head(base)
     tied = getattr(base, "all_tied_weights_keys", None) or {}
     # The layer's own weights, and what the model itself keeps beside its layers (a scale, a bias of the logits).
     inner = {name: module for name, module in base.named_modules() if module is head.module}
@@ -63,7 +40,7 @@ def load_head(
     for key, (module, inside) in owners.items():
         file, written = places[sources[key]]
         with safe_open(file, framework="pt") as handle:
-            _replace(module, inside, handle.get_tensor(written), torch.device(device))
+            _replace(module, inside, handle.get_tensor(written))
     return head
 
 
@@ -74,13 +51,13 @@ def _own_tensors(module: nn.Module, recurse: bool) -> list[tuple[str, torch.Tens
     return [(name, tensor) for name, tensor in kept if tensor.is_meta]
 
 
-def _replace(module: nn.Module, name: str, loaded: torch.Tensor, device: torch.device) -> None:
+def _replace(module: nn.Module, name: str, loaded: torch.Tensor) -> None:
     expected = getattr(module, name)
     if loaded.shape != expected.shape:
         raise MuscleError(
             f"the head's {name} is {list(loaded.shape)} in the file, {list(expected.shape)} in the model"
         )
-    tensor = loaded.to(device=device, dtype=expected.dtype)
+    tensor = loaded.to(expected.dtype)
     setattr(module, name, nn.Parameter(tensor, requires_grad=False) if isinstance(expected, nn.Parameter) else tensor)
 
 

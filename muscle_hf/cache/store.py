@@ -43,8 +43,6 @@ SHARD_BYTES = 64 * 2**20
 _ABANDONED_SECONDS = 3600
 _SHARD_BITS = 32
 
-Key = bytes | str
-
 
 class RowStore:
     """Rows of one or more columns, kept under 32-byte keys in a folder of its own below ``folder``.
@@ -68,13 +66,13 @@ class RowStore:
     def __init__(
         self,
         folder: str | os.PathLike,
-        fingerprint: Fingerprint | str,
+        fingerprint: Fingerprint,
         columns: Mapping[str, Column] | None = None,
         *,
         variant: str = "",
         shard_bytes: int = SHARD_BYTES,
     ):
-        self.fingerprint = Fingerprint.of_digest(fingerprint) if isinstance(fingerprint, str) else fingerprint
+        self.fingerprint = fingerprint
         self.identity = self.fingerprint.digest + (f"/{variant}" if variant else "")
         self.folder = Path(folder, folder_name(self.fingerprint) + (f"-{variant}" if variant else ""))
         self.shard_bytes = shard_bytes
@@ -94,20 +92,19 @@ class RowStore:
     def __len__(self) -> int:
         return len(self._places) + len(self._buffer)
 
-    def __contains__(self, key: Key) -> bool:
-        key = _as_bytes(key)
+    def __contains__(self, key: bytes) -> bool:
         return key in self._places or key in self._buffer
 
-    def get_rows(self, keys: Sequence[Key | None]) -> list[Row | None]:
+    def get_rows(self, keys: Sequence[bytes | None]) -> list[Row | None]:
         """The columns of rows, None for one that is not here.
 
         Args:
-            keys: 32 bytes or 64 hex digits each; None stands for a row that cannot be kept.
+            keys: 32 bytes each; None stands for a row that cannot be kept.
 
         Returns:
             Views of the files; do not change them in place.
         """
-        return [None if key is None else self._row(_as_bytes(key)) for key in keys]
+        return [None if key is None else self._row(key) for key in keys]
 
     def _row(self, key: bytes) -> Row | None:
         if key in self._buffer:
@@ -169,18 +166,18 @@ class RowStore:
 
     # ---- Writing ----
 
-    def put_rows(self, keys: Sequence[Key | None], rows: Sequence[Row]) -> None:
+    def put_rows(self, keys: Sequence[bytes | None], rows: Sequence[Row]) -> None:
         """Keep rows; those that are here already, or whose key is None, are passed over.
 
         Args:
-            keys: 32 bytes or 64 hex digits each.
+            keys: 32 bytes each.
             rows: Of each: column -> (n, ...) tensor, on any device; they are copied.
 
         Raises:
             MuscleError: Other columns than the rest, values that are nan or infinite, or a disk that is full.
         """
         for key, row in zip(keys, rows, strict=True):
-            if key is None or (key := _as_bytes(key)) in self:
+            if key is None or key in self:
                 continue
             self._require_columns({name: Column.of(tensor) for name, tensor in row.items()})
             self._buffer[key] = kept = {name: _copied(name, tensor) for name, tensor in row.items()}
@@ -275,8 +272,6 @@ class HiddenStore(RowStore):
     Args:
         folder: The cache's folder, shared by any teachers and runs.
         fingerprint: The teacher's, from ``teacher_fingerprint``.
-        width: d; None to take it from what is there, or from the first row put.
-        dtype: Of the hidden states, as the teacher computes them; None likewise.
         form: Keep less than the hidden states: (n, 2 k + 1) numbers in their place.
         shard_bytes: Size of a shard.
 
@@ -287,31 +282,15 @@ class HiddenStore(RowStore):
     def __init__(
         self,
         folder: str | os.PathLike,
-        fingerprint: Fingerprint | str,
+        fingerprint: Fingerprint,
         *,
-        width: int | None = None,
-        dtype: torch.dtype | None = None,
         form: TopTokens | None = None,
         shard_bytes: int = SHARD_BYTES,
     ):
         self.form = form
-        if form is not None:
-            width, dtype = form.width, torch.float32
-        if (width is None) != (dtype is None):
-            raise MuscleError("width and dtype of a HiddenStore are given together, or neither")
-        columns = None if width is None or dtype is None else {"hidden": Column(dtype, (width,))}
+        columns = None if form is None else {"hidden": Column(torch.float32, (form.width,))}
         variant = "" if form is None else form.name
         super().__init__(folder, fingerprint, columns, variant=variant, shard_bytes=shard_bytes)
-
-    @property
-    def width(self) -> int | None:
-        """d; None while that is unknown."""
-        return None if self.columns is None else self.columns["hidden"].shape[0]
-
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """Of the hidden states; None while that is unknown."""
-        return None if self.columns is None else self.columns["hidden"].dtype
 
     def kept(self, hidden: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
         """What is kept of hidden states (n, d), as :meth:`put` takes it.
@@ -322,11 +301,11 @@ class HiddenStore(RowStore):
         """
         return hidden if self.form is None else self.form.of_hidden(hidden, head)
 
-    def get(self, keys: Sequence[Key | None]) -> list[Tensor | None]:
+    def get(self, keys: Sequence[bytes | None]) -> list[Tensor | None]:
         """The hidden states of sequences: (n, d) each, a view of the file; None where they are not here."""
         return [None if row is None else row["hidden"] for row in self.get_rows(keys)]
 
-    def put(self, keys: Sequence[Key | None], tensors: Sequence[Tensor]) -> None:
+    def put(self, keys: Sequence[bytes | None], tensors: Sequence[Tensor]) -> None:
         """Keep the hidden states of sequences, (n, d) each; see :meth:`RowStore.put_rows`."""
         self.put_rows(keys, [{"hidden": tensor} for tensor in tensors])
 
@@ -334,13 +313,6 @@ class HiddenStore(RowStore):
 def folder_name(fingerprint: Fingerprint) -> str:
     """How the folders of a teacher's stores begin."""
     return fingerprint.digest[:16]
-
-
-def _as_bytes(key: Key) -> bytes:
-    raw = bytes.fromhex(key) if isinstance(key, str) else key
-    if len(raw) != KEY_BYTES:
-        raise MuscleError(f"a key of {len(raw)} bytes; a key is a SHA-256: 32 bytes or 64 hex digits")
-    return raw
 
 
 def _copied(name: str, tensor: Tensor) -> Tensor:

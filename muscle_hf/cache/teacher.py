@@ -132,7 +132,7 @@ def cached_teacher(
     if not any(Path(folder).glob(f"*/{MANIFEST}")):
         return None
     try:
-        files = TeacherFiles.find(source, revision, *moved, fetch=how)
+        files = TeacherFiles.find(source, revision, *moved, **how)
         if same_as_files(base_weights(student), files.base, base):
             return None
         tokenizer = own_tokenizer(tokenizers[0], files.folders) or tokenizers[1]

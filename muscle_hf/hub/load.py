@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -23,6 +24,7 @@ from muscle_hf.teachers.adapters import STUDENT_ADAPTER
 from muscle_hf.teachers.kinds import KINDS, ModelKind
 from muscle_hf.teachers.loading import load_model, read_adapter_config
 from muscle_hf.teachers.origin import local_model_folder
+from muscle_hf.teachers.snapshots import written_to
 from muscle_hf.teachers.weights import base_of, base_weights, content_hash, folder_hash, is_quantized
 from muscle_hf.training.provenance import describe_tokenizer
 
@@ -80,6 +82,9 @@ def load_compatible(
         raise MismatchError(f"{fetched.repo_id} was trained for another base than {source}: {error}") from error
     tokenizer = tokenizer_of(fetched.folder, source, source_revision, access)
     pinned = base_model is None and is_commit(source_revision)
+    if pinned and isinstance(kept := try_to_load_from_cache(source, "config.json", cache_dir, source_revision), str):
+        # A commit names what was fetched, not what somebody has made of it here.
+        pinned = not written_to(Path(kept).parent)
     problems = [
         *_config_problems(fetched, config),
         *_base_problems(fetched, model, source, pinned),

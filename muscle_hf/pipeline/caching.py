@@ -17,7 +17,6 @@ from muscle_hf.pipeline.config import RunSettings
 from muscle_hf.pipeline.run import make_run
 from muscle_hf.pipeline.table import COMPAT
 from muscle_hf.served.teacher import ServedTeacher
-from muscle_hf.teachers import Teacher
 from muscle_hf.teachers.batch import Batch
 from muscle_hf.trainer import MuscleTrainer
 from muscle_hf.training.caches import answers_in_front
@@ -72,10 +71,11 @@ def cache_teachers(
     """
     accelerator = trainer.accelerator
     found = {}
-    for role, teacher in ((role, teacher) for role, teacher in trainer.teachers.items() if _can_be_asked(teacher)):
-        if isinstance(teacher, ServedTeacher):
-            teacher.keep_in(folder)
-            found[role] = _fill_from_server(trainer, teacher)
+    for role, teacher in trainer.teachers.items():
+        if teacher.served is not None:
+            teacher.served.keep_in(folder)
+            found[role] = _fill_from_server(trainer, teacher.served)
+        if not teacher.models:
             continue
         if role == "old" and trainer.old_targets == "answer":
             found[role] = _fill_numbers(trainer, teacher, folder, batch_size or trainer.args.eval_batch_size)
@@ -102,10 +102,6 @@ def cache_teachers(
             store.refresh()
             found[role] = Cached(plans, str(store.folder), len(store))
     return found
-
-
-def _can_be_asked(teacher: Teacher) -> bool:
-    return bool(teacher.models) or isinstance(teacher, ServedTeacher)
 
 
 def _fill_from_server(trainer: MuscleTrainer, teacher: ServedTeacher) -> Cached:

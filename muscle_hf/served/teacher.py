@@ -63,6 +63,7 @@ class ServedTeacher(TeacherElsewhere):
 
     def __init__(self, role: str, server: Server, top_k: int, folder: str | os.PathLike, vocabulary: int):
         super().__init__(role)
+        self.served = self
         self.server, self.folder = server, Path(folder)
         # Of the model's own probabilities, whatever temperature a run compares them at.
         self.form = TopTokens(top_k, 1.0, vocabulary)

@@ -65,12 +65,12 @@ class RecordedTeacher(TeacherElsewhere):
     """
 
     where = "is known by its answers alone: it can be asked nothing else"
-    recorded = True
     form = "choices"
     has_likelihoods = True
 
     def __init__(self, role: str = "old"):
         super().__init__(role)
+        self.recorded = self
         self._rows: dict[bytes, tuple[Record, int]] = {}
         self._prompts: dict[int, set[bytes]] = {}
         self._end: int | None = None

@@ -80,8 +80,9 @@ class Teacher(Source):
     """
 
     on_students_base = False
-    # Whether it is known by a log of its answers alone (:class:`~muscle_hf.teachers.recorded.RecordedTeacher`).
-    recorded = False
+    # Itself, where it is known by a log of its answers alone, and where it is behind a server.
+    recorded: Any = None
+    served: Any = None
     # Of a teacher that is known by what a cache holds of it.
     fingerprint: Any = None
 

@@ -118,19 +118,18 @@ def same_as_files(weights: Mapping[str, Tensor], folder: Path, base: nn.Module) 
         folder: Holds ``*.safetensors``.
         base: The model, whose class decides what files call its weights.
     """
-    unseen, loaded = set(weights), _names_when_loaded(base)
-    for name, tensor in _read_tensors(folder):
-        known = next((known for known in loaded(name) if known in unseen), None)
-        if known is None:
-            continue
-        match = weights[known]
+    try:
+        places = find_weights(weights, folder, base)
+    except MuscleError:
+        return False
+    for name, tensor in _tensors_at(places, weights):
+        match = weights[name]
         if _shape_of(match) != tensor.shape:
             return False
         with whole(match) as mine:
             if not torch.equal(mine, tensor.to(mine)):
                 return False
-        unseen.remove(known)
-    return bool(weights) and not unseen
+    return bool(weights)
 
 
 def content_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -149,7 +148,8 @@ def content_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def hash_as_loaded(expected: Mapping[str, Tensor], folder: Path, base: nn.Module) -> str:
-    """The content hash that a model has once it is loaded, from its files; one tensor in memory at a time.
+    """The content hash that a model has once it is loaded, from its files; one tensor in memory at a time, none of a
+    snapshot that was hashed before.
 
     Args:
         expected: The model's weights by name, with the dtypes they will have; on the meta device.
@@ -159,16 +159,17 @@ def hash_as_loaded(expected: Mapping[str, Tensor], folder: Path, base: nn.Module
     Raises:
         MuscleError: The files do not hold the weights under the model's names.
     """
+    from muscle_hf.teachers.snapshots import remembered
+
     places = find_weights(expected, folder, base)
 
     def loaded() -> Iterator[tuple[str, Tensor]]:
-        for name in sorted(expected):
-            file, written = places[name]
-            with safe_open(file, framework="pt") as handle:
-                tensor = handle.get_tensor(written)
+        for name, tensor in _tensors_at(places, sorted(expected)):
             yield name, tensor.to(expected[name].dtype) if tensor.is_floating_point() else tensor
 
-    return _hash(loaded())
+    dtypes = {name: str(expected[name].dtype) for name in sorted(expected)}
+    where = {name: (file.name, written) for name, (file, written) in places.items()}
+    return remembered(folder, json.dumps([dtypes, where], sort_keys=True), lambda: _hash(loaded()))
 
 
 def find_weights(names: Iterable[str], folder: Path, base: nn.Module) -> dict[str, tuple[Path, str]]:
@@ -225,7 +226,7 @@ def describe_quantization(config: Any) -> dict[str, Any] | None:
 
 
 def folder_hash(folder: Path, dtype: torch.dtype | None = None) -> str:
-    """The content hash of the safetensors files in a folder, as one model.
+    """The content hash of the safetensors files in a folder, as one model; a snapshot's are read once.
 
     Args:
         folder: Holds ``*.safetensors``.
@@ -234,10 +235,13 @@ def folder_hash(folder: Path, dtype: torch.dtype | None = None) -> str:
     Raises:
         MuscleError: There is no safetensors file.
     """
-    return content_hash(
-        (name, tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor)
-        for name, tensor in _read_tensors(folder)
-    )
+    from muscle_hf.teachers.snapshots import remembered
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in _read_tensors(folder):
+            yield name, tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+
+    return remembered(folder, f"as one model, {dtype}", lambda: content_hash(tensors()))
 
 
 def _hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -264,6 +268,14 @@ def _read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         with safe_open(file, framework="pt") as handle:
             for name in handle.keys():  # noqa: SIM118 - a safetensors handle is not iterable
                 yield name, handle.get_tensor(name)
+
+
+def _tensors_at(places: Mapping[str, tuple[Path, str]], names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    with contextlib.ExitStack() as stack:
+        handles = {file: stack.enter_context(safe_open(file, "pt")) for file in {file for file, _ in places.values()}}
+        for name in names:
+            file, written = places[name]
+            yield name, handles[file].get_tensor(written)
 
 
 def is_quantized(model: nn.Module) -> bool:

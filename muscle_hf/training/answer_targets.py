@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.batch import IGNORED, Batch
-from muscle_hf.teachers.recorded import MOST_UNKNOWN, RecordedTeacher, require_known
+from muscle_hf.teachers.recorded import MOST_UNKNOWN, require_known
 from muscle_hf.teachers.sharding import is_sharded
 from muscle_hf.training.row_checks import sample_of
 
@@ -35,7 +35,7 @@ def choose_targets(trainer: Any) -> str:
         MuscleError: The objective, the rows or the teachers cannot be trained so.
     """
     wanted, old, reads = trainer.settings.old_targets, trainer.teachers["old"], trainer.muscle_objective.reads
-    logs = [teacher for teacher in trainer.teachers.values() if isinstance(teacher, RecordedTeacher)]
+    logs = [log for teacher in trainer.teachers.values() if (log := teacher.recorded) is not None]
     if wanted == "tokens" and old in logs:
         raise MuscleError("old_targets is 'tokens', but v1 is known by its answers alone; leave it out, or pass v1")
     if old not in logs and (wanted == "choices" or (wanted == "answer" and not old.scores_answers)):
@@ -140,7 +140,7 @@ def require_known_rows(trainer: Any, batches: Iterable[Batch], name: str) -> Non
     Raises:
         MuscleError: Too many are unknown, no row has a known answer, or choices cannot be told apart.
     """
-    logs = [teacher for teacher in trainer.teachers.values() if isinstance(teacher, RecordedTeacher)]
+    logs = [log for teacher in trainer.teachers.values() if (log := teacher.recorded) is not None]
     unknown: dict[str, list[str]] = {log.role: [] for log in logs}
     asked, spoken = 0, dict.fromkeys(unknown, False)
     for batch in batches:

@@ -79,7 +79,7 @@ def settle_targets(
     def own_words(mine: Any, new: Any) -> bool:
         return formatting is not None or in_own_chats(mine, new) or getattr(transfer, "old_prompts", None) is not None
 
-    if not old.recorded:
+    if old.recorded is None:
         set_reader(old, trainer.tokenizers["old"], trainer.tokenizer, trainer.student, own_words)
     if old.reader is None:
         trainer.old_targets = _followed(trainer)
@@ -104,7 +104,7 @@ def _followed(trainer: Any) -> str:
     wanted, old = trainer.settings.old_targets, trainer.teachers["old"]
     # For what is looked at before it is known.
     trainer.old_targets = "answer" if wanted == "answer" or (wanted == "auto" and old.foreign) else "tokens"
-    recorded = any(teacher.recorded for teacher in trainer.teachers.values())
+    recorded = any(teacher.recorded is not None for teacher in trainer.teachers.values())
     if trainer.old_targets == "tokens" and wanted != "choices" and not recorded:
         return "tokens"
     from muscle_hf.training.answer_targets import choose_targets

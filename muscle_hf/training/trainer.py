@@ -232,7 +232,7 @@ class ObjectiveMixin(FiguresMixin, TransferMixin, SavingMixin, SearchMixin):
 
     def _require_known(self, rows: Any, name: str) -> None:
         """Refuse a data set, or a batch, that the logs of recorded teachers do not know."""
-        if any(teacher.recorded for teacher in self.teachers.values()):
+        if any(teacher.recorded is not None for teacher in self.teachers.values()):
             from muscle_hf.training.answer_targets import batches_of, require_known_rows
 
             require_known_rows(self, [rows] if isinstance(rows, Batch) else batches_of(self, rows), name)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muscle_hf import MuscleConfig, MuscleError
-from muscle_hf.cache import HiddenStore, TopTokens
+from muscle_hf.cache import Column, HiddenStore, TopTokens
 from muscle_hf.objective.divergence import kl_and_slope, kl_divergence
 from muscle_hf.pipeline.caching import cache_teachers
 
@@ -133,7 +133,7 @@ def test_fewer_tokens_take_less_room_and_see_less_and_no_teacher_runs_again(rows
     assert seen["eval_token_accuracy"] == exact["eval_token_accuracy"]
     compact.train()
     for store in [source.store for source in compact._step.sources.values()]:
-        assert (store.width, store.dtype) == (7, torch.float32)
+        assert store.columns == {"hidden": Column(torch.float32, (7,))}
     assert compact.provenance.training["teacher_cache_top_k"] == 3
     # Another temperature is another cache, and the exact one is beside it.
     assert len(trainer(tmp_path / "4", rows, temperature=1.0, **settings)._step.sources["old"].store) == 0

@@ -18,6 +18,7 @@ from muscle_hf import MuscleError
 from muscle_hf.cache import (
     HiddenStore,
     KeyRules,
+    TeacherFiles,
     TopTokens,
     build_cache,
     file_fingerprint,
@@ -66,24 +67,28 @@ def test_files_alone_give_the_fingerprint_of_the_loaded_teacher(tmp_path, dtype,
     adapter = saved(tmp_path, builders.llama(1, tie_word_embeddings=tied))
     arguments = {} if dtype is None else {"dtype": dtype}
     teacher = loaded(adapter, **arguments)
-    from_files = file_fingerprint(adapter, CAUSAL_LM, TOKENIZER, **arguments)
+    from_files = file_fingerprint(TeacherFiles.find(adapter), CAUSAL_LM, TOKENIZER, **arguments)
     assert from_files.digest == digest(teacher)
     assert from_files.description == teacher_fingerprint(teacher, TOKENIZER).description
     merged = load_task_model(adapter, CAUSAL_LM, **arguments).merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
     plain = ModelTeacher("old", load_task_model(tmp_path / "merged", CAUSAL_LM))
-    assert file_fingerprint(tmp_path / "merged", CAUSAL_LM, TOKENIZER).digest == digest(plain) != digest(teacher)
+    assert (
+        file_fingerprint(TeacherFiles.find(tmp_path / "merged"), CAUSAL_LM, TOKENIZER).digest
+        == digest(plain)
+        != digest(teacher)
+    )
 
 
 def test_files_in_several_parts_and_a_moved_base_make_no_difference(tmp_path):
     adapter = saved(tmp_path)
-    before = file_fingerprint(adapter, CAUSAL_LM).digest
+    before = file_fingerprint(TeacherFiles.find(adapter), CAUSAL_LM).digest
     builders.llama(1).save_pretrained(tmp_path / "moved", max_shard_size="4KB")
     assert len(list((tmp_path / "moved").glob("*.safetensors"))) > 1
     shutil.rmtree(tmp_path / "base")
-    assert file_fingerprint(adapter, CAUSAL_LM, base_model=tmp_path / "moved").digest == before
+    assert file_fingerprint(TeacherFiles.find(adapter, base_model=tmp_path / "moved"), CAUSAL_LM).digest == before
     with pytest.raises(MuscleError, match="neither be found here nor fetched"):
-        file_fingerprint(adapter, CAUSAL_LM, local_files_only=True)
+        TeacherFiles.find(adapter, local_files_only=True)
 
 
 @pytest.mark.parametrize("family", ["gemma3", "mistral3"])
@@ -94,10 +99,10 @@ def test_files_that_name_weights_as_they_were_published_are_known_too(tmp_path, 
         assert not set(file.keys()) & base_weights(base).keys()
     kind = kind_of(base)
     loaded = load_task_model(tmp_path / "base", kind)
-    known = file_fingerprint(tmp_path / "base", kind, TOKENIZER).digest
+    known = file_fingerprint(TeacherFiles.find(tmp_path / "base"), kind, TOKENIZER).digest
     assert known == digest(ModelTeacher("old", loaded))
     assert same_as_files(base_weights(loaded), tmp_path / "base", loaded)
-    head = load_head(tmp_path / "base", kind)
+    head = load_head(TeacherFiles.find(tmp_path / "base"), kind)
     assert torch.equal(head.module.weight, loaded.get_output_embeddings().weight)
     loaded.get_output_embeddings().weight.data[0, 0] += 1
     assert digest(ModelTeacher("old", loaded)) != known
@@ -159,7 +164,7 @@ def test_the_provenance_spares_the_hashing(tmp_path):
 def test_what_files_cannot_tell_is_refused(tmp_path):
     adapter = saved(tmp_path, modules_to_save=["norm"])
     with pytest.raises(MuscleError, match="more than LoRA"):
-        file_fingerprint(adapter, CAUSAL_LM)
+        file_fingerprint(TeacherFiles.find(adapter), CAUSAL_LM)
 
 
 # ---- The head alone ----
@@ -171,7 +176,7 @@ def test_the_head_alone_gives_the_models_logits(tmp_path, family):
     adapter = saved(tmp_path, base)
     kind = kind_of(base)
     model = load_task_model(adapter, kind).eval()
-    head = load_head(adapter, kind)
+    head = load_head(TeacherFiles.find(adapter), kind)
     held = {id(p) for p in head.module.parameters()}
     assert all(p.is_meta for p in head._base.parameters() if id(p) not in held)
     batch = builders.collate(builders.without(builders.rows(3), "completion_mask"))
@@ -186,8 +191,8 @@ def test_the_head_alone_gives_the_models_logits(tmp_path, family):
 
 def test_the_head_takes_the_dtype_asked_for(tmp_path):
     adapter = saved(tmp_path)
-    assert load_head(adapter, CAUSAL_LM, dtype=torch.bfloat16).module.weight.dtype is torch.bfloat16
-    assert load_head(adapter, CAUSAL_LM).module.weight.dtype is torch.float32
+    assert load_head(TeacherFiles.find(adapter), CAUSAL_LM, dtype=torch.bfloat16).module.weight.dtype is torch.bfloat16
+    assert load_head(TeacherFiles.find(adapter), CAUSAL_LM).module.weight.dtype is torch.float32
 
 
 @pytest.mark.parametrize(
@@ -196,7 +201,7 @@ def test_the_head_takes_the_dtype_asked_for(tmp_path):
 def test_an_adapter_that_changes_the_head_is_refused(tmp_path, tied, target):
     adapter = saved(tmp_path, builders.llama(1, tie_word_embeddings=tied), target_modules=target)
     with pytest.raises(MuscleError, match="changes the output layer"):
-        load_head(adapter, CAUSAL_LM)
+        load_head(TeacherFiles.find(adapter), CAUSAL_LM)
 
 
 # ---- Building ----
@@ -214,8 +219,8 @@ def test_what_is_kept_gives_the_teachers_logits_to_the_bit(tmp_path):
     with HiddenStore(tmp_path / "cache", teacher_fingerprint(teacher, TOKENIZER)) as store:
         plan = build_cache(teacher, rows, COLLATE, store, batch_size=4, progress=False)
     assert (plan.sequences, plan.missing, plan.uncacheable) == (11, 11, 0)
-    head = load_head(tmp_path / "adapter", CAUSAL_LM)
-    key = file_fingerprint(tmp_path / "adapter", CAUSAL_LM, TOKENIZER)
+    head = load_head(TeacherFiles.find(tmp_path / "adapter"), CAUSAL_LM)
+    key = file_fingerprint(TeacherFiles.find(tmp_path / "adapter"), CAUSAL_LM, TOKENIZER)
     store = HiddenStore(tmp_path / "cache", key)
     order = sorted(range(11), key=lambda index: -len(rows[index]["input_ids"]))
     for start in range(0, 11, 4):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -100,6 +101,17 @@ def test_the_base_comes_from_the_recorded_commit(pushed: HubServer, cache: Path,
     assert not torch.equal(
         model.get_base_model().lm_head.weight, AutoModelForCausalLM.from_pretrained(tmp_path / "moved").lm_head.weight
     )
+
+
+def test_a_pinned_base_that_was_altered_here_is_no_match(pushed: HubServer, cache: Path):
+    load_compatible(REPO, cache_dir=cache)
+    (file,) = (cache / f"models--{NEW.replace('/', '--')}").glob("snapshots/*/model.safetensors")
+    weights = {name: tensor + 1 for name, tensor in load_file(file).items()}
+    save_file(weights, file.resolve(), {"format": "pt"})
+    later = file.lstat().st_mtime + 3600
+    os.utime(file, (later, later))
+    with pytest.raises(MismatchError, match="content hash"):
+        load_compatible(REPO, cache_dir=cache)
 
 
 def test_a_revision_that_moves_between_resolving_and_downloading(pushed: HubServer, adapter: Path, cache: Path):
