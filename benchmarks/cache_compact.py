@@ -23,7 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from muscle_hf import MuscleTrainer
 from muscle_hf.cache import TopTokens
-from muscle_hf.objective.divergence import kl_and_slope, kl_divergence
+from muscle_hf.objective.divergence import kl_divergence
+from muscle_hf.objective.fused import kl_and_slope
 from muscle_hf.pipeline.config import load_settings
 from muscle_hf.pipeline.run import make_run
 from muscle_hf.pipeline.steps import hush

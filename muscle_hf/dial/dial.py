@@ -30,8 +30,9 @@ from muscle_hf.files import write_json
 from muscle_hf.hub.state import CARD_STATE_FILE, CardState
 from muscle_hf.record import PROVENANCE_FILE, file_sha256, public_name, read_provenance
 from muscle_hf.teachers.adapter_files import read_adapter
-from muscle_hf.teachers.adapters import adapter_parameters, add_adapter, frozen_view
+from muscle_hf.teachers.adapters import adapter_parameters, frozen_view
 from muscle_hf.teachers.checks import check_recorded_base
+from muscle_hf.teachers.copies import add_adapter
 from muscle_hf.teachers.loading import FETCH_KEYS, AdapterFolder, find_adapter
 from muscle_hf.teachers.weights import base_weights, content_hash
 from muscle_hf.training.checkpoints import staged

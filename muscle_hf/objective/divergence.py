@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.objective.fused import Fused
+from muscle_hf.objective.fused import KlWithSlope
 
 DIVERGENCES = ("kl", "logit_difference")
 # Of the tokens that a teacher finds likeliest, so many are compared by `logit_difference`.
@@ -54,51 +53,6 @@ def logit_difference(teacher: Tensor, student: Tensor, top: int = TOP_TOKENS) ->
     return (student_log.gather(-1, where) - highest).square().sum(dim=-1)
 
 
-@Fused
-def kl_and_slope(teacher: Tensor, student: Tensor, temperature: float, wanted: bool) -> tuple[Tensor, Tensor | None]:
-    """:func:`kl_divergence`, and T times its derivative by the student's logits (if wanted).
-
-    One exponential for each logit, and few passes over little memory: on a CPU both count.
-    """
-    width = min(teacher.size(-1), student.size(-1))
-    teacher, student = teacher[:, :width], student[:, :width]
-    difference = teacher - student
-    teacher, highest_teacher, sum_teacher = _exponentiated(teacher, temperature)
-    student, highest_student, sum_student = _exponentiated(student, temperature)
-    ratio = sum_student / sum_teacher
-    mean = difference.mul_(teacher).sum(dim=-1, keepdim=True) / sum_teacher
-    values = (mean - (highest_teacher - highest_student)) / temperature + ratio.log()
-    if not wanted:
-        return values.squeeze(-1), None
-    # Nothing is left of two equal rows: their ratio is 1.
-    return values.squeeze(-1), student.addcmul_(teacher, ratio, value=-1).div_(sum_student)
-
-
-def _exponentiated(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """exp((z - max z) / T) of logits (n, V), max z and the sum of the first, (n, 1) each."""
-    highest = logits.amax(dim=-1, keepdim=True)
-    raised = (logits - highest).div_(temperature).exp_()
-    return raised, highest, raised.sum(dim=-1, keepdim=True)
-
-
-class _KlWithSlope(torch.autograd.Function):
-    """:func:`kl_divergence` with its derivative made beside the value, from the same exponentials."""
-
-    @staticmethod
-    def forward(ctx, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        values, slope = kl_and_slope(teacher, student, temperature, ctx.needs_input_grad[0])
-        ctx.save_for_backward(slope)
-        ctx.temperature, ctx.width = temperature, student.size(-1)
-        return values
-
-    @staticmethod
-    def backward(ctx, of_values: Tensor) -> tuple[Tensor, None, None]:
-        (slope,) = ctx.saved_tensors
-        # Ids that only the student has were not compared.
-        gradient = functional.pad(slope * (of_values / ctx.temperature).unsqueeze(-1), (0, ctx.width - slope.size(-1)))
-        return gradient, None, None
-
-
 @dataclass(frozen=True)
 class Divergence:
     """How far the student is from a teacher.
@@ -125,7 +79,7 @@ class Divergence:
         if self.name == "logit_difference":
             return logit_difference(teacher, student)
         if self.fast:
-            return _KlWithSlope.apply(student, teacher, self.temperature)
+            return KlWithSlope.apply(student, teacher, self.temperature)
         return kl_divergence(teacher, student, self.temperature)
 
 

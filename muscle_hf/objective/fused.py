@@ -1,4 +1,7 @@
-"""Work on whole rows of logits in few passes over memory: compiled where a GPU would run it operation by operation."""
+"""The KL and its gradient by hand, in few passes over memory, which are compiled where a GPU would make many of them.
+
+The readable twin, to which it is held, is :func:`~muscle_hf.objective.divergence.kl_divergence`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 logger = logging.getLogger(__name__)
 
@@ -57,3 +62,48 @@ class Fused:
                 f"result: {error}"
             )
             return self.plain(*arguments)
+
+
+@Fused
+def kl_and_slope(teacher: Tensor, student: Tensor, temperature: float, wanted: bool) -> tuple[Tensor, Tensor | None]:
+    """``kl_divergence``, and T times its derivative by the student's logits (if wanted).
+
+    One exponential for each logit, and few passes over little memory: on a CPU both count.
+    """
+    width = min(teacher.size(-1), student.size(-1))
+    teacher, student = teacher[:, :width], student[:, :width]
+    difference = teacher - student
+    teacher, highest_teacher, sum_teacher = _exponentiated(teacher, temperature)
+    student, highest_student, sum_student = _exponentiated(student, temperature)
+    ratio = sum_student / sum_teacher
+    mean = difference.mul_(teacher).sum(dim=-1, keepdim=True) / sum_teacher
+    values = (mean - (highest_teacher - highest_student)) / temperature + ratio.log()
+    if not wanted:
+        return values.squeeze(-1), None
+    # Nothing is left of two equal rows: their ratio is 1.
+    return values.squeeze(-1), student.addcmul_(teacher, ratio, value=-1).div_(sum_student)
+
+
+def _exponentiated(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """exp((z - max z) / T) of logits (n, V), max z and the sum of the first, (n, 1) each."""
+    highest = logits.amax(dim=-1, keepdim=True)
+    raised = (logits - highest).div_(temperature).exp_()
+    return raised, highest, raised.sum(dim=-1, keepdim=True)
+
+
+class KlWithSlope(torch.autograd.Function):
+    """``kl_divergence`` with its derivative made beside the value, from the same exponentials."""
+
+    @staticmethod
+    def forward(ctx, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        values, slope = kl_and_slope(teacher, student, temperature, ctx.needs_input_grad[0])
+        ctx.save_for_backward(slope)
+        ctx.temperature, ctx.width = temperature, student.size(-1)
+        return values
+
+    @staticmethod
+    def backward(ctx, of_values: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        # Ids that only the student has were not compared.
+        gradient = functional.pad(slope * (of_values / ctx.temperature).unsqueeze(-1), (0, ctx.width - slope.size(-1)))
+        return gradient, None, None

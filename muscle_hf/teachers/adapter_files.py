@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import readable
-from muscle_hf.teachers.adapters import add_adapter, same_state
+from muscle_hf.teachers.copies import add_adapter, same_state
 from muscle_hf.teachers.sharing import adds_only, can_share, file_adds_only
 
 

@@ -16,14 +16,9 @@ from transformers.utils import logging
 from muscle_hf.compat.peft import BaseTunerLayer
 from muscle_hf.compat.transformers import QuantizationMethod
 from muscle_hf.errors import MuscleError
-from muscle_hf.teachers.adapters import (
-    NEW_ADAPTER,
-    OLD_ADAPTER,
-    STUDENT_ADAPTER,
-    adapter_parameters,
-    copy_adapter,
-)
+from muscle_hf.teachers.adapters import NEW_ADAPTER, OLD_ADAPTER, STUDENT_ADAPTER, adapter_parameters
 from muscle_hf.teachers.checks import check_recorded_base, only_active_adapter, same_architecture, same_config
+from muscle_hf.teachers.copies import copy_adapter
 from muscle_hf.teachers.kinds import ModelKind, kind_of
 from muscle_hf.teachers.origin import local_model_folder
 from muscle_hf.teachers.sharing import adds_only, can_share, changes_base, check_student, same_base_after

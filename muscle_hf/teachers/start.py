@@ -15,14 +15,10 @@ from transformers import PreTrainedConfig
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.adapter_files import saved_tensors
-from muscle_hf.teachers.adapters import (
-    STUDENT_ADAPTER,
-    adapter_parameters,
-    adapter_state,
-    differing_state,
-)
+from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters
 from muscle_hf.teachers.blueprint import blueprint, target_layers
 from muscle_hf.teachers.checks import only_active_adapter
+from muscle_hf.teachers.copies import adapter_state, differing_state
 from muscle_hf.teachers.sharing import changes_base
 from muscle_hf.teachers.teacher import Teacher
 

@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from transformers import Trainer as TrainerBase
 
     from muscle_hf.objective import Objective
-    from muscle_hf.objective.masks import MaskFunction
     from muscle_hf.teachers import ModelKind, Teacher
     from muscle_hf.training.config import MuscleConfig
     from muscle_hf.training.provenance import Provenance
@@ -36,7 +35,6 @@ class TrainerParts(TrainerBase):
     settings: MuscleConfig
     muscle_objective: Objective
     provenance: Provenance | None
-    _mask: MaskFunction | None
     _step: Step
     train_dataset: Any
     eval_dataset: Any
@@ -52,7 +50,4 @@ class TrainerParts(TrainerBase):
         @property
         def tokenizer(self) -> Any: ...
         def trained_labels(self, inputs: Any) -> Any: ...
-        def _require_trained(self, rows: Any, name: str) -> None: ...
         def _require_known(self, rows: Any, name: str) -> None: ...
-        def _cast(self, model: Any) -> PeftModel: ...
-        def _place_teachers(self) -> None: ...

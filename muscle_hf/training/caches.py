@@ -20,8 +20,8 @@ from muscle_hf.cache.source import CachedTargets
 from muscle_hf.cache.store import HiddenStore, RowStore
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers import Teacher
+from muscle_hf.teachers.labels import IGNORED
 from muscle_hf.teachers.weights import base_of
-from muscle_hf.training.row_checks import count_trained
 
 if TYPE_CHECKING:
     from muscle_hf.cache.fingerprint import Fingerprint
@@ -100,8 +100,8 @@ def training_size(trainer: Any) -> tuple[int, int]:
     if not isinstance(labelled, Sized) or not len(labelled):
         return 0, 0
     rows = len(trainer.train_dataset)
-    sample, collate = trainer.rows_and_collator(labelled, "training")
-    tokens = count_trained(sample, collate, trainer.trained_labels)
+    found = [int((trainer.trained_labels(batch) != IGNORED).sum()) for batch in trainer.sample(labelled)]
+    tokens = round(sum(found) * len(labelled) / len(found))
     # Transfer rows may have no answers yet; they are taken to be as long as the others.
     return rows, round(tokens * rows / len(labelled))
 

@@ -7,7 +7,6 @@ other. Where a token follows both teachers, or the surer of them, that alone dec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.teachers.batch import Batch
 from muscle_hf.teachers.forward import require_finite
 
 logger = logging.get_logger(__name__)
@@ -92,30 +90,7 @@ class CalibrateTeachers(TrainerCallback):
 
 
 def calibrated(trainer: Any) -> dict[str, float]:
-    """The temperature of each teacher of a trainer, fitted on the labels of its ``eval_dataset``, or of several."""
-    several = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else [None]
-    inputs = (inputs for name in several for inputs in trainer.get_eval_dataloader(name))
-    batches = (trainer.batch_of(trainer._prepare_inputs(batch)) for batch in inputs)
-    held_out = ((batch, *trainer.data_rows(batch)) for batch in batches)
-    # The gathering that drops rows repeated to fill the last batch.
-    gather = trainer.accelerator.gather_for_metrics
-    return calibrate(list(trainer.teachers), held_out, trainer._step.teacher_logits, gather)
-
-
-def calibrate(
-    roles: Sequence[str],
-    batches: Iterable[tuple[Batch, Tensor, int]],
-    teacher_logits: Callable[[str, Batch], Iterator[Tensor]],
-    gather: Callable[[Tensor], Tensor],
-) -> dict[str, float]:
-    """The temperature of each teacher, from the labels of held-out rows.
-
-    Args:
-        roles: Of the teachers.
-        batches: Of the held-out rows: the batch, the data's row of each trained token (N,), and how many rows of the
-            data it has.
-        teacher_logits: A teacher's logits of the trained tokens, a few at a time.
-        gather: Brings together what the processes found of each row, (rows, ...).
+    """The temperature of each teacher of a trainer, from the labels of its ``eval_dataset``, or of several.
 
     Returns:
         By role: what the teacher's logits are to be divided by.
@@ -123,18 +98,23 @@ def calibrate(
     Raises:
         MuscleError: The rows have no trained token, or a teacher's logits are not finite there.
     """
+    several = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else [None]
+    inputs = (inputs for name in several for inputs in trainer.get_eval_dataloader(name))
+    roles = list(trainer.teachers)
     costs = torch.zeros(len(roles), len(LOG_TEMPERATURES), dtype=torch.float64)
-    for batch, rows, count in batches:
+    for batch in (trainer.batch_of(trainer._prepare_inputs(batch)) for batch in inputs):
+        rows, count = trainer.data_rows(batch)
         of_rows = torch.zeros(count, len(roles), len(LOG_TEMPERATURES), device=batch.labels.device)
         for index, role in enumerate(roles):
             start = 0
-            for logits in teacher_logits(role, batch):
+            for logits in trainer._step.teacher_logits(role, batch):
                 here = slice(start, start + len(logits))
                 require_finite(role, logits, batch.rows[here], "the calibration on eval_dataset")
                 found = negative_log_likelihoods(logits, batch.targets[here])
                 of_rows[:, index].index_add_(0, rows[here], found.float())
                 start += len(logits)
-        costs += gather(of_rows).cpu().double().sum(dim=0)
+        # The gathering that drops rows repeated to fill the last batch.
+        costs += trainer.accelerator.gather_for_metrics(of_rows).cpu().double().sum(dim=0)
     if not costs.any():
         raise MuscleError("eval_dataset has no trained token, so calibrate_teachers has nothing to fit on")
     temperatures = {role: fitted_temperature(cost) for role, cost in zip(roles, costs, strict=True)}

@@ -9,9 +9,9 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, default_compute_objective
 
-from muscle_hf.objective.sums import mean_terms
+from muscle_hf.objective.sums import FIGURES, mean_terms
 from muscle_hf.teachers.batch import Batch, sequences_of
 from muscle_hf.training import refusals
 from muscle_hf.training.base import TrainerParts
@@ -131,3 +131,9 @@ class FiguresMixin(TrainerParts):
         if self._operations_per_token is None:
             self._operations_per_token = super().floating_point_ops(inputs) // tokens.numel()
         return self._operations_per_token * tokens.numel()
+
+
+def search_objective(metrics: dict[str, float]) -> float:
+    """What a hyper-parameter search minimises where the user does not say."""
+    # Trainer's default adds up whatever is there beside the loss: the user's metrics, but not the objective's parts.
+    return default_compute_objective({k: v for k, v in metrics.items() if k.removeprefix("eval_") not in FIGURES})

@@ -2,43 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.teachers.batch import IGNORED, LABEL_COLUMNS, no_class, unknown_class
+from muscle_hf.teachers.labels import IGNORED, LABEL_COLUMNS, no_class, unknown_class
 
 # Rows looked at to tell how many tokens all of them have.
 _SAMPLE = 256
 
 
-def require_trained_labels(
-    batches: Iterable[Mapping[str, Any]], trained_labels: Callable[[Mapping[str, Any]], Tensor], name: str
-) -> None:
-    """Stop before training where a dataset has nothing to train on; reads up to the first trained label.
+def check_train_dataset(trainer: Any) -> bool:
+    """Stop before training where a trainer's rows cannot be trained on.
 
-    Args:
-        batches: As the collator makes them.
-        trained_labels: The aligned labels of a batch, -100 where nothing is trained.
-        name: Of the dataset, for the message.
+    Returns:
+        Whether that could be seen: a stream is checked at its first step, since looking ahead could use it up.
+
+    Raises:
+        MuscleError: As :func:`require_trained`; or labels are no classes of the model.
+    """
+    if trainer.classes is not None and type(trainer.data_collator).__module__.startswith("transformers."):
+        for name, rows in (("training set", trainer.train_dataset), ("evaluation set", trainer.eval_dataset)):
+            require_class_column(rows, trainer.classes, name)
+    if isinstance(trainer.train_dataset, IterableDataset) or not hasattr(trainer.train_dataset, "__getitem__"):
+        return False
+    require_trained(trainer, trainer.train_dataset, "training set")
+    return True
+
+
+def require_trained(trainer: Any, rows: Any, name: str) -> None:
+    """Refuse a dataset, called ``name``, with nothing to train on; reads up to the first trained label.
 
     Raises:
         MuscleError: There are no rows, no labels, or every label is ignored.
     """
-    rows = 0
-    for batch in batches:
-        labels = trained_labels(batch)
-        if bool((labels != IGNORED).any()):
-            return
-        rows += len(labels)
-    if not rows:
-        raise MuscleError(f"the {name} is empty")
-    raise nothing_to_train_on(f"the {name} ({rows} rows)")
+    dataset, collate = trainer.rows_and_collator(rows, "training")
+    seen = 0
+    with torch.random.fork_rng(devices=[]):
+        for batch in DataLoader(dataset, batch_size=trainer.args.train_batch_size, collate_fn=collate):
+            labels = trainer.trained_labels(batch)
+            if bool((labels != IGNORED).any()):
+                return
+            seen += len(labels)
+    raise nothing_to_train_on(f"the {name} ({seen} rows)") if seen else MuscleError(f"the {name} is empty")
 
 
 def nothing_to_train_on(what: str) -> MuscleError:
@@ -94,18 +104,3 @@ def sample_of(rows: Any) -> list[Any]:
     if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__") or not len(rows):
         return []
     return [rows[index] for index in range(0, len(rows), max(1, len(rows) // _SAMPLE))][:_SAMPLE]
-
-
-def count_trained(rows: Any, collate: Callable[[list], Any], trained_labels: Callable[[Any], Tensor]) -> int:
-    """About how many trained tokens a dataset has, from some of its rows; 0 for a stream.
-
-    Args:
-        rows: Of the training set.
-        collate: Makes a batch of rows.
-        trained_labels: The aligned labels of a batch, -100 where nothing is trained.
-    """
-    if not (sample := sample_of(rows)):
-        return 0
-    with torch.random.fork_rng(devices=[]):
-        found = sum(int((trained_labels(collate([row])) != IGNORED).sum()) for row in sample)
-    return round(found * len(rows) / len(sample))

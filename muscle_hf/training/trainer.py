@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import BestRun, TrainOutput
 from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
@@ -34,15 +33,9 @@ from muscle_hf.teachers.sharding import is_sharded
 from muscle_hf.teachers.weights import base_of
 from muscle_hf.training import refusals
 from muscle_hf.training.config import MuscleConfig
-from muscle_hf.training.figures import FiguresMixin
-from muscle_hf.training.row_checks import (
-    nothing_to_train_on,
-    require_class_column,
-    require_trained_labels,
-    sample_of,
-)
+from muscle_hf.training.figures import FiguresMixin, search_objective
+from muscle_hf.training.row_checks import check_train_dataset, nothing_to_train_on, sample_of
 from muscle_hf.training.saving import SavingMixin
-from muscle_hf.training.search import SearchMixin
 from muscle_hf.training.step import make_step
 from muscle_hf.training.transfer import TransferMixin
 
@@ -53,7 +46,7 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 
-class ObjectiveMixin(FiguresMixin, TransferMixin, SavingMixin, SearchMixin):
+class ObjectiveMixin(FiguresMixin, TransferMixin, SavingMixin):
     """The MUSCLE objective for ``transformers.Trainer`` and trainers derived from it.
 
     What it takes is documented at :class:`~muscle_hf.MuscleTrainer`.
@@ -113,7 +106,7 @@ class ObjectiveMixin(FiguresMixin, TransferMixin, SavingMixin, SearchMixin):
         # The loss is normalised here, by the tokens of the whole batch, whatever the model's own loss does.
         self.model_accepts_loss_kwargs = True
         self._place_teachers()
-        self._data_checked = self._check_train_dataset()
+        self._data_checked = check_train_dataset(self)
         from muscle_hf.training.sides import settle_targets
 
         settle_targets(self, old_formatting_func, transfer_dataset, trainer_arguments)
@@ -205,7 +198,8 @@ class ObjectiveMixin(FiguresMixin, TransferMixin, SavingMixin, SearchMixin):
                 callback.bind_trainer(self)
 
     @property
-    def _classes(self) -> int | None:
+    def classes(self) -> int | None:
+        """How many a classifier chooses among."""
         return base_of(self.student).config.num_labels if self.kind.names_classes else None
 
     @property
@@ -214,21 +208,6 @@ class ObjectiveMixin(FiguresMixin, TransferMixin, SavingMixin, SearchMixin):
         return text_tokenizer(self.processing_class, self.data_collator)
 
     # ---- Data ----
-
-    def _check_train_dataset(self) -> bool:
-        if self._classes is not None and type(self.data_collator).__module__.startswith("transformers."):
-            for name, rows in (("training set", self.train_dataset), ("evaluation set", self.eval_dataset)):
-                require_class_column(rows, self._classes, name)
-        if isinstance(self.train_dataset, IterableDataset) or not hasattr(self.train_dataset, "__getitem__"):
-            return False  # a stream is checked at its first step: looking ahead could use it up
-        self._require_trained(self.train_dataset, "training set")
-        return True
-
-    def _require_trained(self, rows: Any, name: str) -> None:
-        dataset, collate = self.rows_and_collator(rows, "training")
-        with torch.random.fork_rng(devices=[]):
-            batches = DataLoader(dataset, batch_size=self.args.train_batch_size, collate_fn=collate)
-            require_trained_labels(batches, self.trained_labels, name)
 
     def _require_known(self, rows: Any, name: str) -> None:
         """Refuse a data set, or a batch, that the logs of recorded teachers do not know."""
@@ -272,7 +251,7 @@ class ObjectiveMixin(FiguresMixin, TransferMixin, SavingMixin, SearchMixin):
 
     def trained_labels(self, inputs: Mapping[str, Any]) -> Tensor:
         """As :func:`~muscle_hf.teachers.batch.trained_labels`, as this trainer is set."""
-        return trained_labels(inputs, self.kind, self.settings.trained_tokens, self._classes)
+        return trained_labels(inputs, self.kind, self.settings.trained_tokens, self.classes)
 
     def batch_of(self, inputs: Mapping[str, Any]) -> Batch:
         """A batch on the device with its trained labels."""
@@ -354,3 +333,29 @@ class ObjectiveMixin(FiguresMixin, TransferMixin, SavingMixin, SearchMixin):
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self._step.flush()
+
+    # ---- Hyper-parameter searches: each trial has models, teachers and an objective of its own ----
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        return self._cast(super().call_model_init(trial))
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        super()._hp_search_setup(trial)
+        if self.model_init is None:
+            return
+        # The models are new, and a trial's values are in the arguments now: what was made of either is made again.
+        self.settings = MuscleConfig.of(self.args)
+        self.muscle_objective = self.settings.objective(self._mask)
+        refusals.refuse_unsupported(self, self.muscle_objective)
+        self._place_teachers()
+        self._step = make_step(self)
+
+    def hyperparameter_search(
+        self,
+        hp_space: Callable[[Any], dict[str, float]] | None = None,
+        compute_objective: Callable[[dict[str, float]], float] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> BestRun | list[BestRun]:
+        """As Trainer's: minimises the loss unless ``compute_metrics`` or ``compute_objective`` says otherwise."""
+        return super().hyperparameter_search(hp_space, compute_objective or search_objective, *args, **kwargs)

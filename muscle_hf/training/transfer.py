@@ -8,6 +8,7 @@ from torch.utils.data import Subset
 from transformers import TrainerCallback
 
 from muscle_hf.training.base import TrainerParts
+from muscle_hf.training.row_checks import require_trained
 
 
 class TransferMixin(TrainerParts):
@@ -52,7 +53,7 @@ class TransferMixin(TrainerParts):
 
     def _check_transfer_rows(self) -> None:
         rows = Subset(self.train_dataset, range(len(self.train_dataset.labelled), len(self.train_dataset)))
-        self._require_trained(rows, "transfer rows")
+        require_trained(self, rows, "transfer rows")
         self._require_known(rows, "transfer rows")
 
     def answer_transfer_prompts(self, epoch: int = 0, *, resumes: bool = False) -> None:

@@ -14,7 +14,8 @@ from torch.utils.data import Dataset, IterableDataset
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers import Teacher
-from muscle_hf.teachers.batch import IGNORED, LABEL_COLUMNS, TRAINED_COUNT, UNLABELLED
+from muscle_hf.teachers.batch import TRAINED_COUNT, UNLABELLED
+from muscle_hf.teachers.labels import IGNORED, LABEL_COLUMNS
 from muscle_hf.teachers.sharding import is_sharded
 
 # Columns that a transfer row need not have.

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from muscle_hf import MuscleConfig, MuscleError
 from muscle_hf.cache import Column, HiddenStore, TopTokens
-from muscle_hf.objective.divergence import kl_and_slope, kl_divergence
+from muscle_hf.objective.divergence import kl_divergence
+from muscle_hf.objective.fused import kl_and_slope
 from muscle_hf.pipeline.caching import cache_teachers
 
 SHAPES = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from muscle_hf.objective import divergence, fused
+from muscle_hf.objective import fused
 from muscle_hf.objective.fused import Fused
 
 WIDTH = 300
@@ -33,13 +33,13 @@ def test_the_compiled_divergence_is_the_plain_one(dtype):
     for rows in ROWS:
         teacher, student = (logits(rows, dtype, seed).float() for seed in (1, 2))
         for wanted in (True, False):
-            expected = divergence.kl_and_slope.plain(teacher, student, 2.0, wanted)
-            found = divergence.kl_and_slope.compiled(teacher, student, 2.0, wanted)
+            expected = fused.kl_and_slope.plain(teacher, student, 2.0, wanted)
+            found = fused.kl_and_slope.compiled(teacher, student, 2.0, wanted)
             for one, other in zip(expected, found, strict=True):
                 assert (one is None) == (other is None)
                 if one is not None:
                     torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
-        again = divergence.kl_and_slope.compiled(teacher, teacher.clone(), 2.0, True)
+        again = fused.kl_and_slope.compiled(teacher, teacher.clone(), 2.0, True)
         assert not again[0].any() and not again[1].any(), "an equal teacher is at no distance"
     # With a gradient and without, for one row and for several.
     assert counters["stats"]["unique_graphs"] <= 4

@@ -28,7 +28,7 @@ from muscle_hf import MuscleError
 from muscle_hf.dial import LoraAdapter
 from muscle_hf.evaluation.harness import load_sides
 from muscle_hf.teachers import AdapterTeacher, ModelTeacher
-from muscle_hf.teachers.adapters import copy_adapter
+from muscle_hf.teachers.copies import copy_adapter
 from muscle_hf.teachers.kinds import CAUSAL_LM
 from muscle_hf.teachers.loading import load_task_model
 

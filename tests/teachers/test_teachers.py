@@ -13,7 +13,8 @@ from peft import LoraConfig, PeftModel
 from muscle_hf import MuscleError
 from muscle_hf.objective import resolve_mask
 from muscle_hf.teachers import AdapterTeacher, ModelTeacher
-from muscle_hf.teachers.adapters import adapter_parameters, copy_adapter, frozen_view
+from muscle_hf.teachers.adapters import adapter_parameters, frozen_view
+from muscle_hf.teachers.copies import copy_adapter
 from muscle_hf.teachers.weights import base_weights, content_hash, folder_hash
 
 SETUPS = {
