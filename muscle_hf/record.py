@@ -109,6 +109,17 @@ def is_commit(revision: str | None) -> bool:
     return isinstance(revision, str) and re.fullmatch("[0-9a-f]{40}", revision) is not None
 
 
+def valid_repo_id(name: str) -> bool:
+    """Whether a name can be a repository's on the Hub."""
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except ValueError:
+        return False
+    return True
+
+
 def file_sha256(file: str | os.PathLike) -> str:
     """SHA-256 of a file's bytes, as ``sha256sum`` gives it."""
     digest = hashlib.sha256()

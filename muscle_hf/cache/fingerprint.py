@@ -88,19 +88,15 @@ def teacher_fingerprint(
     Raises:
         MuscleError: Its weights are on the meta device.
     """
-    base = base_of(teacher.model)
-    weights = teacher.adapter_weights()
-    adapter = None
-    if weights:
-        known = None if provenance is None else (provenance["adapter"] or {}).get("sha256")
+    if provenance is None:
+        base_hash, of_adapter = teacher.hashes({})
+    else:
+        base_hash, of_adapter = provenance["base"]["sha256"], (provenance["adapter"] or {}).get("sha256")
+    base, adapter = base_of(teacher.model), None
+    if of_adapter is not None:
         config = cast("PeftModel", teacher.model).peft_config[cast("str", teacher.adapter)]
-        adapter = _describe_adapter(known or content_hash(weights.items()), config)
-    known = None if provenance is None else provenance["base"]["sha256"]
-    origin = origin_of(base)
-    return Fingerprint(
-        _content(base, known or content_hash(teacher.base_weights().items()), adapter, tokenizer, autocast),
-        {"role": teacher.role, "base_name": origin.name, "base_revision": origin.revision},
-    )
+        adapter = _describe_adapter(of_adapter, config)
+    return Fingerprint(_content(base, base_hash, adapter, tokenizer, autocast), _names(base, teacher.role))
 
 
 def file_fingerprint(
@@ -135,8 +131,12 @@ def file_fingerprint(
         adapter = _describe_adapter(content_hash(weights.items()), source.adapter.config)
     base_hash = hash_as_loaded(base_weights(base), source.base, base)
     content = _content(base, base_hash, adapter, tokenizer, autocast)
+    return Fingerprint(content, _names(base, role))
+
+
+def _names(base: PreTrainedModel, role: str) -> dict[str, Any]:
     origin = origin_of(base)
-    return Fingerprint(content, {"role": role, "base_name": origin.name, "base_revision": origin.revision})
+    return {"role": role, "base_name": origin.name, "base_revision": origin.revision}
 
 
 @dataclass(frozen=True)

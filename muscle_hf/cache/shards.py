@@ -100,7 +100,8 @@ def write_shard(folder: Path, identity: str, rows: Mapping[bytes, Row]) -> Path:
     # Begins with a dot and ends in another suffix: no reader takes it for a shard.
     unfinished = folder / f".{target.stem}{UNFINISHED}"
     try:
-        _save({**{name: [tensor] for name, tensor in index.items()}, **_columns(parts)}, unfinished, metadata)
+        columns = {name: [part[name] for part in parts] for name in parts[0]}
+        _save({name: [tensor] for name, tensor in index.items()} | columns, unfinished, metadata)
         os.replace(unfinished, target)
         _sync(folder)
     except OSError as error:
@@ -111,10 +112,6 @@ def write_shard(folder: Path, identity: str, rows: Mapping[bytes, Row]) -> Path:
             "what was written before is unharmed"
         ) from error
     return target
-
-
-def _columns(parts: Sequence[Row]) -> dict[str, list[Tensor]]:
-    return {name: [part[name] for part in parts] for name in parts[0]}
 
 
 def _save(tensors: Mapping[str, Sequence[Tensor]], file: Path, metadata: Mapping[str, str]) -> None:

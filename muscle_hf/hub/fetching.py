@@ -21,10 +21,9 @@ from muscle_hf.hub.files import (
     is_published,
     is_safe_path,
     regular_files,
-    valid_repo_id,
 )
 from muscle_hf.hub.publishing import hub_api
-from muscle_hf.record import PROVENANCE_FILE, check_weights, read_provenance
+from muscle_hf.record import PROVENANCE_FILE, check_weights, read_provenance, valid_repo_id
 from muscle_hf.training.checkpoints import staged
 
 logger = logging.get_logger(__name__)

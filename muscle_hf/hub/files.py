@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub.utils import get_token, validate_repo_id
+from huggingface_hub.utils import get_token
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import parse_json, parse_object
@@ -230,15 +230,6 @@ def _local_path_in(content: Any) -> str | None:
     if isinstance(content, (list, tuple)):
         return next(filter(None, map(_local_path_in, content)), None)
     return None
-
-
-def valid_repo_id(name: str) -> bool:
-    """Whether a name can be a repository's on the Hub."""
-    try:
-        validate_repo_id(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _text(content: bytes | Path) -> str:

@@ -18,8 +18,7 @@ from muscle_hf.evaluation.loading import tokenizer_of
 from muscle_hf.hub.body import ADAPTER_CONFIG
 from muscle_hf.hub.errors import hub_errors
 from muscle_hf.hub.fetching import Fetched, fetch
-from muscle_hf.hub.files import valid_repo_id
-from muscle_hf.record import PROVENANCE_FILE, is_commit, unrecorded
+from muscle_hf.record import PROVENANCE_FILE, is_commit, unrecorded, valid_repo_id
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER
 from muscle_hf.teachers.kinds import KINDS, ModelKind
 from muscle_hf.teachers.loading import load_model, read_adapter_config

@@ -16,9 +16,9 @@ from huggingface_hub.utils import get_token
 import muscle_hf
 from muscle_hf.errors import MuscleError
 from muscle_hf.hub.errors import hub_errors
-from muscle_hf.hub.files import WEIGHTS_FILE, Parcel, is_card, is_published, pack, valid_repo_id
+from muscle_hf.hub.files import WEIGHTS_FILE, Parcel, is_card, is_published, pack
 from muscle_hf.hub.state import CardState
-from muscle_hf.record import PROVENANCE_FILE, read_provenance
+from muscle_hf.record import PROVENANCE_FILE, read_provenance, valid_repo_id
 
 _AFTERWARDS = (
     "Nothing local was changed, and the repository has all of an upload or none of it: mend that and run the same "

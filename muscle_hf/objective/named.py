@@ -97,7 +97,7 @@ def margin(margin: float = 0.1) -> MaskFunction:
 
 def label_likelihood(student: Tensor, old: Tensor, new: Tensor, labels: Tensor) -> Tensor:
     """Follow both, each by its share of the probability that they give the label: p_1 / (p_1 + p_2)."""
-    return torch.sigmoid(label_log_likelihood(old, labels) - label_log_likelihood(new, labels))
+    return torch.sigmoid(_old_over_new(student, old, new, labels))
 
 
 def sequence_likelihood(student: Tensor, old: Tensor, new: Tensor, labels: Tensor, sequence_ids: Tensor) -> Tensor:

@@ -248,12 +248,37 @@ def _places(auto: Any, config: PreTrainedConfig, adapter: Path) -> int:
     return sum(bool({name.rsplit(".", 1)[0], name.rsplit(".", 2)[0]} & layers) for name in names)
 
 
+def adapter_or_model(
+    name: str | os.PathLike, arguments: Mapping[str, Any]
+) -> tuple[AdapterFolder | None, dict[str, Any]]:
+    """The adapter that a path or Hub id names, with where its base is; None if it is a model.
+
+    Args:
+        name: A folder or a Hub id.
+        arguments: ``revision`` (of ``name``), ``base_model`` and ``base_revision`` (if the recorded base has moved),
+            fetching arguments and those of ``from_pretrained``.
+
+    Returns:
+        The adapter, and what ``from_pretrained`` of its base, or of the model, is given.
+
+    Raises:
+        As :func:`find_adapter`.
+    """
+    arguments = dict(arguments)
+    revision, moved, commit = (arguments.pop(key, None) for key in ("revision", "base_model", "base_revision"))
+    fetch = {key: arguments.pop(key) for key in FETCH_KEYS if key in arguments}
+    adapter = find_adapter(name, revision, fetch)
+    if adapter is None:
+        return None, {"revision": revision or "main", **fetch, **arguments}
+    fetch.pop("subfolder", None)
+    moved = None if moved is None else os.fspath(moved)
+    return replace(adapter, moved_base=moved, moved_base_revision=commit), {**fetch, **arguments}
+
+
 def load_task_model(
     name: str | os.PathLike,
     kind: ModelKind,
     *,
-    base_model: str | os.PathLike | None = None,
-    base_revision: str | None = None,
     trainable: bool = False,
     dropout: float | None = None,
     **arguments: Any,
@@ -263,27 +288,20 @@ def load_task_model(
     Args:
         name: A folder or Hub id of an adapter or a model.
         kind: Of the model.
-        base_model: Overrides the base that an adapter records, if that has moved.
-        base_revision: The revision of ``base_model``; otherwise the adapter's record counts.
         trainable: Whether an adapter is loaded for training.
         dropout: Of a LoRA that is trained on, in [0, 1); its own by default.
-        arguments: ``revision`` (of ``name``), fetching arguments (``token``, ...) and further arguments of
-            ``from_pretrained`` of the base or model (``dtype``, ``quantization_config``, ``device_map``, ...).
+        arguments: As of :func:`adapter_or_model`: ``revision``, ``token``, ``dtype``, ``quantization_config``,
+            ``device_map``, ...
 
     Raises:
         MuscleError: It cannot be found or loaded, or a dropout is given to what is no LoRA.
     """
-    revision = arguments.pop("revision", None)
-    fetch = {key: arguments.pop(key) for key in FETCH_KEYS if key in arguments}
-    adapter = find_adapter(name, revision, fetch)
+    adapter, arguments = adapter_or_model(name, arguments)
     if adapter is None:
         if dropout is not None:
             raise MuscleError(f"{name} is a whole model: it has no LoRA, whose dropout could be {dropout}")
-        return load_model(name, kind, {"revision": revision or "main", **fetch, **arguments}, whole=True)
-    moved = None if base_model is None else os.fspath(base_model)
-    adapter = replace(adapter, moved_base=moved, moved_base_revision=base_revision)
-    fetch.pop("subfolder", None)
-    base = load_adapter_base(adapter, kind, {**fetch, **arguments})
+        return load_model(name, kind, arguments, whole=True)
+    base = load_adapter_base(adapter, kind, arguments)
     return put_adapter(adapter, base, trainable, dropout)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-from huggingface_hub.utils import validate_repo_id
 from torch import nn
 
+from muscle_hf.record import valid_repo_id
 from muscle_hf.teachers.weights import base_of, base_weights, same_as_files
 
 _SNAPSHOT = re.compile(r"models--([^/\\]+)[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]?$")
@@ -44,17 +44,9 @@ def origin_of(model: nn.Module) -> Origin:
         return Origin(None, None, False)
     if found := _SNAPSHOT.search(name):
         return Origin(found[1].replace("--", "/"), found[2], True)
-    if os.path.isdir(name) or os.path.isabs(name) or not _is_repo_id(name):
+    if os.path.isdir(name) or os.path.isabs(name) or not valid_repo_id(name):
         return Origin(Path(name).resolve().name, None, False)
     return Origin(name, getattr(base.config, "_commit_hash", None) or _cached_commit(base, name), True)
-
-
-def _is_repo_id(name: str) -> bool:
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
 
 
 def _cached_commit(base: nn.Module, name: str) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -254,25 +253,18 @@ def _same_base(model: nn.Module, adapter: str | None, student: PeftModel) -> boo
 
 
 def _from_name(role: str, name: str, student: PeftModel, kind: ModelKind, arguments: dict[str, Any]) -> Teacher:
-    from muscle_hf.teachers.loading import FETCH_KEYS, find_adapter, load_model
+    from muscle_hf.teachers.loading import adapter_or_model, load_model
 
     # A teacher computes in the student's precision unless told otherwise.
     base = base_of(student)
     arguments.setdefault("dtype", getattr(base, "dtype", None))
     if getattr(base, "quantization_method", None) == QuantizationMethod.BITS_AND_BYTES:
         arguments.setdefault("quantization_config", copy.deepcopy(base.config.quantization_config))
-    moved = {
-        "moved_base": arguments.pop("base_model", None),
-        "moved_base_revision": arguments.pop("base_revision", None),
-    }
-    revision = arguments.pop("revision", None)
-    fetch = {key: arguments.pop(key) for key in FETCH_KEYS if key in arguments}
-    adapter = find_adapter(name, revision, fetch)
+    adapter, arguments = adapter_or_model(name, arguments)
     if adapter is None:
-        model = load_model(name, kind, {"revision": revision or "main", **fetch, **arguments}, whole=True)
+        model = load_model(name, kind, arguments, whole=True)
         return _from_model(role, model, student, kind, None, check_base=False)
-    fetch.pop("subfolder", None)
-    teacher = _from_adapter(role, replace(adapter, **moved), student, kind, {**fetch, **arguments})
+    teacher = _from_adapter(role, adapter, student, kind, arguments)
     teacher.source, teacher.revision = name, adapter.commit
     return teacher
 
