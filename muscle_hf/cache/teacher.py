@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from muscle_hf.cache import Fingerprint, TeacherFiles, file_fingerprint, load_head
-from muscle_hf.cache.store import MANIFEST, folder_name
-from muscle_hf.errors import MuscleError
+from muscle_hf.cache import Fingerprint
 from muscle_hf.teachers.head import Head
-from muscle_hf.teachers.kinds import ModelKind
-from muscle_hf.teachers.loading import FETCH_KEYS
-from muscle_hf.teachers.teacher import Teacher
-from muscle_hf.teachers.tokenizers import own_tokenizer
-from muscle_hf.teachers.weights import base_of, base_weights, same_as_files
+from muscle_hf.teachers.teacher import LoadedTeacher, Teacher
+from muscle_hf.teachers.weights import base_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -28,8 +20,10 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 
-class CachedTeacher(Teacher):
+class CachedTeacher(LoadedTeacher):
     """A frozen task model whose body is loaded when something is asked that the cache does not hold, if ever.
+
+    Until then its model has no weights but its head's.
 
     Args:
         role: ``old`` or ``new``.
@@ -39,17 +33,12 @@ class CachedTeacher(Teacher):
     """
 
     def __init__(self, role: str, head: Head, fingerprint: Fingerprint, load: Callable[[], Teacher]):
-        super().__init__(role)
+        super().__init__(role, head.base)
         self.head = self._own_head = head
         self.fingerprint = fingerprint
         self._load = load
         self._where: tuple[Accelerator, Any] | None = None
         self._loaded: Teacher | None = None
-
-    @property
-    def model(self) -> nn.Module:
-        """The model without its body's weights; the whole one, once it was loaded."""
-        return self._own_head.base if self._loaded is None else self._loaded.model
 
     @property
     def adapter(self) -> str | None:
@@ -76,6 +65,7 @@ class CachedTeacher(Teacher):
                 self._loaded.place(*self._where)
             # One layer, so that what listens at the head hears the whole model's forward as well.
             base_of(self._loaded.model).set_output_embeddings(self._own_head.module)
+            self._model = self._loaded.model
         return self._loaded
 
     def whole(self) -> Teacher:
@@ -91,60 +81,3 @@ class CachedTeacher(Teacher):
     def hashes(self, known: dict[Any, str]) -> tuple[str, str | None]:
         adapter = self.fingerprint.content["adapter"]
         return self.fingerprint.content["base_sha256"], adapter and adapter["sha256"]
-
-
-def cached_teacher(
-    role: str,
-    source: str | os.PathLike,
-    student: PeftModel,
-    kind: ModelKind,
-    arguments: Mapping[str, Any] | None,
-    *,
-    folder: str | os.PathLike,
-    tokenizers: tuple[Any, Any],
-    precision: str | None,
-    load: Callable[[], Teacher],
-) -> CachedTeacher | None:
-    """A teacher on the hidden states that a cache holds of it.
-
-    Args:
-        role: ``old`` or ``new``.
-        source: A folder or Hub id of an adapter or a model.
-        student: A teacher on the student's own base needs no second body, cached or not.
-        kind: The student's.
-        arguments: As for ``make_teacher``.
-        folder: Of the cache.
-        tokenizers: The teacher's, by default the one that is saved with it; and that of the rows, which it has
-            otherwise.
-        precision: Accelerate's ``mixed_precision``.
-        load: Loads the whole teacher.
-
-    Returns:
-        None where the cache holds nothing of this teacher, or where it takes the loaded model to know that.
-    """
-    base = base_of(student)
-    how = {"dtype": getattr(base, "dtype", None), **(arguments or {})}
-    known = {"base_model", "base_revision", "revision", "dtype", "attn_implementation", *FETCH_KEYS}
-    if how.keys() - known:
-        return None  # quantization and the like decide what the model computes, and are not in its files
-    attention, dtype, revision = (how.pop(name, None) for name in ("attn_implementation", "dtype", "revision"))
-    moved = how.pop("base_model", None), how.pop("base_revision", None)
-    if not any(Path(folder).glob(f"*/{MANIFEST}")):
-        return None
-    try:
-        files = TeacherFiles.find(source, revision, *moved, **how)
-        if same_as_files(base_weights(student), files.base, base):
-            return None
-        tokenizer = own_tokenizer(tokenizers[0], files.folders) or tokenizers[1]
-        fingerprint = file_fingerprint(
-            files, kind, tokenizer, role=role, dtype=dtype, autocast=precision, attn_implementation=attention
-        )
-        if not any(Path(folder).glob(f"{folder_name(fingerprint)}*/{MANIFEST}")):
-            return None
-        head = load_head(files, kind, dtype=dtype)
-    except MuscleError as error:
-        logger.info(f"The {role} model is loaded as a whole: {error}")
-        return None
-    teacher = CachedTeacher(role, head, fingerprint, load)
-    teacher.source, teacher.revision = os.fspath(source), revision
-    return teacher

@@ -147,13 +147,6 @@ class Objective:
         without = of_transfer() * weight.new_tensor([1, 1, 0])
         return torch.where(labelled.unsqueeze(-1), weight, without)
 
-    def label_share(self, weight: Tensor, labelled: Tensor | None) -> Tensor | float:
-        """What the cross-entropy of each token counts in L: (N,), or one figure for all."""
-        share = 1 - self.compatibility_weight
-        if bool((weight[:, 2] > 0).any()):
-            share = share + self.compatibility_weight * weight[:, 2]
-        return share if labelled is None else share * labelled.to(weight)
-
     def __call__(
         self,
         student: Tensor,
@@ -225,14 +218,15 @@ class Objective:
         compatibility = follows_old * kl_old + follows_new * kl_new
         if self.scale_by_temperature_squared:
             compatibility = compatibility * self.temperature**2
-        lam = self.compatibility_weight
-        share = self.label_share(weight, labelled)
+        lam, with_labels = self.compatibility_weight, bool((of_label > 0).any())
+        # What the cross-entropy of each token counts in L.
+        share = 1 - lam + lam * of_label if with_labels else 1 - lam
+        share = share if labelled is None else share * labelled.to(weight)
         counts = isinstance(share, Tensor) or share > 0
         cross_entropy = functional.cross_entropy(
             student if counts else frozen, labels, reduction="none", label_smoothing=self.label_smoothing
         )
         known = torch.ones_like(follows_old) if labelled is None else labelled.to(student.dtype)
-        with_labels = bool((of_label > 0).any())
         return TokenTerms(
             loss=lam * compatibility + share * cross_entropy if counts else compatibility,
             compatibility=compatibility + of_label * cross_entropy if with_labels else compatibility,

@@ -28,9 +28,9 @@ from muscle_hf.objective.chunked import Stream
 from muscle_hf.served.logprobs import LogProbs, ServedModel
 from muscle_hf.served.server import Server
 from muscle_hf.teachers.batch import Batch, sequences_of
-from muscle_hf.teachers.elsewhere import TeacherElsewhere
 from muscle_hf.teachers.forward import MEDIA_INPUTS
 from muscle_hf.teachers.kinds import CAUSAL_LM, ModelKind
+from muscle_hf.teachers.teacher import Teacher
 from muscle_hf.teachers.tokenizers import vocabulary_hash
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ _ITSELF = 0.1
 _UNWRITTEN = 256
 
 
-class ServedTeacher(TeacherElsewhere):
+class ServedTeacher(Teacher):
     """A frozen task model that is known by the k likeliest tokens that a server gives at each place, and the rest as
     one, within which it follows the student.
 

@@ -18,7 +18,7 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.objective.chunked import Stream
 from muscle_hf.objective.whole_answers import FLOOR, AnswerStream, ChoiceStream, along_choices
 from muscle_hf.teachers.batch import Batch
-from muscle_hf.teachers.elsewhere import TeacherElsewhere
+from muscle_hf.teachers.teacher import Teacher
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -52,7 +52,7 @@ class _Match:
     ended: bool
 
 
-class RecordedTeacher(TeacherElsewhere):
+class RecordedTeacher(Teacher):
     """A teacher without a model. A row is found by its ids: those of a prompt and of one of the answers to it.
 
     Args:

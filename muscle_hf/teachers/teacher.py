@@ -6,7 +6,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from peft import PeftModel
@@ -66,7 +66,7 @@ class Source(ABC):
 
 
 class Teacher(Source):
-    """A frozen task model, old (v1) or new (v2).
+    """A frozen task model, old (v1) or new (v2), wherever its weights are.
 
     Args:
         role: ``old`` or ``new``.
@@ -77,8 +77,10 @@ class Teacher(Source):
         on_students_base: Whether it is another adapter of the student's own model.
         reader: How it reads rows that are in another tokenizer's ids; None where they are in its own.
         tokenizer: Its own, to ask it with; None where that of the rows is meant.
+        where: What is known of a model that is not here, for messages.
     """
 
+    where = "is not here"
     on_students_base = False
     # Itself, where it is known by a log of its answers alone, and where it is behind a server.
     recorded: Any = None
@@ -122,31 +124,10 @@ class Teacher(Source):
     def states(self, batch: Batch, needed: Tensor | None = None) -> Tensor:
         """Its last hidden states at the trained tokens of a batch of its own ids, (M, d), or logits (M, V) where its
         head is not apart; zeros in rows that are not needed. Arguments as :meth:`targets`."""
-        if needed is not None and not bool(needed.any()):
-            return torch.zeros(len(batch.rows), 1, device=batch.labels.device)
-        if needed is None or bool(needed.all()) or not batch.has_rows:
-            return batch.of_trained(self._outputs(batch.inputs))
-        few = batch.only(needed)
-        found = few.of_trained(self._outputs(few.inputs))
-        here = needed.to(batch.rows.device)[batch.rows].nonzero().squeeze(-1)
-        return found.new_zeros(len(batch.rows), found.size(-1)).index_put_((here,), found)
-
-    def _outputs(self, inputs: Mapping[str, Any]) -> Tensor:
-        if self.head is not None:
-            try:
-                return self.head.hidden_of(lambda: self.logits(inputs))
-            except HeadNotApart as error:
-                logger.warning(str(error))
-                self.head = None
-        return self.logits(inputs)
+        raise MuscleError(f"the {self.role} model {self.where}")
 
     def work(self, batch: Batch) -> float:
-        return self._body_size * self.reading(batch).labels.numel()
-
-    @cached_property
-    def _body_size(self) -> int:
-        head = 0 if self.head is None else count_parameters(self.head.module)
-        return count_parameters(base_of(self.model)) - head
+        return 0.0
 
     def begin(self, *, answers_alone: bool) -> None:
         """Make sure, before training, that it can be asked.
@@ -168,14 +149,14 @@ class Teacher(Source):
     def shard(self, accelerator: Accelerator) -> None:
         """Shard a base of its own over the processes, where the student is (FSDP, ZeRO-3)."""
 
-    @abstractmethod
     def answering(self) -> contextlib.AbstractContextManager[nn.Module]:
         """Within the block, the model as the teacher: to generate with, or to score."""
+        return contextlib.nullcontext(self.model)
 
     @property
-    @abstractmethod
     def adapter(self) -> str | None:
         """The teacher's adapter in its model; None if that has none."""
+        raise MuscleError(f"the {self.role} model {self.where}")
 
     def logits(self, inputs: Mapping[str, Any]) -> Tensor:
         """Logits for a batch: (B, L, V), or (B, C) for sequence classification; no gradient."""
@@ -183,13 +164,13 @@ class Teacher(Source):
             return logits_of(model, inputs)
 
     @property
-    @abstractmethod
     def model(self) -> nn.Module:
         """The module that computes the logits; for a teacher on the student's base, the student's model.
 
         Raises:
-            MuscleError: It is known by what it has said alone.
+            MuscleError: It is not here.
         """
+        raise MuscleError(f"the {self.role} model {self.where}")
 
     @property
     def scores_answers(self) -> bool:
@@ -213,8 +194,8 @@ class Teacher(Source):
 
     @property
     def models(self) -> list[nn.Module]:
-        """:attr:`model`, or nothing for a teacher that is known by what it has said alone."""
-        return [self.model]
+        """:attr:`model`, or nothing where that is not here."""
+        return []
 
     def open_head(self, student: Head, autocast: Callable[..., contextlib.AbstractContextManager]) -> None:
         """Have its output head called apart from its body.
@@ -226,8 +207,6 @@ class Teacher(Source):
         Raises:
             MuscleError: It has none that can be.
         """
-        own = self.head or Head(self.model, autocast)
-        self.head = student if base_of(self.model) is student.base else own
 
     def describe(self, hashes: dict[Any, str]) -> dict[str, Any]:
         """Its base and its adapter, for the provenance of what is trained.
@@ -268,7 +247,59 @@ class Teacher(Source):
         return f"{type(self).__name__}(role={self.role!r}, base={type(base_of(self.model)).__name__})"
 
 
-class AdapterTeacher(Teacher):
+class LoadedTeacher(Teacher):
+    """A teacher whose model is here.
+
+    Args:
+        role: ``old`` or ``new``.
+        model: Computes the logits.
+    """
+
+    def __init__(self, role: str, model: nn.Module):
+        super().__init__(role)
+        self._model = model
+
+    @property
+    def model(self) -> nn.Module:
+        return self._model
+
+    @property
+    def models(self) -> list[nn.Module]:
+        return [self._model]
+
+    def states(self, batch: Batch, needed: Tensor | None = None) -> Tensor:
+        if needed is not None and not bool(needed.any()):
+            return torch.zeros(len(batch.rows), 1, device=batch.labels.device)
+        if needed is None or bool(needed.all()) or not batch.has_rows:
+            return batch.of_trained(self._outputs(batch.inputs))
+        few = batch.only(needed)
+        found = few.of_trained(self._outputs(few.inputs))
+        here = needed.to(batch.rows.device)[batch.rows].nonzero().squeeze(-1)
+        return found.new_zeros(len(batch.rows), found.size(-1)).index_put_((here,), found)
+
+    def _outputs(self, inputs: Mapping[str, Any]) -> Tensor:
+        if self.head is not None:
+            try:
+                return self.head.hidden_of(lambda: self.logits(inputs))
+            except HeadNotApart as error:
+                logger.warning(str(error))
+                self.head = None
+        return self.logits(inputs)
+
+    def work(self, batch: Batch) -> float:
+        return self._body_size * self.reading(batch).labels.numel()
+
+    @cached_property
+    def _body_size(self) -> int:
+        head = 0 if self.head is None else count_parameters(self.head.module)
+        return count_parameters(base_of(self.model)) - head
+
+    def open_head(self, student: Head, autocast: Callable[..., contextlib.AbstractContextManager]) -> None:
+        own = self.head or Head(self.model, autocast)
+        self.head = student if base_of(self.model) is student.base else own
+
+
+class AdapterTeacher(LoadedTeacher):
     """A teacher on the student's own base: another adapter of the same model, or the base with adapters off.
 
     Args:
@@ -280,8 +311,7 @@ class AdapterTeacher(Teacher):
     on_students_base = True
 
     def __init__(self, role: str, model: PeftModel, adapter: str | None):
-        super().__init__(role)
-        self._model = model
+        super().__init__(role, model)
         self._adapter = adapter
         # What is packed, sharded or parametrized changes its tensors without changing what they say. Some adapters
         # change themselves where they are used (OFT with coft), which is no matter of the base.
@@ -290,14 +320,10 @@ class AdapterTeacher(Teacher):
         if any(getattr(config, "target_parameters", None) for config in model.peft_config.values()):
             self._shared = []
 
-    @property
-    def model(self) -> PeftModel:
-        return self._model
-
     @contextlib.contextmanager
-    def answering(self) -> Iterator[PeftModel]:
+    def answering(self) -> Iterator[nn.Module]:
         before = [tensor._version for tensor in self._shared]
-        with frozen_view(self._model, self._adapter):
+        with frozen_view(cast("PeftModel", self._model), self._adapter):
             yield self._model
         if before != [tensor._version for tensor in self._shared]:
             raise MuscleError(
@@ -311,7 +337,7 @@ class AdapterTeacher(Teacher):
         return self._adapter
 
 
-class ModelTeacher(Teacher):
+class ModelTeacher(LoadedTeacher):
     """A teacher with a base of its own.
 
     Args:
@@ -326,15 +352,10 @@ class ModelTeacher(Teacher):
         model: nn.Module,
         autocast: Callable[..., contextlib.AbstractContextManager] = contextlib.nullcontext,
     ):
-        super().__init__(role)
         # Layers that repacked themselves would round, and hash to another model than the one that was given.
         keep_quantized_trainable(model)
-        self._model = model.eval().requires_grad_(False)
+        super().__init__(role, model.eval().requires_grad_(False))
         self.autocast = autocast
-
-    @property
-    def model(self) -> nn.Module:
-        return self._model
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[nn.Module]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sized
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Mapping, Sized
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,19 +13,20 @@ from transformers.utils import logging
 
 from muscle_hf.cache.build import human_bytes, predicted_bytes, require_space
 from muscle_hf.cache.compact import TopTokens, require_kl_alone
-from muscle_hf.cache.fingerprint import teacher_fingerprint
+from muscle_hf.cache.fingerprint import Fingerprint, TeacherFiles, file_fingerprint, teacher_fingerprint
+from muscle_hf.cache.head_files import load_head
 from muscle_hf.cache.keys import KeyRules, why_excluded
 from muscle_hf.cache.likelihoods import FOLDER, VARIANT, AnswerLikelihoods
 from muscle_hf.cache.shards import Column
 from muscle_hf.cache.source import CachedTargets
-from muscle_hf.cache.store import HiddenStore, RowStore
+from muscle_hf.cache.store import MANIFEST, HiddenStore, RowStore, folder_name
+from muscle_hf.cache.teacher import CachedTeacher
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers import Teacher
 from muscle_hf.teachers.labels import IGNORED
-from muscle_hf.teachers.weights import base_of
-
-if TYPE_CHECKING:
-    from muscle_hf.cache.fingerprint import Fingerprint
+from muscle_hf.teachers.loading import FETCH_KEYS
+from muscle_hf.teachers.tokenizers import own_tokenizer
+from muscle_hf.teachers.weights import base_of, base_weights, same_as_files
 
 logger = logging.get_logger(__name__)
 
@@ -67,6 +69,45 @@ def open_cache(trainer: Any, teacher: Teacher, folder: str | os.PathLike | None 
         sizes = (base_of(model).config.get_text_config().vocab_size for model in (teacher.model, trainer.student))
         form = TopTokens(k, objective.temperature, min(sizes))
     return HiddenStore(folder or settings.teacher_cache, _fingerprint(trainer, teacher), form=form)
+
+
+def cached_teacher(
+    trainer: Any, role: str, source: Any, arguments: Mapping[str, Any] | None, load: Callable[[], Teacher]
+) -> CachedTeacher | None:
+    """A teacher on the hidden states that a trainer's cache holds of it, which ``load`` loads as a whole.
+
+    Returns:
+        None where the cache holds nothing of this teacher, or where it takes the loaded model to know that; and where
+        it sits on the student's own base: that needs no second body, cached or not.
+    """
+    folder, base = Path(trainer.settings.teacher_cache), base_of(trainer.student)
+    how = {"dtype": getattr(base, "dtype", None), **(arguments or {})}
+    known = {"base_model", "base_revision", "revision", "dtype", "attn_implementation", *FETCH_KEYS}
+    if how.keys() - known:
+        return None  # quantization and the like decide what the model computes, and are not in its files
+    attention, dtype, revision = (how.pop(name, None) for name in ("attn_implementation", "dtype", "revision"))
+    moved = how.pop("base_model", None), how.pop("base_revision", None)
+    if not any(folder.glob(f"*/{MANIFEST}")):
+        return None
+    # The accelerator is made later, of this.
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    try:
+        files = TeacherFiles.find(source, revision, *moved, **how)
+        if same_as_files(base_weights(trainer.student), files.base, base):
+            return None
+        tokenizer = own_tokenizer(trainer.tokenizers[role], files.folders) or trainer.tokenizers["new"]
+        fingerprint = file_fingerprint(
+            files, trainer.kind, tokenizer, role=role, dtype=dtype, autocast=precision, attn_implementation=attention
+        )
+        if not any(folder.glob(f"{folder_name(fingerprint)}*/{MANIFEST}")):
+            return None
+        head = load_head(files, trainer.kind, dtype=dtype)
+    except MuscleError as error:
+        logger.info(f"The {role} model is loaded as a whole: {error}")
+        return None
+    teacher = CachedTeacher(role, head, fingerprint, load)
+    teacher.source, teacher.revision = os.fspath(source), revision
+    return teacher
 
 
 def _fingerprint(trainer: Any, teacher: Teacher) -> Fingerprint:

@@ -40,20 +40,9 @@ def teacher_of(trainer: Any, role: str, source: Any, arguments: Mapping[str, Any
         return served
     if not settings.teacher_cache or not isinstance(source, (str, os.PathLike)):
         return load()
-    from muscle_hf.cache.teacher import cached_teacher
+    from muscle_hf.training.caches import cached_teacher
 
-    cached = cached_teacher(
-        role,
-        source,
-        student,
-        kind,
-        arguments,
-        folder=settings.teacher_cache,
-        tokenizers=(trainer.tokenizers[role], trainer.tokenizers["new"]),
-        precision=os.environ.get("ACCELERATE_MIXED_PRECISION"),
-        load=load,
-    )
-    return cached or load()
+    return cached_teacher(trainer, role, source, arguments, load) or load()
 
 
 def settle_targets(
