@@ -28,7 +28,8 @@ _COLUMN = "log_likelihood"
 
 @dataclass(frozen=True)
 class _KnownAnswers(Known):
-    """
+    """What is kept of a batch's answers.
+
     Args:
         read: The batch's answers in the teacher's own tokens.
         spoken: Rows whose answers it can read, (B,), boolean.

@@ -68,7 +68,8 @@ class InFront(Source, Generic[_Known]):
 
 @dataclass(frozen=True)
 class _KnownStates(Known):
-    """
+    """What is kept of a batch's hidden states.
+
     Args:
         parts: The batch's sequences with trained tokens, in the order of these.
         hidden: Of each, on the batch's device; None where it is not there.

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import builders
+import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+
+from muscle_hf.teachers.weights import base_of
+
+# Of the tokens of `builders.tokenizer`; the first one stands for what is unknown in any order.
+ORDER = torch.randperm(builders.VOCABULARY - 1, generator=torch.Generator().manual_seed(3)) + 1
+ORDER = torch.cat([torch.tensor([0]), ORDER])
 
 
 def byte_level(
@@ -72,3 +81,19 @@ def renumbered(
         name: getattr(given, name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")
     }
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(spec)), **names), ids
+
+
+def renumbered_model(model, order=ORDER):
+    """The same model with its token ``order[i]`` under the id i."""
+    model = copy.deepcopy(model)
+    base = base_of(model)
+    with torch.no_grad():
+        layers = [base.get_input_embeddings(), base.get_output_embeddings()]
+        # Tied ones are one tensor.
+        for weight in {id(layer.weight): layer.weight for layer in layers if layer is not None}.values():
+            if weight.size(0) == builders.VOCABULARY:
+                weight.copy_(weight[order])
+    for name in ("pad_token_id", "decoder_start_token_id"):
+        if getattr(base.config, name, None) is not None:
+            setattr(base.config, name, order.tolist().index(getattr(base.config, name)))
+    return model

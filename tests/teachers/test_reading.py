@@ -10,36 +10,17 @@ import builders
 import pytest
 import torch
 from launching import end, launched
+from tokenizer_builders import ORDER, renumbered_model
 
 from muscle_hf.objective import MASK_NAMES
-from muscle_hf.teachers.weights import base_of
 
 WORDS = [f"w{index}" for index in range(builders.VOCABULARY)]
-# The first word stands for what is unknown in both.
-ORDER = torch.randperm(builders.VOCABULARY - 1, generator=torch.Generator().manual_seed(3)) + 1
-ORDER = torch.cat([torch.tensor([0]), ORDER])
 KINDS = {
     "causal LM": (builders.llama, builders.rows),
     "seq2seq LM": (builders.t5, builders.rows),
     "sequence classification": (builders.bert_sequences, builders.sequence_rows),
     "token classification": (builders.bert_tokens, builders.token_rows),
 }
-
-
-def renumbered(model, order=ORDER):
-    """The same model with its token ``order[i]`` under the id i."""
-    model = copy.deepcopy(model)
-    base = base_of(model)
-    with torch.no_grad():
-        layers = [base.get_input_embeddings(), base.get_output_embeddings()]
-        # Tied ones are one tensor.
-        for weight in {id(layer.weight): layer.weight for layer in layers if layer is not None}.values():
-            if weight.size(0) == builders.VOCABULARY:
-                weight.copy_(weight[order])
-    for name in ("pad_token_id", "decoder_start_token_id"):
-        if getattr(base.config, name, None) is not None:
-            setattr(base.config, name, order.tolist().index(getattr(base.config, name)))
-    return model
 
 
 def models(kind="causal LM", **settings):
@@ -55,7 +36,7 @@ def both(folder, kind="causal LM", order=ORDER, **settings):
     mine = {"processing_class": builders.tokenizer(WORDS)}
     other = {**mine, "old_processing_class": builders.tokenizer([WORDS[index] for index in order])}
     made = []
-    for name, model, tokenizers in (("same", old, mine), ("other", renumbered(old, order), other)):
+    for name, model, tokenizers in (("same", old, mine), ("other", renumbered_model(old, order), other)):
         student = copy.deepcopy(new)
         made.append(builders.trainer(folder / name, student, model, train_dataset=table, **tokenizers, **settings))
     return made

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import builders
 import pytest
 import torch
+from loopback import serving
+from tokenizer_builders import ORDER, renumbered_model
 
+from muscle_hf import MuscleError
 from muscle_hf.pipeline.caching import cache_teachers
 
 # kind -> how it is made: v1 on the student's base or on its own; whole logits or apart; before and behind a cache.
@@ -18,13 +23,20 @@ KINDS = {
     "from a full cache": {"base": 1, "cache": True, "full": True},
     "from a full cache, without its body": {"base": 1, "cache": True, "full": True, "by_name": True},
     "its likeliest tokens, all of them": {"base": 1, "cache": True, "teacher_cache_top_k": builders.VOCABULARY},
+    "with its tokens under other ids": {"base": 1, "order": ORDER},
+    "behind a server": {"base": 1, "served": True},
 }
+WORDS = [f"w{index}" for index in range(builders.VOCABULARY)]
 
 
 @pytest.fixture(params=KINDS)
 def case(request, tmp_path):
     """A trainer, a batch on its device, and the logits of v1 loaded alone."""
-    how = dict(KINDS[request.param])
+    with contextlib.ExitStack() as stack:
+        yield made_case(dict(KINDS[request.param]), tmp_path, stack)
+
+
+def made_case(how, tmp_path, stack):
     base = builders.llama(how.pop("base"))
     base.save_pretrained(tmp_path / "base")
     old = builders.with_lora(base, 10)
@@ -33,12 +45,21 @@ def case(request, tmp_path):
     table = builders.rows(5)
     inputs = builders.collate(table)
     alone = builders.logits_without_trainer(old, inputs)
-    cached, full, by_name = (how.pop(name, False) for name in ("cache", "full", "by_name"))
+    cached, full, by_name, served = (how.pop(name, False) for name in ("cache", "full", "by_name", "served"))
+    order = how.pop("order", None)
     settings = {**how, "train_dataset": table, **({"teacher_cache": str(tmp_path / "cache")} if cached else {})}
+    if order is not None or served:
+        settings["processing_class"] = builders.tokenizer(WORDS)
+    if order is not None:
+        settings["old_processing_class"] = builders.tokenizer([WORDS[index] for index in order])
+        old = renumbered_model(old, order)
 
     def made(given):
         return builders.trainer(tmp_path / "out", builders.with_lora(builders.llama(2), 20), given, **settings)
 
+    if served:
+        settings["old_model_kwargs"] = {"model": "v1", "top_k": builders.VOCABULARY}
+        old = stack.enter_context(serving({"v1": old.eval()}, settings["processing_class"], greedy=True))
     trainer = made(old)
     if full:
         cache_teachers(trainer, tmp_path / "cache")
@@ -86,7 +107,8 @@ def test_work_is_what_is_left_to_compute(case, request):
     trainer, batch, _ = case
     source = trainer._step.sources["old"]
     all_of_it = trainer.teachers["old"].work(batch)
-    assert all_of_it > 0
+    # What is not here computes nothing here.
+    assert (all_of_it > 0) is bool(trainer.teachers["old"].models)
     full = "full cache" in request.node.callspec.params["case"]
     assert source.work(batch) == (0 if full else all_of_it)
 
@@ -94,9 +116,16 @@ def test_work_is_what_is_left_to_compute(case, request):
 def test_the_model_answers_as_the_teacher(case):
     trainer, batch, expected = case
     teacher = trainer.teachers["old"]
+    if not teacher.models:
+        with pytest.raises(MuscleError, match="not here"):
+            teacher.answering()
+        return
     with teacher.answering() as model:
+        batch = teacher.reading(batch)
         inputs = {name: batch.inputs[name] for name in ("input_ids", "attention_mask")}
         found = batch.of_trained(model(**inputs).logits)
+    if teacher.reader is not None:
+        found = found.index_select(-1, ORDER.argsort())
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert trainer.model.active_adapter == "default"
 
