@@ -33,7 +33,7 @@ def kl_divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tenso
     return (teacher_log.exp() * (teacher_log - student_log)).sum(dim=-1)
 
 
-def logit_difference(teacher: Tensor, student: Tensor, top: int = TOP_TOKENS) -> Tensor:
+def logit_difference(teacher: Tensor, student: Tensor) -> Tensor:
     """Logit difference inhibition: squared differences on the tokens that the teacher finds likeliest (ELODI).
 
     Zhao et al. 2022 take logits as they are. Those of two language models differ by a constant that says nothing, so
@@ -42,14 +42,13 @@ def logit_difference(teacher: Tensor, student: Tensor, top: int = TOP_TOKENS) ->
     Args:
         teacher: Logits, shape (N, V_t), floating point.
         student: Logits, shape (N, V_s), the dtype of ``teacher``; only the ids that both have are compared.
-        top: How many tokens are compared.
 
     Returns:
         Shape (N,), >= 0, in squared nats.
     """
     width = min(teacher.size(-1), student.size(-1))
     student_log = torch.log_softmax(student[:, :width], dim=-1)
-    highest, where = torch.log_softmax(teacher[:, :width], dim=-1).topk(min(top, width), dim=-1)
+    highest, where = torch.log_softmax(teacher[:, :width], dim=-1).topk(min(TOP_TOKENS, width), dim=-1)
     return (student_log.gather(-1, where) - highest).square().sum(dim=-1)
 
 

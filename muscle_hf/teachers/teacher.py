@@ -343,19 +343,15 @@ class ModelTeacher(LoadedTeacher):
     Args:
         role: ``old`` or ``new``.
         model: A ``PeftModel`` whose active adapter is the teacher's, or a plain model. It is frozen for good.
-        autocast: Makes the context in which its forward runs, so that both models compute in the same precision.
     """
 
-    def __init__(
-        self,
-        role: str,
-        model: nn.Module,
-        autocast: Callable[..., contextlib.AbstractContextManager] = contextlib.nullcontext,
-    ):
+    # Makes the context in which its forward runs: the student's, so that both compute in the same precision.
+    autocast: Callable[..., contextlib.AbstractContextManager] = contextlib.nullcontext
+
+    def __init__(self, role: str, model: nn.Module):
         # Layers that repacked themselves would round, and hash to another model than the one that was given.
         keep_quantized_trainable(model)
         super().__init__(role, model.eval().requires_grad_(False))
-        self.autocast = autocast
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[nn.Module]:

@@ -142,7 +142,7 @@ def test_the_manifest_says_what_the_folder_is(tmp_path):
     with HiddenStore(tmp_path, TEACHER) as store:
         assert held(store, range(2)) == {0, 1}
         store.put([key(2)], [row(2)])
-    assert json.loads((folder / "manifest.json").read_text())["identity"] == TEACHER
+    assert json.loads((folder / "manifest.json").read_text())["identity"] == TEACHER.digest
 
 
 @pytest.mark.parametrize("place", ["header", "index", "content", "cut", "empty", "longer"])
