@@ -12,6 +12,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from torch import nn
 
 from muscle_hf.record import valid_repo_id
+from muscle_hf.teachers.snapshots import written_to
 from muscle_hf.teachers.weights import base_of, base_weights, same_as_files
 
 _SNAPSHOT = re.compile(r"models--([^/\\]+)[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]?$")
@@ -23,7 +24,7 @@ class Origin:
 
     Args:
         name: The Hub's id, or the last part of a folder's path; None for a model built in memory.
-        revision: The commit, where it came from the Hub and that can be told.
+        revision: The commit, where it came from the Hub and that can be told: nobody has written to what was fetched.
         on_hub: Whether ``name`` is a repository's id.
     """
 
@@ -43,14 +44,15 @@ def origin_of(model: nn.Module) -> Origin:
     if not name:
         return Origin(None, None, False)
     if found := _SNAPSHOT.search(name):
-        return Origin(found[1].replace("--", "/"), found[2], True)
+        return Origin(found[1].replace("--", "/"), None if written_to(Path(name)) else found[2], True)
     if os.path.isdir(name) or os.path.isabs(name) or not valid_repo_id(name):
         return Origin(Path(name).resolve().name, None, False)
-    return Origin(name, getattr(base.config, "_commit_hash", None) or _cached_commit(base, name), True)
-
-
-def _cached_commit(base: nn.Module, name: str) -> str | None:
     repository = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}")
+    commit = getattr(base.config, "_commit_hash", None) or _cached_commit(base, repository)
+    return Origin(name, None if commit and written_to(repository / "snapshots" / commit) else commit, True)
+
+
+def _cached_commit(base: nn.Module, repository: Path) -> str | None:
     # Commits that share all weight files are one: the client keeps each file once, under its hash.
     by_content: dict[tuple[str, ...], list[Path]] = {}
     for snapshot in sorted(repository.glob("snapshots/*")):

@@ -10,10 +10,12 @@ import builders
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from muscle_hf.cache import TeacherFiles, file_fingerprint
 from muscle_hf.teachers import weights
 from muscle_hf.teachers.kinds import CAUSAL_LM
+from muscle_hf.teachers.origin import origin_of
 from muscle_hf.teachers.snapshots import blobs_of, written_to
 from muscle_hf.teachers.weights import folder_hash
 
@@ -68,6 +70,13 @@ def test_weights_that_were_altered_here_are_others(snapshot, hide):
     now = folder_hash(snapshot), file_fingerprint(TeacherFiles.find(snapshot), CAUSAL_LM).digest
     assert now[0] != known[0] and now[1] != known[1]
     assert written_to(snapshot) is not hide
+
+
+def test_a_base_that_was_altered_here_is_of_no_commit(snapshot):
+    assert origin_of(AutoModelForCausalLM.from_pretrained(snapshot)).revision == snapshot.name
+    alter(snapshot)
+    found = origin_of(AutoModelForCausalLM.from_pretrained(snapshot))
+    assert (found.name, found.revision, found.on_hub) == ("tester/base", None, True)
 
 
 def test_of_another_folder_nothing_is_remembered(snapshot, taken):
