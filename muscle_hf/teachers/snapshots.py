@@ -17,7 +17,6 @@ from pathlib import Path
 from huggingface_hub import cached_assets_path
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.files import write_text
 
 # Links are made right after what they lead to.
 _SLACK_NS = 10**9
@@ -57,6 +56,8 @@ def remembered(folder: Path, what: str, hashed: Callable[[], str]) -> str:
         known = (cached_assets_path("muscle_hf", "weights") / key).read_text(encoding="utf-8")
         if re.fullmatch("[0-9a-f]{64}", known):
             return known
+    from muscle_hf.files import write_text
+
     found = hashed()
     with contextlib.suppress(OSError, ValueError, MuscleError):  # a folder that cannot be written to
         write_text(cached_assets_path("muscle_hf", "weights") / key, found)
