@@ -16,7 +16,7 @@ from muscle_hf.cache.store import HiddenStore
 from muscle_hf.objective.chunked import Stream
 from muscle_hf.teachers.batch import Batch
 from muscle_hf.teachers.head import Head
-from muscle_hf.teachers.teacher import Source, Teacher
+from muscle_hf.teachers.teacher import TargetSource, Teacher
 
 logger = logging.get_logger(__name__)
 
@@ -37,7 +37,7 @@ class Known:
 _Known = TypeVar("_Known", bound=Known)
 
 
-class InFront(Source, Generic[_Known]):
+class InFront(TargetSource, Generic[_Known]):
     """A cache in front of a teacher: what is there is read, what is missing is computed and put.
 
     Args:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 
-class Source(ABC):
+class TargetSource(ABC):
     """What says something of the trained tokens of a batch: a teacher, or a cache in front of one.
 
     Attributes:
@@ -65,7 +65,7 @@ class Source(ABC):
         """Write to the disk what is to be kept and is only in memory."""
 
 
-class Teacher(Source):
+class Teacher(TargetSource):
     """A frozen task model, old (v1) or new (v2), wherever its weights are.
 
     Args:

@@ -16,7 +16,7 @@ from muscle_hf.teachers.batch import Batch
 from muscle_hf.teachers.forward import require_finite, without_labels
 from muscle_hf.teachers.head import Head, HeadNotApart, count_parameters
 from muscle_hf.teachers.sharding import is_sharded
-from muscle_hf.teachers.teacher import Source
+from muscle_hf.teachers.teacher import TargetSource
 from muscle_hf.teachers.weights import base_of
 
 logger = logging.get_logger(__name__)
@@ -41,7 +41,7 @@ class Step:
     def __init__(
         self,
         student: nn.Module,
-        sources: Mapping[str, Source],
+        sources: Mapping[str, TargetSource],
         temperatures: Mapping[str, float],
         head: Head | None = None,
         chunk_size: int | None = None,
@@ -183,7 +183,7 @@ def make_step(trainer: Any) -> Step:
     """
     settings, student, teachers = trainer.settings, trainer.student, trainer.teachers
     size, cached, autocast = settings.loss_chunk_size, bool(settings.teacher_cache), trainer.accelerator.autocast
-    sources: dict[str, Source] = dict(teachers)
+    sources: dict[str, TargetSource] = dict(teachers)
     if trainer.old_targets == "answer" and teachers["old"].scores_answers:
         from muscle_hf.training.caches import answers_in_front
 
