@@ -78,7 +78,7 @@ def cache_teachers(
         if not teacher.models:
             continue
         if role == "old" and trainer.old_targets == "answer":
-            found[role] = _fill_numbers(trainer, teacher, folder, batch_size or trainer.args.eval_batch_size)
+            found[role] = _fill_numbers(trainer, folder, batch_size or trainer.args.eval_batch_size)
             continue
         with trainer.open_cache(teacher, folder) as store:
             plans = [
@@ -127,8 +127,8 @@ def _fill_from_server(trainer: MuscleTrainer, teacher: ServedTeacher) -> Cached:
     return Cached(plans, str(teacher.store.folder), sum(plan.sequences for plan in plans))
 
 
-def _fill_numbers(trainer: MuscleTrainer, teacher: Teacher, folder: str | os.PathLike, batch_size: int) -> Cached:
-    """Of each row's answer the teacher's log-likelihood alone, where no more of it is followed."""
+def _fill_numbers(trainer: MuscleTrainer, folder: str | os.PathLike, batch_size: int) -> Cached:
+    """Of each row's answer v1's log-likelihood alone, where no more of it is followed."""
     accelerator, plans = trainer.accelerator, []
     numbers = answers_in_front(trainer, folder)
     rank, processes = accelerator.process_index, accelerator.num_processes
@@ -136,7 +136,7 @@ def _fill_numbers(trainer: MuscleTrainer, teacher: Teacher, folder: str | os.Pat
         before = len(numbers.store)
         starts = range(rank * batch_size, len(rows), processes * batch_size)
         hidden = trainer.args.disable_tqdm or not accelerator.is_local_main_process
-        for start in tqdm(starts, desc=f"{teacher.role} model, {name} rows", unit="batch", disable=hidden):
+        for start in tqdm(starts, desc=f"old model, {name} rows", unit="batch", disable=hidden):
             inputs = collate([rows[index] for index in range(start, min(start + batch_size, len(rows)))])
             with torch.no_grad(), accelerator.autocast():
                 numbers.targets(trainer.batch_of(trainer._prepare_inputs(inputs)))
