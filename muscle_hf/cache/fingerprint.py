@@ -181,11 +181,6 @@ class TeacherFiles:
         commit = adapter.base_revision if base_model is None else base_revision
         return cls(_fetch(base, commit, fetch), base, adapter)
 
-    @property
-    def folders(self) -> tuple[Path, ...]:
-        """Of the adapter, if there is one, and of the base."""
-        return (self.base,) if self.adapter is None else (self.adapter.folder, self.base)
-
     def build_on_meta(
         self, kind: ModelKind, dtype: torch.dtype | str | None, attn_implementation: str | None = None
     ) -> PreTrainedModel:

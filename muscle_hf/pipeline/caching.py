@@ -19,7 +19,7 @@ from muscle_hf.pipeline.table import COMPAT
 from muscle_hf.served.teacher import ServedTeacher
 from muscle_hf.teachers.batch import Batch
 from muscle_hf.trainer import MuscleTrainer
-from muscle_hf.training.caches import answers_in_front
+from muscle_hf.training.caches import answers_in_front, open_cache
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def cache_teachers(
         if role == "old" and trainer.old_targets == "answer":
             found[role] = _fill_numbers(trainer, folder, batch_size or trainer.args.eval_batch_size)
             continue
-        with trainer.open_cache(teacher, folder) as store:
+        with open_cache(trainer, teacher, folder) as store:
             plans = [
                 build_cache(
                     teacher,

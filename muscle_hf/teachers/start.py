@@ -27,16 +27,22 @@ _SCALING = ("lora_alpha", "alpha_pattern", "use_rslora", "use_dora")
 _INSTEAD = "Train both adapters with one configuration on bases of one size, or leave start_from at 'new'"
 
 
-def start_from_teacher(student: PeftModel, teacher: Teacher) -> None:
+def start_from_teacher(student: PeftModel, teacher: Teacher, *, fresh: bool = False) -> None:
     """Give the student the weights of v1's adapter; dropout and the like stay as they are.
 
     Args:
         student: Its adapter ``default`` is that of v2, or a copy.
         teacher: v1.
+        fresh: Whether ``default`` is new, on a v2 whose task training is in its weights.
 
     Raises:
         MuscleError: v1 has no adapter, or one that does not fit; the student is as it was.
     """
+    if fresh:
+        raise MuscleError(
+            "start_from is 'old', but v2's task training is merged into model: v1's adapter would come on top of it. "
+            "Pass v2's task model as a PeftModel, or leave start_from at 'new'"
+        )
     teacher = teacher.whole()
     if teacher.adapter is None or not isinstance(teacher.model, PeftModel):
         raise MuscleError(f"start_from is 'old', but old_model has no adapter that v2's base could get. {_INSTEAD}")

@@ -51,7 +51,9 @@ def choose_targets(trainer: Any) -> str:
     in_memory = old.scores_answers and trainer.old_targets == "answer"
     numbers = {log.role for log in logs if form == "answer"} | ({"old"} if in_memory else set())
     problem = _problem(trainer, sorted(reads & numbers), in_memory)
-    longest = _longest(trainer) if in_memory and not problem else 0
+    longest = 0
+    if in_memory and not problem:
+        longest = max((int(batch.of_answers.sum()) for batch in batches_of(trainer, trainer.train_dataset)), default=0)
     # How long the answers of a stream are nobody knows.
     stream = isinstance(trainer.train_dataset, IterableDataset)
     if wanted == "auto" and in_memory and (problem or stream or longest > LONGEST_ANSWER or _in_part(trainer)):
@@ -98,11 +100,6 @@ def needs_completion_mask(trainer: Any) -> bool:
     return {"labels", "completion_mask"} <= first.keys() and any(
         y != IGNORED and not own for y, own in zip(first["labels"], first["completion_mask"], strict=True)
     )
-
-
-def _longest(trainer: Any) -> int:
-    """Trained tokens of the longest answer that is looked at; 0 for a stream."""
-    return max((int(batch.of_answers.sum()) for batch in batches_of(trainer, trainer.train_dataset)), default=0)
 
 
 def _in_part(trainer: Any) -> bool:

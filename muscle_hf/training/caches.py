@@ -61,7 +61,11 @@ def answers_in_front(trainer: Any, folder: str | os.PathLike | None = None) -> A
 
 
 def open_cache(trainer: Any, teacher: Teacher, folder: str | os.PathLike | None = None) -> HiddenStore:
-    """As :meth:`muscle_hf.MuscleTrainer.open_cache`."""
+    """The store of a teacher in ``teacher_cache`` or another folder, exact or as ``teacher_cache_top_k`` says.
+
+    Raises:
+        MuscleError: The objective needs more than the compact form keeps, or k is out of range.
+    """
     settings, objective, form = trainer.settings, trainer.muscle_objective, None
     if (k := settings.teacher_cache_top_k) is not None:
         what = f"teacher_cache_top_k={k} keeps probabilities at the run's temperature"
@@ -95,7 +99,8 @@ def cached_teacher(
         files = TeacherFiles.find(source, revision, *moved, **how)
         if same_as_files(base_weights(trainer.student), files.base, base):
             return None
-        tokenizer = own_tokenizer(trainer.tokenizers[role], files.folders) or trainer.tokenizers["new"]
+        folders = [files.base] if files.adapter is None else [files.adapter.folder, files.base]
+        tokenizer = own_tokenizer(trainer.tokenizers[role], folders) or trainer.tokenizers["new"]
         fingerprint = file_fingerprint(
             files, trainer.kind, tokenizer, role=role, dtype=dtype, autocast=precision, attn_implementation=attention
         )

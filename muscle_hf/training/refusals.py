@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
@@ -28,19 +28,6 @@ def refuse_missing_weights(model: nn.Module) -> None:
         raise MuscleError(
             "with fsdp_cpu_ram_efficient_loading only the first process reads the weights, but each of them compares "
             "v1's base with v2's; set fsdp_cpu_ram_efficient_loading: false (as recipes/accelerate/fsdp2.yaml does)"
-        )
-
-
-def refuse_start(start_from: str, peft_config: PeftConfig | None) -> None:
-    """Refuse v1's adapter as the start of a student that is fresh, on a v2 whose task training is in its weights.
-
-    Raises:
-        MuscleError: Both are asked for.
-    """
-    if start_from == "old" and peft_config is not None:
-        raise MuscleError(
-            "start_from is 'old', but v2's task training is merged into model: v1's adapter would come on top of it. "
-            "Pass v2's task model as a PeftModel, or leave start_from at 'new'"
         )
 
 

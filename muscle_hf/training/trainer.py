@@ -40,7 +40,6 @@ from muscle_hf.training.step import make_step
 from muscle_hf.training.transfer import TransferMixin
 
 if TYPE_CHECKING:
-    from muscle_hf.cache import HiddenStore
     from muscle_hf.training.provenance import Provenance
 
 logger = logging.get_logger(__name__)
@@ -134,7 +133,6 @@ class ObjectiveMixin(FiguresMixin, TransferMixin, SavingMixin):
         self._operations_per_token = None
         keep_quantized_trainable(model)
         self.student, new = make_student(model, self._peft_config, check_base=self.settings.check_base)
-        refusals.refuse_start(self.settings.start_from, self._peft_config)
         self.kind, self._task_model = kind_of(self.student), new
         old_model, old_arguments = self._models["old"]
         new_model, new_arguments = self._models["new"]
@@ -153,7 +151,7 @@ class ObjectiveMixin(FiguresMixin, TransferMixin, SavingMixin):
         if self.settings.start_from == "old":
             from muscle_hf.teachers.start import start_from_teacher
 
-            start_from_teacher(self.student, self.teachers["old"])
+            start_from_teacher(self.student, self.teachers["old"], fresh=self._peft_config is not None)
         return self.student
 
     def _teacher(self, role: str, source: Any, arguments: Mapping[str, Any] | None) -> Teacher:
@@ -176,16 +174,6 @@ class ObjectiveMixin(FiguresMixin, TransferMixin, SavingMixin):
         if not self.args.should_save and not is_deepspeed_zero3_enabled():
             return None
         return Provenance.of(self)
-
-    def open_cache(self, teacher: Teacher, folder: str | os.PathLike | None = None) -> HiddenStore:
-        """The store of a teacher in ``teacher_cache`` or another folder, exact or as ``teacher_cache_top_k`` says.
-
-        Raises:
-            MuscleError: The objective needs more than the compact form keeps, or k is out of range.
-        """
-        from muscle_hf.training.caches import open_cache
-
-        return open_cache(self, teacher, folder)
 
     def add_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
         super().add_callback(callback)
