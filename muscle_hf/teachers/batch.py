@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.kinds import KINDS, ModelKind
-from muscle_hf.teachers.labels import IGNORED, require_class_numbers, require_labels
+from muscle_hf.teachers.labels import IGNORED, no_class, require_labels, unknown_class
 
 # The column that is true for rows whose labels only say where something is trained, not what is right there.
 UNLABELLED = "unlabelled"
@@ -200,8 +200,9 @@ def trained_labels(
         # What marks a trained place in a transfer row need be neither a token nor a class.
         marks = inputs[UNLABELLED].bool().view(-1, *[1] * (labels.dim() - 1))
         labels = labels.masked_fill(marks & (labels != IGNORED), 0)
-    if classes is not None:
-        require_class_numbers(labels, classes)
+    # Elsewhere, looking at them waits for the device.
+    if classes is not None and labels.device.type == "cpu" and bool((wrong := no_class(labels, classes)).any()):
+        raise unknown_class("a batch", labels[wrong][0].item(), classes)
     return labels if shifted is not None else kind.trained_labels(labels)
 
 

@@ -50,20 +50,6 @@ def require_labels(inputs: Mapping[str, Any], kind: ModelKind) -> Tensor:
     return labels
 
 
-def require_class_numbers(labels: Tensor, classes: int) -> None:
-    """Refuse labels of a batch that are not in [0, classes), nor -100, where looking at them waits for no device.
-
-    Args:
-        labels: Whole numbers, any shape.
-        classes: How many the model knows.
-
-    Raises:
-        MuscleError: Names the first that is none.
-    """
-    if labels.device.type == "cpu" and bool((wrong := no_class(labels, classes)).any()):
-        raise unknown_class("a batch", labels[wrong][0].item(), classes)
-
-
 def no_class(labels: Any, classes: int) -> Any:
     """Where labels are neither in [0, classes) nor -100."""
     return (labels != IGNORED) & ((labels < 0) | (labels >= classes))

@@ -60,7 +60,7 @@ def nothing_to_train_on(what: str) -> MuscleError:
 
 
 def require_class_column(rows: Any, classes: int, name: str) -> None:
-    """:func:`require_class_numbers` for a whole dataset whose labels are collated as they stand.
+    """Refuse labels that are no classes in a whole dataset whose labels are collated as they stand.
 
     Args:
         rows: A ``datasets.Dataset`` or a list of dictionaries, or several of them by name; of anything else, whose
