@@ -12,7 +12,6 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from torch import nn
 
 from muscle_hf.record import valid_repo_id
-from muscle_hf.teachers.snapshots import written_to
 from muscle_hf.teachers.weights import base_of, base_weights, same_as_files
 
 _SNAPSHOT = re.compile(r"models--([^/\\]+)[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]?$")
@@ -43,6 +42,8 @@ def origin_of(model: nn.Module) -> Origin:
     name = getattr(getattr(base, "config", None), "name_or_path", None)
     if not name:
         return Origin(None, None, False)
+    from muscle_hf.teachers.snapshots import written_to
+
     if found := _SNAPSHOT.search(name):
         return Origin(found[1].replace("--", "/"), None if written_to(Path(name)) else found[2], True)
     if os.path.isdir(name) or os.path.isabs(name) or not valid_repo_id(name):
