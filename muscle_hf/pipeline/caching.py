@@ -14,8 +14,9 @@ from tqdm.auto import tqdm
 from muscle_hf.cache import CachePlan, KeyRules, build_cache
 from muscle_hf.errors import MuscleError
 from muscle_hf.pipeline.config import RunSettings
-from muscle_hf.pipeline.run import make_run
+from muscle_hf.pipeline.run import VERSIONS, make_run
 from muscle_hf.pipeline.table import COMPAT
+from muscle_hf.pipeline.teaching import scores_because
 from muscle_hf.served.teacher import ServedTeacher
 from muscle_hf.teachers.batch import Batch
 from muscle_hf.trainer import MuscleTrainer
@@ -34,8 +35,16 @@ class Cached:
 def cache_run(
     settings: RunSettings, folder: str | os.PathLike, batch_size: int | None = None, say: Callable[[str], None] = print
 ) -> dict[str, Cached]:
-    """:func:`cache_teachers` for the compatibility adapter of a run; missing task adapters are trained first."""
+    """:func:`cache_teachers` for the compatibility adapter of a run; missing task adapters are trained first.
+
+    Where training takes both models' scores of the choices, these are asked for instead, and nothing is cached.
+    """
     whole = make_run(settings, say)
+    if reason := scores_because(whole):
+        say(f"Training needs no cache but both models' scores of the choices, kept in {whole.folder}, since {reason}")
+        for name in VERSIONS:
+            whole.choice_log(name)
+        return {}
     # Teachers that would read the cache themselves are of no use to fill it.
     changed = {"teacher_cache": None} if "teacher_cache" in whole.training else {}
     trainer = whole.compatibility_trainer(whole.folder / COMPAT, **changed)

@@ -348,7 +348,7 @@ class Run:
 
     def _cheapest_trainer(self, folder: Path) -> MuscleTrainer:
         teaching = self.teaching()
-        logs = {name: self._choice_log(name) for name in VERSIONS if teaching.scores or self._version(name).answers}
+        logs = {name: self.choice_log(name) for name in VERSIONS if teaching.scores or self._version(name).answers}
         try:
             trainer = self.compatibility_trainer(folder, logs=logs, **teaching.training)
         except MuscleError as error:
@@ -360,7 +360,7 @@ class Run:
         self._say(f"Teachers: {teaching.why}")
         return trainer
 
-    def _choice_log(self, name: str) -> ChoiceLog:
+    def choice_log(self, name: str) -> ChoiceLog:
         """A version's answers to the rows that are trained on and selected by, for rows in v2's words."""
         answers: list[Prediction] = []
         for part in sides.TRAINED_PARTS:

@@ -15,6 +15,7 @@ from muscle_hf import TransferPrompts
 from muscle_hf.compare import compare, source_of
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation import choice_log_likelihoods, item_hash, load_items, read_predictions
+from muscle_hf.pipeline.caching import cache_run
 from muscle_hf.pipeline.config import (
     DataSettings,
     LoraSettings,
@@ -295,8 +296,10 @@ def test_scores_are_followed_whatever_the_tokens_are(world, tmp_path):
     lower.backend_tokenizer.normalizer = normalizers.Lowercase()
     lower.save_pretrained(tmp_path / "lower")
     asked = settings(world, tmp_path, {"tokenizer": str(tmp_path / "lower")}, control=False)
+    assert cache_run(asked, tmp_path / "cache", say=lambda line: None) == {} and not (tmp_path / "cache").exists()
     run = make_run(asked, lambda line: None)
     assert run.level == "foreign" and run.teaching().scores
+    assert all((run.folder / "train_predictions" / f"{name}.jsonl").is_file() for name in ("old", "new"))
     assert (run.adapter("muscle") / "adapter_model.safetensors").is_file()
 
 
