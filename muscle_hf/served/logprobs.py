@@ -148,7 +148,9 @@ class ServedModel:
     def _generated(self, ids: Sequence[int], places: Sequence[int]) -> list[_Said]:
         found = []
         for place in places:
-            choice, _ = self._answer(ids[:place], logprobs=self.k)
+            choice, usage = self._answer(ids[:place], logprobs=self.k)
+            # Of what it reads no more is known than how much it is.
+            self._require_length(ids[:place], getattr(usage, "prompt_tokens", None) or place)
             top = getattr(choice.logprobs, "top_logprobs", None) or [{}]
             if not top[0]:
                 raise NoLogProbs("it does not tell what it might have generated either")

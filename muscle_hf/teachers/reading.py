@@ -26,7 +26,7 @@ from muscle_hf.tokens.levels import Vocabularies, compare_vocabularies
 
 # Rows of which it is remembered whether they are read: epochs come back to them.
 _KEPT_ROWS = 2**16
-# Trained tokens of which it is remembered where the teacher is: about a kilobyte each.
+# Trained tokens of which it is remembered where the teacher is: about a kilobyte each, and a tenth of it for others.
 _KEPT_PLACES = 2**20
 # Inputs of token ids.
 _IDS = ("input_ids", "decoder_input_ids")
@@ -276,10 +276,11 @@ class ForeignReader(Reader):
         self._view.cache_clear()
 
     def _made_view(self, ids: tuple[int, ...], trained: tuple[int, ...]) -> View:
-        self._held += len(trained)
+        size = len(trained) + len(ids) // 10
+        self._held += size
         if self._held > _KEPT_PLACES:
             self._view.cache_clear()
-            self._held = len(trained)
+            self._held = size
         told = self._told.get(_key(ids))
         return self.aligner.view(ids, trained, old_ids=None if told is None else told.tolist())
 

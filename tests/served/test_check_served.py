@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
+import subprocess
+import sysconfig
 from pathlib import Path
 
+import paths
 import pytest
 import torch
 import transformers
@@ -18,6 +22,8 @@ from vllm_server import vllm_server
 
 from muscle_hf import MuscleError
 from muscle_hf.cli.main import main
+from muscle_hf.evaluation import Item, Task, evaluate_task
+from muscle_hf.evaluation.loading import load_for_evaluation
 from muscle_hf.evaluation.served import BASE, Served, check_served
 from muscle_hf.hub.serving import adapter_problems
 from muscle_hf.served.logprobs import NoLogProbs, ServedModel
@@ -179,3 +185,62 @@ def test_a_real_vllm(folder, vllm, models):
     assert torch.equal(answer.ids, top.indices)
     with pytest.raises(NoLogProbs, match="20"):
         ServedModel(asked.server, 21, 400).along(ids)
+
+
+IN_PROCESS = """
+import json, sys
+sys.path.append(sys.argv[1])
+from muscle_hf.evaluation import Item, Task, Vllm
+prompts, found = json.loads(sys.argv[4]), {}
+texts = Task("texts", "generation", lambda row, index: row, "exact_match", 12)
+kinds = Task("kinds", "choice", lambda row, index: row)
+base, one = sys.argv[2:4]
+for name, task, model in (("texts", texts, base), ("texts of one", texts, one), ("kinds", kinds, base)):
+    items = [Item(str(i), prompt, (" a", " the man"), (0,), (" a",)) for i, prompt in enumerate(prompts)]
+    options = {"dtype": "float32", "enforce_eager": True, "max_model_len": 256}
+    answers = Vllm(model, options=options).evaluate(task, items)
+    found[name] = [each.log_likelihoods or each.prediction for each in answers]
+print("\\n" + json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_vllm_in_the_process_answers_as_transformers(folder, tmp_path):
+    venv = os.environ.get("MUSCLE_HF_VLLM")
+    if not venv:
+        pytest.skip("MUSCLE_HF_VLLM names no environment with vLLM")
+    base, one = str(folder / "base"), str(folder / "one")
+    code = tmp_path / "asks_vllm.py"
+    code.write_text(IN_PROCESS)
+    own = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    own |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "PYTHONPATH": str(paths.ROOT)}
+    words = [f"{venv}/bin/python", code, sysconfig.get_paths()["purelib"], base, one, json.dumps(TEXT)]
+    done = subprocess.run(words, env=os.environ | own, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"texts')))
+    items = [Item(str(i), prompt, (" a", " the man"), (0,), (" a",)) for i, prompt in enumerate(TEXT)]
+    texts = Task("texts", "generation", lambda row, index: row, "exact_match", 12)
+    for name, folder_of in (("texts", base), ("texts of one", one)):
+        expected = evaluate_task(*load_for_evaluation(folder_of, texts, dtype="float32"), texts, items)
+        assert found[name] == [each.prediction for each in expected]
+    kinds = Task("kinds", "choice", lambda row, index: row)
+    expected = evaluate_task(*load_for_evaluation(base, kinds, dtype="float32"), kinds, items)
+    for said, own_scores in zip(found["kinds"], expected, strict=True):
+        assert said == pytest.approx(own_scores.log_likelihoods, abs=1e-3)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is here")
+def test_without_vllm_its_engine_says_so(folder, tmp_path, capsys):
+    (tmp_path / "task.yaml").write_text("kind: generation\nprompt: '{q}'\nreference: '{a}'\nmetric: exact_match\n")
+    (tmp_path / "rows.jsonl").write_text('{"q": "who", "a": "a man"}\n')
+    words = ["evaluate", str(folder / "one"), "--task", str(tmp_path / "task.yaml")]
+    words += [
+        "--data",
+        str(tmp_path / "rows.jsonl"),
+        "--output",
+        str(tmp_path / "out.jsonl"),
+        "--engine",
+        "vllm",
+        "--quiet",
+    ]
+    assert main(words) == 2 and "vLLM" in capsys.readouterr().err

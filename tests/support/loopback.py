@@ -65,7 +65,9 @@ class Scripted(BaseHTTPRequestHandler):
             self.wfile.write(text.encode())
             return
         with self.lock:  # adapters are switched within one model
-            reply = json.dumps({"choices": [self.complete(body)]}).encode()
+            content: dict[str, Any] = {"choices": [self.complete(body)]}
+        content["usage"] = {"prompt_tokens": self.read, "completion_tokens": 1, "total_tokens": self.read + 1}
+        reply = json.dumps(content).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(reply)))
         self.end_headers()
@@ -75,6 +77,7 @@ class Scripted(BaseHTTPRequestHandler):
     def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
         ids = body["prompt"] if isinstance(body["prompt"], list) else self.tokenizer(body["prompt"])["input_ids"]
         ids = {"prefix": [*ids[:1], *ids], "cut": ids[-5:]}.get(self.twist or "", ids)
+        self.read = len(ids)
         answer: dict[str, Any] = {"text": f" answer to {len(body['prompt'])}.", "logprobs": None}
         if self.greedy:
             made = self._generated(body["model"], ids, body["max_tokens"])
