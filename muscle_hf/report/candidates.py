@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from muscle_hf.compare.document import Document, TaskResult
 from muscle_hf.report import charts
 from muscle_hf.report import wording as w
-from muscle_hf.report.markup import Markup, tag
+from muscle_hf.report.markup import Markup
 
 
-class TradeOff(NamedTuple):
-    """A picture (None where there is but one candidate) and what its marks stand for."""
+def trade_off(document: Document, task: TaskResult) -> tuple[Markup | None, list[tuple[str, str]]]:
+    """Accuracy (mean score) against negative flips of all updated models on a task, or a total.
 
-    picture: Markup | None
-    key: Markup
-
-
-def trade_off(document: Document, task: TaskResult) -> TradeOff:
-    """Accuracy (mean score) against negative flips of all updated models on a task, or a total."""
+    Returns:
+        The picture (None where there is but one candidate), and the letters of marks with what they stand for.
+    """
     rated = [(update, rate) for update in task.updates if (rate := w.negative_rate(task, update)) is not None]
     if len(rated) < 2:
-        return TradeOff(None, Markup())
+        return None, []
     fit = w.eligible(task)
     values = [(rate.value, update.accuracy.value) for update, rate in rated if update in fit]
     short = charts.key([update.label for update, _ in rated])
@@ -43,9 +38,7 @@ def trade_off(document: Document, task: TaskResult) -> TradeOff:
         min(w.limits(document, task), default=None),
     )
     roles = {update.label: " (control)" if update.role == "control" else "" for update, _ in rated}
-    told = [(letter, w.name(label) + roles[label]) for label, letter in short.items() if letter != label]
-    rows = [tag("li", tag("b", letter), f" {name}") for letter, name in told]
-    return TradeOff(picture, tag("ul", rows, class_="legend") if rows else Markup())
+    return picture, [(letter, w.name(label) + roles[label]) for label, letter in short.items() if letter != label]
 
 
 def _beaten(own: tuple[float, float], values: list[tuple[float, float]]) -> bool:
