@@ -159,11 +159,8 @@ def card_context(card: Card, pictures: Iterable[str]) -> dict[str, Any]:
 
 def estimate(value: Mapping[str, Any]) -> Estimate:
     """An estimate read back from JSON, in which nan is null."""
-    content: dict[str, Any] = dict(value)
-    for key in ("value", "low", "high"):
-        if content[key] is None:
-            content[key] = math.nan
-    return Estimate(**content)
+    ends = {key: math.nan if value[key] is None else value[key] for key in ("value", "low", "high")}
+    return Estimate(**{**value, **ends})
 
 
 def number(value: Any) -> str:

@@ -246,7 +246,7 @@ def trade_off(
     if math.isfinite(old[1].value):
         y_old = y_scale(old[1].value)
         # Above the picture: on the line, marks and their letters would lie over the name.
-        name = text(right, 16, f"╌╌ {one_line(old[0], 32, middle=True)}", "tiny", "end")
+        name = text(right, 16, f"╌╌ {one_line(old[0], 26, middle=True)}", "tiny", "end")
         parts += [line(left, y_old, right, y_old, "mark old"), name]
     if path:
         parts.append(polyline([(x_scale(p.flips.value), y_scale(p.quality.value)) for p in points]))
