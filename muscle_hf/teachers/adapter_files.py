@@ -33,6 +33,8 @@ def read_adapter(model: PeftModel, name: str, folder: Path) -> None:
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     with readable(f"the weights in {folder}"):
         weights = load_file(file)
+    if not weights:  # so PEFT saves X-LoRA, whose classifier would be drawn at random
+        raise MuscleError(f"the adapter in {folder} has no weights in its file; save it again where it was trained")
     try:
         result = set_peft_model_state_dict(model, weights, adapter_name=name)
     except (RuntimeError, KeyError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -35,11 +35,15 @@ def adapter_parameters(model: nn.Module, adapter: str) -> dict[str, nn.Parameter
     """
     found: dict[str, nn.Parameter] = {}
     for module_name, module in model.named_modules():
-        if not isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+        if isinstance(module, BaseTuner):  # some kinds have parts beside the layers
+            names: Iterable[str] = module._modules
+        elif isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            names = module.adapter_layer_names
+        else:
             continue
-        for layer_name in module.adapter_layer_names:
-            container = getattr(module, layer_name, None)
-            if container is None or adapter not in container:
+        for layer_name in names:
+            container: Any = getattr(module, layer_name, None)
+            if not hasattr(container, "keys") or adapter not in container:
                 continue
             held = container[adapter]
             prefix = f"{module_name}.{layer_name}"

@@ -36,6 +36,7 @@ from muscle_hf.teachers import pool
 from muscle_hf.teachers.adapter_files import read_adapter
 from muscle_hf.teachers.checks import refuse_prompts
 from muscle_hf.teachers.kinds import ModelKind
+from muscle_hf.teachers.sharing import adds_only
 from muscle_hf.teachers.weights import input_embeddings
 
 logger = logging.get_logger(__name__)
@@ -207,7 +208,9 @@ def load_model(
         auto = auto_class_of(config, kind, adapter=adapter, whole=whole)
         load = partial(auto.from_pretrained, name, use_safetensors=True, trust_remote_code=False, **arguments)
         kept = pool.current.get()
-        return load() if kept is None else kept.get(name, auto, arguments, load)
+        # Others than a plain LoRA may write to the weights, which a pool shares.
+        alone = kept is None or (adapter is not None and not adds_only(read_adapter_config(adapter, str(adapter))))
+        return load() if alone else kept.get(name, auto, arguments, load)
 
 
 def auto_class_of(
@@ -338,10 +341,11 @@ def put_adapter(
         MuscleError: It was trained for another base, or a dropout is given to what is no LoRA.
     """
     refuse_prompts(adapter.config, adapter.name)
-    if "_niter_" in (start := str(getattr(adapter.config, "init_lora_weights", ""))):
+    start = str(getattr(adapter.config, "init_lora_weights", ""))
+    if "_niter_" in start or (start == "lora_ga" and adapter.moved_base is None):
         raise MuscleError(
-            f"the adapter {adapter.name} was initialised with {start!r}, whose changes to "
-            f"the base are drawn at random at each loading: {_CONVERT}"
+            f"the adapter {adapter.name} was initialised with {start!r}, whose changes to the base are not repeated by "
+            f"loading it: {_CONVERT}"
         )
     changed: dict[str, Any] = {}
     if dropout is not None:
@@ -356,7 +360,7 @@ def put_adapter(
         model = PeftModel.from_pretrained(base, str(adapter.folder), is_trainable=trainable, **changed)
     except RuntimeError as error:
         raise MuscleError(f"the adapter {adapter.name} was trained for another base: {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
+    except Exception as error:  # each kind has its own; LoftQ's is an AssertionError where there is no GPU
         raise MuscleError(
             f"PEFT cannot load the adapter {adapter.name}: {error}. If it was initialised from data (CorDA, ...), "
             f"{_CONVERT}"

@@ -30,7 +30,8 @@ from muscle_hf.evaluation.harness import load_sides
 from muscle_hf.teachers import AdapterTeacher, ModelTeacher
 from muscle_hf.teachers.copies import copy_adapter
 from muscle_hf.teachers.kinds import CAUSAL_LM
-from muscle_hf.teachers.loading import load_task_model
+from muscle_hf.teachers.loading import load_model, load_task_model
+from muscle_hf.teachers.pool import BasePool, keeping
 
 TASK = {"task_type": "CAUSAL_LM"}
 QV = {"target_modules": ["q_proj", "v_proj"], **TASK}
@@ -91,6 +92,7 @@ APART = {
     "pvera": partial(peft.PveraConfig, r=4, **QV),
     "randlora": partial(peft.RandLoraConfig, r=4, **QV),
     "road": partial(peft.RoadConfig, group_size=4, **QV),
+    "shadow": partial(peft.ShadowConfig, **TASK),
     "shira": partial(peft.ShiraConfig, r=2, random_seed=3, **QV),
     "supertuning": partial(peft.SupertuningConfig, **QV),
     "tinylora": partial(peft.TinyLoraConfig, r=2, u=8, **QV),
@@ -115,7 +117,10 @@ TEACHERS = {
     "kasa": partial(q_v, kasa_config=KasaConfig()),
 }
 KINDS = PLAIN | APART | TEACHERS
-QUICK = ("modules_to_save", "bias lora_only", "olora", "layer_replication", "trainable_token_indices", "vblora")
+QUICK = (
+    *("modules_to_save", "bias lora_only", "olora", "layer_replication"),
+    *("trainable_token_indices", "shadow", "vblora"),
+)
 EACH = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in KINDS]
 STUDENTS = [each for each in EACH if each.values[0] not in TEACHERS]
 
@@ -204,6 +209,16 @@ def test_teachers_of_any_kind_beside_a_plain_lora(kind, world, tmp_path):
     assert torch.equal(says(world.alone(str(tmp_path))), says(trainer.student))
 
 
+@pytest.mark.parametrize("kind", EACH)
+def test_a_base_that_stays_in_memory_stays_as_it_is(kind, world):
+    with keeping(BasePool()):
+        model = load_task_model(world.folder(kind), CAUSAL_LM, trainable=True)
+        assert torch.equal(says(model), world.says(world.folder(kind)))
+        shaken(model, 3)
+        plain = load_model(world.root / "base", CAUSAL_LM, {"revision": "main"})
+    assert torch.equal(says(plain), says(world.base()))
+
+
 @pytest.mark.parametrize(("how", "kind"), product(["folder", "model"], QUICK))
 def test_v1_of_another_kind_than_v2(kind, how, world, tmp_path):
     old, new = world.folder(kind), world.folder("all linear", 99)
@@ -285,7 +300,7 @@ def test_what_is_not_the_same_at_every_loading_is_refused(world, tmp_path):
         builders.trainer(tmp_path / "run", None, str(tmp_path / "random"))
 
 
-@pytest.mark.parametrize("start", ["corda", "newer than this PEFT"])
+@pytest.mark.parametrize("start", ["corda", "lora_ga", "loftq", "newer than this PEFT"])
 def test_what_peft_cannot_load_is_refused_with_its_reason(start, world, tmp_path):
     folder = shutil.copytree(world.folder("lora"), tmp_path / "adapter")
     settings = json.loads((folder / "adapter_config.json").read_text())
@@ -319,6 +334,18 @@ def test_prompts_are_no_adapters_of_the_bases_layers(world, tmp_path):
         for old in (model, str(tmp_path / name)):
             with pytest.raises(MuscleError, match=config.peft_type.value):
                 builders.trainer(tmp_path / "run", None, old)
+
+
+def test_a_file_that_lacks_what_was_trained_is_refused(world, tmp_path):
+    """X-LoRA, of which PEFT saves all but the classifier."""
+    base = world.base()
+    base.config.use_cache = False
+    base.save_pretrained(tmp_path / "base")
+    experts = {str(place): world.folder("lora", seed) for place, seed in enumerate((7, 8))}
+    config = peft.XLoraConfig(hidden_size=base.config.hidden_size, xlora_depth=1, adapters=experts, **TASK)
+    get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(MuscleError, match="weights"):
+        load_task_model(tmp_path / "adapter", CAUSAL_LM, base_model=tmp_path / "base")
 
 
 def test_a_model_that_changes_its_weights_in_eval_mode_is_refused_before_it_is_trained(tmp_path):
