@@ -148,8 +148,8 @@ def _questions(rows: Sequence[Mapping[str, Any]], items: Mapping[str, Item] | No
             continue
         asked = None if items is None else items[identity]
         words = (row.get("prompt"), row.get("choices", ())) if asked is None else (asked.prompt, asked.choices)
-        # Without a prompt each is an error of its own.
-        key = (words[0], tuple(words[1]), "log_likelihoods" in row, identity if words[0] is None else "")
+        # Without a prompt each is an error of its own; a damaged row may hold what is no key.
+        key = (repr(words), "log_likelihoods" in row, identity if words[0] is None else "")
         groups.setdefault(key, []).append((row, asked))
     found = []
     scores: dict[tuple[str, str], float] = {}
@@ -179,22 +179,21 @@ def _scored_twice(where: str, answer: str, one: float, other: float) -> MuscleEr
 def _question(group: Sequence[Mapping[str, Any]], item: Item | None, where: str) -> _Question:
     first = group[0]
     prompt = first.get("prompt") if item is None else item.prompt
-    choices = tuple(first.get("choices", ()) if item is None else item.choices)
+    given = first.get("choices", ()) if item is None else item.choices
+    if isinstance(given, str) or not hasattr(given, "__iter__") or not all(isinstance(text, str) for text in given):
+        raise MuscleError(f"{where}: choices must be a list of texts, not {given!r:.200}")
+    choices = tuple(given)
     if not isinstance(prompt, str):
         raise MuscleError(f"{where}: there is no prompt; pass the items that v2 is asked as ChoiceLog(..., items=)")
     if (scores := first.get("log_likelihoods")) is not None:
         for row in group:
-            if len(own := row["log_likelihoods"]) != len(choices) or not all(map(_is_likelihood, own)):
-                raise MuscleError(
-                    f"{where}: {len(choices)} choices, but the scores {own}; each needs its log-likelihood, which is "
-                    "not above 0"
-                )
+            require_likelihoods(own := row["log_likelihoods"], choices, where)
             for answer, *both in zip(choices, scores, own, strict=True):
                 if not _alike(*both):
                     raise _scored_twice(where, answer, *both)
         best = first.get("prediction")
         best = best if isinstance(best, int) else max(range(len(scores)), key=scores.__getitem__)
-        return _Question(prompt, choices, tuple(map(float, scores)), choices[best])
+        return _Question(prompt, choices, tuple(map(float, scores)), _text(best, prompt, choices, None, where))
     lead = None
     if item is not None and item.references:
         lead = item.references[0][: len(item.references[0]) - len(item.references[0].lstrip())]
@@ -206,15 +205,28 @@ def _question(group: Sequence[Mapping[str, Any]], item: Item | None, where: str)
     return _Question(prompt, answers, shares, counted.most_common(1)[0][0] if answers else "")
 
 
+def require_likelihoods(scores: Any, choices: Sequence[str], where: str) -> None:
+    """Refuse scores that are not a log-likelihood for each choice."""
+    several = hasattr(scores, "__len__") and not isinstance(scores, (str, Mapping))
+    if not several or len(scores) != len(choices) or not all(map(_is_likelihood, scores)):
+        raise MuscleError(
+            f"{where}: {len(choices)} choices, but the scores {scores!r:.200}; each needs its log-likelihood, which "
+            "is not above 0"
+        )
+
+
 def _is_likelihood(score: Any) -> bool:
     """Whether it is a logarithm of a probability, up to rounding."""
     return isinstance(score, Real) and -math.inf < float(score) < 1e-3
 
 
 def _text(said: Any, prompt: str, choices: Sequence[str], lead: str | None, where: str) -> str:
-    said = int(said) if choices and isinstance(said, float) else said
-    if not isinstance(said, int):
-        return continuation(prompt, str(said)) if lead is None else lead + str(said).lstrip()
+    if not isinstance(said, (str, Real)) or (choices and isinstance(said, float) and not said.is_integer()):
+        raise MuscleError(f"{where}: the answer {said!r:.200} is neither a text nor the number of a choice")
+    # A table reads answers that are numbers as such.
+    said = int(said) if choices and isinstance(said, Real) else str(said)
+    if isinstance(said, str):
+        return continuation(prompt, said) if lead is None else lead + said.lstrip()
     if not 0 <= said < len(choices):
         raise MuscleError(f"{where}: the answer {said} is the number of no choice; there are {len(choices)}")
     return choices[said]

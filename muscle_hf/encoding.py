@@ -86,7 +86,17 @@ def continuation(prompt: str, text: str) -> str:
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
     """Token ids of whole inputs of an encoder or a classifier, with all special tokens."""
-    return tokenizer(list(prompts), return_attention_mask=False, verbose=False)["input_ids"]
+    return _ids(tokenizer, list(prompts))
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], **how: Any) -> list[list[int]]:
+    try:
+        return tokenizer(texts, return_attention_mask=False, verbose=False, **how)["input_ids"]
+    except (TypeError, UnicodeEncodeError) as error:
+        halves = next((text for text in texts if any("\ud800" <= sign <= "\udfff" for sign in text)), None)
+        if halves is None:
+            raise
+        raise MuscleError(f"{halves[-200:]!r} holds half a surrogate pair, which no tokenizer reads") from error
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[list[int]]:
@@ -104,12 +114,7 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> li
         chosen = [i for i, already in enumerate(opened) if already == has_prefix]
         if not chosen:
             continue
-        rows = tokenizer(
-            [texts[i] for i in chosen],
-            add_special_tokens=not has_prefix,
-            return_attention_mask=False,
-            verbose=False,
-        )["input_ids"]
+        rows = _ids(tokenizer, [texts[i] for i in chosen], add_special_tokens=not has_prefix)
         for i, row in zip(chosen, rows, strict=True):
             ids[i] = row[: len(row) - closing] if closing and not has_prefix else row
     return ids

@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,12 +217,17 @@ def _open(file: Path) -> IO[bytes]:
             stream = io.BytesIO(_unpack_zst(file))
         else:
             stream = file.open("rb")
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise MuscleError(f"{file}: the compressed file is damaged or cut off ({error})") from error
     start = stream.read(3)
     coding = next((coding for mark, coding in _MARKS.items() if start.startswith(mark)), None)
     stream.seek(3 if coding == "utf-8-sig" else 0)
-    return io.BytesIO(stream.read().decode(coding).encode()) if coding == "utf-16" else stream
+    if coding != "utf-16":
+        return stream
+    try:
+        return io.BytesIO(stream.read().decode(coding).encode())
+    except UnicodeDecodeError as error:
+        raise MuscleError(f"{file} is UTF-16 text that is damaged or cut off ({error})") from error
 
 
 def _unpack_zst(file: Path) -> bytes:

@@ -53,3 +53,8 @@ def test_an_appended_eos_does_not_stand_between_prompt_and_continuation():
 def test_a_continuation_without_tokens_is_refused():
     with pytest.raises(MuscleError, match="adds no tokens"):
         encode_pair(make_tokenizer(), "prompt", "")
+
+
+def test_half_a_surrogate_pair_is_refused():
+    with pytest.raises(MuscleError, match="ud83d"):
+        encode_pair(make_tokenizer(), "half of a \ud83d", " sign")

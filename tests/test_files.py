@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import stat
@@ -191,6 +192,19 @@ def test_no_broken_input_of_a_comparison_is_a_crash(option, content, sides, tmp_
     words = [option, str(tmp_path / "bad.jsonl")] if option else [str(tmp_path / "bad.jsonl")]
     assert main(["compare", *sides, *words]) == 2
     assert "bad.jsonl" in capsys.readouterr().err
+
+
+DAMAGED = {
+    "x.jsonl.gz": gzip.compress(b'{"id": 1}' * 99, mtime=0)[:12] + b"damaged" * 9,
+    "x.jsonl": '{"id": 1}'.encode("utf-16") + b"\xd8",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_archives_and_encodings_are_said(name, sides, tmp_path, capsys):
+    (tmp_path / name).write_bytes(DAMAGED[name])
+    assert main(["compare", sides[0], str(tmp_path / name)]) == 2
+    assert name in capsys.readouterr().err
 
 
 def test_a_hint_is_the_nearest_name_or_all_of_them():

@@ -11,7 +11,7 @@ from pathlib import Path
 import paths
 import pytest
 
-from muscle_hf import MuscleError
+from muscle_hf import MuscleError, demo
 from muscle_hf.cli.main import main
 from muscle_hf.evaluation.registry import load_task
 from muscle_hf.user_code import NO_CODE
@@ -23,20 +23,18 @@ WITHOUT_CODE = {"PeftModel", "PeftConfig"}
 
 
 def unguarded(source: str) -> list[int]:
-    """Lines with a call of a loader that does not itself say ``trust_remote_code=False``."""
-    lines = []
-    for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.Call):
-            continue
-        name = getattr(node.func, "attr", getattr(node.func, "id", None))
-        owner = getattr(getattr(node.func, "value", None), "id", None)
-        said = any(
+    """Lines with a loader that is not called, or bound (``partial``), with ``trust_remote_code=False``."""
+    nodes = list(ast.walk(ast.parse(source)))
+    guarded = set()
+    for call in (node for node in nodes if isinstance(node, ast.Call)):
+        if any(
             word.arg == "trust_remote_code" and isinstance(word.value, ast.Constant) and word.value.value is False
-            for word in node.keywords
-        )
-        if name in LOADERS and owner not in WITHOUT_CODE and not said:
-            lines.append(node.lineno)
-    return lines
+            for word in call.keywords
+        ):
+            guarded |= {id(node) for node in (call.func, *call.args)}
+    loaders = [node for node in nodes if getattr(node, "attr", getattr(node, "id", None)) in LOADERS]
+    owners = {id(node): getattr(getattr(node, "value", None), "id", None) for node in loaders}
+    return [node.lineno for node in loaders if id(node) not in guarded and owners[id(node)] not in WITHOUT_CODE]
 
 
 def test_every_loader_refuses_the_code_of_repositories():
@@ -51,6 +49,9 @@ def test_a_loader_without_the_argument_is_found():
     assert unguarded("AutoTokenizer.from_pretrained(name)") == [1]
     assert unguarded("AutoModel.from_pretrained(name, trust_remote_code=True)") == [1]
     assert unguarded("auto.from_config(config, **arguments)") == [1]
+    assert unguarded("load = AutoModel.from_pretrained") == [1]
+    assert unguarded("partial(auto.from_pretrained, name, use_safetensors=True)") == [1]
+    assert unguarded("partial(auto.from_pretrained, name, trust_remote_code=False)") == []
     assert unguarded("AutoModel.from_pretrained(name, trust_remote_code=False, **arguments)") == []
 
 
@@ -73,8 +74,6 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def settings(own: Path, **changes: object) -> str:
-    from muscle_hf import demo
-
     bases = {side: {"base": str(demo.base(version))} for side, version in (("old", "v1"), ("new", "v2"))}
     content = {**bases, "output_dir": str(own / "run"), "data": {"source": str(own)}, **changes}
     (own / "run.yaml").write_text(json.dumps(content))
@@ -85,7 +84,16 @@ def commands(own: Path) -> dict[str, list[str]]:
     task = f"{own}/own_task.py:asking"
     asked = ["--task", task, "--data", str(own), "--output", str(own / "out")]
     run = settings(own, task=task)
+    (own / "plain.yaml").write_text("{kind: generation, prompt: '{q}', reference: '{a}'}")
+    words = ["--task", str(own / "plain.yaml"), "--old.task", task]
+    fleet = {"update": {"old": str(demo.base("v1")), "new": str(demo.base("v2"))}, "output_dir": str(own / "fleet")}
+    fleet["tasks"] = [{"task": task, "data": {"source": str(own)}, "budget": {"max_nfr": 0.9}}]
+    (own / "fleet.yaml").write_text(json.dumps(fleet))
     return {
+        "fleet": ["fleet", str(own / "fleet.yaml")],
+        "plan": ["fleet", str(own / "fleet.yaml"), "--plan"],
+        "old task": ["train", "--config", run, *words],
+        "checker": ["train", "--config", run, *words[:2], "--data.transfer", f"{{split: train, checker: {task}}}"],
         "train": ["train", "--config", run],
         "dry": ["train", "--dry-run", "--config", run],
         "reproduce": ["reproduce", run],
@@ -95,7 +103,9 @@ def commands(own: Path) -> dict[str, list[str]]:
     }
 
 
-@pytest.mark.parametrize("name", ["train", "dry", "reproduce", "cache", "evaluate", "dial"])
+@pytest.mark.parametrize(
+    "name", ["train", "dry", "reproduce", "cache", "evaluate", "dial", "fleet", "plan", "old task", "checker"]
+)
 def test_no_code_refuses_a_task_of_ones_own(own: Path, name: str, capsys: pytest.CaptureFixture):
     assert main([*commands(own)[name], "--no-code"]) == 2
     assert "own_task.py" in capsys.readouterr().err

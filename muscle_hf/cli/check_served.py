@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.files import read_text
 
 if TYPE_CHECKING:
     from muscle_hf.evaluation.served import Served
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     adapters = dict(_pair(text, args.adapter) for text in args.model)
     if len(adapters) < len(args.model):
         raise MuscleError("--model names one served model twice")
-    prompts = args.prompts and args.prompts.read_text(encoding="utf-8").splitlines()
+    prompts = args.prompts and read_text(args.prompts, "file of prompts").splitlines()
     from muscle_hf.evaluation.served import PROMPTS, check_served
     from muscle_hf.served.server import Server
 

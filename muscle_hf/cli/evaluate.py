@@ -68,8 +68,9 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
     machine.add_argument("--dtype", default="auto", choices=DTYPES, help="of the weights (default: %(default)s)")
     machine.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the accelerator if there is one)")
     machine.add_argument("--device-map", help="spread a large model over devices, e.g. auto")
-    machine.add_argument("--load-in-4bit", action="store_true", help="quantize with bitsandbytes")
-    machine.add_argument("--load-in-8bit", action="store_true", help="quantize with bitsandbytes")
+    bits = machine.add_mutually_exclusive_group()
+    bits.add_argument("--load-in-4bit", action="store_true", help="quantize with bitsandbytes")
+    bits.add_argument("--load-in-8bit", action="store_true", help="quantize with bitsandbytes")
     machine.add_argument("--quiet", action="store_true", help="no progress bar")
 
 

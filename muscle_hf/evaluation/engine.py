@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from muscle_hf.encoding import encode_pairs, encode_prompts, encode_texts
@@ -224,7 +223,7 @@ def chat_prompts(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> l
     render: Any = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
     try:
         return [render([{"role": "user", "content": item.prompt}]) for item in items]
-    except (TemplateError, TypeError, ValueError) as error:
+    except Exception as error:  # templates raise Python's own
         raise MuscleError(f"the tokenizer's chat template cannot be filled: {error}") from error
 
 

@@ -41,6 +41,8 @@ class PartialAnswers:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path, whole or json.dumps({"run": self.identity}) + "\n")
         wanted = {(item.id, item_hash(item)) for item in items}
+        if any({"id", "hash", "answer"} - row.keys() for row in rows[1:]):
+            raise MuscleError(f"{self.path} is damaged; delete it to start anew")
         answers = {row["id"]: row["answer"] for row in rows[1:] if (row["id"], row["hash"]) in wanted}
         self._kept.update(answers)
         return answers

@@ -104,6 +104,10 @@ def check_served(
         where = (str(base), None) if base is not None else (found.base, found.base_revision)
         tokenizer = tokenizer_of(found.folder, *where, {})
         texts = encode_texts(tokenizer, prompts)
+        if short := [text for text, ids in zip(prompts, texts, strict=True) if len(ids) < 2]:
+            raise MuscleError(
+                f"the prompt {short[0]!r} has fewer than two tokens, along which nothing can be compared"
+            )
         served = replace(server, model=name, tokenizer=tokenizer, concurrency=1)
         # The server first: what it lacks is known before a model is loaded.
         asked[name] = _ask(ServedModel(served, _TOP, len(tokenizer)), texts)

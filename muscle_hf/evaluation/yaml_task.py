@@ -19,6 +19,12 @@ _FIELDS = {
     "classification": {"labels", "answer"},
 }
 _COMMON = {"name", "kind", "prompt", "metric", "delimiter", "id", "columns", "data"}
+_SHAPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("choices", "reference", "labels", "answer_labels"), (str, list)),
+    **dict.fromkeys(("stop", "columns"), list),
+    **dict.fromkeys(("max_new_tokens", "no_repeat_ngram_size"), int),
+    **dict.fromkeys(("delimiter", "metric"), str),
+}
 _NEEDED = {"choice": ("choices", "answer"), "generation": ("reference",), "classification": ("answer",)}
 
 
@@ -48,8 +54,10 @@ def task_from_dict(content: Mapping[str, Any]) -> Task:
         raise MuscleError(f"kind must be one of {', '.join(_FIELDS)}, not {kind!r}")
     _check_fields(content, kind)
     data = content.get("data")
-    if data is not None and (not isinstance(data, Mapping) or "path" not in data):
+    if data is not None and (not isinstance(data, Mapping) or not isinstance(data.get("path"), str)):
         raise MuscleError("data must have a path: the dataset's id on the Hub")
+    if unknown := sorted((data or {}).keys() - Source.__dataclass_fields__.keys()):
+        raise MuscleError(f"data.{unknown[0]}; {did_you_mean(str(unknown[0]), list(Source.__dataclass_fields__))}")
     options = {
         name: content[name] for name in ("max_new_tokens", "no_repeat_ngram_size", "extract") if name in content
     }
@@ -72,8 +80,12 @@ def _check_fields(content: Mapping[str, Any], kind: str) -> None:
     missing = [name for name in ("prompt", *_NEEDED[kind]) if name not in content]
     if missing:
         raise MuscleError(f"a {kind} task needs: {', '.join(missing)}")
-    if isinstance(content.get("stop"), str):
-        raise MuscleError("stop must be a list of strings")
+    for name, kinds in _SHAPES.items():
+        if name in content and (isinstance(content[name], bool) or not isinstance(content[name], kinds)):
+            names = " or ".join(each.__name__ for each in (kinds if isinstance(kinds, tuple) else (kinds,)))
+            raise MuscleError(f"{name} is {content[name]!r}; expected {names}")
+    if not all(isinstance(text, str) for text in content.get("stop", ())):
+        raise MuscleError("stop must be a list of strings; put them in quotes")
 
 
 def _item_maker(content: Mapping[str, Any], kind: str) -> Callable[[Mapping[str, Any], int], Item]:
@@ -139,6 +151,8 @@ def _index_or_text(answer: Any, texts: list[str]) -> int:
 
 def _number(answer: Any, names: list[str]) -> int:
     try:
+        if isinstance(answer, float) and not answer.is_integer():
+            raise ValueError("between two indices")
         return int(answer)
     except (TypeError, ValueError) as error:
         raise MuscleError(f"the answer {answer!r} is neither a number nor one of {names}") from error
@@ -160,8 +174,11 @@ def _texts(field: str | list[str]) -> Callable[[Mapping[str, Any]], list[str]]:
     return column
 
 
-def _template(text: str) -> Callable[[Mapping[str, Any]], str]:
+def _template(text: Any) -> Callable[[Mapping[str, Any]], str]:
     """``{column}`` and ``{column.field}``; a text with ``{{`` or ``{%`` is a Jinja template."""
+    if isinstance(text, bool) or not isinstance(text, (str, int, float)):
+        raise MuscleError(f"{text!r} is no text; put it in quotes")  # YAML reads yes, no, on and off as booleans
+    text = str(text)
     if "{{" in text or "{%" in text:
         return _jinja(text)
 
@@ -186,8 +203,7 @@ def _jinja(text: str) -> Callable[[Mapping[str, Any]], str]:
     def fill(row: Mapping[str, Any]) -> str:
         try:
             return template.render(**row)
-        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
-            # Filters and operators raise Python's own errors.
+        except Exception as error:  # filters and operators raise Python's own
             raise MuscleError(f"the template {text!r} cannot be filled: {error}") from error
 
     return fill

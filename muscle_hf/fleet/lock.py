@@ -11,12 +11,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging
+
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import read_object, write_json
 from muscle_hf.pipeline.config import ModelSettings
 from muscle_hf.pipeline.reading import build
 from muscle_hf.record import WEIGHTS_FILE, file_sha256
 from muscle_hf.words import did_you_mean
+
+logger = logging.get_logger(__name__)
 
 LOCK_FILE = "muscle-fleet.lock"
 FORMAT = 1
@@ -74,20 +78,27 @@ class Version:
         return {**asdict(self), "side": side}
 
     def check(self, name: str) -> None:
-        """Refuse an adapter that is no longer the one that the lock names.
+        """Refuse a version that is no longer the one that the lock names; of what it has no hash, say so.
 
         Raises:
-            MuscleError: Its weights changed, or are gone.
+            MuscleError: The weights of its adapter or base changed, or are gone.
         """
-        if self.sha256 is None:
-            return
-        found = _hash(self.side, _adapter(self.side)[0]) or "nothing that can be read"
-        if found != self.sha256:
-            what = ", ".join(self.side.answers or [f"{self.side.adapter}"])
-            raise MuscleError(
-                f"the lock of {name} names {what} with the SHA-256 {self.sha256}, but there is {found}. Bring back "
-                "what was released, or name the old side yourself (old: {base: ..., adapter: ...})"
-            )
+        found: dict[str, tuple[str | None, str | None]] = {}
+        if self.side.adapter or self.side.answers:
+            here = _hash(self.side, _adapter(self.side)[0]) or "nothing that can be read"
+            found[", ".join(self.side.answers or [f"{self.side.adapter}"])] = (self.sha256, here)
+        if self.side.is_here:
+            # One of the Hub may not be in the cache of this machine.
+            here = base_hash(self.side.base, self.side.revision) or self.base_sha256
+            found[self.side.base] = (self.base_sha256, here)
+        for what, (named, here) in found.items():
+            if named is None:
+                logger.warning(f"the lock has no hash of {what} of {name}: it was not checked")
+            elif here != named:
+                raise MuscleError(
+                    f"the lock of {name} names {what} with the SHA-256 {named}, but there is {here}. Bring back what "
+                    "was released, or name the old side yourself (old: {base: ..., adapter: ...})"
+                )
 
 
 def _adapter(side: ModelSettings, **fetch: bool) -> tuple[Path | None, str | None]:
@@ -170,5 +181,6 @@ class Lock:
                 "new, name its old side: old: {base: ..., adapter: ...}"
             )
         entry = self.tasks[name]
-        entry["now"].check(name)
+        for version in (entry["now"], *entry["ancestors"]):
+            version.check(name)
         return entry["now"], entry["ancestors"]

@@ -105,7 +105,7 @@ def do_steps(task: FleetTask, run: TaskRun, names: Sequence[str], say: Say) -> b
         except Interrupted:
             raise
         except Exception as error:  # whatever it is, it is this task's alone
-            said = str(error) if isinstance(error, MuscleError) else traceback.format_exc()
+            said = str(error) if isinstance(error, (MuscleError, OSError)) else traceback.format_exc()
             say(f"{task.name}: {step} failed, the task is left: {said}")
             steps.free_memory()
             return False

@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 from muscle_hf.compare import Budget
 from muscle_hf.compare.gate import budget_of
 from muscle_hf.errors import MuscleError
-from muscle_hf.fleet.lock import Lock, Version
+from muscle_hf.fleet.lock import LOCK_FILE, Lock, Version
 from muscle_hf.pipeline.config import RunSettings
 from muscle_hf.pipeline.reading import build, laid_over, parse_overrides, put, read_yaml
 from muscle_hf.record import public_name
@@ -148,6 +148,8 @@ def load_fleet(file: str | os.PathLike, overrides: Sequence[str] = ()) -> Fleet:
     settings = build(FleetSettings, content)
     lock = Lock.read(settings.update.old) if settings.update.old.endswith(".lock") else None
     fleet = Fleet(settings, [], lock)
+    if lock is not None and Path(settings.update.old).resolve() == (fleet.folder / LOCK_FILE).resolve():
+        raise MuscleError(f"{settings.update.old} would be written over; give this fleet another output_dir")
     entries = []
     for number, entry in enumerate(settings.tasks, start=1):
         try:

@@ -21,7 +21,7 @@ from muscle_hf.compare.document import Inheritance, TaskResult, Update, plain
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.predictions import Prediction
 from muscle_hf.evaluation.tasks import Task
-from muscle_hf.files import alone, read_json, write_json, write_text
+from muscle_hf.files import alone, read_object, write_json, write_text
 from muscle_hf.fleet.settings import CACHE, FleetTask
 from muscle_hf.metrics.intervals import Estimate
 from muscle_hf.pipeline.config import ModelSettings
@@ -261,7 +261,7 @@ def outcome_of(task: FleetTask) -> Outcome | None:
 
 def _of_now(task: FleetTask, name: str) -> dict[str, Any]:
     with contextlib.suppress(MuscleError):
-        content = read_json(task.folder / name) if (task.folder / name).is_file() else {}
+        content = read_object(task.folder / name) if (task.folder / name).is_file() else {}
         return content if content.get("key") == key_of(task) else {}
     return {}
 

@@ -37,6 +37,11 @@ class ServerSettings:
     concurrency: int = 8
     api_key_env: str = "OPENAI_API_KEY"
 
+    def __post_init__(self) -> None:
+        from muscle_hf.served.server import check_address
+
+        check_address(self.url)
+
     def server(self, tokenizer: Any = None) -> Server:
         """Where it is; its tokenizer counts the tokens of choices."""
         from muscle_hf.served.server import Server
@@ -319,13 +324,15 @@ class RunSettings:
         for name, section in (("training", self.training), ("task_training", self.task_training)):
             if not isinstance(section, dict):
                 raise MuscleError(f"{name} must be a mapping of training arguments, not {section!r}")
-            known = {setting.name for setting in dataclasses.fields(self.config_class)}
+            known = {setting.name: setting.default for setting in dataclasses.fields(self.config_class)}
             for key, value in section.items():
                 if key.endswith("_strategy") and value is False:
                     section[key] = "no"  # which YAML reads as a boolean
                 if key not in known:
                     where = f"{name}.{key} is not a field of {self.config_class.__name__}"
                     raise MuscleError(f"{where}; {did_you_mean(key, known)}")
+                if type(known[key]) in (int, float) and value is not None:
+                    section[key] = _number(value, f"{name}.{key}")
                 if key == "output_dir":
                     raise MuscleError(f"{name}.output_dir has no use: set the run's output_dir")
 
@@ -388,6 +395,18 @@ class RunSettings:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.to_dict()})"
+
+
+def _number(value: Any, where: str) -> int | float:
+    """A training argument that is a number; YAML reads ``1e-4`` as a text."""
+    try:
+        found = float(value) if isinstance(value, str) else value + 0
+        found = int(value) if isinstance(value, str) and value.strip().isdecimal() else found
+    except (ValueError, TypeError) as error:
+        raise MuscleError(f"{where} is {value!r}; expected a number") from error
+    if found < 1 and where.endswith(("batch_size", "gradient_accumulation_steps")):
+        raise MuscleError(f"{where} is {value}; it must be at least 1")
+    return found
 
 
 def load_settings(file: str | os.PathLike, overrides: Sequence[str] = ()) -> RunSettings:

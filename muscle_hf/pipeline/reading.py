@@ -33,8 +33,10 @@ def _read_yaml(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise MuscleError(f"{path} must be a mapping of settings")
     names = content.pop("include", [])
-    below: dict[str, Any] = {}
-    for name in [names] if isinstance(names, str) else names:
+    names, below = [names] if isinstance(names, str) else names, {}
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise MuscleError(f"{path}: include is {names!r}; it must be a file or a list of files")
+    for name in names:
         below = laid_over(_read_yaml(path.parent / name, (*including, path.resolve())), below)
     return laid_over(content, below)
 
@@ -121,8 +123,8 @@ def parse_overrides(words: Sequence[str]) -> list[tuple[str, Any]]:
 def _value(text: str) -> Any:
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text  # words with a colon or a bracket
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text  # words with a colon or a bracket, dates that are none
     if isinstance(value, str):
         try:
             return float(value)  # YAML 1.1 takes 1e-4 for text

@@ -463,7 +463,7 @@ class Run:
         how = (settings.dtype, settings.quantization, settings.attention, settings.eval_batch_size)
         key = fingerprint(weights_key(side), task.rules(), items, how)
         note = file.with_suffix(".key")
-        if file.is_file() and note.is_file() and note.read_text(encoding="utf-8") == key:
+        if file.is_file() and note.is_file() and note.read_bytes() == key.encode():
             return read_predictions(file)
         self._say(f"{len(items)} {kind} items: {VERSIONS.get(name, name)}")
         steps.free_memory()

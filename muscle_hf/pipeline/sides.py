@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
+from muscle_hf.choice_log import require_likelihoods
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.engine import chat_prompts
 from muscle_hf.evaluation.predictions import Prediction, item_hash
@@ -122,6 +123,8 @@ def recorded_answers(files: Sequence[str], task: Task, items: Sequence[Item]) ->
     """
     rows: dict[Any, Any] = {}
     for row in (row for file in files for row in read_rows(file, "test")):
+        if not isinstance(row.get("prompt"), (str, type(None))):
+            raise MuscleError(f"old.answers: a prompt must be a text, not {row['prompt']!r:.200}")
         if rows.setdefault(row.get("prompt"), row).get("prediction") != row.get("prediction"):
             raise MuscleError(
                 f"old.answers: two answers to one prompt ({str(row.get('prompt'))[-60:]!r}); a recipe takes one. In a "
@@ -137,6 +140,8 @@ def recorded_answers(files: Sequence[str], task: Task, items: Sequence[Item]) ->
     found = []
     for item in items:
         said, scores = rows[item.prompt].get("prediction"), rows[item.prompt].get("log_likelihoods")
+        if task.kind == "choice" and scores is not None:
+            require_likelihoods(scores, item.choices, f"old.answers, item {item.id!r}")
         if task.kind == "choice" and scores is None:
             texts = [choice.strip() for choice in item.choices]
             chosen = texts.index(str(said).strip()) if str(said).strip() in texts else said

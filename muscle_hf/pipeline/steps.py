@@ -145,7 +145,10 @@ def task_adapter_model(side: ModelSettings, lora: LoraSettings, how: Mapping[str
         task_type=CAUSAL_LM.task_type,
         revision=origin_of(base).revision,
     )
-    return get_peft_model(base, config)
+    try:
+        return get_peft_model(base, config)
+    except ValueError as error:
+        raise MuscleError(f"lora: {error}") from error
 
 
 def load_task_adapter(
@@ -341,8 +344,15 @@ def publication(arguments: TrainingArguments) -> dict[str, Any] | None:
 
 
 def training_arguments(cls: type[A], settings: Mapping[str, Any], folder: Path) -> A:
-    """Training arguments of a class, of the settings that it knows."""
-    return cls(output_dir=str(folder), **_known(cls, settings))
+    """Training arguments of a class, of the settings that it knows.
+
+    Raises:
+        MuscleError: The class does not take one of them.
+    """
+    try:
+        return cls(output_dir=str(folder), **_known(cls, settings))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise error if isinstance(error, MuscleError) else MuscleError(f"training: {error}") from error
 
 
 def _known(cls: type[TrainingArguments], settings: Mapping[str, Any]) -> dict[str, Any]:

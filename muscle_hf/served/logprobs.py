@@ -112,6 +112,11 @@ class ServedModel:
             except NoLogProbs as error:
                 reasons.append(str(error))
                 continue
+            except MuscleError:
+                raise
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                reasons.append(f"its answer has another form ({type(error).__name__}: {error})")
+                continue
             self._ask = way
             return found
         raise NoLogProbs(

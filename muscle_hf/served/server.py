@@ -56,10 +56,7 @@ class Server:
             from openai import OpenAI
         except ImportError as error:
             raise MissingDependencyError("openai", "server", "asking a served model") from error
-        if not self.url.startswith(("http://", "https://")):
-            raise MuscleError(f"the server's address must start with http:// or https://, not {self.url!r}")
-        if "@" in urlsplit(self.url).netloc:
-            raise MuscleError("the server's address has a name or password in it, and is written down; pass api_key")
+        check_address(self.url)
         # The client insists on a key, which a server of one's own does not look at.
         return OpenAI(
             api_key=self.api_key or "none", base_url=self.url, timeout=self.timeout, max_retries=self.retries
@@ -107,6 +104,18 @@ class Server:
         """The address without a user's name and password."""
         parts = urlsplit(self.url)
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def check_address(url: str) -> None:
+    """Refuse what is no address of a server, or would give a secret away where it is written down.
+
+    Raises:
+        MuscleError: It is none, or has a password in it.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise MuscleError(f"the server's address must start with http:// or https://, not {url!r}")
+    if "@" in urlsplit(url).netloc:
+        raise MuscleError("the server's address has a name or password in it, and is written down; pass api_key")
 
 
 def first_choice(reply: Any) -> Any:

@@ -11,7 +11,7 @@ from peft import PeftModel
 from peft.utils import PeftType
 from torch import nn
 
-from muscle_hf.compat.peft import AuxiliaryTrainingWrapper, BaseTunerLayer, active_adapter
+from muscle_hf.compat.peft import AuxiliaryTrainingWrapper, BaseTuner, BaseTunerLayer, active_adapter
 from muscle_hf.errors import MuscleError
 
 # What the compatibility adapter is called in the model: `Trainer` saves and reloads only this name at the root of a

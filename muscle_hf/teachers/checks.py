@@ -116,6 +116,29 @@ def check_recorded_base(model: PeftModel, adapter: str) -> None:
         )
 
 
+def check_moved_base(name: str, recorded: str | None, present: str, revision: str | None) -> None:
+    """As :func:`check_recorded_base` of an adapter for which the user names a base, by their files.
+
+    Args:
+        name: The adapter, for messages.
+        recorded: The base that it records.
+        present: The base that is named, and its ``revision`` on the Hub.
+
+    Raises:
+        MuscleError: Both are on this disk, and have other weights.
+    """
+    if not recorded or same_name(recorded, present):
+        return
+    folders = [local_model_folder(recorded), local_model_folder(present, revision)]
+    if any(folder is None or not _has_weights(folder) for folder in folders):
+        logger.warning(f"{name} records the base {recorded}, which cannot be compared with {present} here.")
+    elif len({folder_hash(folder) for folder in folders if folder is not None}) > 1:
+        raise MuscleError(
+            f"{name} was trained for the base {recorded}, but is to be put on {present}, which has other weights. "
+            "Name the base that it records; if it is the same model in another form, set check_base=False"
+        )
+
+
 def _has_weights(folder: Path) -> bool:
     return any(folder.glob("*.safetensors"))
 

@@ -156,6 +156,8 @@ def read_adapter_config(folder: str | os.PathLike, name: str) -> PeftConfig:
     with readable(f"the configuration of the adapter {name}"):
         config = PeftConfig.from_pretrained(os.fspath(folder))
     # PEFT imports the module that `megatron_core` names, whatever that is, as soon as `megatron_config` is set.
+    if not isinstance(config.base_model_name_or_path, (str, type(None))):
+        raise MuscleError(f"the adapter {name} names its base by {config.base_model_name_or_path!r}, which is no name")
     if getattr(config, "megatron_config", None):
         raise MuscleError(f"{name} asks for a module to be imported (megatron_config); it is not loaded")
     return config
@@ -344,8 +346,8 @@ def put_adapter(
     start = str(getattr(adapter.config, "init_lora_weights", ""))
     if "_niter_" in start or (start == "lora_ga" and adapter.moved_base is None):
         raise MuscleError(
-            f"the adapter {adapter.name} was initialised with {start!r}, whose changes to the base are not repeated by "
-            f"loading it: {_CONVERT}"
+            f"the adapter {adapter.name} was initialised with {start!r}, whose changes to the base no loading of it "
+            f"repeats: {_CONVERT}"
         )
     changed: dict[str, Any] = {}
     if dropout is not None:

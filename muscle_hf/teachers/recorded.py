@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.objective.chunked import Stream
+from muscle_hf.objective.masks import widest_float
 from muscle_hf.objective.whole_answers import FLOOR, AnswerStream, ChoiceStream, along_choices
 from muscle_hf.teachers.batch import Batch
 from muscle_hf.teachers.teacher import Teacher
@@ -154,7 +155,8 @@ class RecordedTeacher(Teacher):
 
     def _answers(self, batch: Batch) -> AnswerStream:
         numbers = [0.0 if match is None else match.record.scores[match.answer] for match in self._matches(batch)]
-        known = torch.tensor(numbers, device=batch.rows.device)[batch.rows]
+        device = batch.rows.device
+        known = torch.tensor(numbers, dtype=widest_float(device), device=device)[batch.rows]
         return AnswerStream(known, None, batch.next_tokens, batch.rows, self._spoken(batch))
 
     def _choices(self, batch: Batch) -> ChoiceStream:
@@ -170,11 +172,12 @@ class RecordedTeacher(Teacher):
                 ]
             )
         width = max(map(len, places), default=0) or 1
-        tokens, scores = torch.zeros(len(places), width, dtype=torch.int64), torch.full((len(places), width), FLOOR)
+        device = batch.rows.device
+        tokens = torch.zeros(len(places), width, dtype=torch.int64)
+        scores = torch.full((len(places), width), FLOOR, dtype=widest_float(device))
         for place, options in enumerate(places):
             tokens[place, : len(options)] = torch.tensor(list(options), dtype=torch.int64)
-            scores[place, : len(options)] = torch.tensor(list(options.values()))
-        device = batch.rows.device
+            scores[place, : len(options)] = torch.tensor(list(options.values()), dtype=scores.dtype)
         return ChoiceStream(scores.clamp(min=FLOOR).to(device), None, tokens.to(device), spoken)
 
 

@@ -16,7 +16,13 @@ from muscle_hf.compat.peft import BaseTunerLayer
 from muscle_hf.compat.transformers import QuantizationMethod
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.adapters import NEW_ADAPTER, OLD_ADAPTER, STUDENT_ADAPTER, adapter_parameters
-from muscle_hf.teachers.checks import check_recorded_base, only_active_adapter, same_architecture, same_config
+from muscle_hf.teachers.checks import (
+    check_moved_base,
+    check_recorded_base,
+    only_active_adapter,
+    same_architecture,
+    same_config,
+)
 from muscle_hf.teachers.copies import copy_adapter
 from muscle_hf.teachers.kinds import ModelKind, kind_of
 from muscle_hf.teachers.origin import local_model_folder
@@ -189,7 +195,7 @@ def make_teacher(
         return _from_model(role, source, student, kind, adapter, check_base)
     if not isinstance(source, (str, os.PathLike)):
         raise MuscleError(f"{role}_model is a {type(source).__name__}; pass a model, a folder or a Hub id")
-    return _from_name(role, os.fspath(source), student, kind, arguments)
+    return _from_name(role, os.fspath(source), student, kind, arguments, check_base)
 
 
 def _from_model(
@@ -252,7 +258,9 @@ def _same_base(model: nn.Module, adapter: str | None, student: PeftModel) -> boo
     return same_weights(used, {name: tensor for name, tensor in base_weights(student).items() if name in used})
 
 
-def _from_name(role: str, name: str, student: PeftModel, kind: ModelKind, arguments: dict[str, Any]) -> Teacher:
+def _from_name(
+    role: str, name: str, student: PeftModel, kind: ModelKind, arguments: dict[str, Any], check_base: bool
+) -> Teacher:
     from muscle_hf.teachers.loading import adapter_or_model, load_model
 
     # A teacher computes in the student's precision unless told otherwise.
@@ -264,6 +272,8 @@ def _from_name(role: str, name: str, student: PeftModel, kind: ModelKind, argume
     if adapter is None:
         model = load_model(name, kind, arguments, whole=True)
         return _from_model(role, model, student, kind, None, check_base=False)
+    if check_base and adapter.moved_base is not None:
+        check_moved_base(name, adapter.config.base_model_name_or_path, adapter.moved_base, adapter.moved_base_revision)
     teacher = _from_adapter(role, adapter, student, kind, arguments)
     teacher.source, teacher.revision = name, adapter.commit
     return teacher

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from huggingface_hub import constants
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -146,7 +147,7 @@ def load_table(old: ByteVocabulary, new: ByteVocabulary, folder: str | os.PathLi
         return CellTable(kept["old"].long(), kept["new"].long(), kept["open"].clone(), old.size, new.size)
     table = CellTable.build(old, new)
     unfinished = place / f".{secrets.token_hex(8)}.tmp"
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not the run
+    with contextlib.suppress(OSError, SafetensorError):  # a cache that cannot be written costs time, not the run
         place.mkdir(parents=True, exist_ok=True)
         try:
             pairs = {"old": table.old.int(), "new": table.new.int(), "open": table.open}

@@ -88,11 +88,18 @@ def _encoded(tokenizer: Any, said: Any, ended: bool) -> list[int]:
     if parts and all(isinstance(part, int) for part in parts):
         return parts
     if parts and all(isinstance(message, Mapping) for message in parts):
-        return list(tokenizer.apply_chat_template(parts, tokenize=True, return_dict=True)["input_ids"])
+        return _in_template(tokenizer, parts)
     raise MuscleError(
         f"old_formatting_func gives {said!r:.200}; it has to give v1's prompt and the answer of a row as a tuple, "
         "v1's whole text or its token ids, or its messages"
     )
+
+
+def _in_template(tokenizer: Any, messages: list[Any], **given: Any) -> list[int]:
+    try:
+        return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **given)["input_ids"])
+    except Exception as error:  # templates raise Python's own
+        raise MuscleError(f"v1's chat template cannot be filled: {error}") from error
 
 
 def _in_own_chat(tokenizer: Any, row: Mapping[str, Any]) -> list[int]:
@@ -112,7 +119,7 @@ def _in_own_chat(tokenizer: Any, row: Mapping[str, Any]) -> list[int]:
         )
     tools = json.loads(tools) if isinstance(tools, str) else tools
     given = {"tools": tools, **(row.get("chat_template_kwargs") or {})}
-    return list(tokenizer.apply_chat_template(found, tokenize=True, return_dict=True, **given)["input_ids"])
+    return _in_template(tokenizer, found, **given)
 
 
 def look_at(teacher: Teacher, trainer: Any, first: Batch | None = None) -> None:

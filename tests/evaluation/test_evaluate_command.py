@@ -104,6 +104,10 @@ def test_answers_of_another_model_are_not_gone_on_with(rows, model_folder, tmp_p
     assert describe_model(load_for_evaluation(tmp_path / "adapter-1", task)[0]) == who[2]
     PartialAnswers(tmp_path / "partial", who[0], task, False).read(items)
     PartialAnswers(tmp_path / "partial", who[0], task, False).read(items)
+    with (tmp_path / "partial").open("a") as file:
+        file.write('{"id": "1"}\n')
+    with pytest.raises(MuscleError, match="damaged"):
+        PartialAnswers(tmp_path / "partial", who[0], task, False).read(items)
     for other, chat in ((who[1], False), (who[2], False), (who[0], True)):
         with pytest.raises(MuscleError, match="another run"):
             PartialAnswers(tmp_path / "partial", other, task, chat).read(items)

@@ -294,6 +294,9 @@ def test_chat_templates():
     plain = evaluate_task(model, tokenizer, task, written, progress=False)
     assert [p.log_likelihoods for p in chat] == [p.log_likelihoods for p in plain]
     assert [p.hash for p in chat] == [p.hash for p in evaluate_task(model, tokenizer, task, items, progress=False)]
+    tokenizer.chat_template = "{{ 1 // 0 }}"
+    with pytest.raises(MuscleError, match="zero"):
+        evaluate_task(model, tokenizer, task, items, chat=True, progress=False)
 
 
 @pytest.mark.shared_data

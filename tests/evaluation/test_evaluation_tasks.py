@@ -138,10 +138,13 @@ def test_rows_through_the_datasets_library(tmp_path):
         ("x.json", '{"a": 1}', "holds no rows"),
         ("x.txt", "a", "unknown format"),
         ("x.jsonl.gz", "not compressed", "damaged or cut off"),
+        ("x.jsonl.gz", gzip.compress(b"{}", mtime=0)[:10] + b"damaged", "damaged or cut off"),
+        ("x.csv", "a,b\n1,2\n3\n", "line 3"),
+        ("x.tsv", "a\tb\n1\t2\t3\n", "line 2"),
     ],
 )
 def test_bad_files(tmp_path, name, content, message):
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(MuscleError, match=message):
         load_rows("piqa", tmp_path / name)
 
@@ -177,6 +180,7 @@ CHOICE = {"name": "c", "kind": "choice", "prompt": "{q.text}?", "choices": "opti
         ({"answer_labels": ["A", "B"]}, {"right": "B"}, (1,)),
         ({"answer_labels": "keys"}, {"right": 7, "keys": [7, 8]}, (0,)),
         ({"choices": ["{a}", "{options.1}"]}, {"right": "no", "a": "x"}, (1,)),
+        ({"choices": [3, "no"]}, {"right": 1.0}, (1,)),
         # choices that are numbers
         ({}, {"options": ["1", "no", "24"], "right": 1}, (1,)),
         ({}, {"options": ["8", "no", "9", 0], "right": [0, "9"]}, (0, 2)),
@@ -224,6 +228,14 @@ def test_yaml_generation_and_jinja():
         ({"metric": "rouge1"}, "not 'rouge1'"),
         ({"prompt": "{{ x"}, "not valid Jinja"),
         ({"data": "x"}, "data must have a path"),
+        ({"data": {"path": "a/b", "spilt": "dev"}}, "spilt"),
+        ({"prompt": None}, "None"),
+        ({"choices": [True, "no"]}, "True"),  # `[yes, "no"]`
+        ({"choices": 5}, "choices"),
+        ({"answer_labels": 5}, "answer_labels"),
+        ({"columns": 5}, "columns"),
+        ({"prompt": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"}, "cannot be filled"),
+        ({"prompt": "{{ q.text - 1 }}"}, "cannot be filled"),
     ],
 )
 def test_bad_yaml(changes, message):
@@ -236,6 +248,7 @@ def test_bad_yaml(changes, message):
     [
         ({"right": 2}, "out of range"),
         ({"right": "maybe"}, "neither a number nor one of"),
+        ({"right": 0.5}, "0.5"),
         ({"options": ["0", "1", "3", "2"], "right": "2"}, "text of choice 3 and the index of choice 2; say which"),
         ({"rihgt": 1}, "rihgt"),
     ],

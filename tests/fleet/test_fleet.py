@@ -23,10 +23,10 @@ from muscle_hf import demo
 from muscle_hf.cli.main import main
 from muscle_hf.errors import MuscleError
 from muscle_hf.fleet.checks import checked_runs
-from muscle_hf.fleet.lock import LOCK_FILE, Lock, Version
+from muscle_hf.fleet.lock import LOCK_FILE, Lock, Version, base_hash
 from muscle_hf.fleet.run import PAGE_FILE, chosen, run_fleet, status_of
 from muscle_hf.fleet.settings import load_fleet
-from muscle_hf.fleet.task import OUTCOME_FILE, TaskRun, outcome_of, read_state
+from muscle_hf.fleet.task import OUTCOME_FILE, STATE_FILE, TaskRun, outcome_of, read_state
 from muscle_hf.pipeline.config import ModelSettings
 from muscle_hf.record import file_sha256, read_provenance
 from muscle_hf.teachers.kinds import CAUSAL_LM
@@ -345,6 +345,36 @@ def test_the_next_update_starts_from_what_users_see_now(world, tmp_path):
     save_file({name: part + 1 for name, part in load_file(file).items()}, file)
     changed = fleet_of(world, tmp_path / "v4", words)
     assert any(name == "mail" and "SHA-256" in text for name, text in changed.problems)
+
+
+def test_a_lock_names_bases_and_adapters_by_their_hashes(tmp_path, caplog):
+    base = shutil.copytree(demo.base("v1"), tmp_path / "base")
+    adapter_on(base, tmp_path / "adapter")
+    version = Version.of(ModelSettings(base=str(base), adapter=str(tmp_path / "adapter")))
+    kept = {"now": version, "ancestors": [version]}
+    Lock({"mail": kept, "unhashed": {**kept, "now": replace(version, sha256=None, base_sha256=None)}}).write(tmp_path)
+    lock = Lock.read(tmp_path / LOCK_FILE)
+    assert lock.old_side("mail")[0].side.base == str(base)
+    with caplog.at_level("WARNING"):
+        lock.old_side("unhashed")
+    (file,) = base.glob("*.safetensors")
+    save_file({name: part + 1 for name, part in load_file(file).items()}, file)
+    base_hash.cache_clear()
+    with pytest.raises(MuscleError, match="base"):
+        lock.old_side("mail")
+    settings = content(tmp_path, entry(tmp_path, "mail"), old=tmp_path / LOCK_FILE)
+    with pytest.raises(MuscleError, match="written over"):
+        load_fleet(written(tmp_path / "fleet.yaml", settings))
+
+
+@pytest.mark.parametrize("damaged", ["[]", "{}", "null", "[" * 99999, '{"key": 1}', "\0"])
+def test_broken_notes_of_a_fleet_are_notes_of_nothing(damaged, tmp_path):
+    task = entry(rows_in(tmp_path / "rows"), "mail")
+    (task,) = load_fleet(written(tmp_path / "fleet.yaml", content(tmp_path / "out", task))).tasks
+    task.folder.mkdir(parents=True)
+    for name in (STATE_FILE, OUTCOME_FILE):
+        (task.folder / name).write_text(damaged)
+    assert read_state(task) == {} and outcome_of(task) is None and status_of(task)[0] == "open"
 
 
 @pytest.mark.slow

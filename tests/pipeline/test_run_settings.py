@@ -46,6 +46,11 @@ def test_every_setting_can_be_overridden(file):
     assert settings.control is False
 
 
+def test_a_number_that_yaml_reads_as_a_text_is_one(tmp_path):
+    (tmp_path / "run.yaml").write_text(MINIMAL.replace("2.0e-4", "1e-4"))
+    assert load_settings(tmp_path / "run.yaml").training["learning_rate"] == 1e-4
+
+
 @pytest.mark.parametrize("text", ["[new] router", "Router: keeps: all", "50 % fewer: {", "a 'quote"])
 def test_a_title_need_not_be_yaml(file, text):
     assert load_settings(file, ["--card.title", text]).card["title"] == text
@@ -68,6 +73,12 @@ def test_a_title_need_not_be_yaml(file, text):
         (["--student_dropout", "1"], "student_dropout is 1.0; it must be in"),
         (["--lora.dropout", "-0.1"], "lora.dropout is -0.1; it must be in"),
         (["--old", "v1"], "old must be a mapping"),
+        (["--old.server", "{url: 'http://me:secret@localhost/v1', model: x}"], "password"),
+        (["--learning_rate", "fast"], "training.learning_rate is 'fast'"),
+        (["--weight_decay", "[1]"], r"training.weight_decay is \[1\]"),
+        (["--per_device_train_batch_size", "0"], "training.per_device_train_batch_size is 0"),
+        (["--num_train_epochs", "2024-13-45"], "2024-13-45"),
+        (["--lora.r", "[" * 9999], "lora.r"),
     ],
 )
 def test_wrong_overrides_say_what_is_wrong(file, words, message):
@@ -82,6 +93,8 @@ def test_wrong_overrides_say_what_is_wrong(file, words, message):
         ("[]", "must be a mapping"),
         ("task: {", "not valid YAML"),
         (MINIMAL + "tsak: x\n", "tsak.*'task'"),
+        (MINIMAL + "include: 5\n", "include is 5"),
+        (MINIMAL + "include: [5]\n", "include is .5"),
     ],
 )
 def test_wrong_files_say_what_is_wrong(tmp_path, text, message):

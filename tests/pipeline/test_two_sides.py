@@ -15,6 +15,7 @@ from muscle_hf import TransferPrompts
 from muscle_hf.compare import compare, source_of
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation import choice_log_likelihoods, item_hash, load_items, read_predictions
+from muscle_hf.evaluation.yaml_task import task_from_dict
 from muscle_hf.pipeline.caching import cache_run
 from muscle_hf.pipeline.config import (
     DataSettings,
@@ -25,6 +26,7 @@ from muscle_hf.pipeline.config import (
     TransferSettings,
 )
 from muscle_hf.pipeline.run import make_run
+from muscle_hf.pipeline.sides import recorded_answers
 from muscle_hf.pipeline.steps import load_task_adapter, task_adapter_model
 from muscle_hf.teachers import ModelTeacher
 from muscle_hf.training.transfer_rows import Models
@@ -301,6 +303,24 @@ def test_scores_are_followed_whatever_the_tokens_are(world, tmp_path):
     assert run.level == "foreign" and run.teaching().scores
     assert all((run.folder / "train_predictions" / f"{name}.jsonl").is_file() for name in ("old", "new"))
     assert (run.adapter("muscle") / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"prompt": ["w3"], "prediction": 0},
+        {"prompt": "w3", "prediction": 2},
+        {"prompt": "w3", "prediction": 0, "log_likelihoods": [-1.0]},
+        {"prompt": "w3", "prediction": 0, "log_likelihoods": ["-1", "-2"]},
+        {"prompt": "w3", "prediction": 0, "log_likelihoods": -1.0},
+    ],
+)
+def test_damaged_answers_of_v1_are_refused(answer, tmp_path):
+    fields = {"name": "t", "kind": "choice", "prompt": "{text}", "choices": ["a", "b"], "answer": "right"}
+    task = task_from_dict(fields)
+    (tmp_path / "old.jsonl").write_text(json.dumps(answer) + "\n")
+    with pytest.raises(MuscleError, match=r"old\.answers"):
+        recorded_answers([str(tmp_path / "old.jsonl")], task, [task.to_item({"text": "w3", "right": 0}, 0)])
 
 
 def test_a_v1_of_which_nothing_but_answers_is_left(world, tmp_path):

@@ -103,6 +103,8 @@ def test_each_name_is_what_it_answers_as(folder, models, capsys):
         # An adapter that changes nothing is the base.
         assert main(["check-served", url, "--model", "nothing", "--adapter", str(folder / "nothing")]) == 3
         assert main(["check-served", url, "--model", "one"]) == 2
+        (folder / "prompts.txt").write_text("one prompt", encoding="utf-16")
+        assert main(["check-served", url, "--model", f"one={one}", "--prompts", str(folder / "prompts.txt")]) == 2
         assert main(["check-served", url, "--model", "three", "--adapter", one]) == 2
         assert main(["check-served", url, "--model", "base", "--adapter", str(folder / "base")]) == 2
 
@@ -122,6 +124,19 @@ def test_prompts_of_the_user(folder, models, tmp_path):
         assert main(command) == 0
         with pytest.raises(MuscleError):
             check_served(Server(url, ""), {"one": folder / "one"}, prompts=())
+        with pytest.raises(MuscleError, match="two tokens"):
+            check_served(Server(url, ""), {"one": folder / "one"}, prompts=[""])
+
+
+def test_an_answer_of_another_form_is_no_answer(models):
+    ids = make_tokenizer()(TEXT[0])["input_ids"][:8]
+    reply = {"choices": [{"prompt_logprobs": [None, *[dict.fromkeys(range(5), -0.5)] * 7]}]}
+    strange = (200, {"Content-Type": "application/json"}, json.dumps(reply))
+    with serving(models, make_tokenizer()) as url:
+        said = ServedModel(Server(url, "one", tokenizer=make_tokenizer()), 5, 400).along(ids)
+    with serving(models, make_tokenizer(), mishaps=[strange]) as url:
+        again = ServedModel(Server(url, "one", tokenizer=make_tokenizer()), 5, 400).along(ids)
+    torch.testing.assert_close(again.own, said.own)
 
 
 @pytest.mark.parametrize(

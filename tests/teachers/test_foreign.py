@@ -330,9 +330,15 @@ def test_its_adapter_is_no_start_for_other_tokens(tmp_path):
         trainer(tmp_path, start_from="old")
 
 
-@pytest.mark.parametrize("said", [None, [], ["Q:"], ("Q:", " person", "")])
-def test_words_that_are_no_words_are_refused(said, tmp_path):
-    with pytest.raises(MuscleError, match="old_formatting_func gives"):
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        *[(said, "old_formatting_func gives") for said in (None, [], ["Q:"], ("Q:", " person", ""))],
+        ([{"role": "user", "content": "Q:"}], "chat template"),  # of which v1's tokenizer has none
+    ],
+)
+def test_words_that_are_no_words_are_refused(said, message, tmp_path):
+    with pytest.raises(MuscleError, match=message):
         trainer(tmp_path, old_formatting_func=lambda row: said)
 
 

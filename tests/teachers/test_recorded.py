@@ -533,6 +533,13 @@ def test_a_log_of_other_items_is_refused_with_examples(given, tmp_path):
         ([{"id": 1, "prompt": "w3", "choices": ["a"], "log_likelihoods": [None]}], "item '1'"),
         ([{"id": 1, "prompt": "w3", "choices": ["a", "b"], "log_likelihoods": [0.7, 0.3]}], "item '1'"),
         ([{"id": 1, "prompt": "w3", "choices": ["a"], "prediction": 2}], "2"),
+        ([{"id": 1, "prompt": "w3", "choices": ["a"], "prediction": 2, "log_likelihoods": [-1.0]}], "2"),
+        ([{"id": 1, "prompt": "w3", "choices": ["a"], "log_likelihoods": -1.0}], "item '1'"),
+        ([{"id": 1, "prompt": "w3", "choices": ["a"], "log_likelihoods": ["-1.0"]}], "item '1'"),
+        ([{"id": 1, "prompt": "w3", "choices": "ab", "prediction": 0}], "'ab'"),
+        ([{"id": 1, "prompt": "w3", "choices": [3, 4], "prediction": 0}], "3, 4"),
+        ([{"id": 1, "prompt": "w3", "choices": ["a", "b"], "prediction": 0.5}], "0.5"),
+        ([{"id": 1, "prompt": "w3", "prediction": ["w4"]}], "w4"),
         ([{"id": 1, "prompt": "w3", "choices": ["a"], "log_likelihoods": [x]} for x in (-1.0, -2.0)], "-2.0"),
         (
             [{"prompt": "w3", "choices": ["a", y], "log_likelihoods": [x, -3]} for x, y in ((-1, "b"), (-2, "c"))],
@@ -545,6 +552,10 @@ def test_a_log_of_other_items_is_refused_with_examples(given, tmp_path):
 def test_damaged_logs_are_refused(log, message):
     with pytest.raises(MuscleError, match=message):
         ChoiceLog(log)
+
+
+def test_answers_that_are_numbers_are_texts():
+    assert ChoiceLog([{"prompt": "w3", "prediction": 42}]).said("w3") == " 42"
 
 
 def test_choices_that_go_on_where_others_end_need_an_end(tmp_path):

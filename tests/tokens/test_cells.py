@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,12 @@ def test_tables_are_kept_by_what_both_tokenizers_are(tmp_path: Path):
     assert len(list(tmp_path.iterdir())) == 2
     file.write_bytes(b"damaged")
     assert torch.equal(load_table(one, other, tmp_path).new, table.new)
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, most))  # as on a full disk
+    try:
+        assert torch.equal(load_table(one, other, tmp_path / "full").new, table.new)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     kept = file.stat().st_mtime_ns
     load_table(one, other, tmp_path)
     assert file.stat().st_mtime_ns == kept

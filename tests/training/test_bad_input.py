@@ -151,6 +151,12 @@ def test_adapter_of_another_base_of_the_same_shape(folders, tmp_path):
     refused("trained for the base .*v1, but it sits on .*v2", tmp_path, loaded(folders, "v2-task", "v2"), misfit)
     trainer = builders.trainer(tmp_path, misfit, folders / "v1-task", check_base=False)
     assert trainer.teachers["old"]
+    named = {"old_model_kwargs": {"base_model": str(folders / "v2")}}
+    refused("trained for the base .*v1, but is to be put on .*v2", tmp_path, None, folders / "v1-task", **named)
+    assert builders.trainer(tmp_path, None, folders / "v1-task", check_base=False, **named).teachers["old"]
+    shutil.copytree(folders / "v1", tmp_path / "moved")
+    moved = {"old_model_kwargs": {"base_model": str(tmp_path / "moved")}}
+    assert builders.trainer(tmp_path, None, folders / "v1-task", **moved).teachers["old"]
 
 
 def test_base_that_has_only_moved_is_no_other_base(folders, tmp_path):
@@ -163,7 +169,7 @@ def test_base_that_has_only_moved_is_no_other_base(folders, tmp_path):
 @pytest.mark.parametrize("base", ["wider", "deeper", "v1"])
 def test_adapter_put_on_a_base_of_another_shape(base, folders, tmp_path):
     adapter = "deeper-task" if base == "v1" else "v1-task"
-    arguments = {"old_model_kwargs": {"base_model": str(folders / base)}}
+    arguments = {"old_model_kwargs": {"base_model": str(folders / base)}, "check_base": False}
     message = f"the adapter .*{adapter} was trained for another base"
     refused(message, tmp_path, None, folders / adapter, **arguments)
 
