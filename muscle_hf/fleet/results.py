@@ -50,9 +50,10 @@ def fetch(url: str, folder: Path) -> None:
 
 
 def leave(url: str, folder: Path) -> None:
-    """Put the files of a folder to a URL that are not there as they are; checkpoints are for this machine alone."""
-    noted = _noted(folder)
-    found = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Put the files of a folder to a URL that are not there as they are; checkpoints are for this machine alone, and
+    so is what links lead to."""
+    noted, paths = _noted(folder), sorted(folder.rglob("*"))
+    found = {path.relative_to(folder): path for path in paths if path.is_file() and not path.is_symlink()}
     new = {
         place.as_posix(): _stamp(path)
         for place, path in found.items()

@@ -46,6 +46,8 @@ def test_only_what_is_new_travels_and_every_machine_sees_the_last(url, tmp_path,
     for name in ("old/adapter.bin", "old/checkpoint-3/state", ".lock", "note"):
         (one / name).parent.mkdir(parents=True, exist_ok=True)
         (one / name).write_text(name)
+    (tmp_path / "of mine").write_text("a secret")
+    (one / "link").symlink_to(tmp_path / "of mine")
     leave(url, one)
     leave(url, one)
     assert sent == [["note", "old/adapter.bin"]]
