@@ -248,10 +248,15 @@ def _checks(
             found.append(getattr(update, name))
         return found[0] if len(found) == 1 else average(found, options.cluster is not None, side)
 
+    # What is resampled: items, or whole sources.
+    cluster = options.cluster
+    units = [len(items.ids if cluster is None else set(items.columns[cluster][0].tolist())) for items in members]
+
     def check(rule: str, limit: float, name: str, what: str) -> GateCheck:
         upper = rule != "min_accuracy_gain"
         high, low = (bound(side, name, rule == "max_regression") for side in ("upper", "lower"))
-        found = _decide(task, label, rule, limit, (high, low), upper, what, budget.level, floor)
+        few = min(units) < _FEWEST and high.method in ("bca", "percentile")
+        found = _decide(task, label, rule, limit, (high, low), upper, what, budget.level, floor, few)
         if found.verdict != "too little data" or task.doubt or task.tasks or not graded:
             return found
         update = next(u for u in task.updates if u.label == label)
@@ -298,13 +303,13 @@ def _decide(
     what: str,
     level: float,
     floor: float | None,
+    few: bool,
 ) -> GateCheck:
     """Hold a limit against the one-sided bounds, upper and lower, of what it limits."""
     unit = ".2%" if task.kind == "correct" or rule not in _DIFFERENCES else ".4g"
     high, low = bounds
     kept, broken = (high.high <= limit, low.low > limit) if upper else (low.low >= limit, high.high < limit)
-    resampled = high.method in ("bca", "percentile")
-    unsure = task.doubt or (resampled and task.items < _FEWEST) or not (kept or broken)
+    unsure = task.doubt or few or not (kept or broken)
     verdict: GateVerdict = "too little data" if unsure else "pass" if kept else "fail"
     # What a failed limit is beyond for sure is the other side's bound.
     at_most = upper != (verdict == "fail")
@@ -324,7 +329,7 @@ def _decide(
     return GateCheck(rule, task.name, label, limit, bound, verdict, message, noise, task.kind)
 
 
-# Fewer items than this say nothing of how others would spread.
+# Fewer items (sources) than this say nothing of how others would spread.
 _FEWEST = 8
 # Of a limit, what an update may be expected to use of it.
 _USED = (0.0, 0.25, 0.5, 0.75)

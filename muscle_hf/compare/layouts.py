@@ -126,14 +126,15 @@ LAYOUTS = (
     ),
     Layout(
         "openai-evals",  # of its API, whose ids are those of a run
-        ("datasource_item_id", "results", "sample"),
+        ("datasource_item_id", "results", "sample", "status"),
         metrics="results[].name",
         columns={
             "id": "datasource_item_id",
-            "correct": "results[?name=='{metric}'].passed | [0]",
+            "correct": "status == 'pass'",
+            "score": "results[?name=='{metric}'].score | [0]",
             "prediction": "sample.output[-1].content",
             "prompt": "sample.input[-1].content",
-            "error": "sample.error.message",
+            "error": "sample.error.message || (status == 'error' && 'error')",
             "columns": "datasource_item",
         },
     ),

@@ -198,7 +198,7 @@ class Roles:
         used |= {self.present.get(plain_name(part), "") for part in used if is_name(part)}
         nested = [name for name in self.options.wanted if name not in present and not is_name(name)]
         # A column without a name is the number of a row.
-        return [name for name in present if name and name not in used] + nested
+        return [name for name in present if name and (name not in used or name in self.options.wanted)] + nested
 
 
 def _how(roles: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from muscle_hf import MuscleError
 from muscle_hf.cli.main import main
-from muscle_hf.compare import Budget, ReadOptions, compare
+from muscle_hf.compare import AnalysisOptions, Budget, ReadOptions, compare
 
 RIGHT = [True, True, False, False]
 NOW = [True, False, True, False]
@@ -265,7 +265,10 @@ def test_what_never_changes_is_not_sure_of_few_items(rows, verdict):
     assert {check.verdict for check in gate.checks} == {verdict}
 
 
-def test_three_scores_that_rise_alike_show_no_gain():
-    old, new = ([{"id": i, "score": 0.1 * i + gain} for i in range(3)] for gain in (0.0, 0.2))
-    gate = compare(old, new, budget=Budget(limits={"min_accuracy_gain": {"*": 0.1}})).gate
-    assert gate.verdict == "too little data"
+@pytest.mark.parametrize(("items", "cluster"), [(3, None), (300, "text")])
+def test_three_scores_that_rise_alike_show_no_gain(items, cluster):
+    sides = [[{"id": i, "text": i % 3, "score": 0.01 * i + up} for i in range(items)] for up in (0.0, 0.2)]
+    budget = Budget(limits={"min_accuracy_gain": {"*": 0.1}})
+    assert compare(*sides, budget=budget, analysis=AnalysisOptions(cluster=cluster)).gate.verdict == "too little data"
+    if cluster:
+        assert compare(*sides, budget=budget).gate.verdict == "pass"

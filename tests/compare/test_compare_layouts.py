@@ -371,6 +371,7 @@ def both(row) -> list[list[dict]]:
         # output items of OpenAI's API for evals
         lambda i, right, side: {
             "object": "eval.run.output_item",
+            "status": "pass" if right else "fail",
             "id": f"outputitem_{side}{i}",
             "datasource_item_id": i,
             "datasource_item": {"topic": "sums"},
