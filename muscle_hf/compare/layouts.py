@@ -130,7 +130,7 @@ LAYOUTS = (
         metrics="results[].name",
         columns={
             "id": "datasource_item_id",
-            "correct": "status == 'pass'",
+            "correct": "status == 'pass' && !contains(results[].passed, `false`)",
             "score": "results[?name=='{metric}'].score | [0]",
             "prediction": "sample.output[-1].content",
             "prompt": "sample.input[-1].content",
