@@ -293,6 +293,9 @@ class RunSettings:
         for name, dropout in (("lora.dropout", self.lora.dropout), ("student_dropout", self.student_dropout)):
             if dropout is not None and not 0 <= dropout < 1:
                 raise MuscleError(f"{name} is {dropout}; it must be in [0, 1)")
+        for name, number in (("lora.r", self.lora.r), ("eval_batch_size", self.eval_batch_size)):
+            if number is not None and number < 1:
+                raise MuscleError(f"{name} is {number}; it must be at least 1")
         self._check_training()
         self._check_sides()
         self._check_data()

@@ -75,6 +75,8 @@ def test_a_title_need_not_be_yaml(file, text):
         (["--old", "v1"], "old must be a mapping"),
         (["--old.server", "{url: 'http://me:secret@localhost/v1', model: x}"], "password"),
         (["--learning_rate", "fast"], "training.learning_rate is 'fast'"),
+        (["--lora.r", "0"], "lora.r is 0"),
+        (["--eval_batch_size", "0"], "eval_batch_size is 0"),
         (["--weight_decay", "[1]"], r"training.weight_decay is \[1\]"),
         (["--per_device_train_batch_size", "0"], "training.per_device_train_batch_size is 0"),
         (["--num_train_epochs", "2024-13-45"], "2024-13-45"),
