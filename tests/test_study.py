@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from muscle_hf import MuscleConfig
 from muscle_hf.demo import base as demo_base
+from muscle_hf.demo import rows as demo_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*unstable without the auxiliary cross-entropy")
 ROOT = paths.ROOT
@@ -30,7 +31,12 @@ TUNED = yaml.safe_load((STUDY / "tuned.yaml").read_text())
 @pytest.mark.parametrize("name", PLAN["methods"])
 def test_methods_are_settings(name, tmp_path):
     method = dict(PLAN["methods"][name])
-    assert method.pop("kind") in ("ce", "muscle") and method.pop("rows") in ("labelled", "transfer", "pseudo")
+    assert method.pop("rows") in ("labelled", "transfer", "pseudo", "pseudo_old")
+    if method.pop("kind") not in ("ce", "muscle"):
+        assert method.pop("says") and not method
+        return
+    assert method.pop("experiment", "jsd") in ("reverse", "jsd", "non_target")
+    assert method.pop("answers", "both") in ("both", "student") and 0 < method.pop("share", 1) <= 1
     assert method.pop("says") and method.pop("steps", "transfer") == "transfer"
     assert method.get("transfer") is None or method["transfer"] > 0
     assert method.pop("from", "ce") in PLAN["methods"]
@@ -40,6 +46,72 @@ def test_methods_are_settings(name, tmp_path):
     MuscleConfig(str(tmp_path), use_cpu=True, **{**PLAN["training"], **method.pop("training", {})})
     assert method.pop("target", "chosen") == "chosen"
     assert TUNED[PLAN["tuning"]["cell"]][method.pop("settings_of", name)] in PLAN["tuning"]["trials"] and not method
+
+
+def test_what_is_expected_of_the_confirmation_names_what_its_cells_have():
+    expected = yaml.safe_load((STUDY / "expected.yaml").read_text())
+    for cell, told in expected["cells"].items():
+        having = {"v2", *(name for group in PLAN["cells"][cell]["groups"] for name in PLAN["groups"][group])}
+        for row in (*told["expected"], expected["primary"]):
+            assert {row["method"], row["reference"]} <= having and row["figure"] in ("nfr", "acc_new")
+        assert all(row["from"] <= row["expect"] <= row["to"] for row in told["expected"])
+
+
+def test_urgency_is_the_problem_the_product_and_the_tone_on_tickets_that_the_package_does_not_carry(monkeypatch):
+    monkeypatch.syspath_prepend(str(STUDY))
+    from urgency import TASKS, drawn_rows
+
+    rows = drawn_rows("test", 0, 3000)
+    found = {(row["issue"], row["line"], row["tone"]): row["urgency"] for row in rows}
+    polite = {key[:2]: level for key, level in found.items() if key[2] == "polite"}
+    assert polite["setup", "tablet"] == "1" and polite["freeze", "tablet"] == "2"
+    assert polite["dead", "kettle"] == "3" and polite["dead", "router"] == "4"
+    assert found["freeze", "tablet", "angry"] == "3" and found["dead", "router", "angry"] == "4"
+    carried = {row["text"] for seed in range(10) for row in demo_rows("routing", "test", seed=seed)}
+    assert not carried & {row["text"] for row in rows} and drawn_rows("test", 1, 5) != rows[:5]
+    assert TASKS["urgency"].to_item(rows[0], 0).choices == (" 1", " 2", " 3", " 4")
+
+
+@pytest.mark.parametrize("name", ["reverse", "jsd", "non_target"])
+def test_a_divergence_that_is_tried_is_the_one_that_is_named(name, monkeypatch):
+    """Values by hand, of tokens that follow the mean of both models (or v1 alone); the package's afterwards."""
+    monkeypatch.syspath_prepend(str(STUDY))
+    from experiments import tried
+
+    from muscle_hf.objective import Objective, resolve_mask
+
+    generator = torch.Generator().manual_seed(0)
+    student, old, new = torch.randn(3, 5, 7, generator=generator, dtype=torch.float64)
+    labels, ids = torch.tensor([0, 1, 2, 3, 4]), torch.zeros(5, dtype=torch.int64)
+    of_v1 = name == "non_target"
+    objective = Objective(mask=resolve_mask("always_old" if of_v1 else "mean"), blend="logits")
+    before = objective(student, old, new, labels, ids).loss
+    with tried(name):
+        found = objective(student, old, new, labels, ids).loss
+    assert torch.equal(objective(student, old, new, labels, ids).loss, before) and not torch.allclose(found, before)
+    q, p1, p2 = ((logits / 2).softmax(-1) for logits in (student, old, new))
+    p = p1 if of_v1 else (p1 + p2) / 2
+    if of_v1:
+        others = torch.ones_like(p).scatter(1, labels[:, None], 0)
+        p, q = ((of * others) / (of * others).sum(-1, keepdim=True) for of in (p, q))
+
+    def kl(a, b):
+        return torch.where(a > 0, a * (a.clamp(min=1e-30) / b.clamp(min=1e-30)).log(), 0.0).sum(-1)
+
+    expected = {"reverse": kl(q, p), "jsd": (kl(p, (p + q) / 2) + kl(q, (p + q) / 2)) / 2, "non_target": kl(p, q)}
+    torch.testing.assert_close(found, expected[name])
+
+
+@pytest.mark.parametrize(("right", "near"), [(530, True), (580, False)])
+def test_near_chance_is_three_standard_errors_of_guessing(right, near, monkeypatch):
+    monkeypatch.syspath_prepend(str(STUDY))
+    from answers import Answers
+    from tables import near_chance
+
+    answers = Answers(right=np.arange(1000) % 2)
+    for name, count in (("v1", 700), ("v2", right)):  # three standard errors are 4.7 points
+        answers.choose(name, np.where(np.arange(1000) < count, answers.right, 1 - answers.right))
+    assert near_chance((answers,)) is near
 
 
 def test_cells_name_what_there_is():
@@ -88,11 +160,11 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
     }
     plan["tasks"] = {"routing": {"task": "routing", "source": "demo", "train": 32, "validation": 16, "transfer": 32,
                                  "test": 24}}  # fmt: skip
-    names = ("ce", "ce_pseudo", "muscle", "transfer_chosen")
-    plan["methods"] = {name: {**PLAN["methods"][name]} for name in names}
+    names, untrained = ("ce", "ce_pseudo", "muscle", "transfer_chosen"), ("port", "mixture")
+    plan["methods"] = {name: {**PLAN["methods"][name]} for name in (*names, *untrained)}
     plan["methods"]["muscle"] |= {"dropout": 0.1, "start_from": "old"}
     plan["methods"]["ce_pseudo"]["start_from"] = "old"
-    plan["groups"] = {"every": list(names), "two": ["ce", "muscle"]}
+    plan["groups"] = {"every": [*names, *untrained], "two": ["ce", "muscle"]}
     plan["task_training"] = {"learning_rate": 1e-3, "epochs": 1}
     plan["tuning"] = {"cell": "demo-routing", "seeds": [0], "trials": [{"learning_rate": 1e-3, "epochs": 1}]}
     study = tmp_path / "benchmarks" / "study"
@@ -116,7 +188,7 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
     script("tune.py", *runs)
     chosen = yaml.safe_load((study / "tuned.yaml").read_text())
     assert {cell: list(tuned) for cell, tuned in chosen.items()} == {
-        "demo-routing": list(plan["methods"]),
+        "demo-routing": list(names),
         "own-routing": plan["groups"]["two"],
     }
     assert all(trial == plan["tuning"]["trials"][0] for tuned in chosen.values() for trial in tuned.values())
@@ -136,6 +208,10 @@ def test_a_cell_of_the_embedded_world_end_to_end(tmp_path):
     assert json.loads(adapter.with_name("muscle_provenance.json").read_text())["training"]["start_from"] == "old"
     for name in ("muscle", "ce_pseudo"):
         assert record["models"][name]["training"]["start_from"] == "old"
+    ported = record["models"]["port"]
+    assert ported["adapter_sha256"] == record["models"]["v1"]["adapter_sha256"]
+    assert ported["answers"] != record["models"]["v1"]["answers"]
+    assert record["models"]["mixture"]["training"]["share_of_v1"] in (0, 0.25, 0.5, 0.75, 1)
     assert len(list((tmp_path / "runs/routing/seed0/demo/ce_pseudo").glob("*/control/*.safetensors"))) == 1
     assert json.loads(adapter.with_name("adapter_config.json").read_text())["lora_dropout"] == 0.1
     assert "| demo-routing, `muscle` | " in script("dial.py", *runs, "--cells", "demo-routing", "--methods", "muscle")

@@ -87,6 +87,14 @@ AGAINST = {
         "The same against twice as many steps (`ce_longer_dropout_from_old`), as many as "
         "`long_transfer_mean_dropout_from_old` has:",
     ),
+    V2: (
+        ("port", "mixture", "recycle_short", "ce_old_answers", "non_target_ce"),
+        "What costs nothing or little, against v2's adapter:",
+    ),
+    "transfer_mean": (
+        ("transfer_answer", "transfer_reverse", "transfer_jsd", "transfer_student"),
+        "Other ways of following both models on the same rows, against consensus (`transfer_mean`):",
+    ),
 }
 PICTURES = (
     "Changes in points, with the 95 % interval of a bootstrap over items; in colour what is not chance (p < 0.05 "
@@ -108,7 +116,8 @@ brackets NFR against v2's on these:
 {}
 
 The goals, 40 % fewer negative flips than v2 and 25 % fewer than plain CE at no less accuracy: change of NFR against
-v2 / against plain CE / of accuracy against plain CE, in points; \\* as above:
+v2 / against plain CE / of accuracy against plain CE, in points; \\* as above. Near chance, where the accuracy of v1
+or v2 is within three standard errors of what guessing gives, nothing is decided and there is no goal:
 
 {}
 
@@ -217,12 +226,13 @@ def write_report(plan: Mapping[str, Any]) -> None:
     )
     (RESULTS / "study.md").write_text(text, encoding="utf-8")
     controls = [
-        "\n".join([above, "", *against(parts, reference, names)]) for reference, (names, above) in AGAINST.items()
+        "\n".join([above, "", *against(parts, plan["methods"], reference, names)])
+        for reference, (names, above) in AGAINST.items()
     ]
     shown = [*(name for reference, (names, _) in AGAINST.items() for name in (reference, *names)), *FOR_GOALS]
     known = [name for name in dict.fromkeys(shown) if name in plan["methods"]]
     legend = "; ".join(f"`{name}`: {plan['methods'][name]['says']}" for name in known)
-    more = ("\n".join(make(parts)) for make in (goals, chance))
+    more = ("\n".join(make(parts, plan["methods"])) for make in (goals, chance))
     words = WORDS.format(legend, summed_up, pictures, "\n\n".join(controls), *more, ablation)
     words = words.replace("](#", "](../results/study.md#").replace("](study_", "](../results/study_")
     put_between(NOTEBOOK, MARK, words)

@@ -18,6 +18,8 @@ from typing import Any
 
 import yaml
 from bases import study_base
+from experiments import tried
+from untrained import UNTRAINED
 
 from muscle_hf.demo import TASKS as DEMO_TASKS
 from muscle_hf.demo import base as demo_base
@@ -41,19 +43,28 @@ TUNED = Path(__file__).with_name("tuned.yaml")
 
 
 def load_plan() -> dict[str, Any]:
-    """The plan; cells have their `methods`, the cell these are `tuned_on`, and in `chosen` what tuning gave there."""
+    """The plan; cells have their `methods`, the cell these are `tuned_on`, and in `chosen` what tuning gave there;
+    methods have in `called` the readable name, which the first of its row has to itself."""
     plan = yaml.safe_load(PLAN.read_text(encoding="utf-8"))
+    for name, row in plan["names"].items():
+        for method in row["methods"]:
+            if method in plan["methods"]:
+                first = method == row["methods"][0]
+                plan["methods"][method]["called"] = name if first else f"{name} (`{method}`)"
     tuned = yaml.safe_load(TUNED.read_text(encoding="utf-8")) if TUNED.is_file() else {}
     for cell in plan["cells"].values():
         cell["methods"] = [name for group in cell["groups"] for name in plan["groups"][group]]
         found = tuned.get(cell.setdefault("tuned_on", plan["tuning"]["cell"]), {})
         named = {name: found.get(method.get("settings_of", name)) for name, method in plan["methods"].items()}
+        named |= {name: {} for name, method in plan["methods"].items() if method["kind"] in UNTRAINED}
         cell["chosen"] = {name: settings for name, settings in named.items() if settings is not None}
     return plan
 
 
 def trial_name(trial: dict[str, float], between: str = "-") -> str:
     """What a trial is called: the folder of a method that is trained with its settings."""
+    if not trial:
+        return "untrained"
     return f"learning_rate={trial['learning_rate']:g}{between}epochs={trial['epochs']:g}"
 
 
@@ -229,26 +240,37 @@ class Cell:
             trial: Learning rate and epochs; those that tuning chose by default.
         """
         method, splits = self.plan["methods"][name], self.rows[2]
-        adapter, arguments = self.method_folder(name, trial), _arguments(trial or self.chosen[name])
-        old, new = self.version("old"), self.version("new")
+        adapter, old, new = self.method_folder(name, trial), self.version("old"), self.version("new")
+        if method["kind"] in UNTRAINED:
+            if not adapter.is_dir():
+                UNTRAINED[method["kind"]](self, adapter)
+            return dataclasses.replace(new, adapter=str(adapter))
+        arguments = _arguments(trial or self.chosen[name])
         start = self.method(method["from"]) if "from" in method else new
         transfer = self._transfer(method)
         if "start_from" in method:
             arguments["start_from"] = method["start_from"]
         if method.get("steps") == "transfer":
-            arguments["num_train_epochs"] *= 1 + len(transfer) / len(splits.train)
+            arguments["num_train_epochs"] *= method.get("share", 1) * (1 + len(transfer) / len(splits.train))
         rows = self._labelled()
         if method["rows"] == "transfer":
             rows = dataclasses.replace(splits, transfer=transfer)
         elif method["rows"] == "pseudo":
             rows = dataclasses.replace(rows, train=[*splits.train, *self._pseudo_labelled(new, transfer)])
+        elif method["rows"] == "pseudo_old":
+            right = [row.correct for row in self.answers(old, "train")]
+            known = [item for item, is_right in zip(splits.train, right, strict=True) if is_right]
+            rows = dataclasses.replace(rows, train=[*known, *self._pseudo_labelled(old, transfer)])
         if method["kind"] == "ce":
             other = old if "start_from" in method else start
             run = self._run(adapter.parent, other, start, rows, dropout=method.get("dropout"), **arguments)
         else:
             arguments |= {"teacher_cache": str(self.folder / "cache"), **method.get("training", {})}
             run = self._run(adapter.parent, old, start, rows, method.get("target"), method.get("dropout"), **arguments)
-        run.adapter(adapter.name)
+        if "answers" in method:
+            run.settings.data.transfer = dataclasses.replace(run.settings.data.transfer, answers=method["answers"])
+        with tried(method.get("experiment")):
+            run.adapter(adapter.name)
         return dataclasses.replace(new, adapter=str(adapter))
 
     def answers(self, model: ModelSettings, part: str, items: Sequence[Item] | None = None) -> list[Prediction]:
@@ -258,9 +280,9 @@ class Cell:
         folder = self.answers_file(Path(model.adapter), part).parents[1]
         return self._run(folder, model, model, splits).answers(NEW)
 
-    def _pseudo_labelled(self, new: ModelSettings, items: Sequence[Item]) -> Sequence[Item]:
-        """Prompts with v2's answers in place of the right ones."""
-        answers = {prediction.id: prediction.prediction for prediction in self.answers(new, "transfer", items)}
+    def _pseudo_labelled(self, model: ModelSettings, items: Sequence[Item]) -> Sequence[Item]:
+        """Prompts with a model's answers in place of the right ones."""
+        answers = {prediction.id: prediction.prediction for prediction in self.answers(model, "transfer", items)}
         if items[0].choices:
             return [dataclasses.replace(item, answers=(answers[item.id],)) for item in items]
         return [dataclasses.replace(item, references=(f" {answers[item.id].strip()}",)) for item in items]

@@ -36,6 +36,22 @@ FOR_GOALS = ("transfer_mean", "transfer_mean_dropout", "long_transfer_mean_dropo
              "long_transfer_old65_dropout_from_old")  # fmt: skip
 
 
+def called(name: str, methods: Mapping[str, Mapping[str, Any]]) -> str:
+    """What a model is called in a table's head: its readable name, with that of the records where it shares it."""
+    return methods.get(name, {}).get("called", name)
+
+
+def near_chance(seeds: Seeds) -> bool:
+    """Whether the accuracy of v1 or v2 is within three standard errors of what guessing gives: then flips decide
+    nothing."""
+    if seeds[0].right is None:
+        return False
+    guessed = 1 / (1 + max(int(of.max()) for seed in seeds for of in (seed.right, *seed.choice.values())))
+    error = math.sqrt(guessed * (1 - guessed) / len(seeds[0].right))
+    found = means(seeds, V2)
+    return min(found["acc_old"], found["acc_new"]) <= guessed + 3 * error
+
+
 def table_head(head: list[str]) -> list[str]:
     """The first two lines of a Markdown table."""
     return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
@@ -74,7 +90,7 @@ def _tested(seeds: Seeds, names: list[str], reference: str, figure: str) -> dict
         base = means(with_model(seeds, name), reference)["nfr"] if figure == "nfr" else 0
         share = f" ({100 * estimate.value / base:+.0f} %)" if base else ""
         ends = f"[{100 * estimate.low:+.2f}, {100 * estimate.high:+.2f}]"
-        texts[name] = f"{100 * estimate.value:+.2f}{share} {ends}, p {_p(p)}"
+        texts[name] = f"{100 * estimate.value:+.2f}{share} {ends}, p {p_text(p)}"
     return texts
 
 
@@ -89,7 +105,8 @@ def _figure(key: str, value: float) -> str:
     return f"{value:.3f}" if key == "relative_nfr" else f"{100 * value:.2f}"
 
 
-def _p(value: float) -> str:
+def p_text(value: float) -> str:
+    """A p-value in words; nan is unknown."""
     if math.isnan(value):
         return "unknown"
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
@@ -98,12 +115,12 @@ def _p(value: float) -> str:
 def summary(parts: Parts, methods: Mapping[str, Any]) -> list[str]:
     """One line a cell that has methods which most cells have: their figures."""
     shown = (CONTROL, *SHOWN, BOTH)
-    head = ["cell", "seeds", "v1", "v2", *(f"`{name}`" if name in methods else name for name in shown)]
-    lines = table_head(head)
+    lines = table_head(["cell", "seeds", "v1", "v2", *(called(name, methods) for name in shown)])
     for cell, (seeds, figures) in parts.items():
         if figures.keys().isdisjoint(SHOWN):
             continue
-        row = [f"[{cell}](#{cell})", str(len(seeds)), f"{100 * figures[V2]['acc_old']:.2f}"]
+        where = f"[{cell}](#{cell}){', near chance' * near_chance(seeds)}"
+        row = [where, str(len(seeds)), f"{100 * figures[V2]['acc_old']:.2f}"]
         for name in (V2, *shown):
             if name not in figures:
                 row.append("")
@@ -122,9 +139,9 @@ def _fewer(seeds: Seeds, name: str) -> str:
     return f", {counted} seed{'s' * (counted > 1)}" if counted < len(seeds) else ""
 
 
-def against(parts: Parts, reference: str, names: Sequence[str]) -> list[str]:
+def against(parts: Parts, methods: Mapping[str, Any], reference: str, names: Sequence[str]) -> list[str]:
     """One line a cell: each method's change of NFR and accuracy against a control, marked where it is not chance."""
-    lines = table_head(["cell", *(f"`{name}`" for name in names)])
+    lines = table_head(["cell", *(called(name, methods) for name in names)])
     for cell, (seeds, _) in parts.items():
         here = [name for name in names if with_model(seeds, name, reference)]
         if not here:
@@ -147,12 +164,15 @@ def against(parts: Parts, reference: str, names: Sequence[str]) -> list[str]:
     return lines
 
 
-def goals(parts: Parts) -> list[str]:
-    """One line a cell: the figures that the goals of the study are about."""
-    lines = table_head(["cell", *(f"`{name}`" for name in FOR_GOALS)])
+def goals(parts: Parts, methods: Mapping[str, Any]) -> list[str]:
+    """One line a cell: the figures that the goals of the study are about; near chance there is none."""
+    lines = table_head(["cell", *(called(name, methods) for name in FOR_GOALS)])
     for cell, (seeds, figures) in parts.items():
         here = [name for name in FOR_GOALS if name in figures]
         if not here:
+            continue
+        if near_chance(seeds):
+            lines.append("| " + " | ".join([cell, "near chance, no goal", *[""] * (len(FOR_GOALS) - 1)]) + " |")
             continue
         flips = [_marked(seeds, here, reference) for reference in (V2, CONTROL)]
         accuracy = changes(seeds, here, CONTROL, "acc_new")
@@ -164,10 +184,10 @@ def goals(parts: Parts) -> list[str]:
     return lines
 
 
-def chance(parts: Parts) -> list[str]:
+def chance(parts: Parts, methods: Mapping[str, Any]) -> list[str]:
     """One line a cell whose seeds have the same items: negative flips of v1 trained anew, beside those of models."""
     names = (V2, *FOR_GOALS, BOTH)
-    lines = table_head(["cell", "v1 trained anew", *(f"`{name}`" if name in FOR_GOALS else name for name in names)])
+    lines = table_head(["cell", "v1 trained anew", *(called(name, methods) for name in names)])
     for cell, (seeds, figures) in parts.items():
         anew = flips_between(seeds, V1, same=False)
         if math.isnan(anew):
@@ -251,7 +271,9 @@ def both_tests(cells: Mapping[str, Seeds]) -> list[str]:
                 ]
             )
             corrected = holm([p for _, p in of_seeds]) if of_seeds else []
-            columns += [[f"p {_p(p)}" for p in tested] for tested in ((p for _, p in of_items.values()), corrected)]
+            columns += [
+                [f"p {p_text(p)}" for p in tested] for tested in ((p for _, p in of_items.values()), corrected)
+            ]
         for cell, *row in zip(of_items, *columns, strict=True):
             counted = len(with_model(cells[cell], name, reference))
             lines.append("| " + " | ".join([f"`{name}` against `{reference}`", cell, str(counted), *row]) + " |")

@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 from study import ROOT, TUNED, Cell, load_plan, trial_name
 from tables import table_head
+from untrained import UNTRAINED
 
 from muscle_hf.metrics import flip_metrics
 from muscle_hf.pipeline.steps import hush
@@ -51,10 +52,12 @@ def tuned_methods(plan: dict[str, Any]) -> dict[str, list[str]]:
     found = {plan["tuning"]["cell"]: list(plan["methods"])}
     for cell in plan["cells"].values():
         found.setdefault(cell["tuned_on"], []).extend(cell["methods"])
-    return {
-        cell: [name for name in dict.fromkeys(names) if "settings_of" not in plan["methods"][name]]
-        for cell, names in found.items()
+    of_their_own = {
+        name
+        for name, method in plan["methods"].items()
+        if "settings_of" not in method and method["kind"] not in UNTRAINED
     }
+    return {cell: [name for name in dict.fromkeys(names) if name in of_their_own] for cell, names in found.items()}
 
 
 def main() -> None:

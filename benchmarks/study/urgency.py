@@ -1,7 +1,7 @@
 """What only the study's confirmation has of the embedded world: draws of its own, and a task, urgency of tickets.
 
 A ticket's urgency is how bad its problem is, one level more where everything in the house hangs on the product, and
-one more where the customer is angry; at most ``critical``. So a model has to know what a saying means and what a
+one more where the customer is angry; from 1 to 4. So a model has to know what a saying means and what a
 product is, which the world's bases learn from text, and the problem that is over counts for nothing, as it does for
 the queue.
 """
@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "embedded_world"
 from rows import SEEDS, rows, ticket_row
 from world import Ticket, tickets
 
-LEVELS = ("low", "normal", "high", "critical")
+# Tokens that the bases have read: an adapter does not teach them to tell apart those that they never met.
+LEVELS = ("1", "2", "3", "4")
 # How bad a problem is by itself; what is not named is 1.
 BADNESS = {
     "invoice": 0, "address": 0, "profile": 0, "setup": 0, "flaky": 0, "wrong_item": 0,
@@ -33,7 +34,8 @@ TASKS: dict[str, Task] = {
     "routing": DEMO_TASKS["routing"],
     "urgency": task_from_dict(
         {"name": "urgency", "kind": "choice", "prompt": "Ticket: {text}\nUrgency:", "choices": list(LEVELS),
-         "answer": "urgency", "columns": ["issue", "line", "tone", "wording", "ambiguous", "settled"]}
+         "answer": "urgency", "answer_labels": list(LEVELS),
+         "columns": ["issue", "line", "tone", "wording", "ambiguous", "settled"]}
     )
 }  # fmt: skip
 
