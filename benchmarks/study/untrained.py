@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING
 from muscle_hf.dial import LoraAdapter, interpolate
 from muscle_hf.dial.dial import _write_adapter
 from muscle_hf.metrics import flip_metrics
-from muscle_hf.pipeline.config import ModelSettings
 
 if TYPE_CHECKING:
     from study import Cell
+
+    from muscle_hf.pipeline.config import ModelSettings
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 
@@ -33,7 +35,7 @@ def mixture(cell: Cell, folder: Path) -> None:
         if not place.is_dir():
             place.mkdir(parents=True)
             _write_adapter(place, interpolate(*ends, share))
-        found[share] = (_figures(cell, ModelSettings(new.base, str(place))), place)
+        found[share] = (_figures(cell, dataclasses.replace(new, adapter=str(place))), place)
     least = found[0.0][0]["acc_new"]
     allowed = {share: figures for share, (figures, _) in found.items() if figures["acc_new"] >= least}
     chosen = min(allowed, key=lambda share: (allowed[share]["nfr"], -allowed[share]["acc_new"]))
