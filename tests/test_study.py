@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import paths
 import pytest
+import scipy.stats
 import torch
 import yaml
 from launching import launched
@@ -308,6 +309,29 @@ def test_the_goals_across_tokenizers_are_those_figures(monkeypatch):
     assert goal(seeds, "transfer_answer")[0] == "-40 %" and goal(seeds, "transfer_answer")[-1] == "yes"
     assert goal(seeds, "transfer_tokens")[0] == "-30 %" and goal(seeds, "transfer_tokens")[-1] == "no"
     assert reached(seeds, "transfer_answer") == pytest.approx(0.5) and reached(seeds, "transfer_choices") is None
+
+
+def test_the_confirmation_says_whether_what_came_out_was_expected(monkeypatch):
+    monkeypatch.syspath_prepend(str(STUDY))
+    from answers import Answers
+    from confirmation import held, primary
+
+    wrong = {"v2": (10, 12), "ce_long": (8, 12), "transfer_mean": (6, 9)}
+
+    def seed(number):
+        flips = {name: (np.arange(100) >= counts[number]).astype(float) for name, counts in wrong.items()}
+        return Answers({"v1": np.ones(100), **flips}, items=f"{number}")
+
+    cells = {"one": (seed(0), seed(1))}
+    named = {"method": "transfer_mean", "reference": "ce_long", "figure": "nfr"}
+    rows = [
+        {**named, "expect": -25, "from": -30, "to": -20},
+        {**named, "reference": "v2", "expect": 0, "from": -5, "to": 5},
+    ]
+    lines = held(cells, {"cells": {"one": {"expected": rows}}})[2:]
+    assert ["| yes | 2 of 2 |" in lines[0], "| no | 2 of 2 |" in lines[1]] == [True, True] and "-25.0 [" in lines[0]
+    ((value, p),) = primary(cells, {"primary": named}).values()
+    assert value == pytest.approx(-25) and p == pytest.approx(scipy.stats.ttest_1samp([-0.02, -0.03], 0).pvalue)
 
 
 @pytest.mark.slow
