@@ -75,11 +75,14 @@ def write_record(cell: Cell) -> Path:
         models[BOTH] = {"answers": _digits(both_at_inference([predictions[V1], predictions[V2]]))}
     elif (together := _answers(cell.both_folder)).is_file():
         models[BOTH] = {"answers": _encoded(read_predictions(together))}
-    file = record_file(cell.name, cell.seed)
+    file, made_of = record_file(cell.name, cell.seed), _made_of(folders)
     if file.is_file() and goes_on(cell):
-        before = json.loads(file.read_text(encoding="utf-8"))["models"]
-        models = {name: model for name, model in before.items() if _is_as_tuned(cell, name, model)} | models
-    record = {"cell": cell.name, "seed": cell.seed, "items": items, **_made_of(folders), "models": models}
+        before = json.loads(file.read_text(encoding="utf-8"))
+        kept = {name: model for name, model in before["models"].items() if _is_as_tuned(cell, name, model)}
+        # Most methods started from the two that were recorded first; today's answer every item alike.
+        models = kept | models | {name: before["models"][name] for name in (V1, V2)}
+        made_of = {key: before[key] for key in ("bases", "packages") if key in before} | made_of
+    record = {"cell": cell.name, "seed": cell.seed, "items": items, **made_of, "models": models}
     RECORDS.mkdir(exist_ok=True)
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return file

@@ -1,6 +1,6 @@
 """Tables and pictures of the study, from the records of what is finished: benchmarks/results/study.md and *.svg, the
-tables of benchmarks/study/REPORT.md, and those of docs/explanation/study.md, the page about it (`--page`: these
-alone).
+tables of benchmarks/study/REPORT.md, and those of docs/explanation/study.md, the page about it (`--page`: these alone,
+and in REPORT.md the names and the baselines).
 
     python benchmarks/study/report.py [--page]
 
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from answers import V2, Answers
-from compared import CONTROL, Seeds
+from compared import CONTROL, Seeds, with_model
 from page import PAGE_CELLS, page_names, page_rows, page_table
 from pictures import PAIRS, overview, page_picture, picture
 from records import read_record
@@ -87,15 +87,19 @@ AGAINST = {
         "The same against twice as many steps (`ce_longer_dropout_from_old`), as many as "
         "`long_transfer_mean_dropout_from_old` has:",
     ),
+}
+# The same, of what costs nothing or little, and of what was tried in place of consensus.
+BASELINES = {
     V2: (
-        ("port", "mixture", "recycle_short", "ce_old_answers", "non_target_ce"),
-        "What costs nothing or little, against v2's adapter:",
+        ("port", "mixture", "recycle_short", "ce_old_answers", "non_target_ce", "ce_long", "transfer_mean"),
+        "Against v2's adapter, change of NFR in points (in percent) / of accuracy in points, as in the tables below:",
     ),
     "transfer_mean": (
         ("transfer_answer", "transfer_reverse", "transfer_jsd", "transfer_student"),
         "Other ways of following both models on the same rows, against consensus (`transfer_mean`):",
     ),
 }
+BASELINES_MARK = "<!-- baselines: written by benchmarks/study/report.py -->"
 PICTURES = (
     "Changes in points, with the 95 % interval of a bootstrap over items; in colour what is not chance (p < 0.05 "
     "after Holm's correction over the cells), blue for the better."
@@ -172,6 +176,21 @@ def finished(cell: str, plan: Mapping[str, Any]) -> dict[int, Answers]:
     return {seed: found for seed, found in read.items() if found is not None and CONTROL in found.quality}
 
 
+def write_baselines(plan: Mapping[str, Any]) -> None:
+    """Write the tables of what costs nothing or little, of the cells that have it."""
+    cheap = {name for names, _ in BASELINES.values() for name in names} - {"ce_long", "transfer_mean"}
+    cells = {name: tuple(finished(name, plan).values()) for name in plan["cells"]}
+    parts: Parts = {
+        name: (seeds, {}) for name, seeds in cells.items() if any(with_model(seeds, method) for method in cheap)
+    }
+    tables = [
+        "\n".join([above, "", *against(parts, plan["methods"], reference, names)])
+        for reference, (names, above) in BASELINES.items()
+        if any(with_model(seeds, method) for seeds, _ in parts.values() for method in set(names) & cheap)
+    ]
+    put_between(NOTEBOOK, BASELINES_MARK, "\n\n".join(tables))
+
+
 def write_page(plan: Mapping[str, Any]) -> None:
     """Write figure and tables of the page about the study."""
     cells = {name: tuple(finished(name, plan).values()) for name in PAGE_CELLS if name in plan["cells"]}
@@ -179,6 +198,7 @@ def write_page(plan: Mapping[str, Any]) -> None:
     (RESULTS / "study-page.svg").write_text(page_picture(rows), encoding="utf-8")
     put_between(PAGE, MARK, "\n".join(page_table(rows)))
     put_between(NOTEBOOK, NAMES_MARK, "\n".join(page_names(plan)))
+    write_baselines(plan)
 
 
 def write_report(plan: Mapping[str, Any]) -> None:
