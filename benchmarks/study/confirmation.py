@@ -19,7 +19,7 @@ from answers import BOTH, V2
 from compared import Seeds, agreeing, change, means, over_seeds, with_model
 from other_tokens import figures, recorded
 from study import ROOT, load_plan
-from tables import p_text, table_head
+from tables import fewer_seeds, p_text, table_head
 
 from muscle_hf.metrics import holm
 
@@ -47,8 +47,9 @@ def all_figures(cells: Mapping[str, Seeds], names: Mapping[str, str]) -> list[st
     names = {name: says for name, says in names.items() if any(with_model(seeds, name) for seeds in cells.values())}
     lines = table_head(["cell", "seeds", "v1", *names.values()])
     for cell, seeds in cells.items():
-        row = [cell, str(len(seeds)), f"{100 * means(seeds, V2)['acc_old']:.2f}"]
-        lines.append("| " + " | ".join([*row, *(figures(seeds, name) for name in names)]) + " |")
+        told = [figures(seeds, name) + fewer_seeds(seeds, name) if with_model(seeds, name) else "" for name in names]
+        row = [cell, str(len(seeds)), f"{100 * means(seeds, V2)['acc_old']:.2f}", *told]
+        lines.append("| " + " | ".join(row) + " |")
     return lines
 
 

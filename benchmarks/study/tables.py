@@ -127,13 +127,13 @@ def summary(parts: Parts, methods: Mapping[str, Any]) -> list[str]:
                 continue
             here = means(with_model(seeds, name), V2)["nfr"]
             share = f" ({100 * (figures[name]['nfr'] / here - 1):+.0f} %)" if name != V2 and here else ""
-            fewer = _fewer(seeds, name)
+            fewer = fewer_seeds(seeds, name)
             row.append(f"{100 * figures[name]['acc_new']:.2f} / {100 * figures[name]['nfr']:.2f}{share}{fewer}")
         lines.append("| " + " | ".join(row) + " |")
     return lines
 
 
-def _fewer(seeds: Seeds, name: str) -> str:
+def fewer_seeds(seeds: Seeds, name: str) -> str:
     """How many seeds have a model, if not all."""
     counted = len(with_model(seeds, name))
     return f", {counted} seed{'s' * (counted > 1)}" if counted < len(seeds) else ""
@@ -237,7 +237,7 @@ def table_7(parts: Parts, methods: Mapping[str, Any]) -> list[str]:
     lines.append(f"| paper (PIQA, Llama 1 to 2), against v2 | {' | '.join(f'{share:+.0f} %' for share in paper)} |")
     for cell, seeds in having.items():
         texts = [_marked(seeds, tuple(TABLE_7), reference) for reference in (V2, CONTROL)]
-        row = (" / ".join(text[name] for text in texts) + _fewer(seeds, name) for name in TABLE_7)
+        row = (" / ".join(text[name] for text in texts) + fewer_seeds(seeds, name) for name in TABLE_7)
         lines.append("| " + " | ".join([cell, *row]) + " |")
     return lines
 
