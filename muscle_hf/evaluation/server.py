@@ -123,6 +123,11 @@ def _log_likelihood(client: OpenAI, server: Server, item: Item, choice: str) -> 
             f"{server} does not return the log-probabilities of a prompt (echo with logprobs), so choices cannot "
             "be scored there; serve the model with vLLM, or evaluate it without a server"
         )
+    if count is not None and len(values) != len(prompt):
+        raise MuscleError(
+            f"{server} reads another text than it is given: it answers about {len(values)} tokens where {len(prompt)} "
+            "were sent. Serve the model without truncation and without tokens of its own in front"
+        )
     if count is None:
         count = _tokens_of(tokens, (item.prompt + choice)[len(item.prompt.rstrip()) :], server)
     return float(sum(values[-count:]))

@@ -48,6 +48,16 @@ def test_choices_agree_with_the_model_itself(scripted):
     assert {key for *_, key in Scripted.requests} == {"Bearer secret-key"} and "secret-key" not in repr(scripted)
 
 
+@pytest.mark.parametrize("twist", ["prefix", "cut"])
+def test_a_server_that_reads_another_text_does_not_score_choices(twist):
+    task, items = make_choice_task(2)
+    with (
+        serving({"small": make_model()}, make_tokenizer(), twist=twist) as url,
+        pytest.raises(MuscleError, match="another text"),
+    ):
+        evaluate_task_on_server(Server(url, "small", tokenizer=make_tokenizer()), task, items, progress=False)
+
+
 def test_broken_connections_and_busy_servers_are_retried(scripted):
     Scripted.mishaps += ["drop", (503, {}, "loading"), "half", (429, {"Retry-After": "1"}, "slow down")]
     task, items = GENERATION
