@@ -223,10 +223,11 @@ def _is_likelihood(score: Any) -> bool:
 def _text(said: Any, prompt: str, choices: Sequence[str], lead: str | None, where: str) -> str:
     if not isinstance(said, (str, Real)) or (choices and isinstance(said, float) and not said.is_integer()):
         raise MuscleError(f"{where}: the answer {said!r:.200} is neither a text nor the number of a choice")
-    # A table reads answers that are numbers as such.
-    said = int(said) if choices and isinstance(said, Real) else str(said)
-    if isinstance(said, str):
-        return continuation(prompt, said) if lead is None else lead + said.lstrip()
-    if not 0 <= said < len(choices):
-        raise MuscleError(f"{where}: the answer {said} is the number of no choice; there are {len(choices)}")
-    return choices[said]
+    if not choices or isinstance(said, str):
+        # A table reads answers that are numbers as such.
+        text = str(said)
+        return continuation(prompt, text) if lead is None else lead + text.lstrip()
+    number = int(float(said))
+    if not 0 <= number < len(choices):
+        raise MuscleError(f"{where}: the answer {number} is the number of no choice; there are {len(choices)}")
+    return choices[number]

@@ -211,8 +211,9 @@ def load_model(
         load = partial(auto.from_pretrained, name, use_safetensors=True, trust_remote_code=False, **arguments)
         kept = pool.current.get()
         # Others than a plain LoRA may write to the weights, which a pool shares.
-        alone = kept is None or (adapter is not None and not adds_only(read_adapter_config(adapter, str(adapter))))
-        return load() if alone else kept.get(name, auto, arguments, load)
+        if kept is None or not (adapter is None or adds_only(read_adapter_config(adapter, str(adapter)))):
+            return load()
+        return kept.get(name, auto, arguments, load)
 
 
 def auto_class_of(
