@@ -47,7 +47,12 @@ def figures(seeds: Seeds, name: str) -> str:
         return ""
     found, v2 = means(having, name), means(having, V2)["nfr"]
     share = f" ({100 * (found['nfr'] / v2 - 1):+.0f} %)" if name != V2 and v2 else ""
-    return f"{100 * found['acc_new']:.2f} / {100 * found['nfr']:.2f}{share}"
+    return f"{100 * found['acc_new']:.2f} / {100 * found['nfr']:.2f}{share}{fewer(having, seeds)}"
+
+
+def fewer(having: Seeds, seeds: Seeds) -> str:
+    """How many seeds have a method, where not all of the row's have it."""
+    return "" if len(having) == len(seeds) else f", {len(having)} of {len(seeds)} seeds"
 
 
 def reached(seeds: Seeds, name: str) -> float | None:
@@ -120,7 +125,7 @@ def short_table(cells: Mapping[str, Seeds], twins: Mapping[str, Seeds]) -> list[
 def against_v2(seeds: Seeds, name: str) -> str:
     having = with_model(seeds, name)
     v2 = means(having, V2)["nfr"] if having else 0
-    return f"{100 * (means(having, name)['nfr'] / v2 - 1):+.0f} %" if v2 else ""
+    return f"{100 * (means(having, name)['nfr'] / v2 - 1):+.0f} %{fewer(having, seeds)}" if v2 else ""
 
 
 def recorded(plan: Mapping, names: Mapping[str, str]) -> dict[str, Seeds]:
