@@ -3,7 +3,7 @@
     python benchmarks/study/other_tokens.py
 
 Reads the records alone (``run.py --cells tokenizer-trec ...`` makes them) and writes into benchmarks/study/REPORT.md
-and docs/explanation/study.md. Figures are over the seeds that have a method; changes are paired over seeds and items.
+and docs/explanation/results.md. Figures are over the seeds that have a method; changes are paired over seeds and items.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ METHODS = {
 }
 FEWER_THAN_V2, FEWER_THAN_CONTROL = 0.30, 0.20
 MARK = "<!-- tables: written by benchmarks/study/other_tokens.py -->"
-DOCUMENTS = (ROOT / "benchmarks" / "study" / "REPORT.md", ROOT / "docs" / "explanation" / "study.md")
+DOCUMENTS = (ROOT / "benchmarks" / "study" / "REPORT.md", ROOT / "docs" / "explanation" / "results.md")
 
 
 def figures(seeds: Seeds, name: str) -> str:
