@@ -3,7 +3,8 @@
     python benchmarks/study/other_tokens.py
 
 Reads the records alone (``run.py --cells tokenizer-trec ...`` makes them) and writes into benchmarks/study/REPORT.md
-and docs/explanation/results.md. Figures are over the seeds that have a method; changes are paired over seeds and items.
+and docs/explanation/results.md. Figures are over the seeds that have a method; changes are paired over seeds and
+items.
 """
 
 from __future__ import annotations
