@@ -9,7 +9,7 @@ from typing import Any
 from muscle_hf.encoding import encode_pairs, encode_texts
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.engine import chat_prompts
-from muscle_hf.evaluation.partial import PartialAnswers
+from muscle_hf.evaluation.partial import PartialAnswers, all_answers
 from muscle_hf.evaluation.predictions import Prediction
 from muscle_hf.evaluation.scoring import check_items, cut_at, predictions_from
 from muscle_hf.evaluation.tasks import Item, Task
@@ -54,13 +54,7 @@ class Vllm:
         if task.kind == "classification" or task.no_repeat_ngram_size:
             raise MuscleError(f"vLLM does not do task {task.name!r} (a class head, or no_repeat_ngram_size)")
         kept = None if partial is None else PartialAnswers(partial, [self.model, self.base], task, chat)
-        answers = {} if kept is None else kept.read(items)
-        missing = [item for item in items if item.id not in answers]
-        if missing:
-            for item, answer in self._answers(task, missing, chat):
-                answers[item.id] = answer
-                if kept is not None:
-                    kept.add(item, answer)
+        answers = all_answers(kept, items, lambda missing: self._answers(task, missing, chat))
         return predictions_from(task, items, answers)
 
     def _answers(self, task: Task, items: Sequence[Item], chat: bool) -> Iterator[tuple[Item, Any]]:

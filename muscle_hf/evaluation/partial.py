@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +65,16 @@ class PartialAnswers:
                 f"{self.path} cannot be written: {error.strerror or error}. Make room; the same command goes on after "
                 "the answers that it holds"
             ) from error
+
+
+def all_answers(
+    kept: PartialAnswers | None, items: Sequence[Item], ask: Callable[[Sequence[Item]], Iterable[tuple[Item, Any]]]
+) -> dict[str, Any]:
+    """By id, the answers that are kept, and those that ``ask`` gives for the other items, kept as they come."""
+    answers = {} if kept is None else kept.read(items)
+    if missing := [item for item in items if item.id not in answers]:
+        for item, answer in ask(missing):
+            answers[item.id] = answer
+            if kept is not None:
+                kept.add(item, answer)
+    return answers

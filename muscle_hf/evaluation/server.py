@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list
 
 from muscle_hf.encoding import encode_pair, encode_texts
 from muscle_hf.errors import MuscleError
-from muscle_hf.evaluation.partial import PartialAnswers
+from muscle_hf.evaluation.partial import PartialAnswers, all_answers
 from muscle_hf.evaluation.predictions import Prediction
 from muscle_hf.evaluation.scoring import check_items, cut_at, predictions_from
 from muscle_hf.evaluation.tasks import Item, Task
@@ -61,13 +61,14 @@ def evaluate_task_on_server(
         who = [server.url, server.model, dict(server.options)]
         kept = None if partial is None else PartialAnswers(partial, who, task, chat)
         client = server.client()
-        answers = kept.read(items) if kept is not None else {}
-        missing = {item.id: (client, item) for item in items if item.id not in answers}
-        found = server.side_by_side(ask, missing)
-        for name, answer in tqdm(found, total=len(missing), desc=server.model, disable=not progress):
-            answers[name] = answer
-            if kept is not None:
-                kept.add(missing[name][1], answer)
+
+        def asked(missing: Sequence[Item]) -> Iterator[tuple[Item, Any]]:
+            by_id = {item.id: (client, item) for item in missing}
+            found = server.side_by_side(ask, by_id)
+            for name, answer in tqdm(found, total=len(by_id), desc=server.model, disable=not progress):
+                yield by_id[name][1], answer
+
+        answers = all_answers(kept, items, asked)
     return predictions_from(task, items, broadcast_object_list([answers])[0])
 
 
