@@ -26,7 +26,7 @@ from muscle_hf.cache import TopTokens
 from muscle_hf.objective.divergence import kl_divergence
 from muscle_hf.objective.fused import kl_and_slope
 from muscle_hf.pipeline.config import load_settings
-from muscle_hf.pipeline.run import make_run
+from muscle_hf.pipeline.run import Run
 from muscle_hf.pipeline.steps import hush
 from muscle_hf.training.step import make_step
 
@@ -97,7 +97,7 @@ def trained(runs: Path, epochs: int) -> list[str]:
     """What training on each cache does to the full objective, on the recipe's held-out rows."""
     folder = runs / "compact-trec"
     changed = ["--seed", str(SEED), "--output_dir", str(folder), "--control", "false"]
-    recipe = make_run(load_settings(ROOT / "recipes" / "stories260k" / "trec.yaml", changed), print)
+    recipe = Run.of(load_settings(ROOT / "recipes" / "stories260k" / "trec.yaml", changed), print)
     lines = [
         "| kept of a teacher | MB on disk | L_comp in full, nats | KL to v1 | KL to v2 | right tokens |",
         "|---|---|---|---|---|---|",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from reporting import RESULTS
@@ -83,7 +84,14 @@ def memorised(task: str, seed: int, folder: Path) -> str:
     splits, settings = demo_splits(task, seed), demo_settings(task, seed, folder)
     how = steps.loading(settings)
     answers = {
-        name: steps.answer(side, folder / name, TASKS[task], splits.train, how=how, batch_size=256, progress=False)
+        name: steps.answer(
+            replace(side, adapter=str(folder / name)),
+            TASKS[task],
+            splits.train,
+            how=how,
+            batch_size=256,
+            progress=False,
+        )
         for name, side in ((OLD, settings.old), (NEW, settings.new))
     }
     result = Result.of(answers)

@@ -29,7 +29,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from muscle_hf import MuscleTrainer
 from muscle_hf.evaluation import Server, evaluate_task, evaluate_task_on_server
 from muscle_hf.pipeline.config import load_settings
-from muscle_hf.pipeline.run import Run, make_run
+from muscle_hf.pipeline.run import Run
 from muscle_hf.pipeline.steps import hush, load_task_adapter
 from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters
 
@@ -184,7 +184,7 @@ def main() -> None:
     ]
     for side, name in (("old", "stories260k"), ("new", "stories260k_update")):
         changed += [f"--{side}.base", str(args.shared / "models" / name)]
-    run = make_run(load_settings(ROOT / "recipes" / "stories260k" / "trec.yaml", [*changed, "--mask", "mean"]), print)
+    run = Run.of(load_settings(ROOT / "recipes" / "stories260k" / "trec.yaml", [*changed, "--mask", "mean"]), print)
     for name in ("old", "new"):
         run.adapter(name)
     model = serve_folder(run, folder / "served")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from muscle_hf.files import read_json
 from muscle_hf.pipeline.config import load_settings
-from muscle_hf.pipeline.run import make_run
+from muscle_hf.pipeline.run import Run
 from muscle_hf.pipeline.steps import hush
 
 ROOT = Path(__file__).parents[1]
@@ -48,11 +48,11 @@ def main() -> None:
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     with tempfile.TemporaryDirectory() as folder:
-        first = make_run(load_settings(RECIPE, [*sizes, "--output_dir", f"{folder}/first"]))
+        first = Run.of(load_settings(RECIPE, [*sizes, "--output_dir", f"{folder}/first"]))
         adapters = [f"--{name}.adapter={first.adapter(name)}" for name in ("old", "new")]
         answers: list[list] = []
         for number, (way, words) in enumerate(WAYS.items()):
-            run = make_run(load_settings(RECIPE, [*sizes, *adapters, *words, "--output_dir", f"{folder}/{number}"]))
+            run = Run.of(load_settings(RECIPE, [*sizes, *adapters, *words, "--output_dir", f"{folder}/{number}"]))
             _ = run.target  # asks both models about validation rows, which costs the same in all ways
             start = time.process_time()
             place = Path(run.adapter("muscle"))

@@ -15,11 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from muscle_hf.pipeline.finished import RESULT_FILE, complete_run_card
+
 from muscle_hf.demo import TASKS
 from muscle_hf.demo.run import demo_settings
 from muscle_hf.hub.card import write_card
 from muscle_hf.hub.completing import export_card
-from muscle_hf.pipeline.finished import RESULT_FILE, complete_run_card
 from muscle_hf.pipeline.table import COMPAT
 
 ROOT = Path(__file__).parent

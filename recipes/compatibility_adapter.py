@@ -6,12 +6,12 @@ Task adapters that the settings do not name are trained first.
 """
 
 from muscle_hf.pipeline.launch import report, script, settings_of_command
-from muscle_hf.pipeline.run import make_run
+from muscle_hf.pipeline.run import Run
 
 
 def main() -> None:
     settings, which = settings_of_command(__doc__, choices=("muscle", "control"))
-    report(str(make_run(settings).adapter(which)))
+    report(str(Run.of(settings).adapter(which)))
 
 
 if __name__ == "__main__":

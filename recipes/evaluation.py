@@ -4,12 +4,12 @@ accelerate launch recipes/evaluation.py --config FILE [--setting value ...]
 """
 
 from muscle_hf.pipeline.launch import report, script, settings_of_command
-from muscle_hf.pipeline.run import make_run
+from muscle_hf.pipeline.run import Run
 from muscle_hf.pipeline.table import to_markdown
 
 
 def main() -> None:
-    report(to_markdown(make_run(settings_of_command(__doc__)).evaluate()))
+    report(to_markdown(Run.of(settings_of_command(__doc__)).evaluate()))
 
 
 if __name__ == "__main__":

@@ -4,12 +4,12 @@ accelerate launch recipes/task_adapter.py old|new --config FILE [--setting value
 """
 
 from muscle_hf.pipeline.launch import report, script, settings_of_command
-from muscle_hf.pipeline.run import make_run
+from muscle_hf.pipeline.run import Run
 
 
 def main() -> None:
     settings, side = settings_of_command(__doc__, choices=("old", "new"))
-    report(str(make_run(settings).adapter(side)))
+    report(str(Run.of(settings).adapter(side)))
 
 
 if __name__ == "__main__":

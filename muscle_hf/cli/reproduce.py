@@ -25,9 +25,8 @@ def run(args: argparse.Namespace) -> int:
     from muscle_hf.cli.train import do_run
     from muscle_hf.errors import MuscleError
     from muscle_hf.pipeline import recipes
-    from muscle_hf.pipeline.finished import load_result_predictions
     from muscle_hf.pipeline.launch import Processes, resolved
-    from muscle_hf.pipeline.table import Result
+    from muscle_hf.pipeline.table import Result, load_result_predictions
 
     args.config = args.row
     settings = resolved(args, args.overrides)

@@ -66,8 +66,8 @@ def _here(settings: RunSettings) -> None:
 def _plan(settings: RunSettings, processes: Processes) -> int:
     from muscle_hf.pipeline.plan import Spread, describe
     from muscle_hf.pipeline.reading import read_yaml
-    from muscle_hf.pipeline.run import make_run
+    from muscle_hf.pipeline.run import Run
 
     content = {} if processes.config is None else read_yaml(processes.config)
-    print(describe(make_run(settings), Spread.of({**content, "num_processes": processes.number})))
+    print(describe(Run.of(settings), Spread.of({**content, "num_processes": processes.number})))
     return 0

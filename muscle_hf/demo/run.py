@@ -20,10 +20,9 @@ from muscle_hf.evaluation.predictions import Prediction, write_predictions
 from muscle_hf.files import read_yaml, write_text
 from muscle_hf.pipeline.config import RunSettings, SplitSettings
 from muscle_hf.pipeline.data import Splits
-from muscle_hf.pipeline.finished import PREDICTIONS, load_result_predictions
 from muscle_hf.pipeline.reading import build
 from muscle_hf.pipeline.run import Run
-from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, Result
+from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, PREDICTIONS, Result, load_result_predictions
 from muscle_hf.report import html
 
 # What the demo has beside the models of a run.

@@ -9,8 +9,7 @@ from muscle_hf.console import command, python
 from muscle_hf.demo import SETTINGS, TASKS, rows
 from muscle_hf.demo.run import BOTH, PAPER, Demo
 from muscle_hf.evaluation.predictions import update_between
-from muscle_hf.pipeline.finished import PREDICTIONS
-from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, columns
+from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, PREDICTIONS, columns
 
 NAMES = {
     OLD: "v1",

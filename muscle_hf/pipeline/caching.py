@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from muscle_hf.cache import CachePlan, KeyRules, build_cache
 from muscle_hf.errors import MuscleError
 from muscle_hf.pipeline.config import RunSettings
-from muscle_hf.pipeline.run import VERSIONS, make_run
+from muscle_hf.pipeline.run import VERSIONS, Run
 from muscle_hf.pipeline.table import COMPAT
 from muscle_hf.pipeline.teaching import scores_because
 from muscle_hf.served.teacher import ServedTeacher
@@ -39,7 +39,7 @@ def cache_run(
 
     Where training takes both models' scores of the choices, these are asked for instead, and nothing is cached.
     """
-    whole = make_run(settings, say)
+    whole = Run.of(settings, say)
     if reason := scores_because(whole):
         say(f"Training needs no cache but both models' scores of the choices, kept in {whole.folder}, since {reason}")
         for name in VERSIONS:

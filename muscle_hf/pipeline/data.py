@@ -9,20 +9,19 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from muscle_hf.errors import MissingDependencyError, MuscleError
 from muscle_hf.evaluation.registry import describe_data, load_items, place_of_rows, to_item
 from muscle_hf.evaluation.rows import find_rows, read_rows
 from muscle_hf.evaluation.tasks import Item, Source, Task
-from muscle_hf.pipeline.config import DataSettings, RunSettings, SplitSettings, TransferSettings
+from muscle_hf.pipeline.config import DataSettings, SplitSettings, TransferSettings
 from muscle_hf.training.data import PaddingCollator, encode_items
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-RowFormat = Literal["tokenized", "messages", "prompt-completion", "text"]
 # What a stream is read with, by file name ending.
 _STREAM_BUILDERS = {"jsonl": "json", "json": "json", "csv": "csv", "tsv": "csv", "parquet": "parquet"}
 
@@ -128,49 +127,6 @@ def _hold_out(train: Any, share: float) -> tuple[Any, Any]:
 
 
 # ---- Rows as TRL takes them ----
-
-
-def row_format(columns: Sequence[str], text_field: str = "text") -> RowFormat:
-    """The kind of rows by their columns, as TRL's SFTTrainer tells it.
-
-    Raises:
-        MuscleError: None of them.
-    """
-    if "input_ids" in columns:
-        return "tokenized"
-    if "messages" in columns or "conversations" in columns:
-        return "messages"
-    if {"prompt", "completion"} <= set(columns):
-        return "prompt-completion"
-    if text_field in columns:
-        return "text"
-    raise MuscleError(
-        f"the rows have the columns {', '.join(columns)}; with data.format: trl they need 'text', 'prompt' and "
-        "'completion', 'messages', or 'input_ids' (or set data.format: task and a task that reads such rows)"
-    )
-
-
-def check_rows(rows: Any, settings: RunSettings, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make sure that TRL can prepare rows as the settings say, before anything is loaded or trained.
-
-    Raises:
-        MuscleError: Columns or a chat template are missing, or a setting does not go with these rows.
-    """
-    training = settings.training
-    first = next(iter(rows), None)
-    if first is None:
-        raise MuscleError("the training rows are none; check data.train")
-    kind = row_format(list(first), training.get("dataset_text_field", "text"))
-    chat = kind == "messages" or (kind == "prompt-completion" and not isinstance(first["prompt"], str))
-    if chat and tokenizer.chat_template is None and training.get("chat_template_path") is None:
-        raise MuscleError(
-            f"the rows are chats, but the tokenizer of {settings.new.base} has no chat template; name a file with "
-            "training.chat_template_path"
-        )
-    if training.get("assistant_only_loss") and not chat:
-        raise MuscleError(f"assistant_only_loss needs chats ('messages'); these rows are {kind}")
-    if training.get("completion_only_loss") and kind not in ("prompt-completion", "tokenized"):
-        raise MuscleError(f"completion_only_loss needs 'prompt' and 'completion'; these rows are {kind}")
 
 
 def _dataset(

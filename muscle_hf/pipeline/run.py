@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +16,10 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from muscle_hf.choice_log import ChoiceLog
-from muscle_hf.compare import measure_targets, source_of
+from muscle_hf.compare import compare, measure_targets, source_of
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.predictions import Prediction, read_predictions, write_predictions
-from muscle_hf.evaluation.registry import load_task
+from muscle_hf.evaluation.registry import load_task, python_variable
 from muscle_hf.evaluation.server import evaluate_task_on_server
 from muscle_hf.evaluation.tasks import Task
 from muscle_hf.files import alone, write_json, write_text
@@ -26,12 +27,19 @@ from muscle_hf.hub.completing import complete_card
 from muscle_hf.hub.publishing import prepare_repository, publish
 from muscle_hf.pipeline import sides, steps
 from muscle_hf.pipeline.config import ModelSettings, RunSettings
-from muscle_hf.pipeline.data import Splits, TrainingData, check_rows, describe_test_data, load_splits
-from muscle_hf.pipeline.finished import PREDICTIONS, RESULT_FILE, complete_run_card
+from muscle_hf.pipeline.data import Splits, TrainingData, describe_test_data, load_splits
 from muscle_hf.pipeline.once import Once, fingerprint, read_note, weights_key
-from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, Result
-from muscle_hf.pipeline.teaching import FOLDER, Teaching, choose_teaching, scores_because
-from muscle_hf.pipeline.transfer import load_checker, transfer_prompts
+from muscle_hf.pipeline.table import (
+    COMPAT,
+    CONTROL,
+    NEW,
+    OLD,
+    PREDICTIONS,
+    RESULT_FILE,
+    Result,
+    load_result_predictions,
+)
+from muscle_hf.pipeline.teaching import Planned, Teaching, choose_teaching, scores_because
 from muscle_hf.prompts import TransferPrompts
 from muscle_hf.teachers.start import require_own_tokens, start_from
 from muscle_hf.trainer import MuscleTrainer
@@ -58,20 +66,10 @@ def run(settings: RunSettings, say: Callable[[str], None] = print) -> Result | N
     Raises:
         MuscleError: The settings do not fit together; before anything is trained.
     """
-    return make_run(settings, say).whole()
+    return Run.of(settings, say).whole()
 
 
-def make_run(settings: RunSettings, say: Callable[[str], None] = print) -> Run:
-    """The run that settings describe, with its rows loaded; arguments and errors as of :func:`run`."""
-    return Run.of(settings, say)
-
-
-def run_task(settings: RunSettings, task: Task, splits: Splits, say: Callable[[str], None] = print) -> Result:
-    """:func:`run` on items that are loaded already."""
-    return cast("Result", Run(settings, task, splits, say).whole())
-
-
-class Run:
+class Run(Planned):
     """A run whose steps can be done one by one; each needs those before it, and does them where they are missing.
 
     ``callbacks`` are added to every trainer. ``old``: task and rows of v1, where it is asked in words of its own.
@@ -118,7 +116,10 @@ class Run:
         self._say = say if self._process.is_main_process else lambda text: None
         self._once = Once(self.folder, self._process, self._say)
         self._how = steps.loading(settings)
-        self._checker = None if settings.data.transfer is None else load_checker(settings.data.transfer.checker)
+        checker = None if settings.data.transfer is None else settings.data.transfer.checker
+        self._checker = None if checker is None else python_variable(checker)
+        if not (checker is None or callable(self._checker)):
+            raise MuscleError(f"data.transfer.checker: {checker} is no function but {self._checker!r}")
         self._check_target()
         self._check_folders()
         rows = {OLD: splits if old is None else old[1], NEW: splits}
@@ -141,12 +142,6 @@ class Run:
         # Trainer's default is the folder of the adapter, which has the same name in every run.
         self.training["hub_model_id"] = self.training.get("hub_model_id") or self.folder.absolute().name
 
-    @property
-    def answers_only(self) -> bool:
-        """Whether nothing but answers is trained on."""
-        training = self.settings.training
-        return training.get("trained_tokens") == "completion" or training.get("completion_only_loss") is True
-
     @cached_property
     def level(self) -> str:
         """How far the tokenizers of both versions agree."""
@@ -166,7 +161,13 @@ class Run:
         finishes, to_hub = self._process.is_main_process and self.settings.compatibility, None
         if finishes:
             arguments = steps.training_arguments(self.settings.config_class, self.training, self.folder / COMPAT)
-            if (to_hub := steps.publication(arguments)) is not None:
+            if arguments.push_to_hub:
+                to_hub = {
+                    "repo_id": arguments.hub_model_id,
+                    "token": arguments.hub_token,
+                    "private": arguments.hub_private_repo,
+                    "revision": arguments.hub_revision,
+                }
                 prepare_repository(**to_hub)
         for name in self.models:
             self.adapter(name)
@@ -186,13 +187,18 @@ class Run:
 
     def _complete_card(self) -> None:
         """On the compatibility adapter's card: the flips, the task, its data set on the Hub, what ``card`` says."""
-        words = dict(self.settings.card)
+        words, flips = self.settings.card, {}
         if self.task is not None:
             source = self.task.source if self.settings.data.source is None else None
             words = {"task": self.task.name, **({"datasets": [source.path]} if source is not None else {}), **words}
-            complete_run_card(self.folder, words)
-        elif words:
-            complete_card(self.folder / COMPAT, words)
+            predictions = load_result_predictions(self.folder)
+            # The control is the baseline of the errors that come back.
+            labels = {OLD: "old", NEW: "new", COMPAT: "compat", CONTROL: "control: plain training for as long"}
+            labels = {name: label for name, label in labels.items() if name in predictions}
+            sources = [source_of(predictions[name], name) for name in labels]
+            flips = {"comparison": compare(*sources, labels=list(labels.values())), "label": labels[COMPAT]}
+        if words:
+            complete_card(self.folder / COMPAT, words, **flips)
 
     # ---- Adapters ----
 
@@ -208,8 +214,6 @@ class Run:
 
     def _tokenized(self, name: str) -> TrainingData:
         side = self.sides[name]
-        if self.settings.data.format == "trl":
-            check_rows(side.splits.train, self.settings, side.tokenizer)
         return TrainingData.of(
             side.tokenizer,
             side.splits.train,
@@ -236,13 +240,11 @@ class Run:
     def side(self, name: str) -> ModelSettings:
         """The base of a model of the run, with its adapter, which is trained if it is missing."""
         side = self._version(name)
-        if name in VERSIONS:
-            return (
-                side
-                if side.adapter or not side.is_here
-                else dataclasses.replace(side, adapter=str(self.adapter(name)))
-            )
-        return dataclasses.replace(side, adapter=str(self.adapter(name)), adapter_revision=None)
+        if name not in VERSIONS:
+            return dataclasses.replace(side, adapter=str(self.adapter(name)), adapter_revision=None)
+        if side.adapter or not side.is_here:
+            return side
+        return dataclasses.replace(side, adapter=str(self.adapter(name)))
 
     def adapter(self, name: str) -> Path | str:
         """The adapter of a model (``old``, ``new``, ``control`` or ``muscle``), trained if it is missing.
@@ -321,7 +323,11 @@ class Run:
     def _compatibility(self) -> Path:
         def work(folder: Path) -> dict[str, int]:
             trainer = self._cheapest_trainer(folder)
-            steps.train_compatibility(trainer, name="MUSCLE", callbacks=self.callbacks)
+            steps.fit(trainer, name="MUSCLE", callbacks=self.callbacks)
+            # As an internal call: it is published at the end of the run, with its flips on the card.
+            trainer.save_model(_internal_call=True)
+            if trainer.args.should_save:
+                trainer.write_card(trainer.run_folder)
             return {"steps": trainer.state.max_steps}
 
         self.adapter(OLD)
@@ -336,11 +342,6 @@ class Run:
         transfer += ("scores",) if scores_because(self) else ()
         key = self._student_key(self._task_key(OLD), self._task_key(NEW), training, *transfer)
         return self._once(COMPAT, "Compatibility adapter", key, work)
-
-    @property
-    def cache_folder(self) -> Path:
-        """Where what the teachers say is kept, if it is and the settings name no other place."""
-        return self.folder / FOLDER
 
     def teaching(self, processes: int | None = None) -> Teaching:
         """How the compatibility adapter gets what the teachers say."""
@@ -372,28 +373,55 @@ class Run:
     def compatibility_trainer(
         self, folder: Path, *, logs: Mapping[str, ChoiceLog] | None = None, **changed: Any
     ) -> MuscleTrainer:
-        """The trainer of the compatibility adapter, in a folder, with training arguments ``changed``; versions that
-        are known by ``logs`` are not loaded."""
-        old = self.side(OLD)
+        """The trainer of the compatibility adapter, in a folder, with training arguments ``changed``.
+
+        Precision and quantization of v1's base follow v2's. Versions that are known by ``logs`` are not loaded.
+        """
+        old, logs = self.side(OLD), logs or {}
         training = {**self.training, **self.target, **changed}
         arguments = steps.training_arguments(self.settings.config_class, training, folder)
         model = self._student()
-        return steps.compatibility_trainer(
+        words = sides.words_of_old(self.sides[OLD], self.sides[NEW], self.data)
+        where: dict[str, Any] = {}
+        if OLD in logs:
+            words = None
+        elif old.server is not None:
+            where = dataclasses.asdict(old.server)
+            where["api_key"] = os.environ.get(where.pop("api_key_env"))
+            del where["url"]
+        else:
+            where = {"revision": old.adapter_revision, "base_model": old.base, "base_revision": old.revision}
+            where |= {key: self._how[key] for key in self._how if key == "attn_implementation"}
+        return cast("type[MuscleTrainer]", steps.trainer_class(arguments))(
             model,
-            old,
-            self.data,
             arguments,
-            old_tokenizer=self.sides[OLD].tokenizer,
-            old_words=sides.words_of_old(self.sides[OLD], self.sides[NEW], self.data),
-            logs=logs or {},
-            how=self._how,
-            transfer=self.transfer,
+            old_model=logs.get(OLD, old.adapter if old.server is None else old.server.url),
+            old_model_kwargs=where,
+            new_model=logs.get(NEW),
+            old_processing_class=self.sides[OLD].tokenizer,
+            old_formatting_func=words,
+            transfer_dataset=self.transfer,
+            **self.data.for_trainer(arguments),
         )
 
     @property
     def transfer(self) -> TransferPrompts | None:
-        """The prompts without labels, if the settings have any."""
-        return transfer_prompts(self.settings, self.task, self.sides[OLD], self.sides[NEW], self._checker)
+        """The prompts without labels, each side's in its words; None where there are none."""
+        transfer, old, new = self.settings.data.transfer, self.sides[OLD], self.sides[NEW]
+        if not new.splits.transfer or transfer is None:
+            return None
+        there = {OLD: (old, transfer.servers.old), NEW: (new, transfer.servers.new)}
+        return TransferPrompts(
+            new.splits.transfer,
+            transfer.answers,
+            self.task,
+            checker=self._checker,
+            end_answers=self.settings.data.end_answers,
+            batch_size=self.settings.eval_batch_size,
+            old_prompts=None if old.splits.transfer == new.splits.transfer else old.splits.transfer,
+            old_task=old.task,
+            servers={role: server.server(side.tokenizer) for role, (side, server) in there.items() if server},
+        )
 
     # ---- What transfer rows follow ----
 
@@ -468,15 +496,15 @@ class Run:
         self._say(f"{len(items)} {kind} items: {VERSIONS.get(name, name)}")
         steps.free_memory()
         data = {"task": task.name, **(self.test_data if kind == "test" else {})}
-        how = {"how": self._how, "batch_size": settings.eval_batch_size, "data": data}
-        how["progress"] = not self.training["disable_tqdm"]
+        progress = not self.training["disable_tqdm"]
         if side.answers:
             answers = sides.recorded_answers(side.answers, task, items)
         elif side.server is not None:
-            shown = {"partial": file.with_suffix(".partial"), "progress": how["progress"]}
+            shown = {"partial": file.with_suffix(".partial"), "progress": progress}
             answers = evaluate_task_on_server(side.server.server(asked.tokenizer), task, items, **shown)
         else:
-            answers = steps.answer(side, cast("str", side.adapter), task, items, **how)
+            shown = {"batch_size": settings.eval_batch_size, "progress": progress}
+            answers = steps.answer(side, task, items, how=self._how, data=data, **shown)
         answers = sides.as_asked(answers, getattr(self.splits, kind))
         if self._process.is_main_process:
             note.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ import dataclasses
 import gc
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -28,7 +28,6 @@ from transformers import (
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from muscle_hf.choice_log import ChoiceLog
 from muscle_hf.console import hush_deprecations
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.engine import evaluate_task
@@ -39,7 +38,6 @@ from muscle_hf.files import read_text, readable
 from muscle_hf.pipeline.config import LoraSettings, ModelSettings, RunSettings
 from muscle_hf.pipeline.data import TrainingData, is_trl
 from muscle_hf.pipeline.interrupt import stop_on_interrupt
-from muscle_hf.prompts import TransferPrompts
 from muscle_hf.teachers.identity import describe_model
 from muscle_hf.teachers.kinds import CAUSAL_LM
 from muscle_hf.teachers.loading import find_adapter, load_model, load_task_model
@@ -183,68 +181,18 @@ def check_start(old: ModelSettings, new: ModelSettings, lora: LoraSettings) -> N
 
 
 def train_plainly(model: PeftModel, data: TrainingData, arguments: TrainingArguments, **shown: Any) -> None:
-    """Train an adapter with plain cross-entropy and save it in ``output_dir``: a task adapter, or the control.
-
-    Checkpoints that lie there are gone on from. ``shown``: ``name``, on the progress bar, and ``callbacks`` to add.
+    """:func:`fit` an adapter with plain cross-entropy and save it in ``output_dir``.
 
     Raises:
-        Interrupted: By Ctrl-C; a checkpoint was saved.
+        MuscleError: The trainer does not take the rows.
     """
-    trainer = adapter_saving(_trainer_for(arguments))(model, arguments, **data.for_trainer(arguments))
-    _fit(trainer, **shown)
+    with readable("the training rows", "; do they go with data.format, the settings of training, and the tokenizer?"):
+        trainer = adapter_saving(trainer_class(arguments))(model, arguments, **data.for_trainer(arguments))
+    fit(trainer, **shown)
     trainer.save_model()
 
 
-def compatibility_trainer(
-    model: PeftModel,
-    old: ModelSettings,
-    data: TrainingData,
-    arguments: MuscleConfig,
-    *,
-    old_tokenizer: PreTrainedTokenizerBase,
-    old_words: Callable[[Mapping[str, Any]], tuple[str, str]] | None = None,
-    logs: Mapping[str, ChoiceLog] | None = None,
-    how: Mapping[str, Any],
-    transfer: TransferPrompts | None = None,
-) -> MuscleTrainer:
-    """The trainer of the compatibility adapter, from v2's task model; arguments of TRL's choose ``MuscleSFTTrainer``.
-
-    Precision and quantization of v1's base follow v2's, its attention ``how``. Versions that are known by ``logs``
-    are not loaded.
-    """
-    logs = logs or {}
-    if "old" in logs:
-        old_words, where = None, {}
-    elif old.server is not None:
-        where = dataclasses.asdict(old.server)
-        where["api_key"] = os.environ.get(where.pop("api_key_env"))
-        del where["url"]
-    else:
-        where = {"revision": old.adapter_revision, "base_model": old.base, "base_revision": old.revision}
-        where |= {key: how[key] for key in how if key == "attn_implementation"}
-    return cast("type[MuscleTrainer]", _trainer_for(arguments))(
-        model,
-        arguments,
-        old_model=logs.get("old", old.adapter if old.server is None else old.server.url),
-        old_model_kwargs=where,
-        new_model=logs.get("new"),
-        old_processing_class=old_tokenizer,
-        old_formatting_func=old_words,
-        transfer_dataset=transfer,
-        **data.for_trainer(arguments),
-    )
-
-
-def train_compatibility(trainer: MuscleTrainer, **shown: Any) -> None:
-    """:func:`train_plainly` for the compatibility adapter, with a card."""
-    _fit(trainer, **shown)
-    # As an internal call: it is published at the end of the run, with its flips on the card.
-    trainer.save_model(_internal_call=True)
-    if trainer.args.should_save:
-        trainer.write_card(trainer.run_folder)
-
-
-def _trainer_for(arguments: TrainingArguments) -> type[Trainer]:
+def trainer_class(arguments: TrainingArguments) -> type[Trainer]:
     """The trainer that goes with training arguments."""
     own = isinstance(arguments, MuscleConfig)
     if not is_trl(arguments):
@@ -258,7 +206,12 @@ def _trainer_for(arguments: TrainingArguments) -> type[Trainer]:
     return SFTTrainer
 
 
-def _fit(trainer: Trainer, name: str, callbacks: Sequence[TrainerCallback] = ()) -> None:
+def fit(trainer: Trainer, name: str, callbacks: Sequence[TrainerCallback] = ()) -> None:
+    """Train, going on from the last whole checkpoint; ``name`` on the progress bar.
+
+    Raises:
+        Interrupted: By Ctrl-C; a checkpoint was saved.
+    """
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     if not trainer.args.disable_tqdm:
@@ -297,7 +250,6 @@ def adapter_saving(cls: type[Trainer]) -> type[Trainer]:
 
 def answer(
     side: ModelSettings,
-    adapter: str | Path,
     task: Task,
     items: Sequence[Item],
     *,
@@ -306,19 +258,15 @@ def answer(
     data: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> list[Prediction]:
-    """What a base, loaded as :func:`loading` says, answers with an adapter; several processes share the items.
+    """What a base, loaded as :func:`loading` says, answers with its adapter; several processes share the items.
 
-    Args:
-        adapter: Folder or Hub id.
-        batch_size: Sequences per forward pass; None: chosen.
-        data: Where the items come from, for the predictions to say.
-        progress: Show a progress bar.
+    ``data``: where the items come from, for the predictions to say.
     """
-    model = load_task_adapter(dataclasses.replace(side, adapter=str(adapter)), how, trainable=False)
+    model = load_task_adapter(side, how, trainable=False)
     if not is_quantized(model):
         model.to(PartialState().device)
     # Before the first answer: bitsandbytes repacks weights in it.
-    who = describe_model(model, adapter, str(adapter), side.adapter_revision)
+    who = describe_model(model, side.adapter, side.adapter, side.adapter_revision)
     answers = evaluate_task(model.eval(), load_tokenizer(side), task, items, batch_size=batch_size, progress=progress)
     return signed(answers, {**who, "data": data})
 
@@ -329,18 +277,6 @@ def answer(
 def unpublished(settings: Mapping[str, Any], cls: type[TrainingArguments] = TrainingArguments) -> dict[str, Any]:
     """The settings that ``cls`` knows but for those that upload: task adapters and the control stay here."""
     return {key: value for key, value in _known(cls, settings).items() if not key.startswith(("hub_", "push_to_hub"))}
-
-
-def publication(arguments: TrainingArguments) -> dict[str, Any] | None:
-    """Where and how the training arguments have the compatibility adapter published; None: nowhere."""
-    if not arguments.push_to_hub:
-        return None
-    return {
-        "repo_id": arguments.hub_model_id,
-        "token": arguments.hub_token,
-        "private": arguments.hub_private_repo,
-        "revision": arguments.hub_revision,
-    }
 
 
 def training_arguments(cls: type[A], settings: Mapping[str, Any], folder: Path) -> A:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muscle_hf.compare.document import plain
-from muscle_hf.evaluation.predictions import update_between
+from muscle_hf.evaluation.predictions import Prediction, read_predictions, update_between
 from muscle_hf.evaluation.tasks import METRICS
+from muscle_hf.files import read_json
 from muscle_hf.metrics.intervals import Estimate
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from muscle_hf.evaluation.predictions import Prediction
-
+RESULT_FILE = "result.json"
+PREDICTIONS = "predictions"
 # What each set of predictions is, in the order of the table.
 OLD, NEW, CONTROL, COMPAT = "old", "new", "control", "muscle"
 TITLES = {
@@ -90,6 +92,12 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; nan becomes null."""
         return plain(self)
+
+
+def load_result_predictions(folder: Path) -> Mapping[str, list[Prediction]]:
+    """The predictions of a finished run, by model; of models that its last settings left out nothing is read."""
+    rows = read_json(folder / RESULT_FILE, "result of a run")["result"]["rows"]
+    return {row["model"]: read_predictions(folder / PREDICTIONS / f"{row['model']}.jsonl") for row in rows}
 
 
 def _rows(predictions: Mapping[str, Sequence[Prediction]]) -> list[Row]:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from muscle_hf.cache.build import human_bytes
 from muscle_hf.cache.keys import why_excluded
@@ -19,8 +19,8 @@ from muscle_hf.pipeline.steps import config_of
 FOLDER = "teacher_cache"
 
 
-class Planned(Protocol):
-    """What a run must tell of itself."""
+class Planned:
+    """What a run tells of itself."""
 
     settings: RunSettings
     training: dict[str, Any]
@@ -32,10 +32,15 @@ class Planned(Protocol):
     level: Any
 
     @property
-    def cache_folder(self) -> Path: ...
+    def cache_folder(self) -> Path:
+        """Where what the teachers say is kept, if it is and the settings name no other place."""
+        return self.folder / FOLDER
 
     @property
-    def answers_only(self) -> bool: ...
+    def answers_only(self) -> bool:
+        """Whether nothing but answers is trained on."""
+        training = self.settings.training
+        return training.get("trained_tokens") == "completion" or training.get("completion_only_loss") is True
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from muscle_hf.cache import HiddenStore, KeyRules, row_keys, teacher_fingerprint
 from muscle_hf.cli.main import main
 from muscle_hf.pipeline.caching import cache_teachers
 from muscle_hf.pipeline.config import load_settings
-from muscle_hf.pipeline.run import make_run
+from muscle_hf.pipeline.run import Run
 from muscle_hf.teachers import AdapterTeacher, ModelTeacher
 from muscle_hf.teachers.batch import Batch
 from muscle_hf.teachers.kinds import CAUSAL_LM
@@ -65,7 +65,7 @@ def test_the_command_fills_the_cache_once(run_file, tmp_path, capsys):
 
 def test_without_a_folder_it_fills_the_one_that_the_run_would_take(run_file, tmp_path, capsys):
     assert main(["cache", "--config", str(run_file)]) == 0
-    run = make_run(load_settings(run_file))
+    run = Run.of(load_settings(run_file))
     assert run.teaching().training == {"teacher_cache": str(tmp_path / "out" / "teacher_cache")}
     assert len(list(Path(run.teaching().training["teacher_cache"]).glob("*/manifest.json"))) == 2
     assert main(["cache", "--config", str(run_file), "--cache", "c", "--batch-size", "0"]) == 2
@@ -79,7 +79,7 @@ def test_the_run_then_finds_its_cache(run_file, tmp_path):
     assert main(["cache", "--config", str(run_file), "--teacher_cache", folder]) == 0
     before = sorted((tmp_path / "cache").rglob("rows-*"))
     settings = load_settings(run_file, ["--teacher_cache", folder, "--eval_strategy", "epoch"])
-    trainer = make_run(settings, lambda text: None).compatibility_trainer(tmp_path / "out")
+    trainer = Run.of(settings, lambda text: None).compatibility_trainer(tmp_path / "out")
     trainer.train()
     assert sorted((tmp_path / "cache").rglob("rows-*")) == before
 

@@ -16,7 +16,7 @@ from muscle_hf.demo.run import demo_settings, demo_splits
 from muscle_hf.pipeline import steps
 from muscle_hf.pipeline.data import Splits
 from muscle_hf.pipeline.interrupt import Interrupted, stop_on_interrupt
-from muscle_hf.pipeline.run import run_task
+from muscle_hf.pipeline.run import Run
 
 
 class Press(TrainerCallback):
@@ -80,7 +80,7 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     splits = Splits(whole.train[:8], [], whole.test[:4])
 
     def go(name):
-        return run_task(settings(name), demo.TASKS["routing"], splits, lambda line: None)
+        return Run(settings(name), demo.TASKS["routing"], splits, lambda line: None).whole()
 
     expected = go("undisturbed")
 

@@ -18,8 +18,8 @@ import yaml
 
 from muscle_hf.bundled import bundled
 from muscle_hf.cli.main import main
-from muscle_hf.pipeline.finished import load_result_predictions
 from muscle_hf.pipeline.smoke import tiny_model
+from muscle_hf.pipeline.table import load_result_predictions
 
 pytest.importorskip("trl")
 # Enough that some seconds are left from the first one on.

@@ -25,10 +25,9 @@ from muscle_hf.files import alone
 from muscle_hf.hub.body import Card
 from muscle_hf.pipeline.config import TransferSettings
 from muscle_hf.pipeline.data import Splits
-from muscle_hf.pipeline.finished import load_result_predictions
-from muscle_hf.pipeline.run import Run, run_task
+from muscle_hf.pipeline.run import Run
 from muscle_hf.pipeline.steps import load_tokenizer
-from muscle_hf.pipeline.table import cells, columns, to_markdown
+from muscle_hf.pipeline.table import cells, columns, load_result_predictions, to_markdown
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +41,7 @@ def finished(tmp_path_factory):
     whole = demo_splits("routing", 0)
     splits = Splits(whole.train[:12], whole.train[12:16], whole.test[:24])
     said: list[str] = []
-    result = run_task(settings, demo.TASKS["routing"], splits, said.append)
+    result = Run(settings, demo.TASKS["routing"], splits, said.append).whole()
     return folder, settings, splits, result, said
 
 
@@ -144,7 +143,7 @@ def test_a_run_publishes_the_compatibility_adapter_alone(bases, tmp_path):
     settings.training |= {"push_to_hub": True, "hub_model_id": "tester/desk", "hub_token": TOKEN}
     assert TOKEN not in repr(settings)
     whole = demo_splits("routing", 0)
-    run_task(settings, demo.TASKS["routing"], Splits(whole.train[:2], [], whole.test[:4]), lambda line: None)
+    Run(settings, demo.TASKS["routing"], Splits(whole.train[:2], [], whole.test[:4]), lambda line: None).whole()
     assert {name for kind, name in bases.repos if kind == "model"} == {"tester/desk", "acme/base-v1", "acme/base-v2"}
     files = bases.repo("tester/desk").files()
     assert {"README.md", "muscle_metrics.json", "adapter_model.safetensors"} <= set(files)
@@ -169,7 +168,7 @@ def test_what_cannot_be_published_is_said_before_anything_is_trained(bases, tmp_
     bases.add("tester/merged", {"model.safetensors": b"w"})
     whole, said = demo_splits("routing", 0), []
     with pytest.raises(MuscleError, match=says):
-        run_task(settings, demo.TASKS["routing"], Splits(whole.train[:2], [], whole.test[:4]), said.append)
+        Run(settings, demo.TASKS["routing"], Splits(whole.train[:2], [], whole.test[:4]), said.append).whole()
     assert said == [] and not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -177,7 +176,7 @@ def test_a_repository_is_called_like_the_run_by_default(bases, tmp_path):
     settings = demo_settings("routing", 0, tmp_path / "desk-routing")
     settings.training |= {"push_to_hub": True, "hub_token": TOKEN, "max_steps": 1}
     whole = demo_splits("routing", 0)
-    run_task(settings, demo.TASKS["routing"], Splits(whole.train[:2], [], whole.test[:4]), lambda line: None)
+    Run(settings, demo.TASKS["routing"], Splits(whole.train[:2], [], whole.test[:4]), lambda line: None).whole()
     assert "README.md" in bases.repo("tester/desk-routing").files()
 
 
@@ -195,9 +194,9 @@ def test_a_step_whose_note_was_cut_off_is_done_anew_and_no_two_runs_share_a_fold
     settings = dataclasses.replace(settings, output_dir=str(tmp_path / "run"))
     (tmp_path / "run" / "control" / "muscle_step.json").write_text(note)
     with alone(tmp_path / "run" / "result.json"), pytest.raises(MuscleError, match="another process"):
-        run_task(settings, demo.TASKS["routing"], splits)
+        Run(settings, demo.TASKS["routing"], splits).whole()
     said: list[str] = []
-    assert run_task(settings, demo.TASKS["routing"], splits, said.append) == result
+    assert Run(settings, demo.TASKS["routing"], splits, said.append).whole() == result
     assert [line for line in said if "Control" in line and "done before" not in line]
     assert sum("done before" in line for line in said) == 3
 
@@ -206,12 +205,12 @@ def test_what_is_done_is_not_repeated_and_what_changed_is(finished):
     folder, settings, splits, result, _ = finished
     before = {name: (folder / name / "adapter_model.safetensors").stat().st_mtime_ns for name in ("old", "muscle")}
     said: list[str] = []
-    again = run_task(settings, demo.TASKS["routing"], splits, said.append)
+    again = Run(settings, demo.TASKS["routing"], splits, said.append).whole()
     assert sum("done before" in line for line in said) == 4
     assert again == result
     settings.training["mask"] = "old_right"
     settings.control = False
-    run_task(settings, demo.TASKS["routing"], splits, said.append)
+    Run(settings, demo.TASKS["routing"], splits, said.append).whole()
     after = {name: (folder / name / "adapter_model.safetensors").stat().st_mtime_ns for name in ("old", "muscle")}
     assert after["old"] == before["old"]
     assert after["muscle"] > before["muscle"]
@@ -225,7 +224,7 @@ def test_a_model_that_is_left_out_is_on_no_card(finished, tmp_path):
     shutil.copytree(folder, tmp_path / "run")
     fewer = dataclasses.replace(splits, test=splits.test[:20])
     settings = dataclasses.replace(settings, output_dir=str(tmp_path / "run"), control=False)
-    run_task(settings, demo.TASKS["routing"], fewer, lambda text: None)
+    Run(settings, demo.TASKS["routing"], fewer, lambda text: None).whole()
     assert (tmp_path / "run" / "predictions" / "control.jsonl").is_file()
     assert load_result_predictions(tmp_path / "run").keys() == {"old", "new", "muscle"}
     assert "plain training for as long" not in (tmp_path / "run" / "muscle" / "README.md").read_text()
@@ -236,7 +235,7 @@ def test_the_student_has_its_dropout_and_task_adapters_do_not_change(finished, t
     shutil.copytree(folder, tmp_path / "run")
     settings = dataclasses.replace(settings, output_dir=str(tmp_path / "run"), student_dropout=0.5, control=True)
     said: list[str] = []
-    run_task(settings, demo.TASKS["routing"], splits, said.append)
+    Run(settings, demo.TASKS["routing"], splits, said.append).whole()
     done = [line.partition(":")[0] for line in said if "done before" in line]
     assert done == ["Task adapter on v1", "Task adapter on v2"]
     for name, dropout in {"old": 0.0, "new": 0.0, "control": 0.5, "muscle": 0.5}.items():
@@ -255,7 +254,7 @@ def test_control_and_compatibility_adapter_start_from_v1s_adapter_where_they_are
         settings, output_dir=str(tmp_path / "run"), training=training, task_training=task_training, control=True
     )
     said: list[str] = []
-    run_task(settings, demo.TASKS["routing"], splits, said.append)
+    Run(settings, demo.TASKS["routing"], splits, said.append).whole()
     done = [line.partition(":")[0] for line in said if "done before" in line]
     assert done == ["Task adapter on v1", "Task adapter on v2"]
     assert "Control: v1's adapter on v2, trained on with plain cross-entropy" in said
@@ -267,7 +266,7 @@ def test_control_and_compatibility_adapter_start_from_v1s_adapter_where_they_are
         assert config["base_model_name_or_path"] == settings.new.base
     assert "start_from" in (tmp_path / "run" / "muscle" / "muscle_provenance.json").read_text()
     said.clear()
-    run_task(settings, demo.TASKS["routing"], splits, said.append)
+    Run(settings, demo.TASKS["routing"], splits, said.append).whole()
     assert sum("done before" in line for line in said) == 4
 
 
@@ -285,7 +284,7 @@ def test_a_start_from_v1_on_a_base_of_another_size_is_refused_before_anything_is
     )
     refusal = r"start_from is 'old', but .* layers have other shapes in the bases of v1 and v2"
     with pytest.raises(MuscleError, match=refusal):
-        run_task(settings, demo.TASKS["routing"], splits)
+        Run(settings, demo.TASKS["routing"], splits).whole()
     assert not (tmp_path / "run").exists()
 
 
@@ -299,7 +298,7 @@ def test_a_task_adapter_with_other_weights_is_another(finished, tmp_path):
 
     def run():
         said.clear()
-        run_task(settings, demo.TASKS["routing"], splits, said.append)
+        Run(settings, demo.TASKS["routing"], splits, said.append).whole()
 
     run()
     assert "Compatibility adapter" in said
@@ -346,7 +345,7 @@ def test_tasks_that_generate(task, tmp_path):
     settings = demo_settings(task, 0, tmp_path)
     settings.training |= {"max_steps": 1, "per_device_train_batch_size": 2}
     whole = demo_splits(task, 0)
-    result = run_task(settings, demo.TASKS[task], Splits(whole.train[:2], [], whole.test[:4]), lambda line: None)
+    result = Run(settings, demo.TASKS[task], Splits(whole.train[:2], [], whole.test[:4]), lambda line: None).whole()
     assert len(columns(result.metric)) == 5
     assert [len(row) for row in cells(result)] == [5, 5, 5, 5]
     assert 0 <= result.row("muscle").nfr <= 1
@@ -358,12 +357,12 @@ def test_transfer_rows_of_a_run(tmp_path):
     settings.data.transfer = TransferSettings("train", answers="both")
     whole = demo_splits("routing", 0)
     splits = Splits(whole.train[:8], [], whole.test[:8], transfer=whole.train[8:20])
-    run_task(settings, demo.TASKS["routing"], splits, lambda text: None)
+    Run(settings, demo.TASKS["routing"], splits, lambda text: None).whole()
     saved = json.loads((tmp_path / "run" / "muscle" / "muscle_provenance.json").read_text())
     assert saved["data"]["transfer"]["rows"] == 12 and saved["data"]["train"]["rows"] == 8
     said: list[str] = []
     fewer = Splits(whole.train[:8], [], whole.test[:8], transfer=whole.train[8:19])
-    run_task(settings, demo.TASKS["routing"], fewer, said.append)
+    Run(settings, demo.TASKS["routing"], fewer, said.append).whole()
     assert "Compatibility adapter" in said and any("Task adapter on v1: done" in line for line in said)
 
 

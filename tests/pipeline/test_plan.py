@@ -23,7 +23,7 @@ from muscle_hf.pipeline.config import (
 )
 from muscle_hf.pipeline.data import token_lengths
 from muscle_hf.pipeline.plan import Spread
-from muscle_hf.pipeline.run import make_run
+from muscle_hf.pipeline.run import Run
 from muscle_hf.pipeline.smoke import tiny_model
 from muscle_hf.pipeline.steps import task_adapter_model
 from muscle_hf.pipeline.teaching import cache_bytes, transfer_rows
@@ -57,7 +57,7 @@ def test_parameters_are_counted_as_peft_makes_them(small):
 
 
 def test_steps_and_tokens_are_those_of_the_run(small):
-    run = make_run(small)
+    run = Run.of(small)
     sizes = {name: plan.size_of(side, small.lora) for name, side in (("old", small.old), ("new", small.new))}
     planned = {step.name: step.steps for step in plan.plan_of(run, Spread(), sizes)}
     assert list(planned) == ["old", "new", "control", "muscle"]
@@ -81,7 +81,7 @@ def test_disk_is_what_a_run_leaves(small, tmp_path):
     # Adapters large enough that configurations and tokenizers beside them do not count.
     lora = LoraSettings(r=64)
     settings = dataclasses.replace(small, training={**training, "num_train_epochs": 3}, lora=lora, control=False)
-    run = make_run(settings, lambda line: None)
+    run = Run.of(settings, lambda line: None)
     sizes = {name: plan.size_of(side, lora) for name, side in (("old", small.old), ("new", small.new))}
     plans = plan.plan_of(run, Spread(), sizes)
     for name in run.models:
@@ -188,7 +188,7 @@ def test_transfer_rows_count_for_the_compatibility_adapter_and_the_control(small
     sizes = {name: plan.size_of(side, small.lora) for name, side in (("old", small.old), ("new", small.new))}
     for ratio, rows in ((None, 11), (0.5, 2)):
         small.training["transfer_ratio"] = ratio
-        run = make_run(small)
+        run = Run.of(small)
         labelled = len(run.splits.train)
         assert transfer_rows(run) == rows
         steps = {step.name: step.steps for step in plan.plan_of(run, Spread(), sizes)}

@@ -20,7 +20,6 @@ from muscle_hf.cli.main import main
 from muscle_hf.errors import MuscleError
 from muscle_hf.pipeline import config, smoke
 from muscle_hf.pipeline.config import load_settings
-from muscle_hf.pipeline.finished import load_result_predictions
 from muscle_hf.pipeline.recipes import (
     compare_with_published,
     find_recipe,
@@ -28,9 +27,9 @@ from muscle_hf.pipeline.recipes import (
     reproduction_table,
     title_of,
 )
-from muscle_hf.pipeline.run import make_run
+from muscle_hf.pipeline.run import Run
 from muscle_hf.pipeline.steps import hush, training_arguments
-from muscle_hf.pipeline.table import Result, Row
+from muscle_hf.pipeline.table import Result, Row, load_result_predictions
 from muscle_hf.training.config import PRESETS
 
 pytest.importorskip("trl")
@@ -140,7 +139,7 @@ def unlike():
 @pytest.mark.parametrize("name", unlike())
 def test_configs_are_built_and_rows_prepared(name, tmp_path):
     small = smoke.smoke_settings(settings_of(name, "--output_dir", str(tmp_path)))
-    run = make_run(small, lambda line: None)
+    run = Run.of(small, lambda line: None)
     for cls in (small.plain_class, small.config_class):
         arguments = training_arguments(cls, run.training, tmp_path)
         rows = run.data.for_trainer(arguments)["train_dataset"]

@@ -12,8 +12,8 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation import load_items
 from muscle_hf.evaluation.registry import load_task
 from muscle_hf.pipeline.config import DataSettings, LoraSettings, ModelSettings, RunSettings, SplitSettings
-from muscle_hf.pipeline.data import TrainingData, load_splits, row_format
-from muscle_hf.pipeline.run import make_run, run
+from muscle_hf.pipeline.data import TrainingData, load_splits
+from muscle_hf.pipeline.run import Run, run
 from muscle_hf.pipeline.smoke import tiny_model
 from muscle_hf.pipeline.steps import load_tokenizer, training_arguments
 from muscle_hf.training.data import encode_items
@@ -57,11 +57,6 @@ def settings(folder, source=None, **changes):
         training=training,
         **changes,
     )
-
-
-@pytest.mark.parametrize("kind", ROWS)
-def test_formats_are_told_by_their_columns(kind):
-    assert row_format(list(ROWS[kind][0])) == kind
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -140,17 +135,26 @@ def test_task_and_compatibility_training_see_the_same_tokens(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "changes", "message"),
     [
-        ([{"question": "a"}], {}, "'prompt' and 'completion'"),
-        (ROWS["messages"], {}, "has no chat template; name a file"),
-        (ROWS["text"], {"training": {"assistant_only_loss": True}}, "needs chats"),
-        (ROWS["text"], {"training": {"completion_only_loss": True}}, "these rows are text"),
         (ROWS["text"], {"data": {"train": SplitSettings("train", 99)}}, "check start and limit"),
         (ROWS["text"], {"data": {"name": "main"}}, "is on this disk"),
     ],
 )
 def test_rows_that_do_not_fit_are_refused_before_anything_is_loaded(rows, changes, message, tmp_path):
     with pytest.raises(MuscleError, match=message):
-        make_run(settings(tmp_path, written(tmp_path, rows), **changes))
+        Run.of(settings(tmp_path, written(tmp_path, rows), **changes))
+
+
+@pytest.mark.parametrize(
+    ("rows", "training", "message"),
+    [
+        ([{"question": "a"}] * 5, {}, "text"),
+        (ROWS["messages"], {}, "chat"),
+        (ROWS["text"], {"assistant_only_loss": True}, "assistant_only_loss"),
+    ],
+)
+def test_rows_that_trl_does_not_take_are_refused_before_anything_is_trained(rows, training, message, tmp_path):
+    with pytest.raises(MuscleError, match=message):
+        run(settings(tmp_path, written(tmp_path, rows), training=training), lambda line: None)
 
 
 @pytest.mark.parametrize(

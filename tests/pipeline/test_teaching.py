@@ -20,7 +20,7 @@ from muscle_hf.pipeline.config import (
     SplitSettings,
     TransferSettings,
 )
-from muscle_hf.pipeline.run import make_run
+from muscle_hf.pipeline.run import Run
 from muscle_hf.pipeline.smoke import tiny_model
 
 TASK = "kind: generation\nprompt: '{q}'\nreference: a\nmax_new_tokens: 2\n"
@@ -68,7 +68,7 @@ def settings(world, tmp_path, training=None, **data):
 def test_the_way_is_chosen_by_epochs_settings_and_disk(training, data, free, own, world, tmp_path, monkeypatch):
     if free is not None:
         monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(free, 0, free))
-    found = make_run(settings(world, tmp_path, training, **data)).teaching()
+    found = Run.of(settings(world, tmp_path, training, **data)).teaching()
     folder = str(tmp_path / "run" / "teacher_cache")
     assert found.training == ({"teacher_cache": folder} if own else {})
     assert (folder in found.why) is own
@@ -76,7 +76,7 @@ def test_the_way_is_chosen_by_epochs_settings_and_disk(training, data, free, own
 
 
 def test_several_processes_see_fewer_epochs_in_as_many_steps(world, tmp_path):
-    run = make_run(settings(world, tmp_path, {"max_steps": 2}))
+    run = Run.of(settings(world, tmp_path, {"max_steps": 2}))
     assert [bool(run.teaching(processes).training) for processes in (1, 2)] == [False, True]
 
 
@@ -85,7 +85,7 @@ def test_a_cached_run_trains_the_same_adapter_and_says_so_before(world, tmp_path
     for name, training in (("asked", {"teacher_cache": None}), ("chosen", {})):
         said: list[str] = []
         asked = settings(world, tmp_path / name, training)
-        run = make_run(asked, said.append)
+        run = Run.of(asked, said.append)
         trained[name] = load_file(run.adapter("muscle") / "adapter_model.safetensors")
         assert [line for line in said if line.startswith("Teachers: ")] == [f"Teachers: {run.teaching().why}"] or (
             name == "chosen"
@@ -94,7 +94,7 @@ def test_a_cached_run_trains_the_same_adapter_and_says_so_before(world, tmp_path
     assert all(torch.allclose(weight, trained["chosen"][key], atol=1e-6) for key, weight in trained["asked"].items())
     (tmp_path / "run.yaml").write_text(json.dumps({k: v for k, v in asked.to_dict().items() if v is not None}))
     assert main(["train", "--config", str(tmp_path / "run.yaml"), "--dry-run"]) == 0
-    assert f"Teachers: {make_run(asked).teaching().why}" in capsys.readouterr().out
+    assert f"Teachers: {Run.of(asked).teaching().why}" in capsys.readouterr().out
 
 
 def test_models_that_cannot_be_cached_compute_as_before(world, tmp_path, monkeypatch):
@@ -105,14 +105,14 @@ def test_models_that_cannot_be_cached_compute_as_before(world, tmp_path, monkeyp
     config.save_pretrained(tmp_path / "dynamic")
     changed.old.base = str(tmp_path / "dynamic")
     said: list[str] = []
-    run = make_run(changed, said.append)
+    run = Run.of(changed, said.append)
     assert (run.adapter("muscle") / "adapter_model.safetensors").is_file()
     (line,) = [line for line in said if line.startswith("Teachers: ")]
     assert "both models" in line and "dynamic" in line
     # What is only found out when the models are there.
     monkeypatch.setattr(teaching, "why_excluded", lambda config: None)
     changed.output_dir = str(tmp_path / "again")
-    run = make_run(changed, said.append)
+    run = Run.of(changed, said.append)
     assert run.teaching().training and (run.adapter("muscle") / "adapter_model.safetensors").is_file()
     assert "both models" in said[-1] and "dynamic" in said[-1]
 
@@ -128,7 +128,7 @@ def test_the_control_takes_as_many_steps_as_with_transfer_rows(given, expected, 
     original = steps.train_plainly
     monkeypatch.setattr(steps, "train_plainly", counted)
     transfer = TransferSettings("a", 5, 2, answers="old")
-    run = make_run(settings(world, tmp_path, {"teacher_cache": None, **given}, transfer=transfer), lambda line: None)
+    run = Run.of(settings(world, tmp_path, {"teacher_cache": None, **given}, transfer=transfer), lambda line: None)
     for name in ("control", "muscle"):
         run.adapter(name)
     assert (

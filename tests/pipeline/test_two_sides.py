@@ -25,7 +25,7 @@ from muscle_hf.pipeline.config import (
     SplitSettings,
     TransferSettings,
 )
-from muscle_hf.pipeline.run import make_run
+from muscle_hf.pipeline.run import Run
 from muscle_hf.pipeline.sides import recorded_answers
 from muscle_hf.pipeline.steps import load_task_adapter, task_adapter_model
 from muscle_hf.teachers import ModelTeacher
@@ -113,7 +113,7 @@ def texts(run, name):
 
 
 def test_each_version_reads_the_same_rows_in_its_own_words_and_tokens(world, tmp_path):
-    run = make_run(settings(world, tmp_path), lambda line: None)
+    run = Run.of(settings(world, tmp_path), lambda line: None)
     old, new = (run.sides[name] for name in ("old", "new"))
     assert [item.id for item in old.splits.train] == [item.id for item in new.splits.train]
     assert old.task.name == new.task.name == "kinds"
@@ -128,20 +128,20 @@ def test_each_version_reads_the_same_rows_in_its_own_words_and_tokens(world, tmp
     [("chat.jinja", "[user] Where does the train to Lima leave?\nKind of answer: [assistant] place")],
 )
 def test_a_version_in_a_chat_template(template, expected, world, tmp_path):
-    run = make_run(settings(world, tmp_path, {"chat_template": str(world / template)}), lambda line: None)
+    run = Run.of(settings(world, tmp_path, {"chat_template": str(world / template)}), lambda line: None)
     assert texts(run, "old")[0].replace(" ", "") == expected.replace(" ", "")
     assert texts(run, "new")[0].startswith("Where does")
     with pytest.raises(MuscleError, match="has no template"):
-        make_run(settings(world, tmp_path, {"chat_template": "tool_use"}))
+        Run.of(settings(world, tmp_path, {"chat_template": "tool_use"}))
 
 
 def test_a_tokenizer_beside_another_base(world, tmp_path):
     changed = settings(world, tmp_path, {})
     changed.new.tokenizer = str(world / "v1")
-    run = make_run(changed, lambda line: None)
+    run = Run.of(changed, lambda line: None)
     assert run.data_for("old") is run.data_for("new"), "nothing differs any more"
     with pytest.raises(MuscleError, match="120"):
-        make_run(settings(world, tmp_path, {"tokenizer": str(world / "v2")}))
+        Run.of(settings(world, tmp_path, {"tokenizer": str(world / "v2")}))
 
 
 @pytest.mark.parametrize(
@@ -159,13 +159,13 @@ def test_a_second_task_that_asks_something_else_is_refused(change, named, world,
         content = "kind: classification\nid: n\nprompt: '{q}'\nlabels: [place, person, number]\nanswer: kind\n"
     (tmp_path / "other.yaml").write_text(content)
     with pytest.raises(MuscleError, match=named):
-        make_run(settings(world, tmp_path, {"task": str(tmp_path / "other.yaml")}))
+        Run.of(settings(world, tmp_path, {"task": str(tmp_path / "other.yaml")}))
 
 
 def test_where_words_of_ones_own_have_no_place(world, tmp_path):
     made = settings(world, tmp_path)
     with pytest.raises(MuscleError, match="trained_tokens: completion"):
-        make_run(dataclasses.replace(made, training={**made.training, "trained_tokens": "labels"}))
+        Run.of(dataclasses.replace(made, training={**made.training, "trained_tokens": "labels"}))
     for changes in (
         {"new": ModelSettings("x", task="new.yaml")},
         {"task": None, "data": DataSettings("x", format="trl"), "trainer": "trl"},
@@ -178,21 +178,21 @@ def test_a_start_from_v1_across_tokenizers_is_refused_and_across_numberings_it_i
     made = settings(world, tmp_path, {})
     made.training["start_from"] = "old"
     with pytest.raises(MuscleError, match="start_from"):
-        make_run(made)
+        Run.of(made)
     extended = AutoTokenizer.from_pretrained(world / "v2")
     extended.add_special_tokens({"pad_token": "<pad>"})
     extended.save_pretrained(tmp_path / "extended")
     made.old = ModelSettings(str(world / "v2"), tokenizer=str(tmp_path / "extended"))
-    assert make_run(made).level == "renumbered"
+    assert Run.of(made).level == "renumbered"
 
 
 def test_adapters_and_answers_of_both_versions(world, tmp_path):
     measured = settings(world, tmp_path, compatibility=False)
     said: list[str] = []
-    result = make_run(measured, said.append).whole()
+    result = Run.of(measured, said.append).whole()
     assert [row.model for row in result.rows] == ["old", "new"]
     found = {name: read_predictions(tmp_path / "run" / "predictions" / f"{name}.jsonl") for name in ("old", "new")}
-    run = make_run(measured, said.append)
+    run = Run.of(measured, said.append)
     for name, answers in found.items():
         items, side = run.splits.test, run.sides[name]
         assert [answer.hash for answer in answers] == [item_hash(item) for item in items]
@@ -205,12 +205,12 @@ def test_adapters_and_answers_of_both_versions(world, tmp_path):
     document = compare(*(source_of(answers, name) for name, answers in found.items()))
     assert not any("prompt" in text for text in document.warnings)
     said.clear()
-    make_run(measured, said.append).whole()
+    Run.of(measured, said.append).whole()
     assert sum("done before" in line for line in said) == 2
     (tmp_path / "old.yaml").write_text(OLD_TASK.replace("<reply>", "<reply> [assistant]"))
     said.clear()
     other = settings(world, tmp_path, {"task": str(tmp_path / "old.yaml")}, compatibility=False)
-    make_run(other, said.append).whole()
+    Run.of(other, said.append).whole()
     assert [line for line in said if "done before" in line or "Task adapter on v1" in line] == [
         "Task adapter on v1",
         f"Task adapter on v2: done before, in {tmp_path / 'run' / 'new'}",
@@ -218,7 +218,7 @@ def test_adapters_and_answers_of_both_versions(world, tmp_path):
 
 
 def test_each_teacher_is_asked_for_answers_in_its_own_words_and_tokens(world, tmp_path):
-    run = make_run(settings(world, tmp_path), lambda line: None)
+    run = Run.of(settings(world, tmp_path), lambda line: None)
     models = {
         name: task_adapter_model(version, LoraSettings(r=2), {}, seed=0)
         for name, version in (("old", run.settings.old), ("new", run.settings.new))
@@ -253,7 +253,7 @@ def test_a_whole_run(base, words, training, world, tmp_path):
     asked = settings(world, tmp_path, {key: str(world / name) for key, name in words.items()})
     asked.old.base, asked.training = str(world / base), {**asked.training, **training}
     said: list[str] = []
-    run = make_run(asked, said.append)
+    run = Run.of(asked, said.append)
     assert run.teaching().scores is not bool(training)
     assert [row.model for row in run.whole().rows] == ["old", "new", "control", "muscle"]
     found = json.loads((tmp_path / "run" / "muscle" / "muscle_provenance.json").read_text())
@@ -261,7 +261,7 @@ def test_a_whole_run(base, words, training, world, tmp_path):
     assert found["metrics"]["share_old"] > 0 and found["metrics"]["loss"] > 0
     assert ("old_targets" in found["objective"]) is not bool(training)
     said.clear()
-    make_run(asked, said.append).whole()
+    Run.of(asked, said.append).whole()
     assert sum("done before" in line for line in said) == 4
 
 
@@ -288,7 +288,7 @@ def test_scores_of_choices_are_followed_where_tokens_or_words_differ_or_the_sett
     asked = settings(world, tmp_path, {key: str(world / name) for key, name in old.items() if key != "base"})
     asked.old.base = str(world / old.get("base", "v1"))
     asked.training = {**asked.training, **training}
-    found = make_run(asked, lambda line: None).teaching()
+    found = Run.of(asked, lambda line: None).teaching()
     assert found.scores is scores and ("scores of the choices" in found.why) is scores
 
 
@@ -299,7 +299,7 @@ def test_scores_are_followed_whatever_the_tokens_are(world, tmp_path):
     lower.save_pretrained(tmp_path / "lower")
     asked = settings(world, tmp_path, {"tokenizer": str(tmp_path / "lower")}, control=False)
     assert cache_run(asked, tmp_path / "cache", say=lambda line: None) == {} and not (tmp_path / "cache").exists()
-    run = make_run(asked, lambda line: None)
+    run = Run.of(asked, lambda line: None)
     assert run.level == "foreign" and run.teaching().scores
     assert all((run.folder / "train_predictions" / f"{name}.jsonl").is_file() for name in ("old", "new"))
     assert (run.adapter("muscle") / "adapter_model.safetensors").is_file()
@@ -325,7 +325,7 @@ def test_damaged_answers_of_v1_are_refused(answer, tmp_path):
 
 def test_a_v1_of_which_nothing_but_answers_is_left(world, tmp_path):
     whole = settings(world, tmp_path, compatibility=False)
-    before = make_run(whole, lambda line: None)
+    before = Run.of(whole, lambda line: None)
     logs = [str(tmp_path / f"{part}.jsonl") for part in ("train", "validation", "transfer", "test")]
     for log in logs:
         before._answered("old", Path(log).stem, Path(log))
@@ -334,7 +334,7 @@ def test_a_v1_of_which_nothing_but_answers_is_left(world, tmp_path):
     asked = dataclasses.replace(asked)
     assert asked.old.base == asked.new.base
     said: list[str] = []
-    result = make_run(asked, said.append).whole()
+    result = Run.of(asked, said.append).whole()
     assert [row.model for row in result.rows] == ["old", "new", "muscle"]
     again = read_predictions(tmp_path / "again" / "predictions" / "old.jsonl")
     assert [answer.prediction for answer in again] == [answer.prediction for answer in before.answers("old")]
@@ -345,17 +345,17 @@ def test_a_v1_of_which_nothing_but_answers_is_left(world, tmp_path):
     texts = [{"prompt": row["prompt"], "prediction": row["choices"][row["prediction"]].strip()} for row in rows]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
     asked.old.answers = [str(tmp_path / "texts.jsonl")]
-    run = make_run(dataclasses.replace(asked, output_dir=str(tmp_path / "texts")), said.append)
+    run = Run.of(dataclasses.replace(asked, output_dir=str(tmp_path / "texts")), said.append)
     assert (run.adapter("muscle") / "adapter_model.safetensors").is_file()
     chosen = dataclasses.replace(asked.data.transfer, target="chosen")
     with pytest.raises(MuscleError, match="log_likelihoods"):
-        make_run(dataclasses.replace(asked, data=dataclasses.replace(asked.data, transfer=chosen)))
+        Run.of(dataclasses.replace(asked, data=dataclasses.replace(asked.data, transfer=chosen)))
     (tmp_path / "two.jsonl").write_text("".join(json.dumps({**row, "prediction": "x"}) + "\n" for row in texts))
     cases = ((logs[:1], r"old\.answers: 9 of 9 items"), ([str(tmp_path / "none.jsonl")], "none.jsonl"))
     for files, said in (*cases, ([str(tmp_path / name) for name in ("texts.jsonl", "two.jsonl")], "two answers")):
         asked.old.answers = files
         with pytest.raises(MuscleError, match=said):
-            make_run(asked)
+            Run.of(asked)
     for changes in ({"old": ModelSettings()}, {"old": ModelSettings(answers=logs, adapter="x")}):
         with pytest.raises(MuscleError, match=r"old\.(base|adapter)"):
             dataclasses.replace(asked, **changes)
@@ -390,7 +390,7 @@ def test_a_real_update_across_tokenizers(targets, shared_dir, tmp_path):
         training={**training, "num_train_epochs": 2, "use_cpu": True, "disable_tqdm": True, "old_targets": targets},
         control=False,
     )
-    run = make_run(asked, lambda line: None)
+    run = Run.of(asked, lambda line: None)
     assert run.level == "foreign" and run.teaching().scores is (targets == "auto")
     assert run.whole().row("muscle").quality > 0
     metrics = json.loads((tmp_path / "run" / "muscle" / "muscle_provenance.json").read_text())["metrics"]

@@ -17,7 +17,7 @@ from muscle_hf import MuscleError, TransferPrompts, demo
 from muscle_hf.cli.main import main
 from muscle_hf.evaluation import Item, Task, evaluate_task, read_predictions
 from muscle_hf.pipeline.config import load_settings
-from muscle_hf.pipeline.run import make_run
+from muscle_hf.pipeline.run import Run
 from muscle_hf.pipeline.smoke import smoke_settings
 from muscle_hf.served.server import Server
 from muscle_hf.teachers import ModelTeacher
@@ -68,7 +68,7 @@ def test_the_cache_is_filled_from_the_server_and_the_run_needs_it_for_answers_al
         bodies = [body for _, _, body, _ in Scripted.requests[before:]]
         # Two choices of five test items; not one row of the training.
         assert len(bodies) == 10 and not any("prompt_logprobs" in body for body in bodies)
-    run = make_run(load_settings(run_file, []), lambda text: None)
+    run = Run.of(load_settings(run_file, []), lambda text: None)
     expected = evaluate_task(v1, builders.tokenizer(), run.task, run.splits.test, progress=False)
     answers = read_predictions(tmp_path / "out" / "predictions" / "old.jsonl")
     for answer, other in zip(answers, expected, strict=True):
