@@ -63,7 +63,7 @@ def require_space(folder: str | os.PathLike, needed: int) -> None:
         )
 
 
-def human_bytes(count: int) -> str:
+def human_bytes(count: float) -> str:
     """``1.5 GB``: powers of 1000, as disks are sold."""
     size, units = float(count), ["bytes", "KB", "MB", "GB", "TB"]
     while size >= 1000 and len(units) > 1:

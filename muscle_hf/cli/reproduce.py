@@ -8,12 +8,10 @@ TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from muscle_hf.pipeline.launch import add_launch_arguments, add_smoke_argument
-    from muscle_hf.user_code import add_no_code_argument
+    from muscle_hf.pipeline.launch import add_launch_arguments, add_run_arguments
 
     parser.add_argument("row", help="a recipe: paper/phi_1_to_1.5/piqa; `muscle-hf recipes paper` lists them")
-    add_smoke_argument(parser)
-    add_no_code_argument(parser)
+    add_run_arguments(parser)
     add_launch_arguments(parser)
     parser.epilog = "Settings can be given as for `muscle-hf train`."
 

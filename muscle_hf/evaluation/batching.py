@@ -42,16 +42,11 @@ def plan_batches(
     batch_size: int | None = None,
     tokens: int = CPU_TOKENS,
 ) -> list[list[int]]:
-    """Group work into batches of similar length, the longest first (so that too little memory shows at once).
+    """Indices into ``work`` in batches of similar length, the longest first (so that too little memory shows at once).
 
-    Args:
-        length: Tokens of the longest sequence of a piece of work, which is sorted by ``key``, if not by that.
-        rows: Sequences that a piece of work has.
-        batch_size: The most sequences in a batch; a piece of work with more of them is a batch by itself.
-        tokens: The most padded tokens in a batch where ``batch_size`` is None.
-
-    Returns:
-        Indices into ``work``, batch by batch.
+    ``length`` gives the tokens of the longest of a piece's ``rows`` sequences; pieces are sorted by ``key``, if not by
+    that. A batch has up to ``batch_size`` sequences, or where that is None ``tokens`` padded tokens; a larger piece of
+    work is a batch by itself.
     """
     if batch_size is not None and batch_size < 1:
         raise MuscleError(f"batch_size must be at least 1, not {batch_size}; None chooses it automatically")
@@ -95,16 +90,11 @@ def run_batches(
     done: Callable[[list[int], list[Any]], None] = lambda indices, outcomes: None,
     may_split: bool = True,
 ) -> dict[int, Any]:
-    """Compute every batch; one that does not fit into memory is halved, and so are the later ones of its size.
-
-    Args:
-        batches: Indices into ``work``.
-        run: Computes the results of a batch, one for each piece of work.
-        done: Called with the indices of pieces that are finished, and their results.
-        may_split: Whether halving is allowed (not where all processes must make the same calls).
+    """Compute every batch (indices into ``work``); one that does not fit into memory is halved, and so are the later
+    ones of its size, if it ``may_split`` (not where all processes must make the same calls).
 
     Returns:
-        Index of the work -> result.
+        Index of the work -> result; ``done`` is told of each batch's as they come.
 
     Raises:
         MuscleError: A single piece of work does not fit into memory.

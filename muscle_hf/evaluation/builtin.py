@@ -18,11 +18,7 @@ Row = Mapping[str, Any]
 
 
 def _value(row: Row, *names: str) -> Any:
-    """The first of the columns that the row has.
-
-    Raises:
-        MuscleError: It has none of them.
-    """
+    """The first of the columns that the row has."""
     for name in names:
         if row.get(name) is not None:
             return row[name]
@@ -34,11 +30,7 @@ def _id(row: Row, index: int, *names: str) -> str:
 
 
 def _label(row: Row, count: int, *names: str, first: int = 0) -> int:
-    """A class number counted from 0.
-
-    Raises:
-        MuscleError: It is out of range, as in test splits whose labels are kept back (-1).
-    """
+    """A class number counted from 0; test splits whose labels are kept back have -1."""
     value = int(_value(row, *names)) - first
     if not 0 <= value < count:
         raise MuscleError(f"label {value + first} is not one of {count} classes; is this a split without labels?")

@@ -66,23 +66,13 @@ def group_by_context(
 
 
 class ChoiceScorer:
-    """Scores groups of continuations; shares the context's computation if the model allows it.
+    """Scores groups of continuations, at most ``batch_size`` in one forward pass.
 
-    Args:
-        groups: All that will be scored. The same on all processes, so that they decide alike.
-        batch_size: The most sequences in one forward pass, None for no limit within a batch.
-        share: Whether to compute a context once for all its continuations; None: where two of the groups show that
-            it is exact.
+    ``share``: compute a context once for all its continuations; None: where two of ``groups``, all that will be
+    scored (the same on all processes, so that they decide alike), show that it is exact.
     """
 
-    def __init__(
-        self,
-        facts: ModelFacts,
-        groups: Sequence[Group],
-        *,
-        batch_size: int | None = None,
-        share: bool | None = None,
-    ):
+    def __init__(self, facts: ModelFacts, groups: Sequence[Group], batch_size: int | None, share: bool | None):
         self.facts = facts
         self.batch_size = batch_size
         self.share = self._sharing_is_exact(groups) if share is None else share

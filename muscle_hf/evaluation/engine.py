@@ -111,12 +111,8 @@ class _Run:
         budget = token_budget(self.facts.device, self.facts.vocabulary, self.facts.cache_bytes)
         batches = plan_batches(work, length, **plan, batch_size=self.batch_size, tokens=budget)
         mine = self.crew.share_of(batches)
-        with tqdm(
-            total=sum(len(batch) for batch in mine),
-            desc=self.task.name,
-            unit="item",
-            disable=not (self.progress and self.crew.rank == 0),
-        ) as bar:
+        hidden = not (self.progress and self.crew.rank == 0)
+        with tqdm(total=sum(map(len, mine)), desc=self.task.name, unit="item", disable=hidden) as bar:
 
             def done(indices: list[int], outcomes: list[Any]) -> None:
                 bar.update(len(indices))
@@ -137,7 +133,7 @@ def _answer_choices(run: _Run, share: bool | None = None) -> list[list[float]]:
     groups = group_by_context(encoded, owners, run.facts)
     # In lockstep each batch is one forward pass, on every process.
     batch_size = None if run.crew.lockstep else run.batch_size
-    scorer = ChoiceScorer(run.facts, groups, batch_size=batch_size, share=share)
+    scorer = ChoiceScorer(run.facts, groups, batch_size, share)
     values: list[list[Any]] = [[None] * len(item.choices) for item in run.items]
 
     def ready(index: int, scores: list[float]) -> None:

@@ -53,7 +53,8 @@ def load_described(
         MuscleError: Nothing there, or it cannot be loaded.
     """
     if device is not None:
-        _check_device(device)
+        with readable(f"a tensor on the device {str(device)!r}"):
+            torch.empty(0, device=device)
     arguments = {key: value for key, value in arguments.items() if value is not None}
     fetch = {key: arguments[key] for key in FETCH_KEYS if key in arguments}
     source = adapter if adapter is not None else name
@@ -88,14 +89,6 @@ def _describe(model: torch.nn.Module, found: AdapterFolder | None, on_another_ba
                 raise MismatchError(f"{text}. Name the base and the adapter apart (--adapter) if that is meant")
             warnings.warn(text, UserWarning, stacklevel=3)
     return description
-
-
-def _check_device(device: str | torch.device) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise MuscleError(f"the device {str(device)!r} cannot be used on this machine: {reason}") from error
 
 
 def _kind(task: Task, base: str, fetch: dict[str, Any]) -> ModelKind:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -53,21 +54,18 @@ def task_from_dict(content: Mapping[str, Any]) -> Task:
     if kind not in _FIELDS:
         raise MuscleError(f"kind must be one of {', '.join(_FIELDS)}, not {kind!r}")
     _check_fields(content, kind)
-    data = content.get("data")
-    if data is not None and (not isinstance(data, Mapping) or not isinstance(data.get("path"), str)):
-        raise MuscleError("data must have a path: the dataset's id on the Hub")
-    if unknown := sorted((data or {}).keys() - Source.__dataclass_fields__.keys()):
-        raise MuscleError(f"data.{unknown[0]}; {did_you_mean(str(unknown[0]), list(Source.__dataclass_fields__))}")
-    options = {
-        name: content[name] for name in ("max_new_tokens", "no_repeat_ngram_size", "extract") if name in content
-    }
+    try:
+        source = Source(**content["data"]) if content.get("data") else None
+    except TypeError as error:
+        raise MuscleError(f"data needs path, and may have name, revision and splits ({error})") from error
+    options = {name: content[name] for name in _FIELDS["generation"] & content.keys() - {"reference", "stop"}}
     return Task(
         name=str(content["name"]),
         kind=kind,
         to_item=_item_maker(content, kind),
         metric=content.get("metric", "exact_match" if kind == "generation" else "acc"),
         stop=tuple(content.get("stop", ())),
-        source=Source(**data) if data else None,
+        source=source,
         **options,
     )
 
@@ -116,46 +114,35 @@ def _answers(content: Mapping[str, Any], row: Mapping[str, Any], texts: list[str
     if isinstance(labels, list):
         labels = [str(label) for label in labels]
     names = texts if labels is None else _texts(labels)(row)
+    labelled, numbers = labels is not None, labels is None or content["kind"] == "classification"
     ones = value if isinstance(value, list) else [value]
-    if labels is None:
-        answers = tuple(_index_or_text(one, names) for one in ones)
-    else:
-        answers = tuple(_label(one, names, or_number=content["kind"] == "classification") for one in ones)
+    answers = tuple(_answer(one, names, labelled, numbers) for one in ones)
     if not all(0 <= answer < (len(names) or answer + 1) for answer in answers):
         raise MuscleError(f"the answer {value!r} is out of range for {len(names)} choices; numbers count from 0")
     return answers
 
 
-def _label(answer: Any, labels: list[str], *, or_number: bool) -> int:
-    if str(answer) in labels:
-        return labels.index(str(answer))
-    if or_number:
-        return _number(answer, labels)
-    raise MuscleError(f"the answer {answer!r} is not one of the labels {labels}")
+def _answer(answer: Any, names: list[str], labelled: bool, numbers: bool) -> int:
+    """Its place among ``names``: labels or texts of choices.
 
-
-def _index_or_text(answer: Any, texts: list[str]) -> int:
-    """A number is an index, whatever the choices say; a string is the text of a choice, else the index it spells."""
-    is_index = isinstance(answer, int) and not isinstance(answer, bool)
-    if is_index or str(answer) not in texts:
-        return _number(answer, texts)
-    place = texts.index(str(answer))
+    Without labels a number is an index, whatever the choices say, and a string the text of a choice, else the index
+    that it spells.
+    """
+    is_index = not labelled and isinstance(answer, int) and not isinstance(answer, bool)
+    if is_index or str(answer) not in names:
+        fraction = isinstance(answer, float) and not answer.is_integer()
+        with contextlib.suppress(TypeError, ValueError):
+            if numbers and not fraction:
+                return int(answer)
+        raise MuscleError(f"the answer {answer!r} is neither an index nor one of {names}")
+    place = names.index(str(answer))
     # In a CSV file an index is a string too, so that which of the two is meant cannot be told.
-    if str(answer).isdecimal() and place != int(answer) < len(texts):
+    if not labelled and str(answer).isdecimal() and place != int(answer) < len(names):
         raise MuscleError(
             f"the answer {answer!r} is the text of choice {place} and the index of choice {int(answer)}; say which: "
             "answer_labels: [0, 1, ...] for indices, answer_labels with what choices has for texts"
         )
     return place
-
-
-def _number(answer: Any, names: list[str]) -> int:
-    try:
-        if isinstance(answer, float) and not answer.is_integer():
-            raise ValueError("between two indices")
-        return int(answer)
-    except (TypeError, ValueError) as error:
-        raise MuscleError(f"the answer {answer!r} is neither a number nor one of {names}") from error
 
 
 def _texts(field: str | list[str]) -> Callable[[Mapping[str, Any]], list[str]]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from muscle_hf.cache.build import human_bytes
 from muscle_hf.fleet.checks import checked_runs
 from muscle_hf.fleet.run import chosen, status_of
 from muscle_hf.fleet.settings import Fleet
 from muscle_hf.fleet.task import outcome_of, read_state, steps_of
-from muscle_hf.pipeline.plan import ESTIMATES, GIB, Spread, disk_of, duration, plan_of, size_text, sizes_of
+from muscle_hf.pipeline.plan import ESTIMATES, GIB, Spread, disk_of, duration, plan_of, sizes_of
 from muscle_hf.pipeline.table import COMPAT, NEW, OLD
 from muscle_hf.pipeline.teaching import cache_bytes
 from muscle_hf.report import wording as w
@@ -62,7 +63,9 @@ def describe(fleet: Fleet, only: Sequence[str] = ()) -> str:
         trained = ", ".join(f"{plan.name} {'?' if plan.steps is None else plan.steps} steps" for plan in plans)
         lines.append(f"{name}: {' '.join(left) or 'nothing left to do'}")
         if plans:
-            lines.append(f"    trains {trained}; {peak / GIB:.1f} GiB, {duration(takes)}, {size_text(room)} of disk")
+            lines.append(f"    trains {trained}; {peak / GIB:.1f} GiB, {duration(takes)}, {human_bytes(room)} of disk")
         seconds, disk, memory = seconds + takes, disk + room, max(memory, peak)
-    lines.append(f"In all: {memory / GIB:.1f} GiB on a GPU, {duration(seconds)}, {size_text(disk)} in {fleet.folder}")
+    lines.append(
+        f"In all: {memory / GIB:.1f} GiB on a GPU, {duration(seconds)}, {human_bytes(disk)} in {fleet.folder}"
+    )
     return "\n".join([*lines, ESTIMATES])

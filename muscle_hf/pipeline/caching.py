@@ -78,16 +78,30 @@ def cache_teachers(
         MuscleError: The rows are a stream, the model cannot be cached, the disk is too small, or the objective needs
             more than ``teacher_cache_top_k`` keeps.
     """
-    accelerator = trainer.accelerator
-    found = {}
+    accelerator, found = trainer.accelerator, {}
+    size = batch_size or trainer.args.eval_batch_size
+    how: dict[str, Any] = {
+        "share": (accelerator.process_index, accelerator.num_processes),
+        "progress": not trainer.args.disable_tqdm and accelerator.is_local_main_process,
+    }
     for role, teacher in trainer.teachers.items():
-        if teacher.served is not None:
-            teacher.served.keep_in(folder)
-            found[role] = _fill_from_server(trainer, teacher.served)
+        whole_answers = role == "old" and trainer.old_targets == "answer"
+        if (served := teacher.served) is not None:
+            served.keep_in(folder)
+
+            def read(inputs: Any, served: ServedTeacher = served, whole_answers: bool = whole_answers) -> Batch:
+                batch = trainer.batch_of(inputs)
+                return served.spelling(batch.answers()) if whole_answers else served.reading(batch)
+
+            plans = [
+                served.fill(rows, collate, read, name=name, **how) for name, rows, collate in _datasets(trainer, role)
+            ]
+            accelerator.wait_for_everyone()
+            found[role] = Cached(plans, str(served.store.folder), sum(plan.sequences for plan in plans))
         if not teacher.models:
             continue
-        if role == "old" and trainer.old_targets == "answer":
-            found[role] = _fill_numbers(trainer, folder, batch_size or trainer.args.eval_batch_size)
+        if whole_answers:
+            found[role] = _fill_numbers(trainer, folder, size, **how)
             continue
         with open_cache(trainer, teacher, folder) as store:
             plans = [
@@ -96,16 +110,15 @@ def cache_teachers(
                     rows,
                     collate,
                     store,
-                    batch_size or trainer.args.eval_batch_size,
+                    size,
                     autocast=accelerator.autocast,
                     rules=KeyRules.of(teacher.model, trainer.kind),
                     trained_labels=trainer.trained_labels,
-                    share=(accelerator.process_index, accelerator.num_processes),
-                    progress=not trainer.args.disable_tqdm and accelerator.is_local_main_process,
-                    name=f"{role} model, {name} rows",
+                    name=name,
                     say=say if accelerator.is_main_process else None,
+                    **how,
                 )
-                for name, rows, collate in _datasets(trainer)
+                for name, rows, collate in _datasets(trainer, role)
             ]
             accelerator.wait_for_everyone()
             store.refresh()
@@ -113,63 +126,36 @@ def cache_teachers(
     return found
 
 
-def _fill_from_server(trainer: MuscleTrainer, teacher: ServedTeacher) -> Cached:
-    accelerator = trainer.accelerator
-
-    def read(inputs: Any) -> Batch:
-        batch = trainer.batch_of(inputs)
-        whole_answers = teacher.role == "old" and trainer.old_targets == "answer"
-        return teacher.spelling(batch.answers()) if whole_answers else teacher.reading(batch)
-
-    plans = [
-        teacher.fill(
-            rows,
-            collate,
-            read,
-            share=(accelerator.process_index, accelerator.num_processes),
-            progress=not trainer.args.disable_tqdm and accelerator.is_local_main_process,
-            name=f"{teacher.role} model, {name} rows",
-        )
-        for name, rows, collate in _datasets(trainer)
-    ]
-    accelerator.wait_for_everyone()
-    return Cached(plans, str(teacher.store.folder), sum(plan.sequences for plan in plans))
-
-
-def _fill_numbers(trainer: MuscleTrainer, folder: str | os.PathLike, batch_size: int) -> Cached:
+def _fill_numbers(
+    trainer: MuscleTrainer, folder: str | os.PathLike, size: int, share: tuple[int, int], progress: bool
+) -> Cached:
     """Of each row's answer v1's log-likelihood alone, where no more of it is followed."""
-    accelerator, plans = trainer.accelerator, []
-    numbers = answers_in_front(trainer, folder)
-    rank, processes = accelerator.process_index, accelerator.num_processes
-    for name, rows, collate in _datasets(trainer):
+    numbers, plans, (rank, processes) = answers_in_front(trainer, folder), [], share
+    for name, rows, collate in _datasets(trainer, "old"):
         before = len(numbers.store)
-        starts = range(rank * batch_size, len(rows), processes * batch_size)
-        hidden = trainer.args.disable_tqdm or not accelerator.is_local_main_process
-        for start in tqdm(starts, desc=f"old model, {name} rows", unit="batch", disable=hidden):
-            inputs = collate([rows[index] for index in range(start, min(start + batch_size, len(rows)))])
-            with torch.no_grad(), accelerator.autocast():
+        starts = range(rank * size, len(rows), processes * size)
+        for start in tqdm(starts, desc=name, unit="batch", disable=not progress):
+            inputs = collate([rows[index] for index in range(start, min(start + size, len(rows)))])
+            with torch.no_grad(), trainer.accelerator.autocast():
                 numbers.targets(trainer.batch_of(trainer._prepare_inputs(inputs)))
         numbers.flush()
         new = len(numbers.store) - before
         plans.append(CachePlan([], len(rows), new, new, 0))
-    accelerator.wait_for_everyone()
+    trainer.accelerator.wait_for_everyone()
     numbers.store.refresh()
     return Cached(plans, str(numbers.store.folder), len(numbers.store))
 
 
-def _datasets(trainer: MuscleTrainer) -> list[tuple[str, Any, Callable]]:
-    """Rows and collators as the trainer's own loaders use them."""
+def _datasets(trainer: MuscleTrainer, role: str) -> list[tuple[str, Any, Callable]]:
+    """What they are, rows and collators as the trainer's own loaders use them."""
     evaluated = trainer.eval_dataset
     trainer.answer_transfer_prompts(resumes=True)
     parts = {"training": trainer.train_dataset}
     parts |= evaluated if isinstance(evaluated, dict) else {"evaluation": evaluated}
-    made = []
+    parts = {name: rows for name, rows in parts.items() if rows is not None}
     for name, rows in parts.items():
-        if rows is None:
-            continue
         if isinstance(rows, IterableDataset) or not hasattr(rows, "__getitem__"):
             raise MuscleError(
                 f"the {name} rows are a stream, whose end is not known; they are cached while the run trains"
             )
-        made.append((name, *trainer.rows_and_collator(rows, name)))
-    return made
+    return [(f"{role} model, {name} rows", *trainer.rows_and_collator(rows, name)) for name, rows in parts.items()]

@@ -23,9 +23,6 @@ from muscle_hf.user_code import add_no_code_argument
 if TYPE_CHECKING:
     from types import FrameType
 
-# Processes of a smoke run on the CPU.
-_FEW = 2
-
 
 # ---- What the recipe scripts share ----
 
@@ -91,13 +88,13 @@ def _speaks() -> bool:
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that name a run's settings."""
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML with the settings, or a recipe's name")
-    add_smoke_argument(parser)
-    add_no_code_argument(parser)
+    add_run_arguments(parser)
 
 
-def add_smoke_argument(parser: argparse.ArgumentParser) -> None:
-    """``--smoke``."""
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--smoke`` and ``--no-code``."""
     parser.add_argument("--smoke", action="store_true", help="try the settings out on tiny random models and few rows")
+    add_no_code_argument(parser)
 
 
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
@@ -157,7 +154,7 @@ class Processes:
             number = args.num_processes
         elif config is not None:
             number = int(read_yaml(config).get("num_processes", 1))
-            number = min(number, _FEW) if on_cpu and args.smoke else number
+            number = min(number, 2) if on_cpu and args.smoke else number
         else:
             number = 1 if on_cpu else max(1, _gpus())
         if number < 1:
@@ -175,32 +172,29 @@ class Processes:
         Ctrl-C (and SIGTERM, SIGHUP) go to the processes that train, which save a checkpoint and end by themselves.
 
         Raises:
-            MuscleError: There are too few GPUs, or the configuration cannot be started from here.
+            MuscleError: There are too few GPUs.
         """
-        content = {} if self.config is None else read_yaml(self.config)
-        if not self.on_cpu:
-            self._check_machine(content)
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *self._options(content)]
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *self._options()]
         command += [str(bundled("recipes") / "run.py"), *arguments]
         # A session of its own: the terminal's Ctrl-C would reach the launcher too, which kills the processes before
         # they have saved.
         return _wait(subprocess.Popen(command, env=self._environment(), start_new_session=True))
 
-    def _options(self, content: dict[str, Any]) -> list[str]:
-        options = ["--num_processes", str(self.number)]
-        if not self.on_cpu:
-            if self.config is not None:
-                options = ["--config_file", str(self.config), *options]
-            elif self.number > 1:
-                options = ["--multi_gpu", "--num_machines", "1", *options]
-            several = int(content.get("num_machines", 1)) > 1
-            return options if several else [*options, "--main_process_port", "0"]
-        if content.get("distributed_type") in ("FSDP", "DEEPSPEED"):
-            report(
-                f"Without GPUs nothing is sharded: {self.number} processes on the CPU as under ddp.", file=sys.stderr
-            )
-        plain = ["--config_file", str(accelerate_config("ddp" if self.number > 1 else "one_gpu"))]
-        return [*plain, *options, "--mixed_precision", "no", "--main_process_port", "0"]
+    def _options(self) -> list[str]:
+        content = {} if self.config is None else read_yaml(self.config)
+        options, free_port = ["--num_processes", str(self.number)], ["--main_process_port", "0"]
+        if self.on_cpu:
+            if content.get("distributed_type") in ("FSDP", "DEEPSPEED"):
+                plain = f"{self.number} processes on the CPU as under ddp."
+                report(f"Without GPUs nothing is sharded: {plain}", file=sys.stderr)
+            config = accelerate_config("ddp" if self.number > 1 else "one_gpu")
+            return ["--config_file", str(config), *options, "--mixed_precision", "no", *free_port]
+        machines, gpus = int(content.get("num_machines", 1)), _gpus()
+        if (here := self.number // machines) > max(1, gpus):
+            number = f"--num-processes {gpus}" if gpus else "--smoke, or --use_cpu true for two processes on the CPU"
+            raise MuscleError(f"{here} processes need a GPU each, and there are {gpus} here; give {number}")
+        how = ["--multi_gpu", "--num_machines", "1"] if self.config is None else ["--config_file", str(self.config)]
+        return [*how, *options, *(free_port if machines == 1 else [])]
 
     def _environment(self) -> dict[str, str]:
         environment = dict(os.environ)
@@ -210,18 +204,6 @@ class Processes:
             # One process that sees several GPUs would replicate the model over them.
             environment["CUDA_VISIBLE_DEVICES"] = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
         return environment
-
-    def _check_machine(self, content: dict[str, Any]) -> None:
-        machines = int(content.get("num_machines", 1))
-        if machines > 1 and content.get("main_process_ip") == "127.0.0.1":
-            raise MuscleError(
-                f"{self.config} is for {machines} machines and does not name the first one: start it on each of them "
-                "as recipes/accelerate/slurm.sh does"
-            )
-        here, gpus = self.number // machines, _gpus()
-        if here > max(1, gpus):
-            number = f"--num-processes {gpus}" if gpus else "--smoke, or --use_cpu true for two processes on the CPU"
-            raise MuscleError(f"{here} processes need a GPU each, and there are {gpus} here; give {number}")
 
 
 def _gpus() -> int:

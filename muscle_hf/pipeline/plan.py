@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from muscle_hf.cache.build import human_bytes
 from muscle_hf.objective.chunked import chunk_rows
-from muscle_hf.pipeline.config import LoraSettings, ModelSettings, RunSettings
+from muscle_hf.pipeline.config import LoraSettings, RunSettings
 from muscle_hf.pipeline.data import token_lengths
 from muscle_hf.pipeline.steps import config_of
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD
@@ -138,18 +139,14 @@ def size_of_config(name: str, config: PreTrainedConfig, lora: LoraSettings) -> M
     )
 
 
-def size_of(side: ModelSettings, lora: LoraSettings) -> ModelSize:
-    """:func:`size_of_config` of a side's base."""
-    return size_of_config(side.base, config_of(side), lora)
-
-
 def sizes_of(settings: RunSettings) -> dict[str, ModelSize]:
-    """:func:`size_of` both sides."""
-    return {OLD: size_of(settings.old, settings.lora), NEW: size_of(settings.new, settings.lora)}
+    """:func:`size_of_config` of both bases."""
+    sides = {OLD: settings.old, NEW: settings.new}
+    return {name: size_of_config(side.base, config_of(side), settings.lora) for name, side in sides.items()}
 
 
 def training_of(name: str, settings: RunSettings) -> dict[str, Any]:
-    """The training arguments that the settings give for a model of the run."""
+    """The training arguments that are set for a model of the run."""
     return {**settings.training, **(settings.task_training if name in (OLD, NEW) else {})}
 
 
@@ -311,7 +308,7 @@ def describe(run: Run, spread: Spread) -> str:
         steps = "an unknown number of" if plan.steps is None else f"{plan.steps}"
         time = "" if plan.seconds is None else f", {duration(plan.seconds)}"
         lines.append(f"  {plan.what:22} {steps} steps, {plan.memory / GIB:.1f} GiB on each GPU{time}")
-    disk = size_text(disk_of(run, sizes, plans))
+    disk = human_bytes(disk_of(run, sizes, plans))
     lines.append(f"Disk: {disk} for adapters and checkpoints in {settings.output_dir}")
     if COMPAT in run.models:
         lines.append(f"Teachers: {run.teaching(spread.processes).why}")
@@ -332,10 +329,6 @@ def _rows_text(run: Run) -> Sequence[str]:
         f"rows     {len(lengths)} to train on, {sum(lengths)} tokens (mean {mean:.0f}, longest {max(lengths)}); "
         f"{without}{validation} to select by{test}"
     ]
-
-
-def size_text(number: float) -> str:
-    return f"{number / GIB:.2f} GiB" if number >= GIB / 10 else f"{number / 2**20:.1f} MiB"
 
 
 def _count(number: int) -> str:

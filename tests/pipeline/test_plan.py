@@ -47,18 +47,19 @@ def small(tmp_path):
 
 
 def test_parameters_are_counted_as_peft_makes_them(small):
-    size = plan.size_of(small.new, small.lora)
+    size = plan.sizes_of(small)["new"]
     model = task_adapter_model(small.new, small.lora, {}, seed=0)
     assert size.lora == sum(p.numel() for p in adapter_parameters(model, "default").values())
     assert size.parameters == sum(p.numel() for p in model.get_base_model().parameters()) - size.lora
     few = LoraSettings(r=4, target_modules=["q_proj"])
     model = task_adapter_model(small.new, few, {}, seed=0)
-    assert plan.size_of(small.new, few).lora == sum(p.numel() for p in adapter_parameters(model, "default").values())
+    size = plan.sizes_of(dataclasses.replace(small, lora=few))["new"]
+    assert size.lora == sum(p.numel() for p in adapter_parameters(model, "default").values())
 
 
 def test_steps_and_tokens_are_those_of_the_run(small):
     run = Run.of(small)
-    sizes = {name: plan.size_of(side, small.lora) for name, side in (("old", small.old), ("new", small.new))}
+    sizes = plan.sizes_of(small)
     planned = {step.name: step.steps for step in plan.plan_of(run, Spread(), sizes)}
     assert list(planned) == ["old", "new", "control", "muscle"]
     run.adapter("new")
@@ -82,7 +83,7 @@ def test_disk_is_what_a_run_leaves(small, tmp_path):
     lora = LoraSettings(r=64)
     settings = dataclasses.replace(small, training={**training, "num_train_epochs": 3}, lora=lora, control=False)
     run = Run.of(settings, lambda line: None)
-    sizes = {name: plan.size_of(side, lora) for name, side in (("old", small.old), ("new", small.new))}
+    sizes = plan.sizes_of(settings)
     plans = plan.plan_of(run, Spread(), sizes)
     for name in run.models:
         run.adapter(name)
@@ -185,7 +186,7 @@ def test_dry_run_prints_and_writes_nothing(small, tmp_path, capsys):
 def test_transfer_rows_count_for_the_compatibility_adapter_and_the_control(small):
     small.data.transfer = TransferSettings("a", 0, 11, answers="old")
     small.data.train = SplitSettings("a", 11, 4)
-    sizes = {name: plan.size_of(side, small.lora) for name, side in (("old", small.old), ("new", small.new))}
+    sizes = plan.sizes_of(small)
     for ratio, rows in ((None, 11), (0.5, 2)):
         small.training["transfer_ratio"] = ratio
         run = Run.of(small)
