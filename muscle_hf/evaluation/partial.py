@@ -24,12 +24,7 @@ class PartialAnswers:
         self._kept: set[str] = set()
 
     def read(self, items: Sequence[Item]) -> dict[str, Any]:
-        """Answers to those of the items that have one, by their ids; starts the file if there is none.
-
-        Raises:
-            MuscleError: It is of another run.
-            SaveError: It cannot be written.
-        """
+        """Answers to those of the items that have one, by their ids; starts the file if there is none."""
         content = self.path.read_bytes() if self.path.is_file() else b""
         # The last line may have been cut off when the run broke.
         whole = content[: content.rfind(b"\n") + 1].decode("utf-8", errors="replace")
@@ -48,11 +43,7 @@ class PartialAnswers:
         return answers
 
     def add(self, item: Item, answer: Any) -> None:
-        """Keep one more answer; one that is kept already is passed over.
-
-        Raises:
-            SaveError: It cannot be written.
-        """
+        """Keep one more answer; one that is kept already is passed over."""
         if item.id in self._kept:
             return
         self._kept.add(item.id)

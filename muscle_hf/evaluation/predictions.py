@@ -66,11 +66,7 @@ class Prediction:
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Prediction:
-        """Build a prediction from a row of the file.
-
-        Raises:
-            MuscleError: A field is missing, or ``correct`` and ``score`` both are.
-        """
+        """Build a prediction from a row of the file; one that lacks a field is refused."""
         missing = [name for name in _REQUIRED if name not in row]
         if missing:
             raise MuscleError(
@@ -150,13 +146,7 @@ def read_predictions(path: StrPath) -> list[Prediction]:
 
 
 def update_between(old: Sequence[Prediction], new: Sequence[Prediction], epsilon: float = 0.0) -> Update:
-    """The flip numbers of an updated model against the old one.
-
-    Args:
-        old: The old model's predictions.
-        new: The updated one's, of the same items in the same order.
-        epsilon: Similarity tasks: changes of at most this size are no flips.
-    """
+    """The flip numbers of an updated model against the old one, both asked the same items in the same order."""
     scored = new[0].correct is None
     before, after = (
         np.array([p.score if scored else p.correct for p in side], dtype=np.float64) for side in (old, new)
@@ -174,13 +164,7 @@ def update_between(old: Sequence[Prediction], new: Sequence[Prediction], epsilon
 
 
 def predictions_of(items: Sequence[Item], given: Iterable[Prediction], task: str, whose: str) -> list[Prediction]:
-    """A model's predictions for exactly these items, in their order.
-
-    Args:
-        items: What was asked.
-        given: Predictions for these and perhaps other items and tasks.
-        task: Name of the task.
-        whose: The model, for messages: ``old``.
+    """A model's predictions for exactly these items, in their order; ``whose`` they are is said in messages.
 
     Raises:
         MuscleError: An item has no prediction, or was another item when it was answered.

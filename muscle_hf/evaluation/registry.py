@@ -78,10 +78,8 @@ def place_of_rows(task: StrPath | Task, source: Place | None = None, split: str 
 
 
 def describe_data(task: StrPath | Task, source: Place | None = None, split: str = "test") -> dict[str, str | None]:
-    """What the origin of predictions says of their data; arguments as of :func:`load_rows`.
-
-    Returns:
-        ``task``, its name; of a data set on the Hub also ``path``, ``config``, ``revision`` and ``split``.
+    """What the origin of predictions says of their data: ``task``, its name, and of a data set on the Hub ``path``,
+    ``config``, ``revision`` and ``split``.
     """
     place = place_of_rows(task, source, split)
     names = ("path", "config", "revision", "split")
@@ -151,11 +149,7 @@ def to_item(task: Task, row: dict[str, object], index: int) -> Item:
 
 
 def python_variable(text: str) -> Any:
-    """What ``file.py:variable`` names; the file is run, which is said before.
-
-    Raises:
-        MuscleError: No such file, no such variable in it, or ``--no-code`` was given.
-    """
+    """What ``file.py:variable`` names; the file is run, which is said before."""
     file, _, variable = text.rpartition(":")
     path = Path(file)
     if path.suffix != ".py" or not path.is_file():

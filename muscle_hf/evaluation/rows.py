@@ -24,16 +24,13 @@ _ALIASES = {
 
 
 def read_rows(source: Place, split: str, *, splits: Mapping[str, str] | None = None) -> Rows:
-    """All rows of a split.
+    """All rows of a split; errors say what is missing or damaged.
 
     Args:
         source: A file (``.jsonl``, ``.json``, ``.csv``, ``.tsv``, ``.parquet``, the text formats also with ``.gz``), a
             folder with a file per split, or a dataset on the Hub (its id or a :class:`Source`).
         split: ``train``, ``validation``, ``test``, or one of the data set itself; not used where ``source`` is a file.
         splits: The split to read in place of one that is not there (``{"test": "validation"}``).
-
-    Raises:
-        MuscleError: There is no such data or split, a file is damaged, or labels do not match the rows.
     """
     path = find_rows(source, split, splits=splits)
     if isinstance(path, Source):
@@ -58,11 +55,7 @@ def find_rows(source: Place, split: str, *, splits: Mapping[str, str] | None = N
 
 
 def read_file(path: Path) -> Rows:
-    """The rows of one file.
-
-    Raises:
-        MuscleError: The format is not known, or the content is not what it should be.
-    """
+    """The rows of one file."""
     check_encoding(path)
     rows = row_files.read_rows(path)
     if not rows:

@@ -14,11 +14,7 @@ from muscle_hf.evaluation.tasks import Item, Task
 
 
 def check_items(task: Task, items: Sequence[Item]) -> None:
-    """Refuse items that the task cannot ask or score, before anything is computed.
-
-    Raises:
-        MuscleError: Which item lacks what.
-    """
+    """Refuse items that the task cannot ask or score, before anything is computed."""
     if not items:
         raise MuscleError(f"task {task.name!r}: there are no items to evaluate")
     seen: set[str] = set()
@@ -60,11 +56,7 @@ def choice_scores(metric: str, choices: Sequence[str], log_likelihoods: Sequence
 
 
 def chosen_prediction(task: Task, item: Item, log_likelihoods: Sequence[float]) -> Prediction:
-    """The prediction of a choice or classification task.
-
-    Raises:
-        MuscleError: A log-likelihood is nan.
-    """
+    """The prediction of a choice or classification task."""
     if any(math.isnan(value) for value in log_likelihoods):
         raise MuscleError(
             f"the model gives nan for item {item.id!r}; try another dtype (bfloat16 in place of float16)"

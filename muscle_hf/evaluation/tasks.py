@@ -137,13 +137,7 @@ class Task:
 
 
 def describe_item(task: Task, item: Item, prompt: str | None = None) -> str:
-    """An item as the model sees it, and what counts as right; for people.
-
-    Args:
-        task: Of the item.
-        item: The item.
-        prompt: The prompt where it is not the item's own: in a chat template.
-    """
+    """An item as the model sees it, and what counts as right; ``prompt`` where it is in a chat template."""
     if task.kind == "choice":
         how = "Choices, of which the likeliest is the answer (* is right):"
         shown = [f"{'*' if at in item.answers else ' '} {text!r}" for at, text in enumerate(item.choices)]

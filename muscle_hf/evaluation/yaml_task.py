@@ -30,11 +30,7 @@ _NEEDED = {"choice": ("choices", "answer"), "generation": ("reference",), "class
 
 
 def read_task(path: Path) -> Task:
-    """The task that a YAML file describes.
-
-    Raises:
-        MuscleError: The file is missing, is not YAML, or a field is unknown, missing or wrong.
-    """
+    """The task that a YAML file describes."""
     content = read_yaml(path, "task file")
     if not isinstance(content, dict):
         raise MuscleError(f"{path}: expected fields such as name, kind and prompt")
@@ -45,11 +41,7 @@ def read_task(path: Path) -> Task:
 
 
 def task_from_dict(content: Mapping[str, Any]) -> Task:
-    """The task that a mapping of YAML's fields describes.
-
-    Raises:
-        MuscleError: A field is unknown, missing or wrong.
-    """
+    """The task that a mapping of YAML's fields describes."""
     kind = content.get("kind")
     if kind not in _FIELDS:
         raise MuscleError(f"kind must be one of {', '.join(_FIELDS)}, not {kind!r}")
@@ -197,11 +189,7 @@ def _jinja(text: str) -> Callable[[Mapping[str, Any]], str]:
 
 
 def look_up(row: Mapping[str, Any], name: str) -> Any:
-    """A column, or with dots a field of a column (``choices.text``, ``options.0``).
-
-    Raises:
-        MuscleError: There is none; the nearest name is suggested.
-    """
+    """A column, or with dots a field of a column (``choices.text``, ``options.0``)."""
     value: Any = row
     for part in str(name).split("."):
         if isinstance(value, Mapping) and part in value:

@@ -195,10 +195,7 @@ class TrainingData:
         validation: Sequence[Item] | Dataset | IterableDataset,
         **how: bool,
     ) -> TrainingData:
-        """Tokenize items, for every adapter alike; ``how`` is what :func:`muscle_hf.training.data.encode_items` takes.
-
-        Rows that TRL tokenizes stay as they are.
-        """
+        """Tokenize items as :func:`muscle_hf.training.data.encode_items` does; rows for TRL stay as they are."""
 
         def prepared(rows: Any) -> Any:
             is_items = isinstance(rows, Sequence)

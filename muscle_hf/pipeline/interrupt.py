@@ -46,10 +46,6 @@ def stop_on_interrupt(trainer: Trainer, name: str) -> Iterator[None]:
     A second Ctrl-C, more than a second later, stops at once. With several processes, all stop at the same step when
     one is told to.
 
-    Args:
-        trainer: That trains in the block.
-        name: Of what it trains, for the message.
-
     Raises:
         Interrupted: At the end of the block, if training was stopped.
     """

@@ -139,11 +139,7 @@ class Processes:
 
     @classmethod
     def of(cls, args: argparse.Namespace, settings: RunSettings) -> Processes:
-        """Those that :func:`add_launch_arguments` and the settings name.
-
-        Raises:
-            MuscleError: There is no such configuration, or accelerate has started this process already.
-        """
+        """Those that :func:`add_launch_arguments` and the settings name."""
         if "LOCAL_RANK" in os.environ:
             if args.accelerate_config or args.num_processes:
                 raise MuscleError("accelerate has launched this already; leave out --accelerate-config")
@@ -170,9 +166,6 @@ class Processes:
         """Run the recipe script of a whole run under ``accelerate launch``; gives its exit code.
 
         Ctrl-C (and SIGTERM, SIGHUP) go to the processes that train, which save a checkpoint and end by themselves.
-
-        Raises:
-            MuscleError: There are too few GPUs.
         """
         command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *self._options()]
         command += [str(bundled("recipes") / "run.py"), *arguments]

@@ -25,29 +25,16 @@ DONE_FILE = "muscle_step.json"
 
 
 class Once:
-    """Does each step once.
-
-    Args:
-        folder: Of the run; a step has a folder of its name in it.
-        process: This one among those of the run.
-        say: Told what is done.
-    """
+    """Does each step of a run once, in a folder of its name, and says so."""
 
     def __init__(self, folder: Path, process: PartialState, say: Callable[[str], None]):
         self._folder, self._process, self._say = folder, process, say
         self._finished: set[str] = set()
 
     def __call__(self, name: str, what: str, key: str, work: Callable[[Path], dict[str, int] | None]) -> Path:
-        """Do a step, unless it was done with this key.
+        """Do a step, unless it was done with this key, which changes with everything that it depends on.
 
-        Args:
-            name: Of its folder.
-            what: In words.
-            key: Changes with everything that it depends on.
-            work: Does it, in its folder; what it returns is noted.
-
-        Returns:
-            Its folder.
+        What ``work`` returns, which does it in its folder, is noted there; gives the folder.
         """
         folder = self._folder / name
         if name in self._finished:

@@ -18,11 +18,7 @@ T = TypeVar("T")
 
 
 def read_yaml(file: str | os.PathLike) -> dict[str, Any]:
-    """The content of a settings file, laid over the files that its ``include`` names (from its own folder).
-
-    Raises:
-        MuscleError: A file cannot be read, is not a mapping, or includes itself.
-    """
+    """The content of a settings file, laid over the files that its ``include`` names (from its own folder)."""
     return _read_yaml(Path(file), ())
 
 
@@ -51,11 +47,7 @@ def laid_over(upper: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, A
 
 
 def build(cls: type[T], content: Any, where: str = "") -> T:
-    """Make a settings dataclass of plain data, with nested ones in it.
-
-    Raises:
-        MuscleError: An unknown or missing name, or a value of the wrong kind.
-    """
+    """Make a settings dataclass of plain data, with nested ones in it; unknown names and wrong kinds are refused."""
     if not isinstance(content, Mapping):
         raise MuscleError(f"{where.rstrip('.') or 'the settings'} must be a mapping, not {content!r}")
     hints = get_type_hints(cls)
@@ -76,11 +68,7 @@ def build(cls: type[T], content: Any, where: str = "") -> T:
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:
-    """A value as a field of this type takes it.
-
-    Raises:
-        MuscleError: It is of the wrong kind.
-    """
+    """A value as a field of this type takes it."""
     kinds = get_args(hint) if get_args(hint) and not getattr(hint, "__origin__", None) else (hint,)
     nested: Any = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
     if value is None and type(None) in kinds:
@@ -102,11 +90,7 @@ def _names(kinds: Sequence[type]) -> str:
 
 
 def parse_overrides(words: Sequence[str]) -> list[tuple[str, Any]]:
-    """Names and values of command-line words ``--name value``, ``--name=value`` or ``--flag``.
-
-    Raises:
-        MuscleError: A word has no place.
-    """
+    """Names and values of command-line words ``--name value``, ``--name=value`` or ``--flag``."""
     pairs, rest = [], list(words)
     while rest:
         word = rest.pop(0)
@@ -134,11 +118,7 @@ def _value(text: str) -> Any:
 
 
 def put(content: dict[str, Any], name: str, value: Any) -> None:
-    """Set a value by its dotted name.
-
-    Raises:
-        MuscleError: A part of the name is not a group of settings.
-    """
+    """Set a value by its dotted name."""
     *sections, key = name.split(".")
     place = content
     for section in sections:

@@ -39,11 +39,7 @@ def title_of(file: Path) -> str:
 
 
 def find_recipe(name: str) -> Path:
-    """A settings file by its path, or a recipe by its name.
-
-    Raises:
-        MuscleError: There is neither.
-    """
+    """A settings file by its path, or a recipe by its name."""
     if Path(name).is_file():
         return Path(name)
     known = recipes()
@@ -56,11 +52,7 @@ def find_recipe(name: str) -> Path:
 
 
 def accelerate_config(name: str) -> Path:
-    """An accelerate configuration by its path, or one of those in ``recipes/accelerate`` by its name.
-
-    Raises:
-        MuscleError: There is neither.
-    """
+    """An accelerate configuration by its path, or one of those in ``recipes/accelerate`` by its name."""
     if Path(name).is_file():
         return Path(name)
     known = {file.stem: file for file in (bundled("recipes") / "accelerate").glob("*.yaml")}
@@ -75,12 +67,7 @@ def accelerate_config(name: str) -> Path:
 def compare_with_published(
     published: Published | None, result: Result, predictions: Mapping[str, Sequence[Prediction]]
 ) -> dict[str, dict[str, float | None]]:
-    """Set a run's figures beside published ones, in percent and percentage points.
-
-    Args:
-        published: May be None: all figures are measured only.
-        result: The run's table.
-        predictions: Its answers by model.
+    """A run's figures beside published ones, in percent and percentage points.
 
     Returns:
         Field of :class:`Published` -> ``published`` and ``measured``, of those that either side has.

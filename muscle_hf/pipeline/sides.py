@@ -42,11 +42,7 @@ class Side:
 
 
 def side_of(version: ModelSettings, task: Task | None, splits: Splits) -> Side:
-    """A version whose prompts are put into the chat template that its settings name.
-
-    Raises:
-        MuscleError: Its tokenizer cannot be read or has no such template, or the template cannot be filled.
-    """
+    """A version whose prompts are put into the chat template that its settings name."""
     tokenizer = load_tokenizer(version)
     if version.chat_template is None:
         return Side(tokenizer, task, splits)
@@ -60,13 +56,7 @@ def side_of(version: ModelSettings, task: Task | None, splits: Splits) -> Side:
 
 
 def in_own_words(version: ModelSettings, task: Task, splits: Splits, data: DataSettings) -> tuple[Task, Splits]:
-    """The task and the rows of a version that is asked by a task of its own.
-
-    Args:
-        version: Names its task.
-        task: The run's, by whose metric both versions are judged.
-        splits: The run's rows.
-        data: Where they are.
+    """The task and the rows of a version that is asked by a task of its own, judged by the metric of the run's.
 
     Raises:
         MuscleError: The task is of another kind, or an item of its is another: the first one is named.
@@ -111,16 +101,7 @@ def words_of_old(old: Side, new: Side, data: TrainingData) -> Callable[[Mapping[
 
 
 def recorded_answers(files: Sequence[str], task: Task, items: Sequence[Item]) -> list[Prediction]:
-    """v1's answers to items, from logs of them, which are told by their prompts.
-
-    Args:
-        files: What :mod:`muscle_hf.evaluation` wrote, or other rows with ``prompt`` and ``prediction``.
-        task: Scores them.
-        items: As v1 was asked them.
-
-    Raises:
-        MuscleError: A file cannot be read, or items have no answer.
-    """
+    """v1's answers to items as it was asked them, from logs of its answers; they are told by their prompts."""
     rows: dict[Any, Any] = {}
     for row in (row for file in files for row in read_rows(file, "test")):
         if not isinstance(row.get("prompt"), (str, type(None))):

@@ -31,9 +31,6 @@ def smoke_settings(settings: RunSettings) -> RunSettings:
 
     They write into ``smoke`` under the run's output folder. Rows come from ``recipes/samples`` (our own, in the form
     of the real data set) if there are some for the task, otherwise from the run's own data.
-
-    Raises:
-        MuscleError: There is neither a sample nor a source.
     """
     folder = Path(settings.output_dir, "smoke")
     given = settings.training

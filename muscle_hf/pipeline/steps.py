@@ -99,11 +99,7 @@ def loading(settings: RunSettings) -> dict[str, Any]:
 
 
 def load_tokenizer(side: ModelSettings) -> PreTrainedTokenizerBase:
-    """The tokenizer of a side, with the chat template that its settings name.
-
-    Raises:
-        MuscleError: It cannot be read, has no such template, or more tokens than the base.
-    """
+    """The tokenizer of a side, with the chat template that its settings name."""
     own = (side.tokenizer, None) if side.tokenizer else (side.base, side.revision)
     tokenizer, name = tokenizer_of(None, *own, {}), side.chat_template
     if side.tokenizer and side.base:
@@ -119,11 +115,7 @@ def load_tokenizer(side: ModelSettings) -> PreTrainedTokenizerBase:
 
 
 def config_of(side: ModelSettings) -> PreTrainedConfig:
-    """The configuration of a side's base.
-
-    Raises:
-        MuscleError: It cannot be read.
-    """
+    """The configuration of a side's base."""
     with readable(f"the configuration of {side.base}"):
         return AutoConfig.from_pretrained(side.base, revision=side.revision or "main", trust_remote_code=False)
 
@@ -167,11 +159,7 @@ def load_task_adapter(
 
 
 def check_start(old: ModelSettings, new: ModelSettings, lora: LoraSettings) -> None:
-    """Whether v1's adapter, or the LoRA that it would get, can be put on v2's base, from their configurations.
-
-    Raises:
-        MuscleError: The layers differ that the adapter is on, or there is no base or no adapter.
-    """
+    """Refuse bases of other layers, of v1's adapter or of the LoRA that it would get, from their configurations."""
     adapter = find_adapter(old.adapter, old.adapter_revision, {}) if old.adapter else None
     target = getattr(adapter.config, "target_modules", None) if adapter else lora.target_modules
     check_bases(config_of(old), config_of(new), target or "all-linear")
@@ -181,11 +169,7 @@ def check_start(old: ModelSettings, new: ModelSettings, lora: LoraSettings) -> N
 
 
 def train_plainly(model: PeftModel, data: TrainingData, arguments: TrainingArguments, **shown: Any) -> None:
-    """:func:`fit` an adapter with plain cross-entropy and save it in ``output_dir``.
-
-    Raises:
-        MuscleError: The trainer does not take the rows.
-    """
+    """:func:`fit` an adapter with plain cross-entropy and save it in ``output_dir``."""
     with readable("the training rows", "; do they go with data.format, the settings of training, and the tokenizer?"):
         trainer = adapter_saving(trainer_class(arguments))(model, arguments, **data.for_trainer(arguments))
     fit(trainer, **shown)
@@ -280,11 +264,7 @@ def unpublished(settings: Mapping[str, Any], cls: type[TrainingArguments] = Trai
 
 
 def training_arguments(cls: type[A], settings: Mapping[str, Any], folder: Path) -> A:
-    """Training arguments of a class, of the settings that it knows.
-
-    Raises:
-        MuscleError: The class does not take one of them.
-    """
+    """Training arguments of a class, of the settings that it knows."""
     try:
         return cls(output_dir=str(folder), **_known(cls, settings))
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -69,11 +69,7 @@ class Result:
         return cls(first.task, first.metric, len(predictions[OLD]), _rows(predictions))
 
     def row(self, model: str) -> Row:
-        """The row of a model.
-
-        Raises:
-            KeyError: It is not in this run.
-        """
+        """The row of a model."""
         return {row.model: row for row in self.rows}[model]
 
     @property

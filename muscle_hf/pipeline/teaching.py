@@ -45,13 +45,10 @@ class Planned:
 
 @dataclass(frozen=True)
 class Teaching:
-    """The way that was chosen.
+    """The way that was chosen: why, and what it changes of the training arguments.
 
-    Args:
-        why: In words, with the reason.
-        training: What it changes of the training arguments.
-        scores: Whether both models are known by their scores of all choices, which each is asked for once, and no
-            teacher is needed while training.
+    ``scores``: both models are known by their scores of all choices, which each is asked for once, and no teacher is
+    needed while training.
     """
 
     why: str
