@@ -101,7 +101,8 @@ class TransferPrompts(AnsweredRows):
         if task is None:
             if any(item.choices for item in self.items):
                 raise MuscleError("these transfer prompts have choices; pass the task= that says how to choose")
-            self.task = task = Task("transfer", "generation", _not_from_rows, "exact_match", self.max_new_tokens)
+            as_item = cast("Any", lambda row, index: row)
+            self.task = task = Task("transfer", "generation", as_item, "exact_match", self.max_new_tokens)
         if task.kind == "classification":
             raise MuscleError("a classification head needs no answers: pass its rows without labels instead")
         if self.answers == "choices" and task.kind != "choice":
@@ -131,15 +132,10 @@ class TransferPrompts(AnsweredRows):
 
     def describe(self) -> dict[str, Any]:
         """For the provenance of what is trained on them."""
-        rows, kind = len(self.items), type(self).__name__
-        return {
-            "class": kind,
-            "rows": rows,
-            "rows_hashed": rows,
-            "answers": self.answers,
-            **({} if self.checker is None else {"checker": _checker_name(self.checker)}),
-            "sha256": self.identity(),
-        }
+        rows = len(self.items)
+        checker = {} if self.checker is None else {"checker": _checker_name(self.checker)}
+        content = {"class": type(self).__name__, "rows": rows, "rows_hashed": rows, "answers": self.answers}
+        return {**content, **checker, "sha256": self.identity()}
 
     def __len__(self) -> int:
         return len(self.items)
@@ -269,7 +265,3 @@ def _in_other_words(text: str, item: Item, other: Item) -> str:
         return other.choices[item.choices.index(text)]
     lead = other.references[0] if other.references else text
     return lead[: len(lead) - len(lead.lstrip())] + text.lstrip()
-
-
-def _not_from_rows(row: Mapping[str, Any], index: int) -> Item:
-    raise MuscleError("transfer prompts are items already")

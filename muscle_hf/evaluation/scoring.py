@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -63,20 +64,9 @@ def chosen_prediction(task: Task, item: Item, log_likelihoods: Sequence[float]) 
         )
     # The first one among equals.
     index = int(choice_scores(task.metric, item.choices, log_likelihoods).argmax())
-    return Prediction(
-        task=task.name,
-        id=item.id,
-        prediction=index,
-        target=item.answers[0] if len(item.answers) == 1 else list(item.answers),
-        correct=index in item.answers,
-        score=None,
-        metric=task.metric,
-        hash=item_hash(item),
-        prompt=item.prompt,
-        choices=list(item.choices) or None,
-        log_likelihoods=[float(value) for value in log_likelihoods],
-        columns=item.columns,
-    )
+    answer = _prediction(task, item, index, list(item.answers), correct=index in item.answers, score=None)
+    likelihoods = [float(value) for value in log_likelihoods]
+    return replace(answer, choices=list(item.choices) or None, log_likelihoods=likelihoods)
 
 
 def predictions_from(task: Task, items: Sequence[Item], answers: Mapping[str, Any]) -> list[Prediction]:
@@ -95,18 +85,22 @@ def text_predictions(task: Task, items: Sequence[Item], texts: Sequence[str]) ->
     references = [[reference.strip() for reference in item.references] for item in items]
     options = {"extract": task.extract} if task.exact and task.extract is not None else {}
     scores = score_texts(answers, references, task.similarity or task.metric, **options).tolist()
-    return [
-        Prediction(
-            task=task.name,
-            id=item.id,
-            prediction=answer,
-            target=right[0] if len(right) == 1 else right,
-            correct=bool(score) if task.exact else None,
-            score=None if task.exact else score,
-            metric=task.metric,
-            hash=item_hash(item),
-            prompt=item.prompt,
-            columns=item.columns,
-        )
-        for item, answer, right, score in zip(items, answers, references, scores, strict=True)
+    judged = [
+        {"correct": bool(score) if task.exact else None, "score": None if task.exact else score} for score in scores
     ]
+    rows = zip(items, answers, references, judged, strict=True)
+    return [_prediction(task, item, answer, right, **how) for item, answer, right, how in rows]
+
+
+def _prediction(task: Task, item: Item, answer: Any, right: list[Any], **judged: Any) -> Prediction:
+    return Prediction(
+        task=task.name,
+        id=item.id,
+        prediction=answer,
+        target=right[0] if len(right) == 1 else right,
+        metric=task.metric,
+        hash=item_hash(item),
+        prompt=item.prompt,
+        columns=item.columns,
+        **judged,
+    )

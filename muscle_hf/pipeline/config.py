@@ -325,8 +325,6 @@ class RunSettings:
 
     def _check_training(self) -> None:
         for name, section in (("training", self.training), ("task_training", self.task_training)):
-            if not isinstance(section, dict):
-                raise MuscleError(f"{name} must be a mapping of training arguments, not {section!r}")
             known = {setting.name: setting.default for setting in dataclasses.fields(self.config_class)}
             for key, value in section.items():
                 if key.endswith("_strategy") and value is False:
@@ -336,14 +334,11 @@ class RunSettings:
                     raise MuscleError(f"{where}; {did_you_mean(key, known)}")
                 if type(known[key]) in (int, float) and value is not None:
                     section[key] = _number(value, f"{name}.{key}")
-                if key == "output_dir":
-                    raise MuscleError(f"{name}.output_dir has no use: set the run's output_dir")
 
     def _check_sides(self) -> None:
-        if self.new.server is not None:
-            raise MuscleError("new.server has no use: v2 is trained, so its weights have to be here")
-        if self.new.answers:
-            raise MuscleError("new.answers has no use: v2 is trained, so its weights have to be here")
+        for name in ("server", "answers", "task"):
+            if getattr(self.new, name):
+                raise MuscleError(f"new.{name} has no use: v2 is trained here, and asked as task says")
         if self.old.answers:
             # Its own, if it is named, is nowhere to be had.
             self.old = dataclasses.replace(self.old, base=self.new.base, revision=self.new.revision)
@@ -353,8 +348,6 @@ class RunSettings:
             what = "old.adapter" if self.old.adapter else "training.start_from: old"
             where = "old.server" if self.old.server else "old.answers"
             raise MuscleError(f"{what} needs v1's weights, but {where} says that they are not here; leave one out")
-        if self.new.task is not None:
-            raise MuscleError("new.task has no use: v2 is asked as task says, and v1 as old.task does")
         if self.old.task is not None and (self.task is None or self.data.format != "task"):
             raise MuscleError(
                 "old.task asks about the rows of task in other words: it needs task, and data.format: task"

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from muscle_hf.errors import MissingDependencyError, MuscleError
@@ -75,8 +74,6 @@ def _source(data: DataSettings, task: Task | None) -> str | Source | None:
         if data.revision is not None and task is not None and task.source is not None:
             return replace(task.source, revision=data.revision)
         return data.source
-    if Path(data.source).exists():
-        raise MuscleError("data.name and data.revision belong to a dataset on the Hub; data.source is on this disk")
     splits = task.source.splits if task is not None and task.source is not None else {}
     return Source(data.source, data.name, data.revision, splits)
 
