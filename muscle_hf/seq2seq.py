@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from torch import nn
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainingArguments
+from transformers import PreTrainedModel, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainingArguments
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.weights import base_of
 from muscle_hf.trainer import MuscleMixin
 from muscle_hf.training.config import MuscleConfig
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass(repr=False)

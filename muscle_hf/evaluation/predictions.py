@@ -7,16 +7,14 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.evaluation.tasks import Item
 from muscle_hf.files import StrPath, check_encoding, json_rows, not_utf8, write_text
 from muscle_hf.metrics.update import Update
-
-if TYPE_CHECKING:
-    from muscle_hf.evaluation.tasks import Item
 
 _REQUIRED = ("task", "id", "prediction", "target", "metric", "hash")
 _ALWAYS = {*_REQUIRED, "correct", "score"}

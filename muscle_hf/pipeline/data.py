@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, cast
 
 from muscle_hf.errors import MissingDependencyError, MuscleError
-from muscle_hf.evaluation.registry import describe_data, load_items, place_of_rows, to_item
+from muscle_hf.evaluation.registry import load_items, place_of_rows, to_item
 from muscle_hf.evaluation.rows import find_rows, read_rows
 from muscle_hf.evaluation.tasks import Item, Source, Task
 from muscle_hf.pipeline.config import DataSettings, SplitSettings, TransferSettings
@@ -51,7 +51,7 @@ def load_splits(task: Task | None, data: DataSettings) -> Splits:
     source = _source(data, task)
     test: Sequence[Item] = []
     if task is not None:
-        place = _test_source(data, task)
+        place = source_of_tests(data, task)
         test = load_items(task, place, data.test.split, start=data.test.start, limit=data.test.limit)
         _refuse_overlap(data, task, source, place, len(test))
 
@@ -78,13 +78,9 @@ def _source(data: DataSettings, task: Task | None) -> str | Source | None:
     return Source(data.source, data.name, data.revision, splits)
 
 
-def _test_source(data: DataSettings, task: Task | None) -> str | Source | None:
+def source_of_tests(data: DataSettings, task: Task | None) -> str | Source | None:
+    """Where the test items are; None: where the task says."""
     return _source(data, task) if data.test_source is None and data.format == "task" else data.test_source
-
-
-def describe_test_data(task: Task, data: DataSettings) -> dict[str, str | None]:
-    """Where the test items come from, as predictions say it."""
-    return describe_data(task, _test_source(data, task), data.test.split)
 
 
 def _refuse_overlap(

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import Any
 
 from muscle_hf.bundled import bundled
 from muscle_hf.console import INTERRUPTED
@@ -19,10 +20,6 @@ from muscle_hf.pipeline.config import RunSettings, load_settings
 from muscle_hf.pipeline.reading import read_yaml
 from muscle_hf.pipeline.recipes import accelerate_config, find_recipe
 from muscle_hf.user_code import add_no_code_argument
-
-if TYPE_CHECKING:
-    from types import FrameType
-
 
 # ---- What the recipe scripts share ----
 

@@ -8,20 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedConfig
 
 from muscle_hf.cache.build import human_bytes
 from muscle_hf.objective.chunked import chunk_rows
 from muscle_hf.pipeline.config import LoraSettings, RunSettings
 from muscle_hf.pipeline.data import token_lengths
+from muscle_hf.pipeline.run import Run
 from muscle_hf.pipeline.steps import config_of
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD
 from muscle_hf.pipeline.teaching import transfer_rows
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
-    from muscle_hf.pipeline.run import Run
 
 GIB = 2**30
 # Dense bf16 of a present data-centre GPU (989 at the most), and the share of it that training of this kind reaches.

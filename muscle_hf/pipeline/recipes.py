@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from muscle_hf.evaluation.predictions import Prediction
     from muscle_hf.pipeline.table import Result
 
-REPRODUCTION_FILE = "reproduction"
-
 
 def recipes() -> dict[str, Path]:
     """The file of each recipe by its name, such as ``paper/phi_1_to_1.5/piqa``."""
@@ -120,9 +118,5 @@ def reproduction_table(
 
 def write_reproduction(folder: Path, figures: Mapping[str, Mapping[str, float | None]], table: str) -> Path:
     """Write measured against published figures beside a run's result, as JSON and Markdown; the path of the latter."""
-    from muscle_hf.training.checkpoints import staged
-
-    with staged(folder) as stage:
-        write_json(stage / f"{REPRODUCTION_FILE}.json", figures)
-        write_text(stage / f"{REPRODUCTION_FILE}.md", table)
-    return folder / f"{REPRODUCTION_FILE}.md"
+    write_json(folder / "reproduction.json", figures)
+    return write_text(folder / "reproduction.md", table)

@@ -19,7 +19,7 @@ from muscle_hf.choice_log import ChoiceLog
 from muscle_hf.compare import compare, measure_targets, source_of
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.predictions import Prediction, read_predictions, write_predictions
-from muscle_hf.evaluation.registry import load_task, python_variable
+from muscle_hf.evaluation.registry import describe_data, load_task, python_variable
 from muscle_hf.evaluation.server import evaluate_task_on_server
 from muscle_hf.evaluation.tasks import Task
 from muscle_hf.files import alone, write_json, write_text
@@ -27,7 +27,7 @@ from muscle_hf.hub.completing import complete_card
 from muscle_hf.hub.publishing import prepare_repository, publish
 from muscle_hf.pipeline import sides, steps
 from muscle_hf.pipeline.config import ModelSettings, RunSettings
-from muscle_hf.pipeline.data import Splits, TrainingData, describe_test_data, load_splits
+from muscle_hf.pipeline.data import Splits, TrainingData, load_splits, source_of_tests
 from muscle_hf.pipeline.once import Once, fingerprint, read_note, weights_key
 from muscle_hf.pipeline.table import (
     COMPAT,
@@ -43,7 +43,6 @@ from muscle_hf.pipeline.teaching import Planned, Teaching, choose_teaching, scor
 from muscle_hf.prompts import TransferPrompts
 from muscle_hf.teachers.start import require_own_tokens, start_from
 from muscle_hf.trainer import MuscleTrainer
-from muscle_hf.training.checkpoints import staged
 
 logger = logging.get_logger(__name__)
 R = TypeVar("R", bound="Run")
@@ -90,7 +89,8 @@ class Run(Planned):
             old = sides.in_own_words(settings.old, task, splits, settings.data)
         run = cls(settings, task, splits, say, old)
         if task is not None:
-            run.test_data = describe_test_data(task, settings.data)
+            place = source_of_tests(settings.data, task)
+            run.test_data = describe_data(task, place, settings.data.test.split)
         return run
 
     def __init__(
@@ -457,8 +457,7 @@ class Run(Planned):
         if mask == "always_new":
             self._say("No share of v1 is worth it on these rows: what is trained stays as v2 is (see targets.json)")
         if self._process.is_main_process:
-            with staged(self.folder) as stage:
-                write_json(stage / TARGETS_FILE, found.to_dict())
+            write_json(self.folder / TARGETS_FILE, found.to_dict())
         return {"mask": mask, "transfer_mask": mask}
 
     # ---- Evaluation ----
@@ -476,9 +475,8 @@ class Run(Planned):
         predictions = {name: self.answers(name) for name in self.models}
         result = Result.of(predictions)
         if self._process.is_main_process:
-            with staged(self.folder) as stage:
-                content = {"settings": self.settings.to_dict(), "result": result.to_dict()}
-                write_json(stage / RESULT_FILE, content)
+            content = {"settings": self.settings.to_dict(), "result": result.to_dict()}
+            write_json(self.folder / RESULT_FILE, content)
         return result
 
     def answers(self, name: str) -> list[Prediction]:

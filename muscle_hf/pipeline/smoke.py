@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from muscle_hf.bundled import base, bundled
 from muscle_hf.errors import MuscleError
-from muscle_hf.pipeline.config import RunSettings, SplitSettings, TransferServers
+from muscle_hf.pipeline.config import DataSettings, RunSettings, SplitSettings, TransferServers
 from muscle_hf.pipeline.steps import process_state
 
 TRAIN_ROWS, TEST_ROWS = 8, 4
@@ -55,7 +55,7 @@ def smoke_settings(settings: RunSettings) -> RunSettings:
         old=old,
         new=new,
         output_dir=str(folder),
-        data=_few_rows(settings, servers=TransferServers()),
+        data=_few_rows(settings),
         training=training,
         task_training=task_training,
         max_new_tokens=16,
@@ -64,10 +64,10 @@ def smoke_settings(settings: RunSettings) -> RunSettings:
     )
 
 
-def _few_rows(settings: RunSettings, **of_transfer: Any) -> object:
+def _few_rows(settings: RunSettings) -> DataSettings:
     data = settings.data
     if data.transfer is not None:
-        data = dataclasses.replace(data, transfer=dataclasses.replace(data.transfer, **of_transfer))
+        data = dataclasses.replace(data, transfer=dataclasses.replace(data.transfer, servers=TransferServers()))
     sample = bundled("recipes") / "samples" / f"{settings.task}.jsonl"
     if data.format == "task" and sample.is_file():
         rows = {"source": str(sample), "name": None, "revision": None, "test_source": None, "validation": None}
