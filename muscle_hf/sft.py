@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -101,7 +100,9 @@ class MuscleSFTTrainer(MuscleMixin, _SFTPreparation):
             args.loss_type = "nll"
         _refuse_unsupported_sft(args)
         if isinstance(model, (str, os.PathLike)):
-            model = _load(model, getattr(args, "model_init_kwargs", None), quantization_config)
+            kept = {"quantization_config": quantization_config} if quantization_config is not None else {}
+            kept = {**(getattr(args, "model_init_kwargs", None) or {}), **kept}
+            model = load_task_model(model, CAUSAL_LM, trainable=True, **kept)
         super().__init__(model, args, *positional, **arguments)
         # TRL rounds the adapter on a quantized base to bfloat16; the student keeps the precision of its teacher.
         for parameter, weights in self._student_weights.items():
@@ -124,10 +125,3 @@ def _refuse_unsupported_sft(args: TrainingArguments | None) -> None:
             f"chat_template_path={template!r} would copy a template together with its tokens, which the frozen "
             "teachers do not have. Name a .jinja file, or train both task adapters with that template first"
         )
-
-
-def _load(name: str | os.PathLike, arguments: Mapping[str, Any] | None, quantization_config: Any) -> nn.Module:
-    kept = dict(arguments or {})
-    if quantization_config is not None:
-        kept["quantization_config"] = quantization_config
-    return load_task_model(name, CAUSAL_LM, trainable=True, **kept)

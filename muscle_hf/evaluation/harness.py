@@ -34,22 +34,20 @@ class HarnessModel:
         model: A model in memory; several sides may share it.
         tokenizer: Its tokenizer.
         adapter: The adapter of a PEFT model that answers; None: the model as it is.
-        use_base: Answer with all adapters off.
     """
 
     model: torch.nn.Module
     tokenizer: PreTrainedTokenizerBase
     adapter: str | None = None
-    use_base: bool = False
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """Make this side the one that answers; afterwards the model is as it was."""
         with untouched(self.model):
-            if self.adapter is None and not self.use_base:
+            if self.adapter is None:
                 yield
                 return
-            with frozen_view(cast("PeftModel", self.model), None if self.use_base else self.adapter):
+            with frozen_view(cast("PeftModel", self.model), self.adapter):
                 yield
 
 

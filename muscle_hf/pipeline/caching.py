@@ -12,6 +12,7 @@ from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
 
 from muscle_hf.cache import CachePlan, KeyRules, build_cache
+from muscle_hf.cache.likelihoods import AnswerLikelihoods
 from muscle_hf.errors import MuscleError
 from muscle_hf.pipeline.config import RunSettings
 from muscle_hf.pipeline.run import VERSIONS, Run
@@ -88,20 +89,18 @@ def cache_teachers(
         whole_answers = role == "old" and trainer.old_targets == "answer"
         if (served := teacher.served) is not None:
             served.keep_in(folder)
+            if not len(served.store):
+                _ = served.model_there  # which keeps a text of its own, not to be counted
 
-            def read(inputs: Any, served: ServedTeacher = served, whole_answers: bool = whole_answers) -> Batch:
-                batch = trainer.batch_of(inputs)
-                return served.spelling(batch.answers()) if whole_answers else served.reading(batch)
+            def ask(batch: Batch, served: ServedTeacher = served, whole_answers: bool = whole_answers) -> None:
+                served.states(served.spelling(batch.answers()) if whole_answers else served.reading(batch))
 
-            plans = [
-                served.fill(rows, collate, read, name=name, **how) for name, rows, collate in _datasets(trainer, role)
-            ]
-            accelerator.wait_for_everyone()
-            found[role] = Cached(plans, str(served.store.folder), sum(plan.sequences for plan in plans))
+            found[role] = _ask_each(trainer, role, served, ask, 4 * max(1, served.server.concurrency), **how)
         if not teacher.models:
             continue
         if whole_answers:
-            found[role] = _fill_numbers(trainer, folder, size, **how)
+            numbers = answers_in_front(trainer, folder)
+            found[role] = _ask_each(trainer, role, numbers, numbers.targets, size, **how)
             continue
         with open_cache(trainer, teacher, folder) as store:
             plans = [
@@ -126,24 +125,29 @@ def cache_teachers(
     return found
 
 
-def _fill_numbers(
-    trainer: MuscleTrainer, folder: str | os.PathLike, size: int, share: tuple[int, int], progress: bool
+def _ask_each(
+    trainer: MuscleTrainer,
+    role: str,
+    source: ServedTeacher | AnswerLikelihoods,
+    ask: Callable[[Batch], Any],
+    size: int,
+    share: tuple[int, int],
+    progress: bool,
 ) -> Cached:
-    """Of each row's answer v1's log-likelihood alone, where no more of it is followed."""
-    numbers, plans, (rank, processes) = answers_in_front(trainer, folder), [], share
-    for name, rows, collate in _datasets(trainer, "old"):
-        before = len(numbers.store)
+    """Ask a source about all rows, of which it keeps what it says; ``size`` of them at a time."""
+    plans, (rank, processes) = [], share
+    for name, rows, collate in _datasets(trainer, role):
+        before = len(source.store)
         starts = range(rank * size, len(rows), processes * size)
         for start in tqdm(starts, desc=name, unit="batch", disable=not progress):
             inputs = collate([rows[index] for index in range(start, min(start + size, len(rows)))])
             with torch.no_grad(), trainer.accelerator.autocast():
-                numbers.targets(trainer.batch_of(trainer._prepare_inputs(inputs)))
-        numbers.flush()
-        new = len(numbers.store) - before
+                ask(trainer.batch_of(trainer._prepare_inputs(inputs)))
+        source.flush()
+        new = len(source.store) - before
         plans.append(CachePlan([], len(rows), new, new, 0))
     trainer.accelerator.wait_for_everyone()
-    numbers.store.refresh()
-    return Cached(plans, str(numbers.store.folder), len(numbers.store))
+    return Cached(plans, str(source.store.folder), sum(plan.sequences for plan in plans))
 
 
 def _datasets(trainer: MuscleTrainer, role: str) -> list[tuple[str, Any, Callable]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers.utils import logging
 
-from muscle_hf.cache.build import CachePlan, plan_cache
 from muscle_hf.cache.compact import NOTHING, CompactStream, TopTokens, require_kl_alone
 from muscle_hf.cache.fingerprint import Fingerprint
 from muscle_hf.cache.keys import TEXT_RULES, SequenceKey, row_keys
@@ -132,36 +130,6 @@ class ServedTeacher(Teacher):
     def flush(self) -> None:
         self.store.flush()
         self._unwritten = 0
-
-    def fill(
-        self,
-        dataset: Any,
-        collate: Callable[[Sequence[Any]], Mapping[str, Any]],
-        read: Callable[[Mapping[str, Any]], Batch],
-        *,
-        share: tuple[int, int] = (0, 1),
-        progress: bool = True,
-        name: str = "rows",
-    ) -> CachePlan:
-        """Ask about all rows of a data set that are not kept yet; may be interrupted and called again.
-
-        Args:
-            dataset: Rows by index.
-            collate: Makes a batch of rows.
-            read: Makes of it what this teacher reads.
-            share: (index, count) of this process among those that ask together.
-            progress: Show a bar.
-            name: On the bar.
-        """
-        size = 4 * max(1, self.server.concurrency)
-        plan = plan_cache(dataset, collate, self.store, size, TEXT_RULES, read, share)
-        with tqdm(total=plan.missing, desc=name, unit="row", disable=not progress) as bar:
-            for indices in plan.batches:
-                before = len(self.store)
-                self.states(read(collate([dataset[index] for index in indices])))
-                bar.update(len(self.store) - before)
-        self.flush()
-        return plan
 
     def require_enough(self, objective: Objective, calibrated: bool | None) -> None:
         """Refuse an objective that needs more than is known of it.
