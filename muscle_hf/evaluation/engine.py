@@ -233,12 +233,7 @@ class _Crew:
 
     @classmethod
     def of(cls, model: torch.nn.Module, distributed: bool | None) -> _Crew:
-        running = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if distributed and not running:
-            raise MuscleError(
-                "distributed=True, but torch.distributed is not initialized; start with accelerate launch"
-            )
-        if not running or distributed is False:
+        if distributed is False or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return cls()
         size = torch.distributed.get_world_size()
         return cls(torch.distributed.get_rank(), size, lockstep=size > 1 and _is_sharded(model))

@@ -65,9 +65,8 @@ class Generator:
         return room
 
     def __call__(self, prompts: list[list[int]]) -> list[str]:
-        """Answers to prompts given as token ids, without special tokens and up to the first stop string."""
-        room = self.room
-        ids, mask = self.facts.pad([prompt[-room:] for prompt in prompts], side="left")
+        """Answers to prompts (token ids, at most :attr:`room`) without special tokens, up to the first stop string."""
+        ids, mask = self.facts.pad(prompts, side="left")
         start = 1 if self.facts.encoder_decoder else ids.shape[1]
         stopping = [_StopStrings(self.tokenizer, self.task.stop, start)] if self.task.stop else []
         # The model's own settings fill every gap of those passed to generate(); sampling, penalties or bad words in

@@ -41,11 +41,7 @@ class Vllm:
     ) -> list[Prediction]:
         """Answer every item, as :func:`muscle_hf.evaluation.evaluate_task` does.
 
-        Args:
-            task: A generation or a choice task.
-            items: The items.
-            chat: Put each prompt into the tokenizer's chat template as the user's turn.
-            partial: File that keeps the answers as they come. After an interruption the same call goes on from there.
+        ``partial``: a file that keeps answers as they come. After an interruption the same call goes on from there.
 
         Raises:
             MuscleError: vLLM is not installed, or cannot do the task.

@@ -48,9 +48,6 @@ def load_described(
         revision: Branch, tag or commit of ``name``, or of ``adapter`` where that is given.
         device: Where to put the model; by default the accelerator, if there is one. Not with ``device_map``.
         **arguments: ``dtype``, ``device_map``, ``quantization_config``, ``token``, ``cache_dir``, ...
-
-    Raises:
-        MuscleError: Nothing there, or it cannot be loaded.
     """
     if device is not None:
         with readable(f"a tensor on the device {str(device)!r}"):

@@ -19,7 +19,6 @@ class ModelFacts:
         base: The model itself, without PEFT's shell (adapters stay active in it).
         vocabulary: Width of the output head.
         cache_bytes: The most that a token can occupy in the cache of keys and values.
-        max_length: The most tokens the model takes.
         pad_id: A token to pad with; always masked, so any will do.
         arguments: Names of the arguments that the (base) model's forward takes.
         can_share: Whether a cached prefix may be tried (no virtual tokens, no lockstep of processes).

@@ -38,13 +38,9 @@ class Served:
     """How far a served model is from those that it may be.
 
     Args:
-        name: Under which it is served.
-        adapter: Which it should be.
         distances: From each model, by name: mean absolute difference of log-probabilities, nats; the share of greedy
-            answers that differ where the server gives no log-probabilities.
+            answers that differ where the server gives no log-probabilities (not ``in_nats``).
         same_greedy: Greedy answers that are the adapter's own, of ``prompts``.
-        prompts: How many prompts.
-        in_nats: Whether distances are of log-probabilities.
         tolerance: Up to which distance it may be a model, nats.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.files import read_json, write_json
+from muscle_hf.files import read_object, write_json
 from muscle_hf.pipeline.config import ModelSettings
 from muscle_hf.pipeline.steps import free_memory
 from muscle_hf.record import file_sha256
@@ -67,15 +68,9 @@ class Once:
 
 def read_note(folder: Path) -> dict[str, Any]:
     """What a step noted in its folder when it began or ended; nothing where it was not noted whole."""
-    note = folder / DONE_FILE
-    if not note.is_file():
-        return {}
-    try:
-        content = read_json(note)
-    except MuscleError as error:
-        logger.warning(f"{error}: this step is done anew.")
-        return {}
-    return content if isinstance(content, dict) else {}
+    with contextlib.suppress(MuscleError):
+        return read_object(folder / DONE_FILE)
+    return {}
 
 
 def weights_key(side: ModelSettings) -> str:

@@ -98,12 +98,8 @@ class Spread:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One training of a run: ``old``, ``new``, ``control`` or ``muscle``, and in words.
-
-    Args:
-        steps: Optimizer steps; None for rows whose number is not known.
-        memory: Bytes at the peak on each GPU.
-        seconds: On GPUs that reach :data:`FLOPS` times :data:`UTILIZATION`; None where the tokens are not known.
+    """One training of a run, and in words: its optimizer steps (None for rows whose number is not known), bytes at the
+    peak on each GPU, and seconds on GPUs that reach :data:`FLOPS` times :data:`UTILIZATION`.
     """
 
     name: str
@@ -154,15 +150,9 @@ def training_of(name: str, settings: RunSettings) -> dict[str, Any]:
 def memory_of(
     name: str, old: ModelSize, new: ModelSize, settings: RunSettings, spread: Spread, length: int, *, same_base: bool
 ) -> float:
-    """Bytes at the peak on one GPU while an adapter is trained.
-
-    Args:
-        name: ``old``, ``new``, ``control`` or ``muscle``.
-        old: v1's base; ``new``: v2's; ``same_base``: they are one.
-        length: Tokens of the longest row.
-
-    Returns:
-        Weights of the bases, adapters with gradients and optimizer states, activations, logits, and a constant.
+    """Bytes at the peak on one GPU while ``old``, ``new``, ``control`` or ``muscle`` is trained on rows of up to
+    ``length`` tokens: weights of the bases, adapters with gradients and optimizer states, activations, logits, and a
+    constant. ``old`` and ``new`` are the bases, which may be one.
     """
     training = training_of(name, settings)
     size = old if name == OLD else new

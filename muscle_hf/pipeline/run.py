@@ -52,11 +52,7 @@ VERSIONS = {OLD: "v1", NEW: "v2"}
 
 
 def run(settings: RunSettings, say: Callable[[str], None] = print) -> Result | None:
-    """Do a whole run.
-
-    Args:
-        settings: What to do.
-        say: Told the steps, on the main process.
+    """Do a whole run; ``say`` is told its steps, on the main process.
 
     Returns:
         The figures, also written to ``result.json`` in the output folder, beside ``old``, ``new``, ``control`` and
@@ -148,11 +144,7 @@ class Run(Planned):
         return sides.level_of(self.sides[OLD], self.sides[NEW])
 
     def whole(self) -> Result | None:
-        """All steps.
-
-        Raises:
-            MuscleError: Another process does a run in this folder.
-        """
+        """All steps, in no other process at the same time."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with alone(self.folder / RESULT_FILE) if self._process.is_main_process else contextlib.nullcontext():
             return self._whole()
@@ -249,8 +241,7 @@ class Run(Planned):
     def adapter(self, name: str) -> Path | str:
         """The adapter of a model (``old``, ``new``, ``control`` or ``muscle``), trained if it is missing.
 
-        Returns:
-            Its folder; for a task adapter that the settings name, what they say.
+        Gives its folder; for a task adapter that the settings name, what they say.
         """
         if name in VERSIONS:
             return self._task_adapter(name)
@@ -463,11 +454,7 @@ class Run(Planned):
     # ---- Evaluation ----
 
     def evaluate(self) -> Result:
-        """The answers of every model to the test items, and what they say of the update.
-
-        Raises:
-            MuscleError: The run has no task.
-        """
+        """The answers of every model to the test items, and what they say of the update."""
         if self.task is None:
             raise MuscleError("nothing can be evaluated without a task; set task, and data.test_source")
         for name in self.models:

@@ -331,7 +331,7 @@ def test_the_command_refuses_bad_use(tmp_path, model_folder, capsys):
     task = ["--task", "sst2", "--data", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "o")]
     (tmp_path / "rows.jsonl").write_text('{"text": "fine", "label": 1}\n')
     assert main(["evaluate", str(model_folder), *task, "--device", "nowhere"]) == 2
-    assert "the device 'nowhere' cannot be used" in capsys.readouterr().err
+    assert "device 'nowhere'" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main(["evaluate", str(model_folder), *task, "--dtype", "float31"])
     assert not (tmp_path / "o").exists()
