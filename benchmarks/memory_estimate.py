@@ -123,7 +123,7 @@ def measured(case: Case) -> int:
 def estimated(case: Case) -> float:
     """What --dry-run says, without the part that only a GPU has."""
     lora = LoraSettings(r=RANK)
-    size = plan.size_of_config(case.family, case.config, lora)
+    size = plan.size_of_config(case.config, lora)
     sides = ModelSettings("old"), ModelSettings("new")
     settings = RunSettings(
         *sides, "out", task="piqa", lora=lora, trainer="transformers", dtype=case.dtype, training=case.training

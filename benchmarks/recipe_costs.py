@@ -110,9 +110,7 @@ def row(name: str, file: Path, lengths: dict[str, list[int]]) -> list[str] | Non
     settings = load_settings(file)
     if settings.task not in ROWS or not {settings.old.base, settings.new.base} <= BASES.keys():
         return None
-    old, new = (
-        plan.size_of_config(side.base, BASES[side.base], settings.lora) for side in (settings.old, settings.new)
-    )
+    old, new = (plan.size_of_config(BASES[side.base], settings.lora) for side in (settings.old, settings.new))
     same = (settings.old.base, settings.old.revision) == (settings.new.base, settings.new.revision)
     limit = settings.training.get("max_length", 1024)
     mean = sum(min(n, limit) for n in lengths[settings.task]) / len(lengths[settings.task])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -87,21 +87,15 @@ def run_batches(
     batches: Sequence[Sequence[int]],
     run: Callable[[list[Work]], list[Any]],
     *,
-    done: Callable[[list[int], list[Any]], None] = lambda indices, outcomes: None,
     may_split: bool = True,
-) -> dict[int, Any]:
-    """Compute every batch (indices into ``work``); one that does not fit into memory is halved, and so are the later
-    ones of its size, if it ``may_split`` (not where all processes must make the same calls).
+) -> Iterator[tuple[int, Any]]:
+    """Index and result of every piece of work, computed batch by batch (indices into ``work``).
 
-    Returns:
-        Index of the work -> result; ``done`` is told of each batch's as they come.
-
-    Raises:
-        MuscleError: A single piece of work does not fit into memory.
+    A batch that does not fit into memory is halved, and so are the later ones of its size, if it ``may_split`` (not
+    where all processes must make the same calls).
     """
     from muscle_hf.compat.accelerate import clear_device_cache, should_reduce_batch_size
 
-    results: dict[int, Any] = {}
     waiting = [list(batch) for batch in reversed(batches)]
     most: int | None = None
     while waiting:
@@ -125,6 +119,4 @@ def run_batches(
             most = (len(batch) + 1) // 2
             waiting.append(batch)
             continue
-        results.update(zip(batch, outcomes, strict=True))
-        done(batch, outcomes)
-    return results
+        yield from zip(batch, outcomes, strict=True)

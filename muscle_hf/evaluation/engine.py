@@ -111,15 +111,11 @@ class _Run:
         budget = token_budget(self.facts.device, self.facts.vocabulary, self.facts.cache_bytes)
         batches = plan_batches(work, length, **plan, batch_size=self.batch_size, tokens=budget)
         mine = self.crew.share_of(batches)
-        hidden = not (self.progress and self.crew.rank == 0)
-        with tqdm(total=sum(map(len, mine)), desc=self.task.name, unit="item", disable=hidden) as bar:
-
-            def done(indices: list[int], outcomes: list[Any]) -> None:
-                bar.update(len(indices))
-                for index, outcome in zip(indices, outcomes, strict=True):
-                    ready(index, outcome)
-
-            found = run_batches(work, mine, run, done=done, may_split=not self.crew.lockstep)
+        results = run_batches(work, mine, run, may_split=not self.crew.lockstep)
+        hidden, found = not (self.progress and self.crew.rank == 0), {}
+        for index, outcome in tqdm(results, self.task.name, sum(map(len, mine)), unit="item", disable=hidden):
+            found[index] = outcome
+            ready(index, outcome)
         found = self.crew.gather(found)
         for index, outcome in found.items():
             ready(index, outcome)

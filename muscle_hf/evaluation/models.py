@@ -91,15 +91,15 @@ class ModelFacts:
         return {"logits_to_keep": last} if "logits_to_keep" in self.arguments else {}
 
 
-def _max_length(model_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, default: int = 2048) -> int:
-    """The longest sequence a model takes, in tokens: from its config, else its tokenizer, else ``default``."""
+def _max_length(model_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The longest sequence a model takes, in tokens: from its config, else its tokenizer."""
     config = model_config.get_text_config()
     for name in ("n_positions", "max_position_embeddings", "n_ctx"):
         value = getattr(config, name, None)
         if value is not None:
             return int(value)
     # Tokenizers without a limit carry a huge number instead.
-    return int(tokenizer.model_max_length) if tokenizer.model_max_length < 10**12 else default
+    return int(tokenizer.model_max_length) if tokenizer.model_max_length < 10**12 else 2048
 
 
 def score_classes(facts: ModelFacts, prompts: list[list[int]]) -> list[list[float]]:

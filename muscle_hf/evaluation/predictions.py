@@ -13,7 +13,7 @@ import numpy as np
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.tasks import Item
-from muscle_hf.files import StrPath, check_encoding, json_rows, not_utf8, write_text
+from muscle_hf.files import StrPath, json_rows, read_text, write_text
 from muscle_hf.metrics.update import Update
 
 _REQUIRED = ("task", "id", "prediction", "target", "metric", "hash")
@@ -110,19 +110,11 @@ def iter_predictions(path: StrPath) -> Iterator[Prediction]:
     Raises:
         MuscleError: The file does not exist, or a line is not a prediction; the message says which line.
     """
-    source = Path(path)
-    if not source.is_file():
-        raise MuscleError(f"there is no prediction file {source}")
-    check_encoding(source)
-    try:
-        with source.open(encoding="utf-8-sig", errors="surrogatepass") as file:
-            for number, row in json_rows(file, source):
-                try:
-                    yield Prediction.from_dict(row)
-                except MuscleError as error:
-                    raise MuscleError(f"{source}, line {number}: {error}") from error
-    except UnicodeDecodeError as error:
-        raise not_utf8(source, error) from error
+    for number, row in json_rows(read_text(path, "prediction file").split("\n"), path):
+        try:
+            yield Prediction.from_dict(row)
+        except MuscleError as error:
+            raise MuscleError(f"{path}, line {number}: {error}") from error
 
 
 def read_predictions(path: StrPath) -> list[Prediction]:

@@ -48,7 +48,6 @@ class ModelSize:
         width: d of the hidden states; ``mlp``: width inside the MLP, which may have a gate (``gated``).
     """
 
-    name: str
     parameters: int
     linear: int
     lora: int
@@ -62,10 +61,8 @@ class ModelSize:
 
     def weight_bytes(self, dtype: str, quantization: str | None) -> float:
         """Bytes of the base's weights in memory."""
-        plain = _WEIGHT_BYTES[dtype]
-        if quantization is None:
-            return self.parameters * plain
-        return self.linear * _WEIGHT_BYTES[quantization] + (self.parameters - self.linear) * plain
+        others = self.parameters - self.linear
+        return self.linear * _WEIGHT_BYTES[quantization or dtype] + others * _WEIGHT_BYTES[dtype]
 
     def kept_numbers(self, half: bool) -> int:
         """What a layer keeps of each token for its backward pass, in numbers; ``half``: 16-bit activations."""
@@ -109,7 +106,7 @@ class StepPlan:
     seconds: float | None
 
 
-def size_of_config(name: str, config: PreTrainedConfig, lora: LoraSettings) -> ModelSize:
+def size_of_config(config: PreTrainedConfig, lora: LoraSettings) -> ModelSize:
     """Count a model from its configuration; no weights are made or read."""
     from muscle_hf.teachers.blueprint import blueprint, linear_layers, target_layers
 
@@ -119,7 +116,6 @@ def size_of_config(name: str, config: PreTrainedConfig, lora: LoraSettings) -> M
     text = config.get_text_config()
     mlp = max((max(m.in_features, m.out_features) for m in layers.values()), default=text.hidden_size)
     return ModelSize(
-        name=name,
         parameters=sum(p.numel() for p in model.parameters()),
         linear=sum(m.weight.numel() for m in layers.values()),
         lora=sum(lora.r * (m.in_features + m.out_features) for m in chosen),
@@ -136,7 +132,7 @@ def size_of_config(name: str, config: PreTrainedConfig, lora: LoraSettings) -> M
 def sizes_of(settings: RunSettings) -> dict[str, ModelSize]:
     """:func:`size_of_config` of both bases."""
     sides = {OLD: settings.old, NEW: settings.new}
-    return {name: size_of_config(side.base, config_of(side), settings.lora) for name, side in sides.items()}
+    return {name: size_of_config(config_of(side), settings.lora) for name, side in sides.items()}
 
 
 def training_of(name: str, settings: RunSettings) -> dict[str, Any]:

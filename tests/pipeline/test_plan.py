@@ -116,7 +116,7 @@ def test_checkpoints_that_lie_there_at_a_time(training, steps, kept):
 
 def memory(settings, name="muscle", spread=None, old=None, **options):
     config = AutoConfig.from_pretrained(demo.base("v2"))
-    size = plan.size_of_config("x", config, settings.lora)
+    size = plan.size_of_config(config, settings.lora)
     return plan.memory_of(name, size, size, settings, spread or Spread(), 512, **{"same_base": False, **options})
 
 
