@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from muscle_hf.training.config import MuscleConfig
 
 
+# What a paper's table may give for a run.
+FIGURES = ("v1", "v2", "muscle", "nfr", "nfr_change", "nfr_change_percent", "pfr_change", "accuracy_change")
+FIGURES += ("gain_change", "loss_change")
+
+
 @dataclass
 class ServerSettings:
     """A model behind an OpenAI-compatible server.
@@ -203,37 +208,6 @@ class LoraSettings:
     target_modules: str | list[str] = "all-linear"
 
 
-@dataclass
-class Published:
-    """What a paper's table gives for a run, in percent and percentage points; left out what it does not give.
-
-    Args:
-        source: The table.
-        v1: Accuracy or mean similarity of v1's task model.
-        v2: Of v2's.
-        muscle: Of v2 with the compatibility adapter.
-        nfr: Negative flips of v2 (for similarities: the share of items that got worse).
-        nfr_change: With the compatibility adapter, in points.
-        nfr_change_percent: The same relative to ``nfr``.
-        pfr_change: Of positive flips, in points.
-        accuracy_change: With the compatibility adapter, in points.
-        gain_change: Of m_g, the mean gain of the items that got better (similarities), in points.
-        loss_change: Of m_r, the mean loss of those that got worse.
-    """
-
-    source: str
-    v1: float | None = None
-    v2: float | None = None
-    muscle: float | None = None
-    nfr: float | None = None
-    nfr_change: float | None = None
-    nfr_change_percent: float | None = None
-    pfr_change: float | None = None
-    accuracy_change: float | None = None
-    gain_change: float | None = None
-    loss_change: float | None = None
-
-
 @dataclass(repr=False)
 class RunSettings:
     """A run of ``muscle-hf train``.
@@ -263,7 +237,10 @@ class RunSettings:
         quantization: Of the bases: ``nf4`` (4 bits, quantized twice, as in QLoRA) or ``int8``; none by default.
         attention: ``sdpa``, ``flash_attention_2``, ``eager``, ...; transformers' choice by default.
         card: What the model card is to say: title, summary, language, datasets, license, base_note, ...
-        published: Figures that ``muscle-hf reproduce`` sets beside the measured ones.
+        published: Figures of a paper that ``muscle-hf reproduce`` sets beside the measured ones, in percent and
+            percentage points, and their ``source``: accuracy or mean similarity (``v1``, ``v2``, ``muscle``), ``nfr``
+            of v2, and what the compatibility adapter changes (``nfr_change``, relative ``nfr_change_percent``,
+            ``pfr_change``, ``accuracy_change``; of the mean gain m_g and loss m_r ``gain_change``, ``loss_change``).
     """
 
     old: ModelSettings
@@ -284,7 +261,7 @@ class RunSettings:
     quantization: str | None = None
     attention: str | None = None
     card: dict[str, Any] = field(default_factory=dict)
-    published: Published | None = None
+    published: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         one_of("trainer", self.trainer, ("transformers", "trl"))
@@ -300,6 +277,9 @@ class RunSettings:
         self._check_sides()
         self._check_data()
         self._check_card()
+        for name in self.published or {}:
+            if name not in (known := ("source", *FIGURES)):
+                raise MuscleError(f"unknown setting published.{name}; {did_you_mean(name, known)}")
 
     @property
     def config_class(self) -> type[MuscleConfig]:

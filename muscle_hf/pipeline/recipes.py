@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from muscle_hf.bundled import bundled
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import write_json, write_text
-from muscle_hf.pipeline.config import Published, RunSettings
+from muscle_hf.pipeline.config import FIGURES, RunSettings
 from muscle_hf.words import did_you_mean
 
 if TYPE_CHECKING:
@@ -63,19 +62,17 @@ def accelerate_config(name: str) -> Path:
 
 
 def compare_with_published(
-    published: Published | None, result: Result, predictions: Mapping[str, Sequence[Prediction]]
+    published: Mapping[str, Any] | None, result: Result, predictions: Mapping[str, Sequence[Prediction]]
 ) -> dict[str, dict[str, float | None]]:
     """A run's figures beside published ones, in percent and percentage points.
 
     Returns:
-        Field of :class:`Published` -> ``published`` and ``measured``, of those that either side has.
+        Of :data:`FIGURES` -> ``published`` and ``measured``, of those that either side has.
     """
     measured = {name: 100 * value for name, value in _figures(result, predictions).items()}
     if measured.get("nfr") and "nfr_change" in measured:
         measured["nfr_change_percent"] = 100 * measured["nfr_change"] / measured["nfr"]
-    known = {} if published is None else dataclasses.asdict(published)
-    names = [field.name for field in dataclasses.fields(Published) if field.name != "source"]
-    both = {name: {"published": known.get(name), "measured": measured.get(name)} for name in names}
+    both = {name: {"published": (published or {}).get(name), "measured": measured.get(name)} for name in FIGURES}
     return {name: values for name, values in both.items() if any(value is not None for value in values.values())}
 
 
@@ -105,7 +102,7 @@ def reproduction_table(
     figures: Mapping[str, Mapping[str, float | None]], settings: RunSettings, result: Result
 ) -> str:
     """Published and measured figures as Markdown."""
-    source = "" if settings.published is None else f" ({settings.published.source})"
+    source = "" if settings.published is None else f" ({settings.published.get('source')})"
     rows = [f"| Figure | Published{source} | Measured | Difference |", "| --- | ---: | ---: | ---: |"]
     for name, values in figures.items():
         cells = ["" if value is None else f"{value:.2f}" for value in values.values()]
