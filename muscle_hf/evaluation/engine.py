@@ -14,7 +14,7 @@ from muscle_hf.encoding import encode_pairs, encode_prompts, encode_texts
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.batching import plan_batches, run_batches, token_budget
 from muscle_hf.evaluation.choices import ChoiceScorer, group_by_context
-from muscle_hf.evaluation.generate import Generator
+from muscle_hf.evaluation.generate import generate, room_of
 from muscle_hf.evaluation.models import ModelFacts, score_classes
 from muscle_hf.evaluation.partial import PartialAnswers
 from muscle_hf.evaluation.predictions import Prediction
@@ -145,10 +145,10 @@ def _answer_choices(run: _Run, share: bool | None = None) -> list[list[float]]:
 
 
 def _answer_texts(run: _Run) -> list[str]:
-    generator = Generator(run.facts, run.tokenizer, run.task, synced=run.crew.lockstep)
-    encode = encode_prompts if run.facts.encoder_decoder else encode_texts
-    ids = [row[-generator.room :] for row in encode(run.tokenizer, run.prompts)]
-    return run.compute(ids, generator, lambda row: len(row) + run.task.max_new_tokens, run.keep)
+    room, encode = room_of(run.facts, run.task), encode_prompts if run.facts.encoder_decoder else encode_texts
+    ids = [row[-room:] for row in encode(run.tokenizer, run.prompts)]
+    answer = partial(generate, run.facts, run.tokenizer, run.task, run.crew.lockstep)
+    return run.compute(ids, answer, lambda row: len(row) + run.task.max_new_tokens, run.keep)
 
 
 def _answer_classes(run: _Run) -> list[list[float]]:

@@ -41,66 +41,58 @@ class _StopStrings(StoppingCriteria):
         return self.finished.clone()
 
 
-class Generator:
-    """Generates answers to prompts; ``synced``: all processes take part in every step (sharded models)."""
-
-    def __init__(self, facts: ModelFacts, tokenizer: PreTrainedTokenizerBase, task: Task, *, synced: bool = False):
-        self.facts = facts
-        self.tokenizer = tokenizer
-        self.task = task
-        self.synced = synced
-        self.eos = _end_tokens(facts.base, tokenizer)
-
-    @property
-    def room(self) -> int:
-        """The most tokens a prompt may have; longer ones lose tokens on the left."""
-        if self.facts.encoder_decoder:
-            return self.facts.max_length
-        room = self.facts.max_length - self.task.max_new_tokens
-        if room < 1:
-            raise MuscleError(
-                f"task {self.task.name!r} generates up to {self.task.max_new_tokens} tokens, but the model takes only "
-                f"{self.facts.max_length} in all; lower max_new_tokens"
-            )
-        return room
-
-    def __call__(self, prompts: list[list[int]]) -> list[str]:
-        """Answers to prompts (token ids, at most :attr:`room`) without special tokens, up to the first stop string."""
-        ids, mask = self.facts.pad(prompts, side="left")
-        start = 1 if self.facts.encoder_decoder else ids.shape[1]
-        stopping = [_StopStrings(self.tokenizer, self.task.stop, start)] if self.task.stop else []
-        # The model's own settings fill every gap of those passed to generate(); sampling, penalties or bad words in
-        # them would change what is measured, so they step aside meanwhile.
-        base = self.facts.base
-        own, base.generation_config = base.generation_config, self._settings()
-        try:
-            output = cast("Any", self.facts.model).generate(
-                input_ids=ids,
-                attention_mask=mask,
-                stopping_criteria=StoppingCriteriaList(stopping),
-                synced_gpus=self.synced,
-            )
-        finally:
-            base.generation_config = own
-        return [self._text(row) for row in output[:, start:].tolist()]
-
-    def _settings(self) -> GenerationConfig:
-        own = self.facts.base.generation_config
-        return GenerationConfig(
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=self.task.max_new_tokens,
-            no_repeat_ngram_size=self.task.no_repeat_ngram_size,
-            eos_token_id=self.eos or None,
-            pad_token_id=self.facts.pad_id,
-            bos_token_id=own.bos_token_id,
-            decoder_start_token_id=own.decoder_start_token_id,
-            use_cache=True,
+def room_of(facts: ModelFacts, task: Task) -> int:
+    """The most tokens a prompt may have; longer ones lose tokens on the left."""
+    if facts.encoder_decoder:
+        return facts.max_length
+    room = facts.max_length - task.max_new_tokens
+    if room < 1:
+        raise MuscleError(
+            f"task {task.name!r} generates up to {task.max_new_tokens} tokens, but the model takes only "
+            f"{facts.max_length} in all; lower max_new_tokens"
         )
+    return room
 
-    def _text(self, ids: list[int]) -> str:
-        end = next((position for position, token in enumerate(ids) if token in self.eos), len(ids))
-        return cut_at(str(self.tokenizer.decode(ids[:end], skip_special_tokens=True)), self.task.stop)
+
+def generate(
+    facts: ModelFacts, tokenizer: PreTrainedTokenizerBase, task: Task, synced: bool, prompts: list[list[int]]
+) -> list[str]:
+    """Answers to prompts (token ids) without special tokens, up to the first stop string.
+
+    ``synced``: all processes take part in every step (sharded models).
+    """
+    base, ends = facts.base, _end_tokens(facts.base, tokenizer)
+    ids, mask = facts.pad(prompts, side="left")
+    start = 1 if facts.encoder_decoder else ids.shape[1]
+    stopping = [_StopStrings(tokenizer, task.stop, start)] if task.stop else []
+    # The model's own settings fill every gap of those passed to generate(); sampling, penalties or bad words in them
+    # would change what is measured, so they step aside meanwhile.
+    own = base.generation_config
+    base.generation_config = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=task.max_new_tokens,
+        no_repeat_ngram_size=task.no_repeat_ngram_size,
+        eos_token_id=ends or None,
+        pad_token_id=facts.pad_id,
+        bos_token_id=own.bos_token_id,
+        decoder_start_token_id=own.decoder_start_token_id,
+        use_cache=True,
+    )
+    try:
+        output = cast("Any", facts.model).generate(
+            input_ids=ids,
+            attention_mask=mask,
+            stopping_criteria=StoppingCriteriaList(stopping),
+            synced_gpus=synced,
+        )
+    finally:
+        base.generation_config = own
+    answers = []
+    for row in output[:, start:].tolist():
+        end = next((position for position, token in enumerate(row) if token in ends), len(row))
+        answers.append(cut_at(str(tokenizer.decode(row[:end], skip_special_tokens=True)), task.stop))
+    return answers
 
 
 def _end_tokens(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:

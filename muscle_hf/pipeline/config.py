@@ -121,13 +121,11 @@ class TransferServers:
 
 
 @dataclass
-class TransferSettings:
+class TransferSettings(SplitSettings):
     """Rows without labels, which the compatibility adapter is trained on beside the labelled ones.
 
     Args:
-        split: Their split.
-        start: The first row.
-        limit: How many rows; all that follow by default.
+        split: As of :class:`SplitSettings`, with ``start`` and ``limit``.
         source: Where they are, if not where the training rows are.
         answers: Whose answers are trained at: ``old``, ``new``, ``both``, ``student``, or ``choices`` (of a task).
         servers: Where the models' answers come from, if not from the models here.
@@ -136,9 +134,6 @@ class TransferSettings:
             from both versions' answers to the validation rows (a task with choices).
     """
 
-    split: str
-    start: int = 0
-    limit: int | None = None
     source: str | None = None
     answers: str = "both"
     checker: str | None = None

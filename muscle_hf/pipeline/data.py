@@ -14,7 +14,7 @@ from muscle_hf.errors import MissingDependencyError, MuscleError
 from muscle_hf.evaluation.registry import load_items, place_of_rows, to_item
 from muscle_hf.evaluation.rows import find_rows, read_rows
 from muscle_hf.evaluation.tasks import Item, Source, Task
-from muscle_hf.pipeline.config import DataSettings, SplitSettings, TransferSettings
+from muscle_hf.pipeline.config import DataSettings, SplitSettings
 from muscle_hf.training.data import PaddingCollator, encode_items
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def load_splits(task: Task | None, data: DataSettings) -> Splits:
         test = load_items(task, place, data.test.split, start=data.test.start, limit=data.test.limit)
         _refuse_overlap(data, task, source, place, len(test))
 
-    def items(rows: SplitSettings | TransferSettings) -> list[Item]:
+    def items(rows: SplitSettings) -> list[Item]:
         place = getattr(rows, "source", None) or source
         return load_items(cast("Task", task), place, rows.split, start=rows.start, limit=rows.limit)
 

@@ -377,9 +377,8 @@ class Run(Planned):
         if OLD in logs:
             words = None
         elif old.server is not None:
-            where = dataclasses.asdict(old.server)
-            where["api_key"] = os.environ.get(where.pop("api_key_env"))
-            del where["url"]
+            where = {name: getattr(old.server, name) for name in ("model", "top_k", "concurrency")}
+            where["api_key"] = os.environ.get(old.server.api_key_env)
         else:
             where = {"revision": old.adapter_revision, "base_model": old.base, "base_revision": old.revision}
             where |= {key: self._how[key] for key in self._how if key == "attn_implementation"}

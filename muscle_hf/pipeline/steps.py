@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.utils import logging
 
 from muscle_hf.console import hush_deprecations
 from muscle_hf.errors import MuscleError
@@ -287,8 +288,6 @@ def free_memory() -> None:
 
 def hush() -> None:
     """Silence what libraries say to developers while a command with its own output runs."""
-    from transformers.utils import logging
-
     logging.disable_progress_bar()
     hush_deprecations()
     warnings.filterwarnings("ignore", message=".*'pin_memory' argument is set as true.*", category=UserWarning)
