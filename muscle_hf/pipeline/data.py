@@ -108,15 +108,13 @@ def _hold_out(train: Any, share: float) -> tuple[Any, Any]:
     def is_held(index: int) -> bool:
         return int((index + 1) * held) > int(index * held)
 
-    if hasattr(train, "filter") and not hasattr(train, "select"):  # a stream
-        kept, held_out = (
-            train.filter(lambda row, index, side=side: is_held(index) is side, with_indices=True)
-            for side in (False, True)
-        )
-        return kept, held_out
-    chosen = train.select if hasattr(train, "select") else lambda part: [train[index] for index in part]
-    kept, held_out = (chosen([i for i in range(len(train)) if is_held(i) is side]) for side in (False, True))
-    return kept, held_out
+    def part(side: bool) -> Any:
+        if not hasattr(train, "__len__"):  # a stream
+            return train.filter(lambda row, index: is_held(index) is side, with_indices=True)
+        indices = [index for index in range(len(train)) if is_held(index) is side]
+        return train.select(indices) if hasattr(train, "select") else [train[index] for index in indices]
+
+    return part(False), part(True)
 
 
 # ---- Rows as TRL takes them ----
@@ -212,15 +210,15 @@ class TrainingData:
 
     def for_trainer(self, arguments: TrainingArguments) -> dict[str, Any]:
         """The arguments of a trainer that hold data; TRL's gets datasets, which it tokenizes and collates."""
+        data = {"train_dataset": self.train, "eval_dataset": self.validation if self.validates else None}
         if is_trl(arguments):
-            parts = [_as_dataset(self.train), _as_dataset(self.validation) if self.validates else None]
-            collator = {}
+            from datasets import Dataset
+
+            data = {name: Dataset.from_list(rows) if isinstance(rows, list) else rows for name, rows in data.items()}
         else:
-            parts = [self.train, self.validation or None]
             pad = cast("int | None", self.tokenizer.pad_token_id)
-            collator = {"data_collator": PaddingCollator(pad_id=0 if pad is None else pad)}
-        data = {"train_dataset": parts[0], "eval_dataset": parts[1], "processing_class": self.tokenizer}
-        return {**data, **collator}
+            data["data_collator"] = PaddingCollator(pad_id=0 if pad is None else pad)
+        return {**data, "processing_class": self.tokenizer}
 
 
 def token_lengths(data: TrainingData) -> list[int] | None:
@@ -244,9 +242,3 @@ def _strings(value: Any) -> list[str]:
 def is_trl(arguments: TrainingArguments) -> bool:
     """Whether training arguments are those of TRL's ``SFTTrainer``."""
     return any(cls.__name__ == "SFTConfig" for cls in type(arguments).__mro__)
-
-
-def _as_dataset(rows: Any) -> Any:
-    from datasets import Dataset
-
-    return Dataset.from_list(rows) if isinstance(rows, list) else rows

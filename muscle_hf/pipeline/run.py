@@ -112,11 +112,15 @@ class Run(Planned):
         self._say = say if self._process.is_main_process else lambda text: None
         self._once = Once(self.folder, self._process, self._say)
         self._how = steps.loading(settings)
-        checker = None if settings.data.transfer is None else settings.data.transfer.checker
+        self._starts_from_old = settings.training.get("start_from", "new") == "old"
+        transfer = settings.data.transfer
+        self._chooses_target = transfer is not None and transfer.target == "chosen" and bool(splits.transfer)
+        checker = None if transfer is None else transfer.checker
         self._checker = None if checker is None else python_variable(checker)
         if not (checker is None or callable(self._checker)):
             raise MuscleError(f"data.transfer.checker: {checker} is no function but {self._checker!r}")
-        self._check_target()
+        if self._chooses_target and (task is None or task.kind != "choice" or not splits.validation):
+            raise MuscleError("data.transfer.target: chosen is for tasks with choices, and needs validation rows")
         self._check_folders()
         rows = {OLD: splits if old is None else old[1], NEW: splits}
         self.sides = {name: sides.side_of(self._version(name), tasks[name], rows[name]) for name in VERSIONS}
@@ -129,8 +133,7 @@ class Run(Planned):
                 "v1 is asked in other words than v2, so that it can be followed in the answers alone; train on these: "
                 "training.trained_tokens: completion (with trainer: trl, training.completion_only_loss: true)"
             )
-        trains, chooses = settings.compatibility, self._chooses_target
-        sides.check_answers(settings.old, self.sides[OLD], trains=trains, chooses=chooses)
+        sides.check_answers(settings.old, self.sides[OLD], settings.compatibility, self._chooses_target)
         self.data = self._tokenized(NEW)
         defaults = {"report_to": "none", "logging_strategy": "epoch", "disable_tqdm": False, "save_strategy": "no"}
         defaults["eval_strategy"] = "epoch" if self.data.validates else "no"
@@ -273,10 +276,6 @@ class Run(Planned):
         more = self.settings.task_training if task else {}
         return steps.unpublished({**self.training, **more}, self.settings.plain_class)
 
-    @property
-    def _starts_from_old(self) -> bool:
-        return self.settings.training.get("start_from", "new") == "old"
-
     def _student(self) -> PeftModel:
         """v2 with its task adapter, to be trained on."""
         dropout = self.settings.student_dropout
@@ -414,21 +413,6 @@ class Run(Planned):
         )
 
     # ---- What transfer rows follow ----
-
-    def _check_target(self) -> None:
-        if not self._chooses_target:
-            return
-        if self.task is None or self.task.kind != "choice":
-            raise MuscleError("data.transfer.target: chosen is for tasks with choices; set training.transfer_mask")
-        if not self.splits.validation:
-            raise MuscleError(
-                "data.transfer.target: chosen needs validation rows, which both versions are asked about"
-            )
-
-    @property
-    def _chooses_target(self) -> bool:
-        transfer = self.settings.data.transfer
-        return transfer is not None and transfer.target == "chosen" and bool(self.splits.transfer)
 
     @cached_property
     def target(self) -> dict[str, str]:

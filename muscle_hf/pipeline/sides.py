@@ -135,7 +135,7 @@ def recorded_answers(files: Sequence[str], task: Task, items: Sequence[Item]) ->
     return found
 
 
-def check_answers(old: ModelSettings, side: Side, *, trains: bool, chooses: bool) -> None:
+def check_answers(old: ModelSettings, side: Side, trains: bool, chooses: bool) -> None:
     """Look for v1's answers to all rows, if it is known by these, also to those that are trained on; and for scores
     with them where they ``chooses`` what is followed. As :func:`recorded_answers`."""
     for part in ("test", *(TRAINED_PARTS if trains else ())) if old.answers else ():
