@@ -68,7 +68,6 @@ def test_a_title_need_not_be_yaml(file, text):
         (["--data.train.limit", "true"], "expected int"),
         (["--output_dir.x", "1"], "not a group of settings"),
         (["stray"], "unexpected 'stray'"),
-        (["--training.output_dir", "x"], "set the run's output_dir"),
         (["--data.validation_share", "1.5"], "must be in"),
         (["--student_dropout", "1"], "student_dropout is 1.0; it must be in"),
         (["--lora.dropout", "-0.1"], "lora.dropout is -0.1; it must be in"),
