@@ -1,14 +1,11 @@
 """What is used of accelerate."""
 
-from __future__ import annotations
-
 # Streams that a process reads its share of.
-from accelerate.data_loader import IterableDatasetShard
+from accelerate.data_loader import IterableDatasetShard as IterableDatasetShard
 
 # A teacher is sharded as accelerate shards the student, without becoming a second model to train.
-from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model as fsdp2_prepare_model
 
 # Which errors mean that memory ran out, on every kind of device.
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-
-__all__ = ["IterableDatasetShard", "clear_device_cache", "fsdp2_prepare_model", "should_reduce_batch_size"]
+from accelerate.utils.memory import clear_device_cache as clear_device_cache
+from accelerate.utils.memory import should_reduce_batch_size as should_reduce_batch_size

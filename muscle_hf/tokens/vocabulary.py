@@ -225,7 +225,7 @@ def backend_of(tokenizer: Any) -> Tokenizer:
         return tokenizer
     if isinstance(backend := getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
         return backend
-    from muscle_hf.compat.tokenizers import convert_slow_tokenizer
+    from muscle_hf.compat.transformers import convert_slow_tokenizer
 
     with readable(f"the fast form of {type(tokenizer).__name__}", "; pass a tokenizer with a tokenizer.json file"):
         return convert_slow_tokenizer(tokenizer)
