@@ -19,33 +19,11 @@ PROGRAM = "muscle-hf"
 INTERRUPTED = 130
 
 
-def program() -> str:
-    """How this program was started, for a shell: ``muscle-hf``, ``.venv/bin/muscle-hf``, ``python -m muscle_hf``."""
-    started = Path(sys.argv[0])
-    if started.stem == PROGRAM:
-        return _as_typed(started)
-    return f"{python()} -m muscle_hf"
-
-
-def python() -> str:
-    """The Python that runs, for a shell."""
-    return _as_typed(Path(sys.executable))
-
-
-def _as_typed(file: Path) -> str:
-    found = shutil.which(file.name)
-    # Not resolved: the Python of an environment is a link to one that knows nothing of its packages.
-    if found is not None and os.path.abspath(found) == os.path.abspath(file):
-        return shlex.quote(file.stem)
-    with contextlib.suppress(ValueError):  # on another drive
-        short = os.path.relpath(file)
-        file = file.absolute() if short.startswith(os.pardir) else Path(short)
-    return shlex.quote(str(file))
-
-
 def command(*words: object) -> str:
-    """A command of this program that can be pasted into the shell that started it; words are quoted as needed."""
-    return f"{program()} {shlex.join(map(str, words))}"
+    """A command of this program that can be pasted into a shell, whether or not its environment is active there."""
+    found = shutil.which(PROGRAM)
+    active = found is not None and Path(found).parent == Path(sys.executable).parent
+    return shlex.join([*([PROGRAM] if active else [sys.executable, "-m", "muscle_hf"]), *map(str, words)])
 
 
 def hush_deprecations() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 
-from muscle_hf.console import command, python
+from muscle_hf.console import command
 from muscle_hf.demo import SETTINGS, TASKS, rows
 from muscle_hf.demo.run import BOTH, PAPER, Demo
 from muscle_hf.evaluation.predictions import update_between
@@ -59,7 +60,7 @@ def next_steps(demo: Demo) -> list[tuple[str, str]]:
     return [
         ("Look at the flips", command("compare", *files, "--full")),
         (mine, command("train", "--config", demo.own, "--dry-run")),
-        ("Load the adapter, an ordinary LoRA on v2", f"{python()} -c {shlex.quote(script)}"),
+        ("Load the adapter, an ordinary LoRA on v2", shlex.join([sys.executable, "-c", script])),
     ]
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
-import shutil
 import subprocess
 import sys
 
@@ -14,6 +12,7 @@ import pytest
 
 from muscle_hf.cli import compare
 from muscle_hf.cli.main import main
+from muscle_hf.console import command
 from muscle_hf.errors import MuscleError
 from muscle_hf.pipeline.launch import script
 
@@ -56,31 +55,21 @@ def test_predictions_that_could_not_be_kept_are_not_made(output, said, tmp_path,
 
 
 @pytest.mark.skipif(os.name == "nt", reason="shells of POSIX")
-@pytest.mark.parametrize("start", ["muscle-hf", ".venv/bin/muscle-hf", "my tools/muscle-hf", "{python} -m muscle_hf"])
-def test_a_printed_command_can_be_pasted_into_the_shell_that_started_it(start, tmp_path):
-    """Whatever it was started as, from a folder with blanks, its words as awkward as can be."""
-    code = "from muscle_hf.console import command; print(command('demo', \"a b\", 'c\\'d', '$HOME', 7))"
-    program = f"#!{sys.executable}\nimport sys, muscle_hf.console\n{code}\nprint(sys.argv[1:])\n"
-    for folder in ("on path", ".venv/bin", "my tools"):
-        file = tmp_path / folder / "muscle-hf"
-        file.parent.mkdir(parents=True)
-        file.write_text(program)
+@pytest.mark.parametrize("active", [True, False])
+def test_a_printed_command_can_be_pasted(active, tmp_path, monkeypatch):
+    """Whether or not the environment is active, and with words as awkward as can be."""
+    for name, content in (("muscle-hf", ""), ("python", 'test "$1 $2" = "-m muscle_hf" && shift 2\n')):
+        file = tmp_path / "my tools" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f'#!/bin/sh\n{content}printf "%s\\n" "$@"\n')
         file.chmod(0o755)
-    path = os.pathsep.join([str(tmp_path / "on path"), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(paths.ROOT)}
-
-    def shell(line):
-        done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True)
-        return done.stdout.splitlines()
-
-    if "python" in start:
-        shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment).stdout
-        assert shlex.split(shown)[1:] == ["-m", "muscle_hf", "demo", "a b", "c'd", "$HOME", "7"]
-        assert os.path.abspath(shutil.which(shlex.split(shown)[0])) == shutil.which(sys.executable)
-        return
-    shown, _ = shell(shlex.quote(start))
-    assert shown.startswith(f"{shlex.quote(start)} demo ")
-    assert shell(shown)[1] == str(["demo", "a b", "c'd", "$HOME", "7"])
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "my tools" / "python"))
+    if active:
+        monkeypatch.setenv("PATH", os.pathsep.join([str(tmp_path / "my tools"), os.environ["PATH"]]))
+    shown = command("demo", "a b", "c'd", "$HOME", 7)
+    assert shown.startswith("muscle-hf demo ") == active
+    done = subprocess.run(["sh", "-c", shown], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["demo", "a b", "c'd", "$HOME", "7"]
 
 
 def test_the_package_is_the_command_and_warns_of_nothing_it_does_itself(tmp_path):
