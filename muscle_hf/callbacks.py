@@ -10,14 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import (
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from muscle_hf.choice_log import ChoiceLog
 from muscle_hf.errors import MuscleError
@@ -105,13 +98,12 @@ class FlipMetricsCallback(TrainerCallback):
         asked = task if old_task is None else replace(old_task, **same)
         self._asked = {"new": (task, self.items), "old": (asked, list(old_items or self.items))}
         check_items(*self._asked["old"])
-        for item, other in zip(self.items, self._asked["old"][1], strict=False):
-            mine, theirs = ((one.id, len(one.choices), one.answers) for one in (item, other))
-            if mine != theirs or len(self.items) != len(self._asked["old"][1]):
-                raise MuscleError(
-                    f"old_items are not the items in other words: {theirs} (id, choices, right answers) stands "
-                    f"for {mine}, and there are {len(self._asked['old'][1])} for {len(self.items)}"
-                )
+        new, own = ([(i.id, len(i.choices), i.answers) for i in self._asked[role][1]] for role in ("new", "old"))
+        if new != own:
+            raise MuscleError(
+                "old_items are not the items in other words: they need the same ids, numbers of choices and right "
+                "answers in the same order"
+            )
         self.trainer: Trainer | None = None
         self.tokenizer = tokenizer
         self.prefix = prefix
@@ -146,9 +138,7 @@ class FlipMetricsCallback(TrainerCallback):
 
     # ---- Events ----
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask the old (and the new) model, unless their predictions are there."""
         self._training = True
         self._measured = {}
@@ -158,20 +148,11 @@ class FlipMetricsCallback(TrainerCallback):
         if self._sides["new"] is not None:
             self.predictions("new", kwargs.get("processing_class"))
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """From here on each evaluation is measured by itself."""
         self._training = False
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float],
-        **kwargs: Any,
-    ) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
         """Measure the flips of the model in training and put them into ``metrics``, the history and the trackers."""
         self._require_old()
         # Several evaluation sets at one step of a training: the answers cannot have changed between them.
@@ -247,7 +228,7 @@ class FlipMetricsCallback(TrainerCallback):
                 callbacks.remove(self)
                 callbacks.insert(0, self)
 
-    def _log(self, named: Mapping[str, float], args: TrainingArguments, state: TrainerState) -> None:
+    def _log(self, named: Mapping[str, float], args: Any, state: Any) -> None:
         if self.trainer is not None:
             self.trainer.log(dict(named))
             return

@@ -12,6 +12,7 @@ TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The run, the cache's folder, and the server that v1 may be behind."""
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML with the settings, or a recipe's name")
     parser.add_argument("--cache", metavar="DIR", help="folder of the cache (default: the run's own)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="rows per forward pass (default: evaluation's)")

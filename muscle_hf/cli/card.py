@@ -24,6 +24,7 @@ _LISTS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What only people know of the adapter, and the comparison with its flips."""
     parser.add_argument("folder", help="output_dir of a MuscleTrainer")
     for option, (name, text) in _TEXTS.items():
         parser.add_argument(option, dest=name, metavar="TEXT", help=text)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The server, the adapters it should serve, and what it is asked."""
     parser.add_argument("url", help="of an OpenAI-compatible server, for example http://localhost:8000/v1")
     parser.add_argument(
         "--model",

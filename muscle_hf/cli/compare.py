@@ -25,18 +25,15 @@ score, in the unit of the scores.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Whose answers are compared and how, the gate's limits, and where the result goes."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
-    parser.add_argument(
-        "old", metavar="OLD", nargs="?", help="predictions of the old model: a file, or a folder of logs"
-    )
+    parser.add_argument("old", metavar="OLD", nargs="?", help="predictions of the old model: a file or folder of logs")
     parser.add_argument("new", metavar="NEW", nargs="?", help="predictions of the new model")
     parser.add_argument("compat", metavar="COMPAT", nargs="*", default=[], help="predictions of compatibility models")
     add_reading_arguments(parser)
     parser.add_argument("--labels", metavar="A,B,...", help="short names of the models (old,new,compat)")
-    parser.add_argument(
-        "--ignore-prompts", action="store_true", help="compare though the models saw other prompts for the same items"
-    )
+    parser.add_argument("--ignore-prompts", action="store_true", help="compare though prompts of an item differ")
     how = parser.add_argument_group("analysis")
     how.add_argument("--level", type=float, default=0.95, help="confidence level (0.95)")
     how.add_argument("--epsilon", type=float, default=0.0, help="changes of a score up to this size are no flips (0)")

@@ -10,6 +10,7 @@ TASK_NAMES = ("routing", "refund", "summary")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which task of the embedded world, and where to."""
     parser.add_argument(
         "--task", choices=(*TASK_NAMES, "all"), default="routing", help="which of the three tasks (default: routing)"
     )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model, what it is asked, and what runs it."""
     parser.add_argument("model", help="folder or Hub id of an adapter or a model; with --server, the name it serves")
     parser.add_argument("--adapter", help="folder or Hub id of an adapter to put on MODEL")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub, of the adapter if there is one")
@@ -115,8 +116,7 @@ def run(args: argparse.Namespace) -> int:
         return _evaluate(args, task, items, None)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     check_outputs([args.output], [args.data, args.task])
-    # Of the processes that `accelerate launch` starts, the first one writes.
-    with alone(args.output) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
+    with alone(args.output) if _is_first_process() else contextlib.nullcontext():
         return _evaluate(args, task, items, args.output.with_name(f"{args.output.name}.partial"))
 
 
@@ -125,8 +125,8 @@ def _evaluate(args: argparse.Namespace, task: Task, items: list[Item], partial: 
     from muscle_hf.evaluation.predictions import write_predictions
 
     ask = _ask_server if args.server else _ask_vllm if args.engine == "vllm" else _ask_model
-    predictions, main_process = ask(args, task, items, partial)
-    if not main_process:
+    predictions = ask(args, task, items, partial)
+    if not _is_first_process():
         return 0
     if args.output.exists() and not args.overwrite and partial is not None:
         raise MuscleError(f"{args.output} was written meanwhile; the answers are kept: pass another --output")
@@ -139,6 +139,11 @@ def _evaluate(args: argparse.Namespace, task: Task, items: list[Item], partial: 
     return 0
 
 
+def _is_first_process() -> bool:
+    """Of those that `accelerate launch` starts the first one speaks and writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _messages(args: argparse.Namespace) -> TextIO:
     """Where to speak: the standard output may be the prediction file."""
     return sys.stderr if is_stdout(args.output) else sys.stdout
@@ -148,14 +153,12 @@ def _say_first(args: argparse.Namespace, task: Task, items: list[Item], prompt: 
     from muscle_hf.evaluation.tasks import describe_item
     from muscle_hf.report.text import visible
 
-    if not args.quiet:
+    if not args.quiet and _is_first_process():
         shown = visible(describe_item(task, items[0], prompt))
         print(f"First of {len(items)} items. {shown}", file=_messages(args), flush=True)
 
 
-def _ask_model(
-    args: argparse.Namespace, task: Task, items: list[Item], partial: Path | None
-) -> tuple[list[Prediction], bool]:
+def _ask_model(args: argparse.Namespace, task: Task, items: list[Item], partial: Path | None) -> list[Prediction]:
     from accelerate import PartialState
 
     from muscle_hf.evaluation.engine import chat_prompts, evaluate_task
@@ -172,8 +175,7 @@ def _ask_model(
     model, tokenizer, describe = load_described(
         args.model, task, adapter=args.adapter, revision=args.revision, **arguments
     )
-    if state.is_main_process:
-        _say_first(args, task, items, chat_prompts(tokenizer, items[:1])[0] if args.chat else None)
+    _say_first(args, task, items, chat_prompts(tokenizer, items[:1])[0] if args.chat else None)
     who = describe()
     settings = [who, args.dtype, args.load_in_4bit, args.load_in_8bit]
     kept = None if partial is None else PartialAnswers(partial, settings, task, args.chat)
@@ -181,12 +183,10 @@ def _ask_model(
         model, tokenizer, task, items, batch_size=args.batch_size, progress=not args.quiet, chat=args.chat, kept=kept
     )
     data = describe_data(task, args.data, args.split)
-    return signed(predictions, {**who, "data": data}), state.is_main_process
+    return signed(predictions, {**who, "data": data})
 
 
-def _ask_server(
-    args: argparse.Namespace, task: Task, items: list[Item], partial: Path | None
-) -> tuple[list[Prediction], bool]:
+def _ask_server(args: argparse.Namespace, task: Task, items: list[Item], partial: Path | None) -> list[Prediction]:
     from muscle_hf.evaluation.server import Server, evaluate_task_on_server
 
     tokenizer = None
@@ -203,15 +203,10 @@ def _ask_server(
         tokenizer=tokenizer,
     )
     _say_first(args, task, items)
-    predictions = evaluate_task_on_server(
-        server, task, items, chat=args.chat, partial=partial, progress=not args.quiet
-    )
-    return predictions, True
+    return evaluate_task_on_server(server, task, items, chat=args.chat, partial=partial, progress=not args.quiet)
 
 
-def _ask_vllm(
-    args: argparse.Namespace, task: Task, items: list[Item], partial: Path | None
-) -> tuple[list[Prediction], bool]:
+def _ask_vllm(args: argparse.Namespace, task: Task, items: list[Item], partial: Path | None) -> list[Prediction]:
     from muscle_hf.evaluation.in_vllm import Vllm
     from muscle_hf.hub.serving import adapter_problems
     from muscle_hf.teachers.loading import find_adapter
@@ -223,7 +218,7 @@ def _ask_vllm(
     if (found := find_adapter(model, None, {})) and (problems := adapter_problems(found.folder)):
         raise MuscleError(f"vLLM does not take {model} as it is: {'; '.join(problems)}. Leave --engine out")
     _say_first(args, task, items)
-    return Vllm(model, base, options).evaluate(task, items, chat=args.chat, partial=partial), True
+    return Vllm(model, base, options).evaluate(task, items, chat=args.chat, partial=partial)
 
 
 def _option(text: str) -> tuple[str, Any]:

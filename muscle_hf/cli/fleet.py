@@ -20,6 +20,7 @@ other machines find what is done), --learning_rate 1e-4 (of all tasks).
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The fleet's file, and who does its steps."""
     from muscle_hf.user_code import add_no_code_argument
 
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, _EPILOG
@@ -39,7 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run, plan, or look."""
-    from muscle_hf.console import INTERRUPTED
     from muscle_hf.fleet.run import chosen, fetch_all
     from muscle_hf.fleet.settings import load_fleet
     from muscle_hf.pipeline.launch import interruptible
@@ -47,19 +47,16 @@ def run(args: argparse.Namespace) -> int:
 
     hush()
     fleet = load_fleet(args.file, args.overrides)
-    if args.status or args.plan:
-        fetch_all(fleet)
+    if not (args.status or args.plan):
+        return interruptible(lambda: _run(fleet, args))
+    fetch_all(fleet)
     if args.status:
         _print_status(fleet, chosen(fleet, args.only))
-        return 0
-    if args.plan:
+    else:
         from muscle_hf.fleet.overview import describe
 
         print(describe(fleet, args.only))
-        return 0
-    codes: list[int] = []
-    stopped = interruptible(lambda: codes.append(_run(fleet, args)))
-    return INTERRUPTED if stopped else codes[0]
+    return 0
 
 
 def _run(fleet: Fleet, args: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from muscle_hf.user_code import add_no_code_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The models, the harness's tasks, and where its logs go."""
     parser.add_argument("--old", required=True, help="v1's task model: folder or Hub id of an adapter or model")
     parser.add_argument("--new", required=True, help="v2's task model")
     parser.add_argument("--compat", help="compatibility model; adapters of the same base share one copy of it")

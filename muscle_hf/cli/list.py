@@ -8,6 +8,7 @@ from muscle_hf.files import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to look for."""
     parser.add_argument("search", nargs="?", help="part of the name")
     parser.add_argument("--author", help="user or organisation")
     parser.add_argument("--base-model", metavar="ID", help="only adapters for this new base")

@@ -9,6 +9,7 @@ from muscle_hf.files import check_outputs, write_outputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The runs of one model, and how they are read."""
     parser.add_argument(
         "runs", metavar="RUN", nargs="+", help="predictions of the same model: other batch size, dtype, machine, ..."
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which adapter, where to, and the base it is checked against."""
     parser.add_argument("repo", help="NAMESPACE/NAME on the Hub")
     parser.add_argument("--revision", help="branch, tag or commit; by default main")
     parser.add_argument("--to", metavar="FOLDER", help="copy the files there; by default they stay in the Hub's cache")

@@ -6,6 +6,7 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which adapter, and to which repository."""
     parser.add_argument("folder", help="output_dir of a MuscleTrainer, or one of its checkpoints")
     parser.add_argument("repo", help="NAMESPACE/NAME on the Hub, or NAME for your own namespace; created if missing")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")

@@ -6,6 +6,7 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which metric, and to which Space."""
     parser.add_argument("metric", help="muscle_flips, muscle_smooth_flips, or all")
     parser.add_argument("repo", nargs="?", help="NAMESPACE or NAMESPACE/METRIC; by default your own namespace")
     parser.add_argument("--private", action="store_true", default=None, help="make a new Space private")

@@ -6,6 +6,7 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which recipe."""
     parser.add_argument("name", nargs="?", help="of one recipe: print its file; or the beginning of several names")
 
 

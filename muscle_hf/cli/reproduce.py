@@ -8,6 +8,7 @@ TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The row, and how many processes do it."""
     from muscle_hf.pipeline.launch import add_launch_arguments, add_run_arguments
 
     parser.add_argument("row", help="a recipe: paper/phi_1_to_1.5/piqa; `muscle-hf recipes paper` lists them")

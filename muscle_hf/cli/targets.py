@@ -15,6 +15,7 @@ predictions here.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The predictions of both models, and the shares to try."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
     parser.add_argument("old", metavar="OLD", help="predictions of the old model, with log-likelihoods of choices")

@@ -8,6 +8,7 @@ from muscle_hf.user_code import add_no_code_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which task, and which of its rows."""
     parser.add_argument("name", nargs="?", help="a built-in task, a .yaml file, or file.py:variable: print an item")
     parser.add_argument(
         "--data", help="file, folder or dataset id to take the item from (default: an example, or the task's own data)"

@@ -14,6 +14,7 @@ TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The run's file, and how many processes do it."""
     from muscle_hf.pipeline.launch import add_config_arguments, add_launch_arguments
 
     add_config_arguments(parser)

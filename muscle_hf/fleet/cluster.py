@@ -115,8 +115,7 @@ class _Job:
 
 def _ended(task: FleetTask, result: Callable[[], bool], say: Say) -> None:
     try:
-        if task.results is not None:
-            fetch(task.results, task.folder)
+        fetch(task.results, task.folder)
         whole = result()
     except Exception as error:  # whatever it is, its process is gone for good
         whole, state = False, read_state(task)

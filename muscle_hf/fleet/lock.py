@@ -53,29 +53,20 @@ class Version:
     def read(cls, content: dict[str, Any], folder: Path) -> Version:
         """From an entry of a lock in a folder."""
 
-        def placed(value: Any) -> Any:
-            if isinstance(value, list):
-                return [placed(part) for part in value]
+        def placed(name: str, text: str) -> str:
             # Names of the Hub, of tasks and of templates never begin so.
-            here = isinstance(value, str) and value.startswith(".")
-            return os.path.normpath(folder / value) if here else value
+            return os.path.normpath(folder / text) if text.startswith(".") else text
 
-        side = {name: placed(value) for name, value in content["side"].items()}
-        return cls(**{**content, "side": build(ModelSettings, side)})
+        return cls(**{**content, "side": build(ModelSettings, _with_texts(content["side"], placed))})
 
     def entry(self, folder: Path) -> dict[str, Any]:
         """For a lock in a folder, which what is on this disk is told from, so that both can move together."""
 
-        def told(value: Any, is_here: Callable[[str], bool]) -> Any:
-            if isinstance(value, list):
-                return [told(part, is_here) for part in value]
-            here = isinstance(value, str) and is_here(value)
-            return f".{os.sep}{os.path.relpath(value, folder)}" if here else value
+        def told(name: str, text: str) -> str:
+            is_here = os.path.isfile if name in ("task", "chat_template", "answers") else os.path.isdir
+            return f".{os.sep}{os.path.relpath(text, folder)}" if is_here(text) else text
 
-        files = ("task", "chat_template", "answers")
-        side = {name: value for name, value in asdict(self.side).items() if value is not None}
-        side = {name: told(value, os.path.isfile if name in files else os.path.isdir) for name, value in side.items()}
-        return {**asdict(self), "side": side}
+        return {**asdict(self), "side": _with_texts(asdict(self.side), told)}
 
     def check(self, name: str) -> None:
         """Refuse a version that is no longer the one that the lock names; of what it has no hash, say so.
@@ -99,6 +90,17 @@ class Version:
                     f"the lock of {name} names {what} with the SHA-256 {named}, but there is {here}. Bring back what "
                     "was released, or name the old side yourself (old: {base: ..., adapter: ...})"
                 )
+
+
+def _with_texts(side: dict[str, Any], change: Callable[[str, str], str]) -> dict[str, Any]:
+    """The settings of a side that are given, with each text changed, by the name of its setting."""
+
+    def changed(name: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [change(name, part) for part in value]
+        return change(name, value) if isinstance(value, str) else value
+
+    return {name: changed(name, value) for name, value in side.items() if value is not None}
 
 
 def _adapter(side: ModelSettings, **fetch: bool) -> tuple[Path | None, str | None]:

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 from muscle_hf.cache.build import human_bytes
 from muscle_hf.fleet.checks import checked_runs
-from muscle_hf.fleet.run import chosen, status_of
+from muscle_hf.fleet.run import chosen, line_of
 from muscle_hf.fleet.settings import Fleet
-from muscle_hf.fleet.task import outcome_of, read_state, steps_of
+from muscle_hf.fleet.task import read_state, steps_of
 from muscle_hf.pipeline.plan import ESTIMATES, GIB, Spread, disk_of, duration, plan_of, sizes_of
 from muscle_hf.pipeline.table import COMPAT, NEW, OLD
 from muscle_hf.pipeline.teaching import cache_bytes
-from muscle_hf.report import wording as w
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,18 +27,12 @@ def status_table(fleet: Fleet, names: Sequence[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=str(fleet.settings.update))
     for heading in ("task", "accuracy now / plain / compatible", "NFR plain / compatible", "verdict"):
         table.add_column(heading, justify="left" if heading in ("task", "verdict") else "right")
-    for task in fleet.tasks:
-        if task.name not in names:
+    for line in (line_of(task) for task in fleet.tasks if task.name in names):
+        if line.outcome is None:
+            table.add_row(line.name, "", "", Text(": ".join(line.status)))
             continue
-        outcome, (how, where) = outcome_of(task), status_of(task)
-        if outcome is None:
-            said = how if how == "open" and not read_state(task) else f"{how}: {where}"
-            table.add_row(task.name, "", "", Text(said))
-            continue
-        show = w.percent if outcome.kind == "correct" else w.decimal
-        quality = " / ".join(show(outcome.quality[name].value) for name in (OLD, NEW, COMPAT))
-        nfr = " / ".join(w.percent(outcome.now.nfr[name].value) for name in (NEW, COMPAT))
-        table.add_row(task.name, quality, nfr, outcome.verdict)
+        quality = " / ".join(line.shown("quality", name) for name in (OLD, NEW, COMPAT))
+        table.add_row(line.name, quality, " / ".join(line.shown("nfr", name) for name in (NEW, COMPAT)), line.verdict)
     return table
 
 

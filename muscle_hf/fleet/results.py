@@ -29,8 +29,11 @@ def results_at(url: str | None) -> Iterator[None]:
         raise MuscleError(f"results: {url} cannot be read and written ({error})") from error
 
 
-def fetch(url: str, folder: Path) -> None:
-    """Bring what is at a URL into a folder, but for what has not changed there since it was fetched or left."""
+def fetch(url: str | None, folder: Path) -> None:
+    """Bring what is at a URL (None: nowhere) into a folder, but for what has not changed there since it was fetched or
+    left."""
+    if url is None:
+        return
     files, root = _place(url)
     files.invalidate_cache()  # other machines write there, too
     try:
@@ -49,9 +52,11 @@ def fetch(url: str, folder: Path) -> None:
         write_json(folder / _NOTE, noted)
 
 
-def leave(url: str, folder: Path) -> None:
-    """Put the files of a folder to a URL that are not there as they are; checkpoints are for this machine alone, and
-    so is what links lead to."""
+def leave(url: str | None, folder: Path) -> None:
+    """Put the files of a folder to a URL (None: nowhere) that are not there as they are; checkpoints are for this
+    machine alone, and so is what links lead to."""
+    if url is None:
+        return
     noted, paths = _noted(folder), sorted(folder.rglob("*"))
     found = {path.relative_to(folder): path for path in paths if path.is_file() and not path.is_symlink()}
     new = {

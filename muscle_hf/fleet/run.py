@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Protocol
+from typing import Any
 
 from muscle_hf import __version__
 from muscle_hf.errors import MuscleError
@@ -16,17 +16,7 @@ from muscle_hf.fleet.checks import checked_runs
 from muscle_hf.fleet.lock import LOCK_FILE, Lock, Version
 from muscle_hf.fleet.results import fetch, leave, put, results_at
 from muscle_hf.fleet.settings import Fleet, FleetTask
-from muscle_hf.fleet.task import (
-    HOLD,
-    REPORT,
-    SHIPPED,
-    Outcome,
-    TaskRun,
-    noted,
-    outcome_of,
-    read_state,
-    steps_of,
-)
+from muscle_hf.fleet.task import HOLD, REPORT, SHIPPED, Outcome, TaskRun, noted, outcome_of, read_state, steps_of
 from muscle_hf.pipeline import steps
 from muscle_hf.pipeline.interrupt import Interrupted
 from muscle_hf.pipeline.run import RESULT_FILE
@@ -36,13 +26,9 @@ from muscle_hf.words import did_you_mean
 
 PAGE_FILE = "fleet.html"
 Say = Callable[[str], None]
-
-
-class Executor(Protocol):
-    """Does the steps of some tasks; the failure of one stops its own further steps only."""
-
-    def __call__(self, fleet: Fleet, runs: dict[str, TaskRun], say: Say, done: Callable[[], None]) -> None:
-        """``done`` is called whenever a task is finished."""
+# Does the steps of some tasks, and calls the last argument whenever one is finished; the failure of one stops its own
+# further steps only.
+Executor = Callable[[Fleet, dict[str, TaskRun], Say, Callable[[], None]], None]
 
 
 def chosen(fleet: Fleet, only: Sequence[str] = ()) -> list[str]:
@@ -100,8 +86,11 @@ def do_steps(task: FleetTask, run: TaskRun, names: Sequence[str], say: Say) -> b
     """Do steps of one task in order up to the first that fails; gives whether none did."""
     for step in names:
         try:
-            with _kept(task), noted(task, step):
-                run.do(step, task)
+            try:
+                with noted(task, step):
+                    run.do(step, task)
+            finally:
+                leave(task.results, task.folder)
         except Interrupted:
             raise
         except Exception as error:  # whatever it is, it is this task's alone
@@ -112,21 +101,11 @@ def do_steps(task: FleetTask, run: TaskRun, names: Sequence[str], say: Say) -> b
     return True
 
 
-@contextlib.contextmanager
-def _kept(task: FleetTask) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        if task.results is not None:
-            leave(task.results, task.folder)
-
-
 def fetch_all(fleet: Fleet) -> None:
     """Bring what other machines have done, where the fleet's results are kept at a URL."""
     with results_at(fleet.settings.results):
         for task in fleet.tasks:
-            if task.results is not None:
-                fetch(task.results, task.folder)
+            fetch(task.results, task.folder)
 
 
 def exit_code(fleet: Fleet, names: Sequence[str]) -> int:
@@ -156,17 +135,21 @@ def status_of(task: FleetTask) -> tuple[str, str]:
     return "done", ""
 
 
+def line_of(task: FleetTask) -> page.Line:
+    """A task as the page and the terminal show it."""
+    took = sum(step.get("seconds", 0.0) for step in read_state(task).values())
+    return page.Line(task.name, outcome_of(task), status_of(task), took)
+
+
 def write_all(fleet: Fleet) -> None:
     """The page and the lock, of what is done by now."""
-    outcomes = {task.name: outcome_of(task) for task in fleet.tasks}
+    lines = [line_of(task) for task in fleet.tasks]
     # What no task of this fleet has shipped, users see as before.
     entries = dict(fleet.lock.tasks) if fleet.lock else {}
-    for task in fleet.tasks:
-        if (outcome := outcomes[task.name]) is not None:
-            entries[task.name] = _entry(task, outcome, fleet)
+    for task, line in zip(fleet.tasks, lines, strict=True):
+        if line.outcome is not None:
+            entries[task.name] = _entry(task, line.outcome, fleet)
     Lock(entries, asdict(fleet.settings.update), __version__).write(fleet.folder)
-    took = {task.name: [step.get("seconds", 0.0) for step in read_state(task).values()] for task in fleet.tasks}
-    lines = [page.Line(t.name, outcomes[t.name], status_of(t), sum(took[t.name])) for t in fleet.tasks]
     write_text(fleet.folder / PAGE_FILE, page.render(fleet.settings.update, lines))
     if (url := fleet.settings.results) is not None:
         with results_at(url):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import socket
 import time
@@ -23,6 +22,7 @@ from muscle_hf.evaluation.predictions import Prediction
 from muscle_hf.evaluation.tasks import Task
 from muscle_hf.files import alone, read_object, write_json, write_text
 from muscle_hf.fleet.settings import CACHE, FleetTask
+from muscle_hf.hub.body import estimate
 from muscle_hf.metrics.intervals import Estimate
 from muscle_hf.pipeline.config import ModelSettings
 from muscle_hf.pipeline.interrupt import Interrupted
@@ -104,8 +104,7 @@ def _with_estimates(content: Any) -> Any:
     if not isinstance(content, dict):
         return content
     if {"value", "low", "high"} <= content.keys():
-        ends = {name: math.nan for name in ("value", "low", "high") if content[name] is None}
-        return Estimate(**{**content, **ends})
+        return estimate(content)
     return {name: _with_estimates(part) for name, part in content.items()}
 
 

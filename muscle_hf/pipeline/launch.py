@@ -54,18 +54,16 @@ def script(work: Callable[[], None]) -> None:
     sys.exit(0 if "TORCHELASTIC_RUN_ID" in os.environ else code)
 
 
-def interruptible(work: Callable[[], None]) -> int:
-    """Do work that Ctrl-C may end, which is then said on the main process; gives the exit code: 0, or 130."""
+def interruptible(work: Callable[[], int | None]) -> int:
+    """Do work that Ctrl-C may end, which is then said on the main process; gives its exit code, or 130."""
     from muscle_hf.pipeline.interrupt import Interrupted
 
     try:
-        work()
+        return work() or 0
     except Interrupted as stopped:
         report(str(stopped), file=sys.stderr)
     except KeyboardInterrupt:
         report("Stopped. The same command goes on after the last step that was finished.", file=sys.stderr)
-    else:
-        return 0
     return INTERRUPTED
 
 
