@@ -1,171 +1,32 @@
-"""Teachers that are followed by whole answers: v1 in memory by one number a row, or known by a log alone."""
+"""Teachers that are known by a log of their answers alone."""
 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import builders
 import numpy as np
 import pytest
 import reference
 import torch
-from launching import end, launched
-from safetensors.torch import load_file
+from recorded_world import (
+    CHOICES,
+    TASK,
+    disturb,
+    expected_loss,
+    items,
+    loss_of,
+    made,
+    old_model,
+    predictions,
+    rows,
+    tokenizer,
+)
 
 from muscle_hf import ChoiceLog, MuscleError, TransferPrompts
-from muscle_hf.evaluation import Item, Task, evaluate_task, write_predictions
-from muscle_hf.teachers.teacher import ModelTeacher
+from muscle_hf.evaluation import write_predictions
 from muscle_hf.training.data import encode_answers, encode_items
-
-WORDS = [f"w{index}" for index in range(builders.VOCABULARY)]
-CHOICES = (" w30 w31", " w30 w32 w33", " w34", " w35")
-TASK = Task("choose", "choice", to_item=lambda row, index: row)
-
-
-def tokenizer():
-    made = builders.tokenizer(WORDS)
-    made.eos_token = "w2"
-    return made
-
-
-def items(count=8, seed=0):
-    random = np.random.default_rng(seed)
-    prompts = [" ".join(WORDS[i] for i in random.integers(3, 30, random.integers(3, 7))) for _ in range(count)]
-    return [Item(str(i), prompt, CHOICES, (int(random.integers(4)),)) for i, prompt in enumerate(prompts)]
-
-
-def old_model():
-    return builders.with_lora(builders.llama(1), 10)
-
-
-def predictions(asked, model=None):
-    return evaluate_task(model or old_model(), tokenizer(), TASK, asked, progress=False)
-
-
-def rows(asked, *, ended=True, answers_only=False):
-    return encode_items(tokenizer(), asked, answers_only=answers_only, end_answers=ended)
-
-
-def made(folder, old=None, table=None, **settings):
-    settings = {"processing_class": tokenizer(), "train_dataset": table or rows(items()), **settings}
-    return builders.trainer(folder, old_model=old or old_model(), **settings)
-
-
-def disturb(trainer):
-    """The student is no longer v2."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in trainer.student.parameters():
-            if weight.requires_grad:
-                weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
-
-
-def loss_of(trainer, table, mask="student_wrong"):
-    disturb(trainer)
-    inputs = trainer.data_collator(table)
-    with torch.no_grad():
-        return trainer.compute_loss(trainer.model, dict(inputs)).item()
-
-
-def expected_loss(trainer, table, old_number, *, temperature=2.0):
-    """By the reference, row by row, from models that are called alone."""
-    total, count = 0.0, 0
-    for row in table:
-        inputs = builders.collate([row])
-        student = builders.logits_without_trainer(trainer.student, inputs)[0, :-1].double().numpy()
-        with torch.no_grad():
-            new = trainer.teachers["new"].logits({"input_ids": inputs["input_ids"]})[0, :-1].double().numpy()
-        labels, tokens = np.array(row["labels"])[1:], np.array(row["input_ids"])[1:]
-        trained, answer = labels != -100, np.array(row["completion_mask"])[1:] == 1
-        number, length = old_number(row)
-        answers = np.where(np.cumsum(answer) <= length, np.where(answer, 0, -1), -1)[trained]
-        wrong = (student.argmax(-1) != labels)[trained].astype(float)
-        old = {} if number is None else {0: number}
-        total += reference.loss_of_answers(
-            student[trained], old, new[trained], tokens[trained], answers, wrong, temperature
-        )
-        count += int(trained.sum())
-    return total / count
-
-
-def likelihood_in_memory(row):
-    """Of v1, of all that the completion mask marks."""
-    logits = builders.logits_without_trainer(old_model(), builders.collate([row]))[0, :-1].double().log_softmax(-1)
-    tokens, answer = torch.tensor(row["input_ids"][1:]), torch.tensor(row["completion_mask"][1:]) == 1
-    return float(logits[torch.arange(len(tokens)), tokens][answer].sum()), int(answer.sum())
-
-
-# ---- v1 in memory ----
-
-
-@pytest.mark.parametrize("settings", [{}, {"loss_chunk_size": 3}, {"loss_chunk_size": 0}, {"teacher_cache": "cache"}])
-def test_one_number_of_a_model_is_what_the_equation_makes_of_it(settings, tmp_path):
-    table = rows(items())
-    settings = {name: str(tmp_path / "cache") if value == "cache" else value for name, value in settings.items()}
-    trainer = made(tmp_path, table=table, old_targets="answer", **settings)
-    found = loss_of(trainer, table)
-    assert found == pytest.approx(expected_loss(trainer, table, likelihood_in_memory), rel=1e-4)
-
-
-def test_its_body_sees_a_row_once_and_numbers_outlive_the_run(tmp_path, monkeypatch):
-    seen = []
-    own = ModelTeacher.logits
-    monkeypatch.setattr(
-        ModelTeacher, "logits", lambda self, inputs: (seen.append(len(inputs["input_ids"])), own(self, inputs))[1]
-    )
-    settings = {"old_targets": "answer", "num_train_epochs": 3, "max_steps": -1, "mask": "mean"}
-    made(tmp_path, **settings).train()
-    assert sum(seen) == 8
-    made(tmp_path, **settings).train()
-    assert sum(seen) == 8
-    (kept,) = (tmp_path / "answer_likelihoods").rglob("rows-*.safetensors")
-    assert kept.stat().st_size < 4096
-
-
-def test_where_the_cache_has_all_numbers_its_body_is_not_even_loaded(tmp_path):
-    base = builders.llama(1)
-    base.save_pretrained(tmp_path / "base")
-    old = builders.with_lora(base, 10)
-    old.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
-    old.save_pretrained(tmp_path / "old")
-    settings = {"old_targets": "answer", "teacher_cache": str(tmp_path / "cache"), "mask": "mean", "max_steps": 2}
-    settings["old_processing_class"] = tokenizer()
-    trained = []
-    for name in ("first", "second"):
-        trainer = made(tmp_path / name, str(tmp_path / "old"), **settings)
-        trainer.train()
-        trained.append(builders.weights_of(trainer.model))
-    assert trainer.teachers["old"]._loaded is None
-    assert all(torch.equal(weight, trained[1][name]) for name, weight in trained[0].items() if "default" in name)
-
-
-@pytest.mark.parametrize("kind", ["memory", "log"])
-def test_a_run_that_goes_on_is_the_run(kind, tmp_path):
-    settings = {"old_targets": "answer", "max_steps": 6, "mask": "mean", "save_strategy": "steps", "save_steps": 3}
-    old = {"memory": old_model, "log": lambda: ChoiceLog(predictions(items()))}[kind]
-    whole = made(tmp_path / "a", old(), **settings)
-    whole.train()
-    other = made(tmp_path / "a", old(), **settings)
-    other.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
-    for name, weight in builders.weights_of(whole.model).items():
-        assert torch.equal(weight, builders.weights_of(other.model)[name]), name
-
-
-def test_accumulated_batches_are_one_batch(tmp_path):
-    found = []
-    for size, steps in ((8, 1), (2, 4)):
-        settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps, "max_steps": 2}
-        trainer = made(tmp_path / str(size), old_targets="answer", mask="mean", **settings)
-        trainer.train()
-        found.append(builders.weights_of(trainer.model))
-    for name, weight in found[0].items():
-        torch.testing.assert_close(weight, found[1][name], rtol=1e-3, atol=2e-5)
-
-
-# ---- A log alone ----
 
 
 def test_a_log_says_what_the_model_says(tmp_path):
@@ -333,9 +194,6 @@ def test_what_a_log_does_not_know_follows_v2(tmp_path):
     assert bool(silent[batch.rows < 2].all()) and not bool(silent[batch.rows >= 2].all())
 
 
-# ---- Answers as texts ----
-
-
 def test_a_text_is_followed_where_it_is_right(tmp_path):
     asked = [replace(item, choices=(), answers=(), references=(" w30 w31",)) for item in items()]
     said = [
@@ -387,9 +245,6 @@ def test_empty_answers_are_answers_to_known_prompts(tmp_path):
     assert log.unknown(batch) == [] and set(batch.rows[~log.silent(batch)].tolist()) == {1, 3, 5, 7}
 
 
-# ---- Transfer rows ----
-
-
 @pytest.mark.parametrize("answers", ["old", "both", "choices"])
 def test_a_log_answers_transfer_prompts(answers, tmp_path):
     asked, transfer = items(), items(6, seed=5)
@@ -408,9 +263,6 @@ def test_a_log_answers_transfer_prompts(answers, tmp_path):
     stream = log.targets(batch)
     assert torch.equal(stream.tokens, batch.next_tokens)
     assert torch.equal(stream.spoken, batch.next_tokens != 2)
-
-
-# ---- Evaluation, streams, processes ----
 
 
 def test_the_flip_callback_takes_the_log(tmp_path):
@@ -439,152 +291,3 @@ def test_a_stream_is_looked_at_in_its_first_step(tmp_path):
     made(tmp_path, ChoiceLog(predictions(asked)), stream, **settings).train()
     with pytest.raises(MuscleError, match=asked[0].prompt):
         made(tmp_path, ChoiceLog(predictions(items(seed=9))), stream, **settings).train()
-
-
-def run(folder, kind, batch):
-    old = {"log": known_log, "memory": old_model}[kind]()
-    trainer = made(
-        folder, old, old_targets="answer", mask="mean", max_steps=4, per_device_train_batch_size=batch,
-        train_sampling_strategy="sequential", learning_rate=0.5, optim="sgd",
-    )  # fmt: skip
-    trainer.train()
-    trainer.save_model(str(folder / "saved"))
-    return trainer
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["log", "memory"])
-def test_two_processes_train_as_one(kind, tmp_path):
-    run(tmp_path / "one", kind, 4)
-    launched([__file__, str(tmp_path / "two"), kind], {"ACCELERATE_USE_CPU": "true"})
-    one, two = (load_file(tmp_path / name / "saved" / "adapter_model.safetensors") for name in ("one", "two"))
-    assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one)
-
-
-# ---- What is refused ----
-
-
-def known_log():
-    return ChoiceLog(predictions(items()))
-
-
-def text_log():
-    return ChoiceLog([{"prompt": items()[0].prompt, "prediction": "w3"}])
-
-
-@pytest.mark.parametrize(
-    ("old", "settings", "message"),
-    [
-        (old_model, {"old_targets": "choices"}, "ChoiceLog"),
-        (old_model, {"old_targets": "answer", "mask": "old_right"}, "old_right"),
-        (old_model, {"old_targets": "answer", "transfer_mask": "more_confident"}, "more_confident"),
-        (old_model, {"old_targets": "answer", "divergence": "logit_difference"}, "divergence"),
-        (old_model, {"old_targets": "answer", "blend": "logits"}, "blend"),
-        (old_model, {"old_targets": "answers"}, "old_targets"),
-        (old_model, {"old_reference": "old"}, "old_reference"),
-        (known_log, {"old_targets": "tokens"}, "tokens"),
-        (known_log, {"old_targets": "answer", "mask": "old_right"}, "old_right"),
-        (known_log, {"calibrate_teachers": True, "eval_dataset": rows(items())}, "calibrate"),
-        (known_log, {"processing_class": None}, "processing_class"),
-        (known_log, {"start_from": "old"}, "alone"),
-        (
-            lambda: ChoiceLog([{"prompt": items()[0].prompt, "prediction": "w3"}]),
-            {"old_targets": "answer"},
-            "likelihood",
-        ),
-    ],
-)
-def test_what_cannot_be_trained_so_is_refused_early(old, settings, message, tmp_path):
-    with pytest.raises(MuscleError, match=message):
-        made(tmp_path, old(), **settings)
-
-
-def test_a_file_of_answers_that_is_not_there(tmp_path):
-    with pytest.raises(MuscleError, match="no file of answers"):
-        made(tmp_path, str(tmp_path / "answers.jsonl"))
-
-
-def test_masks_may_read_what_is_known_of_choices(tmp_path):
-    trainer = made(tmp_path, known_log(), mask="old_right")
-    assert trainer.old_targets == "choices"
-    trainer.train()
-
-
-@pytest.mark.parametrize("given", ["another log", "one unknown in ten", "other answers"])
-def test_a_log_of_other_items_is_refused_with_examples(given, tmp_path):
-    asked = items(20)
-    logs = {
-        "another log": lambda: ChoiceLog(predictions(items(20, seed=9))),
-        "one unknown in ten": lambda: ChoiceLog(predictions(asked[:18])),
-        "other answers": lambda: ChoiceLog([{"prompt": item.prompt, "prediction": "w40"} for item in asked]),
-    }
-    example = {"one unknown in ten": asked[18].prompt, "another log": asked[0].prompt}.get(given, "encode_answers")
-    with pytest.raises(MuscleError, match=example):
-        made(tmp_path, logs[given](), rows(asked))
-
-
-@pytest.mark.parametrize(
-    ("log", "message"),
-    [
-        ([{"prompt": "w3", "answer": "w4"}], "prediction"),
-        ([{"id": 1, "prediction": "w4"}], "items="),
-        ([{"id": 1, "prompt": "w3", "choices": ["a", "b"], "log_likelihoods": [0.0]}], "item '1'"),
-        ([{"id": 1, "prompt": "w3", "choices": ["a"], "log_likelihoods": [float("nan")]}], "item '1'"),
-        ([{"id": 1, "prompt": "w3", "choices": ["a"], "log_likelihoods": [None]}], "item '1'"),
-        ([{"id": 1, "prompt": "w3", "choices": ["a", "b"], "log_likelihoods": [0.7, 0.3]}], "item '1'"),
-        ([{"id": 1, "prompt": "w3", "choices": ["a"], "prediction": 2}], "2"),
-        ([{"id": 1, "prompt": "w3", "choices": ["a"], "prediction": 2, "log_likelihoods": [-1.0]}], "2"),
-        ([{"id": 1, "prompt": "w3", "choices": ["a"], "log_likelihoods": -1.0}], "item '1'"),
-        ([{"id": 1, "prompt": "w3", "choices": ["a"], "log_likelihoods": ["-1.0"]}], "item '1'"),
-        ([{"id": 1, "prompt": "w3", "choices": "ab", "prediction": 0}], "'ab'"),
-        ([{"id": 1, "prompt": "w3", "choices": [3, 4], "prediction": 0}], "3, 4"),
-        ([{"id": 1, "prompt": "w3", "choices": ["a", "b"], "prediction": 0.5}], "0.5"),
-        ([{"id": 1, "prompt": "w3", "prediction": ["w4"]}], "w4"),
-        ([{"id": 1, "prompt": "w3", "choices": ["a"], "log_likelihoods": [x]} for x in (-1.0, -2.0)], "-2.0"),
-        (
-            [{"prompt": "w3", "choices": ["a", y], "log_likelihoods": [x, -3]} for x, y in ((-1, "b"), (-2, "c"))],
-            "-2.0",
-        ),
-        ([], "no answers"),
-        ("nowhere.jsonl", "nowhere.jsonl"),
-    ],
-)
-def test_damaged_logs_are_refused(log, message):
-    with pytest.raises(MuscleError, match=message):
-        ChoiceLog(log)
-
-
-def test_answers_that_are_numbers_are_texts():
-    assert ChoiceLog([{"prompt": "w3", "prediction": 42}]).said("w3") == " 42"
-
-
-def test_choices_that_go_on_where_others_end_need_an_end(tmp_path):
-    asked = [replace(item, choices=(" w30", " w30 w31"), answers=(0,)) for item in items()]
-    log = predictions(asked)
-    made(tmp_path, ChoiceLog(log), rows(asked), old_targets="choices").train()
-    with pytest.raises(MuscleError, match="end"):
-        made(tmp_path, ChoiceLog(log), rows(asked, ended=False), old_targets="choices")
-
-
-def test_packed_rows_are_refused(tmp_path):
-    from transformers import DataCollatorWithFlattening
-
-    table = [{k: row[k] for k in ("input_ids", "labels")} for row in rows(items())]
-    for old, settings in ((known_log(), {}), (old_model(), {"old_targets": "answer"})):
-        with pytest.raises(MuscleError, match="pack"):
-            made(tmp_path, old, table, data_collator=DataCollatorWithFlattening(), **settings)
-
-
-@pytest.mark.parametrize("kind", ["seq2seq", "classifier"])
-def test_other_kinds_of_model_are_refused(kind, tmp_path):
-    build = {"seq2seq": builders.t5, "classifier": builders.bert_sequences}[kind]
-    table = builders.sequence_rows() if kind == "classifier" else builders.without(builders.rows(), "completion_mask")
-    with pytest.raises(MuscleError, match="causal"):
-        builders.trainer(
-            tmp_path, builders.with_lora(build(2), 20), builders.with_lora(build(1), 10), train_dataset=table,
-            old_targets="answer",
-        )  # fmt: skip
-
-
-if __name__ == "__main__":
-    end(run(Path(sys.argv[1]), sys.argv[2], 2))
