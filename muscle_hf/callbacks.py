@@ -246,14 +246,8 @@ def training_flips(
     *,
     epsilon: float = 0.0,
 ) -> dict[str, float]:
-    """Flip metrics of a model in training, by the names that :class:`FlipMetricsCallback` lists.
-
-    Args:
-        old: The old model's predictions.
-        current: Those of the model in training, for the same items in the same order.
-        new: The new model's.
-        epsilon: Similarity tasks: changes of at most this size are no flips.
-    """
+    """Flip metrics of the ``current`` model in training, by the names that :class:`FlipMetricsCallback` lists; all
+    predictions are of the same items in the same order."""
     found = update_between(old, current, epsilon).numbers()
     if new is not None:
         value = "score" if "score" in found else "acc"

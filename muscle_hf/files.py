@@ -27,11 +27,7 @@ _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_text(path: StrPath, what: str = "file") -> str:
-    """The text of a file; a byte-order mark at its beginning is left out.
-
-    Args:
-        path: Of the file.
-        what: It is, for messages: ``baseline file``.
+    """The text of a file, which messages call ``what``; a byte-order mark at its beginning is left out.
 
     Raises:
         MuscleError: It is not there, cannot be read, or is not UTF-8.
@@ -51,12 +47,8 @@ def read_text(path: StrPath, what: str = "file") -> str:
 def readable(what: str, hint: str = "") -> Iterator[None]:
     """Turn what libraries raise for files that are missing, cut off, altered or of another kind into one sentence.
 
-    Args:
-        what: Is read within the block, for the message.
-        hint: The message's end: what to do.
-
     Raises:
-        MuscleError: It cannot be read; says why.
+        MuscleError: ``what`` cannot be loaded, and why; ``hint`` is the end of the message.
     """
     try:
         yield
@@ -85,11 +77,7 @@ def not_utf8(path: StrPath, error: UnicodeDecodeError) -> MuscleError:
 
 
 def parse_json(text: str | bytes, where: str) -> Any:
-    """A JSON value.
-
-    Args:
-        text: Its text.
-        where: It comes from, for messages: ``old.jsonl, line 3``.
+    """A JSON value; ``where`` it comes from is for messages: ``old.jsonl, line 3``.
 
     Raises:
         MuscleError: It is not JSON, or nested too deeply.
@@ -143,21 +131,12 @@ def read_yaml(path: StrPath, what: str = "file") -> Any:
 def json_rows(lines: Iterable[str], where: StrPath) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of JSON lines, each with the number of its line from 1; blank lines are passed over.
 
-    Args:
-        lines: Of a file that is open, or any others.
-        where: They come from, for messages.
-
     Raises:
         MuscleError: A line is not a JSON object; says which.
     """
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        row = parse_json(line, f"{where}, line {number}")
-        if not isinstance(row, dict):
-            hint = " (a JSON array must be written one object a line)" if number == 1 else ""
-            raise MuscleError(f"{where}, line {number}: expected an object with named fields{hint}")
-        yield number, row
+        if line.strip():
+            yield number, parse_object(line, f"{where}, line {number}")
 
 
 # ---- Writing ----
@@ -210,27 +189,14 @@ def write_text(path: StrPath, text: str | Iterable[str]) -> Path:
 def write_json(
     path: StrPath, content: Any, *, indent: int | None = 2, default: Callable[[Any], Any] | None = None
 ) -> Path:
-    """Write a value as JSON, without nan.
-
-    Args:
-        path: As of :func:`write_text`, with its errors.
-        content: The value.
-        indent: As of ``json.dumps``.
-        default: Likewise.
-    """
+    """Write a value as JSON, without nan: to a path and with errors as of :func:`write_text`."""
     text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False, default=default)
     return write_text(path, text + "\n")
 
 
 def write_outputs(outputs: Iterable[tuple[StrPath | None, Callable[[], str]]]) -> bool:
-    """Write what was asked for, rendered before the first is written: an error leaves no half of a result behind.
-
-    Args:
-        outputs: Files (None: not asked for) and what renders each.
-
-    Returns:
-        Whether one of them went to the screen.
-    """
+    """Write what was asked for (files that are not None), rendered before the first is written: an error leaves no
+    half of a result behind. Gives whether one of them went to the screen."""
     texts = [(path, render()) for path, render in outputs if path]
     for path, text in texts:
         write_text(path, text)
@@ -258,11 +224,8 @@ def _replace(target: Path, parts: Iterable[str]) -> None:
 
 
 def check_outputs(outputs: Iterable[StrPath | None], inputs: Iterable[StrPath | None] = ()) -> None:
-    """Before any work: refuse outputs that cannot be written, or would replace each other or what is read.
-
-    Args:
-        outputs: Files that will be written; None is an output not asked for.
-        inputs: Files and folders that are read; None likewise.
+    """Before any work: refuse outputs that cannot be written, or would replace each other or what is read; None is a
+    file that was not asked for.
 
     Raises:
         MuscleError: Says which, and what to do.

@@ -22,13 +22,7 @@ def lazy_exports(package: str, homes: Mapping[str, str]) -> Exports:
     Returns:
         The package's ``__getattr__`` (of its submodules too), ``__dir__`` and ``__all__``; names that are added to the
         last are listed by the second.
-
-    Examples:
-        >>> __getattr__, __dir__, __all__ = lazy_exports("muscle_hf", {"MuscleConfig": "config"})
-        >>> __getattr__("MuscleConfig").__name__
-        'MuscleConfig'
     """
-
     names = sorted(homes)
 
     def get(name: str) -> Any:

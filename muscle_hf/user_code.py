@@ -16,10 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def about_to_run(code: str) -> None:
-    """Say that code of the user's is run next, once for each; call it before.
-
-    Args:
-        code: What it is, and where it lies: ``the task in /home/me/task.py``.
+    """Say that code of the user's (``the task in /home/me/task.py``) is run next, once for each; call it before.
 
     Raises:
         MuscleError: ``--no-code`` was given, or the variable ``MUSCLE_HF_NO_CODE`` is set.

@@ -12,13 +12,7 @@ def nearest(name: object, known: Iterable[object]) -> str | None:
 
 
 def did_you_mean(name: object, known: Iterable[object], otherwise: str | None = None) -> str:
-    """What to say of a name that is not known.
-
-    Args:
-        name: What was given.
-        known: What could have been.
-        otherwise: Said where nothing is like it; by default all known names.
-    """
+    """What to say of a name that is not known: the nearest one, else ``otherwise``, by default all known names."""
     names = [str(one) for one in known]
     near = nearest(name, names)
     if near is not None:

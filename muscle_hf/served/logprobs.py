@@ -25,8 +25,6 @@ from muscle_hf.served.server import Server
 _ABOVE_ONE, _LEFT = 1e-3, 1e-6
 # By how many nats two kernels may differ in what is likeliest.
 _AHEAD = 0.05
-
-
 # What is said at a place: log-probabilities by token, and that of the token that the text has there.
 _Said = tuple[dict[int, float], float]
 
@@ -208,13 +206,8 @@ class ServedModel:
     # ---- Is it what it seems? ----
 
     def check(self, ids: Sequence[int]) -> LogProbs:
-        """Ask about one text and refuse a server whose log-probabilities are not the model's own.
-
-        Args:
-            ids: Token ids, some ten or more.
-
-        Returns:
-            What it says of the text.
+        """Ask about one text of some ten tokens or more, and refuse a server whose log-probabilities are not the
+        model's own.
 
         Raises:
             NoLogProbs: The server does not give them.

@@ -271,8 +271,7 @@ def served_teacher(
         url: Of the server.
         arguments: ``model``: its name there; ``top_k`` (20); ``api_key`` (by default ``OPENAI_API_KEY``); what else
             :class:`~muscle_hf.served.server.Server` takes.
-        kind: Of the student.
-        vocabulary: How many tokens the student has.
+        kind: Of the student, which has ``vocabulary`` tokens.
         folder: Of the cache.
 
     Raises:
