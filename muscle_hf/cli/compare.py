@@ -26,7 +26,6 @@ score, in the unit of the scores.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Whose answers are compared and how, the gate's limits, and where the result goes."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
     parser.add_argument("old", metavar="OLD", nargs="?", help="predictions of the old model: a file or folder of logs")
     parser.add_argument("new", metavar="NEW", nargs="?", help="predictions of the new model")

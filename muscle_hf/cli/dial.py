@@ -27,7 +27,6 @@ _PARTS = ("adapter", "predictions", "path.json", "path.csv", "path.html")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Both ends of the path, the rows to choose on, and the rule that chooses."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
     parser.add_argument("--old", required=True, help="the old model: predictions (.jsonl), an adapter or a model")
     parser.add_argument(

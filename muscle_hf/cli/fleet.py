@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The fleet's file, and who does its steps."""
     from muscle_hf.user_code import add_no_code_argument
 
-    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, _EPILOG
+    parser.epilog = _EPILOG
     parser.add_argument("file", metavar="FILE", help="YAML with the update and its tasks")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--plan", action="store_true", help="print what would be done, and what it would take, and stop")

@@ -16,7 +16,6 @@ predictions here.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The predictions of both models, and the shares to try."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
     parser.add_argument("old", metavar="OLD", help="predictions of the old model, with log-likelihoods of choices")
     parser.add_argument("new", metavar="NEW", help="predictions of the new model on the same rows")

@@ -14,7 +14,7 @@ import yaml
 from muscle_hf.compare import compare, source_of
 from muscle_hf.compare.targets import probabilities_of, target_choices
 from muscle_hf.demo import SETTINGS, TASKS, base, rows
-from muscle_hf.demo.progress import Progress
+from muscle_hf.demo.progress import Stages
 from muscle_hf.demo.tasks import TASK_FILES
 from muscle_hf.evaluation.predictions import Prediction, write_predictions
 from muscle_hf.files import read_yaml, write_text
@@ -121,22 +121,22 @@ def both_at_inference(old: Sequence[Prediction], new: Sequence[Prediction]) -> l
     ]
 
 
-def run_demo(task_name: str, seed: int, output: str | Path, progress: Progress | None = None) -> Demo:
+def run_demo(task_name: str, seed: int, output: str | Path, stages: Stages | None = None) -> Demo:
     """Train, evaluate and save on one task of the embedded world, in a folder per task and seed; writes the report."""
     folder = Path(output) / f"{task_name}-seed{seed}"
     task, splits, settings = TASKS[task_name], demo_splits(task_name, seed), demo_settings(task_name, seed, folder)
     quiet = dataclasses.replace(settings, training={**settings.training, "disable_tqdm": True})
-    progress = progress or Progress()
-    run = Run(quiet, task, splits, progress.next)
-    run.callbacks = [progress]
+    stages = stages or Stages()
+    run = Run(quiet, task, splits, stages.next)
+    run.callbacks = [stages]
     run.whole()
     answers = dict(load_result_predictions(folder))
-    paper = Run(paper_settings(quiet), task, dataclasses.replace(splits, transfer=()), progress.next)
-    paper.callbacks = [progress]
+    paper = Run(paper_settings(quiet), task, dataclasses.replace(splits, transfer=()), stages.next)
+    paper.callbacks = [stages]
     answers[PAPER] = paper.answers(COMPAT)
     if task.kind == "choice":
         answers[BOTH] = both_at_inference(answers[OLD], answers[NEW])
-    progress.next()
+    stages.next()
     answers = {name: answers[name] for name in LABELS if name in answers}
     for name in (PAPER, BOTH):
         if name in answers:
