@@ -98,8 +98,8 @@ class FlipMetricsCallback(TrainerCallback):
         asked = task if old_task is None else replace(old_task, **same)
         self._asked = {"new": (task, self.items), "old": (asked, list(old_items or self.items))}
         check_items(*self._asked["old"])
-        new, own = ([(i.id, len(i.choices), i.answers) for i in self._asked[role][1]] for role in ("new", "old"))
-        if new != own:
+        mine, theirs = ([(i.id, len(i.choices), i.answers) for i in asked] for _, asked in self._asked.values())
+        if mine != theirs:
             raise MuscleError(
                 "old_items are not the items in other words: they need the same ids, numbers of choices and right "
                 "answers in the same order"

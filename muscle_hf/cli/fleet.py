@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -71,9 +72,9 @@ def _run(fleet: Fleet, args: argparse.Namespace) -> int:
 def _executor(args: argparse.Namespace) -> Executor | None:
     if args.executor == "here":
         return None
-    from muscle_hf.fleet.cluster import OnRay, OnSlurm
+    from muscle_hf.fleet.cluster import on_ray, on_slurm
 
-    return OnRay(args.address) if args.executor == "ray" else OnSlurm(args.address)
+    return partial(on_ray, address=args.address) if args.executor == "ray" else partial(on_slurm, cluster=args.address)
 
 
 def _print_status(fleet: Fleet, names: list[str]) -> None:

@@ -23,8 +23,9 @@ from muscle_hf.teachers.pool import BasePool, keeping
 _POOL = BasePool()  # of this process, which does many steps
 
 
-@dataclass
-class OnRay:
+def on_ray(
+    fleet: Fleet, runs: dict[str, TaskRun], say: Say, done: Callable[[], None], *, address: str | None = None
+) -> None:
     """Steps on a Ray cluster; of one task one after the other, of several side by side.
 
     A step whose process or machine dies is tried again as often as ``steps.retries`` says, and goes on from what it
@@ -33,69 +34,61 @@ class OnRay:
     Args:
         address: Of the cluster; None: that of the environment (``RAY_ADDRESS``), or a new one on this machine.
     """
-
-    address: str | None = None
-
-    def __call__(self, fleet: Fleet, runs: dict[str, TaskRun], say: Say, done: Callable[[], None]) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise MissingDependencyError("ray", "ray", "--executor ray") from error
-        if not ray.is_initialized():
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            ray.init(address=self.address)
-        wanted = fleet.settings.steps
-        do = ray.remote(_do).options(num_gpus=wanted.gpus, num_cpus=wanted.cpus, max_retries=wanted.retries)
-        pending: dict[Any, FleetTask] = {}
-        for task in (task for task in fleet.tasks if task.name in runs):
-            last: Any = True
-            for step in steps_of(task):
-                last = do.remote(last, task, [step], os.getcwd())
-            pending[last] = task
-        try:
-            while pending:
-                (ready, *_), _ = ray.wait(list(pending), num_returns=1)
-                _ended(pending.pop(ready), lambda ready=ready: ray.get(ready), say)
-                done()
-        finally:
-            for reference in pending:
-                ray.cancel(reference)
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingDependencyError("ray", "ray", "--executor ray") from error
+    if not ray.is_initialized():
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(address=address)
+    wanted = fleet.settings.steps
+    do = ray.remote(_do).options(num_gpus=wanted.gpus, num_cpus=wanted.cpus, max_retries=wanted.retries)
+    pending: dict[Any, FleetTask] = {}
+    for task in (task for task in fleet.tasks if task.name in runs):
+        last: Any = True
+        for step in steps_of(task):
+            last = do.remote(last, task, [step], os.getcwd())
+        pending[last] = task
+    try:
+        while pending:
+            (ready, *_), _ = ray.wait(list(pending), num_returns=1)
+            _ended(pending.pop(ready), lambda ready=ready: ray.get(ready), say)
+            done()
+    finally:
+        for reference in pending:
+            ray.cancel(reference)
 
 
-@dataclass
-class OnSlurm:
+def on_slurm(
+    fleet: Fleet, runs: dict[str, TaskRun], say: Say, done: Callable[[], None], *, cluster: str | None = None
+) -> None:
     """Tasks as jobs of SLURM, by submitit; one that is preempted goes into the queue again, one that is out of time as
     often as ``steps.retries`` says, and each goes on from what it had saved.
 
     Args:
         cluster: Of submitit; ``local`` runs the jobs as processes of this machine.
     """
-
-    cluster: str | None = None
-
-    def __call__(self, fleet: Fleet, runs: dict[str, TaskRun], say: Say, done: Callable[[], None]) -> None:
-        try:
-            import submitit
-        except ImportError as error:
-            raise MissingDependencyError("submitit", "slurm", "--executor slurm") from error
-        wanted, folder = fleet.settings.steps, fleet.folder / SLURM
-        each = {"cpus_per_task": math.ceil(wanted.cpus), "gpus_per_node": math.ceil(wanted.gpus), "timeout_min": 240}
-        try:
-            queue = submitit.AutoExecutor(folder, self.cluster or "slurm", slurm_max_num_timeout=wanted.retries)
-            queue.update_parameters(**{**each, **wanted.slurm})
-        except (RuntimeError, NameError, AssertionError, ValueError) as error:
-            raise MuscleError(f"--executor slurm: {error}") from error
-        with queue.batch():
-            tasks = [task for task in fleet.tasks if task.name in runs]
-            jobs = [(queue.submit(_Job(task, os.getcwd())), task) for task in tasks]
-        try:
-            for job in submitit.helpers.as_completed([job for job, _ in jobs]):
-                _ended(next(task for other, task in jobs if other is job), job.result, say)
-                done()
-        finally:
-            for job, _ in jobs:
-                if not job.done():
-                    job.cancel()
+    try:
+        import submitit
+    except ImportError as error:
+        raise MissingDependencyError("submitit", "slurm", "--executor slurm") from error
+    wanted, folder = fleet.settings.steps, fleet.folder / SLURM
+    each = {"cpus_per_task": math.ceil(wanted.cpus), "gpus_per_node": math.ceil(wanted.gpus), "timeout_min": 240}
+    try:
+        queue = submitit.AutoExecutor(folder, cluster or "slurm", slurm_max_num_timeout=wanted.retries)
+        queue.update_parameters(**{**each, **wanted.slurm})
+    except (RuntimeError, NameError, AssertionError, ValueError) as error:
+        raise MuscleError(f"--executor slurm: {error}") from error
+    with queue.batch():
+        jobs = [(queue.submit(_Job(task, os.getcwd())), task) for task in fleet.tasks if task.name in runs]
+    try:
+        for job in submitit.helpers.as_completed([job for job, _ in jobs]):
+            _ended(next(task for other, task in jobs if other is job), job.result, say)
+            done()
+    finally:
+        for job, _ in jobs:
+            if not job.done():
+                job.cancel()
 
 
 @dataclass

@@ -77,14 +77,13 @@ class ServedTeacher(Teacher):
         Raises:
             MuscleError: The server fails, or does not give what is needed.
         """
-        width = self.form.width
         rows = self._rows(batch, needed)
-        pieces = [torch.zeros(part.count, width) if row is None else row["hidden"] for part, row in rows]
-        found = torch.cat([torch.zeros(0, width), *pieces]).to(batch.labels.device)
+        none = torch.zeros(0, self.form.width)
+        found = torch.cat([none, *(row["hidden"] for _, row in rows)]).to(batch.labels.device)
         if self.reader is None:
             return found
-        said = [torch.zeros(part.count) if row is None else row["own"] for part, row in rows]
-        return self.form.beside(found, batch.targets, torch.cat([torch.zeros(0), *said]).to(found))
+        own = torch.cat([none[:, 0], *(row["own"] for _, row in rows)])
+        return self.form.beside(found, batch.targets, own.to(found))
 
     @property
     def scores_answers(self) -> bool:
@@ -93,16 +92,17 @@ class ServedTeacher(Teacher):
     def log_likelihoods(self, batch: Batch, needed: Tensor) -> Tensor:
         found = torch.zeros(len(batch))
         for part, row in self._rows(batch, needed):
-            if row is not None and bool((row["own"] <= NOTHING).any()):
+            if bool((row["own"] <= NOTHING).any()):
                 raise MuscleError(
                     f"{self.server} tells the {self.form.k} likeliest tokens alone, not how likely it finds one with "
                     "others: follow its tokens (old_targets='tokens'), or serve it with vLLM"
                 )
-            found[part.row] += 0.0 if row is None else row["own"].sum()
+            found[part.row] += row["own"].sum()
         return found
 
-    def _rows(self, batch: Batch, needed: Tensor | None) -> list[tuple[SequenceKey, Row | None]]:
-        """The sequences of a batch with what is kept of them; asks for what is needed and not there."""
+    def _rows(self, batch: Batch, needed: Tensor | None) -> list[tuple[SequenceKey, Row]]:
+        """The sequences of a batch with what is kept of them, asked for where it is not there; zeros where it is not
+        needed."""
         whole = batch.whole or batch
         parts = row_keys(whole.inputs, whole.labels, TEXT_RULES)
         rows = self.store.get_rows([part.key for part in parts])
@@ -120,7 +120,11 @@ class ServedTeacher(Teacher):
                 raise
             if self._unwritten >= _UNWRITTEN:
                 self.flush()
-        return list(zip(parts, rows, strict=True))
+
+        def zeros(count: int) -> Row:
+            return {"hidden": torch.zeros(count, self.form.width), "own": torch.zeros(count)}
+
+        return [(part, row or zeros(part.count)) for part, row in zip(parts, rows, strict=True)]
 
     def stream(self, batch: Batch, states: Tensor) -> Stream:
         if self.reader is None:

@@ -10,7 +10,7 @@ import time
 import pytest
 from fleet_world import content, entry, rows_in, written
 
-from muscle_hf.fleet.cluster import OnRay
+from muscle_hf.fleet.cluster import on_ray
 from muscle_hf.fleet.lock import LOCK_FILE, Lock
 from muscle_hf.fleet.run import run_fleet, status_of
 from muscle_hf.fleet.settings import load_fleet
@@ -52,7 +52,7 @@ def test_a_worker_that_dies_in_a_step_costs_that_step_only(cluster, tmp_path):
     mail, chat = fleet.tasks
     watch = threading.Thread(target=kill_in, args=(chat, "new", killed))
     watch.start()
-    code = run_fleet(fleet, say=lambda text: None, executor=OnRay())
+    code = run_fleet(fleet, say=lambda text: None, executor=on_ray)
     watch.join()
     assert code in (0, 1, 3) and killed
     for task in (mail, chat):
@@ -68,7 +68,7 @@ def test_a_worker_that_dies_in_a_step_costs_that_step_only(cluster, tmp_path):
 @pytest.mark.slow
 def test_machines_that_share_no_folder_share_a_url(cluster, tmp_path):
     here = two_tasks(tmp_path, 1, "--results", (tmp_path / "bucket").as_uri())
-    assert run_fleet(here, ["mail"], lambda text: None, OnRay()) in (0, 1, 3)
+    assert run_fleet(here, ["mail"], lambda text: None, on_ray) in (0, 1, 3)
     task = here.tasks[0]
     assert outcome_of(task) is not None and set(read_state(task)) == set(steps_of(task))
     one, other = (

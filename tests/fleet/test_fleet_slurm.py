@@ -6,12 +6,13 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 
 import pytest
 from fleet_world import content, entry, rows_in, written
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.fleet.cluster import OnSlurm
+from muscle_hf.fleet.cluster import on_slurm
 from muscle_hf.fleet.run import run_fleet, status_of
 from muscle_hf.fleet.settings import load_fleet
 from muscle_hf.fleet.task import outcome_of, read_state
@@ -40,13 +41,13 @@ def test_a_job_that_dies_is_its_task_alone_and_goes_on_where_it_was(tmp_path, mo
 
     watch = threading.Thread(target=kill)
     watch.start()
-    assert run_fleet(fleet, say=quiet, executor=OnSlurm("local")) == 1
+    assert run_fleet(fleet, say=quiet, executor=partial(on_slurm, cluster="local")) == 1
     watch.join()
     assert status_of(mail) == ("done", "") and outcome_of(mail) is not None
     assert status_of(chat)[0] == "failed" and read_state(chat)["old"]["state"] == "done"
     assert read_state(mail)["new"]["pid"] != os.getpid()
     took = (chat.folder / "old" / "adapter_model.safetensors").stat().st_mtime_ns
-    assert run_fleet(fleet, ["chat"], quiet, OnSlurm("local")) in (0, 1, 3)
+    assert run_fleet(fleet, ["chat"], quiet, partial(on_slurm, cluster="local")) in (0, 1, 3)
     assert status_of(chat) == ("done", "")
     assert (chat.folder / "old" / "adapter_model.safetensors").stat().st_mtime_ns == took
 
@@ -56,4 +57,4 @@ def test_no_slurm_and_a_parameter_that_is_none_are_told(asked, tmp_path):
     settings = content(tmp_path / "v2", steps={"slurm": asked})
     fleet = load_fleet(written(tmp_path / "fleet.yaml", settings))
     with pytest.raises(MuscleError, match="slurm_partitoin" if asked else "srun"):
-        OnSlurm("local" if asked else None)(fleet, {}, quiet, lambda: None)
+        on_slurm(fleet, {}, quiet, lambda: None, cluster="local" if asked else None)
