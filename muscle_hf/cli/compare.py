@@ -34,8 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", metavar="A,B,...", help="short names of the models (old,new,compat)")
     parser.add_argument("--ignore-prompts", action="store_true", help="compare though prompts of an item differ")
     how = parser.add_argument_group("analysis")
-    how.add_argument("--level", type=float, default=0.95, help="confidence level (0.95)")
-    how.add_argument("--epsilon", type=float, default=0.0, help="changes of a score up to this size are no flips (0)")
+    add_flip_arguments(how)
     how.add_argument("--slices", metavar="COLUMN,...", help="columns to slice by (those that look like categories)")
     how.add_argument("--no-slices", action="store_true", help="no slices")
     how.add_argument("--cluster", metavar="COLUMN", help="column that names the source of items that belong together")
@@ -52,6 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         out.add_argument(f"--{name}", metavar="FILE", help=text)
     out.add_argument("--full", action="store_true", help="everything in the terminal, in place of one screen")
     out.add_argument("--quiet", action="store_true", help="no table in the terminal")
+
+
+def add_flip_arguments(parser: argparse._ActionsContainer) -> None:
+    """What is a flip and how sure its rate is, shared with ``muscle-hf noise`` and ``dial``."""
+    parser.add_argument("--level", type=float, default=0.95, help="confidence level (0.95)")
+    parser.add_argument("--epsilon", type=float, default=0.0, help="score changes up to this size are no flips (0)")
 
 
 _OUTPUTS = {

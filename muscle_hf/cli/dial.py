@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from muscle_hf.cli.compare import add_flip_arguments
 from muscle_hf.cli.evaluate import add_item_arguments, add_machine_arguments, asked, loading_arguments
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import write_json, write_text
@@ -39,9 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--old-base-model", help="the same for the old base")
     parser.add_argument("--revision", help="branch, tag or commit of --compat on the Hub")
     parser.add_argument("--new-revision", help="the same for --new")
-    parser.add_argument("--task", required=True, help="name of a built-in task, a .yaml file, or file.py:variable")
-    parser.add_argument("--data", help="file, folder with a file per split, or dataset id (default: the task's own)")
-    parser.add_argument("--split", default="validation", help="split to choose on (default: %(default)s)")
     parser.add_argument("--output", required=True, type=Path, help="folder for the adapter, the path and its picture")
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier dial left in the folder")
     dial = parser.add_argument_group("the dial")
@@ -63,9 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="least_nfr_at_no_loss: how far accuracy (mean score) may lie below v2's (default: %(default)s)",
     )
-    dial.add_argument("--epsilon", type=float, default=0.0, help="changes of a score up to this size are no flips (0)")
-    dial.add_argument("--level", type=float, default=0.95, help="confidence level (0.95)")
-    add_item_arguments(parser)
+    add_flip_arguments(dial)
+    add_item_arguments(parser, "validation")
     add_machine_arguments(parser)
 
 

@@ -26,14 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="folder or Hub id of an adapter or a model; with --server, the name it serves")
     parser.add_argument("--adapter", help="folder or Hub id of an adapter to put on MODEL")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub, of the adapter if there is one")
-    parser.add_argument("--task", required=True, help="name of a built-in task, a .yaml file, or file.py:variable")
-    parser.add_argument("--data", help="file, folder with a file per split, or dataset id (default: the task's own)")
-    parser.add_argument("--split", default="test", help="split to read (default: %(default)s)")
     parser.add_argument(
         "--output", required=True, type=Path, help="prediction file to write (.jsonl), or - for the screen"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the prediction file if it exists")
-    add_item_arguments(parser)
+    add_item_arguments(parser, "test")
     add_machine_arguments(parser)
     parser.add_argument("--engine", choices=("transformers", "vllm"), default="transformers", help="what runs it here")
     parser.add_argument(
@@ -49,9 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--concurrency", type=int, default=8, help="requests at a time (default: %(default)s)")
 
 
-def add_item_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments about what is asked, shared with ``muscle-hf dial``."""
+def add_item_arguments(parser: argparse.ArgumentParser, split: str) -> None:
+    """Arguments about what is asked, by default the rows of a split; shared with ``muscle-hf dial``."""
     items = parser.add_argument_group("what is asked")
+    items.add_argument("--task", required=True, help="name of a built-in task, a .yaml file, or file.py:variable")
+    items.add_argument("--data", help="file, folder with a file per split, or dataset id (default: the task's own)")
+    items.add_argument("--split", default=split, help="split to read (default: %(default)s)")
     items.add_argument("--start", type=int, default=0, help="first row to take")
     items.add_argument("--limit", type=int, help="most rows to take")
     items.add_argument("--num-fewshot", type=int, default=0, help="solved training items before each prompt")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from muscle_hf.cli.compare import add_reading_arguments, reading_options
+from muscle_hf.cli.compare import add_flip_arguments, add_reading_arguments, reading_options
 from muscle_hf.files import check_outputs, write_outputs
 
 
@@ -14,8 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "runs", metavar="RUN", nargs="+", help="predictions of the same model: other batch size, dtype, machine, ..."
     )
     add_reading_arguments(parser)
-    parser.add_argument("--level", type=float, default=0.95, help="confidence level (0.95)")
-    parser.add_argument("--epsilon", type=float, default=0.0, help="score changes up to this size are no flips (0)")
+    add_flip_arguments(parser)
     parser.add_argument("--json", metavar="FILE", help="file for muscle-hf compare --noise (- for the screen)")
 
 
