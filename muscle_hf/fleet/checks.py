@@ -17,7 +17,7 @@ from muscle_hf.pipeline.config import ModelSettings
 from muscle_hf.pipeline.steps import config_of
 from muscle_hf.teachers.blueprint import blueprint
 from muscle_hf.teachers.checks import same_name
-from muscle_hf.teachers.loading import AdapterFolder, find_adapter, put_adapter
+from muscle_hf.teachers.loading import find_adapter, put_adapter
 
 
 def checked_runs(fleet: Fleet, names: list[str], say: Callable[[str], None]) -> dict[str, TaskRun]:
@@ -29,15 +29,8 @@ def checked_runs(fleet: Fleet, names: list[str], say: Callable[[str], None]) -> 
     problems = [f"{where}: {text}" for where, text in fleet.problems if where in names]
     runs: dict[str, TaskRun] = {}
     for task in fleet.tasks:
-        if task.name not in names:
-            continue
-        found = list(_problems_of(task))
-        try:
-            run = runs[task.name] = make_run(task, say)
-            found += _undecidable(task, run)
-        except (MuscleError, OSError) as error:
-            found.append(str(error))
-        problems += [f"{task.name}: {text}" for text in found]
+        if task.name in names:
+            problems += [f"{task.name}: {text}" for text in _problems_of(task, runs, say)]
     if problems:
         raise MuscleError(
             f"{len(problems)} problem{'s' * (len(problems) > 1)}, nothing was run:\n"
@@ -46,34 +39,39 @@ def checked_runs(fleet: Fleet, names: list[str], say: Callable[[str], None]) -> 
     return runs
 
 
-def _problems_of(task: FleetTask) -> Iterator[str]:
-    sides = {"v1": task.settings.old, "v2": task.settings.new}
-    for name, side in sides.items():
+def _problems_of(task: FleetTask, runs: dict[str, TaskRun], say: Callable[[str], None]) -> Iterator[str]:
+    """What is wrong with a task, whose run is added to those that were made."""
+    for name, side in (("v1", task.settings.old), ("v2", task.settings.new)):
         try:
-            adapter = find_adapter(side.adapter, side.adapter_revision, {}) if side.adapter else None
-            if adapter is not None and (text := _other_base(adapter, side)):
-                yield f"{name}'s adapter {side.adapter}: {text}"
+            _check_adapter(side)
         except (MuscleError, OSError) as error:
             yield f"{name}: {error}"
+    try:
+        runs[task.name] = make_run(task, say)
+        _check_items(task, runs[task.name])
+    except (MuscleError, OSError) as error:
+        yield str(error)
 
 
-def _other_base(adapter: AdapterFolder, side: ModelSettings) -> str | None:
-    """Why an adapter is one of another base, by the base that it records; raises where its layers say so."""
+def _check_adapter(side: ModelSettings) -> None:
+    """Refuse an adapter of another base, by its layers and by the base that it records."""
+    adapter = find_adapter(side.adapter, side.adapter_revision, {}) if side.adapter else None
+    if adapter is None:
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that weights without content have none to copy
         put_adapter(adapter, blueprint(config_of(side)))
     recorded = adapter.config.base_model_name_or_path
     if not recorded or same_name(recorded, side.base):
-        return None
+        return
     hashes = [base_hash(recorded, adapter.config.revision), base_hash(side.base, side.revision)]
-    if None not in hashes:
-        return None if hashes[0] == hashes[1] else f"it was trained for the base {recorded}, which is not {side.base}"
-    if Path(recorded).is_absolute() or Path(side.base).is_dir():
-        return None  # of a base that has moved nobody can tell
-    return f"it records the base {recorded}, not {side.base}"
+    # Of a base that has moved nobody can tell.
+    moved = None in hashes and (Path(recorded).is_absolute() or Path(side.base).is_dir())
+    if not moved and (None in hashes or hashes[0] != hashes[1]):
+        raise MuscleError(f"the adapter {adapter.name} was trained for the base {recorded}, which is not {side.base}")
 
 
-def _undecidable(task: FleetTask, run: TaskRun) -> Iterator[str]:
+def _check_items(task: FleetTask, run: TaskRun) -> None:
     limit, items = task.budget.limit("max_nfr", cast("Task", run.task).name), len(run.splits.test)
     if limit is None or limit >= 1:
         return
@@ -81,7 +79,7 @@ def _undecidable(task: FleetTask, run: TaskRun) -> Iterator[str]:
     needed = items_for_rate(limit, 0.0, level=task.budget.level)
     if needed is None or needed > items:
         enough = "no number of items decides that" if needed is None else f"it takes {needed:,} at least"
-        yield (
+        raise MuscleError(
             f"max_nfr {limit:.2%} cannot be shown to be kept with {items:,} test items, even if none flips: {enough}; "
             "raise the limit, or test on more rows"
         )
