@@ -32,9 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(option, dest=name, metavar="NAME", action="append", help=text)
     parser.add_argument("--comparison", metavar="FILE", help="flips: what `muscle-hf compare ... --json` wrote")
     parser.add_argument("--label", help="which compatibility model of the comparison is this adapter")
-    parser.add_argument(
-        "--examples", type=int, default=0, metavar="N", help="show N flips with their texts, which come from your data"
-    )
+    parser.add_argument("--examples", type=int, default=0, metavar="N", help="show N flips with texts of your data")
     parser.add_argument(
         "--export",
         metavar="FOLDER",

@@ -98,9 +98,7 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
         default="error",
         help="items without an answer or a score, or that a side lacks: refuse, count as wrong, leave out (error)",
     )
-    reading.add_argument(
-        "--allow-partial", dest="missing", action="store_const", const="drop", help="the same as --missing drop"
-    )
+    reading.add_argument("--allow-partial", dest="missing", action="store_const", const="drop", help="--missing drop")
     direction = reading.add_mutually_exclusive_group()
     direction.add_argument(
         "--lower-is-better", action="store_true", default=None, help="lower scores are better (error rates, ranks)"
@@ -119,9 +117,7 @@ def _add_gate_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         gate.add_argument(name, action="append", default=[], metavar="[TASK=]X", help=text + " (repeatable)")
     gate.add_argument("--budget", metavar="FILE", help="limits in a YAML file")
-    gate.add_argument(
-        "--plan", action="store_true", help="only say how many items the limits need; takes no predictions"
-    )
+    gate.add_argument("--plan", action="store_true", help="only say how many items the limits need")
     gate.add_argument("--baseline", metavar="FILE", help="--json of an earlier comparison that must not be exceeded")
     gate.add_argument("--gate-level", type=float, help="confidence of the gate's one-sided bounds (0.95)")
     gate.add_argument(

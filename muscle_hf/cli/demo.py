@@ -10,9 +10,7 @@ TASK_NAMES = ("routing", "refund", "summary")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which task of the embedded world, and where to."""
-    parser.add_argument(
-        "--task", choices=(*TASK_NAMES, "all"), default="routing", help="which of the three tasks (default: routing)"
-    )
+    parser.add_argument("--task", choices=(*TASK_NAMES, "all"), default="routing", help="which one (default: routing)")
     parser.add_argument("--seed", type=int, default=0, help="of data, order and initialisation, 0 to 9 (default: 0)")
     parser.add_argument("--output", default="demo-output", metavar="FOLDER", help="default: demo-output")
 

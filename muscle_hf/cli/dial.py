@@ -30,13 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Both ends of the path, the rows to choose on, and the rule that chooses."""
     parser.epilog = _EPILOG
     parser.add_argument("--old", required=True, help="the old model: predictions (.jsonl), an adapter or a model")
-    parser.add_argument(
-        "--new", required=True, help="folder or Hub id of v2's task adapter, or of v2 as a whole model (t = 0)"
-    )
+    parser.add_argument("--new", required=True, help="folder or Hub id of v2's adapter, or of a whole v2 (t = 0)")
     parser.add_argument("--compat", required=True, help="folder or Hub id of the compatibility adapter (t = 1)")
-    parser.add_argument(
-        "--base-model", help="folder or Hub id of the new base, if it is not where the adapters record it"
-    )
+    parser.add_argument("--base-model", help="folder or Hub id of the new base, if not where the adapters record it")
     parser.add_argument("--old-base-model", help="the same for the old base")
     parser.add_argument("--revision", help="branch, tag or commit of --compat on the Hub")
     parser.add_argument("--new-revision", help="the same for --new")

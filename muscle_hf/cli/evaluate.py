@@ -26,9 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="folder or Hub id of an adapter or a model; with --server, the name it serves")
     parser.add_argument("--adapter", help="folder or Hub id of an adapter to put on MODEL")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub, of the adapter if there is one")
-    parser.add_argument(
-        "--output", required=True, type=Path, help="prediction file to write (.jsonl), or - for the screen"
-    )
+    parser.add_argument("--output", required=True, type=Path, help="file of predictions (.jsonl), or - for the screen")
     parser.add_argument("--overwrite", action="store_true", help="replace the prediction file if it exists")
     add_item_arguments(parser, "test")
     add_machine_arguments(parser)

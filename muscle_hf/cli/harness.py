@@ -22,9 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_no_code_argument(parser)
     parser.add_argument("--num-fewshot", type=int, help="examples before each prompt (default: the task's)")
     parser.add_argument("--limit", type=int, help="most items of each task")
-    parser.add_argument(
-        "--batch-size", default="8", help="sequences in a forward pass, or auto (default: %(default)s)"
-    )
+    parser.add_argument("--batch-size", default="8", help="sequences in a pass, or auto (default: %(default)s)")
     parser.add_argument("--chat", action="store_true", help="apply the tokenizer's chat template")
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of the weights (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the accelerator if there is one)")

@@ -20,9 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("old", metavar="OLD", help="predictions of the old model, with log-likelihoods of choices")
     parser.add_argument("new", metavar="NEW", help="predictions of the new model on the same rows")
     add_reading_arguments(parser)
-    parser.add_argument(
-        "--shares", type=float, nargs="+", metavar="S", help="shares of the old model to try (0.3 to 0.8)"
-    )
+    parser.add_argument("--shares", type=float, nargs="+", metavar="S", help="of the old model, to try (0.3 to 0.8)")
     parser.add_argument("--level", type=float, default=0.95, help="confidence level (0.95)")
     parser.add_argument("--json", metavar="FILE", help="all figures as JSON (- for the screen)")
     parser.add_argument("--html", metavar="FILE", help="a page with the picture")

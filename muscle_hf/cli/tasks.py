@@ -10,9 +10,7 @@ from muscle_hf.user_code import add_no_code_argument
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which task, and which of its rows."""
     parser.add_argument("name", nargs="?", help="a built-in task, a .yaml file, or file.py:variable: print an item")
-    parser.add_argument(
-        "--data", help="file, folder or dataset id to take the item from (default: an example, or the task's own data)"
-    )
+    parser.add_argument("--data", help="file, folder or dataset id (default: an example row, or the task's own data)")
     parser.add_argument("--split", default="test", help="split to read (default: %(default)s)")
     parser.add_argument("--start", type=int, default=0, metavar="N", help="take row N (default: the first)")
     parser.add_argument("--num-fewshot", type=int, default=0, metavar="N", help="solved training items before it")

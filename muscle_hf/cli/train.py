@@ -19,9 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add_config_arguments(parser)
     add_launch_arguments(parser)
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print what would be done, and what it would take, and stop"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done and what it takes, and stop")
     parser.epilog = (
         "Every setting of the file can be given on the command line too: --data.train.limit 500 --lora.r 16; those of "
         "'training' (any field of MuscleConfig) need no prefix: --learning_rate 1e-4 --mask old_right."
