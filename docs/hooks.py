@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import html
-import importlib
 import posixpath
 import re
 from pathlib import Path
@@ -103,12 +102,12 @@ def _fields() -> str:
 
 
 def _commands() -> str:
-    from muscle_hf.cli.main import COMMANDS
+    from muscle_hf.cli.main import COMMANDS, module_of
 
     sections = []
-    for name, (says, module) in COMMANDS.items():
+    for name, says in COMMANDS.items():
         parser = argparse.ArgumentParser(prog=f"muscle-hf {name}", description=f"{says[0].upper()}{says[1:]}.")
-        importlib.import_module(module).add_arguments(parser)
+        module_of(name).add_arguments(parser)
         sections.append(_command(name, parser))
     return "\n\n".join(sections)
 

@@ -7,9 +7,6 @@ from pathlib import Path
 
 from muscle_hf.user_code import add_no_code_argument
 
-# What the parser does not know are settings of the run.
-TAKES_OVERRIDES = True
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run, the cache's folder, and the server that v1 may be behind."""

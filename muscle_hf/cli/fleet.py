@@ -10,9 +10,6 @@ if TYPE_CHECKING:
     from muscle_hf.fleet.run import Executor
     from muscle_hf.fleet.settings import Fleet
 
-# What the parser does not know are settings of the fleet.
-TAKES_OVERRIDES = True
-
 _EPILOG = """\
 exit code: 0 every task ships; 1 a task is held or failed; 3 tasks are held for want of test items alone; 2 bad use or
 bad input; 130 stopped by Ctrl-C. Every setting can be given here too: --update.new ID, --results hf://me/fleet (where

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-TAKES_OVERRIDES = True
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The row, and how many processes do it."""

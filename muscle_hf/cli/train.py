@@ -9,9 +9,6 @@ if TYPE_CHECKING:
     from muscle_hf.pipeline.config import RunSettings
     from muscle_hf.pipeline.launch import Processes
 
-# What the parser does not know are settings of the run.
-TAKES_OVERRIDES = True
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run's file, and how many processes do it."""
