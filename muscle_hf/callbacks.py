@@ -110,10 +110,12 @@ class FlipMetricsCallback(TrainerCallback):
         self.epsilon = epsilon
         self.history: list[dict[str, float]] = []
         self._settings = {"batch_size": batch_size, "chat": chat, "progress": progress}
-        self._sides: dict[str, Side | None] = {"old": old, "new": new}
-        self._tokenizers = {"old": old_tokenizer, "new": None}
         # Predictions that are there already are checked now rather than at the first evaluation.
-        self._kept = {role: self._given(role, side) for role, side in self._sides.items() if _is_predictions(side)}
+        self._sides: dict[str, Any] = {
+            role: self._given(role, side) if _is_predictions(side) else side
+            for role, side in (("old", old), ("new", new))
+        }
+        self._tokenizers = {"old": old_tokenizer, "new": None}
         self._training = False
         self._measured: dict[int, dict[str, float]] = {}  # by step
         if trainer is not None:
@@ -140,13 +142,12 @@ class FlipMetricsCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask the old (and the new) model, unless their predictions are there."""
-        self._training = True
-        self._measured = {}
+        self._training, self._measured = True, {}
         self._require_old()
         self._come_first()
-        self.predictions("old", kwargs.get("processing_class"))
-        if self._sides["new"] is not None:
-            self.predictions("new", kwargs.get("processing_class"))
+        for role, side in self._sides.items():
+            if side is not None:
+                self.predictions(role, kwargs.get("processing_class"))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """From here on each evaluation is measured by itself."""
@@ -169,14 +170,13 @@ class FlipMetricsCallback(TrainerCallback):
 
     def predictions(self, role: str, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Prediction]:
         """The predictions of the ``old`` or ``new`` model, computed at the first call."""
-        if role not in self._kept:
-            side = self._sides[role]
+        side = self._sides[role]
+        if not isinstance(side, list):
             tokenizer = self._tokenizers[role] or getattr(side, "tokenizer", None) or self.tokenizer or tokenizer
             with random_state_kept():
-                self._kept[role] = self._computed(role, side, tokenizer)
-            # The model's memory is needed for training.
-            self._sides[role] = self._kept[role]
-        return self._kept[role]
+                # The model's memory is needed for training.
+                self._sides[role] = self._computed(role, side, tokenizer)
+        return self._sides[role]
 
     def _measure(self, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, float]:
         old = self.predictions("old", tokenizer)
