@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,13 @@ def on_slurm(
         import submitit
     except ImportError as error:
         raise MissingDependencyError("submitit", "slurm", "--executor slurm") from error
+
+    class Job(submitit.helpers.Checkpointable):
+        """A task, which is put into the queue again where it was preempted."""
+
+        def __call__(self, task: FleetTask, folder: str) -> bool:
+            return _do(True, task, steps_of(task), folder)
+
     wanted, folder = fleet.settings.steps, fleet.folder / SLURM
     each = {"cpus_per_task": math.ceil(wanted.cpus), "gpus_per_node": math.ceil(wanted.gpus), "timeout_min": 240}
     try:
@@ -80,7 +87,7 @@ def on_slurm(
     except (RuntimeError, NameError, AssertionError, ValueError) as error:
         raise MuscleError(f"--executor slurm: {error}") from error
     with queue.batch():
-        jobs = [(queue.submit(_Job(task, os.getcwd())), task) for task in fleet.tasks if task.name in runs]
+        jobs = [(queue.submit(Job(), task, os.getcwd()), task) for task in fleet.tasks if task.name in runs]
     try:
         for job in submitit.helpers.as_completed([job for job, _ in jobs]):
             _ended(next(task for other, task in jobs if other is job), job.result, say)
@@ -89,21 +96,6 @@ def on_slurm(
         for job, _ in jobs:
             if not job.done():
                 job.cancel()
-
-
-@dataclass
-class _Job:
-    task: FleetTask
-    folder: str
-
-    def __call__(self) -> bool:
-        return _do(True, self.task, steps_of(self.task), self.folder)
-
-    def checkpoint(self) -> Any:
-        """What submitit puts into the queue again."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
 
 
 def _ended(task: FleetTask, result: Callable[[], bool], say: Say) -> None:
