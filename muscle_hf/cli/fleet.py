@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from muscle_hf.fleet.run import Executor
     from muscle_hf.fleet.settings import Fleet
 
 _EPILOG = """\
@@ -58,20 +57,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(fleet: Fleet, args: argparse.Namespace) -> int:
-    from muscle_hf.fleet.run import PAGE_FILE, run_fleet
+    from muscle_hf.fleet.cluster import on_ray, on_slurm
+    from muscle_hf.fleet.run import PAGE_FILE, here, run_fleet
 
-    code = run_fleet(fleet, args.only, lambda text: print(text, flush=True), _executor(args))
+    ray, slurm = partial(on_ray, address=args.address), partial(on_slurm, cluster=args.address)
+    executor = {"here": here, "ray": ray, "slurm": slurm}[args.executor]
+    code = run_fleet(fleet, args.only, lambda text: print(text, flush=True), executor)
     _print_status(fleet, [task.name for task in fleet.tasks])
     print(f"Page: {fleet.folder / PAGE_FILE}. The lock beside it is the next update's old side.")
     return code
-
-
-def _executor(args: argparse.Namespace) -> Executor | None:
-    if args.executor == "here":
-        return None
-    from muscle_hf.fleet.cluster import on_ray, on_slurm
-
-    return partial(on_ray, address=args.address) if args.executor == "ray" else partial(on_slurm, cluster=args.address)
 
 
 def _print_status(fleet: Fleet, names: list[str]) -> None:

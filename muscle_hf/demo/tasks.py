@@ -46,7 +46,6 @@ SETTINGS: dict[str, TaskSettings] = {
     "refund": TaskSettings(train=600, transfer=600, validation=200, test=400),
     "summary": TaskSettings(train=600, transfer=900, validation=200, test=300),
 }
-TASK_SPLITS = ("train", "validation", "test")
 _DATA = Path(__file__).parent / "data"
 _KINDS = {"routing": "tickets", "refund": "returns", "summary": "tickets"}
 
@@ -86,7 +85,7 @@ def _carried(kind: str, seed: int) -> dict[str, list[dict[str, Any]]]:
             f"the package carries the rows of the seeds 0 to 9, not of {seed}; in a clone, "
             f"`python examples/embedded_world/rows.py --output {_DATA} --seeds {seed}` adds them"
         )
-    found: dict[str, list[dict[str, Any]]] = {split: [] for split in TASK_SPLITS}
+    found: dict[str, list[dict[str, Any]]] = {split: [] for split in ("train", "validation", "test")}
     with lzma.open(file, "rt", encoding="utf-8") as lines:
         for row in map(json.loads, lines):
             found[row.pop("split")].append(row)
