@@ -19,6 +19,11 @@ PROGRAM = "muscle-hf"
 INTERRUPTED = 130
 
 
+def is_first_process() -> bool:
+    """Of the processes that ``accelerate launch`` starts, the first one speaks and writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def command(*words: object) -> str:
     """A command of this program that can be pasted into a shell, whether or not its environment is active there."""
     found = shutil.which(PROGRAM)

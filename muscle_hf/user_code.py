@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 
+from muscle_hf.console import is_first_process
 from muscle_hf.errors import MuscleError
 
 # Processes that a command starts inherit it.
@@ -25,7 +26,7 @@ def about_to_run(code: str) -> None:
         raise MuscleError(
             f"--no-code (or {NO_CODE}=1) refuses to run {code}. Read it first; leave --no-code out if you trust it"
         )
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         _say(code)
 
 

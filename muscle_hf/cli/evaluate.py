@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from muscle_hf.console import command
+from muscle_hf.console import command, is_first_process
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import alone, check_outputs, is_stdout, is_stream
 from muscle_hf.user_code import add_no_code_argument
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
         return _evaluate(args, task, items, None)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     check_outputs([args.output], [args.data, args.task])
-    with alone(args.output) if _is_first_process() else contextlib.nullcontext():
+    with alone(args.output) if is_first_process() else contextlib.nullcontext():
         return _evaluate(args, task, items, args.output.with_name(f"{args.output.name}.partial"))
 
 
@@ -124,7 +124,7 @@ def _evaluate(args: argparse.Namespace, task: Task, items: list[Item], partial: 
 
     ask = _ask_server if args.server else _ask_vllm if args.engine == "vllm" else _ask_model
     predictions = ask(args, task, items, partial)
-    if not _is_first_process():
+    if not is_first_process():
         return 0
     if args.output.exists() and not args.overwrite and partial is not None:
         raise MuscleError(f"{args.output} was written meanwhile; the answers are kept: pass another --output")
@@ -137,11 +137,6 @@ def _evaluate(args: argparse.Namespace, task: Task, items: list[Item], partial: 
     return 0
 
 
-def _is_first_process() -> bool:
-    """Of those that `accelerate launch` starts the first one speaks and writes."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _messages(args: argparse.Namespace) -> TextIO:
     """Where to speak: the standard output may be the prediction file."""
     return sys.stderr if is_stdout(args.output) else sys.stdout
@@ -151,7 +146,7 @@ def _say_first(args: argparse.Namespace, task: Task, items: list[Item], prompt: 
     from muscle_hf.evaluation.tasks import describe_item
     from muscle_hf.report.text import visible
 
-    if not args.quiet and _is_first_process():
+    if not args.quiet and is_first_process():
         shown = visible(describe_item(task, items[0], prompt))
         print(f"First of {len(items)} items. {shown}", file=_messages(args), flush=True)
 

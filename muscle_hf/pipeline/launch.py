@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from muscle_hf.bundled import bundled
-from muscle_hf.console import INTERRUPTED
+from muscle_hf.console import INTERRUPTED, is_first_process
 from muscle_hf.errors import MuscleError
 from muscle_hf.pipeline.config import RunSettings, load_settings
 from muscle_hf.pipeline.reading import read_yaml
@@ -26,7 +26,7 @@ from muscle_hf.user_code import add_no_code_argument
 
 def settings_of_command(description: str, *, choices: Sequence[str] = ()) -> Any:
     """The settings that a recipe script's command line names; with ``choices`` also its first word, one of these."""
-    if not _speaks():
+    if not is_first_process():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if choices:
@@ -69,12 +69,8 @@ def interruptible(work: Callable[[], int | None]) -> int:
 
 def report(text: str, **how: Any) -> None:
     """Print on the main process only; ``how`` as of ``print``."""
-    if _speaks():
+    if is_first_process():
         print(text, flush=True, **how)
-
-
-def _speaks() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 # ---- Arguments ----
