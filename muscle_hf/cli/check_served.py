@@ -21,10 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         action="append",
         required=True,
-        metavar="NAME[=ADAPTER]",
+        metavar="NAME=ADAPTER",
         help="name under which an adapter is served, and its folder or Hub id; may be given several times",
     )
-    parser.add_argument("--adapter", help="folder or Hub id of the adapter, where --model names none")
     parser.add_argument("--base", help="where the base is, if not where the adapters record it")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="texts to ask, one a line (default: a few)")
     parser.add_argument(
@@ -44,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask, and say how far each served model is from its adapter and from the plain base."""
-    adapters = dict(_pair(text, args.adapter) for text in args.model)
+    adapters = dict(map(_pair, args.model))
     if len(adapters) < len(args.model):
         raise MuscleError("--model names one served model twice")
     prompts = args.prompts and read_text(args.prompts, "file of prompts").splitlines()
@@ -60,11 +59,11 @@ def run(args: argparse.Namespace) -> int:
     return 1 if False in verdicts else 3 if None in verdicts else 0
 
 
-def _pair(text: str, adapter: str | None) -> tuple[str, str]:
-    name, equals, folder = text.partition("=")
-    if not (folder or adapter) or (equals and not folder):
-        raise MuscleError(f"--model {text}: which adapter should that be? Write NAME=FOLDER, or name it by --adapter")
-    return name, folder or str(adapter)
+def _pair(text: str) -> tuple[str, str]:
+    name, _, folder = text.partition("=")
+    if not folder:
+        raise MuscleError(f"--model {text}: which adapter should that be? Write NAME=FOLDER")
+    return name, folder
 
 
 def _say(found: Served) -> None:

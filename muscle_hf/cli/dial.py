@@ -33,7 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--new", required=True, help="folder or Hub id of v2's adapter, or of a whole v2 (t = 0)")
     parser.add_argument("--compat", required=True, help="folder or Hub id of the compatibility adapter (t = 1)")
     parser.add_argument("--base-model", help="folder or Hub id of the new base, if not where the adapters record it")
-    parser.add_argument("--old-base-model", help="the same for the old base")
     parser.add_argument("--revision", help="branch, tag or commit of --compat on the Hub")
     parser.add_argument("--new-revision", help="the same for --new")
     parser.add_argument("--output", required=True, type=Path, help="folder for the adapter, the path and its picture")
@@ -141,8 +140,7 @@ def _old_predictions(
 
     if args.old.endswith(".jsonl"):
         return predictions_of(items, read_predictions(args.old), task.name, "old")
-    named = {"adapter": args.old} if args.old_base_model else {}
-    model, tokenizer, describe = load_described(args.old_base_model or args.old, task, **named, **loading)
+    model, tokenizer, describe = load_described(args.old, task, **loading)
     answers = evaluate_task(
         model, tokenizer, task, items, batch_size=args.batch_size, progress=not args.quiet, chat=args.chat
     )

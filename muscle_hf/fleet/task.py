@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +24,7 @@ from muscle_hf.hub.body import estimate
 from muscle_hf.metrics.intervals import Estimate
 from muscle_hf.pipeline.config import ModelSettings
 from muscle_hf.pipeline.interrupt import Interrupted
+from muscle_hf.pipeline.once import fingerprint
 from muscle_hf.pipeline.run import RESULT_FILE, Run
 from muscle_hf.pipeline.sides import in_own_words, side_of
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD
@@ -238,9 +237,7 @@ def _generation(name: str, result: TaskResult) -> Generation:
 
 def key_of(task: FleetTask) -> str:
     """Changes with all that a task is set to, but for where it is."""
-    settings = {**task.settings.to_dict(), "output_dir": None}
-    parts = (settings, asdict(task.budget), [asdict(version) for version in task.ancestors])
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return fingerprint({**task.settings.to_dict(), "output_dir": None}, task.budget, task.ancestors)
 
 
 def read_state(task: FleetTask) -> dict[str, Any]:
