@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
+import math
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,11 +23,9 @@ from muscle_hf.evaluation.predictions import Prediction
 from muscle_hf.evaluation.tasks import Task
 from muscle_hf.files import alone, read_object, write_json, write_text
 from muscle_hf.fleet.settings import CACHE, FleetTask
-from muscle_hf.hub.body import estimate
 from muscle_hf.metrics.intervals import Estimate
 from muscle_hf.pipeline.config import ModelSettings
 from muscle_hf.pipeline.interrupt import Interrupted
-from muscle_hf.pipeline.once import fingerprint
 from muscle_hf.pipeline.run import RESULT_FILE, Run
 from muscle_hf.pipeline.sides import in_own_words, side_of
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD
@@ -103,7 +104,8 @@ def _with_estimates(content: Any) -> Any:
     if not isinstance(content, dict):
         return content
     if {"value", "low", "high"} <= content.keys():
-        return estimate(content)
+        ends = {name: math.nan for name in ("value", "low", "high") if content[name] is None}
+        return Estimate(**{**content, **ends})
     return {name: _with_estimates(part) for name, part in content.items()}
 
 
@@ -237,7 +239,9 @@ def _generation(name: str, result: TaskResult) -> Generation:
 
 def key_of(task: FleetTask) -> str:
     """Changes with all that a task is set to, but for where it is."""
-    return fingerprint({**task.settings.to_dict(), "output_dir": None}, task.budget, task.ancestors)
+    settings = {**task.settings.to_dict(), "output_dir": None}
+    parts = (settings, asdict(task.budget), [asdict(version) for version in task.ancestors])
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def read_state(task: FleetTask) -> dict[str, Any]:
