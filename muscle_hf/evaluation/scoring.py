@@ -13,6 +13,8 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.predictions import Prediction, item_hash
 from muscle_hf.evaluation.tasks import Item, Task
 
+_NEEDED = {"generation": ("references",), "choice": ("choices", "answers"), "classification": ("answers",)}
+
 
 def check_items(task: Task, items: Sequence[Item]) -> None:
     """Refuse items that the task cannot ask or score, before anything is computed."""
@@ -23,14 +25,8 @@ def check_items(task: Task, items: Sequence[Item]) -> None:
         if item.id in seen:
             raise MuscleError(f"task {task.name!r}: the id {item.id!r} occurs twice; old and new are joined on it")
         seen.add(item.id)
-        if task.kind == "generation":
-            missing = None if item.references else "references"
-        elif task.kind == "choice" and not item.choices:
-            missing = "choices"
-        else:
-            missing = None if item.answers else "answers (the indices of the right ones)"
-        if missing:
-            raise MuscleError(f"task {task.name!r} is a {task.kind} task, but item {item.id!r} has no {missing}")
+        if missing := [name for name in _NEEDED[task.kind] if not getattr(item, name)]:
+            raise MuscleError(f"task {task.name!r} is a {task.kind} task, but item {item.id!r} has no {missing[0]}")
         if task.kind == "choice" and not all(0 <= answer < len(item.choices) for answer in item.answers):
             raise MuscleError(f"item {item.id!r}: answers {item.answers} do not index its {len(item.choices)} choices")
 

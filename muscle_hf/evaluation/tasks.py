@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from muscle_hf.errors import MissingDependencyError, MuscleError
+from muscle_hf.errors import MuscleError
 
 TaskKind = Literal["choice", "generation", "classification"]
 
@@ -111,15 +111,10 @@ class Task:
         """Answers are scored after all are generated, often after a training: too late for a mistyped name."""
         from muscle_hf.metrics.similarity import check_similarity, get_extractor
 
-        try:
-            if self.extract is not None:
-                get_extractor(self.extract)
-            if self.similarity is None:
-                check_similarity(self.metric)
-        except MissingDependencyError:
-            raise
-        except MuscleError as error:
-            raise MuscleError(f"task {self.name!r}: {error}") from error
+        if self.extract is not None:
+            get_extractor(self.extract)
+        if self.similarity is None:
+            check_similarity(self.metric)
         if self.similarity is None and self.metric == "bertscore":
             raise MuscleError(
                 f"task {self.name!r}: the name bertscore says no encoder; write the task in Python, with "

@@ -19,13 +19,7 @@ T = TypeVar("T")
 
 def read_yaml(file: str | os.PathLike) -> dict[str, Any]:
     """The content of a settings file, laid over the files that its ``include`` names (from its own folder)."""
-    return _read_yaml(Path(file), ())
-
-
-def _read_yaml(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in including:
-        raise MuscleError(f"{path} includes itself")
-    content = files.read_yaml(path)
+    path, content = Path(file), files.read_yaml(file)
     if not isinstance(content, dict):
         raise MuscleError(f"{path} must be a mapping of settings")
     names = content.pop("include", [])
@@ -33,7 +27,7 @@ def _read_yaml(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise MuscleError(f"{path}: include is {names!r}; it must be a file or a list of files")
     for name in names:
-        below = laid_over(_read_yaml(path.parent / name, (*including, path.resolve())), below)
+        below = laid_over(read_yaml(path.parent / name), below)
     return laid_over(content, below)
 
 

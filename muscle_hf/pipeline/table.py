@@ -65,8 +65,19 @@ class Result:
     @classmethod
     def of(cls, predictions: Mapping[str, Sequence[Prediction]]) -> Result:
         """Compare predictions by the models' names: ``old``, ``new``, and any others, in the order of the table."""
-        first = predictions[OLD][0]
-        return cls(first.task, first.metric, len(predictions[OLD]), _rows(predictions))
+        first, without = predictions[OLD][0], update_between(predictions[OLD], predictions[NEW])
+        rows = [Row(OLD, float(without.before.mean()))]
+        for model in (name for name in predictions if name != OLD):
+            update = without if model == NEW else update_between(predictions[OLD], predictions[model])
+            found = update.numbers()
+            row = Row(model, found["acc" if update.kind == "correct" else "score"], found["nfr"], pfr=found["pfr"])
+            if first.metric in METRICS["choice"]:
+                row = replace(row, nfr_mc=found["nfr_mc"])
+            if model != NEW:
+                change = update.mean(update.loss - without.loss)
+                row = replace(row, change=change, quality_change=replace(update, before=without.after).change)
+            rows.append(row)
+        return cls(first.task, first.metric, len(predictions[OLD]), rows)
 
     def row(self, model: str) -> Row:
         """The row of a model."""
@@ -94,27 +105,6 @@ def load_result_predictions(folder: Path) -> Mapping[str, list[Prediction]]:
     """The predictions of a finished run, by model; of models that its last settings left out nothing is read."""
     rows = read_json(folder / RESULT_FILE, "result of a run")["result"]["rows"]
     return {row["model"]: read_predictions(folder / PREDICTIONS / f"{row['model']}.jsonl") for row in rows}
-
-
-def _rows(predictions: Mapping[str, Sequence[Prediction]]) -> list[Row]:
-    choices = predictions[OLD][0].metric in METRICS["choice"]
-    without = update_between(predictions[OLD], predictions[NEW])
-    rows = [Row(OLD, float(without.before.mean()))]
-    for model in (name for name in predictions if name != OLD):
-        update = without if model == NEW else update_between(predictions[OLD], predictions[model])
-        found = update.numbers()
-        rows.append(
-            Row(
-                model,
-                found["acc" if update.kind == "correct" else "score"],
-                nfr=found["nfr"],
-                nfr_mc=found["nfr_mc"] if choices else math.nan,
-                pfr=found["pfr"],
-                change=None if model == NEW else update.mean(update.loss - without.loss),
-                quality_change=None if model == NEW else replace(update, before=without.after).change,
-            )
-        )
-    return rows
 
 
 _QUALITY = {

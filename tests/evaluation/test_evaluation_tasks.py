@@ -273,8 +273,8 @@ def test_a_generation_task_has_a_metric_of_its_own():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"metric": "rogue1"}, "task 'g': unknown similarity 'rogue1'; known: exact_match"),
-        ({"extract": "gsm"}, "task 'g': unknown answer extraction 'gsm'; known: gsm8k"),
+        ({"metric": "rogue1"}, "unknown similarity 'rogue1'; known: exact_match"),
+        ({"extract": "gsm"}, "unknown answer extraction 'gsm'; known: gsm8k"),
         ({"metric": "bertscore"}, "says no encoder; write the task in Python"),
         ({"metric": "chrf"}, r"needs sacrebleu; install it with"),
     ],
