@@ -102,10 +102,6 @@ class Task:
             )
         if self.kind == "generation":
             self._check_scoring()
-        if self.max_new_tokens < 1 or self.no_repeat_ngram_size < 0:
-            raise MuscleError(
-                f"task {self.name!r}: max_new_tokens must be at least 1, no_repeat_ngram_size at least 0"
-            )
 
     def _check_scoring(self) -> None:
         """Answers are scored after all are generated, often after a training: too late for a mistyped name."""

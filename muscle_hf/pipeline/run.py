@@ -98,10 +98,7 @@ class Run(Planned):
         old: tuple[Task, Splits] | None = None,
     ):
         if task is not None and task.kind == "classification":
-            raise MuscleError(
-                f"the task {task.name!r} is for a classification head; this command trains causal LMs (use "
-                "MuscleTrainer in a script of your own, docs/howto/two-models.md)"
-            )
+            raise MuscleError(f"the task {task.name!r} is for a classification head, and runs train causal LMs")
         tasks = {OLD: task if old is None else old[0], NEW: task}
         if settings.max_new_tokens is not None:
             change = {"max_new_tokens": settings.max_new_tokens}
