@@ -91,7 +91,7 @@ class TransferPrompts(AnsweredRows):
                 "leave it out, or take old, new or both"
             )
         self.items, self.old_items = (
-            [_as_item(index, prompt) for index, prompt in enumerate(prompts)]
+            [Item(str(place), given) if isinstance(given, str) else given for place, given in enumerate(prompts)]
             for prompts in (self.prompts, self.prompts if self.old_prompts is None else self.old_prompts)
         )
         asked, of_old = ([(item.id, len(item.choices)) for item in items] for items in (self.items, self.old_items))
@@ -168,15 +168,19 @@ class TransferPrompts(AnsweredRows):
         state = PartialState()
         served = None if teacher is None else teacher.served
         server = self.servers.get(name) if served is None else served.server
-        whose = f"{_weights_hash(models, name)}{'' if server is None else f' {server.model}'}"
-        key = hashlib.sha256(f"{self._questions(name)} {whose}".encode()).hexdigest()[:16]
+        # The student's are of the run; what an earlier run left behind is removed when training starts.
+        whose = [models.seed] if teacher is None else [*teacher.hashes({})]
+        whose += [] if server is None else [server.model]
+        key = hashlib.sha256(" ".join(map(str, [self._questions(name), *whose])).encode()).hexdigest()[:16]
         # The teachers' answers serve every run that shares the cache of their hidden states.
         shared = None if who is models.student else models.shared
         file = Path(shared or models.folder, FOLDER, f"{name}-{key}.jsonl")
         known = [read_predictions(file) if state.is_main_process and file.is_file() else None]
         found, (task, items) = broadcast_object_list(known)[0], self._asked(name)
         if found is None:
-            task, asked = _without_scoring(task), [_without_answer(item, task) for item in items]
+            asked = [_without_answer(item, task) for item in items]
+            if task.kind != "choice":
+                task = dataclasses.replace(task, metric="exact_match", similarity=None, extract=None)
             tokenizer, shown = models.tokenizer_of(name), {"progress": models.progress}
             if server is None:
                 with contextlib.nullcontext(who) if isinstance(who, nn.Module) else who.answering() as model:
@@ -225,32 +229,14 @@ class TransferPrompts(AnsweredRows):
             file.unlink()
 
 
-def _weights_hash(models: Models, name: str) -> str:
-    if name.startswith("student"):
-        # Of the run; what an earlier run left behind is removed when training starts.
-        return str(models.seed)
-    base, adapter = models.teachers[name].hashes({})
-    return f"{base} {adapter}"
-
-
 def _checker_name(checker: Checker) -> str:
     return getattr(checker, "__qualname__", type(checker).__qualname__)
-
-
-def _as_item(index: int, prompt: str | Item) -> Item:
-    return Item(id=str(index), prompt=prompt) if isinstance(prompt, str) else prompt
 
 
 def _without_answer(item: Item, task: Task) -> Item:
     # The engine scores what it answers; of these items nothing right is known, or nobody is to know it.
     kept = {"answers": (0,)} if task.kind == "choice" else {"references": ("",)}
     return Item(id=item.id, prompt=item.prompt, choices=item.choices, **kept)
-
-
-def _without_scoring(task: Task) -> Task:
-    if task.kind == "choice":
-        return task
-    return dataclasses.replace(task, metric="exact_match", similarity=None, extract=None)
 
 
 def _text(item: Item, prediction: Prediction) -> str:
