@@ -16,7 +16,7 @@ from muscle_hf.cli.main import main
 from muscle_hf.compare import compare
 from muscle_hf.errors import MuscleError, SaveError
 from muscle_hf.evaluation.predictions import read_predictions
-from muscle_hf.evaluation.rows import read_file
+from muscle_hf.evaluation.rows import read_rows
 from muscle_hf.files import check_outputs, read_json, read_yaml, write_json, write_text
 from muscle_hf.words import did_you_mean
 
@@ -159,7 +159,7 @@ def test_a_full_disk_is_said_and_what_was_there_stays(tmp_path, sides):
 DEEP = "[" * 100_000 + "]" * 100_000
 
 
-@pytest.mark.parametrize("read", [read_json, read_yaml, read_predictions, lambda path: read_file(path)])
+@pytest.mark.parametrize("read", [read_json, read_yaml, read_predictions, lambda path: read_rows(path, "test")])
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
 def test_utf16_files_are_named_as_such(read, encoding, tmp_path):
     (tmp_path / "file.jsonl").write_text('{"id": 1}\n', encoding=encoding)
@@ -178,7 +178,7 @@ def test_utf16_logs_are_read(suffix, tmp_path):
     assert document.tasks[0].accuracy_old.value == document.tasks[0].updates[0].accuracy.value == 1
 
 
-@pytest.mark.parametrize("read", [read_json, read_yaml, read_predictions, lambda path: read_file(path)])
+@pytest.mark.parametrize("read", [read_json, read_yaml, read_predictions, lambda path: read_rows(path, "test")])
 def test_json_that_is_too_deep_is_refused(read, tmp_path):
     (tmp_path / "file.jsonl").write_text('{"a": ' + DEEP + "}\n")
     with pytest.raises(MuscleError, match=r"file\.jsonl"):

@@ -35,7 +35,10 @@ def read_rows(source: Place, split: str, *, splits: Mapping[str, str] | None = N
     path = find_rows(source, split, splits=splits)
     if isinstance(path, Source):
         return _from_hub(path, split)
-    rows = read_file(path)
+    check_encoding(path)
+    rows = [dict(row) for row in row_files.read_rows(path)]
+    if not rows:
+        raise MuscleError(f"{path} holds no rows")
     labels = path.parent / f"{path.name.split('.')[0]}-labels.lst"
     return _with_labels(rows, labels) if labels.is_file() else rows
 
@@ -52,15 +55,6 @@ def find_rows(source: Place, split: str, *, splits: Mapping[str, str] | None = N
     if _is_hub_id(str(source)):
         return Source(str(source), splits=splits or {})
     raise MuscleError(f"there is no file or folder {source}")
-
-
-def read_file(path: Path) -> Rows:
-    """The rows of one file."""
-    check_encoding(path)
-    rows = row_files.read_rows(path)
-    if not rows:
-        raise MuscleError(f"{path} holds no rows")
-    return [dict(row) for row in rows]
 
 
 def _is_hub_id(text: str) -> bool:
