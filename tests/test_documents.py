@@ -179,7 +179,7 @@ def test_links_between_documents_lead_somewhere():
                 assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
-@pytest.mark.parametrize("page", ["howto/another-tokenizer.md"])
+@pytest.mark.parametrize("page", ["howto/another-tokenizer.md", "howto/answers-alone.md"])
 def test_settings_on_a_page_can_be_read(page, tmp_path):
     from muscle_hf.pipeline.config import load_settings
 
