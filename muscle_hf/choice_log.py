@@ -157,23 +157,17 @@ def _questions(rows: Sequence[Mapping[str, Any]], items: Mapping[str, Item] | No
         first, asked = group[0]
         where = f"{name}, item {str(first.get('id', first.get('prompt')))!r}"
         question = _question([row for row, _ in group], asked, where)
-        for answer, score in zip(question.answers, question.scores, strict=True) if "log_likelihoods" in first else ():
-            if not _alike(known := scores.setdefault((question.prompt, answer), score), score):
-                raise _scored_twice(where, answer, known, score)
+        for row, _ in group if "log_likelihoods" in first else ():
+            for answer, score in zip(question.answers, row["log_likelihoods"], strict=True):
+                known = scores.setdefault((question.prompt, answer), score)
+                # Of batches that were put together otherwise, the last digits differ.
+                if not math.isclose(known, score, rel_tol=1e-3, abs_tol=1e-2):
+                    raise MuscleError(
+                        f"{where}: one prompt is there twice, and its answer {answer!r} is scored {known:.3f} and "
+                        f"{score:.3f}. If these are two models, pass the rows of one; else keep one of the two"
+                    )
         found.append(question)
     return found
-
-
-def _alike(one: float, other: float) -> bool:
-    """Whether two log-likelihoods are one, of batches that were put together otherwise."""
-    return math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-2)
-
-
-def _scored_twice(where: str, answer: str, one: float, other: float) -> MuscleError:
-    return MuscleError(
-        f"{where}: one prompt is there twice, and its answer {answer!r} is scored {one:.3f} and {other:.3f}. If these "
-        "are two models, pass the rows of one; else keep one of the two"
-    )
 
 
 def _question(group: Sequence[Mapping[str, Any]], item: Item | None, where: str) -> _Question:
@@ -187,10 +181,7 @@ def _question(group: Sequence[Mapping[str, Any]], item: Item | None, where: str)
         raise MuscleError(f"{where}: there is no prompt; pass the items that v2 is asked as ChoiceLog(..., items=)")
     if (scores := first.get("log_likelihoods")) is not None:
         for row in group:
-            require_likelihoods(own := row["log_likelihoods"], choices, where)
-            for answer, *both in zip(choices, scores, own, strict=True):
-                if not _alike(*both):
-                    raise _scored_twice(where, answer, *both)
+            require_likelihoods(row["log_likelihoods"], choices, where)
         best = first.get("prediction")
         best = best if isinstance(best, int) else max(range(len(scores)), key=scores.__getitem__)
         return _Question(prompt, choices, tuple(map(float, scores)), _text(best, prompt, choices, None, where))
@@ -207,17 +198,12 @@ def _question(group: Sequence[Mapping[str, Any]], item: Item | None, where: str)
 
 def require_likelihoods(scores: Any, choices: Sequence[str], where: str) -> None:
     """Refuse scores that are not a log-likelihood for each choice."""
-    several = hasattr(scores, "__len__") and not isinstance(scores, (str, Mapping))
-    if not several or len(scores) != len(choices) or not all(map(_is_likelihood, scores)):
+    several = hasattr(scores, "__len__") and not isinstance(scores, (str, Mapping)) and len(scores) == len(choices)
+    if not several or not all(isinstance(score, Real) and -math.inf < score < 1e-3 for score in scores):  # rounding
         raise MuscleError(
             f"{where}: {len(choices)} choices, but the scores {scores!r:.200}; each needs its log-likelihood, which "
             "is not above 0"
         )
-
-
-def _is_likelihood(score: Any) -> bool:
-    """Whether it is a logarithm of a probability, up to rounding."""
-    return isinstance(score, Real) and -math.inf < float(score) < 1e-3
 
 
 def _text(said: Any, prompt: str, choices: Sequence[str], lead: str | None, where: str) -> str:

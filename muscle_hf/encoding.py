@@ -25,10 +25,7 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: str, continuation: s
         continuation: The text that follows, with its leading space if it needs one.
 
     Returns:
-        Ids of the prompt and ids of the continuation.
-
-    Raises:
-        MuscleError: The continuation has no tokens of its own.
+        Ids of the prompt and ids of the continuation; a MuscleError where the latter has no tokens of its own.
     """
     return encode_pairs(tokenizer, [(prompt, continuation)])[0]
 
@@ -38,11 +35,8 @@ def encode_pairs(
 ) -> list[tuple[list[int], list[int]]]:
     """:func:`encode_pair` for many pairs in one call of the tokenizer; a prompt that occurs often is encoded once.
 
-    Args:
-        tokenizer: Any tokenizer.
-        pairs: Prompt and continuation.
-        encoder_decoder: The two go into an encoder and a decoder and are tokenized apart, the prompt with all its
-            special tokens.
+    With ``encoder_decoder`` the two go into an encoder and a decoder and are tokenized apart, the prompt with all its
+    special tokens.
     """
     if encoder_decoder:
         return _encode_apart(tokenizer, pairs)
@@ -84,16 +78,15 @@ def continuation(prompt: str, text: str) -> str:
     return text if not text or text[0].isspace() or prompt.endswith((" ", "\n")) else f" {text}"
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, special_tokens: bool = True
+) -> list[list[int]]:
     """Token ids of whole inputs of an encoder or a classifier, with all special tokens."""
-    return _ids(tokenizer, list(prompts))
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], **how: Any) -> list[list[int]]:
     try:
-        return tokenizer(texts, return_attention_mask=False, verbose=False, **how)["input_ids"]
+        how = {"add_special_tokens": special_tokens, "return_attention_mask": False, "verbose": False}
+        return tokenizer(list(prompts), **how)["input_ids"]
     except (TypeError, UnicodeEncodeError) as error:
-        halves = next((text for text in texts if any("\ud800" <= sign <= "\udfff" for sign in text)), None)
+        halves = next((text for text in prompts if any("\ud800" <= sign <= "\udfff" for sign in text)), None)
         if halves is None:
             raise
         raise MuscleError(f"{halves[-200:]!r} holds half a surrogate pair, which no tokenizer reads") from error
@@ -110,13 +103,11 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> li
     # A chat template already writes BOS as text; a second one would change the answers.
     opened = [bool(prefix) and text.startswith(prefix) for text in texts]
     ids: list[list[int]] = [[] for _ in texts]
-    for has_prefix in (False, True):
+    for has_prefix in set(opened):
         chosen = [i for i, already in enumerate(opened) if already == has_prefix]
-        if not chosen:
-            continue
-        rows = _ids(tokenizer, [texts[i] for i in chosen], add_special_tokens=not has_prefix)
+        rows = encode_prompts(tokenizer, [texts[i] for i in chosen], special_tokens=not has_prefix)
         for i, row in zip(chosen, rows, strict=True):
-            ids[i] = row[: len(row) - closing] if closing and not has_prefix else row
+            ids[i] = row if has_prefix else row[: len(row) - closing]
     return ids
 
 

@@ -43,13 +43,7 @@ _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BO
 
 
 class Block(NamedTuple):
-    """Consecutive rows.
-
-    Args:
-        rows: The rows.
-        places: Where each can be read again (:attr:`Records.again`), int64.
-        numbers: The line or row that messages name, from 1.
-    """
+    """Consecutive rows, where each can be read again (int64), and the line or row that messages name, from 1."""
 
     rows: list[Row]
     places: NDArray[np.int64]
@@ -86,11 +80,7 @@ def stem_of(file: Path) -> str:
 
 
 def open_records(file: Path) -> Records:
-    """The rows of a file.
-
-    Raises:
-        MuscleError: The format is not known, or the file is empty or damaged.
-    """
+    """The rows of a file; a MuscleError where its format is not known, or it is empty or damaged."""
     suffix = suffix_of(file)
     if suffix not in SUFFIXES:
         raise MuscleError(f"{file}: unknown format {suffix or '(no suffix)'!r}; known are {', '.join(SUFFIXES)}")

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     points = [*args.points, *([] if args.choose is None else [args.choose])]
     check_points(points, extrapolate=args.extrapolate)
     check_rule(args.rule, args.max_loss)
-    AnalysisOptions(level=args.level, epsilon=args.epsilon).check()
+    AnalysisOptions(level=args.level, epsilon=args.epsilon)  # refuses what means nothing, before any model is loaded
     _make_room(args.output, args.overwrite)
     task, items = asked(args)
     loading = loading_arguments(args)

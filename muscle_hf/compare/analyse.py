@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import comb
 
 from muscle_hf.compare import document as d
 from muscle_hf.compare.join import Joined
-from muscle_hf.compare.repeats import WAYS
 from muscle_hf.errors import MuscleError
 from muscle_hf.metrics.intervals import Estimate, Side, mean_change
 from muscle_hf.metrics.significance import holm
 from muscle_hf.metrics.update import OUTCOMES, Update
 
+# Ways to count repeated answers.
+_WAYS = re.compile(r"mean|majority|pass@[1-9]\d*")
 # Columns of numbers that say what an answer takes.
 _COST = re.compile(r"token|cost|price|latency|duration|second|time|length|words|chars", re.IGNORECASE)
 # Items that texts are read of where a few say enough: how many choices there are, how long answers are.
@@ -30,7 +32,7 @@ _SAMPLE = 2000
 
 @dataclass(frozen=True)
 class AnalysisOptions:
-    """What is asked of a comparison.
+    """What is asked of a comparison; a MuscleError where it means nothing.
 
     Args:
         level: Confidence level of intervals; verdicts are taken at ``1 - level``.
@@ -51,17 +53,12 @@ class AnalysisOptions:
     seed: int = 0
     repeats: str = "mean"
 
-    def check(self) -> None:
-        """Refuses a level, an epsilon, a number of flips or a way to count repeats that means nothing.
-
-        Raises:
-            MuscleError: Says which.
-        """
+    def __post_init__(self) -> None:
         if not 0.5 <= self.level < 1:
             raise MuscleError(f"level must lie between 0.5 and 1, for example 0.95; got {self.level}")
         if not 0 <= self.epsilon < float("inf"):
             raise MuscleError(f"epsilon must be a finite number of at least 0, got {self.epsilon}")
-        if not WAYS.fullmatch(self.repeats):
+        if not _WAYS.fullmatch(self.repeats):
             raise MuscleError(f"repeated answers count by 'mean', 'majority' or 'pass@K', not by {self.repeats!r}")
         if self.max_flips < 0:
             raise MuscleError(f"max_flips must be at least 0, got {self.max_flips}")
@@ -102,6 +99,33 @@ def update_of(
         side=side,
         seed=options.seed,
     )
+
+
+def count_repeats(joined: Joined, how: str) -> Joined:
+    """A task whose items have the value that is asked for.
+
+    ``mean``: the rate of right answers. ``majority``: right if more than half of the answers are. ``pass@K``: how
+    likely one of K answers is right, by the unbiased estimator of Chen et al. 2021 (arXiv 2107.03374, equation 1).
+    """
+    if not joined.runs or how == "mean":
+        return joined
+    if joined.kind == "score":
+        raise MuscleError(f"task {joined.task!r} has scores, which only their mean counts; leave out --repeats {how}")
+    if how == "majority":
+        return dataclasses.replace(
+            joined, values={label: (value > 0.5) * 1.0 for label, value in joined.values.items()}, runs={}
+        )
+    k = int(how.removeprefix("pass@"))
+    values = {label: _pass_at(runs, k) for label, runs in joined.runs.items()}
+    short = [label for label, runs in joined.runs.items() if (~np.isnan(runs)).sum(1).min() < k]
+    if short or len(values) < len(joined.values):
+        raise MuscleError(f"task {joined.task!r}: {how} needs {k} answers to every item from every model")
+    return dataclasses.replace(joined, values=values)
+
+
+def _pass_at(runs: NDArray[np.float64], k: int) -> NDArray[np.float64]:
+    n, right = (~np.isnan(runs)).sum(1), np.nansum(runs, 1)
+    return 1 - comb(n - right, k) / np.maximum(comb(n, k), 1)
 
 
 def sample(joined: Joined) -> list[int]:
@@ -162,13 +186,7 @@ def _numbers_of(column: tuple[NDArray[np.int32], list[Any]]) -> NDArray[np.float
 
 
 class TaskAnalysis:
-    """The numbers of one task; p-values are corrected when those of all tasks are known (:func:`correct_tasks`).
-
-    Args:
-        joined: The items of the task.
-        models: All models, old first.
-        options: See :class:`AnalysisOptions`.
-    """
+    """The numbers of one task; p-values are corrected when those of all tasks are known (:func:`correct_tasks`)."""
 
     def __init__(self, joined: Joined, models: Sequence[d.Model], options: AnalysisOptions) -> None:
         self.joined, self.models, self.options = joined, models, options

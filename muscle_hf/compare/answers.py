@@ -117,12 +117,7 @@ def targets_of(value: Any) -> list[Any]:
 
 
 def matches(prediction: Any, target: Any, names: tuple[str, str]) -> bool:
-    """Whether an answer is one of the right ones.
-
-    Args:
-        prediction: The answer.
-        target: The right answer, or a list of them.
-        names: What the two columns are called, for messages.
+    """Whether an answer is one of the right ones; ``names`` are the two columns', for messages.
 
     Raises:
         MuscleError: One of them is an object, or the answer is a list: text never equals these.
@@ -168,11 +163,7 @@ def is_text(prediction: Any, target: Any) -> bool:
 
 
 def as_number(value: Any, column: str) -> float:
-    """A score; nan where there is none.
-
-    Raises:
-        MuscleError: It is something else.
-    """
+    """A score; nan where there is none, a MuscleError where it is something else."""
     if _says_nothing(value):
         return math.nan
     if isinstance(value, str) and (word := normal(value)) in ("true", "false"):
@@ -203,11 +194,7 @@ def _part_of(role: str, column: str, value: Any) -> str:
 
 
 def as_flag(value: Any, column: str) -> float:
-    """1 for right, 0 for wrong; nan where nothing is said.
-
-    Raises:
-        MuscleError: It is something else.
-    """
+    """1 for right, 0 for wrong; nan where nothing is said, a MuscleError where it is something else."""
     if value is True or value is False:
         return float(value)
     if _says_nothing(value):
@@ -231,11 +218,7 @@ def is_lower_better(name: str) -> bool:
 
 
 def sign_of(name: str, lower_is_better: bool | None) -> int:
-    """1 where higher is better, -1 where lower is.
-
-    Args:
-        name: Of the measure.
-        lower_is_better: What the user says; None for nothing.
+    """1 where higher is better, -1 where lower is; ``lower_is_better`` is what the user says, None for nothing.
 
     Raises:
         NotJudged: The name says that lower is better, and the user says nothing.

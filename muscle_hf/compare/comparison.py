@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from muscle_hf.compare.analyse import AnalysisOptions, TaskAnalysis, correct_tasks
+from muscle_hf.compare.analyse import AnalysisOptions, TaskAnalysis, correct_tasks, count_repeats
 from muscle_hf.compare.document import Document, Model, NoiseFloor, Role, TaskResult
 from muscle_hf.compare.flips import list_flips
 from muscle_hf.compare.gate import Budget, check_gate
 from muscle_hf.compare.inheritance import audit
 from muscle_hf.compare.join import Joined, Missing, join
-from muscle_hf.compare.repeats import count_repeats
 from muscle_hf.compare.roles import ReadOptions
 from muscle_hf.compare.slices import find_slices
 from muscle_hf.compare.sources import UNNAMED, Source, as_source
@@ -78,7 +77,6 @@ def compare(
     from muscle_hf import __version__
 
     read, analysis = read or ReadOptions(), analysis or AnalysisOptions()
-    analysis.check()
     given = [old, new, *compat]
     names, shipped, controls = _cast(given, labels, candidates or (), controls)
     wanted = [*(analysis.slices or ()), *([analysis.cluster] if analysis.cluster else []), *read.wanted]

@@ -13,7 +13,6 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from html import escape
 from typing import Any, Literal
 
 from muscle_hf.metrics.intervals import Estimate
@@ -51,18 +50,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Slice:
-    """The items that share a value of a column, old against one updated model.
+    """The ``items`` that share a ``value`` (as text) of a ``column``, old against one updated model.
 
-    Args:
-        column: Name of the column.
-        value: Its value, as text.
-        items: Number of items.
-        counts: See :class:`Update`.
-        nfr: Negative flip rate within the slice (``nfr_smooth`` for tasks of kind ``score``).
-        change: Change of accuracy (or of the mean score) within the slice.
-        p_value: Two-sided paired test within the slice.
-        p_adjusted: The same after Holm's correction for the number of slices.
-        verdict: At the document's level, after correction.
+    The other fields are as of :class:`Update`, within the slice, with Holm's correction over the slices; ``nfr`` is
+    ``nfr_smooth`` for tasks of kind ``score``.
     """
 
     column: str
@@ -78,12 +69,10 @@ class Slice:
 
 @dataclass(frozen=True)
 class Flow:
-    """How many items went one way through old -> new -> compatibility model.
+    """How many ``items`` went one way through old -> new -> compatibility model; a task's flows add up to its items.
 
-    Args:
-        states: State at each of the three models. Tasks of kind ``correct``: ``right`` or ``wrong``. Kind ``score``:
-            ``start`` at the old model, then ``improved``, ``unchanged`` or ``regressed`` against the old model.
-        items: Number of items with these states; all flows of a task add up to its items.
+    ``states`` are ``right`` or ``wrong`` (kind ``score``: ``start`` at the old model, then ``improved``, ``unchanged``
+    or ``regressed`` against it).
     """
 
     states: tuple[str, str, str]
@@ -99,8 +88,7 @@ class AgainstNew:
         delta_nfr_percent: The same relative to NFR, in percent; nan if the plain update has no negative flips.
         delta_pfr: PFR_c - PFR.
         delta_accuracy: Accuracy (or mean score) of the compatibility model minus that of the plain update.
-        p_value: Two-sided paired test on the items that the old model has right, compatibility against new (kind
-            ``score``: on the scores of all items).
+        p_value: Two-sided paired test on the items that the old model has right (kind ``score``: on all items).
         p_adjusted: The same after Holm's correction over the tasks.
         verdict: ``better`` where NFR fell, beyond chance.
         flows: old -> new -> compatibility model.
@@ -118,14 +106,7 @@ class AgainstNew:
 
 @dataclass(frozen=True)
 class InheritanceSlice:
-    """The errors that a compatibility model inherits among the items that share a value of a column.
-
-    Args:
-        column: Name of the column.
-        value: Its value, as text.
-        returned: See :class:`Inheritance`; the denominator is the slice's shed errors.
-        inherited: The same.
-    """
+    """As :class:`Inheritance`, among the items that share a ``value`` (as text) of a ``column``."""
 
     column: str
     value: str
@@ -138,7 +119,6 @@ class InheritedItem:
     """An error of the old model that the new one had shed and a compatibility model makes again.
 
     Args:
-        id: The item's id within its task.
         answer: ``same``: with the old model's own wrong answer (kind ``score``: back at its score). ``other``: with
             another one (below its score). ``unknown``: the logs do not tell.
     """
@@ -181,14 +161,9 @@ class Inheritance:
 
 @dataclass(frozen=True)
 class Measure:
-    """What answers take, of the old and an updated model; a report only, which no gate judges.
+    """What answers take: ``answer length (characters)`` or a column that both logs have; no gate judges it.
 
-    Args:
-        name: ``answer length (characters)``, or the name of a column that both logs have.
-        old: Mean of the old model.
-        new: Mean of the updated one.
-        change: The latter minus the former, on the same items, with interval.
-        items: Number of items with both.
+    ``old`` and ``new`` are the means of the old and the updated model over the ``items`` that have both.
     """
 
     name: str
@@ -203,8 +178,6 @@ class Update:
     """One updated model (new or compat) against the old one on one task.
 
     Args:
-        label: Which model.
-        role: ``new``, ``compat`` or ``control``.
         accuracy: Its accuracy with interval; the mean score for tasks of kind ``score``.
         change: Its accuracy (mean score) minus the old model's, with a paired interval.
         counts: Kind ``correct``: the quadrants ``both_right``, ``positive_flips``, ``both_wrong``, ``negative_flips``.
@@ -244,7 +217,6 @@ class Flip:
     """An item on which some updated model does otherwise than the old one.
 
     Args:
-        id: The item's id within its task.
         outcomes: Per updated model. Kind ``correct``: ``both_right``, ``positive``, ``both_wrong``, ``negative``. Kind
             ``score``: ``improved``, ``unchanged``, ``regressed``.
         prompt: What the models were asked; None if the log does not say.
@@ -333,15 +305,12 @@ class GateCheck:
 
     Args:
         rule: ``max_nfr``, ``max_regression``, ``min_accuracy_gain`` or ``baseline``.
-        task: Name of the task.
-        label: Which updated model.
         limit: The limit: a fraction; a difference of mean scores is in the unit of the scores.
         estimate: What is limited, with the one-sided bound that decides in ``high`` (upper) or ``low`` (lower).
         verdict: ``pass``: the bound keeps the limit. ``fail``: the opposite one-sided bound breaks it. Else
             ``too little data``.
         message: One sentence for a reader.
         noise_floor: Negative flip rate of re-running the same model, where it was measured (``muscle-hf noise``).
-        kind: Of the task.
         items_needed: With too little data, about how many items would decide if it is as measured; None if unknown.
     """
 
@@ -388,9 +357,7 @@ class NoiseFloor:
     """What re-running the same model changes on one task (other batch size, dtype, machine, ...).
 
     Args:
-        task: Name of the task.
         runs: Number of runs; all pairs of them are compared.
-        items: Number of items.
         nfr: Mean negative flip rate over ordered pairs of runs: the NFR of an update that changes nothing.
         nfr_max: The largest negative flip rate of a pair.
         answers_changed: Mean share of items whose answer differs between two runs; nan if answers are unknown.
@@ -432,25 +399,9 @@ class Document:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        labels = ", ".join(model.label for model in self.models)
-        tasks = ", ".join(f"{task.name} ({task.items} items)" for task in self.tasks[:3])
-        more = f" and {len(self.tasks) - 3} more" if len(self.tasks) > 3 else ""
+        tasks = ", ".join(f"{task.name!r} ({task.items} items)" for task in self.tasks)
         gate = "" if self.gate is None else f"; gate: {self.gate.verdict}"
-        text = f"<Document of {labels}: {tasks}{more}{gate}>"
-        return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows: a row for each task and updated model."""
-        rows: list[tuple[str, ...]] = [("task", "model", "old", "new", "change", "NFR", "verdict")]
-        for task in (*self.totals, *self.tasks):
-            for update in task.updates:
-                nfr = update.rates.get("nfr") or update.rates.get("nfr_smooth")
-                numbers = (task.accuracy_old.value, update.accuracy.value, update.change.value)
-                cells = [f"{number:.3f}" for number in (*numbers, *([nfr.value] if nfr else []))]
-                rows.append((task.name, update.label, *cells, update.verdict))
-        lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        gate = "" if self.gate is None else f"<p>Gate: {escape(self.gate.verdict)}</p>"
-        return f"<table>{lines}</table>{gate}"
+        return f"<Document of {[model.label for model in self.models]}: {tasks}{gate}>"
 
     def _fields(self) -> dict[str, Any]:
         data = {"schema_version": SCHEMA_VERSION, **{entry.name: getattr(self, entry.name) for entry in fields(self)}}
@@ -463,7 +414,7 @@ class Document:
         return plain(self._fields())
 
     def to_json(self) -> str:
-        """What ``--json`` writes: :meth:`to_dict` on one line, as indenting takes longer than computing."""
+        """What ``--json`` writes: :meth:`to_dict` on one line."""
         try:
             import orjson
 

@@ -21,41 +21,45 @@ _MAX_TEXT = 1 << 20
 
 
 def list_flips(joined: Joined, options: AnalysisOptions) -> tuple[list[Flip], int]:
-    """The items on which an updated model does otherwise than the old one.
+    """The items on which an updated model does otherwise than the old one, and how many there are in all.
 
-    Args:
-        joined: The items.
-        options: Epsilon, and the most flips to return.
-
-    Returns:
-        The flips sorted as :attr:`TaskResult.flips <muscle_hf.compare.document.TaskResult>` says, and how many there
-        are in all.
+    Sorted as :attr:`TaskResult.flips <muscle_hf.compare.document.TaskResult>` says and cut off at ``max_flips``.
     """
-    codes = {label: update_of(joined, label, options).codes for label in joined.labels[1:]}
-    returned = {label: returned_errors(joined, label, options.epsilon) for label in joined.labels[2:]}
+    old, *updated = joined.labels
+    graded = joined.kind == "correct"
+    codes = {label: update_of(joined, label, options).codes for label in updated}
+    returned = {label: returned_errors(joined, label, options.epsilon) for label in updated[1:]}
     rank = _rank(joined, codes)
     for found in returned.values():
         rank = np.where(found.returned, np.maximum(rank, 1.5), rank)
     flipped = np.flatnonzero(rank > 0)
-    chosen = flipped[np.argsort(-rank[flipped], kind="stable")][: options.max_flips]
-    items = chosen.tolist()
+    items = flipped[np.argsort(-rank[flipped], kind="stable")][: options.max_flips].tolist()
     details = {label: joined.details(label, items) for label in joined.labels}
     shared = _shared_columns(details)
-    rates = {label: joined.values[label] for label in joined.runs} if joined.kind == "correct" else {}
-    names = OUTCOMES[joined.kind]
-    flips = [
-        _flip(
-            joined,
-            item,
-            {label: names[code[item]] for label, code in codes.items()},
-            {label: details[label][place] for label in joined.labels},
-            float(rank[item]),
-            {label: answer_of(found, item) for label, found in returned.items() if found.returned[item]},
-            shared,
-            {label: float(rate[item]) for label, rate in rates.items()},
+
+    def flip(item: int, said: dict[str, Detail]) -> Flip:
+        values = {label: float(value[item]) for label, value in joined.values.items()}
+        rates = {label: values[label] for label in joined.runs if graded}
+        own = {label: _told(detail.columns, lambda name: name not in shared) for label, detail in said.items()}
+        return Flip(
+            id=joined.ids[item],
+            outcomes={label: OUTCOMES[joined.kind][code[item]] for label, code in codes.items()},
+            prompt=_cut(next((detail.prompt for detail in said.values() if detail.prompt is not None), None)),
+            target=_cut(said[old].target) or "",
+            answers={label: _cut(detail.answer) for label, detail in said.items()},
+            correct={label: value > 0.5 if graded else None for label, value in values.items()},
+            scores={label: None if graded else value for label, value in values.items()},
+            choices=[str(choice) for choice in said[old].choices],
+            columns=_told(said[old].columns, lambda name: name in shared),
+            severity=float(rank[item]) + _confidence_lost(said[old], [said[label] for label in updated]),
+            inherited={label: answer_of(found, item) for label, found in returned.items() if found.returned[item]},
+            own={label: columns for label, columns in own.items() if columns},
+            rates=rates,
+            noise=any(0 < rate < 1 for rate in rates.values()),
         )
-        for place, item in enumerate(items)
-    ]
+
+    rows = zip(*details.values(), strict=True)
+    flips = [flip(item, dict(zip(details, row, strict=True))) for item, row in zip(items, rows, strict=True)]
     return sorted(flips, key=lambda flip: -flip.severity), len(flipped)
 
 
@@ -72,42 +76,6 @@ def _rank(joined: Joined, codes: dict[str, NDArray[np.int8]]) -> NDArray[np.floa
             moved = np.abs(joined.values[label] - joined.values[joined.labels[0]])
             rank += np.where(rank > 0, moved / (1 + moved) / len(codes) * 0.5, 0.0)
     return rank
-
-
-def _flip(
-    joined: Joined,
-    item: int,
-    results: dict[str, str],
-    details: dict[str, Detail],
-    rank: float,
-    inherited: dict[str, str],
-    shared: set[str],
-    rates: dict[str, float],
-) -> Flip:
-    labels = joined.labels
-    first = details[labels[0]]
-    graded = joined.kind == "correct"
-    values = {label: float(joined.values[label][item]) for label in labels}
-    return Flip(
-        id=joined.ids[item],
-        outcomes=results,
-        prompt=_cut(next((d.prompt for d in details.values() if d.prompt is not None), None)),
-        target=_cut(first.target) or "",
-        answers={label: _cut(detail.answer) for label, detail in details.items()},
-        correct={label: values[label] > 0.5 if graded else None for label in labels},
-        scores={label: None if graded else values[label] for label in labels},
-        choices=[str(choice) for choice in first.choices],
-        columns=_told(first.columns, lambda name: name in shared),
-        severity=rank + _confidence_lost(first, [details[label] for label in labels[1:]]),
-        inherited=inherited,
-        own={
-            label: own
-            for label, detail in details.items()
-            if (own := _told(detail.columns, lambda name: name not in shared))
-        },
-        rates=rates,
-        noise=any(0 < rate < 1 for rate in rates.values()),
-    )
 
 
 def _told(columns: Mapping[str, Any], keep: Callable[[str], bool]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from muscle_hf.compare.analyse import AnalysisOptions, update_of
@@ -47,11 +47,7 @@ class Budget:
         return not any(self.limits.values()) and not self.baseline
 
     def check_level(self) -> None:
-        """Refuses levels below one half, at which bounds are on the wrong side of what was measured.
-
-        Raises:
-            MuscleError: Says so.
-        """
+        """Refuses levels below one half, at which bounds are on the wrong side of what was measured."""
         if not 0.5 <= self.level < 1:
             raise MuscleError(f"the level of a gate must lie between 0.5 and 1, for example 0.95; got {self.level}")
 
@@ -61,37 +57,25 @@ class Budget:
         return next((table[name] for name in (task, base_name(task), _ALL) if name in table), None)
 
 
-def parse_limit(rule: str, text: str, where: str) -> tuple[str, float]:
-    """One limit of the command line: ``0.02``, ``2%`` or ``TASK=0.02``.
-
-    Args:
-        rule: One of :data:`RULES`.
-        text: The limit.
-        where: What messages call the place it was given.
-
-    Raises:
-        MuscleError: It is not a number, or out of range.
-    """
-    task, _, number = text.rpartition("=")
+def _number(value: Any, where: str) -> float:
+    """A number of a file or of the command line, which may be in percent."""
     try:
-        value = float(number.rstrip("%")) / (100 if number.endswith("%") else 1)
-    except ValueError:
-        raise MuscleError(f"{where}: {text!r} must be a number like 0.02 or 2%, or TASK=NUMBER") from None
-    return task or _ALL, _checked(rule, value, where)
+        percent = isinstance(value, str) and value.endswith("%")
+        number = float(value.rstrip("%")) / 100 if percent else float(value)
+        if not isinstance(value, bool) and math.isfinite(number):
+            return number
+    except (TypeError, ValueError):
+        pass
+    raise MuscleError(f"{where}: {value!r} is not a number; write 0.02 or 2% for two percent")
 
 
-def _checked(rule: str, value: Any, where: str) -> float:
-    if isinstance(value, str) and value.endswith("%"):
-        return parse_limit(rule, value, where)[1]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise MuscleError(f"{where}: {value!r} is not a number; write 0.02 or 2% for two percent")
-    low = -math.inf if rule == "min_accuracy_gain" else 0.0
+def _limit(rule: str, value: Any, where: str) -> float:
+    number = _number(value, where)
     # Of what unit a difference is, only the task knows, which is not read yet.
-    high = math.inf if rule in _DIFFERENCES else 1.0
-    if not low <= value <= high:
-        allowed = "must not be negative" if high > 1 else "is not a fraction between 0 and 1"
+    if (number < 0 and rule != "min_accuracy_gain") or (number > 1 and rule not in _DIFFERENCES):
+        allowed = "must not be negative" if rule in _DIFFERENCES else "is not a fraction between 0 and 1"
         raise MuscleError(f"{where}: {value!r} {allowed}; write 0.02 or 2% for two percent")
-    return float(value)
+    return number
 
 
 def read_budget(path: str) -> Budget:
@@ -108,35 +92,27 @@ def read_budget(path: str) -> Budget:
 
 
 def budget_of(data: Any, path: str) -> Budget:
-    """The budget that a file's content, or a part of one, gives; ``path`` is what messages call it.
-
-    Raises:
-        MuscleError: As of :func:`read_budget`.
-    """
-    if not isinstance(data, dict):
-        raise MuscleError(f"{path} must be a table of limits such as 'max_nfr: 0.02'")
-    budget = Budget(limits={rule: {} for rule in RULES}, source=path)
+    """As :func:`read_budget`, of a file's content or a part of one; ``path`` is what messages call it."""
     _check_names(path, data, (*RULES, "level", "noise", "tasks"))
-    budget.level = data.get("level", budget.level)
-    if isinstance(budget.level, bool) or not isinstance(budget.level, (int, float)):
-        raise MuscleError(f"{path}: level must be a number such as 0.95, not {budget.level!r}")
     noise, tasks = data.get("noise") or {}, data.get("tasks") or {}
     if not isinstance(noise, Mapping) or not isinstance(tasks, Mapping):
         raise MuscleError(f"{path}: 'noise' and 'tasks' must be tables by the names of tasks")
-    budget.noise = {str(task): _checked("noise", rate, f"{path}: noise") for task, rate in noise.items()}
+    budget = Budget(limits={rule: {} for rule in RULES}, source=path)
+    budget.level = _number(data.get("level", budget.level), f"{path}: level")
+    budget.noise = {str(task): _limit("noise", rate, f"{path}: noise") for task, rate in noise.items()}
     sections = {_ALL: {rule: data[rule] for rule in RULES if rule in data}}
     for task, limits in tasks.items():
         _check_names(f"{path}, task {task}", limits or {}, RULES)
         sections[str(task)] = limits or {}
     for task, limits in sections.items():
         for rule, value in limits.items():
-            budget.limits[rule][task] = _checked(rule, value, f"{path}: {rule}")
+            budget.limits[rule][task] = _limit(rule, value, f"{path}: {rule}")
     return budget
 
 
 def _check_names(where: str, table: Any, known: Sequence[str]) -> None:
     if not isinstance(table, Mapping):
-        raise MuscleError(f"{where}: expected a table of limits, found {table!r}")
+        raise MuscleError(f"{where}: expected a table of limits such as 'max_nfr: 0.02', found {table!r}")
     for name in table:
         if name not in known:
             raise MuscleError(f"{where}: unknown entry {name!r}; {did_you_mean(name, known)}")
@@ -176,19 +152,10 @@ def check_gate(
     totals: Sequence[TaskResult] = (),
     noise: Sequence[NoiseFloor] = (),
 ) -> Gate | None:
-    """Holds every limit against every candidate.
+    """Holds every limit against every candidate; None if there are no limits.
 
-    Args:
-        joined: The items of each task.
-        tasks: The results of the same tasks.
-        candidates: Labels of the updated models that would ship.
-        budget: The limits.
-        options: Clusters and epsilon.
-        totals: Of several tasks; limits under their names are held against the mean over their tasks.
-        noise: Measured noise floors; they win over those noted in the budget.
-
-    Returns:
-        None if there are no limits.
+    A limit for the name of one of the ``totals`` is held against the mean over its tasks. Given noise floors win over
+    those noted in the budget.
 
     Raises:
         MuscleError: A limit names a task that was not compared, or asks an accuracy for more than a fraction.
@@ -212,8 +179,9 @@ def check_gate(
     for task in results:
         _require_fractions(task, budget)
         members = [items for items in joined if items.task in (task.tasks or [task.name])]
-        for label in (update.label for update in task.updates if update.label in candidates):
-            checks += _checks(task, label, budget, floors.get(task.name), members, options)
+        for update in task.updates:
+            if update.label in candidates:
+                checks += _Judge(task, update, budget, floors.get(task.name), members, options).checks()
     if not checks:
         raise MuscleError("none of the limits applies to a task that was compared")
     return Gate(worst_verdict(check.verdict for check in checks), checks, budget.source)
@@ -229,104 +197,91 @@ def _require_fractions(task: TaskResult, budget: Budget) -> None:
             )
 
 
-def _checks(
-    task: TaskResult,
-    label: str,
-    budget: Budget,
-    floor: float | None,
-    members: Sequence[Joined],
-    options: AnalysisOptions,
-) -> list[GateCheck]:
-    graded = task.kind == "correct"
-    quality, flips = ("accuracy", "NFR") if graded else (f"the mean {task.metric}", "NFR~")
+@dataclass(frozen=True)
+class _Judge:
+    """Holds the limits of a task, or of the total of its ``members``, against one updated model."""
 
-    def bound(side: Side, name: str, swapped: bool) -> Estimate:
+    task: TaskResult
+    update: Update
+    budget: Budget
+    floor: float | None
+    members: Sequence[Joined]
+    options: AnalysisOptions
+
+    def checks(self) -> list[GateCheck]:
+        name, limits = self.task.name, self.budget.limits
+        graded = self.task.kind == "correct"
+        quality, flips = ("accuracy", "NFR") if graded else (f"the mean {self.task.metric}", "NFR~")
+        wanted = {
+            "max_nfr": ("nfr", flips),
+            "max_regression": ("change", f"the fall of {quality}"),
+            "min_accuracy_gain": ("change", f"the gain of {quality}"),
+        }
         found = []
-        for items in members:
-            after, before = (items.labels[0], label) if swapped else (label, items.labels[0])
-            update = update_of(items, after, options, before=before, level=budget.level, side=side)
+        for rule, what in wanted.items():
+            # A limit for every task is none for their total.
+            limit = limits.get(rule, {}).get(name) if self.task.tasks else self.budget.limit(rule, name)
+            if limit is not None:
+                found.append(self._check(rule, limit, *what))
+        if before := self.budget.baseline.get(name):
+            # Without a model of the same label the baseline's last one is what was shipped.
+            earlier = before.get(self.update.label) or list(before.values())[-1]
+            found.append(self._check("baseline", earlier.high, "nfr", f"{flips} (baseline: {earlier.value:.2%})"))
+        return found
+
+    def _bound(self, side: Side, name: str, swapped: bool) -> Estimate:
+        found = []
+        for items in self.members:
+            before, after = items.labels[0], self.update.label
+            before, after = (after, before) if swapped else (before, after)
+            update = update_of(items, after, self.options, before=before, level=self.budget.level, side=side)
             found.append(getattr(update, name))
-        return found[0] if len(found) == 1 else average(found, options.cluster is not None, side)
+        return found[0] if len(found) == 1 else average(found, self.options.cluster is not None, side)
 
-    # What is resampled: items, or whole sources.
-    cluster = options.cluster
-    units = [len(items.ids if cluster is None else set(items.columns[cluster][0].tolist())) for items in members]
-
-    def check(rule: str, limit: float, name: str, what: str) -> GateCheck:
+    def _check(self, rule: str, limit: float, name: str, what: str) -> GateCheck:
+        task, cluster, level = self.task, self.options.cluster, self.budget.level
+        high, low = (self._bound(side, name, rule == "max_regression") for side in ("upper", "lower"))
         upper = rule != "min_accuracy_gain"
-        high, low = (bound(side, name, rule == "max_regression") for side in ("upper", "lower"))
+        kept, broken = (high.high <= limit, low.low > limit) if upper else (low.low >= limit, high.high < limit)
+        # What is resampled: items, or whole sources.
+        units = [
+            len(items.ids if cluster is None else set(items.columns[cluster][0].tolist())) for items in self.members
+        ]
         few = min(units) < _FEWEST and high.method in ("bca", "percentile")
-        found = _decide(task, label, rule, limit, (high, low), upper, what, budget.level, floor, few)
-        if found.verdict != "too little data" or task.doubt or task.tasks or not graded:
-            return found
-        update = next(u for u in task.updates if u.label == label)
-        needed, words = _items_needed(update, found, budget.level, task.items)
-        return replace(found, items_needed=needed, message=found.message + words)
+        unsure = task.doubt or few or not (kept or broken)
+        verdict: GateVerdict = "too little data" if unsure else "pass" if kept else "fail"
+        # What a failed limit is beyond for sure is the other side's bound.
+        at_most = upper != (verdict == "fail")
+        bound, edge = (high, high.high) if at_most else (low, low.low)
+        unit = ".2%" if task.kind == "correct" or rule not in _DIFFERENCES else ".4g"
+        message = task.doubt or (
+            f"{what} is {bound.value:{unit}}, {'at most' if at_most else 'at least'} {edge:{unit}} with "
+            f"{100 * level:g}% confidence; the limit is {limit:{unit}}"
+        )
+        if unjudged := sum(sum(kinds.values()) for kinds in task.missing.values()):
+            message += f"; {unjudged:,} answers are missing ({'left out' if task.left_out else 'counted as wrong'})"
+        # The floor is one of flips, not of differences.
+        noise = None if rule in _DIFFERENCES else self.floor
+        if noise is not None and limit < noise:
+            message += f", which is below the noise floor of {noise:.2%}"
+        needed = None
+        if verdict == "too little data" and not (task.doubt or task.tasks) and task.kind == "correct":
+            needed = self._items_needed(rule, limit, bound.value)
+            message += (
+                "; it was measured at the limit itself, which no number of items decides"
+                if needed is None
+                else f"; about {max(needed, task.items + 1):,} items would decide it if it is as measured (power 80%)"
+            )
+        return GateCheck(
+            rule, task.name, self.update.label, limit, bound, verdict, message, noise, task.kind, items_needed=needed
+        )
 
-    limits = {rule: budget.limit(rule, task.name) for rule in RULES}
-    if task.tasks:  # a limit for every task is none for their total
-        limits = {rule: budget.limits.get(rule, {}).get(task.name) for rule in RULES}
-    wanted = {
-        "max_nfr": ("nfr", flips),
-        "max_regression": ("change", f"the fall of {quality}"),
-        "min_accuracy_gain": ("change", f"the gain of {quality}"),
-    }
-    found = [check(rule, limit, *wanted[rule]) for rule, limit in limits.items() if limit is not None]
-    before = budget.baseline.get(task.name)
-    if before:
-        # Without a model of the same label the baseline's last one is what was shipped.
-        earlier = before.get(label) or list(before.values())[-1]
-        found.append(check("baseline", earlier.high, "nfr", f"{flips} (baseline: {earlier.value:.2%})"))
-    return found
-
-
-def _items_needed(update: Update, check: GateCheck, level: float, items: int) -> tuple[int | None, str]:
-    """Items that would decide a limit if what was measured is so, and what is said of them."""
-    value = check.estimate.value
-    if check.rule not in _DIFFERENCES:
-        needed = items_for_rate(check.limit, value, level=level)
-    else:
-        flips = update.rates["nfr"].value + update.rates["pfr"].value
-        needed = items_for_change(check.limit, value, flips, level=level)
-    if needed is None:
-        return None, "; it was measured at the limit itself, which no number of items decides"
-    return needed, f"; about {max(needed, items + 1):,} items would decide it if it is as measured (power 80%)"
-
-
-def _decide(
-    task: TaskResult,
-    label: str,
-    rule: str,
-    limit: float,
-    bounds: tuple[Estimate, Estimate],
-    upper: bool,
-    what: str,
-    level: float,
-    floor: float | None,
-    few: bool,
-) -> GateCheck:
-    """Hold a limit against the one-sided bounds, upper and lower, of what it limits."""
-    unit = ".2%" if task.kind == "correct" or rule not in _DIFFERENCES else ".4g"
-    high, low = bounds
-    kept, broken = (high.high <= limit, low.low > limit) if upper else (low.low >= limit, high.high < limit)
-    unsure = task.doubt or few or not (kept or broken)
-    verdict: GateVerdict = "too little data" if unsure else "pass" if kept else "fail"
-    # What a failed limit is beyond for sure is the other side's bound.
-    at_most = upper != (verdict == "fail")
-    bound, edge = (high, high.high) if at_most else (low, low.low)
-    message = (
-        f"{what} is {bound.value:{unit}}, {'at most' if at_most else 'at least'} {edge:{unit}} with "
-        f"{100 * level:g}% confidence; the limit is {limit:{unit}}"
-    )
-    message = task.doubt or message
-    unjudged = sum(sum(kinds.values()) for kinds in task.missing.values())
-    if unjudged:
-        message += f"; {unjudged:,} answers are missing ({'left out' if task.left_out else 'counted as wrong'})"
-    # The floor is one of flips, not of differences.
-    noise = None if rule in _DIFFERENCES else floor
-    if noise is not None and limit < noise:
-        message += f", which is below the noise floor of {noise:.2%}"
-    return GateCheck(rule, task.name, label, limit, bound, verdict, message, noise, task.kind)
+    def _items_needed(self, rule: str, limit: float, value: float) -> int | None:
+        """Items that would decide a limit if what was measured is so."""
+        if rule not in _DIFFERENCES:
+            return items_for_rate(limit, value, level=self.budget.level)
+        flips = self.update.rates["nfr"].value + self.update.rates["pfr"].value
+        return items_for_change(limit, value, flips, level=self.budget.level)
 
 
 # Fewer items (sources) than this say nothing of how others would spread.
@@ -343,8 +298,7 @@ def plan_items(budget: Budget, flips: float = 0.1) -> list[tuple[str, str, float
         flips: Share of items that flip either way, which a limit on the change of accuracy depends on.
 
     Returns:
-        Rule, task (``*`` for every task), limit, what is expected of the update, and the items that then decide with
-        a power of 80 %, for several expectations.
+        Rule, task (``*``: every task), limit, expected of the update, and items that then decide with a power of 80 %.
     """
     rows = []
     for rule, table in budget.limits.items():
@@ -363,13 +317,12 @@ def plan_items(budget: Budget, flips: float = 0.1) -> list[tuple[str, str, float
 
 
 def with_limits(budget: Budget, given: Mapping[str, Sequence[str]], level: float | None) -> Budget:
-    """A budget with the limits of the command line on top of those of its file."""
-    limits = {rule: dict(budget.limits.get(rule, {})) for rule in RULES}
+    """A budget with the limits of the command line (``0.02``, ``2%`` or ``TASK=0.02``) on top of those of its file."""
     for rule, texts in given.items():
+        table = budget.limits.setdefault(rule, {})
         for text in texts:
-            task, value = parse_limit(rule, text, "--" + rule.replace("_", "-"))
-            limits[rule][task] = value
-    budget.limits = limits
+            task, _, number = text.rpartition("=")
+            table[task or _ALL] = _limit(rule, number, "--" + rule.replace("_", "-"))
     if level is not None:
         budget.level = level
     budget.check_level()

@@ -20,13 +20,7 @@ Answer = Literal["same", "other", "unknown"]
 
 
 def returned_errors(joined: Joined, label: str, epsilon: float) -> InheritedErrors:
-    """Which items are shed, returned and inherited, for one compatibility model.
-
-    Args:
-        joined: The items; the first two models are the old and the new one.
-        label: The compatibility model.
-        epsilon: Tasks with scores: changes of at most this size are none.
-    """
+    """Which items are shed, returned and inherited, for one compatibility model."""
     old, new = joined.labels[:2]
     if joined.kind == "score":
         return inherited_scores(*(joined.values[name] for name in (old, new, label)), epsilon=epsilon)
@@ -47,13 +41,7 @@ def answer_of(found: InheritedErrors, item: int) -> Answer:
 
 
 def audit(joined: Joined, label: str, options: AnalysisOptions) -> Inheritance:
-    """The audit of one compatibility model on one task.
-
-    Args:
-        joined: The items.
-        label: The compatibility model.
-        options: Level, epsilon, slices, clusters, and the most items to list.
-    """
+    """The audit of one compatibility model on one task."""
     found = returned_errors(joined, label, options.epsilon)
     update = update_of(joined, label, options)
 

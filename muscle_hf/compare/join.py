@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ from muscle_hf.compare.sources import Source, call_alike
 from muscle_hf.compare.table import Answers, Detail, mean_of
 from muscle_hf.errors import MuscleError
 from muscle_hf.metrics.update import Kind
-from muscle_hf.words import name_tasks, nearest
+from muscle_hf.words import name_tasks
 
 Missing = Literal["error", "wrong", "drop"]
 Column = tuple[NDArray[np.int32], list[Any]]
@@ -34,31 +34,31 @@ _LABELS = 10
 _REMEDY = (
     "Say what becomes of them: --missing wrong counts them as wrong, --missing drop leaves them out for every model"
 )
+_NO_COMMON_ID = (
+    "No item is left to compare, as no id is in all logs. Are they ids of a run? Then say what tells the items, for "
+    "example with --columns id=prompt"
+)
 
 
 @dataclass
 class Joined:
-    """The items of one task that all models answered, in the old model's order.
+    """The items of one task that all models answered, in the old model's order; per model label, the old one first.
 
     Args:
-        task: Name of the task.
-        metric: What the values are.
         kind: ``correct`` (values are 1 and 0) or ``score``.
-        ids: The items.
-        values: Per model label, float64, shape ``(items,)``.
-        answers: Per model label, equal for equal answers, int64; None for models whose log has none.
+        values: Float64, shape ``(items,)``; the mean of ``runs`` where items were answered several times.
+        answers: Equal for equal answers, int64; None for models whose log has none.
         choice: Whether the task is multiple choice.
         columns: Columns of the items, which are equal in all logs: name -> code of each item (int32, -1 for missing)
             and the values that codes stand for.
-        left_out: Items that were left out because a side lacks or changed them.
-        tables: Per model label, where the rows came from.
-        rows: Per model label, the row of each item in its table; -1 where it has none.
-        own_columns: Per model label, the further columns of its own log (its grades, tokens, latency, ...).
-        missing: Per model label, how many items have no judged answer, by kind
-            (:data:`~muscle_hf.compare.answers.KINDS`).
+        left_out: Number of items that a side lacks or has changed.
+        tables: Where the rows came from.
+        rows: The row of each item in its model's table; -1 where it has none.
+        own_columns: The further columns of a model's own log (its grades, tokens, latency, ...).
+        missing: How many items have no judged answer, by kind (:data:`~muscle_hf.compare.answers.KINDS`).
         doubt: Why right and wrong of this task cannot be trusted; empty if nothing speaks against it.
-        runs: Per model label, where it answered items several times: 1, 0 or a score of each answer, float64, shape
-            ``(items, answers)``, nan where there are fewer; ``values`` is then the mean of them.
+        runs: Of models that answered items several times: 1, 0 or a score of each answer, float64, shape
+            ``(items, answers)``, nan where there are fewer.
     """
 
     task: str
@@ -72,10 +72,10 @@ class Joined:
     left_out: int
     tables: dict[str, Answers]
     rows: dict[str, NDArray[np.int64]]
-    own_columns: dict[str, dict[str, Column]] = field(default_factory=dict)
-    missing: dict[str, dict[str, int]] = field(default_factory=dict)
-    doubt: str = ""
-    runs: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    own_columns: dict[str, dict[str, Column]]
+    missing: dict[str, dict[str, int]]
+    doubt: str
+    runs: dict[str, NDArray[np.float64]]
 
     @property
     def labels(self) -> list[str]:
@@ -89,8 +89,7 @@ class Joined:
     def details(self, label: str, items: Sequence[int]) -> list[Detail]:
         """The texts of some items in a model's log; without an answer where it has none, but with the question."""
         rows = self.rows[label]
-        found = self.tables[label].fetch([int(rows[item]) for item in items if rows[item] >= 0])
-        known = iter(found)
+        known = iter(self.tables[label].fetch([int(rows[item]) for item in items if rows[item] >= 0]))
         return [next(known) if rows[item] >= 0 else self._asked(item) for item in items]
 
     def _asked(self, item: int) -> Detail:
@@ -106,7 +105,7 @@ def join(
     ignore_prompts: bool = False,
     wanted: Sequence[str] = (),
 ) -> tuple[list[Joined], list[str]]:
-    """Joins the tables of all models, task by task.
+    """Joins the tables of all models, task by task; what it returns beside the tasks are warnings.
 
     Args:
         sources: Model label -> what was read; the old model first.
@@ -115,21 +114,17 @@ def join(
         ignore_prompts: Compare answers to the same items even if the models saw other prompts.
         wanted: Columns that must be known of every item, by name; one of them may be in one log alone.
 
-    Returns:
-        The joined tasks, and warnings.
-
     Raises:
         MuscleError: Tasks or items are missing, additional or changed on a side; prompts or metrics differ; a wanted
             column differs between the logs.
     """
     if missing not in ("error", "wrong", "drop"):
         raise MuscleError(f"missing answers are an 'error', 'wrong', or to 'drop', not {missing!r}")
-    sources, labels = call_alike(sources), list(sources)
+    sources = call_alike(sources)
     warnings = [note for source in sources.values() for note in source.warnings]
-    tasks = _common_tasks(sources, missing == "drop", warnings)
     joined = []
-    for task in tasks:
-        tables = {label: sources[label].tables[task] for label in labels}
+    for task in _common_tasks(sources, missing == "drop", warnings):
+        tables = {label: source.tables[task] for label, source in sources.items()}
         joined.append(_join_task(task, tables, missing, ignore_prompts, wanted, warnings))
     unverified = [
         task.task
@@ -151,17 +146,12 @@ def _common_tasks(sources: Mapping[str, Source], common_only: bool, warnings: li
                 problems.append(f"{there} has {_some(missing)}, which {here} ({lacks.path}) lacks")
     common = [name for name in old.tables if all(name in source.tables for source in sources.values())]
     if problems and (not common or not common_only):
-        known = [name for _, source in others for name in source.tables]
-        near = None if common else nearest(next(iter(old.tables)), known)
-        raise MuscleError(
-            f"the models were not asked the same tasks: {'; '.join(problems)}."
-            + (f" The nearest name is {near!r}." if near else "")
-            + (
-                " Choose common ones with --task, or compare what is common with --missing drop."
-                if common
-                else " Give each side answers to the same task, under the same name."
-            )
+        remedy = (
+            "Choose common ones with --task, or compare what is common with --missing drop"
+            if common
+            else "Give each side answers to the same task, under the same name"
         )
+        raise MuscleError(f"the models were not asked the same tasks: {'; '.join(problems)}. {remedy}.")
     warnings.extend(f"left out: {problem}" for problem in problems)
     return common
 
@@ -196,7 +186,6 @@ def _join_task(
             changed &= ~asked_otherwise
         states[label] = np.where(changed, CHANGED, states[label])
     keep = _kept(task, ids, states, missing, warnings)
-    counted = {label: _counts(state) for label, state in states.items()}
     rows = {label: picked[keep] for label, picked in rows.items()}
     kept_ids = ids if keep.all() else _at(ids, keep)
     for label, table in others:
@@ -215,9 +204,8 @@ def _join_task(
                 "both alike, or compare all the same with --ignore-prompts"
             )
         warnings.append(text)
-    joined = _assemble(task, tables, rows, kept_ids, len(ids) - len(kept_ids), wanted)
-    joined.missing = {label: found for label, found in counted.items() if found}
-    return joined
+    missed = {label: found for label, state in states.items() if (found := _counts(state))}
+    return _assemble(task, tables, rows, kept_ids, len(ids) - len(kept_ids), wanted, missed)
 
 
 def _pick(values: NDArray[Any], rows: NDArray[np.int64], default: Any) -> NDArray[Any]:
@@ -263,16 +251,12 @@ def _kept(
         return everywhere
     changed = any((state == CHANGED).any() for state in states.values())
     if missing == "error" or (missing == "wrong" and changed) or not everywhere.any():
-        hint = (
-            "No item is left to compare, as no id is in all logs. Are they ids of a run? Then say what tells the "
-            "items, for example with --columns id=prompt"
-            if np.logical_or.reduce([state == ABSENT for state in states.values()]).all()
-            else "No item is left to compare"
-            if not everywhere.any()
-            else "Changed items cannot be compared; leave them out for every model with --missing drop"
-            if changed
-            else _REMEDY
-        )
+        if np.logical_or.reduce([state == ABSENT for state in states.values()]).all():
+            hint = _NO_COMMON_ID
+        elif not everywhere.any():
+            hint = "No item is left to compare"
+        else:
+            hint = "Leave changed items out for every model with --missing drop" if changed else _REMEDY
         raise MuscleError(f"task {task!r}: the models did not answer the same items: {'; '.join(problems)}. {hint}.")
     done = "counted as wrong" if missing == "wrong" else "left out"
     warnings.extend(f"task {task!r}, {done}: {problem}" for problem in problems)
@@ -287,11 +271,8 @@ def _differ(left: NDArray[np.uint64], right: NDArray[np.uint64]) -> NDArray[np.b
 def _by_texts(
     old: tuple[Answers, NDArray[np.int64]], other: tuple[Answers, NDArray[np.int64]], changed: NDArray[np.bool_]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which of the items with another hash are the same by their texts, and which had only another prompt.
-
-    An item is the same whatever the order of its right answers. Other prompts are told for logs with one hash of the
-    whole item; where prompts have a hash of their own, a changed item is another item.
-    """
+    """Which of the items with another hash are the same by their texts, whatever the order of their right answers, and
+    which had only another prompt; where prompts have a hash of their own, a changed item is another item."""
     same, other_prompt = np.zeros_like(changed), np.zeros_like(changed)
     if any(table.prompts.any() for table, _ in (old, other)):
         return same, other_prompt
@@ -318,6 +299,7 @@ def _assemble(
     ids: list[str],
     left_out: int,
     wanted: Sequence[str],
+    missing: dict[str, dict[str, int]],
 ) -> Joined:
     several = any(table.runs is not None for table in tables.values())
     runs = {label: _runs(table, rows[label]) for label, table in tables.items() if several}
@@ -352,6 +334,7 @@ def _assemble(
         tables=tables,
         rows=rows,
         own_columns=own_columns,
+        missing=missing,
         doubt=_doubt(tables, values, answers) if graded else _doubt_of_scales(values),
         runs=runs,
     )
@@ -359,9 +342,8 @@ def _assemble(
 
 def _runs(table: Answers, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """The values of an item's repeats, (items, most repeats), nan behind the last one; those without one are wrong."""
-    runs, repeats = table.runs, table.repeats
-    if runs is None or repeats is None:
-        runs, repeats = table.values[:, None], np.ones(len(table.values), dtype=np.int64)
+    runs = table.values[:, None] if table.runs is None else table.runs
+    repeats = np.ones(len(runs), dtype=np.int64) if table.repeats is None else table.repeats
     answered = (rows >= 0)[:, None] & (np.arange(runs.shape[1]) < repeats[rows][:, None])
     return np.where(answered, np.nan_to_num(runs[rows]), np.nan)
 

@@ -12,13 +12,7 @@ _GRADED_STARTS = ("acc", "em", "exact_match", "extractive_match", "pass@", "logl
 
 
 class Rows:
-    """Rows of one ``details_<task>_<time>.parquet`` by roles; older versions put underscores around the names.
-
-    Args:
-        task: Name of the task, from the file's name.
-        metric: Metric to compare; by default the exact match or accuracy, or the task's first.
-        filter: Not used; lighteval has none.
-    """
+    """Rows of one ``details_<task>_<time>.parquet`` by roles; older versions put underscores around the names."""
 
     def __init__(self, task: str, metric: str | None, filter: str | None = None) -> None:
         self.task, self.metric, self.number = task, metric, -1

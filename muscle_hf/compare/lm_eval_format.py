@@ -26,10 +26,7 @@ def base_task(name: str) -> str:
 class Rows:
     """Rows of one ``samples_<task>_<time>.jsonl`` by roles.
 
-    Args:
-        task: Name of the task, from the file's name.
-        metric: Metric to compare; by default exact_match, acc, or the task's first.
-        filter: Keep only the rows of this filter; by default every filter is a table of its own.
+    By default the metric is exact_match, acc or the task's first, and every filter is a table of its own.
     """
 
     def __init__(self, task: str, metric: str | None, filter: str | None) -> None:
@@ -38,12 +35,7 @@ class Rows:
         self._chosen: dict[tuple[str, ...], str] = {}
 
     def __call__(self, row: Mapping[str, Any], texts: bool) -> dict[str, Any] | None:
-        """One row; None for a row of another filter.
-
-        Args:
-            row: As the harness wrote it.
-            texts: Whether the texts for readers are needed as well.
-        """
+        """One row, with the texts for readers where they are asked for; None for a row of another filter."""
         name = row.get("filter", _NO_FILTER)
         self.filters.add(name)
         if self.filter is not None and name != self.filter:

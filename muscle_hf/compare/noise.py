@@ -73,11 +73,7 @@ def noise_json(floors: Sequence[NoiseFloor]) -> str:
 
 
 def read_noise(path: str) -> list[NoiseFloor]:
-    """Reads what :func:`noise_json` wrote.
-
-    Raises:
-        MuscleError: The file is missing or of another kind.
-    """
+    """Reads what :func:`noise_json` wrote."""
     content = read_json(path, "noise file")
     try:
         return [

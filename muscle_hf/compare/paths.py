@@ -43,12 +43,7 @@ def compiled(path: str) -> Callable[[Any], Any]:
 
 
 def getter(path: str, present: Mapping[str, str]) -> Getter:
-    """Reads a column by its name, in any case and spelling, or by a JMESPath.
-
-    Args:
-        path: As users and layouts give it.
-        present: Plain name -> name of the columns that there are.
-    """
+    """Reads a column by its name, in any case and spelling (``present``: plain name -> name), or by a JMESPath."""
     name = path if path in present.values() else present.get(plain_name(path)) if is_name(path) else None
     if name is not None:
         return column(name)

@@ -66,14 +66,9 @@ class ReadOptions:
 
 
 class Roles:
-    """The columns of one file by their roles.
+    """The columns of one file by their roles, told by its ``first`` rows.
 
-    Args:
-        layout: What the file looks like.
-        first: Some rows from its start, which tell the columns.
-        options: See :class:`ReadOptions`.
-        task: What the task is called if no column says it.
-        kind: What the format is called if the layout has no name.
+    ``task`` is what the task is called if no column says it, ``kind`` the format's name if the layout has none.
 
     Raises:
         MuscleError: A column does not exist (the nearest name is suggested), or roles are missing.

@@ -50,12 +50,7 @@ class RowReader(Roles):
         self._where = compiled(self.layout.where) if self.layout.where else None
 
     def read(self, rows: Sequence[Row]) -> Iterator[tuple[NDArray[np.int64], Batch]]:
-        """The rows that count, by task, and which of the given ones they are.
-
-        Raises:
-            RowError: A row cannot be read.
-            NotJudged: The task has no number per item.
-        """
+        """The rows that count, by task, and which of the given ones they are."""
         rows, chosen = self._chosen(rows)
         if not rows:
             return
@@ -147,7 +142,7 @@ class RowReader(Roles):
             ids=self._ids(columns["id"]),
             values=values,
             missing=missing,
-            answers=None if unanswered.all() else answers,
+            answers=answers,
             content=_content(columns),
             prompts=np.array([hash_key(value) for value in digests] or [0] * len(values), dtype=np.uint64),
             choice=not unanswered.all()

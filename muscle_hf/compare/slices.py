@@ -28,11 +28,7 @@ _MAX_SLICES = 1000
 
 
 def slice_columns(joined: Joined, wanted: Sequence[str] | None) -> dict[str, tuple[NDArray[np.int32], list[str]]]:
-    """The columns to slice by: codes of the items and what they stand for.
-
-    Args:
-        joined: The items.
-        wanted: Names of columns; None for all that look like categories.
+    """Codes of the items and what they stand for, of the ``wanted`` columns; None for all that look like categories.
 
     Raises:
         MuscleError: A wanted column does not exist, or has too many values to say anything.

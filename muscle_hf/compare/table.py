@@ -7,6 +7,7 @@ of the few items that are shown are read again from the file (:attr:`Answers.fet
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 from array import array
@@ -75,25 +76,23 @@ def once_each(function: Callable[..., Any], *columns: Sequence[Any]) -> list[Any
     return each(call, rows)
 
 
-@dataclass
-class Batch:
-    """Rows of one task that were judged by one metric, in columns; they are in the order of the log.
+@dataclass(kw_only=True)
+class Judged:
+    """Answers to items of one task that were judged by one metric, in the order of the log.
 
     Args:
         task: Name of the task.
         metric: What the values are.
         graded: True if they are right or wrong, False for scores, None if only the values can tell.
-        ids: The item of each row.
-        values: 1 / 0 or scores, higher is better, float64; nan where there is none.
+        ids: The item of each.
+        values: 1 / 0 or scores, higher is better, float64; nan where there is none. Of repeats their mean.
         missing: Why, int8: an index into :data:`~muscle_hf.compare.answers.KINDS`, 0 where there is a value.
-        answers: Equal for equal answers, int64; None if unknown.
+        answers: Equal for equal answers, int64; None if unknown or repeated.
         content: Identity of each item's content, uint64; 0 where unknown.
         prompts: Identity of each prompt, uint64; 0 where unknown or covered by ``content``.
         choice: Whether the answers are among a few choices, so that flips among wrong answers count.
-        columns: Further columns.
         verbatim: Whether answers were held word by word against their targets here, not judged by the tool.
         free_text: Number of the wrong ones that could hardly be right (:func:`~muscle_hf.compare.answers.is_text`).
-        labels: The right answers of these rows, as ``answers``, where answers were held against them here.
     """
 
     task: str
@@ -106,10 +105,17 @@ class Batch:
     content: NDArray[np.uint64]
     prompts: NDArray[np.uint64]
     choice: bool
+    verbatim: bool
+    free_text: int
+
+
+@dataclass(kw_only=True)
+class Batch(Judged):
+    """Some rows of a log, with their further columns and, where answers were held against them here, their right
+    answers (``labels``, as ``answers``)."""
+
     columns: dict[str, list[Any]]
-    verbatim: bool = False
-    free_text: int = 0
-    labels: Collection[int] = ()
+    labels: Collection[int]
 
 
 class Detail(NamedTuple):
@@ -124,47 +130,24 @@ class Detail(NamedTuple):
     columns: Mapping[str, Any]
 
 
-@dataclass
-class Answers:
+@dataclass(kw_only=True)
+class Answers(Judged):
     """One model's answers to one task; an item that was answered several times is one item.
 
     Args:
-        task: Name of the task.
-        metric: What ``values`` are.
         source: Where they came from, for messages.
-        ids: The items.
-        values: 1 / 0 or scores, the mean of an item's repeats, float64; nan where there is none.
-        graded: See :class:`Batch`.
-        answers: Equal for equal answers, int64; None if unknown or repeated.
-        content: Identity of each item's content, uint64; 0 where unknown.
-        prompts: Identity of each prompt, uint64; 0 where unknown.
-        choice: Whether the task is multiple choice.
         columns: Codes (int32, -1 for missing) and the values that they stand for.
         fetch: Reads the texts of items by their numbers (the first of several answers).
-        missing: See :class:`Batch`; of repeats, why any of them has no value.
-        verbatim: See :class:`Batch`.
-        free_text: See :class:`Batch`.
-        repeats: How often each item was answered, int64; None if each was once.
-        runs: The value of each repeat, float64, (items, most repeats), nan where there is none; None like ``repeats``.
+        runs: The value of each repeat, float64, (items, most repeats), nan where there is none; None if items were
+            answered once.
+        repeats: How often each item was answered, int64; None like ``runs``.
     """
 
-    task: str
-    metric: str
     source: str
-    ids: list[str]
-    values: NDArray[np.float64]
-    graded: bool | None
-    answers: NDArray[np.int64] | None
-    content: NDArray[np.uint64]
-    prompts: NDArray[np.uint64]
-    choice: bool
     columns: dict[str, tuple[NDArray[np.int32], list[Any]]]
     fetch: Callable[[Sequence[int]], list[Detail]]
-    missing: NDArray[np.int8]
-    verbatim: bool = False
-    free_text: int = 0
-    repeats: NDArray[np.int64] | None = None
     runs: NDArray[np.float64] | None = None
+    repeats: NDArray[np.int64] | None = None
 
 
 def text_key(text: str) -> int:
@@ -190,11 +173,7 @@ def likeliest(scores: Sequence[float]) -> int:
 
 
 def choose_metric(names: Sequence[str], asked: str | None, task: str) -> str:
-    """The measure that is compared, where a log has several.
-
-    Raises:
-        NotJudged: There is none, or not the one that was asked for.
-    """
+    """The measure that is compared, where a log has several; NotJudged if there is none, or not the one asked for."""
     usual = [name for name in _PREFERRED.split() if name in names] + [
         name for name in names if not _COUNTED.match(name)
     ]
@@ -208,69 +187,61 @@ def choose_metric(names: Sequence[str], asked: str | None, task: str) -> str:
 
 
 class _Column:
-    __slots__ = ("codes", "index", "keep")
+    """Codes of the values of a column, in place of the values; ``keep`` it whatever it holds."""
 
     def __init__(self, keep: bool) -> None:
-        self.codes, self.index, self.keep = array("i"), {}, keep
+        self.codes, self.index, self.keep = array("i"), _Index({None: -1}), keep
 
     def add(self, row: int, values: list[Any]) -> bool:
         """Notes the values of consecutive rows from ``row`` on; False if the column turns out to be no slice."""
-        self.codes.extend([-1] * (row - len(self.codes)))
+        known = len(self.index)
         try:
-            codes = [self.index[value] for value in values]
-        except (KeyError, TypeError):
-            return all(self._add_one(value) for value in values)
-        if None in self.index:
-            codes = [-1 if value is None else code for value, code in zip(values, codes, strict=True)]
-        self.codes.fromlist(codes)
-        return True
-
-    def _add_one(self, value: Any) -> bool:
-        if isinstance(value, (list, dict)):
+            codes = list(map(self.index.__getitem__, values))
+        except TypeError:  # lists and objects
             if not self.keep:
                 return False
-            value = json.dumps(value, ensure_ascii=False, default=str)
-        if not self.keep and isinstance(value, str) and len(value) > _MAX_LABEL:
-            return False
-        code = self.index.setdefault(value, len(self.index))
-        self.codes.append(-1 if value is None else code)
-        return code < _MAX_VALUES or self.keep
+            texts = [
+                json.dumps(v, ensure_ascii=False, default=str) if isinstance(v, (list, dict)) else v for v in values
+            ]
+            codes = list(map(self.index.__getitem__, texts))
+        self.codes.fromlist([-1] * (row - len(self.codes)) + codes)
+        added = itertools.islice(self.index, known, None)
+        short = not any(isinstance(value, str) and len(value) > _MAX_LABEL for value in added)
+        return self.keep or (short and len(self.index) - 1 <= _MAX_VALUES)
+
+
+class _Index(dict[Any, int]):
+    """Value -> code, given in the order in which values come; -1 for None."""
+
+    def __missing__(self, value: Any) -> int:
+        self[value] = code = len(self) - 1
+        return code
 
 
 class TableBuilder:
-    """Collects the rows of one task.
-
-    Args:
-        first: The first rows; metric, kind and task of all others must be the same.
-        source: Where the rows come from, for messages.
-        wanted: Columns that are kept whatever they hold.
-    """
+    """Collects the rows of one task; metric and kind of all must be those of the ``first``."""
 
     def __init__(self, first: Batch, source: str, wanted: Sequence[str]) -> None:
-        self.task, self.metric, self.graded = first.task, first.metric, first.graded
-        self.source, self.wanted = source, wanted
+        self.first, self.graded, self.source, self.wanted = first, first.graded, source, wanted
         self.ids: list[str] = []
         self.parts: list[tuple[Batch, NDArray[np.int64]]] = []
         self.columns: dict[str, _Column | None] = {}
         self.labels: set[int] = set()
 
     def add(self, batch: Batch, places: NDArray[np.int64]) -> None:
-        """Appends rows; ``places`` is where their texts can be found again.
-
-        Raises:
-            RowError: They were judged in another way than those before.
-        """
-        if batch.metric != self.metric:
+        """Appends rows; ``places`` is where their texts can be found again."""
+        task, metric, item = batch.task, self.first.metric, batch.ids[0]
+        if batch.metric != metric:
             raise RowError(
                 0,
-                f"task {self.task!r} mixes the metrics {self.metric!r} and {batch.metric!r} (item {batch.ids[0]!r}); "
-                "write one metric per task, or give the tasks different names",
+                f"task {task!r} mixes the metrics {metric!r} and {batch.metric!r} (item {item!r}); write one metric "
+                "per task, or give the tasks different names",
             )
         if self.graded is None:
             self.graded = batch.graded
-        if batch.graded is not None and batch.graded != self.graded:
+        if batch.graded not in (None, self.graded):
             odd = "has no 'correct', which the others have" if self.graded else "has 'correct', the others a score"
-            raise RowError(0, f"task {self.task!r}: item {batch.ids[0]!r} {odd}; judge all items of a task in one way")
+            raise RowError(0, f"task {task!r}: item {item!r} {odd}; judge all items of a task in one way")
         start = len(self.ids)
         for name, values in batch.columns.items():
             column = self.columns.setdefault(name, _Column(name in self.wanted))
@@ -283,48 +254,41 @@ class TableBuilder:
         self.parts.append((batch, places))
 
     def build(self, fetch_places: Callable[[Sequence[int]], list[Detail]]) -> tuple[Answers, str]:
-        """The finished table, and what readers should know of it.
-
-        Raises:
-            MuscleError: An id stands for several items.
-        """
+        """The finished table, and what readers should know of it."""
         batches, size = [batch for batch, _ in self.parts], len(self.ids)
         places = np.concatenate([places for _, places in self.parts])
-        values = np.concatenate([batch.values for batch in batches])
-        missing = np.concatenate([batch.missing for batch in batches])
+        values, missing, answers, content, prompts = (
+            np.concatenate([getattr(batch, name) for batch in batches])
+            for name in ("values", "missing", "answers", "content", "prompts")
+        )
         missing = np.where((missing == ANSWERED) & ~np.isfinite(values), NO_SCORE, missing).astype(np.int8)
-        answers = None
-        if any(batch.answers is not None for batch in batches):
-            unknown = [np.full(len(b.ids), -1) if b.answers is None else b.answers for b in batches]
-            answers = np.concatenate(unknown)
         columns = {}
         for name, column in self.columns.items():
             if column is not None:
                 column.codes.extend([-1] * (size - len(column.codes)))
-                columns[name] = (np.frombuffer(column.codes, dtype=np.int32), list(column.index))
+                columns[name] = (np.frombuffer(column.codes, dtype=np.int32), list(column.index)[1:])
         table = Answers(
-            task=self.task,
-            metric=self.metric,
+            task=self.first.task,
+            metric=self.first.metric,
             source=self.source,
             ids=self.ids,
             values=np.where(missing == ANSWERED, values, np.nan),
             graded=self.graded,
-            answers=answers,
-            content=np.concatenate([batch.content for batch in batches]),
-            prompts=np.concatenate([batch.prompts for batch in batches]),
+            answers=None if (answers < 0).all() else answers,
+            content=content,
+            prompts=prompts,
             choice=all(batch.choice for batch in batches),
             columns=columns,
             fetch=lambda rows: fetch_places([int(places[row]) for row in rows]),
             missing=missing,
-            verbatim=batches[0].verbatim,
+            verbatim=self.first.verbatim,
             free_text=max(self._strays(answers, values), sum(batch.free_text for batch in batches)),
         )
         return (table, "") if len(set(self.ids)) == size else _folded(table)
 
-    def _strays(self, answers: NDArray[np.int64] | None, values: NDArray[np.float64]) -> int:
+    def _strays(self, answers: NDArray[np.int64], values: NDArray[np.float64]) -> int:
         """Number of wrong answers that are no label at all, where the right answers are a few labels."""
-        known = 1 < len(self.labels) <= min(_MAX_LABELS, len(values) // _ITEMS_PER_LABEL)
-        if not known or answers is None:
+        if not 1 < len(self.labels) <= min(_MAX_LABELS, len(values) // _ITEMS_PER_LABEL):
             return 0
         return int(((values == 0) & ~np.isin(answers, list(self.labels))).sum())
 
@@ -385,6 +349,5 @@ def _folded(table: Answers) -> tuple[Answers, str]:
         repeats=repeats,
         runs=runs,
     )
-    least, most = int(repeats.min()), int(repeats.max())
-    times = f"{most}" if least == most else f"{least} to {most}"
+    times = " to ".join(map(str, np.unique([repeats.min(), repeats.max()])))
     return folded, f"items have {times} answers each, which count together as a rate"

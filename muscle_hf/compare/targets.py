@@ -8,7 +8,7 @@ is what a student would answer that had learned it perfectly.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,14 +32,10 @@ SHARES = (0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8)
 
 @dataclass(frozen=True)
 class Target:
-    """A target and what following it exactly would do on the held-out rows; rates are fractions.
+    """What following a target exactly would do on the held-out rows; rates are fractions, differences paired.
 
-    Args:
-        mask: As the setting of :class:`muscle_hf.MuscleConfig` has it (``mask``, ``transfer_mask``).
-        accuracy: Of the rule, with interval.
-        nfr: Its negative flips against the old model.
-        change_of_accuracy: Its accuracy minus the new model's, paired.
-        change_of_nfr: Its NFR minus the new model's, paired.
+    ``mask`` is as in :class:`muscle_hf.MuscleConfig` (``mask``, ``transfer_mask``); ``nfr`` is against the old model,
+    the two changes are against the new one.
     """
 
     mask: str
@@ -51,15 +47,11 @@ class Target:
 
 @dataclass(frozen=True)
 class Targets:
-    """All targets of one task.
+    """All targets of one ``task``, in the order of the old model's say.
 
     Args:
-        task: Its name.
         items: How many rows were looked at.
-        accuracy_old: Of the old model.
-        accuracy_new: Of the new model.
         nfr_new: Negative flips of the new model.
-        targets: In the order of the old model's say.
         chosen: Of the targets no less accurate than the best one by more than a standard error of their difference,
             the one with the fewest negative flips.
         warnings: Sentences a reader must see, of the whole reading (rows left out, prompts not verified, ...).
@@ -72,11 +64,11 @@ class Targets:
     nfr_new: Estimate
     targets: list[Target]
     chosen: Target
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[str]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready data; nan and infinities are null."""
-        return plain({name: getattr(self, name) for name in self.__dataclass_fields__})
+        return plain(self)
 
 
 def measure_targets(
@@ -110,23 +102,19 @@ def measure_targets(
     wrong = [share for share in shares if not 0 < share < 1]
     if wrong or not shares:
         raise MuscleError(f"shares of the old model lie between 0 and 1, for example 0.5; got {wrong or 'none'}")
+    options = AnalysisOptions(level=level)
     sides = {name: as_source(side, read or ReadOptions()) for name, side in (("old", old), ("new", new))}
     joined, warnings = join(sides, missing=missing)
-    return [
-        replace(_measure(task, shares, level), warnings=[*filter(None, [task.doubt]), *warnings]) for task in joined
-    ]
+    return [_measure(task, shares, options, [*filter(None, [task.doubt]), *warnings]) for task in joined]
 
 
 def target_choices(old: Floats, new: Floats, shares: Sequence[float] = SHARES) -> dict[str, NDArray[np.int64]]:
-    """What each target chooses.
+    """What each target chooses: mask -> (items,), from the new model alone to the old one alone.
 
     Args:
         old: The old model's probability of each choice, (items, choices).
         new: The new model's.
         shares: Of the old model.
-
-    Returns:
-        Mask -> (items,), from the new model alone to the old one alone.
     """
     surer = np.where((old.max(axis=1) > new.max(axis=1))[:, None], old, new)
     means = {share: share * old + (1 - share) * new for share in sorted(shares)}
@@ -144,18 +132,11 @@ def probabilities_of(scores: Sequence[Sequence[float] | Floats]) -> Floats:
 
 
 def choose_target(masks: Sequence[str], correct: NDArray[np.bool_], old_correct: NDArray[np.bool_]) -> str:
-    """The target with the fewest negative flips among those about as accurate as the best.
+    """The mask of the target with the fewest negative flips among those about as accurate as the best.
 
     About: the accuracies differ by at most one standard error of their paired difference (the one-standard-error rule
-    of model selection: Breiman et al. 1984, section 3.4.3), so that chance on a few hundred rows does not decide.
-
-    Args:
-        masks: The targets.
-        correct: Whether each answers each item rightly, (targets, items).
-        old_correct: The same of the old model, (items,).
-
-    Returns:
-        Its mask; of equals the more accurate one, then the one with less of the old model.
+    of model selection: Breiman et al. 1984, section 3.4.3), so that chance on a few hundred rows does not decide. Of
+    equals the more accurate one, then the one with less of the old model. ``correct`` is of shape (targets, items).
     """
     values = correct.astype(np.float64)
     accuracy = values.mean(axis=1)
@@ -167,14 +148,14 @@ def choose_target(masks: Sequence[str], correct: NDArray[np.bool_], old_correct:
     return masks[best]
 
 
-def _measure(joined: Joined, shares: Sequence[float], level: float) -> Targets:
+def _measure(joined: Joined, shares: Sequence[float], options: AnalysisOptions, warnings: list[str]) -> Targets:
     right, (old, new) = _read_likelihoods(joined)
     choices = target_choices(old, new, shares)
     correct = {mask: right[np.arange(len(right)), chosen] for mask, chosen in choices.items()}
     joined.values |= {mask: found.astype(np.float64) for mask, found in correct.items()}
     joined.answers |= choices
     models = [Model("old", "old", "", ""), Model("new", "new", "", ""), *(Model(m, "compat", "", "") for m in choices)]
-    result = TaskAnalysis(joined, models, AnalysisOptions(level=level)).result()
+    result = TaskAnalysis(joined, models, options).result()
     plain_update, *updates = result.updates
     chosen = choose_target(list(choices), np.stack(list(correct.values())), joined.correct("old"))
     targets = {
@@ -190,6 +171,7 @@ def _measure(joined: Joined, shares: Sequence[float], level: float) -> Targets:
         nfr_new=plain_update.rates["nfr"],
         targets=list(targets.values()),
         chosen=targets[chosen],
+        warnings=warnings,
     )
 
 
@@ -204,10 +186,9 @@ def _read_likelihoods(joined: Joined) -> tuple[NDArray[np.bool_], list[Floats]]:
                 f"(item {joined.ids[lacking or 0]!r}), so nothing can be mixed; targets are for tasks with choices. "
                 "Where answers are generated, train with a share (mean, mean(0.65)) and compare"
             )
-    pairs = zip(details["old"], details["new"], strict=True)
-    for place, (first, second) in enumerate(pairs):
+    for item, first, second in zip(joined.ids, details["old"], details["new"], strict=True):
         if len(first.log_likelihoods) != len(second.log_likelihoods):
-            raise MuscleError(f"item {joined.ids[place]!r}: the models were given different numbers of choices")
+            raise MuscleError(f"item {item!r}: the models were given different numbers of choices")
     probabilities = [
         probabilities_of([choice_scores(joined.metric, row.choices, row.log_likelihoods) for row in rows])
         for rows in details.values()

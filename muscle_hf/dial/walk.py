@@ -61,7 +61,6 @@ def walk(
     if dial.tokenizer is None:
         raise MuscleError("the dial has no tokenizer; make it with one: Dial(model, tokenizer)")
     options = AnalysisOptions(level=level, epsilon=epsilon, slices=(), max_flips=0)
-    options.check()
     before = predictions_of(items, old, task.name, "old")
     answers: dict[float, list[Prediction]] = {}
     asked = None if keep is None else (dial.base_hash, identity_of(items), task.rules(), chat)

@@ -23,11 +23,6 @@ def ratio(numerator: float, denominator: float) -> float:
     return float(numerator) / float(denominator) if denominator else float("nan")
 
 
-def guessed_flips(acc_old: Any, acc_new: Any, chance: float) -> Any:
-    """Share of items that two models of these accuracies flip where the one guesses right and the other wrong."""
-    return (1 - acc_old) * (1 - acc_new) * chance / (1 - chance)
-
-
 @dataclass(frozen=True)
 class Quadrants:
     """The four outcomes of an update, counted over items, and every rate that follows from them alone.
@@ -103,13 +98,9 @@ def as_correct(values: ArrayLike, name: str = "correct") -> BoolArray:
     array = np.asarray(values)
     if array.ndim != 1:
         raise MuscleError(f"{name} must be one-dimensional, one flag per item; got shape {array.shape}")
-    if array.dtype == np.bool_:
-        return array
-    if array.size == 0:
-        return array.astype(np.bool_)
-    if array.dtype.kind not in "iuf" or not np.isin(array, (0, 1)).all():
+    if array.dtype != np.bool_ and array.size and (array.dtype.kind not in "iuf" or not np.isin(array, (0, 1)).all()):
         raise MuscleError(f"{name} must hold only True/False (or 1/0); to compare answers use flip_metrics")
-    return array.astype(np.bool_)
+    return array.astype(np.bool_, copy=False)
 
 
 def check_lengths(**arrays: Any) -> int:
@@ -186,12 +177,8 @@ def is_correct(predictions: Sequence[Any] | ArrayLike, targets: Sequence[Any] | 
 def fell(before: ArrayLike, after: ArrayLike, epsilon: float = 0.0) -> BoolArray:
     """Where an item's value falls by more than ``epsilon``: a negative flip, of right and wrong as of scores.
 
-    The last digits of a number are rounding, so that 0.1 + 0.2 has not fallen to 0.3.
-
-    Args:
-        before: Values of the older model, higher is better: 1 and 0 (or booleans), rates, or scores.
-        after: Those of the other model for the same items.
-        epsilon: Falls of at most this size are none.
+    The last digits of a number are rounding, so that 0.1 + 0.2 has not fallen to 0.3. Values are higher for better: 1
+    and 0 (or booleans), rates, or scores.
     """
     old, new = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     return old - new > epsilon + _ROUNDING * np.maximum(np.abs(old), np.abs(new))
@@ -217,11 +204,7 @@ def negative_flips_mc(old_predictions: ArrayLike, new_predictions: ArrayLike, ne
 
 
 def quadrants(old_correct: ArrayLike, new_correct: ArrayLike) -> Quadrants:
-    """Counts the four outcomes of an update.
-
-    Args:
-        old_correct: Whether the old model is right, boolean, shape ``(items,)``.
-        new_correct: Whether the new model is right, the same items in the same order.
+    """Counts the four outcomes of an update; from whether each model is right, boolean, shape ``(items,)``.
 
     Examples:
         >>> q = quadrants([True, True, False, False], [True, False, True, False])
@@ -236,14 +219,9 @@ def quadrants(old_correct: ArrayLike, new_correct: ArrayLike) -> Quadrants:
 def with_compat(
     plain: dict[str, float], compat: dict[str, float], value: str, deltas: Sequence[str], relative: Sequence[str]
 ) -> dict[str, float]:
-    """Adds the suffix-c forms and their differences to the metrics of the plain update.
+    """Adds the suffix-c forms, differences and relative differences (%) to the metrics of the plain update.
 
-    Args:
-        plain: Metrics of the update.
-        compat: Those of the compatibility model against the old one.
-        value: What is called ``{value}_old`` and ``{value}_new`` there: ``acc`` or ``score``.
-        deltas: Of which the difference is taken, where they are known.
-        relative: Of which it is also taken in percent.
+    ``value`` is what is called ``{value}_old`` and ``{value}_new`` there: ``acc`` or ``score``.
     """
     result = dict(plain)
     for key, number in compat.items():
@@ -264,15 +242,10 @@ _DELTAS: dict[str, Any] = {"value": "acc", "deltas": ("acc", "nfr", "pfr", "nfr_
 def flip_metrics_from_correct(
     old_correct: ArrayLike, new_correct: ArrayLike, compat_correct: ArrayLike | None = None
 ) -> dict[str, float]:
-    """Flip metrics from who is right alone; ``nfr_mc`` and ``agreement`` need the answers (:func:`flip_metrics`).
+    """Flip metrics, by the keys listed in :mod:`muscle_hf.metrics`, from who is right alone.
 
-    Args:
-        old_correct: Whether the old model is right, boolean, shape ``(items,)``.
-        new_correct: The same of the new model.
-        compat_correct: The same of the compatibility model; adds the suffix-c forms.
-
-    Returns:
-        Metrics by the keys listed in :mod:`muscle_hf.metrics`.
+    Takes whether each model is right, boolean, shape ``(items,)``; the compatibility model adds the suffix-c forms.
+    ``nfr_mc`` and ``agreement`` need the answers (:func:`flip_metrics`).
     """
     plain = quadrants(old_correct, new_correct).to_dict()
     if compat_correct is None:

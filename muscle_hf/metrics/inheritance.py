@@ -36,12 +36,10 @@ class InheritedErrors:
     fresh: BoolArray
 
     def to_dict(self) -> dict[str, float]:
-        """Counts and rates.
+        """Counts (by the names of the masks) and rates.
 
-        Returns:
-            ``shed``, ``returned``, ``inherited``, ``settled``, ``fresh`` (counts); ``return_rate`` and
-            ``inheritance_rate`` among the shed errors; ``fresh_rate`` among the settled items. nan where a
-            denominator is 0. The two of ``inherited`` are left out if the answers are unknown.
+        ``return_rate`` and ``inheritance_rate`` are among the shed errors, ``fresh_rate`` among the settled items; nan
+        where a denominator is 0. The two of ``inherited`` are left out if the answers are unknown.
         """
         masks = {name: getattr(self, name) for name in ("shed", "returned", "inherited", "settled", "fresh")}
         counts: dict[str, float] = {name: int(mask.sum()) for name, mask in masks.items() if mask is not None}
@@ -98,13 +96,7 @@ def inherited_scores(
     The update *sheds* an error where the score rises by more than epsilon. It has *returned* where the compatibility
     model is not above the old model's score by more than epsilon, and is *inherited* where it is back at that score,
     within epsilon (elsewhere it fell below). *Settled* are items whose score the update leaves as it was, *fresh*
-    those of them on which the compatibility model falls below.
-
-    Args:
-        old_scores: S(old(x), y), higher is better, shape ``(items,)``.
-        new_scores: The same of the new model.
-        compat_scores: The same of the compatibility model.
-        epsilon: Changes of at most this size count as no change.
+    those of them on which the compatibility model falls below. Scores are of shape ``(items,)``, higher is better.
 
     Raises:
         MuscleError: Unequal lengths, a score that is nan or infinite, or a negative epsilon.

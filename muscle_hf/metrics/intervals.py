@@ -1,13 +1,17 @@
 """Intervals of rates, differences and other functions of sums over items.
 
-Rates have Wilson intervals; differences of paired accuracies have Bonett and Price's; everything else
-that is a function of sums over items (ratios, changes of rates, smooth means) has an item bootstrap, by whole
-clusters where items share a source.
+Rates have Wilson intervals; differences of paired accuracies have Bonett and Price's; everything else that is a
+function of sums over items (ratios, changes of rates, smooth means) has a bootstrap over items, or whole clusters.
+
+Everywhere ``level`` is the confidence level, ``side`` asks for both ends (``two-sided``) or for the ``upper`` or the
+``lower`` bound at that level alone, ``clusters`` is the source of each item where several share one, and ``seed`` is
+that of the resampling.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -55,10 +59,14 @@ def _check(level: float, side: Side) -> None:
         raise MuscleError(f"side must be 'two-sided', 'upper' or 'lower', got {side!r}")
 
 
-def _one_sided(
-    low: float, high: float, side: Side, bounds: tuple[float, float] = (-math.inf, math.inf)
-) -> tuple[float, float]:
-    return (bounds[0] if side == "upper" else low, bounds[1] if side == "lower" else high)
+def _one_sided(low: float, high: float, side: Side, least: float, most: float) -> tuple[float, float]:
+    return (least if side == "upper" else low, most if side == "lower" else high)
+
+
+def _z(level: float, side: Side) -> float:
+    from scipy.special import ndtri
+
+    return float(ndtri((1 + level) / 2 if side == "two-sided" else level))
 
 
 def wilson_interval(
@@ -70,7 +78,7 @@ def wilson_interval(
         count: Items with the property.
         total: Items in all; 0 gives nan.
         level: Confidence level.
-        side: ``two-sided``, or only the ``upper`` or the ``lower`` bound at this level.
+        side: Which ends.
         effective_total: Number of independent items that the ``total`` are worth, where items come in clusters.
     """
     _check(level, side)
@@ -86,26 +94,26 @@ def wilson_interval(
 
 
 def _wilson_ends(share: float, total: float, level: float, side: Side) -> tuple[float, float]:
-    from scipy.special import ndtri
-
-    z = float(ndtri((1 + level) / 2 if side == "two-sided" else level))
+    z = _z(level, side)
     weight = z * z / total
     middle = (share + weight / 2) / (1 + weight)
     half = math.sqrt(weight * (share * (1 - share) + weight / 4)) / (1 + weight)
-    return _one_sided(middle - half, middle + half, side, (0.0, 1.0))
+    return _one_sided(middle - half, middle + half, side, 0.0, 1.0)
 
 
-def effective_items(values: ArrayLike, clusters: ArrayLike) -> float:
+def effective_items(values: ArrayLike, clusters: ArrayLike | None) -> float | None:
     """How many independent items a clustered sample is worth for estimating a share or mean (Kish's design effect).
 
     Args:
         values: What the mean is of: 1 or 0 for a share, -1, 0 or 1 for a change. Shape ``(items,)``.
-        clusters: Source of each item.
+        clusters: Source of each item; None gives None.
 
     Returns:
         Never more than the number of items; the number of clusters where all values are equal, so that the variance
         between clusters cannot be seen.
     """
+    if clusters is None:
+        return None
     numbers = np.asarray(values, dtype=np.float64)
     sums, sizes = cluster_sums(np.column_stack([numbers, np.ones(len(numbers))]), clusters).T
     n, k = len(numbers), len(sizes)
@@ -146,7 +154,7 @@ def bootstrap(
         statistic: Function of one sum per column, given as arrays of any shape; computes elementwise.
         *columns: Numbers of each item, shape ``(items,)`` each.
         level: Confidence level.
-        side: ``two-sided``, or only the ``upper`` or the ``lower`` bound at this level.
+        side: Which ends.
         clusters: Source of each item; whole sources are resampled.
         weights: How many items each row stands for, where equal ones are counted beforehand; not with ``clusters``.
         resamples: Number of bootstrap samples.
@@ -183,7 +191,7 @@ def bootstrap(
         if 0 < len(starts) <= _MAX_BOOTSTRAP_ROWS:  # equal rows are one that counts as often
             table, counts = table[starts], np.add.reduceat(counts, starts)
         low, high, method = _bootstrap_ends(statistic, table, counts, level, side, resamples, seed)
-    low, high = _one_sided(low, high, side)
+    low, high = _one_sided(low, high, side, -math.inf, math.inf)
     return Estimate(value, low, high, level, method)
 
 
@@ -235,15 +243,7 @@ def nfr_change(
     """Delta NFR_c = NFR_c - NFR with a paired bootstrap interval over items; negative is better.
 
     Where the two flip the same items, which resampling cannot tell from certainty, the interval is Bonett and Price's.
-
-    Args:
-        old_correct: Whether the old model is right, boolean, shape ``(items,)``.
-        new_correct: Whether the plain update is right.
-        compat_correct: Whether the compatibility model is right.
-        level: Confidence level.
-        side: ``two-sided``, ``upper`` or ``lower``.
-        clusters: Source of each item, where several items share one.
-        seed: Of the resampling.
+    Takes whether each model is right, boolean, shape ``(items,)``.
     """
     old, new, compat = all_correct(old_correct=old_correct, new_correct=new_correct, compat_correct=compat_correct)
     change = fell(old, compat).astype(np.int8) - fell(old, new)
@@ -263,20 +263,14 @@ def mean_change(
     Where changes are of flips (-1, 0, 1) and there is none, resampling cannot tell that from certainty, and the
     interval is Bonett and Price's.
     """
-    change = np.asarray(changes)
-    settings = {"level": level, "side": side}
+    change, settings = np.asarray(changes), {"level": level, "side": side}
     if change.dtype.kind in "ib":
         if not change.any():
-            effective = None if clusters is None else effective_items(change, clusters)
-            return paired_difference_counts(0, 0, len(change), effective_total=effective, **settings)
+            return _bonett_price(0, 0, len(change), level, side, effective_items(change, clusters))
         if clusters is None:
             counted = np.bincount(change + 1, minlength=3)
-            return bootstrap(_mean, (-1, 0, 1), (1, 1, 1), weights=counted, seed=seed, **settings)
-    return bootstrap(_mean, change, np.ones(len(change)), clusters=clusters, seed=seed, **settings)
-
-
-def _mean(total: Any, items: Any) -> Any:
-    return total / items
+            return bootstrap(operator.truediv, (-1, 0, 1), (1, 1, 1), weights=counted, seed=seed, **settings)
+    return bootstrap(operator.truediv, change, np.ones(len(change)), clusters=clusters, seed=seed, **settings)
 
 
 def paired_difference(
@@ -290,64 +284,42 @@ def paired_difference(
     """Accuracy of the second model minus that of the first on the same items, with Bonett and Price's interval.
 
     Unlike the bootstrap it does not collapse to a point where no item flips (Bonett, Price 2012: one imaginary flip is
-    added each way). scipy has no interval for paired shares.
-
-    Args:
-        first_correct: Whether the first model is right, boolean, shape ``(items,)``.
-        second_correct: The same of the second model.
-        level: Confidence level.
-        side: ``two-sided``, or only the ``upper`` or the ``lower`` bound at this level.
-        effective_total: Number of independent items, where items come in clusters.
+    added each way). scipy has no interval for paired shares. Takes whether each model is right, boolean, shape
+    ``(items,)``; ``effective_total`` is the number of independent items, where items come in clusters.
     """
     first, second = all_correct(first_correct=first_correct, second_correct=second_correct)
     lost, won = int((first & ~second).sum()), int((~first & second).sum())
-    return paired_difference_counts(lost, won, len(first), level=level, side=side, effective_total=effective_total)
+    return _bonett_price(lost, won, len(first), level, side, effective_total)
 
 
-def paired_difference_counts(
-    lost: int,
-    won: int,
-    n: int,
-    *,
-    level: float = 0.95,
-    side: Side = "two-sided",
-    effective_total: float | None = None,
-) -> Estimate:
+def _bonett_price(lost: int, won: int, n: int, level: float, side: Side, effective_total: float | None) -> Estimate:
     """:func:`paired_difference` from the numbers of items that turned wrong, that turned right, and of all items."""
-    from scipy.special import ndtri
-
     _check(level, side)
     if n == 0:
         return Estimate(math.nan, math.nan, math.nan, level, "bonett-price")
     shrink = (effective_total or n) / n
     size = shrink * n + 2
     p_lost, p_won = (shrink * lost + 1) / size, (shrink * won + 1) / size
-    z = ndtri((1 + level) / 2 if side == "two-sided" else level)
-    half = float(z) * math.sqrt((p_won + p_lost - (p_won - p_lost) ** 2) / size)
+    half = _z(level, side) * math.sqrt((p_won + p_lost - (p_won - p_lost) ** 2) / size)
     value = (won - lost) / n
     ends = (max(-1.0, min(value, p_won - p_lost - half)), min(1.0, max(value, p_won - p_lost + half)))
-    low, high = _one_sided(*ends, side, (-1.0, 1.0))
+    low, high = _one_sided(*ends, side, -1.0, 1.0)
     return Estimate(value, low, high, level, "bonett-price")
 
 
 def pooled_rate(
-    counts: Sequence[int],
-    totals: Sequence[int],
-    *,
-    level: float = 0.95,
-    side: Side = "two-sided",
+    counts: Sequence[int], totals: Sequence[int], *, level: float = 0.95, side: Side = "two-sided"
 ) -> Estimate:
-    """A share over several tasks: the mean of the tasks' shares, with a stratified interval.
+    """A share over several tasks: the mean of the tasks' shares, in which every task counts the same.
+
+    The interval is Wilson's on the effective number of items, which gives it the variance of the stratified mean and
+    keeps it inside [0, 1].
 
     Args:
         counts: Items with the property in each task.
         totals: Items of each task; tasks without items are left out.
         level: Confidence level.
-        side: ``two-sided``, ``upper`` or ``lower``.
-
-    Returns:
-        The mean, in which every task counts the same; the interval is Wilson's on the effective number of items, which
-        gives it the variance of the stratified mean and keeps it inside [0, 1].
+        side: Which ends.
     """
     _check(level, side)
     k, n = np.asarray(counts, dtype=np.float64), np.asarray(totals, dtype=np.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 
 # A gate that needs more items than this cannot be fed.
@@ -59,12 +60,5 @@ def items_for_change(
 
 
 def _smallest(enough: Callable[[int], bool]) -> int | None:
-    low, high = 0, 1
-    while not enough(high):
-        low, high = high, 2 * high
-        if high > _MOST:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    top = next((size for size in (2**k for k in range(_MOST.bit_length())) if enough(size)), None)
+    return None if top is None else bisect_left(range(1, top), True, top // 2, key=enough) + 1

@@ -5,16 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from muscle_hf.errors import MuscleError
 from muscle_hf.metrics.flips import all_correct
 from muscle_hf.metrics.intervals import cluster_sums
-
-Alternative = Literal["two-sided", "greater", "less"]
 
 # Above this many signs the sum of random signs is normal for all purposes, and permuting them would take seconds.
 _MAX_SIGNS = 1_000
@@ -22,68 +18,47 @@ _MAX_SIGNS = 1_000
 
 @dataclass(frozen=True)
 class TestResult:
-    """A paired test.
+    """An exact McNemar test, two-sided.
 
     Args:
         p_value: Chance of a difference at least this large if there is none; 1.0 where no pair differs.
         first_only: Pairs in which only the first is right.
         second_only: Pairs in which only the second is right.
-        alternative: ``two-sided``; ``greater``: the second is right more often; ``less``: less often.
-        method: Name of the test.
     """
 
     p_value: float
     first_only: int
     second_only: int
-    alternative: Alternative = "two-sided"
-    method: str = "exact McNemar"
 
     __test__ = False  # not a test case, though pytest would collect the name
 
 
-def mcnemar(
-    first_correct: ArrayLike, second_correct: ArrayLike, *, alternative: Alternative = "two-sided"
-) -> TestResult:
-    """Exact McNemar test: are two models right equally often on the same items?
+def mcnemar(first_correct: ArrayLike, second_correct: ArrayLike) -> TestResult:
+    """Exact McNemar test: are two models right equally often? Boolean, shape ``(items,)``, the same items."""
+    return stratified_mcnemar([(first_correct, second_correct)])
 
-    Args:
-        first_correct: Whether the first model is right, boolean, shape ``(items,)``.
-        second_correct: The same of the second model.
-        alternative: ``greater`` tests whether the second is right more often, ``less`` whether less often.
+
+def stratified_mcnemar(strata: Sequence[tuple[ArrayLike, ArrayLike]]) -> TestResult:
+    """McNemar's test over several tasks at once: each flip is a coin toss in its own task, so the flips add up.
+
+    ``strata`` are ``(first_correct, second_correct)`` of each task, boolean, shape ``(items,)``.
     """
-    first, second = all_correct(first_correct=first_correct, second_correct=second_correct)
-    return mcnemar_counts(int((first & ~second).sum()), int((~first & second).sum()), alternative=alternative)
-
-
-def mcnemar_counts(first_only: int, second_only: int, *, alternative: Alternative = "two-sided") -> TestResult:
-    """:func:`mcnemar` from the numbers of pairs in which only the first / only the second is right."""
     from scipy.special import bdtr
 
-    if alternative not in ("two-sided", "less", "greater"):
-        raise MuscleError(f"alternative must be one of two-sided, less, greater; got {alternative!r}")
-    pairs = first_only + second_only
-    less, greater = (float(bdtr(count, pairs, 0.5)) if pairs else 1.0 for count in (second_only, first_only))
-    p_value = {"less": less, "greater": greater, "two-sided": min(1.0, 2 * min(less, greater))}[alternative]
-    return TestResult(p_value, first_only, second_only, alternative)
+    pairs = [all_correct(first_correct=first, second_correct=second) for first, second in strata]
+    first_only = sum(int((first & ~second).sum()) for first, second in pairs)
+    second_only = sum(int((~first & second).sum()) for first, second in pairs)
+    fewer, flips = min(first_only, second_only), first_only + second_only
+    return TestResult(min(1.0, 2 * float(bdtr(fewer, flips, 0.5))) if flips else 1.0, first_only, second_only)
 
 
-def compat_test(
-    old_correct: ArrayLike,
-    new_correct: ArrayLike,
-    compat_correct: ArrayLike,
-    *,
-    alternative: Alternative = "two-sided",
-) -> TestResult:
+def compat_test(old_correct: ArrayLike, new_correct: ArrayLike, compat_correct: ArrayLike) -> TestResult:
     """Does the compatibility model keep more of v1's right answers than v2? McNemar on the items that v1 gets right.
 
-    Args:
-        old_correct: Whether the old model is right; only the items where it is are compared.
-        new_correct: Whether the plain update is right.
-        compat_correct: Whether the compatibility model is right.
-        alternative: ``greater``: the compatibility model keeps more, that is, its NFR is lower.
+    Takes whether each model is right, boolean, shape ``(items,)``.
     """
     old, new, compat = all_correct(old_correct=old_correct, new_correct=new_correct, compat_correct=compat_correct)
-    return mcnemar(new[old], compat[old], alternative=alternative)
+    return mcnemar(new[old], compat[old])
 
 
 def cluster_sign_test(
@@ -127,7 +102,7 @@ def run_permutation_test(
 
     Args:
         first_runs: 1, 0 or nan (no such run), shape ``(items, runs)``.
-        second_runs: The same items, another or the same number of runs.
+        second_runs: The same items; there may be more or fewer runs.
         resamples: Random draws.
         seed: Of the draws.
 
@@ -169,20 +144,3 @@ def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
     steps = values[order] * np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps))
     return adjusted
-
-
-def stratified_mcnemar(
-    strata: Sequence[tuple[ArrayLike, ArrayLike]], *, alternative: Alternative = "two-sided"
-) -> TestResult:
-    """McNemar's test over several tasks at once: each flip is a coin toss in its own task, so the flips add up.
-
-    Args:
-        strata: ``(first_correct, second_correct)`` of each task.
-        alternative: See :func:`mcnemar`.
-    """
-    results = [mcnemar(first, second) for first, second in strata]
-    return mcnemar_counts(
-        sum(result.first_only for result in results),
-        sum(result.second_only for result in results),
-        alternative=alternative,
-    )

@@ -102,11 +102,7 @@ _DROP_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def get_extractor(extract: str | Extractor) -> Extractor:
-    """What finds the answer in a text, by name, or the given function itself.
-
-    Raises:
-        MuscleError: Unknown name.
-    """
+    """What finds the answer in a text, by name, or the given function itself."""
     if callable(extract):
         return extract
     if extract not in EXTRACTORS:
@@ -179,12 +175,7 @@ def get_similarity(similarity: str | Similarity, **options: Any) -> Similarity:
 
 
 def check_similarity(name: str) -> None:
-    """Refuse what :func:`get_similarity` would refuse about a name, without building anything.
-
-    Raises:
-        MuscleError: Unknown name.
-        MissingDependencyError: The package behind it is not installed.
-    """
+    """Refuse what :func:`get_similarity` would refuse about a name, without building anything."""
     if name not in SIMILARITIES:
         raise MuscleError(f"unknown similarity {name!r}; known: {', '.join(SIMILARITIES)}, or pass a callable")
     if name in ("bleu", "chrf") and importlib.util.find_spec("sacrebleu") is None:

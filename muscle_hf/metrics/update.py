@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -10,8 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from muscle_hf.metrics.flips import fell, guessed_flips, quadrants
-from muscle_hf.metrics.flips import ratio as _ratio
+from muscle_hf.metrics.flips import fell, quadrants, ratio
 from muscle_hf.metrics.intervals import (
     Estimate,
     Side,
@@ -133,13 +133,13 @@ class Update:
         ``relative_nfr`` and, of choices, ``nfr_mc``; of scores ``m_g``, ``m_r``. nan where a denominator is empty."""
         value = "score" if self.kind == "score" else "acc"
         means = {value: self.after, f"{value}_old": self.before, "nfr": self.loss, "pfr": self.gain}
-        found = {name: _ratio(values.sum(), len(values)) for name, values in means.items()}
+        found = {name: ratio(values.sum(), len(values)) for name, values in means.items()}
         if self.kind == "score":
             change = self.after - self.before
             sizes = {"m_g": change[self.gained], "m_r": -change[self.lost]}
-            return found | {name: _ratio(moved.sum(), len(moved)) for name, moved in sizes.items()}
+            return found | {name: ratio(moved.sum(), len(moved)) for name, moved in sizes.items()}
         if self.choice and self.answers is not None:
-            found["nfr_mc"] = _ratio(self.lost_mc.sum(), len(self.after))
+            found["nfr_mc"] = ratio(self.lost_mc.sum(), len(self.after))
         q = quadrants(*self.right)
         return found | {"btc": q.btc, "relative_nfr": q.relative_nfr}
 
@@ -149,14 +149,11 @@ class Update:
         assert self.answers is not None
         return ~self.right[1] & (self.answers[0] != self.answers[1])
 
-    # ---- numbers with intervals ----
-
     def share(self, indicator: Bools, among: Bools | None = None) -> Estimate:
         """The share of items with a property among some (or all), as wide as clusters make it."""
-        chosen, clusters = (indicator, self.clusters) if among is None else (indicator[among], self.clusters)
-        if clusters is not None and among is not None:
-            clusters = clusters[among]
-        worth = None if clusters is None or not len(chosen) else effective_items(chosen, clusters)
+        chosen = indicator if among is None else indicator[among]
+        clusters = self.clusters if self.clusters is None or among is None else self.clusters[among]
+        worth = effective_items(chosen, clusters)
         return wilson_interval(int(chosen.sum()), len(chosen), level=self.level, side=self.side, effective_total=worth)
 
     def mean(self, values: NDArray[Any]) -> Estimate:
@@ -185,9 +182,7 @@ class Update:
             return self.mean(moved)
         # Resampling what never changes would be sure of it, however few the items.
         before, after = self.right
-        worth = None
-        if self.clusters is not None and len(before):
-            worth = effective_items(after.astype(np.int8) - before, self.clusters)
+        worth = effective_items(after.astype(np.int8) - before, self.clusters)
         found = paired_difference(before, after, level=self.level, side=self.side, effective_total=worth)
         span = max(1.0, np.abs(self.before).max(initial=0.0)) if self.kind == "score" else 1.0
         return dataclasses.replace(found, low=span * found.low, high=span * found.high)
@@ -217,15 +212,19 @@ class Update:
 
     def rates(self) -> dict[str, Estimate]:
         """Every rate that the data allow, by the keys that ``compare`` prints."""
-        return self._rates_of_scores() if self.kind == "score" else self._rates_of_answers()
-
-    def _rates_of_answers(self) -> dict[str, Estimate]:
+        if self.kind == "score":
+            return {
+                "nfr_smooth": self.nfr,
+                "pfr_smooth": self.pfr,
+                "m_g": self._size(self.after - self.before, self.gained),
+                "m_r": self._size(self.before - self.after, self.lost),
+            }
         old, new = self.right
         rates = {"nfr": self.nfr, "pfr": self.pfr}
-        chance = self.chance
-        if chance is not None and len(old):
+        if self.chance is not None and len(old):
+            odds = self.chance / (1 - self.chance)  # of the one guessing right where the other guesses wrong
             rates["nfr_adjusted"] = self._of_sums(
-                lambda lost, old, new, n: np.maximum(lost / n - guessed_flips(old / n, new / n, chance), 0.0)
+                lambda lost, old, new, n: np.maximum(lost / n - (1 - old / n) * (1 - new / n) * odds, 0.0)
             )
         if self.answers is not None and not self.rated:
             if self.choice:
@@ -248,18 +247,7 @@ class Update:
             statistic, *columns, level=self.level, clusters=self.clusters, weights=weights, seed=self.seed
         )
 
-    def _rates_of_scores(self) -> dict[str, Estimate]:
-        change = self.after - self.before
-        settings = {"level": self.level, "clusters": self.clusters, "seed": self.seed}
-
-        def size(sign: float, moved: Bools) -> Estimate:
-            return bootstrap(
-                lambda total, n: total / n, np.where(moved, sign * change, 0.0), moved.astype(np.float64), **settings
-            )
-
-        return {
-            "nfr_smooth": self.nfr,
-            "pfr_smooth": self.pfr,
-            "m_g": size(1.0, self.gained),
-            "m_r": size(-1.0, self.lost),
-        }
+    def _size(self, change: Floats, moved: Bools) -> Estimate:
+        """Mean of the change among the items that moved."""
+        columns = np.where(moved, change, 0.0), moved
+        return bootstrap(operator.truediv, *columns, level=self.level, clusters=self.clusters, seed=self.seed)

@@ -10,11 +10,10 @@ from compare_files import choice_predictions, flipping, sources, three
 
 from muscle_hf import MuscleError
 from muscle_hf.compare import AnalysisOptions, Budget, compare, measure_noise
-from muscle_hf.compare.analyse import TaskAnalysis
+from muscle_hf.compare.analyse import TaskAnalysis, count_repeats
 from muscle_hf.compare.document import Model
 from muscle_hf.compare.gate import plan_items
 from muscle_hf.compare.join import join
-from muscle_hf.compare.repeats import count_repeats
 from muscle_hf.metrics.intervals import wilson_interval
 from muscle_hf.metrics.power import items_for_change, items_for_rate
 
