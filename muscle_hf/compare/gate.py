@@ -12,7 +12,7 @@ from muscle_hf.compare.document import Gate, GateCheck, GateVerdict, NoiseFloor,
 from muscle_hf.compare.join import Joined
 from muscle_hf.compare.totals import average, base_name
 from muscle_hf.errors import MuscleError
-from muscle_hf.files import read_json, read_yaml
+from muscle_hf.files import read_json, read_yaml, readable
 from muscle_hf.metrics.intervals import Estimate, Side
 from muscle_hf.metrics.power import items_for_change, items_for_rate
 from muscle_hf.words import did_you_mean
@@ -125,7 +125,7 @@ def read_baseline(path: str) -> dict[str, dict[str, Estimate]]:
         MuscleError: The file is missing or not such a comparison.
     """
     data = read_json(path, "baseline file")
-    try:
+    with readable(f"{path}, a comparison as a baseline,", "; muscle-hf compare --json writes one"):
         rates = {
             task["name"]: {
                 update["label"]: Estimate(**(update["rates"].get("nfr") or update["rates"]["nfr_smooth"]))
@@ -136,10 +136,6 @@ def read_baseline(path: str) -> dict[str, dict[str, Estimate]]:
         if any(rate.high is None for table in rates.values() for rate in table.values()):
             raise ValueError("it compares no items")
         return rates
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MuscleError(
-            f"{path} is not a comparison as --json writes it ({error.__class__.__name__}: {error})"
-        ) from error
 
 
 def check_gate(

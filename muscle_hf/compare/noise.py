@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from muscle_hf.compare.document import NoiseFloor, plain
 from muscle_hf.compare.join import Joined, Missing, join
 from muscle_hf.compare.sources import Source
 from muscle_hf.errors import MuscleError
-from muscle_hf.files import read_json
+from muscle_hf.files import read_json, readable
 from muscle_hf.metrics.flips import fell
 from muscle_hf.metrics.intervals import Estimate, mean_change, wilson_interval
 
@@ -69,13 +68,13 @@ def _floor(joined: Joined, level: float, epsilon: float) -> NoiseFloor:
 
 def noise_json(floors: Sequence[NoiseFloor]) -> str:
     """The file that ``muscle-hf compare --noise`` reads."""
-    return json.dumps({"noise": [plain(asdict(floor)) for floor in floors]}, indent=1, allow_nan=False)
+    return json.dumps(plain({"noise": floors}), indent=1, allow_nan=False)
 
 
 def read_noise(path: str) -> list[NoiseFloor]:
     """Reads what :func:`noise_json` wrote."""
     content = read_json(path, "noise file")
-    try:
+    with readable(f"{path}, a noise floor,", "; muscle-hf noise --json writes one"):
         return [
             NoiseFloor(
                 **entry
@@ -84,7 +83,3 @@ def read_noise(path: str) -> list[NoiseFloor]:
             )
             for entry in content["noise"]
         ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise MuscleError(
-            f"{path} is not a noise floor as muscle-hf noise writes it ({error.__class__.__name__}: {error})"
-        ) from error

@@ -16,13 +16,14 @@ Row = Mapping[str, Any]
 Getter = Callable[[Sequence[Row]], list[Any]]
 
 _THRESHOLD = re.compile(r"^(?P<path>[^<>=!]+?)\s*(?P<sign>>=|<=|==|!=|>|<)\s*(?P<limit>-?[0-9.]+(?:e-?[0-9]+)?)$")
-_COMPARE: dict[str, Callable[[float, float], bool]] = {
-    ">=": lambda a, b: a >= b,
-    "<=": lambda a, b: a <= b,
-    "==": lambda a, b: a == b,
-    "!=": lambda a, b: a != b,
-    ">": lambda a, b: a > b,
-    "<": lambda a, b: a < b,
+_COMPARE: dict[str, Callable[[float, float], bool]]
+_COMPARE = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">": operator.gt,
+    "<": operator.lt,
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -16,7 +15,6 @@ from muscle_hf.compare.document import Slice
 from muscle_hf.compare.join import Joined
 from muscle_hf.errors import MuscleError
 from muscle_hf.metrics.significance import holm
-from muscle_hf.metrics.update import Update
 from muscle_hf.words import did_you_mean
 
 # A column that nobody asked for is a category if it has this many values, each on this many items on average.
@@ -78,19 +76,20 @@ def find_slices(joined: Joined, label: str, options: AnalysisOptions) -> list[Sl
     Slices that got worse come before the others. Among them decides the upper end of the interval of the change: a
     slice comes first if its regression is large even when luck is taken off, not if it is merely small and unlucky.
     """
-    update = update_of(joined, label, options)
+    whole = update_of(joined, label, options)
     found = [
-        _slice(update.only(items), column, names[value])
+        (column, names[value], whole.only(items))
         for column, (places, names) in slice_columns(joined, options.slices).items()
         for value, items in enumerate(_grouped(places, len(names)))
         if len(items)
     ]
-    adjusted = holm([entry.p_value for entry in found]).tolist()
-    result = [
-        dataclasses.replace(entry, p_adjusted=p, verdict=verdict(entry.change.value, p, options.level))
-        for entry, p in zip(found, adjusted, strict=True)
-    ]
-    return sorted(result, key=lambda entry: (entry.change.value >= 0, entry.change.high))
+    p_values = [update.p_value for _, _, update in found]
+    slices = []
+    for (column, value, update), p, adjusted in zip(found, p_values, holm(p_values).tolist(), strict=True):
+        change, items = update.change, len(update.before)
+        judged = verdict(change.value, adjusted, options.level)
+        slices.append(Slice(column, value, items, update.counts, update.nfr, change, p, adjusted, judged))
+    return sorted(slices, key=lambda entry: (entry.change.value >= 0, entry.change.high))
 
 
 def _grouped(codes: NDArray[np.int32], values: int) -> list[NDArray[np.int64]]:
@@ -98,18 +97,3 @@ def _grouped(codes: NDArray[np.int32], values: int) -> list[NDArray[np.int64]]:
     order = np.argsort(codes, kind="stable")
     edges = np.searchsorted(codes[order], np.arange(values + 1))
     return [order[start:end] for start, end in itertools.pairwise(edges)]
-
-
-def _slice(update: Update, column: str, value: str) -> Slice:
-    p_value = update.p_value
-    return Slice(
-        column=column,
-        value=value,
-        items=len(update.before),
-        counts=update.counts,
-        nfr=update.nfr,
-        change=update.change,
-        p_value=p_value,
-        p_adjusted=p_value,
-        verdict="no difference shown",
-    )

@@ -53,10 +53,7 @@ class Update:
         chance: Of a guess to be right, where the number of choices is known.
         runs: Right (1) or wrong (0) in each run of both models, shape ``(items, runs)``, nan for none; None where each
             item was answered once.
-        clusters: Source of each item, where several share one.
-        level: Confidence of the intervals.
-        side: ``two-sided``, or one-sided bounds: ``upper``, ``lower``.
-        seed: Of the resampling.
+        clusters, level, side, seed: See :mod:`~muscle_hf.metrics.intervals`.
     """
 
     before: Floats
@@ -96,14 +93,12 @@ class Update:
     @cached_property
     def lost(self) -> Bools:
         """Negative flips, of items right at a rate by the majority; for scores, items that got worse."""
-        old, new = self.right if self.kind == "correct" else (self.before, self.after)
-        return fell(old, new, self.epsilon)
+        return fell(*(self.right if self.kind == "correct" else (self.before, self.after)), self.epsilon)
 
     @cached_property
     def gained(self) -> Bools:
         """Positive flips; for scores, items that got better."""
-        old, new = self.right if self.kind == "correct" else (self.before, self.after)
-        return fell(new, old, self.epsilon)
+        return dataclasses.replace(self, before=self.after, after=self.before).lost
 
     @cached_property
     def codes(self) -> NDArray[np.int8]:

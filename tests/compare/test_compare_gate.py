@@ -143,7 +143,7 @@ def test_a_baseline_is_a_limit(tmp_path):
     verdicts = [gate_of(*flipping(1000, flips), budget=budget).verdict for flips in (15, 28, 80)]
     assert verdicts == ["pass", "too little data", "fail"]
     path.write_text("{}", encoding="utf-8")
-    with pytest.raises(MuscleError, match="not a comparison"):
+    with pytest.raises(MuscleError, match=r"last.*tasks"):
         read_baseline(str(path))
     with pytest.raises(MuscleError, match="no baseline file"):
         read_baseline(str(tmp_path / "nothing"))
@@ -180,7 +180,7 @@ def test_noise_needs_two_runs_of_the_same_items(tmp_path):
     with pytest.raises(MuscleError, match="did not answer the same items"):
         measure_noise(sources(choice_predictions(5, 1, 1), choice_predictions(6, 1, 1)))
     (tmp_path / "bad.json").write_text('{"noise": [{}]}', encoding="utf-8")
-    with pytest.raises(MuscleError, match="not a noise floor"):
+    with pytest.raises(MuscleError, match=r"bad.*nfr"):
         read_noise(str(tmp_path / "bad.json"))
 
 
