@@ -11,7 +11,7 @@ import json
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -56,17 +56,20 @@ class Records:
 
     Args:
         kind: ``jsonl``, ``json``, ``csv``, ``parquet``, ``eval`` or ``memory``.
-        unit: What rows are counted by in messages: ``line`` or ``row``.
         blocks: The rows, from the start at each call.
         again: The rows at some places, one after the other.
         document: For one JSON document: all of it; its rows are still to be found (:func:`rows_of`).
     """
 
     kind: str
-    unit: str
     blocks: Callable[[], Iterator[Block]]
     again: Callable[[Sequence[int]], Iterator[Row]]
     document: Any = None
+
+    @property
+    def unit(self) -> str:
+        """What rows are counted by in messages."""
+        return "line" if self.kind == "jsonl" else "row"
 
 
 def suffix_of(file: Path) -> str:
@@ -89,21 +92,20 @@ def open_records(file: Path) -> Records:
     if suffix == ".parquet":
         return _parquet(file)
     if suffix == ".eval":
-        return document_records(_inspect_log(file), "eval")
+        return replace(in_memory([], "eval"), document=_inspect_log(file))
     with _open(file) as stream:
         if suffix in (".csv", ".tsv"):
             return in_memory(_csv_rows(file, stream), "csv")
         start = stream.tell()
         first = stream.readline()
-        second = b""
+        second = next(filter(bytes.strip, stream), b"") if suffix == ".json" else b""
         rows = first.strip() and first.lstrip()[:1] != b"["
         if suffix == ".json":  # one line is a document, several are rows
-            second = next(filter(bytes.strip, stream), b"")
             rows = second and _is_object(first)
         if not rows and (text := first + second + stream.read()).strip():
             document = _document(file, text)
             if document is not None:
-                return document_records(document, "json")
+                return replace(in_memory([], "json"), document=document)
     return _lines(file, start)
 
 
@@ -115,12 +117,7 @@ def in_memory(rows: Sequence[Row], kind: str = "memory") -> Records:
             block = list(rows[start : start + _ROWS])
             yield Block(block, np.arange(start, start + len(block)), range(start + 1, start + len(block) + 1))
 
-    return Records(kind, "row", blocks, lambda places: (rows[place] for place in places))
-
-
-def document_records(document: Any, kind: str) -> Records:
-    """A JSON document whose rows are still to be found."""
-    return Records(kind, "row", lambda: iter(()), lambda _: iter(()), document)
+    return Records(kind, blocks, lambda places: (rows[place] for place in places))
 
 
 def read_rows(file: Path) -> list[Row]:
@@ -163,14 +160,13 @@ def rows_of(table: Any) -> list[Row]:
             raise MuscleError(f"the data frame names a column twice: {', '.join(map(str, table.columns))}")
         named = {name for name in table.index.names if name is not None}
         table = (table.reset_index() if named and not named & set(table.columns) else table).to_dict("records")
-    rows = [row.to_dict() if hasattr(row, "to_dict") else row for row in table] if _is_list(table) else None
-    rows = [unboxed(row) if isinstance(row, Mapping) else row for row in rows] if rows is not None else None
-    if rows is None or not all(isinstance(row, Mapping) for row in rows):
+    rows = [row.to_dict() if hasattr(row, "to_dict") else row for row in table] if _is_list(table) else [table]
+    if not all(isinstance(row, Mapping) for row in rows):
         raise MuscleError(
             "rows must be a data frame, a datasets.Dataset or a list of dictionaries with named fields, not "
             f"{type(table).__name__}"
         )
-    return rows
+    return list(map(unboxed, rows))
 
 
 def has_columns(document: Any) -> bool:
@@ -276,7 +272,7 @@ def _lines(file: Path, start: int) -> Records:
                 stream.seek(place)
                 yield _parse(stream.readline(), file, 0)
 
-    return Records("jsonl", "line", blocks, again)
+    return Records("jsonl", blocks, again)
 
 
 def _parse_block(text: bytes, lines: int, file: Path, number: int) -> list[Row | None]:
@@ -300,10 +296,6 @@ def _parse(line: bytes, file: Path, number: int) -> Row:
     return row
 
 
-# What the fields beyond the header go by: no text, as a column may have any name ("" is that of pandas' index).
-_MORE = object()
-
-
 def _csv_rows(file: Path, stream: IO[bytes]) -> list[Row]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     start = stream.tell()
@@ -314,20 +306,20 @@ def _csv_rows(file: Path, stream: IO[bytes]) -> list[Row]:
         delimiter = header[4:5]
         stream.readline()
     lines = io.TextIOWrapper(stream, encoding="utf-8", newline="")
-    options: dict[str, Any] = {"restkey": _MORE, "strict": True, "skipinitialspace": True}
-    reader = csv.DictReader(lines, delimiter=delimiter, **options)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
     rows = []
     try:
-        names = [name for name in reader.fieldnames or [] if name]
-        if twice := next((name for name in names if names.count(name) > 1), None):
+        names = next(reader, [])
+        if twice := next((name for name in names if name and names.count(name) > 1), None):
             raise MuscleError(f"{file}: the header names {twice!r} twice; give each column a name of its own")
-        for row in reader:
-            if _MORE in row or None in row.values():
+        for values in filter(None, reader):
+            if len(values) != len(names):
+                count = "more" if len(values) > len(names) else "fewer"
                 raise MuscleError(
-                    f"{file}, line {reader.line_num}: {'more' if _MORE in row else 'fewer'} fields than the "
-                    f"{len(reader.fieldnames or [])} of the header; is a quote or the end of the file missing?"
+                    f"{file}, line {reader.line_num}: {count} fields than the {len(names)} of the header; is a quote "
+                    "or the end of the file missing?"
                 )
-            rows.append(row)
+            rows.append(dict(zip(names, values, strict=True)))
     except UnicodeDecodeError as error:
         raise not_utf8(file, error) from error
     except csv.Error as error:
@@ -352,7 +344,7 @@ def _parquet(file: Path) -> Records:
             yield Block(rows, np.arange(start, end), range(start + 1, end + 1))
             start = end
 
-    return Records("parquet", "row", blocks, lambda places: iter(table.take(list(places)).to_pylist()))
+    return Records("parquet", blocks, lambda places: iter(table.take(list(places)).to_pylist()))
 
 
 def _inspect_log(file: Path) -> Any:
