@@ -152,14 +152,14 @@ def flaky_share(runs: NDArray[np.float64]) -> float:
 def measures(joined: Joined, label: str, options: AnalysisOptions) -> list[d.Measure]:
     """What answers take: their length, and the columns of numbers about cost that both models' logs have."""
     old = joined.labels[0]
+    ours, theirs = joined.own_columns[old], joined.own_columns.get(label, {})
     pairs = {
-        name: (_numbers_of(joined.own_columns[old][name]), _numbers_of(joined.own_columns[label][name]))
-        for name in joined.own_columns.get(old, {})
-        if _COST.search(name) and name in joined.own_columns.get(label, {})
+        name: tuple(numbers_of(values)[codes] for codes, values in (own[name] for own in (ours, theirs)))
+        for name in ours
+        if _COST.search(name) and name in theirs
     }
     if not joined.choice:
-        lengths = [_lengths(joined, name) for name in (old, label)]
-        pairs["answer length (characters)"] = (lengths[0], lengths[1])
+        pairs["answer length (characters)"] = tuple(_lengths(joined, name) for name in (old, label))
     found = []
     for name, (before, after) in pairs.items():
         known = ~np.isnan(before) & ~np.isnan(after)
@@ -175,14 +175,13 @@ def _lengths(joined: Joined, label: str) -> NDArray[np.float64]:
     return np.array([math.nan if row.answer is None else float(len(row.answer)) for row in details])
 
 
-def _numbers_of(column: tuple[NDArray[np.int32], list[Any]]) -> NDArray[np.float64]:
-    """A column as numbers; nan where it has none."""
-    codes, values = column
+def numbers_of(values: Sequence[Any]) -> NDArray[np.float64]:
+    """The values of a column as numbers, in CSV files too, nan for what is none; and nan for code -1."""
     numbers = np.full(len(values) + 1, math.nan)
     for place, value in enumerate(values):
         with contextlib.suppress(TypeError, ValueError):
             numbers[place] = float(value)
-    return numbers[codes]
+    return numbers
 
 
 class TaskAnalysis:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from muscle_hf.compare.analyse import AnalysisOptions, update_of, verdict
+from muscle_hf.compare.analyse import AnalysisOptions, numbers_of, update_of, verdict
 from muscle_hf.compare.document import Slice
 from muscle_hf.compare.join import Joined
 from muscle_hf.errors import MuscleError
@@ -45,25 +45,18 @@ def slice_columns(joined: Joined, wanted: Sequence[str] | None) -> dict[str, tup
 
 
 def _labelled(name: str, codes: NDArray[np.int32], values: list[Any]) -> tuple[NDArray[np.int32], list[str]]:
-    if len(values) > _MAX_NUMBERS and (numbers := _numbers(values)) is not None:
-        return _quarters(codes, numbers)
+    if len(values) > _MAX_NUMBERS:
+        numbers = numbers_of(values)
+        known = [value for value, number in zip(values, numbers, strict=False) if not math.isnan(number)]
+        if len(known) == len(values) - values.count("") and bool not in map(type, known):
+            return _quarters(codes, numbers)
     if len(values) > _MAX_SLICES:
         raise MuscleError(f"the column {name!r} has {len(values)} different values, too many for slices of items")
     return codes, [str(value) for value in values]
 
 
-def _numbers(values: list[Any]) -> NDArray[np.float64] | None:
-    """The values as numbers, nan for missing ones, if all are; in CSV files numbers are strings."""
-    if any(isinstance(value, bool) for value in values):
-        return None
-    try:
-        return np.array([math.nan if value in (None, "") else float(value) for value in values])
-    except (TypeError, ValueError):
-        return None
-
-
 def _quarters(codes: NDArray[np.int32], values: NDArray[np.float64]) -> tuple[NDArray[np.int32], list[str]]:
-    each = np.where(codes >= 0, values[codes], math.nan)
+    each = values[codes]
     edges = np.unique(np.nanquantile(each, [0.25, 0.5, 0.75]))
     bins = np.where(np.isnan(each), -1, np.searchsorted(edges, each, side="left")).astype(np.int32)
     names = [f"<= {edges[0]:g}", *(f"{low:g} to {high:g}" for low, high in itertools.pairwise(edges))]
