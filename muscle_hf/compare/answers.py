@@ -126,9 +126,7 @@ def matches(prediction: Any, target: Any, names: tuple[str, str]) -> bool:
         odd = next((value for value in values if isinstance(value, (list, tuple, Mapping))), None)
         if odd is not None:
             raise MuscleError(
-                f"the column {name!r} holds {'an object' if isinstance(odd, Mapping) else 'a list'}, which equals no "
-                f"answer; say which part of it counts, for example with --columns {role}={paths_below(name, odd)[0]}; "
-                f"there are {', '.join(paths_below(name, odd)[:10])}"
+                f"the column {name!r} holds {odd!r:.80}, which no answer equals{_part_of(role, name, odd)}"
             )
     return any(_equal(prediction, right) for right in targets_of(target))
 
@@ -189,8 +187,10 @@ def is_failure(value: Any) -> bool:
 
 
 def _part_of(role: str, column: str, value: Any) -> str:
-    path = paths_below(column, value)[0]
-    return "" if path == column else f"; say which part of it counts, for example with --columns '{role}={path}'"
+    paths = paths_below(column, value)
+    if paths == [column]:
+        return ""
+    return f"; say which part counts, of {', '.join(paths[:10])}, for example with --columns '{role}={paths[0]}'"
 
 
 def as_flag(value: Any, column: str) -> float:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from muscle_hf.compare.analyse import AnalysisOptions, TaskAnalysis, correct_tasks, count_repeats
 from muscle_hf.compare.document import Document, Model, NoiseFloor, Role, TaskResult
 from muscle_hf.compare.flips import list_flips
@@ -20,6 +22,7 @@ from muscle_hf.compare.slices import find_slices
 from muscle_hf.compare.sources import UNNAMED, Source, as_source
 from muscle_hf.compare.totals import totals_of
 from muscle_hf.errors import MuscleError
+from muscle_hf.words import did_you_mean
 
 
 def default_labels(paths: Sequence[str]) -> list[str]:
@@ -95,20 +98,16 @@ def compare(
         for role, (name, source) in zip(roles, sources.items(), strict=True)
     ]
     tasks = _analyse(joined, models, analysis, floors)
-    totals = totals_of(joined, tasks, analysis)
+    totals, measured = totals_of(joined, tasks, analysis), list(floors.values())
+    asked = {"missing": missing, "candidates": shipped, "controls": controls}
     return Document(
         models=models,
         tasks=tasks,
         totals=totals,
-        gate=check_gate(joined, tasks, shipped, budget, analysis, totals=totals, noise=list(floors.values())),
-        noise=list(floors.values()),
+        gate=check_gate(joined, tasks, shipped, budget, analysis, totals=totals, noise=measured),
+        noise=measured,
         warnings=warnings + notes,
-        options={
-            **dataclasses.asdict(analysis),
-            "missing": missing,
-            "candidates": shipped,
-            "controls": controls,
-        },
+        options=dataclasses.asdict(analysis) | asked,
         meta={"version": __version__},
     )
 
@@ -153,7 +152,8 @@ def _suspicions(sources: Mapping[str, Source], joined: Sequence[Joined]) -> list
     return mixed + [
         f"every answer of {name} is that of {old}: are these the logs of two models?"
         for name in others
-        if all(_alike(task, name) for task in joined)
+        if all(task.answers[old] is not None for task in joined)
+        and all(np.array_equal(kept[old], kept[name]) for task in joined for kept in (task.answers, task.values))
     ]
 
 
@@ -165,12 +165,6 @@ def _same_log(given: Sequence[Any], names: Sequence[str], read: ReadOptions) -> 
     ]
     again = [name for name, log in zip(names[1:], logs[1:], strict=True) if log == logs[0]]
     return f"{' and '.join(again)} and {names[0]} are the same log, so nothing is compared" if again else ""
-
-
-def _alike(task: Joined, label: str) -> bool:
-    old = task.labels[0]
-    pairs = [(kept[old], kept[label]) for kept in (task.answers, task.values)]
-    return all(a is not None and b is not None and bool((a == b).all()) for a, b in pairs)
 
 
 def _measured_before(
@@ -200,14 +194,12 @@ def _of_tasks(earlier: Mapping[str, Any], joined: Sequence[Joined]) -> dict[str,
 
 def _check_cluster(joined: Sequence[Joined], cluster: str | None) -> None:
     for task in joined if cluster is not None else ():
-        if cluster in task.columns and (task.columns[cluster][0] < 0).any():
-            first = task.ids[int((task.columns[cluster][0] < 0).argmax())]
-            raise MuscleError(f"task {task.task!r}: item {first!r} has no {cluster!r}; every item needs a source")
         if cluster not in task.columns:
-            raise MuscleError(
-                f"task {task.task!r} has no column {cluster!r} that names clusters; its columns are "
-                f"{', '.join(task.columns) or 'none'}"
-            )
+            hint = did_you_mean(cluster, task.columns)
+            raise MuscleError(f"task {task.task!r} has no column {cluster!r} that names clusters; {hint}")
+        if (lacking := task.columns[cluster][0] < 0).any():
+            first = task.ids[int(lacking.argmax())]
+            raise MuscleError(f"task {task.task!r}: item {first!r} has no {cluster!r}; every item needs a source")
 
 
 def _analyse(

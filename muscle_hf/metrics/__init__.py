@@ -16,44 +16,17 @@ An empty denominator gives nan, never 0.
 
 from muscle_hf.lazy import lazy_exports
 
+_HOMES = {
+    "flips": "Quadrants fell flip_metrics flip_metrics_from_correct is_correct negative_flips "
+    "negative_flips_mc positive_flips quadrants",
+    "smooth": "score_changes smooth_flip_metrics",
+    "update": "Update",
+    "inheritance": "InheritedErrors inherited_errors inherited_scores",
+    "similarity": "SIMILARITIES exact_match extract_gsm8k extract_last_number get_similarity score_texts",
+    "intervals": "Estimate bootstrap mean_estimate nfr_change paired_difference pooled_rate wilson_interval",
+    "significance": "cluster_sign_test compat_test holm mcnemar run_permutation_test stratified_mcnemar",
+    "power": "items_for_change items_for_rate",
+}
 __getattr__, __dir__, __all__ = lazy_exports(
-    __name__,
-    {
-        "SIMILARITIES": "similarity",
-        "Estimate": "intervals",
-        "InheritedErrors": "inheritance",
-        "Quadrants": "flips",
-        "Update": "update",
-        "bootstrap": "intervals",
-        "cluster_sign_test": "significance",
-        "compat_test": "significance",
-        "exact_match": "similarity",
-        "extract_gsm8k": "similarity",
-        "extract_last_number": "similarity",
-        "fell": "flips",
-        "flip_metrics": "flips",
-        "flip_metrics_from_correct": "flips",
-        "get_similarity": "similarity",
-        "holm": "significance",
-        "inherited_errors": "inheritance",
-        "inherited_scores": "inheritance",
-        "is_correct": "flips",
-        "items_for_change": "power",
-        "items_for_rate": "power",
-        "mcnemar": "significance",
-        "mean_estimate": "intervals",
-        "negative_flips": "flips",
-        "negative_flips_mc": "flips",
-        "nfr_change": "intervals",
-        "paired_difference": "intervals",
-        "pooled_rate": "intervals",
-        "positive_flips": "flips",
-        "quadrants": "flips",
-        "run_permutation_test": "significance",
-        "score_changes": "smooth",
-        "score_texts": "similarity",
-        "smooth_flip_metrics": "smooth",
-        "stratified_mcnemar": "significance",
-        "wilson_interval": "intervals",
-    },
+    __name__, {name: home for home, names in _HOMES.items() for name in names.split()}
 )
