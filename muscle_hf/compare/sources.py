@@ -283,15 +283,15 @@ def _add(
             rows, layout = _rows_in([row for block in records.blocks() for row in block.rows], options)
             records = in_memory(rows, records.kind)
         reader, tables, notes = _read(records, layout, name, task, options)
-    except (RowError, NotJudged, MuscleError) as error:
+    except MuscleError as error:
         if str(error).startswith(name):
             raise
-        raise type(error)(f"{name}: {error}") if not isinstance(error, RowError) else error from error
+        kind = NotJudged if isinstance(error, NotJudged) else MuscleError
+        raise kind(f"{name}: {error}") from error
     if source.format and reader.name != source.format:
         formats = ", ".join(sorted({source.format, reader.name}))
         raise MuscleError(f"{source.path} mixes the formats {formats}; keep one format in a folder")
-    both = sorted(source.tables.keys() & tables.keys())
-    if both:
+    if both := sorted(source.tables.keys() & tables.keys()):
         raise MuscleError(f"{source.path}: task {both[0]!r} is in more than one file; give one of the files instead")
     source.format = reader.name
     source.tables.update(tables)
@@ -303,38 +303,31 @@ def _add(
 def _read(
     records: Records, layout: Layout, name: str, task: str, options: ReadOptions
 ) -> tuple[RowReader, dict[str, Answers], list[str]]:
-    reader: RowReader | None = None
+    blocks = records.blocks()
+    first = next((block for block in blocks if block.rows), None)
+    if first is None:
+        raise MuscleError(f"{name} holds no predictions, only blank lines or a header")
+    if layout is PLAIN and not options.rows:
+        known = (find_layout(row, document=False) for row in first.rows[:_SEEN])
+        layout = next((found for found in known if found is not PLAIN), PLAIN)
+    reader = RowReader(layout, first.rows, options, task, records.kind)
     builders: dict[str, TableBuilder] = {}
-    for block in records.blocks():
-        if not block.rows:
-            continue
-        if reader is None:
-            if layout is PLAIN and not options.rows:
-                known = (find_layout(row, document=False) for row in block.rows[:_SEEN])
-                layout = next((found for found in known if found is not PLAIN), PLAIN)
-            reader = RowReader(layout, block.rows, options, task, records.kind)
+    for block in itertools.chain([first], blocks):
         try:
             for chosen, batch in reader.read(block.rows):
-                builder = builders.get(batch.task)
-                if builder is None:
-                    builder = builders[batch.task] = TableBuilder(batch, name, options.wanted)
-                try:
-                    builder.add(batch, block.places[chosen])
-                except RowError as error:
-                    raise RowError(int(chosen[error.row]), str(error)) from error
+                if batch.task not in builders:
+                    builders[batch.task] = TableBuilder(batch, name, options.wanted)
+                builders[batch.task].add(batch, chosen, block.places[chosen])
         except RowError as error:
             raise MuscleError(f"{name}, {records.unit} {block.numbers[error.row]}: {error}") from error
-    if reader is None:
-        raise MuscleError(f"{name} holds no predictions, only blank lines or a header")
     if not builders and options.where:
         listed = "; ".join(f"{path} is {', '.join(sorted(found))}" for path, found in reader.unmatched.items())
         raise MuscleError(f"no row of {name} is one of --where; {listed}")
-    chosen_reader = reader
 
     def fetch(places: Sequence[int]) -> list[Detail]:
         rows = records.again(places)
         parts = iter(lambda: list(itertools.islice(rows, _AT_ONCE)), [])
-        return [detail for part in parts for detail in chosen_reader.details(part)]
+        return [detail for part in parts for detail in reader.details(part)]
 
     built = {key: builder.build(fetch) for key, builder in builders.items()}
     told: dict[str, list[str]] = {}

@@ -51,14 +51,14 @@ class RowError(MuscleError):
 
 def each(function: Callable[[Any], Any], values: Sequence[Any]) -> list[Any]:
     """A function of each value; errors say which row it was."""
-    place, result = 0, []
+    result = []
     try:
-        for place, value in enumerate(values):  # noqa: B007
+        for value in values:
             result.append(function(value))
-    except RowError:
+    except NotJudged:
         raise
     except MuscleError as error:
-        raise type(error)(str(error)) if isinstance(error, NotJudged) else RowError(place, str(error)) from error
+        raise RowError(len(result), str(error)) from error
     return result
 
 
@@ -228,12 +228,12 @@ class TableBuilder:
         self.columns: dict[str, _Column | None] = {}
         self.labels: set[int] = set()
 
-    def add(self, batch: Batch, places: NDArray[np.int64]) -> None:
-        """Appends rows; ``places`` is where their texts can be found again."""
+    def add(self, batch: Batch, rows: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+        """Appends rows: their numbers, for errors, and where their texts can be found again."""
         task, metric, item = batch.task, self.first.metric, batch.ids[0]
         if batch.metric != metric:
             raise RowError(
-                0,
+                int(rows[0]),
                 f"task {task!r} mixes the metrics {metric!r} and {batch.metric!r} (item {item!r}); write one metric "
                 "per task, or give the tasks different names",
             )
@@ -241,7 +241,7 @@ class TableBuilder:
             self.graded = batch.graded
         if batch.graded not in (None, self.graded):
             odd = "has no 'correct', which the others have" if self.graded else "has 'correct', the others a score"
-            raise RowError(0, f"task {task!r}: item {item!r} {odd}; judge all items of a task in one way")
+            raise RowError(int(rows[0]), f"task {task!r}: item {item!r} {odd}; judge all items of a task in one way")
         start = len(self.ids)
         for name, values in batch.columns.items():
             column = self.columns.setdefault(name, _Column(name in self.wanted))
