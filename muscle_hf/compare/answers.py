@@ -11,7 +11,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping
-from decimal import Decimal
+from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
 from typing import Any
 
 from muscle_hf.errors import MuscleError
@@ -29,6 +29,7 @@ _NO_JUDGEMENT = {"none", "n/a", "#n/a", "na", "nat", "-", "--"}
 _WRITTEN_ZEROS = re.compile(r"\.[0-9]*[1-9]0+")
 # Beyond this a number is not written out in digits.
 _MAX_DIGITS = 400
+_EXACT = Context(prec=MAX_PREC, Emin=MIN_EMIN, Emax=MAX_EMAX)
 _YES = {"1", "true", "t", "yes", "y", "right", "correct", "pass", "passed", "success", "resolved", "✓", "✔", "✅"}
 _NO = {"0", "false", "f", "no", "n", "wrong", "incorrect", "fail", "failed", "failure", "unresolved", "✗", "✘", "❌"}
 # Around a text: blanks, marks of direction, and what no reader sees.
@@ -91,16 +92,11 @@ def normal(value: Any) -> str:
 
 
 def _digits(number: str) -> str:
-    if number.isdigit():
-        return number
-    sign, digits, shift = Decimal(number).as_tuple()
-    text = "".join(map(str, digits)).rstrip("0")
-    exponent = int(shift) + len(digits) - len(text)
-    if not text:
+    value = Decimal(number)
+    if not value:
         return "0"
-    if 0 <= exponent < _MAX_DIGITS:
-        text, exponent = text + "0" * exponent, 0
-    return "-" * sign + text.lstrip("0") + (f"e{exponent}" if exponent else "")
+    value = value.normalize(_EXACT)
+    return format(value, "f") if abs(value.adjusted()) < _MAX_DIGITS else str(value)
 
 
 def answer_key(value: Any) -> int:

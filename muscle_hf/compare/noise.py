@@ -33,9 +33,6 @@ def measure_noise(
         epsilon: Changes of a score of at most this size are no flips.
         missing: What becomes of items that a model has no judged answer to (:func:`~muscle_hf.compare.join.join`).
 
-    Returns:
-        One noise floor for each task.
-
     Raises:
         MuscleError: Fewer than two runs, or runs of different items.
     """

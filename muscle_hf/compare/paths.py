@@ -73,11 +73,6 @@ def column(name: str) -> Getter:
     return read
 
 
-def is_comparison(path: str) -> bool:
-    """Whether a path compares, so that what it gives is right or wrong in itself."""
-    return re.search("[<>=!]", path) is not None
-
-
 def is_name(path: str) -> bool:
     """Whether a path can only be the name of a column."""
     return re.fullmatch(r"[\w\- ]+", path) is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ from muscle_hf.compare.answers import (
     targets_of,
 )
 from muscle_hf.compare.layouts import Layout
-from muscle_hf.compare.paths import Getter, Row, column, compiled, getter, is_comparison
+from muscle_hf.compare.paths import Getter, Row, column, compiled, getter
 from muscle_hf.compare.roles import ROW_NUMBER, ReadOptions, Roles
 from muscle_hf.compare.table import Batch, Detail, RowError, each, hash_key, once_each, text_key
 from muscle_hf.errors import MuscleError
@@ -179,9 +180,9 @@ class RowReader(Roles):
         if self.how == "exact_match":
             values = self._verbatim(columns["prediction"], columns["target"])
         elif self.how == "correct":
-            values = self._numbers("correct", columns["correct"])
-            path = self.roles["correct"]
-            if not is_comparison(path) and (not self.layout.columns or "correct" in self.options.columns):
+            values, path = self._numbers("correct", columns["correct"]), self.roles["correct"]
+            # A comparison says itself which way is right.
+            if re.search("[<>=!]", path) is None and (not self.layout.columns or "correct" in self.options.columns):
                 values = values if sign_of(path, self.options.lower_is_better) > 0 else 1 - values
         elif self.how == "score":
             values, graded = self._numbers("score", columns["score"]), None if self.layout.open else False

@@ -46,9 +46,10 @@ _SEEN = 5
 
 @dataclass
 class Source:
-    """What was read from one path: its format, one table per task, what the reader should be told, and what gave the
-    answers, as far as the rows say (:class:`~muscle_hf.compare.document.Model`). ``named_by`` is set where nothing but
-    one file names the tasks: what they begin with, and the file."""
+    """What was read from one path: one table per task, what the reader should be told, and what gave the answers.
+
+    ``named_by`` is set where nothing but one file names the tasks: what they begin with, and the file.
+    """
 
     path: str
     format: str
@@ -61,11 +62,8 @@ class Source:
 def read_source(path: str | os.PathLike[str], options: ReadOptions | None = None) -> Source:
     """Reads a prediction file, the log of another tool, a plain file, or a folder of these.
 
-    Args:
-        path: A file (``.jsonl``, ``.json``, ``.csv``, ``.tsv``, ``.parquet``, ``.eval``; text also ``.gz``, ``.zst``),
-            or a folder with lm-eval's ``samples_*.jsonl``, lighteval's ``details_*.parquet``, or one file (else one
-            folder) per task.
-        options: See :class:`~muscle_hf.compare.roles.ReadOptions`.
+    Files are ``.jsonl``, ``.json``, ``.csv``, ``.tsv``, ``.parquet`` and ``.eval``; text also ``.gz`` and ``.zst``. A
+    folder has lm-eval's ``samples_*.jsonl``, lighteval's ``details_*.parquet``, or one file (or folder) per task.
 
     Raises:
         MuscleError: The path does not exist, is empty, truncated or of no known format, or its rows contradict each
@@ -104,7 +102,7 @@ def source_of(data: Any, name: str = "memory", options: ReadOptions | None = Non
         data: Predictions of our own format; or a data frame of pandas or polars, a ``datasets.Dataset``, a list of
             dictionaries, or a JSON document.
         name: What messages call it.
-        options: See :class:`~muscle_hf.compare.roles.ReadOptions`.
+        options: How to read it.
 
     Raises:
         MuscleError: It is empty, or its columns are not enough.

@@ -80,20 +80,16 @@ def measure_targets(
     read: ReadOptions | None = None,
     missing: Missing = "error",
 ) -> list[Targets]:
-    """Try every target on the predictions of both models.
+    """Try every target of each task on the predictions of both models.
 
     Args:
-        old: Predictions of the old model on rows that neither task adapter was trained on: a path
-            (:func:`~muscle_hf.compare.sources.read_source`) or what was read. They need the log-likelihood of each
-            choice.
+        old: Predictions of the old model on rows that neither task adapter was trained on, with the log-likelihood of
+            each choice: a path (:func:`~muscle_hf.compare.sources.read_source`) or what was read.
         new: Predictions of the new model on the same rows.
         shares: Of the old model, each in (0, 1), for ``mean(share)``.
         level: Confidence level of the intervals.
         read: How to read the logs.
         missing: What becomes of items that a model has no judged answer to (:func:`~muscle_hf.compare.join.join`).
-
-    Returns:
-        One for each task.
 
     Raises:
         MuscleError: A share is out of range, the predictions do not belong together, or they have no log-likelihoods
