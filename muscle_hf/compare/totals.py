@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -66,25 +65,24 @@ def totals_of(joined: Sequence[Joined], tasks: Sequence[d.TaskResult], options: 
 def _total(
     name: str, joined: Sequence[Joined], tasks: Sequence[d.TaskResult], options: AnalysisOptions
 ) -> d.TaskResult:
-
-    def mean(pick: Callable[[Any], Estimate], of: Sequence[Any]) -> Estimate:
-        return average([pick(one) for one in of], options.cluster is not None)
+    def mean(estimates: Sequence[Estimate]) -> Estimate:
+        return average(estimates, options.cluster is not None)
 
     updates = []
     for column in zip(*(task.updates for task in tasks), strict=True):
         first = column[0]
         sides = [update_of(task, first.label, options) for task in joined]
-        change = mean(lambda update: update.change, column)
+        change = mean([update.change for update in column])
         p_value = _p_value(sides, options)
         shared = [key for key in _RATES if all(key in update.rates for update in column)]
         updates.append(
             d.Update(
                 label=first.label,
                 role=first.role,
-                accuracy=mean(lambda update: update.accuracy, column),
+                accuracy=mean([update.accuracy for update in column]),
                 change=change,
                 counts={key: sum(update.counts[key] for update in column) for key in first.counts},
-                rates={key: mean(lambda update, key=key: update.rates[key], column) for key in shared},
+                rates={key: mean([update.rates[key] for update in column]) for key in shared},
                 p_value=p_value,
                 p_adjusted=p_value,
                 verdict=verdict(change.value, p_value, options.level),
@@ -97,7 +95,7 @@ def _total(
         metric=", ".join(dict.fromkeys(task.metric for task in tasks)),
         kind=tasks[0].kind,
         items=sum(task.items for task in tasks),
-        accuracy_old=mean(lambda task: task.accuracy_old, tasks),
+        accuracy_old=mean([task.accuracy_old for task in tasks]),
         updates=updates,
         left_out=sum(task.left_out for task in tasks),
         doubt="; ".join(f"{task.name}: {task.doubt}" for task in tasks if task.doubt),

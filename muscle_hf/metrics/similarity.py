@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muscle_hf.errors import MissingDependencyError, MuscleError
+from muscle_hf.metrics.flips import check_lengths
+from muscle_hf.metrics.smooth import as_scores
 
 Similarity = Callable[[str, Sequence[str]], float]
 Extractor = Callable[[str], "str | None"]
@@ -206,24 +208,15 @@ def score_texts(
         >>> score_texts(["a cat sat"], [["the cat sat", "dogs"]], "rouge1").round(3).tolist()
         [0.667]
     """
-    if len(predictions) != len(references):
-        raise MuscleError(f"unequal lengths: {len(predictions)} predictions, {len(references)} references")
+    check_lengths(predictions=predictions, references=references)
     lists = [[texts] if isinstance(texts, str) else list(texts) for texts in references]
-    if not all(lists):
-        raise MuscleError(
-            f"item {next(i for i, texts in enumerate(lists) if not texts)} has no references to score against"
-        )
     for i, (prediction, texts) in enumerate(zip(predictions, lists, strict=True)):
+        if not texts:
+            raise MuscleError(f"item {i} has no references to score against")
         for text in (prediction, *texts):
             if not isinstance(text, str):
                 raise MuscleError(f"item {i}: predictions and references must be texts, not {text!r}")
     score = get_similarity(similarity, **options)
     batched = getattr(score, "score_batch", None)
     values = batched(predictions, lists) if batched else [score(p, r) for p, r in zip(predictions, lists, strict=True)]
-    scores = np.asarray(values, dtype=np.float64)
-    bad = ~np.isfinite(scores)
-    if bad.any():
-        raise MuscleError(
-            f"the similarity returned {scores[bad][0]} for item {int(bad.argmax())}; it must be a finite number"
-        )
-    return scores
+    return as_scores(values, "what the similarity returned")

@@ -76,7 +76,7 @@ def test_changes_within_the_tolerance_are_none():
         (lambda: score_texts(["a"], ["a", "b"]), "unequal lengths"),
         (lambda: score_texts(["a"], [[]]), "no references"),
         (lambda: score_texts(["a"], ["a"], "rogue1"), "unknown similarity 'rogue1'"),
-        (lambda: score_texts(["a"], ["a"], lambda p, r: math.nan), "returned nan for item 0"),
+        (lambda: score_texts(["a"], ["a"], lambda p, r: math.nan), "nan or infinite, the first at position 0"),
         (lambda: get_similarity(lambda p, r: 1.0, use_stemmer=True), "use_stemmer"),
         (lambda: exact_match("a", ["a"], extract="nothing"), "unknown answer extraction"),
         (lambda: get_similarity("bertscore"), "needs an encoder"),
