@@ -283,11 +283,9 @@ def correct_tasks(tasks: Sequence[d.TaskResult], level: float) -> list[d.TaskRes
 
 def _corrected(tests: Sequence[Any], level: float) -> list[Any]:
     """Updates, or what holds one against another, with p-values and verdicts that hold together."""
-    if None in tests:
-        return list(tests)
-    adjusted = holm([test.p_value for test in tests]).tolist()
-    judged = [
-        test.verdict if p < 1 - level else "no difference shown" for test, p in zip(tests, adjusted, strict=True)
+    adjusted = holm([math.nan if test is None else test.p_value for test in tests]).tolist()
+    return [
+        test
+        and dataclasses.replace(test, p_adjusted=p, verdict=test.verdict if p < 1 - level else "no difference shown")
+        for test, p in zip(tests, adjusted, strict=True)
     ]
-    pairs = zip(tests, adjusted, judged, strict=True)
-    return [dataclasses.replace(test, p_adjusted=p, verdict=verdict) for test, p, verdict in pairs]
