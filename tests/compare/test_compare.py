@@ -200,18 +200,18 @@ def test_json_is_the_same_with_and_without_the_fast_library(text, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "message"),
+    ("labels", "options", "message"),
     [
-        ({"labels": ["a"]}, "2 models need 2 different labels"),
-        ({"labels": ["a", "a"]}, "different labels"),
-        ({"analysis": AnalysisOptions(level=95)}, "level must lie"),
-        ({"analysis": AnalysisOptions(epsilon=math.nan)}, "epsilon"),
-        ({"analysis": AnalysisOptions(max_flips=-1)}, "max_flips"),
+        (["a"], {}, "2 models need 2 different labels"),
+        (["a", "a"], {}, "different labels"),
+        (None, {"level": 95}, "level must lie"),
+        (None, {"epsilon": math.nan}, "epsilon"),
+        (None, {"max_flips": -1}, "max_flips"),
     ],
 )
-def test_bad_options(kwargs, message):
+def test_bad_options(labels, options, message):
     with pytest.raises(MuscleError, match=message):
-        compare(*sources(*flipping(5, 1)), **kwargs)
+        compare(*sources(*flipping(5, 1)), labels=labels, analysis=AnalysisOptions(**options))
 
 
 def test_files_and_memory_are_the_same(tmp_path):
