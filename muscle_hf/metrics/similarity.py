@@ -116,23 +116,15 @@ def _rouge(kind: str, *, use_stemmer: bool = False) -> Similarity:
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer([kind], use_stemmer=use_stemmer)
-
-    def rouge(prediction: str, references: Sequence[str]) -> float:
-        # Per example: the package's own aggregator resamples at random.
-        return max(scorer.score(reference, prediction)[kind].fmeasure for reference in references)
-
-    return rouge
+    # Per example: the package's own aggregator resamples at random.
+    return lambda prediction, references: scorer.score_multi(references, prediction)[kind].fmeasure
 
 
 def _sacrebleu(kind: str, **options: Any) -> Similarity:
     from sacrebleu.metrics import BLEU, CHRF
 
     metric = BLEU(effective_order=True, **options) if kind == "bleu" else CHRF(**options)
-
-    def score(prediction: str, references: Sequence[str]) -> float:
-        return metric.sentence_score(prediction, list(references)).score / 100.0
-
-    return score
+    return lambda prediction, references: metric.sentence_score(prediction, list(references)).score / 100.0
 
 
 def _bertscore(**options: Any) -> Similarity:
@@ -195,8 +187,7 @@ def score_texts(
     Args:
         predictions: One text per item.
         references: One text, or a list of texts, per item.
-        similarity: See :func:`get_similarity`.
-        **options: See :func:`get_similarity`.
+        similarity: See :func:`get_similarity`, also for its options.
 
     Returns:
         Scores, float64, shape ``(items,)``.
