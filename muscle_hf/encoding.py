@@ -83,8 +83,10 @@ def encode_prompts(
 ) -> list[list[int]]:
     """Token ids of whole inputs of an encoder or a classifier, with all special tokens."""
     try:
-        how = {"add_special_tokens": special_tokens, "return_attention_mask": False, "verbose": False}
-        return tokenizer(list(prompts), **how)["input_ids"]
+        encoded = tokenizer(
+            list(prompts), add_special_tokens=special_tokens, return_attention_mask=False, verbose=False
+        )
+        return encoded["input_ids"]
     except (TypeError, UnicodeEncodeError) as error:
         halves = next((text for text in prompts if any("\ud800" <= sign <= "\udfff" for sign in text)), None)
         if halves is None:

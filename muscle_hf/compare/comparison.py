@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from muscle_hf.compare.analyse import AnalysisOptions, TaskAnalysis, correct_tasks, count_repeats
 from muscle_hf.compare.document import Document, Model, NoiseFloor, Role, TaskResult
@@ -152,9 +152,13 @@ def _suspicions(sources: Mapping[str, Source], joined: Sequence[Joined]) -> list
     return mixed + [
         f"every answer of {name} is that of {old}: are these the logs of two models?"
         for name in others
-        if all(task.answers[old] is not None for task in joined)
-        and all(np.array_equal(kept[old], kept[name]) for task in joined for kept in (task.answers, task.values))
+        if all(_alike(task.answers[old], task.answers[name]) for task in joined)
+        and all(_alike(task.values[old], task.values[name]) for task in joined)
     ]
+
+
+def _alike(one: NDArray[Any] | None, other: NDArray[Any] | None) -> bool:
+    return one is not None and other is not None and bool((one == other).all())
 
 
 def _same_log(given: Sequence[Any], names: Sequence[str], read: ReadOptions) -> str:
