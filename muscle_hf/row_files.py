@@ -66,11 +66,6 @@ class Records:
     again: Callable[[Sequence[int]], Iterator[Row]]
     document: Any = None
 
-    @property
-    def unit(self) -> str:
-        """What rows are counted by in messages."""
-        return "line" if self.kind == "jsonl" else "row"
-
 
 def suffix_of(file: Path) -> str:
     """The suffix that tells the format, without that of a compressed file."""

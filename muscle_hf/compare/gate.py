@@ -173,7 +173,6 @@ def check_gate(
     floors = budget.noise | {floor.task: floor.nfr.value for floor in noise}
     checks = []
     for task in results:
-        _require_fractions(task, budget)
         members = [items for items in joined if items.task in (task.tasks or [task.name])]
         for update in task.updates:
             if update.label in candidates:
@@ -181,16 +180,6 @@ def check_gate(
     if not checks:
         raise MuscleError("none of the limits applies to a task that was compared")
     return Gate(worst_verdict(check.verdict for check in checks), checks, budget.source)
-
-
-def _require_fractions(task: TaskResult, budget: Budget) -> None:
-    for rule in _DIFFERENCES:
-        limit = budget.limit(rule, task.name)
-        if task.kind == "correct" and limit is not None and abs(limit) > 1:
-            raise MuscleError(
-                f"{rule} of task {task.name!r} is {limit:g}, but accuracies are fractions; write {limit / 100:g} or "
-                f"{limit:g}%, or limit the tasks with scores by their names"
-            )
 
 
 @dataclass(frozen=True)
@@ -236,6 +225,11 @@ class _Judge:
 
     def _check(self, rule: str, limit: float, name: str, what: str) -> GateCheck:
         task, cluster, level = self.task, self.options.cluster, self.budget.level
+        if task.kind == "correct" and rule in _DIFFERENCES and abs(limit) > 1:
+            raise MuscleError(
+                f"{rule} of task {task.name!r} is {limit:g}, but accuracies are fractions; write {limit / 100:g} or "
+                f"{limit:g}%, or limit the tasks with scores by their names"
+            )
         high, low = (self._bound(side, name, rule == "max_regression") for side in ("upper", "lower"))
         upper = rule != "min_accuracy_gain"
         kept, broken = (high.high <= limit, low.low > limit) if upper else (low.low >= limit, high.high < limit)

@@ -317,7 +317,8 @@ def _read(
                     builders[batch.task] = TableBuilder(batch, name, options.wanted)
                 builders[batch.task].add(batch, chosen, block.places[chosen])
         except RowError as error:
-            raise MuscleError(f"{name}, {records.unit} {block.numbers[error.row]}: {error}") from error
+            unit = "line" if records.kind == "jsonl" else "row"
+            raise MuscleError(f"{name}, {unit} {block.numbers[error.row]}: {error}") from error
     if not builders and options.where:
         listed = "; ".join(f"{path} is {', '.join(sorted(found))}" for path, found in reader.unmatched.items())
         raise MuscleError(f"no row of {name} is one of --where; {listed}")
