@@ -248,41 +248,31 @@ class RowReader(Roles):
         columns = _Columns(self.getters, rows, None)
         first = np.unique(columns.take_apart(self.how), return_index=True)[1].tolist()
         others = self._other_columns(columns.rows, columns["columns"])
-        roles = ("prompt", "prediction", "target", "choices", "log_likelihoods")
-        return [
-            _detail(
-                *(columns[role][place] for role in roles),
-                columns={name: values[place] for name, values in others.items()},
+
+        def detail(place: int) -> Detail:
+            prompt, prediction, target, choices, likelihoods = (
+                columns[role][place] for role in ("prompt", "prediction", "target", "choices", "log_likelihoods")
             )
-            for place in first
-        ]
+            choices, targets = tuple(map(str, choices or ())), targets_of(target)
+            indices = tuple(entry for entry in targets if entry.__class__ is int) if choices or likelihoods else ()
+            own = {name: values[place] for name, values in others.items()}
+            return Detail(
+                prompt=None if prompt is None else _text(prompt),
+                target=" | ".join(_text(entry, choices) for entry in targets),
+                answer=None if is_missing(prediction) else _text(prediction, choices),
+                choices=choices,
+                target_indices=indices,
+                log_likelihoods=tuple(likelihoods or ()),
+                columns={k: v for k, v in own.items() if v is not None and not isinstance(v, (list, dict, bytes))},
+            )
+
+        return list(map(detail, first))
 
 
-def _detail(
-    prompt: Any, prediction: Any, target: Any, choices: Any, likelihoods: Any, columns: Mapping[str, Any]
-) -> Detail:
-    choices, targets = tuple(map(str, choices or ())), targets_of(target)
-
-    def text(answer: Any) -> str:
-        known = answer.__class__ is int and 0 <= answer < len(choices)
-        return choices[answer] if known else _text(answer)
-
-    return Detail(
-        prompt=None if prompt is None else _text(prompt),
-        target=" | ".join(map(text, targets)),
-        answer=None if is_missing(prediction) else text(prediction),
-        choices=choices,
-        target_indices=tuple(entry for entry in targets if entry.__class__ is int) if choices or likelihoods else (),
-        log_likelihoods=tuple(likelihoods or ()),
-        columns={
-            name: value
-            for name, value in columns.items()
-            if value is not None and not isinstance(value, (list, dict, bytes))
-        },
-    )
-
-
-def _text(value: Any) -> str:
+def _text(value: Any, choices: Sequence[str] = ()) -> str:
+    """What a reader is shown: of the index of a choice its text."""
+    if value.__class__ is int and 0 <= value < len(choices):
+        return choices[value]
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
