@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from muscle_hf.compare.analyse import AnalysisOptions, TaskAnalysis
 from muscle_hf.compare.document import Model, plain
@@ -123,8 +124,7 @@ def probabilities_of(scores: Sequence[Sequence[float] | Floats]) -> Floats:
     """Softmax of each item's scores, (items, choices) float64; items with fewer choices have zeros behind them."""
     widest = max(map(len, scores))
     values = np.array([[*row, *[-np.inf] * (widest - len(row))] for row in scores], dtype=np.float64)
-    odds = np.exp(values - values.max(axis=1, keepdims=True))
-    return odds / odds.sum(axis=1, keepdims=True)
+    return softmax(values, axis=1)
 
 
 def choose_target(masks: Sequence[str], correct: NDArray[np.bool_], old_correct: NDArray[np.bool_]) -> str:
