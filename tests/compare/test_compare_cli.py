@@ -91,7 +91,7 @@ def test_budget_baseline_and_noise(files, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--max-nfr", "lots"], "--max-nfr: 'lots' must be a number"),
+        (["--max-nfr", "lots"], "--max-nfr: 'lots' is not a number"),
         (["--max-nfr", "2"], "write 0.02 or 2%"),
         (["--max-nfr", "away=0.1"], "'away', which was not compared"),
         (["--columns", "prediction"], "must be NAME=VALUE"),
