@@ -6,13 +6,12 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from peft import PeftModel
-from transformers import TrainerCallback
 from transformers.utils import logging
 
 from muscle_hf.choice_log import ChoiceLog
@@ -67,14 +66,13 @@ def run(settings: RunSettings, say: Callable[[str], None] = print) -> Result | N
 class Run(Planned):
     """A run whose steps can be done one by one; each needs those before it, and does them where they are missing.
 
-    ``callbacks`` are added to every trainer. ``old``: task and rows of v1, where it is asked in words of its own.
+    ``old``: task and rows of v1, where it is asked in words of its own.
 
     Raises:
         MuscleError: The task (None: nothing is evaluated) is not for causal LMs, or does not fit the settings.
     """
 
     test_data: Mapping[str, str | None] = {}
-    callbacks: Sequence[TrainerCallback] = ()
 
     @classmethod
     def of(cls: type[R], settings: RunSettings, say: Callable[[str], None] = print) -> R:
@@ -256,7 +254,7 @@ class Run(Planned):
         def work(folder: Path) -> None:
             arguments = steps.training_arguments(self.settings.plain_class, training, folder)
             model = steps.task_adapter_model(side, self.settings.lora, self._how, arguments.seed)
-            steps.train_plainly(model, self.data_for(name), arguments, name=version, callbacks=self.callbacks)
+            steps.train_plainly(model, self.data_for(name), arguments, name=version)
 
         return self._once(name, f"Task adapter on {version}", self._task_key(name), work)
 
@@ -295,7 +293,7 @@ class Run(Planned):
             model = self._student()
             if self._starts_from_old:
                 start_from(model, steps.load_task_adapter(self.side(OLD), self._how, trainable=False))
-            steps.train_plainly(model, self.data, arguments, name="control", callbacks=self.callbacks)
+            steps.train_plainly(model, self.data, arguments, name="control")
 
         self.adapter(NEW)
         start = "v2's adapter"
@@ -310,7 +308,7 @@ class Run(Planned):
     def _compatibility(self) -> Path:
         def work(folder: Path) -> dict[str, int]:
             trainer = self._cheapest_trainer(folder)
-            steps.fit(trainer, name="MUSCLE", callbacks=self.callbacks)
+            steps.fit(trainer, name="MUSCLE")
             # As an internal call: it is published at the end of the run, with its flips on the card.
             trainer.save_model(_internal_call=True)
             if trainer.args.should_save:
