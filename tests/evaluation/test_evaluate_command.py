@@ -132,7 +132,7 @@ def test_two_evaluations_of_one_output_at_a_time_are_refused(rows, model_folder,
     assert "answers.jsonl" in said.err and len(read_predictions(output)) == 8
     # The prompt is said as the model sees it, and what to do next can be pasted.
     assert "  | a parcel\n  | Question: Is this sentence positive or negative?" in said.out
-    assert f"muscle_hf compare OLD.jsonl {output}" in said.out
+    assert f" compare OLD.jsonl {output}" in said.out
 
 
 def test_answers_on_the_standard_output_are_alone_there(rows, model_folder, tmp_path, capfd):
