@@ -60,10 +60,10 @@ def measure(old: str, new: str, count: int) -> str:
             logits, own = (
                 model(torch.tensor([ids])).logits[0] for model, ids in zip(models, (view.old_ids, row), strict=True)
             )
-        student = own[[index - 1 for index in trained]].softmax(-1)
+        student = own[[index - 1 for index in trained]]
         first = [place.first for place in view.places]
         found, taken = timed(lambda: targets.target(logits, first, view.places, student, least=0.0))  # noqa: B023
-        bare = targets.target(logits, first, view.places, torch.ones_like(student), least=0.0)
+        bare = targets.target(logits, first, view.places, torch.zeros_like(student), least=0.0)
         labels = torch.tensor(row)[trained]
         mapped = [one.log_q.gather(1, labels[:, None]).sum() for one in (found, bare)]
         begun = first[0] + max(sum(step.kind <= 0 for step in view.places[0].steps) - 1, 0)

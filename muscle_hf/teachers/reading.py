@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, cast
@@ -20,8 +21,8 @@ from muscle_hf.objective.divergence import Divergence
 from muscle_hf.objective.whole_answers import FLOOR
 from muscle_hf.teachers.batch import IGNORED, LABEL_KEYS, PER_TOKEN, Batch, sequences_of
 from muscle_hf.teachers.kinds import CAUSAL_LM, SEQUENCE_CLASSIFICATION, ModelKind
-from muscle_hf.tokens.align import Aligner, Place, View
-from muscle_hf.tokens.foreign import ForeignTargets
+from muscle_hf.tokens.align import Aligner, View
+from muscle_hf.tokens.foreign import ForeignTargets, Steps, ranges
 from muscle_hf.tokens.levels import Vocabularies, compare_vocabularies
 
 # Rows of which it is remembered whether they are read: epochs come back to them.
@@ -193,19 +194,36 @@ class RenumberedStream(Stream):
 
 
 @dataclass(frozen=True)
+class _Row:
+    """A row as v1 reads it.
+
+    Args:
+        ids: v1's.
+        needed: (M,) positions of it whose logits are needed, ascending.
+        steps: What each of its trained tokens asks of them.
+        first: (N,) which of the M logits is the first that is asked for, and those of the next steps are behind it.
+    """
+
+    ids: list[int]
+    needed: np.ndarray
+    steps: Steps
+    first: np.ndarray
+
+
+@dataclass(frozen=True)
 class _Rows:
     """A batch's rows as v1 reads them.
 
     Args:
         whole: The batch, of the student's ids.
         batch: In v1's ids; its labels mark the M places of which logits are needed.
-        places: Of each of the N trained tokens: how v1's logits carry over; None where v1 has no say.
-        first: (N,) which of the M logits is the first that is needed, and those of the next steps are behind it.
+        steps: What each of the N trained tokens asks of them.
+        first: (N,) as of :class:`_Row`.
     """
 
     whole: Batch
     batch: Batch
-    places: list[Place | None]
+    steps: Steps
     first: np.ndarray
 
 
@@ -225,7 +243,8 @@ class ForeignReader(Reader):
         self.aligner = Aligner(vocabularies.old, vocabularies.new)
         self.targets = ForeignTargets(self.aligner)
         self._told: dict[bytes, np.ndarray] = {}
-        self._view, self._held = lru_cache(maxsize=None)(self._made_view), 0
+        self._view, self._row = lru_cache(maxsize=None)(self._made_view), lru_cache(maxsize=None)(self._made_row)
+        self._held = 0
         self._last: _Rows | None = None
         self.undecided = torch.zeros(2)
 
@@ -233,9 +252,8 @@ class ForeignReader(Reader):
         return self._read(batch).batch
 
     def silent(self, batch: Batch) -> Tensor | None:
-        places = self._read(batch).places
-        missing = [place is None for place in places]
-        return torch.tensor(missing, device=batch.labels.device) if any(missing) else None
+        missing = self._read(batch).steps.count == 0
+        return torch.from_numpy(missing).to(batch.labels.device) if missing.any() else None
 
     def stream(self, batch: Batch, states: Tensor, head: Head | None, top: bool = False) -> Stream:
         """As :meth:`~muscle_hf.teachers.Teacher.stream`.
@@ -246,7 +264,7 @@ class ForeignReader(Reader):
         if not batch.kind.generates_text:
             return Stream(states, head)
         rows = self._read(batch)
-        return ForeignStream(states, head, rows.places, rows.first, self.targets, self._note, self.reference, top)
+        return ForeignStream(states, head, rows.steps, rows.first, self.targets, self._note, self.reference, top)
 
     def figures(self) -> dict[str, float]:
         """``old_undecided``: the share of the teacher's mass that it leaves to the reference."""
@@ -273,16 +291,27 @@ class ForeignReader(Reader):
                 "two rows that are equal in v2's tokens have different words for v1, by which they cannot be told "
                 f"apart; leave one out. v1's: {self.vocabularies.old.decode(told)[-200:]!r}"
             )
+        self._forget()
+
+    def _forget(self) -> None:
         self._view.cache_clear()
+        self._row.cache_clear()
+        self._held = 0
 
     def _made_view(self, ids: tuple[int, ...], trained: tuple[int, ...]) -> View:
         size = len(trained) + len(ids) // 10
+        if self._held + size > _KEPT_PLACES:
+            self._forget()
         self._held += size
-        if self._held > _KEPT_PLACES:
-            self._view.cache_clear()
-            self._held = size
         told = self._told.get(_key(ids))
         return self.aligner.view(ids, trained, old_ids=None if told is None else told.tolist())
+
+    def _made_row(self, ids: tuple[int, ...], trained: tuple[int, ...]) -> _Row:
+        view = self._made_view(ids, trained)
+        steps = self.targets.steps(view.places)
+        first = np.array([-1 if place is None else place.first for place in view.places], dtype=np.int64)
+        needed = np.unique(ranges(first, steps.count))
+        return _Row(view.old_ids, needed, steps, np.searchsorted(needed, first))
 
     def _read(self, batch: Batch) -> _Rows:
         whole = batch.whole or batch
@@ -290,46 +319,40 @@ class ForeignReader(Reader):
             self._last = self._made(whole)
         return self._last
 
-    def _views(self, batch: Batch) -> list[View]:
-        """The teacher's view of each row."""
+    def _each(self, batch: Batch) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Each row's ids, and which of them are trained."""
         rows, columns = (index.cpu().numpy() for index in batch.places)
-        views = []
         for row, (ids, numbers) in enumerate(_real_rows(batch)):
             # What the logits of a place predict is behind it; a classifier predicts of the whole row.
             trained = (numbers[columns[rows == row]] + 1).tolist() if batch.kind.generates_text else ()
-            views.append(self._view(tuple(ids.tolist()), tuple(trained)))
-        return views
+            yield tuple(ids.tolist()), tuple(trained)
 
     def _made(self, batch: Batch) -> _Rows:
-        views, rows = self._views(batch), batch.rows.cpu().numpy()
+        rows = list(itertools.starmap(self._row, self._each(batch)))
+        ids, steps = [row.ids for row in rows], Steps.joined([row.steps for row in rows])
         if not batch.kind.generates_text:
-            return _Rows(batch, self._batch(batch, views, batch.labels.cpu().numpy()), [], rows)
-        places = [place for view in views for place in view.places]
-        needed = [
-            {i for p in v.places if p is not None for i in range(p.first, p.first + len(p.steps))} for v in views
-        ]
-        labels = np.full((len(views), max(max(own, default=0) + 1 for own in needed)), IGNORED)
-        for row, own in enumerate(needed):
+            return _Rows(batch, self._batch(batch, ids, batch.labels.cpu().numpy()), steps, batch.rows.cpu().numpy())
+        labels = np.full((len(rows), max(int(row.needed.max(initial=0)) + 1 for row in rows)), IGNORED)
+        for number, row in enumerate(rows):
             # What v1's row goes on with there.
-            at = np.array(sorted(own), dtype=int)
-            labels[row, at] = np.array([*views[row].old_ids, 0])[at + 1]
-        number = np.cumsum(labels.ravel() != IGNORED).reshape(labels.shape) - 1
-        first = [-1 if place is None else number[row, place.first] for row, place in zip(rows, places, strict=True)]
-        return _Rows(batch, self._batch(batch, views, labels), places, np.array(first, dtype=np.int64))
+            labels[number, row.needed] = np.array([*row.ids, 0])[row.needed + 1]
+        before = np.cumsum([0, *(len(row.needed) for row in rows)])
+        first = np.concatenate([row.first + start for row, start in zip(rows, before[:-1], strict=True)])
+        return _Rows(batch, self._batch(batch, ids, labels), steps, first)
 
-    def _batch(self, batch: Batch, views: Sequence[View], labels: np.ndarray) -> Batch:
+    def _batch(self, batch: Batch, old_ids: Sequence[list[int]], labels: np.ndarray) -> Batch:
         """Rows of the teacher's ids, as far as there are labels to predict."""
-        width = labels.shape[1] if batch.kind.generates_text else max(len(view.old_ids) for view in views)
-        ids = np.full((len(views), width), self.aligner.old_tokenizer.pad_token_id or 0, dtype=np.int64)
+        width = labels.shape[1] if batch.kind.generates_text else max(map(len, old_ids))
+        ids = np.full((len(old_ids), width), self.aligner.old_tokenizer.pad_token_id or 0, dtype=np.int64)
         mask = np.zeros_like(ids)
-        for row, view in enumerate(views):
-            own = view.old_ids[:width] or [0]
+        for row, given in enumerate(old_ids):
+            own = given[:width] or [0]
             ids[row, : len(own)], mask[row, : len(own)] = own, 1
         moved = [torch.from_numpy(array).to(batch.labels.device) for array in (ids, mask, labels)]
         return Batch({"input_ids": moved[0], "attention_mask": moved[1]}, moved[2], batch.kind)
 
     def spelling(self, batch: Batch) -> Batch:
-        views, spelt = self._views(batch), []
+        views, spelt = list(itertools.starmap(self._view, self._each(batch))), []
         for view in views:
             known = [place for place in view.places if place is not None]
             # Between the turns of a conversation stands what nobody is trained on.
@@ -338,7 +361,7 @@ class ForeignReader(Reader):
         labels = np.full((len(views), max((own[-1] + 1 for own in spelt if own), default=1)), IGNORED)
         for row, (view, own) in enumerate(zip(views, spelt, strict=True)):
             labels[row, np.array(own, dtype=int) - 1] = [view.old_ids[at] for at in own]
-        return self._batch(batch, views, labels)
+        return self._batch(batch, [view.old_ids for view in views], labels)
 
 
 def _key(ids: Sequence[int]) -> bytes:
@@ -375,7 +398,7 @@ class ForeignStream(Stream):
     Within a cell, and where its tokens do not reach, the probabilities of ``reference`` stand.
 
     Args:
-        places: As :class:`_Rows` has them.
+        steps: As :class:`_Rows` has them.
         first: The same.
         targets: Of both tokenizers.
         seen: Gets the share of v1's mass that is decided so, and over how many places.
@@ -383,7 +406,7 @@ class ForeignStream(Stream):
         top: As of :meth:`ForeignReader.stream`.
     """
 
-    places: list[Place | None]
+    steps: Steps
     first: np.ndarray
     targets: ForeignTargets
     seen: Callable[[Tensor, Tensor], None]
@@ -398,15 +421,12 @@ class ForeignStream(Stream):
         if student is None:
             raise MuscleError("what v1 says in other tokens is made with another model's probabilities beside it")
         own = student if chosen is None else student[chosen]
-        numbers = np.arange(len(self.places))[rows if isinstance(rows, slice) else rows.cpu().numpy()]
-        asked = [self.places[number] for number in numbers]
-        lengths = np.array([0 if place is None else len(place.steps) for place in asked], dtype=np.int64)
-        starts = self.first[numbers]
+        numbers = np.arange(len(self.first))[rows if isinstance(rows, slice) else rows.cpu().numpy()]
+        steps, starts = self.steps.only(numbers), self.first[numbers]
         # Places share v1's rows: one looks ahead to where the next one is.
-        needed = np.unique(np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum()))
+        needed = np.unique(ranges(starts, steps.count))
         said = super().logits(torch.from_numpy(needed).to(self.hidden.device))
-        own_rows = np.searchsorted(needed, starts).tolist()
-        found = self.targets.target(said, own_rows, asked, own.softmax(dim=-1), top=self.top)
+        found = self.targets.target(said, np.searchsorted(needed, starts), steps, own, top=self.top)
         self.seen(found.undecided[found.valid].sum(), found.valid.sum())
         return found.log_q.to(own)
 

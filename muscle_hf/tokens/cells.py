@@ -17,6 +17,7 @@ import secrets
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from torch import Tensor
 from muscle_hf.tokens.vocabulary import ByteVocabulary, special_pairs
 
 _VERSION = 2  # of what a table holds; another one is never read
-SMALLEST = 1e-30
+_LEAST = -69.0  # of what the reference says within a cell, relative to the most that it says: no exponential is 0
 
 
 @dataclass(frozen=True)
@@ -83,51 +84,87 @@ class CellTable:
         return cls(torch.from_numpy(ws), torch.from_numpy(us), torch.from_numpy(counts[ws] > 1), old_size, new_size)
 
     @cached_property
-    def closed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """int64: for each of the student's tokens the first token of v1 whose only one it is, V1 for none, (V2,); and
-        the further pairs of such tokens, v1's and the student's."""
-        closed = (~self.open).nonzero()[:, 0]
-        old, new = self.old[closed], self.new[closed]
-        first = torch.full((self.new_size,), self.old_size, device=new.device).scatter_reduce_(0, new, old, "amin")
-        further = first[new] != old
-        return first, old[further], new[further]
+    def layout(self) -> _Layout:
+        """The same, as :func:`spread` goes through it."""
+        order = (2 * self.new + ~self.open).argsort(stable=True)
+        begins = torch.ones_like(self.open)
+        begins[1:] = self.new[order[1:]] != self.new[order[:-1]]
+        first, further = order[begins], order[~begins]
+        further = further[(~self.open[further]).long().argsort(stable=True)]
+        several, at = self.new[further].unique(return_inverse=True)
+        cell_of, cell = torch.unique_consecutive(self.old[self.open], return_inverse=True)
+        old = torch.zeros(self.new_size, dtype=torch.int64, device=self.old.device)
+        is_open = old.float()
+        old[self.new[first]], is_open[self.new[first]] = self.old[first], self.open[first].float()
+        return _Layout(
+            old=old,
+            is_open=is_open,
+            unsaid=(torch.bincount(self.new, minlength=self.new_size) == 0).nonzero()[:, 0],
+            several=several,
+            at=at,
+            further_old=self.old[further],
+            further_open=self.new[further[self.open[further]]],
+            cell_of=cell_of,
+            members=self.new[self.open],
+            cell=cell,
+        )
 
     @cached_property
     def sizes(self) -> Tensor:
         """(V1,) int64, how many elements each cell has."""
         return torch.bincount(self.old, minlength=self.old_size)
 
-    @cached_property
-    def cells(self) -> tuple[Tensor, Tensor, Tensor]:
-        """int64: v1's tokens with several of the student's, all these of the student, and the cell of each."""
-        old, cell = torch.unique_consecutive(self.old[self.open], return_inverse=True)
-        return old, self.new[self.open], cell
-
     def to(self, device: torch.device | str) -> CellTable:
         """The same on a device."""
         return CellTable(self.old.to(device), self.new.to(device), self.open.to(device), self.old_size, self.new_size)
 
 
-def spread(p: Tensor, table: CellTable, s: Tensor) -> tuple[Tensor, Tensor]:
+class _Layout(NamedTuple):
+    """The pairs of a table: of each of the student's tokens the first one, an open one if it has any; and the others.
+
+    ``old``, ``is_open`` (float32): of the first pairs, (V2,); ``unsaid``: the student's tokens without a pair.
+    ``several``: those with further pairs; of these pairs ``at``: which of them, and ``further_old``; the open ones lie
+    in front, ``further_open``: the student's tokens of these. ``cell_of``: v1's tokens with open cells; ``members``:
+    the student's tokens in these, and ``cell``: in which.
+    """
+
+    old: Tensor
+    is_open: Tensor
+    unsaid: Tensor
+    several: Tensor
+    at: Tensor
+    further_old: Tensor
+    further_open: Tensor
+    cell_of: Tensor
+    members: Tensor
+    cell: Tensor
+
+
+def spread(log_p: Tensor, table: CellTable, reference: Tensor) -> tuple[Tensor, Tensor]:
     """Equation (X1).
 
     Args:
-        p: (n, V1 + 1) masses of v1's tokens, float32, and 0 behind them; a row need not sum to 1.
+        log_p: (n, at least V1) logs of the masses of v1's tokens, float32; a row need not sum to 1. It is overwritten.
         table: Of the place, on the same device.
-        s: (n, V2) the reference within cells, float32, 0 or more.
+        reference: (n, V2) logits of the reference within cells, float32.
 
     Returns:
-        (n, V2) float32, each row with the mass of the tokens of v1 that the table knows; and (n,) what of it lies in
-        cells of several tokens.
+        (n, V2) float32, logs of the masses of the student's tokens, together those of the tokens of v1 that the table
+        knows; and (n,) what of it lies in cells of several tokens.
     """
-    # A gather for the first token of v1 of each of the student's, which is the only one mostly: sums are slower.
-    first, *further = table.closed
-    out = p.index_select(1, first)
-    out.index_add_(1, further[1], p.index_select(1, further[0]))
-    old, new, cell = table.cells
-    mass, own = p.index_select(1, old), s.index_select(1, new).clamp_min_(SMALLEST)
-    each = mass / torch.zeros_like(mass).index_add_(1, cell, own)
-    return out.index_add_(1, new, own.mul_(each.index_select(1, cell))), mass.sum(-1)
+    layout = table.layout
+    s = (reference - reference.amax(-1, keepdim=True)).clamp_min_(_LEAST)
+    undecided = log_p.index_select(1, layout.cell_of).exp_().sum(-1)
+    whole = s.new_zeros(len(s), len(layout.cell_of))
+    whole.index_add_(1, layout.cell, s.index_select(1, layout.members).exp_())
+    log_p.index_add_(1, layout.cell_of, whole.log_(), alpha=-1)
+    # Most of the student's tokens have one pair, whose mass needs no exponential.
+    out = log_p.index_select(1, layout.old).addcmul_(s, layout.is_open)
+    further = log_p.index_select(1, layout.further_old)
+    further[:, : len(layout.further_open)] += s.index_select(1, layout.further_open)
+    found = out.index_select(1, layout.several).exp_().index_add_(1, layout.at, further.exp_())
+    out.index_copy_(1, layout.several, found.log_()).index_fill_(1, layout.unsaid, -torch.inf)
+    return out, undecided
 
 
 def load_table(old: ByteVocabulary, new: ByteVocabulary, folder: str | os.PathLike | None = None) -> CellTable:

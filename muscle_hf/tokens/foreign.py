@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
-from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +20,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from muscle_hf.tokens.align import Aligner, Place
-from muscle_hf.tokens.cells import SMALLEST, CellTable, spread
+from muscle_hf.tokens.cells import CellTable, spread
 from muscle_hf.tokens.steps import Parts
 
 FLOOR = -1e4  # of log q; a floor of log 1e-9 would be four times the whole mass at 128k tokens and temperature 2
 LEAST = 0.01
 _TINY = torch.finfo(torch.float32).tiny
+# Of one buffer: on a CPU the passes over a few places stay in its cache.
+_BLOCK_BYTES = {"cpu": 2 * 2**20}
+_BLOCK_BYTES_ELSEWHERE = 512 * 2**20
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Target:
     """v1's targets at n places of the student.
 
     Attributes:
-        log_q: (n, width of the student's probabilities) float32, log-probabilities, never below ``FLOOR``; where there
-            is no target, the student's own.
+        log_q: (n, width of the student's logits) float32, log-probabilities, never below ``FLOOR``; where there is no
+            target, the student's own.
         valid: (n,) bool, whether there is one: v1 is at the place at all, with enough mass.
         compatible: (n,) v1's mass, from its last boundary not behind the place, on texts that begin as the student has
             read; about 1 at a common boundary.
@@ -46,6 +48,60 @@ class Target:
     valid: Tensor
     compatible: Tensor
     undecided: Tensor
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What n places ask of v1's logits, as arrays: the steps of all places, one place behind the other.
+
+    Attributes:
+        count: (n,) int64, steps of each place; 0 where v1 has no say.
+        label: (n,) int64, as of :class:`~muscle_hf.tokens.Place`.
+        here: (n,) int64, which of its steps is the last whose boundary is not behind the place.
+        path: (m,) int64, as of the place; the next ones too.
+        ended: (m,) int64.
+        dense: (m,) bool, as of :class:`~muscle_hf.tokens.steps.Part`; the next ones too.
+        other: (m,) int64; for steps that are settled the label.
+        listed_count: (m,) int64, how many of ``listed`` are of each step.
+        pair_count: (m,) int64, how many of ``pairs``.
+        listed: (k,) int64, the listed tokens of all steps.
+        pairs: (l, 3) int64, the pairs of all steps.
+    """
+
+    count: NDArray[np.int64]
+    label: NDArray[np.int64]
+    here: NDArray[np.int64]
+    path: NDArray[np.int64]
+    ended: NDArray[np.int64]
+    dense: NDArray[np.bool_]
+    other: NDArray[np.int64]
+    listed_count: NDArray[np.int64]
+    pair_count: NDArray[np.int64]
+    listed: NDArray[np.int64]
+    pairs: NDArray[np.int64]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Steps]) -> Steps:
+        """The places of all, in order."""
+        return cls(*(np.concatenate([getattr(part, own.name) for part in parts]) for own in fields(cls)))
+
+    def only(self, numbers: NDArray[np.int64]) -> Steps:
+        """Of some places."""
+        steps = ranges(_starts(self.count)[numbers], self.count[numbers])
+        listed = ranges(_starts(self.listed_count)[steps], self.listed_count[steps])
+        pairs = ranges(_starts(self.pair_count)[steps], self.pair_count[steps])
+        of_places = self.count[numbers], self.label[numbers], self.here[numbers]
+        of_steps = self.path, self.ended, self.dense, self.other, self.listed_count, self.pair_count
+        return Steps(*of_places, *(array[steps] for array in of_steps), self.listed[listed], self.pairs[pairs])
+
+
+def _starts(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.cumsum(counts) - counts
+
+
+def ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The numbers from each start on, so many as are counted, one range behind the other."""
+    return np.repeat(starts - _starts(counts), counts) + np.arange(counts.sum())
 
 
 class ForeignTargets:
@@ -61,12 +117,37 @@ class ForeignTargets:
         self._parts = Parts(aligner, folder)
         self._table = self._parts.table
 
+    def steps(self, places: Sequence[Place | None]) -> Steps:
+        """What places ask of v1's logits; may be kept for as often as these are asked about."""
+        of_places = [
+            (0, -1, 0) if place is None else (len(place.steps), place.label, _here(place)) for place in places
+        ]
+        given = [place for place in places if place is not None]
+        parts = [self._parts.of(step) for place in given for step in place.steps]
+        settled = [place.label if done else -1 for place in given for done in place.settled]
+        count, label, here = np.array(of_places, dtype=np.int64).reshape(-1, 3).T
+        dense = np.array([part.dense for part in parts], dtype=bool)
+        other = np.where(np.array(settled, dtype=np.int64) >= 0, settled, [part.other for part in parts])
+        return Steps(
+            count,
+            label,
+            here,
+            np.array([*chain.from_iterable(place.path for place in given)], dtype=np.int64),
+            np.array([*chain.from_iterable(place.ended for place in given)], dtype=np.int64),
+            dense,
+            np.where(dense, -1, other).astype(np.int64),
+            np.array([len(part.listed) for part in parts], dtype=np.int64),
+            np.array([part.pairs.shape[1] for part in parts], dtype=np.int64),
+            np.concatenate([np.zeros(0, np.int64), *(part.listed for part in parts)]),
+            np.concatenate([np.zeros((0, 3), np.int64), *(part.pairs.T for part in parts)]),
+        )
+
     @torch.no_grad()
     def target(
         self,
         old_logits: Tensor,
-        first: Sequence[int],
-        places: Sequence[Place | None],
+        first: Sequence[int] | NDArray[np.int64],
+        places: Sequence[Place | None] | Steps,
         student: Tensor,
         least: float = LEAST,
         *,
@@ -78,168 +159,130 @@ class ForeignTargets:
             old_logits: (m, about V1) v1's logits at positions of its rows, any float dtype; with ``top`` (m, V1 + 1).
             first: (n,) for each place the row of ``old_logits`` for v1's position ``place.first``; the rows for the
                 positions behind it that ``place.steps`` needs follow. Any number where there is no place.
-            places: Of the student; None: v1 has no say.
-            student: (n, at least V2) the reference within cells: the student's probabilities, or v2's.
+            places: Of the student; None: v1 has no say. Or what :meth:`steps` gives for them.
+            student: (n, at least V2) the reference within cells: the student's logits, or v2's.
             least: Places with less compatible mass have no target.
             top: The last column of ``old_logits`` is of all tokens together that have no probability of their own; at
                 a common boundary it follows the student's, elsewhere it says nothing. v1's own next token has one.
         """
+        steps = places if isinstance(places, Steps) else self.steps(places)
         student = student.float()
         if self._table.old.device != student.device:
             self._table = self._table.to(student.device)
-        n, width = student.shape
-        compatible, undecided = student.new_zeros(n), student.new_zeros(n)
-        q = student.clone()
-        if asked := [index for index, place in enumerate(places) if place is not None]:
-            # One column more, of nothing, for what the table does not know.
-            p = old_logits[:, : self._table.old_size + top].float()
-            p = pad(p, (0, self._table.old_size + 1 - p.size(1)), value=-torch.inf).softmax(-1)
-            others = p[:, -1].clone() if top else None
-            p[:, -1] = 0
-            flat = _Steps(*(part.to(student.device) for part in self._flat(first, places, asked)))
-            given = torch.tensor(asked, device=student.device)
-            s = student[:, : self._table.new_size]
-            found, compatible[given], undecided[given] = _masses(
-                flat, p, others, s if len(asked) == n else s[given], self._table
-            )
-            found = pad(found, (0, width - found.size(1))) if width > found.size(1) else found
-            q = found if len(asked) == n else student.new_zeros(n, width).index_copy_(0, given, found)
-        valid = compatible >= max(least, _TINY)
-        q.div_(torch.where(valid, compatible, 1.0)[:, None])
-        q[~valid] = student[~valid]
-        return Target(q.log_().clamp_(min=FLOOR), valid, compatible, undecided / compatible.clamp_min(_TINY))
-
-    def _flat(self, first: Sequence[int], places: Sequence[Place | None], asked: Sequence[int]) -> _Steps:
-        given = [place for index in asked if (place := places[index]) is not None]
-
-        def of_steps(name: str) -> NDArray[Any]:
-            return np.array(list(chain.from_iterable(map(attrgetter(name), given))))
-
-        count = np.array([len(place.steps) for place in given])
-        number = np.repeat(np.arange(len(given)), count)
-        offset = np.arange(len(number)) - np.repeat(np.cumsum(count) - count, count)
-        row = np.asarray(first)[np.asarray(asked)][number] + offset
-        parts = list(map(self._parts.of, chain.from_iterable(place.steps for place in given)))
-
-        def joined(name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-            """The arrays of all parts, and which step each element is from."""
-            arrays = list(map(attrgetter(name), parts))
-            return np.repeat(np.arange(len(parts)), [one.shape[-1] for one in arrays]), np.concatenate(arrays, axis=-1)
-
-        dense, other = (np.array(list(map(attrgetter(name), parts))) for name in ("dense", "other"))
-        labels = np.array([place.label for place in given])
-        other = np.where(dense, -1, np.where(of_steps("settled"), labels[number], other))
-        (listed_at, listed), (pair_at, pairs) = joined("listed"), joined("pairs")
-        here = [max(sum(step.kind <= 0 for step in place.steps) - 1, 0) for place in given]
-        arrays = (number, row, offset, of_steps("path"), of_steps("ended"), dense, other, listed_at, listed, pair_at)
-        arrays += (pairs[0], pairs[1], pairs[2] != 0, labels, np.array(here), count)
-        return _Steps(*map(torch.from_numpy, arrays))
+        size = self._table.old_size + top
+        log_p = old_logits[:, :size].float().log_softmax(-1)
+        if log_p.size(1) < size:
+            log_p = pad(log_p, (0, size - log_p.size(1)), value=-torch.inf)
+        return _target(steps, np.asarray(first), log_p, student, self._table, least, top=top)
 
 
-class _Steps(NamedTuple):
-    """The steps of n places, one behind the other.
+def _here(place: Place) -> int:
+    return max(sum(step.kind <= 0 for step in place.steps) - 1, 0)
 
-    Of steps: ``place``, ``row`` of v1's logits, ``offset`` within the place; the others as of places and parts. Of
-    listed tokens and of pairs, ``listed_at`` and ``pair_at``: their steps. Of places: ``label``; ``here``, the offset
-    of the last boundary that is not behind the place; ``count`` of steps.
+
+def _target(
+    steps: Steps, first: NDArray[np.int64], log_p: Tensor, z: Tensor, table: CellTable, least: float, *, top: bool
+) -> Target:
+    """The target from the logs of v1's probabilities, which are overwritten, and the reference's logits.
+
+    Masses are relative to v1's at its last boundary that is not behind the place.
     """
+    (n, width), size = z.shape, table.new_size
 
-    place: Tensor
-    row: Tensor
-    offset: Tensor
-    path: Tensor
-    ended: Tensor
-    dense: Tensor
-    other: Tensor
-    listed_at: Tensor
-    listed: Tensor
-    pair_at: Tensor
-    old: Tensor
-    new: Tensor
-    open: Tensor
-    label: Tensor
-    here: Tensor
-    count: Tensor
+    def moved(array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(z.device)
 
+    def mass(rows: Tensor, tokens: Tensor) -> Tensor:
+        return log_p[rows, tokens].exp()
 
-def _masses(
-    steps: _Steps, p: Tensor, others: Tensor | None, s: Tensor, table: CellTable
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(n, V2) masses of the student's tokens, (n,) their sums, (n,) what of these lies in open cells.
+    numbers, offsets = np.repeat(np.arange(n), steps.count), ranges(np.zeros_like(steps.count), steps.count)
+    place, offset, row = map(moved, (numbers, offsets, first[numbers] + offsets))
+    count, label, here, path, ended, dense, other, listed_count, pair_count, listed, pairs = (
+        moved(getattr(steps, own.name)) for own in fields(steps)
+    )
+    listed_at, pair_at = (
+        torch.arange(len(path), device=z.device).repeat_interleave(each) for each in (listed_count, pair_count)
+    )
 
-    All are relative to v1's mass at its last boundary that is not behind the place.
-    """
-    n, most = len(s), int(steps.count.max())
-    on_path = torch.where(steps.path >= 0, p[steps.row, steps.path.clamp_min(0)], 0.0)
+    on_path = torch.where(path >= 0, mass(row, path.clamp_min(0)), 0.0)
     # The mass with which v1 is at each step: that of its own tokens of the text before it.
-    reached = p.new_ones(n, most + 1)
-    reached[steps.place, steps.offset + 1] = on_path
+    reached = z.new_ones(n, int(steps.count.max(initial=0)) + 1)
+    reached[place, offset + 1] = on_path
     reached = reached.cumprod(-1)
-    reached = reached / reached.gather(1, steps.here[:, None]).clamp_min(_TINY)
-    weight = reached[steps.place, steps.offset]
-    q, undecided = _dense(steps, p, s, table, weight)
-    if others is not None:
-        common = steps.dense.nonzero()[:, 0]
-        unknown = weight[common] * others[steps.row[common]]
-        unknown = torch.zeros_like(undecided).index_add_(0, steps.place[common], unknown)
-        q.addcmul_(s, unknown[:, None])
-        undecided += unknown
+    reached = reached / reached.gather(1, here[:, None]).clamp_min(_TINY)
+    weight = reached[place, offset]
 
     # Pairs of listed tokens; the path's own goes on in the next step.
-    place = steps.place[steps.pair_at]
-    off_path = steps.old != steps.path[steps.pair_at]
-    mass = weight[steps.pair_at] * p[steps.row[steps.pair_at], steps.old] * off_path * ~steps.dense[steps.pair_at]
-    cell = torch.unique_consecutive(steps.pair_at * table.old_size + steps.old, return_inverse=True)[1]
-    own = s[place, steps.new].clamp_min(SMALLEST)
-    mass = torch.where(steps.open, mass * own / torch.zeros_like(own).index_add_(0, cell, own)[cell], mass)
-    q.index_put_((place, steps.new), mass, accumulate=True)
-    undecided.index_add_(0, place, mass * steps.open)
+    old, new, is_open = pairs.unbind(-1)
+    of_pairs = weight[pair_at] * mass(row[pair_at], old) * (old != path[pair_at])
+    cell = torch.unique_consecutive(pair_at * table.old_size + old, return_inverse=True)[1]
+    own = z[place[pair_at], new].clamp_min(FLOOR)
+    own = (own - torch.full_like(own, -torch.inf).scatter_reduce_(0, cell, own, "amax")[cell]).exp_()
+    shared = of_pairs * own / torch.zeros_like(own).index_add_(0, cell, own)[cell]
+    of_pairs = torch.where(is_open > 0, shared, of_pairs)
 
-    # All other tokens say the same, and so does the end of the path.
-    listed = p[steps.row[steps.listed_at], steps.listed] * (steps.listed != steps.path[steps.listed_at])
-    rest = weight * (1 - on_path).index_add_(0, steps.listed_at, -listed).clamp_min(0)
-    said = steps.other >= 0
-    q.index_put_((steps.place[said], steps.other[said]), rest[said], accumulate=True)
-    whole = torch.arange(n, device=q.device)
-    q.index_put_((whole, steps.label), reached.gather(1, steps.count[:, None])[:, 0], accumulate=True)
-    _add_ended(steps, p, s, table, weight, q, undecided)
-    return q, q.sum(-1), undecided
+    # All other tokens say the same, or what the table says; so does the end of the path.
+    of_listed = mass(row[listed_at], listed) * (listed != path[listed_at])
+    rest = (1 - on_path).index_add_(0, listed_at, -of_listed)
+    common = dense.nonzero()[:, 0]
+    unsaid = (table.sizes == 0).nonzero()[:, 0]
+    rest[common] -= mass(row[common, None], unsaid).sum(-1)
+    rest = weight * rest.clamp_min_(0) * (dense | (other >= 0))
+    end = reached.gather(1, count[:, None])[:, 0] * (count > 0)
+    compatible = end.index_add(0, place, rest).index_add_(0, place[pair_at], of_pairs)
+    undecided = z.new_zeros(n).index_add_(0, place[pair_at], of_pairs * is_open)
 
+    # What is said of single tokens, by their places in the result.
+    said = other >= 0
+    at = (
+        torch.cat([place[pair_at], place[said], torch.arange(n, device=z.device)]),
+        torch.cat([new, other[said], label]),
+    )
+    masses = torch.cat([of_pairs, rest[said], end])
+    kept = masses > 0
+    keys, back = (at[0] * width + at[1])[kept].unique(return_inverse=True)
+    masses = masses.new_zeros(len(keys)).index_add_(0, back, masses[kept])
+    of_keys = keys // width
 
-def _dense(steps: _Steps, p: Tensor, s: Tensor, table: CellTable, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Steps where both have a boundary: v1's tokens but the path's and those that contradict what was read."""
-    rows = steps.dense.nonzero()[:, 0]
-    mass = p.index_select(0, steps.row[rows]).mul_(weight[rows, None])
-    number = torch.full_like(steps.row, -1)
-    number[rows] = torch.arange(len(rows), device=p.device)
-    listed = number[steps.listed_at]
-    mass[listed[listed >= 0], steps.listed[listed >= 0]] = 0.0
-    path = steps.path[rows]
-    mass[number[rows[path >= 0]], path[path >= 0]] = 0.0
-    place = steps.place[rows]
-    every = len(place) == len(s)  # one such step at each place, in order
-    found, undecided = spread(mass, table, s if every else s[place])
-    if not every:
-        found = torch.zeros_like(s).index_copy_(0, place, found)
-        undecided = s.new_zeros(len(s)).index_copy_(0, place, undecided)
-    return found, undecided
-
-
-def _add_ended(
-    steps: _Steps, p: Tensor, s: Tensor, table: CellTable, weight: Tensor, q: Tensor, undecided: Tensor
-) -> None:
-    """v1 may have ended a token where the student stands, off the path: what it says then is not known.
-
-    The student's own probabilities stand in, of those tokens that v1 would not have joined to what was read.
-    """
-    at = (steps.ended >= 0).nonzero()[:, 0]
-    place, back = steps.place[at].unique(return_inverse=True)
+    # Off its path v1 may have ended a token where the student stands, and what it says then is not known: the
+    # reference stands in, with those of its tokens that v1 would not have joined to what was read.
+    at = (ended >= 0).nonzero()[:, 0]
+    between, back = place[at].unique(return_inverse=True)
     # Of a token that may go on in several ways the student has read one.
-    said = weight[at] * p[steps.row[at], steps.ended[at]] / table.sizes[steps.ended[at]].clamp_min(1)
-    mass = p.new_zeros(len(place)).index_add_(0, back, said)
-    own = s[place].masked_fill_(q[place] > 0, 0.0)
-    own[torch.arange(len(place), device=q.device), steps.label[place]] = 0.0
-    whole = own.sum(-1)
-    mass *= whole > 0
-    q.index_add_(0, place, own * (mass / whole.clamp_min(_TINY))[:, None])
-    undecided.index_add_(0, place, mass)
+    each = weight[at] * mass(row[at], ended[at]) / table.sizes[ended[at]].clamp_min(1)
+    numbered = torch.arange(len(between), device=z.device)
+    number = torch.full_like(label, -1).index_copy_(0, between, numbered)
+    others = z[between, :size]
+    others[numbered, label[between]] = -torch.inf
+    inside = number[of_keys] >= 0
+    others[number[of_keys[inside]], keys[inside] % width] = -torch.inf
+    left = others.logsumexp(-1)
+    each = z.new_zeros(len(between)).index_add_(0, back, each) * (left > -torch.inf)
+    others += (each.log() - left.clamp_min(FLOOR))[:, None]
+    compatible.index_add_(0, between, each)
+    undecided.index_add_(0, between, each)
+
+    valid = compatible >= max(least, _TINY)
+    scale = torch.where(valid, compatible, 1.0).log_()
+    log_q = z.new_full((n, width), FLOOR) if len(common) < n or width > size else torch.empty_like(z)
+    log_q[between, :size] = others.sub_(scale[between, None]).clamp_min_(FLOOR)
+    if len(row[common].unique()) < len(common):  # what is taken from a row is of one place
+        log_p, row[common] = log_p[row[common]], torch.arange(len(common), device=z.device)
+    listed_here = dense[listed_at]
+    log_p[row[listed_at[listed_here]], listed[listed_here]] = -torch.inf
+    ahead = common[path[common] >= 0]
+    log_p[row[ahead], path[ahead]] = -torch.inf
+    block = max(1, _BLOCK_BYTES.get(z.device.type, _BLOCK_BYTES_ELSEWHERE) // (4 * max(size, table.old_size)))
+    for few in common.split(block):
+        at, reference = place[few], z.index_select(0, place[few])[:, :size]
+        found, of_cells = spread(log_p.index_select(0, row[few]), table, reference)
+        undecided.index_add_(0, at, of_cells)
+        if top:
+            unknown = log_p[row[few], -1]
+            undecided.index_add_(0, at, unknown.exp())
+            found = torch.logaddexp(found, reference.log_softmax(-1) + unknown[:, None])
+        log_q[:, :size].index_copy_(0, at, found.sub_(scale[at, None]).clamp_min_(FLOOR))
+    flat = log_q.view(-1)
+    flat[keys] = torch.logaddexp(flat[keys], masses.log() - scale[of_keys])
+    log_q[~valid] = z[~valid].log_softmax(-1).clamp_min_(FLOOR)
+    return Target(log_q, valid, compatible, undecided / compatible.clamp_min(_TINY))

@@ -1,0 +1,111 @@
+"""What is lost where a token of v1 may go on as more of the student's tokens than are looked at.
+
+    python benchmarks/continuations.py FOLDER llama2:llama3 qwen3:gemma3
+
+Writes benchmarks/results/continuations.md. FOLDER has a folder for each tokenizer. v1 and the student are their
+unigram frequencies on the text (wikitext and novels of the shared data sets), with a hundredth of all mass shared
+equally; targets with the bound are compared to those without one, place by place. Real models know their context, and
+give unfit continuations less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from reporting import publish, timed, where
+from transformers import AutoTokenizer
+
+from muscle_hf.tokens import Aligner, ByteVocabulary, ForeignTargets
+from muscle_hf.tokens import steps as steps_of
+
+SHARED = Path(os.environ.get("MUSCLE_HF_SHARED", Path(__file__).parents[2] / "shared")) / "data" / "text"
+CHARACTERS, ROWS, SMOOTHED = 300, 24, 0.01
+
+
+def texts() -> list[str]:
+    """Lines of wikitext, and pieces of the novels, in turns."""
+    with gzip.open(SHARED / "wikitext2_valid.txt.gz", "rt", encoding="utf-8") as file:
+        lines = [line.strip().replace("<unk>", "Smith") for line in file if len(line) > 600]
+    with gzip.open(SHARED / "novels.jsonl.gz", "rt", encoding="utf-8") as file:
+        novels = [" ".join(json.loads(line)["text"][10_000:40_000].split()) for line in file]
+    return [text for pair in zip(lines, novels, strict=False) for text in pair]
+
+
+def unigram(tokenizer, size: int, rows: list[str]) -> torch.Tensor:
+    """(size,) log-frequencies of tokens in the texts."""
+    counts = np.bincount(np.concatenate([tokenizer(text)["input_ids"] for text in rows]), minlength=size)[:size]
+    return torch.from_numpy((1 - SMOOTHED) * counts / counts.sum() + SMOOTHED / size).float().log()
+
+
+def measure(old_folder: Path, new_folder: Path) -> str:
+    """One line of the table."""
+    tokenizers = [
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=False) for folder in (old_folder, new_folder)
+    ]
+    old, new = (ByteVocabulary.of(tokenizer) for tokenizer in tokenizers)
+    rows = texts()
+    logits = unigram(tokenizers[0], old.size, rows)
+    reference = unigram(tokenizers[1], new.size, rows)
+    short = {string[:end] for string in new.strings if string for end in range(1, min(len(string), 5))}
+    many = [head for head in short if len(new.extending(head)) > steps_of._EXTENDING]
+    distances, of_labels = [], 0.0
+    seconds = [0.0, 0.0]
+    with tempfile.TemporaryDirectory() as folder:
+        made = [ForeignTargets(Aligner(*tokenizers), folder) for _ in range(2)]
+        for text in rows[:ROWS]:
+            row = tokenizers[1](text[:CHARACTERS])["input_ids"]
+            view = made[0].aligner.view(row, range(1, len(row)))
+            given = [place for place in view.places if place is not None]
+            first, student = np.zeros(len(given), dtype=np.int64), reference.expand(len(given), -1)
+            said = logits.expand(max(len(place.steps) for place in given), -1)
+            found = []
+            for number, (targets, bound) in enumerate(zip(made, (steps_of._EXTENDING, new.size), strict=True)):
+                with mock.patch.object(steps_of, "_EXTENDING", bound):
+                    steps, taken = timed(lambda targets=targets, given=given: targets.steps(given))
+                seconds[number] += taken
+                found.append(targets.target(said, first, steps, student, least=0.0).log_q)
+            distance = (found[0].exp() - found[1].exp()).abs().sum(-1) / 2
+            labels = torch.tensor([place.label for place in given])[:, None]
+            of_labels += (found[0].gather(1, labels) - found[1].gather(1, labels)).abs().sum().item()
+            distances.append(distance)
+    moved, places = torch.cat(distances), sum(map(len, distances))
+    cells = [old_folder.name, f"{new_folder.name} ({new.size:,})", f"{len(many):,}", f"{places:,}"]
+    cells += [f"{moved.mean():.2%}", f"{(moved > 0.01).float().mean():.1%}", f"{moved.max():.0%}"]
+    cells.append(f"{of_labels / places:.4f}")
+    cells += [f"{1000 * one / places:.2f}" for one in seconds]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Print the table, and keep it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("pairs", nargs="+", metavar="OLD:NEW")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = [measure(*(asked.folder / name for name in pair.split(":"))) for pair in asked.pairs]
+    header = [
+        f"| v1 | student | beginnings with more than {steps_of._EXTENDING} continuations | places | mass that the "
+        "bound moves | places where over 1 % | at most | label, nats a place | parts, ms a place | without bound |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    note = f"{ROWS} texts of {CHARACTERS} characters, half of wikitext, half of novels. Processor seconds of one core."
+    title = [
+        "# Continuations that are not looked at",
+        "",
+        "    python benchmarks/continuations.py FOLDER OLD:NEW ...",
+        "",
+    ]
+    publish("continuations", [*title, f"{note} {where()}.", "", *header, *lines])
+
+
+if __name__ == "__main__":
+    main()
