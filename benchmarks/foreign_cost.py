@@ -1,12 +1,13 @@
 """What a step costs whose v1 has another tokenizer, against the same step with one tokenizer and bodies of one size.
 
-    python benchmarks/foreign_cost.py [--parts small wide] [--rounds 3]
+    python benchmarks/foreign_cost.py [--parts small wide usual] [--rounds 3]
 
 Whole steps of the trainer on the same rows of running text, v1 and v2 with adapters, both asked about every row; the
 ways take turns in one process; processor time. In the first epoch every step meets rows it has not seen, so v1's view
 of them is made in it too; the second meets them again. ``small``: the 0.3M-parameter models with other tokenizers
 (``../shared``), where v1 reads more tokens than v2 for the same text. ``wide``: random weights, two byte-level BPEs of
-32,768 tokens, of other words and other texts. Writes benchmarks/results/foreign_cost.md.
+32,768 tokens, of other words and other texts. ``usual``: the same in front of bodies of 85M parameters, since what the
+tokenizers cost does not grow with these. Writes benchmarks/results/foreign_cost.md.
 """
 
 from __future__ import annotations
@@ -106,8 +107,9 @@ def byte_bpe(texts: list[str], size: int, pattern: str | None) -> PreTrainedToke
     return PreTrainedTokenizerFast(tokenizer_object=made, bos_token=special[0], eos_token=special[1])
 
 
-def wide() -> Pairing:
-    body = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 4}
+def wide(hidden: int = 256, layers: int = 8) -> Pairing:
+    body = {"hidden_size": hidden, "intermediate_size": 4 * hidden, "num_hidden_layers": layers}
+    body["num_attention_heads"] = hidden // 64
     shape = Shape(body, vocabulary=32_768, length=256, batch=4, rows=0)
     texts = novels()
     half = len(texts) // 2
@@ -116,7 +118,15 @@ def wide() -> Pairing:
         for part, pattern in ((texts[:half], WORDS), (texts[half:], None))
     )
     sides = [Side(adapted(base(seed, shape), 10 + seed).eval(), own) for seed, own in ((2, new), (1, new), (1, old))]
-    return Pairing(f"hidden 256, 8 layers, {len(old):,} x {len(new):,} tokens", *sides, batch=2, length=96)
+    says = f"hidden {hidden}, {layers} layers, {len(old):,} x {len(new):,} tokens"
+    return Pairing(says, *sides, batch=2, length=96)
+
+
+def usual() -> Pairing:
+    return wide(768, 12)
+
+
+PARTS = {"small": small, "wide": wide, "usual": usual}
 
 
 def rows_of(pairing: Pairing, answer: int | None) -> list[dict[str, list[int]]]:
@@ -206,11 +216,11 @@ def measured(pairing: Pairing, rounds: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=("small", "wide"), default=["small", "wide"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    made = [({"small": small, "wide": wide}[part])() for part in args.parts]
+    made = [PARTS[part]() for part in args.parts]
     found = [line for pairing in made for line in measured(pairing, args.rounds)]
     command = f"python benchmarks/foreign_cost.py --parts {' '.join(args.parts)} --rounds {args.rounds}"
     publish(

@@ -3,6 +3,9 @@
 # What weights are called in files and what in models, which is not the same for many architectures.
 from transformers.conversion_mapping import get_model_conversion_mapping as get_model_conversion_mapping
 
+# What byte-level vocabularies write for each byte.
+from transformers.convert_slow_tokenizer import bytes_to_unicode as bytes_to_unicode
+
 # The fast form of a tokenizer that is written in Python, whose tokens are then read as those of others.
 from transformers.convert_slow_tokenizer import convert_slow_tokenizer as convert_slow_tokenizer
 from transformers.core_model_loading import WeightRenaming as WeightRenaming

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from muscle_hf.tokens.align import Aligner, Place
+from muscle_hf.tokens.align import Aligner, Place, Step
 from muscle_hf.tokens.cells import CellTable, spread
 from muscle_hf.tokens.steps import Parts
 
@@ -60,6 +60,7 @@ class Steps:
         here: (n,) int64, which of its steps is the last whose boundary is not behind the place.
         path: (m,) int64, as of the place; the next ones too.
         ended: (m,) int64.
+        share: (m,) float64, how much of the mass of that token was given to what the student has read.
         dense: (m,) bool, as of :class:`~muscle_hf.tokens.steps.Part`; the next ones too.
         other: (m,) int64; for steps that are settled the label.
         listed_count: (m,) int64, how many of ``listed`` are of each step.
@@ -73,6 +74,7 @@ class Steps:
     here: NDArray[np.int64]
     path: NDArray[np.int64]
     ended: NDArray[np.int64]
+    share: NDArray[np.float64]
     dense: NDArray[np.bool_]
     other: NDArray[np.int64]
     listed_count: NDArray[np.int64]
@@ -91,7 +93,7 @@ class Steps:
         listed = ranges(_starts(self.listed_count)[steps], self.listed_count[steps])
         pairs = ranges(_starts(self.pair_count)[steps], self.pair_count[steps])
         of_places = self.count[numbers], self.label[numbers], self.here[numbers]
-        of_steps = self.path, self.ended, self.dense, self.other, self.listed_count, self.pair_count
+        of_steps = self.path, self.ended, self.share, self.dense, self.other, self.listed_count, self.pair_count
         return Steps(*of_places, *(array[steps] for array in of_steps), self.listed[listed], self.pairs[pairs])
 
 
@@ -134,6 +136,7 @@ class ForeignTargets:
             here,
             np.array([*chain.from_iterable(place.path for place in given)], dtype=np.int64),
             np.array([*chain.from_iterable(place.ended for place in given)], dtype=np.int64),
+            np.array([self._share(*own) for place in given for own in zip(place.ended, place.before, strict=True)]),
             dense,
             np.where(dense, -1, other).astype(np.int64),
             np.array([len(part.listed) for part in parts], dtype=np.int64),
@@ -141,6 +144,22 @@ class ForeignTargets:
             np.concatenate([np.zeros(0, np.int64), *(part.listed for part in parts)]),
             np.concatenate([np.zeros((0, 3), np.int64), *(part.pairs.T for part in parts)]),
         )
+
+    def _share(self, ended: int, before: Sequence[tuple[int, Step]]) -> float:
+        """How much of the mass of a token of v1 is given to the student's tokens before, within cells to each alike.
+
+        The reference shared it out by what it said there, which is not known any more.
+        """
+        share = 1.0
+        for label, step in before:
+            part = self._parts.of(step)
+            table, listed = self._parts.table, ended in part.listed
+            old, new = (table.old.numpy(), table.new.numpy()) if part.dense else part.pairs[:2]
+            cell = [] if listed and part.dense else new[slice(*np.searchsorted(old, [ended, ended + 1]))]
+            if not (listed or part.dense or len(cell)):
+                cell = [part.other]
+            share *= (label in cell) / max(len(cell), 1)
+        return share
 
     @torch.no_grad()
     def target(
@@ -197,7 +216,7 @@ def _target(
 
     numbers, offsets = np.repeat(np.arange(n), steps.count), ranges(np.zeros_like(steps.count), steps.count)
     place, offset, row = map(moved, (numbers, offsets, first[numbers] + offsets))
-    count, label, here, path, ended, dense, other, listed_count, pair_count, listed, pairs = (
+    count, label, here, path, ended, share, dense, other, listed_count, pair_count, listed, pairs = (
         moved(getattr(steps, own.name)) for own in fields(steps)
     )
     listed_at, pair_at = (
@@ -248,8 +267,7 @@ def _target(
     # reference stands in, with those of its tokens that v1 would not have joined to what was read.
     at = (ended >= 0).nonzero()[:, 0]
     between, back = place[at].unique(return_inverse=True)
-    # Of a token that may go on in several ways the student has read one.
-    each = weight[at] * mass(row[at], ended[at]) / table.sizes[ended[at]].clamp_min(1)
+    each = weight[at] * mass(row[at], ended[at]) * share[at].to(weight)
     numbered = torch.arange(len(between), device=z.device)
     number = torch.full_like(label, -1).index_copy_(0, between, numbered)
     others = z[between, :size]

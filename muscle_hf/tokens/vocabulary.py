@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, models
 
+from muscle_hf.compat.transformers import bytes_to_unicode, convert_slow_tokenizer
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import readable
 
@@ -28,15 +29,8 @@ Specials = tuple[dict[int, str], dict[str, int]]
 _KEPT: weakref.WeakKeyDictionary[Any, tuple[int, ByteVocabulary]] = weakref.WeakKeyDictionary()
 
 
-def _byte_letters() -> str:
-    """What byte-level vocabularies write for each byte: printable ones stay, others follow from U+0100 on."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = iter(range(256, 512))
-    return "".join(chr(byte if byte in printable else next(others)) for byte in range(256))
-
-
-_LETTERS = _byte_letters()
-_BYTES = {letter: byte for byte, letter in enumerate(_LETTERS)}
+_LETTERS: dict[int, str] = bytes_to_unicode()
+_BYTES = {letter: byte for byte, letter in _LETTERS.items()}
 
 
 class ByteVocabulary:
@@ -172,27 +166,23 @@ class ByteVocabulary:
 
     def extending(self, prefix: bytes) -> NDArray[np.int64]:
         """Ids of the tokens that begin with some bytes and go on, in the order of their bytes."""
-        keys, ids = self._sorted
-        start = bisect_right(keys, prefix)
-        return ids[start : bisect_left(keys, _successor(prefix), start) if prefix else len(keys)]
+        return self._between(bisect_right(self._sorted[0], prefix), prefix)
 
     def beginning(self, prefix: bytes) -> NDArray[np.int64]:
         """Ids of the tokens that begin with some bytes, or are them, in the order of their bytes."""
+        return self._between(bisect_left(self._sorted[0], prefix), prefix)
+
+    def _between(self, start: int, prefix: bytes) -> NDArray[np.int64]:
         keys, ids = self._sorted
-        start = bisect_left(keys, prefix)
         return ids[start : bisect_left(keys, _successor(prefix), start)]
 
     def extends(self, prefix: bytes) -> bool:
-        """Whether there is such a token."""
-        return self._follows(bisect_right(self._sorted[0], prefix), prefix)
+        """Whether there is a token that begins with some bytes and goes on."""
+        return len(self.extending(prefix)) > 0
 
     def begins(self, prefix: bytes) -> bool:
         """Whether there is one, or one of just these bytes."""
-        return self._follows(bisect_left(self._sorted[0], prefix), prefix)
-
-    def _follows(self, start: int, prefix: bytes) -> bool:
-        keys, _ = self._sorted
-        return start < len(keys) and keys[start].startswith(prefix)
+        return len(self.beginning(prefix)) > 0
 
     def string(self, id: int) -> bytes:
         """The bytes of a token; none for a special one."""
@@ -225,8 +215,6 @@ def backend_of(tokenizer: Any) -> Tokenizer:
         return tokenizer
     if isinstance(backend := getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
         return backend
-    from muscle_hf.compat.transformers import convert_slow_tokenizer
-
     with readable(f"the fast form of {type(tokenizer).__name__}", "; pass a tokenizer with a tokenizer.json file"):
         return convert_slow_tokenizer(tokenizer)
 

@@ -92,10 +92,11 @@ def test_mass_is_kept_and_goes_where_the_text_may(shared_dir: Path, old: str, ne
 def test_a_wider_output_gets_nothing_and_an_unsaid_cell_is_shared_equally():
     one, other = ByteVocabulary.of(byte_level([])), ByteVocabulary.of(byte_level([("a", "b")]))
     table = CellTable.build(one, other)
-    p, s = torch.zeros(1, one.size), torch.zeros(1, other.size)
+    p, student = torch.zeros(1, one.size), torch.zeros(1, other.size)
     p[0, 2] = 1.0  # "a", which the student writes alone or with a "b"
-    q = spread(p, table, s)
-    assert q[0].tolist() == [0, 0, 0.5, 0, 0, 0.5]
+    student[0, [2, 5]] = torch.tensor([-1000.0, -2000.0])
+    log_q, _ = spread_masses(p.log(), table, student)
+    assert log_q.exp()[0].tolist() == pytest.approx([0, 0, 0.5, 0, 0, 0.5], abs=1e-5)
 
 
 def test_tables_are_kept_by_what_both_tokenizers_are(tmp_path: Path):
