@@ -69,11 +69,9 @@ def row_of(old_name: str, new_name: str, tokenizers: dict) -> str:
         view = aligner.view(row, range(begun, len(row)))
         aligned, trained = aligned + view.aligned, trained + len(view.places)
         placed += sum(place is not None for place in view.places)
+    several = f"{len(table.layout.cell_of):,} of {one.size:,}"
     shares = f"{aligned / len(ROWS):.0%} | {placed / trained:.0%}"
-    return (
-        f"| {old_name} | {new_name} | {found.level} | {found.shared:,} | {len(table.open_tokens):,} of {one.size:,} | "
-        f"{shares} | {seconds:.1f} |"
-    )
+    return f"| {old_name} | {new_name} | {found.level} | {found.shared:,} | {several} | {shares} | {seconds:.1f} |"
 
 
 def main() -> None:

@@ -39,30 +39,38 @@ def measure(old_folder: Path, new_folder: Path) -> str:
     ]
     old, new = (ByteVocabulary.of(tokenizer) for tokenizer in tokenizers)
     table, build = timed(lambda: CellTable.build(old, new))
-    p, s = torch.rand(16, old.size).softmax(-1), torch.rand(16, new.size).softmax(-1)
-    spread(p, table, s)
-    _, spreading = timed(lambda: spread(p, table, s))
+    log_p, reference = torch.rand(16, old.size).log_softmax(-1), torch.rand(16, new.size)
+    spread(log_p.clone(), table, reference)
+    _, spreading = timed(lambda: spread(log_p, table, reference))
     with tempfile.TemporaryDirectory() as folder:
         load_table(old, new, folder)
         _, loading = timed(lambda: load_table(old, new, folder))
         targets = ForeignTargets(Aligner(*tokenizers), folder)
-        places = steps = 0
-        aligning, first, later = 0.0, 0.0, 0.0
+        places = count = 0
+        aligning, making, asking = 0.0, 0.0, 0.0
         for text in texts():
             row = tokenizers[1](text)["input_ids"]
             view, seconds = timed(lambda row=row: targets.aligner.view(row, range(len(row) // 2, len(row))))
             aligning += seconds
             begun = view.places[0].first
             logits = torch.randn(len(view.old_ids) - begun, old.size)
-            student = torch.rand(len(view.places), new.size).softmax(-1)
-            arguments = (logits, [place.first - begun for place in view.places], view.places, student)
-            first += timed(lambda arguments=arguments: targets.target(*arguments))[1]
-            later += timed(lambda arguments=arguments: targets.target(*arguments))[1]
+            student = torch.randn(len(view.places), new.size)
+            steps, seconds = timed(lambda view=view: targets.steps(view.places))
+            making += seconds
+            arguments = (logits, [place.first - begun for place in view.places], steps, student)
+            asking += timed(lambda arguments=arguments: targets.target(*arguments))[1]
             places += len(view.places)
-            steps += sum(len(place.steps) for place in view.places)
-    cells = [f"{old_folder.name} ({old.size:,})", f"{new_folder.name} ({new.size:,})", f"{len(table.open_tokens):,}"]
-    cells += [f"{build:.1f}", f"{loading:.2f}", f"{1000 * spreading / 16:.2f}", f"{steps / places:.1f}"]
-    cells += [f"{1000 * seconds / places:.2f}" for seconds in (aligning, first - later, later)]
+            count += sum(len(place.steps) for place in view.places)
+    sizes = f"{old_folder.name} ({old.size:,})", f"{new_folder.name} ({new.size:,})"
+    cells = [
+        *sizes,
+        f"{len(table.layout.cell_of):,}",
+        f"{build:.1f}",
+        f"{loading:.2f}",
+        f"{1000 * spreading / 16:.2f}",
+        f"{count / places:.1f}",
+    ]
+    cells += [f"{1000 * seconds / places:.2f}" for seconds in (aligning, making, asking)]
     return f"| {' | '.join(cells)} |"
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import codecs
 import re
 from bisect import bisect_right
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.tokens.vocabulary import ByteVocabulary, special_pairs
+from muscle_hf.tokens.vocabulary import ByteVocabulary, Section, special_pairs
 
 _DEPTH = 6  # tokens of v1 behind a place that are looked at
 _BEFORE = 3  # and before it
@@ -97,41 +97,6 @@ class View:
     aligned: bool
 
 
-@dataclass(frozen=True)
-class _Section:
-    """Tokens between two special ones. Bytes are counted from its end, so that they are 0 and less.
-
-    Attributes:
-        ids: The tokens.
-        start: Position of the first in its row.
-        closed_by: The special token behind, -1 for none.
-        text: Their bytes.
-        bounds: (len(ids) + 1,) where each token begins, and the end.
-    """
-
-    ids: list[int]
-    start: int
-    closed_by: int
-    text: bytes
-    bounds: list[int]
-
-    def cut(self, start: int, end: int) -> bytes:
-        return self.text[len(self.text) + start : len(self.text) + end]
-
-
-def _sections(vocabulary: ByteVocabulary, row: Sequence[int], cuts: Container[int]) -> list[_Section]:
-    """The sections of a row, without an empty one at its end."""
-    found, start = [], 0
-    for index, id in enumerate([*row, None]):
-        if id is None or id in cuts:
-            ids = list(row[start:index])
-            text, ends = vocabulary.text(ids), vocabulary.ends(ids).tolist()
-            bounds = [end - len(text) for end in [0, *ends]]
-            found.append(_Section(ids, start, -1 if id is None else id, text, bounds))
-            start = index + 1
-    return found if len(found) == 1 or found[-1].ids else found[:-1]
-
-
 class Aligner:
     """Finds v1's view of rows.
 
@@ -173,9 +138,9 @@ class Aligner:
         while new_ids and _ends_within(self.new.text(new_ids[-4:])):
             new_ids.pop()
         own = old_text is not None or old_ids is not None
-        sections = _sections(self.new, new_ids, self.new.special if own else self.pairs)
+        sections = self.new.sections(new_ids, self.new.special if own else self.pairs)
         ids = list(old_ids) if old_ids is not None else self._read(sections, old_text)
-        others = _sections(self.old, ids, self.old.special)
+        others = self.old.sections(ids, self.old.special)
         places: dict[int, Place | None] = dict.fromkeys(trained)
         for section in reversed(sections):
             mine = [index - section.start for index in places if 0 <= index - section.start <= len(section.ids)]
@@ -196,7 +161,7 @@ class Aligner:
                 others.pop()
         return View(ids, list(places.values()), True)
 
-    def _read(self, sections: list[_Section], old_text: str | None) -> list[int]:
+    def _read(self, sections: list[Section], old_text: str | None) -> list[int]:
         """v1's tokens: its tokenizer begins a text as it does, and ends it where the student's tokens do."""
         end, begin = (self.new.roles.get(name, -2) for name in ("eos_token", "bos_token"))
         ended = sections[-1].closed_by == end
@@ -224,12 +189,12 @@ class Aligner:
         """Whether the student's tokenizer puts a blank before a text, and behind a special token."""
         special = next((text for id, text in self.new.special.items() if id in self.pairs), "")
         rows = [self.new_tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("x", special + "x")]
-        first, behind = (_sections(self.new, row, self.new.special)[-1].text == b" x" for row in rows)
+        first, behind = (self.new.sections(row, self.new.special)[-1].text == b" x" for row in rows)
         return first, behind
 
     # ---- Places ----
 
-    def _place(self, section: _Section, index: int, old: _Section, zone: int) -> Place | None:
+    def _place(self, section: Section, index: int, old: Section, zone: int) -> Place | None:
         """The place of a section's token, or of the special one that closes it; from ``zone`` on both texts agree."""
         is_special = index == len(section.ids)
         label = section.closed_by if is_special else section.ids[index]
@@ -271,7 +236,7 @@ class Aligner:
             before=tuple(before),
         )
 
-    def _step(self, section: _Section, index: int, old: _Section, bound: int, zone: int) -> Step:
+    def _step(self, section: Section, index: int, old: Section, bound: int, zone: int) -> Step:
         here, start = old.bounds[bound], section.bounds[index]
         last = old.ids[bound - 1] if bound else -1
         if start < zone:  # texts differ up to within the token

@@ -134,8 +134,8 @@ def _segmented(tokenizer: Any, new_tokenizer: Any, rows: list[list[int]]) -> lis
     found = []
     for row in rows:
         ids: list[int] = []
-        for section, special in new.sections(row):
-            ids += vocabulary.segmented([new.text(section)])[0]
-            ids += [pairs.get(special, -1)] if special is not None else []
+        for section in new.sections(row, new.special):
+            ids += vocabulary.segmented([section.text])[0]
+            ids += [pairs.get(section.closed_by, -1)] if section.closed_by >= 0 else []
         found.append(ids)
     return found

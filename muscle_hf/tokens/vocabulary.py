@@ -7,7 +7,8 @@ import json
 import re
 import weakref
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +32,29 @@ _KEPT: weakref.WeakKeyDictionary[Any, tuple[int, ByteVocabulary]] = weakref.Weak
 
 _LETTERS: dict[int, str] = bytes_to_unicode()
 _BYTES = {letter: byte for byte, letter in _LETTERS.items()}
+
+
+@dataclass(frozen=True)
+class Section:
+    """Tokens between two special ones. Bytes are counted from its end, so that they are 0 and less.
+
+    Attributes:
+        ids: The tokens.
+        start: Position of the first in its row.
+        closed_by: The special token behind, -1 for none.
+        text: Their bytes.
+        bounds: (len(ids) + 1,) where each token begins, and the end.
+    """
+
+    ids: list[int]
+    start: int
+    closed_by: int
+    text: bytes
+    bounds: list[int]
+
+    def cut(self, start: int, end: int) -> bytes:
+        """A part of the text."""
+        return self.text[len(self.text) + start : len(self.text) + end]
 
 
 class ByteVocabulary:
@@ -192,13 +216,17 @@ class ByteVocabulary:
         """The bytes of some tokens in a row."""
         return b"".join(map(self.string, ids))
 
-    def sections(self, ids: Sequence[int]) -> list[tuple[list[int], int | None]]:
-        """A row cut behind each special token: the tokens before it, and its id; None at the row's end."""
-        cuts = [index for index, id in enumerate(ids) if id in self.special]
-        starts = [0, *(cut + 1 for cut in cuts)]
-        return [
-            (list(ids[a:b]), ids[b] if b < len(ids) else None) for a, b in zip(starts, [*cuts, len(ids)], strict=True)
-        ]
+    def sections(self, row: Sequence[int], cuts: Container[int]) -> list[Section]:
+        """A row cut at some special tokens, without an empty section at its end."""
+        found, start = [], 0
+        for index, id in enumerate([*row, None]):
+            if id is None or id in cuts:
+                ids = list(row[start:index])
+                text, ends = self.text(ids), self.ends(ids).tolist()
+                bounds = [end - len(text) for end in [0, *ends]]
+                found.append(Section(ids, start, -1 if id is None else id, text, bounds))
+                start = index + 1
+        return found if len(found) == 1 or found[-1].ids else found[:-1]
 
     def ends(self, ids: Sequence[int]) -> NDArray[np.int64]:
         """(len(ids),) where each token ends, in bytes from the first one's beginning; special ones have no width."""

@@ -79,10 +79,10 @@ def test_a_row_is_cut_at_special_tokens():
     tokenizer = byte_level([("a", "b")])
     row = tokenizer("<s>ab</s>c", add_special_tokens=False)["input_ids"]
     vocabulary = ByteVocabulary.of(tokenizer)
-    assert [(vocabulary.text(ids), special) for ids, special in vocabulary.sections(row)] == [
+    assert [(one.text, one.closed_by) for one in vocabulary.sections(row, vocabulary.special)] == [
         (b"", tokenizer.bos_token_id),
         (b"ab", tokenizer.eos_token_id),
-        (b"c", None),
+        (b"c", -1),
     ]
 
 
