@@ -31,6 +31,7 @@ from muscle_hf.tokens.vocabulary import ByteVocabulary, special_pairs
 
 _VERSION = 2  # of what a table holds; another one is never read
 _LEAST = -69.0  # of what the reference says within a cell, relative to the most that it says: no exponential is 0
+_LAYERS = 8  # of cells, that are added up as a whole: indexed sums are slower
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,11 @@ class CellTable:
         first, further = order[begins], order[~begins]
         further = further[(~self.open[further]).long().argsort(stable=True)]
         several, at = self.new[further].unique(return_inverse=True)
-        cell_of, cell = torch.unique_consecutive(self.old[self.open], return_inverse=True)
+        cell_of, cell, sizes = torch.unique_consecutive(self.old[self.open], return_inverse=True, return_counts=True)
+        member = torch.arange(len(cell), device=cell.device) - (sizes.cumsum(0) - sizes)[cell]
+        largest = sizes.argsort(descending=True)
+        cell = largest.argsort()[cell]
+        by_member = (member.clamp(max=_LAYERS) * len(sizes) + cell).argsort()
         old = torch.zeros(self.new_size, dtype=torch.int64, device=self.old.device)
         is_open = old.float()
         old[self.new[first]], is_open[self.new[first]] = self.old[first], self.open[first].float()
@@ -104,9 +109,10 @@ class CellTable:
             at=at,
             further_old=self.old[further],
             further_open=self.new[further[self.open[further]]],
-            cell_of=cell_of,
-            members=self.new[self.open],
-            cell=cell,
+            cell_of=cell_of[largest],
+            layers=[int((sizes > number).sum()) for number in range(_LAYERS)],
+            members=self.new[self.open][by_member],
+            cell=cell[by_member][int((member < _LAYERS).sum()) :],
         )
 
     @cached_property
@@ -124,8 +130,9 @@ class _Layout(NamedTuple):
 
     ``old``, ``is_open`` (float32): of the first pairs, (V2,); ``unsaid``: the student's tokens without a pair.
     ``several``: those with further pairs; of these pairs ``at``: which of them, and ``further_old``; the open ones lie
-    in front, ``further_open``: the student's tokens of these. ``cell_of``: v1's tokens with open cells; ``members``:
-    the student's tokens in these, and ``cell``: in which.
+    in front, ``further_open``: the student's tokens of these. ``cell_of``: v1's tokens with open cells, the largest
+    first; ``members``: the student's tokens in these, first the first of each cell, then the second, ... of the cells
+    that have so many, which ``layers`` counts; those behind are of the cells ``cell``.
     """
 
     old: Tensor
@@ -136,6 +143,7 @@ class _Layout(NamedTuple):
     further_old: Tensor
     further_open: Tensor
     cell_of: Tensor
+    layers: list[int]
     members: Tensor
     cell: Tensor
 
@@ -153,15 +161,23 @@ def spread(log_p: Tensor, table: CellTable, reference: Tensor) -> tuple[Tensor, 
         knows; and (n,) what of it lies in cells of several tokens.
     """
     layout = table.layout
-    s = (reference - reference.amax(-1, keepdim=True)).clamp_min_(_LEAST)
+    highest = reference.amax(-1, keepdim=True)
+    own = reference.index_select(1, layout.members).sub_(highest)
+    if own.numel() and own.min() < _LEAST:
+        reference = reference.maximum(highest + _LEAST)
+        own.clamp_min_(_LEAST)
+    own.exp_()
     undecided = log_p.index_select(1, layout.cell_of).exp_().sum(-1)
-    whole = s.new_zeros(len(s), len(layout.cell_of))
-    whole.index_add_(1, layout.cell, s.index_select(1, layout.members).exp_())
-    log_p.index_add_(1, layout.cell_of, whole.log_(), alpha=-1)
+    whole, start = own.new_zeros(len(own), len(layout.cell_of)), 0
+    for width in layout.layers:
+        whole[:, :width] += own[:, start : start + width]
+        start += width
+    whole.index_add_(1, layout.cell, own[:, start:])
+    log_p.index_add_(1, layout.cell_of, whole.log_().add_(highest), alpha=-1)
     # Most of the student's tokens have one pair, whose mass needs no exponential.
-    out = log_p.index_select(1, layout.old).addcmul_(s, layout.is_open)
+    out = log_p.index_select(1, layout.old).addcmul_(reference, layout.is_open)
     further = log_p.index_select(1, layout.further_old)
-    further[:, : len(layout.further_open)] += s.index_select(1, layout.further_open)
+    further[:, : len(layout.further_open)] += reference.index_select(1, layout.further_open)
     found = out.index_select(1, layout.several).exp_().index_add_(1, layout.at, further.exp_())
     out.index_copy_(1, layout.several, found.log_()).index_fill_(1, layout.unsaid, -torch.inf)
     return out, undecided

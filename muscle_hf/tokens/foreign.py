@@ -282,7 +282,9 @@ def _target(
 
     valid = compatible >= max(least, _TINY)
     scale = torch.where(valid, compatible, 1.0).log_()
-    log_q = z.new_full((n, width), FLOOR) if len(common) < n or width > size else torch.empty_like(z)
+    log_q = torch.empty_like(z)
+    log_q[:, size:] = FLOOR
+    log_q[torch.ones_like(valid).index_fill_(0, place[common], False)] = FLOOR
     log_q[between, :size] = others.sub_(scale[between, None]).clamp_min_(FLOOR)
     if len(row[common].unique()) < len(common):  # what is taken from a row is of one place
         log_p, row[common] = log_p[row[common]], torch.arange(len(common), device=z.device)
@@ -291,15 +293,19 @@ def _target(
     ahead = common[path[common] >= 0]
     log_p[row[ahead], path[ahead]] = -torch.inf
     block = max(1, _BLOCK_BYTES.get(z.device.type, _BLOCK_BYTES_ELSEWHERE) // (4 * max(size, table.old_size)))
-    for few in common.split(block):
-        at, reference = place[few], z.index_select(0, place[few])[:, :size]
+    where = numbers[steps.dense]
+    for start in range(0, len(where), block):
+        few, own = common[start : start + block], where[start : start + block]
+        # Mostly these places lie together, and need not be gathered.
+        at = slice(own[0], own[-1] + 1) if own[-1] - own[0] < len(own) else moved(own)
+        reference = z[at, :size]
         found, of_cells = spread(log_p.index_select(0, row[few]), table, reference)
-        undecided.index_add_(0, at, of_cells)
+        undecided[at] += of_cells
         if top:
             unknown = log_p[row[few], -1]
-            undecided.index_add_(0, at, unknown.exp())
+            undecided[at] += unknown.exp()
             found = torch.logaddexp(found, reference.log_softmax(-1) + unknown[:, None])
-        log_q[:, :size].index_copy_(0, at, found.sub_(scale[at, None]).clamp_min_(FLOOR))
+        log_q[at, :size] = found.sub_(scale[at, None]).clamp_min_(FLOOR)
     flat = log_q.view(-1)
     flat[keys] = torch.logaddexp(flat[keys], masses.log() - scale[of_keys])
     log_q[~valid] = z[~valid].log_softmax(-1).clamp_min_(FLOOR)
