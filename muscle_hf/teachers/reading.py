@@ -252,7 +252,7 @@ class ForeignReader(Reader):
         return self._read(batch).batch
 
     def silent(self, batch: Batch) -> Tensor | None:
-        missing = self._read(batch).steps.count == 0
+        missing = self._read(batch).steps.places["count"] == 0
         return torch.from_numpy(missing).to(batch.labels.device) if missing.any() else None
 
     def stream(self, batch: Batch, states: Tensor, head: Head | None, top: bool = False) -> Stream:
@@ -310,7 +310,7 @@ class ForeignReader(Reader):
         view = self._made_view(ids, trained)
         steps = self.targets.steps(view.places)
         first = np.array([-1 if place is None else place.first for place in view.places], dtype=np.int64)
-        needed = np.unique(ranges(first, steps.count))
+        needed = np.unique(ranges(first, steps.places["count"]))
         return _Row(view.old_ids, needed, steps, np.searchsorted(needed, first))
 
     def _read(self, batch: Batch) -> _Rows:
@@ -424,7 +424,7 @@ class ForeignStream(Stream):
         numbers = np.arange(len(self.first))[rows if isinstance(rows, slice) else rows.cpu().numpy()]
         steps, starts = self.steps.only(numbers), self.first[numbers]
         # Places share v1's rows: one looks ahead to where the next one is.
-        needed = np.unique(ranges(starts, steps.count))
+        needed = np.unique(ranges(starts, steps.places["count"]))
         said = super().logits(torch.from_numpy(needed).to(self.hidden.device))
         found = self.targets.target(said, np.searchsorted(needed, starts), steps, own, top=self.top)
         self.seen(found.undecided[found.valid].sum(), found.valid.sum())

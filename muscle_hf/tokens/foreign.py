@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from itertools import chain
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from torch.nn.functional import pad
 
 from muscle_hf.tokens.align import Aligner, Place, Step
 from muscle_hf.tokens.cells import CellTable, spread
-from muscle_hf.tokens.steps import Parts
+from muscle_hf.tokens.steps import parts_of
 
 FLOOR = -1e4  # of log q; a floor of log 1e-9 would be four times the whole mass at 128k tokens and temperature 2
 LEAST = 0.01
@@ -50,60 +49,51 @@ class Target:
     undecided: Tensor
 
 
-@dataclass(frozen=True)
-class Steps:
+_PLACE = np.dtype([(name, np.int64) for name in ("count", "label", "here")])
+_STEP = np.dtype(
+    [*((name, np.int64) for name in ("path", "ended", "other", "listed", "pairs")), ("share", "f8"), ("dense", "?")],
+    align=True,
+)
+
+
+class Steps(NamedTuple):
     """What n places ask of v1's logits, as arrays: the steps of all places, one place behind the other.
 
     Attributes:
-        count: (n,) int64, steps of each place; 0 where v1 has no say.
-        label: (n,) int64, as of :class:`~muscle_hf.tokens.Place`.
-        here: (n,) int64, which of its steps is the last whose boundary is not behind the place.
-        path: (m,) int64, as of the place; the next ones too.
-        ended: (m,) int64.
-        share: (m,) float64, how much of the mass of that token was given to what the student has read.
-        dense: (m,) bool, as of :class:`~muscle_hf.tokens.steps.Part`; the next ones too.
-        other: (m,) int64; for steps that are settled the label.
-        listed_count: (m,) int64, how many of ``listed`` are of each step.
-        pair_count: (m,) int64, how many of ``pairs``.
+        places: (n,) ``count`` of its steps, 0 where v1 has no say; ``label``; ``here``, which of its steps is the last
+            whose boundary is not behind the place.
+        steps: (m,) ``path`` and ``ended`` as of :class:`~muscle_hf.tokens.Place`; ``dense`` and ``other`` as of
+            :class:`~muscle_hf.tokens.steps.Part`, and the label where it is settled; how many are ``listed``, and how
+            many ``pairs`` there are; ``share`` of the mass of ``ended`` that was given to what the student has read.
         listed: (k,) int64, the listed tokens of all steps.
         pairs: (l, 3) int64, the pairs of all steps.
     """
 
-    count: NDArray[np.int64]
-    label: NDArray[np.int64]
-    here: NDArray[np.int64]
-    path: NDArray[np.int64]
-    ended: NDArray[np.int64]
-    share: NDArray[np.float64]
-    dense: NDArray[np.bool_]
-    other: NDArray[np.int64]
-    listed_count: NDArray[np.int64]
-    pair_count: NDArray[np.int64]
+    places: NDArray[Any]
+    steps: NDArray[Any]
     listed: NDArray[np.int64]
     pairs: NDArray[np.int64]
 
     @classmethod
     def joined(cls, parts: Sequence[Steps]) -> Steps:
         """The places of all, in order."""
-        return cls(*(np.concatenate([getattr(part, own.name) for part in parts]) for own in fields(cls)))
+        return cls(*map(np.concatenate, zip(*parts, strict=True)))
 
     def only(self, numbers: NDArray[np.int64]) -> Steps:
         """Of some places."""
-        steps = ranges(_starts(self.count)[numbers], self.count[numbers])
-        listed = ranges(_starts(self.listed_count)[steps], self.listed_count[steps])
-        pairs = ranges(_starts(self.pair_count)[steps], self.pair_count[steps])
-        of_places = self.count[numbers], self.label[numbers], self.here[numbers]
-        of_steps = self.path, self.ended, self.share, self.dense, self.other, self.listed_count, self.pair_count
-        return Steps(*of_places, *(array[steps] for array in of_steps), self.listed[listed], self.pairs[pairs])
+        at = _chosen(self.places["count"], numbers)
+        listed, pairs = _chosen(self.steps["listed"], at), _chosen(self.steps["pairs"], at)
+        return Steps(self.places[numbers], self.steps[at], self.listed[listed], self.pairs[pairs])
 
 
-def _starts(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.cumsum(counts) - counts
+def _chosen(counts: NDArray[np.int64], numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where the elements of some of several ranges lie, of which one lies behind the other."""
+    return ranges((np.cumsum(counts) - counts)[numbers], counts[numbers])
 
 
 def ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """The numbers from each start on, so many as are counted, one range behind the other."""
-    return np.repeat(starts - _starts(counts), counts) + np.arange(counts.sum())
+    return np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
 
 
 class ForeignTargets:
@@ -116,34 +106,29 @@ class ForeignTargets:
 
     def __init__(self, aligner: Aligner, folder: str | os.PathLike | None = None) -> None:
         self.aligner = aligner
-        self._parts = Parts(aligner, folder)
+        self._parts = parts_of(aligner.old, aligner.new, folder)
         self._table = self._parts.table
 
     def steps(self, places: Sequence[Place | None]) -> Steps:
         """What places ask of v1's logits; may be kept for as often as these are asked about."""
-        of_places = [
-            (0, -1, 0) if place is None else (len(place.steps), place.label, _here(place)) for place in places
-        ]
-        given = [place for place in places if place is not None]
-        parts = [self._parts.of(step) for place in given for step in place.steps]
-        settled = [place.label if done else -1 for place in given for done in place.settled]
-        count, label, here = np.array(of_places, dtype=np.int64).reshape(-1, 3).T
-        dense = np.array([part.dense for part in parts], dtype=bool)
-        other = np.where(np.array(settled, dtype=np.int64) >= 0, settled, [part.other for part in parts])
-        return Steps(
-            count,
-            label,
-            here,
-            np.array([*chain.from_iterable(place.path for place in given)], dtype=np.int64),
-            np.array([*chain.from_iterable(place.ended for place in given)], dtype=np.int64),
-            np.array([self._share(*own) for place in given for own in zip(place.ended, place.before, strict=True)]),
-            dense,
-            np.where(dense, -1, other).astype(np.int64),
-            np.array([len(part.listed) for part in parts], dtype=np.int64),
-            np.array([part.pairs.shape[1] for part in parts], dtype=np.int64),
-            np.concatenate([np.zeros(0, np.int64), *(part.listed for part in parts)]),
-            np.concatenate([np.zeros((0, 3), np.int64), *(part.pairs.T for part in parts)]),
-        )
+        of_places, of_steps, listed, pairs = [], [], [np.zeros(0, np.int64)], [np.zeros((0, 3), np.int64)]
+        for place in places:
+            if place is None:
+                of_places.append((0, -1, 0))
+                continue
+            here = max(sum(step.kind <= 0 for step in place.steps) - 1, 0)
+            of_places.append((len(place.steps), place.label, here))
+            for step, path, settled, ended, before in zip(
+                place.steps, place.path, place.settled, place.ended, place.before, strict=True
+            ):
+                part = self._parts.of(step)
+                other = -1 if part.dense else place.label if settled else part.other
+                sizes = len(part.listed), part.pairs.shape[1]
+                of_steps.append((path, ended, other, *sizes, self._share(ended, before), part.dense))
+                listed.append(part.listed)
+                pairs.append(part.pairs.T)
+        arrays = np.array(of_places, dtype=_PLACE), np.array(of_steps, dtype=_STEP)
+        return Steps(*arrays, np.concatenate(listed), np.concatenate(pairs))
 
     def _share(self, ended: int, before: Sequence[tuple[int, Step]]) -> float:
         """How much of the mass of a token of v1 is given to the student's tokens before, within cells to each alike.
@@ -195,10 +180,6 @@ class ForeignTargets:
         return _target(steps, np.asarray(first), log_p, student, self._table, least, top=top)
 
 
-def _here(place: Place) -> int:
-    return max(sum(step.kind <= 0 for step in place.steps) - 1, 0)
-
-
 def _target(
     steps: Steps, first: NDArray[np.int64], log_p: Tensor, z: Tensor, table: CellTable, least: float, *, top: bool
 ) -> Target:
@@ -214,25 +195,25 @@ def _target(
     def mass(rows: Tensor, tokens: Tensor) -> Tensor:
         return log_p[rows, tokens].exp()
 
-    numbers, offsets = np.repeat(np.arange(n), steps.count), ranges(np.zeros_like(steps.count), steps.count)
+    counts, of_steps = steps.places["count"], np.arange(len(steps.steps))
+    numbers, offsets = np.repeat(np.arange(n), counts), ranges(np.zeros_like(counts), counts)
     place, offset, row = map(moved, (numbers, offsets, first[numbers] + offsets))
-    count, label, here, path, ended, share, dense, other, listed_count, pair_count, listed, pairs = (
-        moved(getattr(steps, own.name)) for own in fields(steps)
+    count, label, here = (moved(steps.places[name]) for name in ("count", "label", "here"))
+    path, ended, share, dense, other = (
+        moved(steps.steps[name]) for name in ("path", "ended", "share", "dense", "other")
     )
-    listed_at, pair_at = (
-        torch.arange(len(path), device=z.device).repeat_interleave(each) for each in (listed_count, pair_count)
-    )
+    listed_at, pair_at = (moved(np.repeat(of_steps, steps.steps[name])) for name in ("listed", "pairs"))
+    listed, (old, new, is_open) = moved(steps.listed), moved(steps.pairs).unbind(-1)
 
     on_path = torch.where(path >= 0, mass(row, path.clamp_min(0)), 0.0)
     # The mass with which v1 is at each step: that of its own tokens of the text before it.
-    reached = z.new_ones(n, int(steps.count.max(initial=0)) + 1)
+    reached = z.new_ones(n, int(counts.max(initial=0)) + 1)
     reached[place, offset + 1] = on_path
     reached = reached.cumprod(-1)
     reached = reached / reached.gather(1, here[:, None]).clamp_min(_TINY)
     weight = reached[place, offset]
 
     # Pairs of listed tokens; the path's own goes on in the next step.
-    old, new, is_open = pairs.unbind(-1)
     of_pairs = weight[pair_at] * mass(row[pair_at], old) * (old != path[pair_at])
     cell = torch.unique_consecutive(pair_at * table.old_size + old, return_inverse=True)[1]
     own = z[place[pair_at], new].clamp_min(FLOOR)
@@ -253,13 +234,10 @@ def _target(
 
     # What is said of single tokens, by their places in the result.
     said = other >= 0
-    at = (
-        torch.cat([place[pair_at], place[said], torch.arange(n, device=z.device)]),
-        torch.cat([new, other[said], label]),
-    )
-    masses = torch.cat([of_pairs, rest[said], end])
+    at = torch.cat([place[pair_at], place[said], torch.arange(n, device=z.device)])
+    tokens, masses = torch.cat([new, other[said], label]), torch.cat([of_pairs, rest[said], end])
     kept = masses > 0
-    keys, back = (at[0] * width + at[1])[kept].unique(return_inverse=True)
+    keys, back = (at * width + tokens)[kept].unique(return_inverse=True)
     masses = masses.new_zeros(len(keys)).index_add_(0, back, masses[kept])
     of_keys = keys // width
 
@@ -293,7 +271,7 @@ def _target(
     ahead = common[path[common] >= 0]
     log_p[row[ahead], path[ahead]] = -torch.inf
     block = max(1, _BLOCK_BYTES.get(z.device.type, _BLOCK_BYTES_ELSEWHERE) // (4 * max(size, table.old_size)))
-    where = numbers[steps.dense]
+    where = numbers[steps.steps["dense"]]
     for start in range(0, len(where), block):
         few, own = common[start : start + block], where[start : start + block]
         # Mostly these places lie together, and need not be gathered.

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from muscle_hf.tokens.align import Aligner, Step
+from muscle_hf.tokens.align import Step
 from muscle_hf.tokens.cells import CellTable, load_table
+from muscle_hf.tokens.vocabulary import ByteVocabulary
 
 _KEPT = 16_384
 # Tokens of v1 that are tried behind a carry, beside those that v1 itself would say there; and the student's that may
@@ -48,12 +49,13 @@ class Parts:
     """The parts of steps: ``of(step)`` makes one when it is first asked for, and keeps those that were asked last.
 
     Args:
-        aligner: Of the two tokenizers.
+        old: v1's vocabulary.
+        new: The student's.
         folder: Of kept tables; by default one in the Hugging Face cache.
     """
 
-    def __init__(self, aligner: Aligner, folder: str | os.PathLike | None = None) -> None:
-        self.old, self.new = aligner.old, aligner.new
+    def __init__(self, old: ByteVocabulary, new: ByteVocabulary, folder: str | os.PathLike | None = None) -> None:
+        self.old, self.new = old, new
         self.table = load_table(self.old, self.new, folder)
         self.of = lru_cache(maxsize=_KEPT)(self._build)
         # A place looks ahead to where the next one is: what one has found is asked once more, soon.
@@ -126,6 +128,10 @@ class Parts:
         With the others v1 writes what it never reads, and so would a student with its tokens: they stay what they are.
         """
         return ws[self._next(step, [self.old.string(w) for w in ws]) >= 0] if step.last >= 0 else ws
+
+
+# What was cached is trained on in the same process, mostly.
+parts_of = lru_cache(maxsize=1)(Parts)
 
 
 def _fewest(ranges: Iterable[NDArray[np.int64]], most: int) -> NDArray[np.int64]:
