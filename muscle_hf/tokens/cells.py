@@ -154,7 +154,7 @@ def spread(log_p: Tensor, table: CellTable, reference: Tensor) -> tuple[Tensor, 
     Args:
         log_p: (n, at least V1) logs of the masses of v1's tokens, float32; a row need not sum to 1. It is overwritten.
         table: Of the place, on the same device.
-        reference: (n, V2) logits of the reference within cells, float32.
+        reference: (n, V2) logits of the reference within cells, float32, finite.
 
     Returns:
         (n, V2) float32, logs of the masses of the student's tokens, together those of the tokens of v1 that the table
@@ -167,13 +167,14 @@ def spread(log_p: Tensor, table: CellTable, reference: Tensor) -> tuple[Tensor, 
         reference = reference.maximum(highest + _LEAST)
         own.clamp_min_(_LEAST)
     own.exp_()
-    undecided = log_p.index_select(1, layout.cell_of).exp_().sum(-1)
+    of_cells = log_p.index_select(1, layout.cell_of)
+    undecided = of_cells.exp().sum(-1)
     whole, start = own.new_zeros(len(own), len(layout.cell_of)), 0
     for width in layout.layers:
         whole[:, :width] += own[:, start : start + width]
         start += width
     whole.index_add_(1, layout.cell, own[:, start:])
-    log_p.index_add_(1, layout.cell_of, whole.log_().add_(highest), alpha=-1)
+    log_p.index_copy_(1, layout.cell_of, of_cells.sub_(whole.log_().add_(highest)))
     # Most of the student's tokens have one pair, whose mass needs no exponential.
     out = log_p.index_select(1, layout.old).addcmul_(reference, layout.is_open)
     further = log_p.index_select(1, layout.further_old)

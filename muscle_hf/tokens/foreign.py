@@ -164,7 +164,7 @@ class ForeignTargets:
             first: (n,) for each place the row of ``old_logits`` for v1's position ``place.first``; the rows for the
                 positions behind it that ``place.steps`` needs follow. Any number where there is no place.
             places: Of the student; None: v1 has no say. Or what :meth:`steps` gives for them.
-            student: (n, at least V2) the reference within cells: the student's logits, or v2's.
+            student: (n, at least V2) the reference within cells: the student's logits, or v2's; all finite.
             least: Places with less compatible mass have no target.
             top: The last column of ``old_logits`` is of all tokens together that have no probability of their own; at
                 a common boundary it follows the student's, elsewhere it says nothing. v1's own next token has one.

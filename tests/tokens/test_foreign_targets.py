@@ -68,7 +68,10 @@ def test_brute_force_over_all_texts(tmp_path: Path, old, new, is_open: bool):
         logits = torch.stack([old_next[tuple(old_rows[text][:count])] for count in range(len(old_rows[text]))])
         true = torch.stack([new_next[tuple(new_rows[text][:count])] for count in range(len(new_rows[text]))]).float()
         found = targets.target(
-            logits.log().clamp_min(-1e4), [place.first for place in view.places], view.places, true.log()
+            logits.log().clamp_min(-1e4),
+            [place.first for place in view.places],
+            view.places,
+            true.log().clamp_min(FLOOR),
         )
         far = (found.log_q.exp() - true).abs().sum(-1) / 2
         if not is_open:
