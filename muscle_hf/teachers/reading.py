@@ -27,8 +27,8 @@ from muscle_hf.tokens.levels import Vocabularies, compare_vocabularies
 
 # Rows of which it is remembered whether they are read: epochs come back to them.
 _KEPT_ROWS = 2**16
-# Trained tokens of which it is remembered where the teacher is: about a kilobyte each, and a tenth of it for others.
-_KEPT_PLACES = 2**20
+# Of what is remembered of rows that the teacher reads in its own tokens.
+_KEPT_BYTES = 2**30
 # Inputs of token ids.
 _IDS = ("input_ids", "decoder_input_ids")
 
@@ -298,17 +298,23 @@ class ForeignReader(Reader):
         self._row.cache_clear()
         self._held = 0
 
-    def _made_view(self, ids: tuple[int, ...], trained: tuple[int, ...]) -> View:
-        size = len(trained) + len(ids) // 10
-        if self._held + size > _KEPT_PLACES:
+    def _keep(self, size: int) -> None:
+        if self._held + size > _KEPT_BYTES:
             self._forget()
         self._held += size
+
+    def _made_view(self, ids: tuple[int, ...], trained: tuple[int, ...]) -> View:
+        self._keep(1000 * len(trained) + 100 * len(ids))
+        return self._seen(ids, trained)
+
+    def _seen(self, ids: tuple[int, ...], trained: tuple[int, ...]) -> View:
         told = self._told.get(_key(ids))
         return self.aligner.view(ids, trained, old_ids=None if told is None else told.tolist())
 
     def _made_row(self, ids: tuple[int, ...], trained: tuple[int, ...]) -> _Row:
-        view = self._made_view(ids, trained)
+        view = self._seen(ids, trained)
         steps = self.targets.steps(view.places)
+        self._keep(sum(array.nbytes for array in steps) + 100 * len(ids))
         first = np.array([-1 if place is None else place.first for place in view.places], dtype=np.int64)
         needed = np.unique(ranges(first, steps.places["count"]))
         return _Row(view.old_ids, needed, steps, np.searchsorted(needed, first))

@@ -65,14 +65,14 @@ class Steps(NamedTuple):
         steps: (m,) ``path`` and ``ended`` as of :class:`~muscle_hf.tokens.Place`; ``dense`` and ``other`` as of
             :class:`~muscle_hf.tokens.steps.Part`, and the label where it is settled; how many are ``listed``, and how
             many ``pairs`` there are; ``share`` of the mass of ``ended`` that was given to what the student has read.
-        listed: (k,) int64, the listed tokens of all steps.
-        pairs: (l, 3) int64, the pairs of all steps.
+        listed: (k,) int32, the listed tokens of all steps.
+        pairs: (l, 3) int32, the pairs of all steps.
     """
 
     places: NDArray[Any]
     steps: NDArray[Any]
-    listed: NDArray[np.int64]
-    pairs: NDArray[np.int64]
+    listed: NDArray[np.int32]
+    pairs: NDArray[np.int32]
 
     @classmethod
     def joined(cls, parts: Sequence[Steps]) -> Steps:
@@ -128,7 +128,7 @@ class ForeignTargets:
                 listed.append(part.listed)
                 pairs.append(part.pairs.T)
         arrays = np.array(of_places, dtype=_PLACE), np.array(of_steps, dtype=_STEP)
-        return Steps(*arrays, np.concatenate(listed), np.concatenate(pairs))
+        return Steps(*arrays, *(np.concatenate(each).astype(np.int32) for each in (listed, pairs)))
 
     def _share(self, ended: int, before: Sequence[tuple[int, Step]]) -> float:
         """How much of the mass of a token of v1 is given to the student's tokens before, within cells to each alike.
@@ -203,7 +203,7 @@ def _target(
         moved(steps.steps[name]) for name in ("path", "ended", "share", "dense", "other")
     )
     listed_at, pair_at = (moved(np.repeat(of_steps, steps.steps[name])) for name in ("listed", "pairs"))
-    listed, (old, new, is_open) = moved(steps.listed), moved(steps.pairs).unbind(-1)
+    listed, (old, new, is_open) = moved(steps.listed).long(), moved(steps.pairs).long().unbind(-1)
 
     on_path = torch.where(path >= 0, mass(row, path.clamp_min(0)), 0.0)
     # The mass with which v1 is at each step: that of its own tokens of the text before it.
