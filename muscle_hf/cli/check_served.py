@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from muscle_hf.cli.compare import pairs
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import read_text
 
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask, and say how far each served model is from its adapter and from the plain base."""
-    adapters = dict(map(_pair, args.model))
+    adapters = pairs("--model", args.model, "task-v2=adapters/task-v2")
     if len(adapters) < len(args.model):
         raise MuscleError("--model names one served model twice")
     prompts = args.prompts and read_text(args.prompts, "file of prompts").splitlines()
@@ -57,13 +58,6 @@ def run(args: argparse.Namespace) -> int:
         _say(each)
     verdicts = [each.as_adapter for each in found]
     return 1 if False in verdicts else 3 if None in verdicts else 0
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, _, folder = text.partition("=")
-    if not folder:
-        raise MuscleError(f"--model {text}: which adapter should that be? Write NAME=FOLDER")
-    return name, folder
 
 
 def _say(found: Served) -> None:

@@ -144,12 +144,12 @@ def reading_options(args: argparse.Namespace) -> ReadOptions:
     return ReadOptions(
         metric=args.metric,
         filter=args.filter,
-        columns=_pairs("--columns", _PAIRS.split(args.columns) if args.columns else [], "prediction=answer"),
+        columns=pairs("--columns", _PAIRS.split(args.columns) if args.columns else [], "prediction=answer"),
         tasks=args.task,
         skip=args.skip_task,
         lower_is_better=args.lower_is_better,
         rows=args.rows,
-        where=_pairs("--where", args.where, "model=base"),
+        where=pairs("--where", args.where, "model=base"),
         right=[word for word in args.right.split(",") if word],
     )
 
@@ -158,14 +158,15 @@ def reading_options(args: argparse.Namespace) -> ReadOptions:
 _PAIRS = re.compile(r",(?=\s*[\w:]+\s*=(?!=))")
 
 
-def _pairs(option: str, entries: Sequence[str], example: str) -> dict[str, str]:
-    pairs = {}
+def pairs(option: str, entries: Sequence[str], example: str) -> dict[str, str]:
+    """What an option's words NAME=VALUE say; others are refused."""
+    found = {}
     for entry in entries:
-        name, equals, value = entry.partition("=")
-        if not equals or not value.strip():
+        name, _, value = entry.partition("=")
+        if not value.strip():
             raise MuscleError(f"{option}: {entry!r} must be NAME=VALUE, for example {example}")
-        pairs[name.strip()] = value.strip()
-    return pairs
+        found[name.strip()] = value.strip()
+    return found
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from muscle_hf.cli.compare import pairs
 from muscle_hf.console import command, is_first_process
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import alone, check_outputs, is_stdout, is_stream
@@ -192,7 +193,7 @@ def _ask_server(args: argparse.Namespace, task: Task, items: list[Item], partial
         args.model,
         api_key=os.environ.get(args.api_key_env),
         concurrency=args.concurrency,
-        options=dict(_option(text) for text in args.server_option),
+        options=_options("--server-option", args.server_option),
         tokenizer=tokenizer,
     )
     _say_first(args, task, items)
@@ -206,7 +207,7 @@ def _ask_vllm(args: argparse.Namespace, task: Task, items: list[Item], partial: 
 
     if args.revision or args.device or args.device_map or args.load_in_4bit or args.load_in_8bit or args.batch_size:
         raise MuscleError("with --engine vllm a model's revision, device and batches are vLLM's: --engine-option")
-    options = {"dtype": args.dtype, **dict(_option(text) for text in args.engine_option)}
+    options = {"dtype": args.dtype, **_options("--engine-option", args.engine_option)}
     model, base = (args.adapter, args.model) if args.adapter else (args.model, None)
     if (found := find_adapter(model, None, {})) and (problems := adapter_problems(found.folder)):
         raise MuscleError(f"vLLM does not take {model} as it is: {'; '.join(problems)}. Leave --engine out")
@@ -214,14 +215,12 @@ def _ask_vllm(args: argparse.Namespace, task: Task, items: list[Item], partial: 
     return Vllm(model, base, options).evaluate(task, items, chat=args.chat, partial=partial)
 
 
-def _option(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise MuscleError(f"--server-option and --engine-option need NAME=VALUE, not {text!r}")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
+def _options(option: str, entries: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {**pairs(option, entries, "top_k=1")}
+    for name, value in found.items():
+        with contextlib.suppress(json.JSONDecodeError):
+            found[name] = json.loads(value)
+    return found
 
 
 def _summary(predictions: list[Prediction]) -> str:
