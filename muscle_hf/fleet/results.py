@@ -34,7 +34,7 @@ def fetch(url: str | None, folder: Path) -> None:
     left."""
     if url is None:
         return
-    files, root = fsspec.url_to_fs(url)
+    files, root = fsspec.core.url_to_fs(url)
     files.invalidate_cache()  # other machines write there, too
     try:
         found = files.find(root, detail=True)
@@ -67,7 +67,7 @@ def leave(url: str | None, folder: Path) -> None:
     }
     if new:
         put(url, folder, new)
-        files, root = fsspec.url_to_fs(url)
+        files, root = fsspec.core.url_to_fs(url)
         files.invalidate_cache()
         there = {os.path.relpath(path, root): info for path, info in files.find(root, detail=True).items()}
         write_json(folder / _NOTE, noted | {place: [_hash(there[place]), stamp] for place, stamp in new.items()})
@@ -75,7 +75,7 @@ def leave(url: str | None, folder: Path) -> None:
 
 def put(url: str, folder: Path, places: Iterable[str]) -> None:
     """Put files of a folder to the same places under a URL; to a repository of the Hub in one commit."""
-    files, root = fsspec.url_to_fs(url)
+    files, root = fsspec.core.url_to_fs(url)
     if "hf" in files.protocol and not root.startswith("buckets/"):
         # The Hub takes some hundred commits an hour.
         where = files.resolve_path(root)
