@@ -13,10 +13,7 @@ import torch
 
 @contextmanager
 def untouched(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluate ``model`` in eval mode and without gradients, then restore every module's mode and all random states.
-
-    The active adapter and the configuration are not touched by the evaluation in the first place.
-    """
+    """Evaluate ``model`` in eval mode and without gradients, then restore all modes and random states."""
     modes: list[tuple[Any, bool]] = [(module, module.training) for module in model.modules()]
     # One forward in eval mode makes bitsandbytes repack 4-bit weights for good on CPUs with AVX512-BF16; training
     # would then silently get no gradients.

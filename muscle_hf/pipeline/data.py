@@ -27,13 +27,9 @@ _STREAM_BUILDERS = {"jsonl": "json", "json": "json", "csv": "csv", "tsv": "csv",
 
 @dataclass(frozen=True)
 class Splits:
-    """The rows of a run.
+    """The rows of a run: items of a task; to train on and to select by (which may be none) also rows for TRL.
 
-    Args:
-        train: Items of a task, or rows as TRL takes them.
-        validation: Likewise; may be empty.
-        test: Items of a task; empty where nothing is evaluated.
-        transfer: Items of a task, trained on without their right answers.
+    ``transfer`` are trained on without their right answers; ``test`` is empty where nothing is evaluated.
     """
 
     train: Sequence[Item] | Dataset | IterableDataset
@@ -46,7 +42,7 @@ def load_splits(task: Task | None, data: DataSettings) -> Splits:
     """The rows that the settings choose; what is held out for validation are evenly spaced training rows.
 
     Raises:
-        MuscleError: There are no such rows, test rows would be trained on or selected by, or columns are missing.
+        MuscleError: There are no such rows, or test rows would be trained on or selected by.
     """
     source = _source(data, task)
     test: Sequence[Item] = []
@@ -167,12 +163,7 @@ def _part(rows: Any, split: SplitSettings) -> Any:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Rows for training, the same for task and compatibility adapters: tokenized, or ones that TRL tokenizes.
-
-    Args:
-        tokenizer: v2's, which is also v1's.
-        validation: May be empty.
-    """
+    """Rows for training, the same for task and compatibility adapters: tokenized, or ones that TRL tokenizes."""
 
     tokenizer: PreTrainedTokenizerBase
     train: Any
