@@ -66,12 +66,12 @@ def load_splits(task: Task | None, data: DataSettings) -> Splits:
 
 
 def _source(data: DataSettings, task: Task | None) -> str | Source | None:
-    if data.source is None or (data.name is None and data.revision is None):
-        if data.revision is not None and task is not None and task.source is not None:
-            return replace(task.source, revision=data.revision)
-        return data.source
-    splits = task.source.splits if task is not None and task.source is not None else {}
-    return Source(data.source, data.name, data.revision, splits)
+    own = None if task is None else task.source
+    if data.source is not None and (data.name or data.revision):
+        return Source(data.source, data.name, data.revision, {} if own is None else own.splits)
+    if data.source is None and data.revision is not None and own is not None:
+        return replace(own, revision=data.revision)
+    return data.source
 
 
 def source_of_tests(data: DataSettings, task: Task | None) -> str | Source | None:
