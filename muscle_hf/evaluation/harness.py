@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -43,12 +43,9 @@ class HarnessModel:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Make this side the one that answers; afterwards the model is as it was."""
-        with untouched(self.model):
-            if self.adapter is None:
-                yield
-                return
-            with frozen_view(cast("PeftModel", self.model), self.adapter):
-                yield
+        own = nullcontext() if self.adapter is None else frozen_view(cast("PeftModel", self.model), self.adapter)
+        with untouched(self.model), own:
+            yield
 
 
 def load_sides(names: Mapping[str, StrPath], **arguments: Any) -> dict[str, HarnessModel]:
