@@ -148,7 +148,8 @@ class Run(Planned):
             return self._whole()
 
     def _whole(self) -> Result | None:
-        finishes, to_hub = self._process.is_main_process and self.settings.compatibility, None
+        finishes = self._process.is_main_process and self.settings.compatibility
+        to_hub: dict[str, Any] | None = None
         if finishes:
             arguments = steps.training_arguments(self.settings.config_class, self.training, self.folder / COMPAT)
             if arguments.push_to_hub:
@@ -177,7 +178,8 @@ class Run(Planned):
 
     def _complete_card(self) -> None:
         """On the compatibility adapter's card: the flips, the task, its data set on the Hub, what ``card`` says."""
-        words, flips = self.settings.card, {}
+        words: dict[str, Any] = self.settings.card
+        flips: dict[str, Any] = {}
         if self.task is not None:
             source = self.task.source if self.settings.data.source is None else None
             words = {"task": self.task.name, **({"datasets": [source.path]} if source is not None else {}), **words}
@@ -463,11 +465,11 @@ class Run(Planned):
         if side.answers:
             answers = sides.recorded_answers(side.answers, task, items)
         elif side.server is not None:
-            shown = {"partial": file.with_suffix(".partial"), "progress": progress}
-            answers = evaluate_task_on_server(side.server.server(asked.tokenizer), task, items, **shown)
+            server, kept = side.server.server(asked.tokenizer), file.with_suffix(".partial")
+            answers = evaluate_task_on_server(server, task, items, partial=kept, progress=progress)
         else:
-            shown = {"batch_size": settings.eval_batch_size, "progress": progress}
-            answers = steps.answer(side, task, items, how=self._how, data=data, **shown)
+            size = settings.eval_batch_size
+            answers = steps.answer(side, task, items, how=self._how, batch_size=size, data=data, progress=progress)
         answers = sides.as_asked(answers, getattr(self.splits, kind))
         if self._process.is_main_process:
             note.unlink(missing_ok=True)
