@@ -15,13 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from muscle_hf.pipeline.finished import RESULT_FILE, complete_run_card
-
 from muscle_hf.demo import TASKS
 from muscle_hf.demo.run import demo_settings
 from muscle_hf.hub.card import write_card
 from muscle_hf.hub.completing import export_card
-from muscle_hf.pipeline.table import COMPAT
+from muscle_hf.pipeline.run import complete_run_card
+from muscle_hf.pipeline.table import COMPAT, RESULT_FILE
 
 ROOT = Path(__file__).parent
 REAL_DATA = {

@@ -156,8 +156,7 @@ def update_between(old: Sequence[Prediction], new: Sequence[Prediction], epsilon
 def predictions_of(items: Sequence[Item], given: Iterable[Prediction], task: str, whose: str) -> list[Prediction]:
     """A model's predictions for exactly these items, in their order; ``whose`` they are is said in messages.
 
-    Raises:
-        MuscleError: An item has no prediction, or was another item when it was answered.
+    Items that have no prediction, or were others when they were answered, are refused.
     """
     by_id = {prediction.id: prediction for prediction in given if prediction.task == task}
     missing = [item.id for item in items if item.id not in by_id]

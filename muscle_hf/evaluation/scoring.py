@@ -38,10 +38,9 @@ def cut_at(text: str, stop: Sequence[str]) -> str:
 
 
 def choice_scores(metric: str, choices: Sequence[str], log_likelihoods: Sequence[float]) -> np.ndarray:
-    """What the choices of an item are compared by, (choices,) float64.
-
-    ``acc_norm`` divides by the number of characters, ``acc_bytes`` by that of UTF-8 bytes; neither counts the
-    space between prompt and choice (the rule of lm-evaluation-harness). Every other metric takes the log-likelihoods.
+    """What the choices of an item are compared by, (choices,) float64: log-likelihoods, or with the rule of
+    lm-evaluation-harness (the space after the prompt does not count) per character (``acc_norm``) or UTF-8 byte
+    (``acc_bytes``).
     """
     scores = np.asarray(log_likelihoods, dtype=np.float64)
     texts = [choice.removeprefix(" ") for choice in choices]

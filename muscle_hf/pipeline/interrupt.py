@@ -44,10 +44,7 @@ def stop_on_interrupt(trainer: Trainer, name: str) -> Iterator[None]:
     """Within the block, Ctrl-C (or SIGTERM, which launchers and Slurm send) stops training after the present step.
 
     A second Ctrl-C, more than a second later, stops at once. With several processes, all stop at the same step when
-    one is told to.
-
-    Raises:
-        Interrupted: At the end of the block, if training was stopped.
+    one is told to. At its end :class:`Interrupted` is raised, if training was stopped.
     """
     stop = _Stop(trainer)
     trainer.add_callback(stop)

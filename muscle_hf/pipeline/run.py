@@ -63,6 +63,17 @@ def run(settings: RunSettings, say: Callable[[str], None] = print) -> Result | N
     return Run.of(settings, say).whole()
 
 
+def complete_run_card(folder: Path, words: Mapping[str, Any]) -> None:
+    """Put the flips of a finished run on the card of its compatibility adapter, and what else it shall say."""
+    predictions = load_result_predictions(folder)
+    # The control is the baseline of the errors that come back.
+    labels = {OLD: "old", NEW: "new", COMPAT: "compat", CONTROL: "control: plain training for as long"}
+    labels = {name: label for name, label in labels.items() if name in predictions}
+    sources = [source_of(predictions[name], name) for name in labels]
+    comparison = compare(*sources, labels=list(labels.values()))
+    complete_card(folder / COMPAT, words, comparison=comparison, label=labels[COMPAT])
+
+
 class Run(Planned):
     """A run whose steps can be done one by one; each needs those before it, and does them where they are missing.
 
@@ -178,19 +189,13 @@ class Run(Planned):
 
     def _complete_card(self) -> None:
         """On the compatibility adapter's card: the flips, the task, its data set on the Hub, what ``card`` says."""
-        words: dict[str, Any] = self.settings.card
-        flips: dict[str, Any] = {}
+        words = self.settings.card
         if self.task is not None:
             source = self.task.source if self.settings.data.source is None else None
             words = {"task": self.task.name, **({"datasets": [source.path]} if source is not None else {}), **words}
-            predictions = load_result_predictions(self.folder)
-            # The control is the baseline of the errors that come back.
-            labels = {OLD: "old", NEW: "new", COMPAT: "compat", CONTROL: "control: plain training for as long"}
-            labels = {name: label for name, label in labels.items() if name in predictions}
-            sources = [source_of(predictions[name], name) for name in labels]
-            flips = {"comparison": compare(*sources, labels=list(labels.values())), "label": labels[COMPAT]}
-        if words:
-            complete_card(self.folder / COMPAT, words, **flips)
+            complete_run_card(self.folder, words)
+        elif words:
+            complete_card(self.folder / COMPAT, words)
 
     # ---- Adapters ----
 

@@ -28,13 +28,7 @@ _PARTS = tuple(field.name for field in fields(Splits))
 
 @dataclass(frozen=True)
 class Side:
-    """One version as it is asked.
-
-    Args:
-        tokenizer: Its own.
-        task: Says how its answers are made and scored; None where nothing is evaluated.
-        splits: The run's rows in its words.
-    """
+    """One version as it is asked: its tokenizer, its task (None: nothing is evaluated) and the rows in its words."""
 
     tokenizer: PreTrainedTokenizerBase
     task: Task | None

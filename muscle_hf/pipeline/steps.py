@@ -191,11 +191,7 @@ def trainer_class(arguments: TrainingArguments) -> type[Trainer]:
 
 
 def fit(trainer: Trainer, name: str) -> None:
-    """Train, going on from the last whole checkpoint; ``name`` on the progress bar.
-
-    Raises:
-        Interrupted: By Ctrl-C; a checkpoint was saved.
-    """
+    """Train, going on from the last whole checkpoint; ``name`` is on the progress bar."""
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     if not trainer.args.disable_tqdm:
@@ -240,10 +236,7 @@ def answer(
     data: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> list[Prediction]:
-    """What a base, loaded as :func:`loading` says, answers with its adapter; several processes share the items.
-
-    ``data``: where the items come from, for the predictions to say.
-    """
+    """What a base, loaded as :func:`loading` says, answers with its adapter; ``data`` is where the items come from."""
     model = load_task_adapter(side, how, trainable=False)
     if not is_quantized(model):
         model.to(PartialState().device)
