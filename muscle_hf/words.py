@@ -6,17 +6,11 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 
-def nearest(name: object, known: Iterable[object]) -> str | None:
-    """The known name that is most like ``name``; None if none is."""
-    return next(iter(difflib.get_close_matches(str(name), [str(one) for one in known], n=1, cutoff=0.5)), None)
-
-
 def did_you_mean(name: object, known: Iterable[object], otherwise: str | None = None) -> str:
     """What to say of a name that is not known: the nearest one, else ``otherwise``, by default all known names."""
     names = [str(one) for one in known]
-    near = nearest(name, names)
-    if near is not None:
-        return f"did you mean {near!r}?"
+    if near := difflib.get_close_matches(str(name), names, n=1, cutoff=0.5):
+        return f"did you mean {near[0]!r}?"
     return f"there are: {', '.join(sorted(names)) or 'none'}" if otherwise is None else otherwise
 
 
