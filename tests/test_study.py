@@ -42,7 +42,7 @@ def test_methods_are_settings(name, tmp_path):
     assert method.get("transfer") is None or method["transfer"] > 0
     assert method.pop("from", "ce") in PLAN["methods"]
     method.pop("transfer", None)
-    assert 0 < method.pop("dropout", 0.5) < 1
+    assert method.pop("weights", "excess") == "excess" and 0 < method.pop("dropout", 0.5) < 1
     assert method.pop("start_from", "old") == "old"
     MuscleConfig(str(tmp_path), use_cpu=True, **{**PLAN["training"], **method.pop("training", {})})
     assert method.pop("target", "chosen") == "chosen"

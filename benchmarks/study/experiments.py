@@ -1,4 +1,5 @@
-"""Objectives that the study tries and the package does not have: other divergences, for the time of one training.
+"""What the study tries and the package does not have: other divergences, for the time of one training, and transfer
+rows drawn by what v1 has learned.
 
 - ``reverse``: KL(student || mean of both), Gu et al. 2023 (MiniLLM, 2306.08543);
 - ``jsd``: the Jensen-Shannon divergence of the student from the mean of both, Agarwal et al. 2023 (GKD, 2306.13649);
@@ -12,15 +13,24 @@ models' probabilities at the temperature.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from muscle_hf.evaluation import Item
+from muscle_hf.evaluation.engine import choice_log_likelihoods
+from muscle_hf.evaluation.loading import load_for_evaluation
 from muscle_hf.objective import objective
 from muscle_hf.objective.divergence import Divergence
+
+if TYPE_CHECKING:
+    from study import Cell
 
 TEMPERATURE = 2.0  # the package's default, which every method of the study has
 _NEVER = -1e4
@@ -80,3 +90,17 @@ def tried(name: str | None) -> Iterator[None]:
         stack.enter_context(patch.object(objective, "blended", mean_of_both))
         stack.enter_context(patch.object(objective.Objective, "terms", with_labels))
         yield
+
+
+def drawn_by_excess(cell: Cell, items: Sequence[Item]) -> list[Item]:
+    """As many transfer rows as there are, each drawn as often as v1's task model knows its own answer better than its
+    base does (log p minus log p, nats, none below 0): the excess of TiTok (2510.04682), as weights of rows."""
+    old = cell.version("old")
+    said = {answer.id: answer for answer in cell.answers(old, "transfer", items)}
+    model, tokenizer = load_for_evaluation(old.model, cell.rows[0], attn_implementation=cell.plan["attention"])
+    pairs = [(item.prompt, item.choices[said[item.id].prediction]) for item in items]
+    of_base = choice_log_likelihoods(model, tokenizer, pairs)
+    of_task = [said[item.id].log_likelihoods[said[item.id].prediction] for item in items]
+    excess = np.clip(np.subtract(of_task, of_base), 0, None)
+    drawn = np.random.default_rng(cell.seed).choice(len(items), len(items), p=excess / excess.sum())
+    return [replace(items[i], id=f"{items[i].id}-{n}") for n, i in enumerate(drawn)]

@@ -146,7 +146,7 @@ def _training(cell: Cell, name: str) -> dict[str, Any]:
         version = cell.plan["versions"][cell.versions["old" if name == V1 else "new"]]
         return {**cell.plan["task_training"], **({"labelled": version["labelled"]} if "labelled" in version else {})}
     method = cell.plan["methods"][name]
-    told = ("rows", "steps", "share", "transfer", "from", "start_from", "dropout", "answers", "experiment")
+    told = ("rows", "steps", "share", "transfer", "from", "start_from", "dropout", "answers", "experiment", "weights")
     known = {key: method[key] for key in told if key in method} | cell.chosen[name]
     if (share := cell.method_folder(name) / "share.txt").is_file():
         known["share_of_v1"] = float(share.read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 from bases import study_base
-from experiments import tried
+from experiments import drawn_by_excess, tried
 from untrained import UNTRAINED
 
 from muscle_hf.demo import TASKS as DEMO_TASKS
@@ -254,7 +254,8 @@ class Cell:
             arguments["num_train_epochs"] *= method.get("share", 1) * (1 + len(transfer) / len(splits.train))
         rows = self._labelled()
         if method["rows"] == "transfer":
-            rows = dataclasses.replace(splits, transfer=transfer)
+            drawn = drawn_by_excess(self, transfer) if method.get("weights") == "excess" else transfer
+            rows = dataclasses.replace(splits, transfer=drawn)
         elif method["rows"] == "pseudo":
             rows = dataclasses.replace(rows, train=[*splits.train, *self._pseudo_labelled(new, transfer)])
         elif method["rows"] == "pseudo_old":
