@@ -1,4 +1,5 @@
-"""The study's own bases: an early, weak v1, trained from nothing on a little text, and a v2 with other tokens.
+"""The study's own bases: an early, weak v1, trained from nothing on a little text, a v2 with other tokens, and a pair
+of five million parameters, which is kept in benchmarks/study/kept_bases.
 
     python benchmarks/study/bases.py [--runs runs/study] [NAME ...]
 
@@ -9,11 +10,14 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 READY = "model.safetensors"
+KEPT = Path(__file__).with_name("kept_bases")
+_ROWS, _LENGTH = 16, 256  # of a step
 
 
 def made_base(folder: Path, root: Path, like: str, text: str, steps: int, seed: int, learning_rate: float) -> Path:
@@ -31,27 +35,106 @@ def made_base(folder: Path, root: Path, like: str, text: str, steps: int, seed: 
     if (folder / READY).is_file():
         return folder
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    rows, length, like = 16, 256, str(root / like)
+    like = str(root / like)
     tokenizer = AutoTokenizer.from_pretrained(like, trust_remote_code=False)
     with gzip.open(root / text, "rt", encoding="utf-8") as file:
         # About three characters a token; what is over is not used.
-        ids = tokenizer(file.read(steps * rows * length * 5))["input_ids"]
-    if len(ids) < steps * rows * length:
-        raise ValueError(f"{text} has too little text for {steps} steps")
-    blocks = torch.tensor(ids[: steps * rows * length]).view(-1, length)
+        ids = tokenizer(file.read(steps * _ROWS * _LENGTH * 5))["input_ids"]
     torch.manual_seed(seed)
     config = AutoConfig.from_pretrained(like, trust_remote_code=False)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    arguments = TrainingArguments(
-        str(folder), max_steps=steps, per_device_train_batch_size=rows, learning_rate=learning_rate, seed=seed,
-        lr_scheduler_type="cosine", warmup_steps=20, save_strategy="no", report_to="none", use_cpu=True,
-    )  # fmt: skip
-    Trainer(model, arguments, train_dataset=[{"input_ids": block, "labels": block} for block in blocks]).train()
+    _pretrain(model, ids, folder, steps, seed, learning_rate)
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     return folder
+
+
+def larger_base(
+    folder: Path, root: Path, layers: int, width: int, texts: list[str], steps: int, seed: int, tokenizer: Any
+) -> Path:
+    """The folder of a Llama with fresh weights, trained on texts from the first to the last, as often as the steps
+    need; it goes on from its last checkpoint where it was stopped. Saved in bfloat16, a few megabytes.
+
+    Args:
+        folder: Where it is saved.
+        root: What ``texts`` and ``tokenizer`` are below.
+        layers: Blocks.
+        width: Of the hidden states; heads have 32 dimensions.
+        texts: Gzipped files; of ``novels`` the books whose place in the file is even or odd, as ``FILE:0`` or
+            ``FILE:1`` says.
+        steps: Of 16 rows of 256 tokens.
+        seed: Of the weights and the order.
+        tokenizer: Folder of the base whose tokenizer it has, or the size of a byte-level BPE that its texts train.
+    """
+    if (folder / READY).is_file():
+        return folder
+    import torch
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    documents = [text for name in texts for text in _documents(root, name)]
+    if isinstance(tokenizer, str):
+        known = AutoTokenizer.from_pretrained(root / tokenizer, trust_remote_code=False)
+    else:
+        marks = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+        bpe = ByteLevelBPETokenizer()
+        bpe.train_from_iterator(
+            documents, vocab_size=tokenizer, special_tokens=list(marks.values()), show_progress=False
+        )
+        known = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, clean_up_tokenization_spaces=False, **marks)
+    ids = [token for text in known(documents)["input_ids"] for token in (*text, known.eos_token_id)]
+    torch.manual_seed(seed)
+    special = {f"{mark}_token_id": getattr(known, f"{mark}_token_id") for mark in ("pad", "bos", "eos")}
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(known),
+            hidden_size=width,
+            intermediate_size=width * 11 // 4,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 32,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            **special,
+        )
+    )
+    needed = steps * _ROWS * _LENGTH
+    _pretrain(model, ids * -(-needed // len(ids)), folder, steps, seed, learning_rate=2e-3)
+    known.save_pretrained(folder)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def _documents(root: Path, name: str) -> list[str]:
+    """Stories and articles one by one; books in pieces that a tokenizer reads at once."""
+    name, _, half = name.partition(":")
+    with gzip.open(root / name, "rt", encoding="utf-8") as file:
+        read = file.read()
+    if half:
+        books = [json.loads(line)["text"] for line in read.splitlines()][int(half) :: 2]
+        read = "\n".join(books)
+    return [read[start : start + 20_000] for start in range(0, len(read), 20_000)]
+
+
+def _pretrain(model: Any, ids: list[int], folder: Path, steps: int, seed: int, learning_rate: float) -> None:
+    """Next-token prediction on the first tokens of a text, in an order of the seed."""
+    import torch
+    from transformers import Trainer, TrainingArguments
+    from transformers.trainer_utils import get_last_checkpoint
+
+    needed = steps * _ROWS * _LENGTH
+    if len(ids) < needed:
+        raise ValueError(f"{len(ids)} tokens of text are too few for {steps} steps")
+    blocks = torch.tensor(ids[:needed]).view(-1, _LENGTH)
+    checkpoints = folder.with_name(f"{folder.name}-checkpoints")
+    arguments = TrainingArguments(
+        str(checkpoints), max_steps=steps, per_device_train_batch_size=_ROWS, learning_rate=learning_rate, seed=seed,
+        lr_scheduler_type="cosine", warmup_steps=20, save_steps=200, save_total_limit=1, logging_steps=50,
+        report_to="none", use_cpu=True,
+    )  # fmt: skip
+    trainer = Trainer(model, arguments, train_dataset=[{"input_ids": block, "labels": block} for block in blocks])
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None)
 
 
 def retokenized_base(folder: Path, root: Path, body: str, vocabulary: int, digits: int, tokens: int) -> Path:
@@ -155,6 +238,8 @@ def study_base(name: str, plan: dict[str, Any], runs: Path, root: Path, seed: in
     if "draw" in described:
         draw = described["draw"].format(seed=seed)
         return repeated_base(runs / "bases" / f"{name}-seed{seed}", root, **{**described, "draw": draw})
+    if "layers" in described:
+        return larger_base(KEPT / name, root, **described)
     make = retokenized_base if "body" in described else made_base
     return make(runs / "bases" / name, root, **described)
 
