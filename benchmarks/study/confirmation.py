@@ -19,7 +19,7 @@ from answers import BOTH, V2
 from compared import Seeds, agreeing, change, means, over_seeds, with_model
 from other_tokens import figures, recorded
 from study import ROOT, load_plan
-from tables import fewer_seeds, p_text, table_head
+from tables import fewer_seeds, near_chance, p_text, table_head
 
 from muscle_hf.metrics import holm
 
@@ -102,7 +102,8 @@ def primary(cells: Mapping[str, Seeds], expected: Mapping[str, Any]) -> dict[str
 def main() -> None:
     plan, expected = load_plan(), yaml.safe_load(EXPECTED.read_text(encoding="utf-8"))
     cells = recorded(plan, {cell: cell for cell in expected["cells"]})
-    answers = primary(cells, expected)
+    guessed = [cell for cell, seeds in cells.items() if near_chance(seeds)]
+    answers = primary({cell: seeds for cell, seeds in cells.items() if cell not in guessed}, expected)
     asked = "; ".join(f"{cell} {value:+.0f} %, p {p_text(p)}" for cell, (value, p) in answers.items())
     told = ["", f"Flips of consensus against plain training for as long, paired t-test over seeds (Holm): {asked}."]
     for cell, seeds in cells.items():
@@ -110,6 +111,8 @@ def main() -> None:
             value, p = came_out(having, *AFTER_PLAIN, "nfr")[0], over_seeds(having, *AFTER_PLAIN, "nfr")[1]
             found = f"{cell} {value:+.0f} %, p {p_text(p)}, {len(having)} seeds"
             told.append(f"Flips of consensus after plain training against plain training for twice as long: {found}.")
+    if guessed:
+        told.append(f"Near chance, where nothing is decided: {', '.join(guessed)}.")
     if missing := [cell for cell in expected["cells"] if cell not in cells]:
         told.append(f"Not run: {', '.join(missing)}.")
     long = [
