@@ -37,7 +37,11 @@ PRIVATE: dict[str, dict[str, str]] = {
         "_make_subclass": "parameters of any class over the storage of others",
         "_version": "whether frozen weights were changed in place",
     },
-    "Module": {"_buffers": "what a module holds itself", "_modules": "what a module holds itself"},
+    "Module": {
+        "_buffers": "what a module holds itself",
+        "_modules": "what a module holds itself",
+        "_save_to_state_dict": "what a module holds itself, as it is saved",
+    },
     "Trainer": {
         "_finish_current_push": "overridden: uploads that failed are said",
         "_get_collator_with_removed_columns": "rows are looked at before training as its loaders show them",

@@ -13,6 +13,7 @@ from torch import nn
 
 from muscle_hf.compat.peft import AuxiliaryTrainingWrapper, BaseTuner, BaseTunerLayer, active_adapter
 from muscle_hf.errors import MuscleError
+from muscle_hf.teachers.weights import own_modules
 
 # What the compatibility adapter is called in the model: `Trainer` saves and reloads only this name at the root of a
 # folder.
@@ -34,7 +35,11 @@ def adapter_parameters(model: nn.Module, adapter: str) -> dict[str, nn.Parameter
         adapters of the same configuration. Empty if there is no such adapter.
     """
     found: dict[str, nn.Parameter] = {}
-    for module_name, module in model.named_modules():
+    seen = set()
+    for module_name, module in own_modules(model):
+        if module in seen:
+            continue
+        seen.add(module)
         if isinstance(module, BaseTuner):  # some kinds have parts beside the layers
             names: Iterable[str] = module._modules
         elif isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
@@ -142,7 +147,7 @@ def keep_quantized_trainable(model: nn.Module) -> None:
 
     They do so at their first eval-mode forward, after which training silently yields no gradients.
     """
-    for module in cast("Iterator[Any]", model.modules()):
+    for _, module in cast("Iterator[tuple[str, Any]]", own_modules(model)):
         if "support_avx512bf16_for_cpu" in vars(module):
             module.support_avx512bf16_for_cpu = False
             if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):

@@ -21,6 +21,7 @@ from muscle_hf.teachers.weights import (
     base_weights,
     folder_hash,
     is_quantized,
+    own_modules,
     same_as_files,
 )
 
@@ -169,7 +170,7 @@ def only_active_adapter(model: PeftModel, owner: str) -> str:
         raise MuscleError(
             f"{owner} has an adapter of type POLY, which asks for the task of each row (task_ids); use LoRA instead"
         )
-    if any(isinstance(layer, BaseTunerLayer) and layer.merged for layer in model.modules()):
+    if any(isinstance(layer, BaseTunerLayer) and layer.merged for _, layer in own_modules(model)):
         raise MuscleError(f"{owner} has an adapter merged into its base; call unmerge_adapter() first")
     return active[0]
 

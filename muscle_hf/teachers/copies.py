@@ -14,7 +14,7 @@ from muscle_hf.compat.peft import AuxiliaryTrainingWrapper, BaseTuner, BaseTuner
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.adapters import adapter_parameters, holds
 from muscle_hf.teachers.sharing import adds_only, same_base_after, starts_neutral
-from muscle_hf.teachers.weights import base_of
+from muscle_hf.teachers.weights import base_of, own_modules
 
 
 def adapter_state(model: nn.Module, adapter: str) -> dict[str, Any]:
@@ -133,8 +133,8 @@ def _copy_layers(source: PeftModel, adapter: str, target: PeftModel, name: str) 
     config = source.peft_config[adapter]
     if not adds_only(config) or config.modules_to_save or name in target.peft_config:
         return False
-    layers = {key: m for key, m in source.named_modules() if isinstance(m, BaseTunerLayer) and holds(m, adapter)}
-    there: dict[str, Any] = layers if source is target else dict(target.named_modules())
+    layers = {key: m for key, m in own_modules(source) if isinstance(m, BaseTunerLayer) and holds(m, adapter)}
+    there: dict[str, Any] = layers if source is target else dict(own_modules(target))
     pairs: list[tuple[Any, Any]] = [(layer, there.get(key)) for key, layer in layers.items()]
     if any(hasattr(base_of(model), "hf_device_map") for model in (source, target)):
         return False
@@ -154,10 +154,9 @@ def _copy_layers(source: PeftModel, adapter: str, target: PeftModel, name: str) 
 
 def _copied(held: Any, device: torch.device) -> Any:
     """A frozen copy of what PEFT holds of an adapter, on a device."""
-    if isinstance(held, nn.Parameter):
-        return nn.Parameter(held.detach().to(device, copy=True), requires_grad=False)
     if isinstance(held, torch.Tensor):
-        return held.to(device, copy=True)
+        copied = held.detach().to(device, copy=True)
+        return nn.Parameter(copied, requires_grad=False) if isinstance(held, nn.Parameter) else copied
     if not isinstance(held, nn.Module):
         return copy.deepcopy(held)
     if isinstance(held, nn.Identity):

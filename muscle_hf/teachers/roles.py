@@ -6,7 +6,7 @@ import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
@@ -31,7 +31,6 @@ from muscle_hf.teachers.teacher import AdapterTeacher, ModelTeacher, Teacher
 from muscle_hf.teachers.weights import (
     base_of,
     base_weights,
-    input_embeddings,
     is_quantized,
     same_as_files,
     same_weights,
@@ -247,15 +246,7 @@ def _from_model(
 def _same_base(model: nn.Module, adapter: str | None, student: PeftModel) -> bool:
     if base_of(model) is base_of(student):
         return True
-    if not same_architecture(model, student):
-        return False
-    # Of two versions these differ at once; the rest need not be put together then.
-    looked_up = [layer.weight for each in (model, student) if (layer := input_embeddings(each)) is not None]
-    replaced = adapter is not None and getattr(cast("PeftModel", model).peft_config[adapter], "modules_to_save", None)
-    if len(looked_up) == 2 and not replaced and not same_weights(*({"": weight} for weight in looked_up)):
-        return False
-    used = base_weights(model, adapter)
-    return same_weights(used, {name: tensor for name, tensor in base_weights(student).items() if name in used})
+    return same_architecture(model, student) and same_weights(base_weights(model, adapter), base_weights(student))
 
 
 def _from_name(

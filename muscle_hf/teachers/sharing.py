@@ -21,7 +21,7 @@ from torch import nn
 
 from muscle_hf.compat.peft import check_target_module_exists
 from muscle_hf.errors import MuscleError
-from muscle_hf.teachers.weights import base_weights, whole
+from muscle_hf.teachers.weights import base_weights, own_modules, whole
 
 # Settings of a LoRA that say where it is and how large, or nothing of what it computes. Any other setting, also one
 # that a later version of PEFT knows, has to be at its default.
@@ -107,7 +107,7 @@ def _merge_at_each_forward(model: PeftModel, configs: Sequence[LoraConfig]) -> b
     return any(
         isinstance(module, nn.MultiheadAttention)
         and any(check_target_module_exists(config, name.removesuffix(".base_layer")) for config in configs)
-        for name, module in model.get_base_model().named_modules()
+        for name, module in own_modules(model.get_base_model())
     )
 
 
@@ -117,7 +117,7 @@ def _replace_apart(model: PeftModel, configs: Sequence[LoraConfig]) -> bool:
         return False  # PEFT makes the first adapter's head a part of all
     replaced = [set(config.modules_to_save or ()) for config in configs]
     uncommon = tuple(set.union(*replaced) - set.intersection(*replaced))
-    for name, module in model.get_base_model().named_modules():
+    for name, module in own_modules(model.get_base_model()):
         if name.endswith(uncommon):
             inner = getattr(module, "original_module", module)
             inner = getattr(inner, "base_layer", inner)

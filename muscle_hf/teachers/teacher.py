@@ -21,7 +21,7 @@ from muscle_hf.teachers.batch import Batch
 from muscle_hf.teachers.forward import logits_of
 from muscle_hf.teachers.head import Head, HeadNotApart, count_parameters
 from muscle_hf.teachers.sharding import give_padding_token, is_sharded, to_device
-from muscle_hf.teachers.weights import base_of, base_weights, content_hash
+from muscle_hf.teachers.weights import base_of, base_weights, content_hash, own_modules
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -315,8 +315,9 @@ class AdapterTeacher(LoadedTeacher):
         self._adapter = adapter
         # What is packed, sharded or parametrized changes its tensors without changing what they say. Some adapters
         # change themselves where they are used (OFT with coft), which is no matter of the base.
-        named, adapters = base_of(model).named_parameters(), set(model.peft_config)
-        self._shared = [p for n, p in named if type(p) is nn.Parameter and adapters.isdisjoint(n.split("."))]
+        modules, adapters = own_modules(base_of(model)), set(model.peft_config)
+        own = [m for name, m in modules if adapters.isdisjoint(name.split("."))]
+        self._shared = [p for m in own for p in m.parameters(recurse=False) if type(p) is nn.Parameter]
         if any(getattr(config, "target_parameters", None) for config in model.peft_config.values()):
             self._shared = []
 

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -57,23 +57,48 @@ def base_weights(model: nn.Module, adapter: str | None = None) -> dict[str, Tens
         what ZeRO-3 has split is read by :func:`whole`.
     """
     base = base_of(model)
-    left_out: set[str] = set()
-    for name, module in base.named_modules():
-        if isinstance(module, ModulesToSaveWrapper) and adapter is not None and adapter in module.modules_to_save:
-            left_out.add(f"{name}.original_module")
-        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
-            layers = (*module.adapter_layer_names, *module.other_param_names)
-            left_out.update(f"{name}.{layer}" for layer in layers)
     # An output layer tied to the embedding is one tensor under two names; files hold it once.
     tied = set(getattr(base, "all_tied_weights_keys", None) or ())
-    weights = {}
-    # A detached tensor would have lost what ZeRO-3 knows of it.
-    for name, tensor in base.state_dict(keep_vars=True).items():
-        plain = name.replace(".token_adapter", "").replace(".base_layer", "").replace(".original_module", "")
-        within = itertools.accumulate(name.split("."), "{}.{}".format)
-        if isinstance(tensor, Tensor) and left_out.isdisjoint(within) and plain not in tied:
-            weights[plain] = tensor if _is_split(tensor) else tensor.detach()
+    weights, left_out = {}, set()
+    for name, module in own_modules(base):
+        of_adapters = _adapter_names(module)
+        left_out.update(f"{name}.{key}" for key in of_adapters)
+        if isinstance(module, ModulesToSaveWrapper) and adapter is not None and adapter in module.modules_to_save:
+            left_out.add(f"{name}.original_module")
+        if not left_out.isdisjoint(itertools.accumulate(name.split("."), "{}.{}".format)):
+            continue
+        held: dict[str, Any] = {}
+        if module._modules:
+            module._save_to_state_dict(held, "", keep_vars=True)
+        else:  # some quantized layers have their own way
+            module.state_dict(destination=held, keep_vars=True)
+        for wrapper in (".token_adapter", ".base_layer", ".original_module"):
+            name = name.replace(wrapper, "")
+        for key, tensor in held.items():
+            plain = f"{name}.{key}" if name else key
+            if isinstance(tensor, Tensor) and key not in of_adapters and plain not in tied:
+                # A detached tensor would have lost what ZeRO-3 knows of it.
+                weights[plain] = tensor if _is_split(tensor) else tensor.detach()
     return weights
+
+
+def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a model, under each of their names, without the many in which layers of PEFT keep adapters."""
+    waiting = [("", model)]
+    while waiting:
+        name, module = waiting.pop()
+        yield name, module
+        left_out = _adapter_names(module) if isinstance(module, BaseTunerLayer) else ()
+        prefix = f"{name}." if name else ""
+        parts = [(prefix + key, part) for key, part in module._modules.items() if key not in left_out]
+        waiting += [(key, part) for key, part in reversed(parts) if part is not None]
+
+
+def _adapter_names(module: nn.Module) -> Collection[str]:
+    """What holds adapters in a layer of PEFT."""
+    if not isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+        return ()
+    return {*module.adapter_layer_names, *module.other_param_names}
 
 
 def _is_split(tensor: Tensor) -> bool:
@@ -96,18 +121,26 @@ def whole(tensor: Tensor) -> Iterator[Tensor]:
         yield tensor.detach()
 
 
-def same_weights(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Whether two models have the same tensors, bit by bit, under the same names; stops at the first difference."""
-    if one.keys() != other.keys():
+def same_weights(some: Mapping[str, Tensor], those: Mapping[str, Tensor]) -> bool:
+    """Whether some tensors are, bit by bit, those of the same names in a model; stops at the first difference."""
+    if not some.keys() <= those.keys():
         return False
-    for name, tensor in one.items():
-        match = other[name]
+    for name, tensor in some.items():
+        match = those[name]
         if _shape_of(tensor) != _shape_of(match) or tensor.dtype != match.dtype:
             return False
         with whole(tensor) as mine, whole(match) as theirs:
-            if not torch.equal(mine, theirs.to(mine.device)):
+            if not _same_bits(mine, theirs.to(mine.device)):
                 return False
     return True
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    pair = one, other
+    if all(type(t) is Tensor and t.is_contiguous() and t.nbytes % 8 == t.storage_offset() == 0 for t in pair):
+        # `torch.equal` takes as long for each element, whatever its size.
+        pair = one.view(-1).view(torch.int64), other.view(-1).view(torch.int64)
+    return torch.equal(*pair)
 
 
 def same_as_files(weights: Mapping[str, Tensor], folder: Path, base: nn.Module) -> bool:

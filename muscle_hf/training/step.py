@@ -17,7 +17,7 @@ from muscle_hf.teachers.forward import require_finite, without_labels
 from muscle_hf.teachers.head import Head, HeadNotApart, count_parameters
 from muscle_hf.teachers.sharding import is_sharded
 from muscle_hf.teachers.teacher import TargetSource
-from muscle_hf.teachers.weights import base_of
+from muscle_hf.teachers.weights import base_of, own_modules
 
 logger = logging.get_logger(__name__)
 
@@ -50,7 +50,7 @@ class Step:
     ):
         self.student, self.sources, self.temperatures = student, sources, temperatures
         self.head, self.chunk_size, self._skip, self._leans_on_new = head, chunk_size, skip, leans_on_new
-        self._running = [m for m in student.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+        self._running = [m for _, m in own_modules(student) if isinstance(m, nn.modules.batchnorm._NormBase)]
 
     def __call__(
         self,
