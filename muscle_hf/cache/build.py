@@ -33,22 +33,13 @@ Autocast = Callable[..., contextlib.AbstractContextManager]
 
 
 def predicted_bytes(rows: int, tokens: int, columns: Mapping[str, Column]) -> int:
-    """What rows will take on the disk; the headers of the shards, a few KB each, come on top.
-
-    Args:
-        rows: Sequences.
-        tokens: Trained tokens of all of them.
-        columns: Of the store: ``{"hidden": Column(torch.bfloat16, (4096,))}``.
-    """
+    """What rows (sequences) with so many trained tokens will take on the disk; the headers of the shards, a few KB
+    each, come on top."""
     return rows * _ROW_BYTES + tokens * sum(column.bytes_per_token for column in columns.values())
 
 
 def require_space(folder: str | os.PathLike, needed: int) -> None:
-    """Refuse a cache that the disk has no room for, before anything is written.
-
-    Args:
-        folder: Of the cache; need not exist yet.
-        needed: Bytes.
+    """Refuse a cache that needs more bytes than the disk of ``folder``, which need not exist, has room for.
 
     Raises:
         MuscleError: Says how much is needed and how much there is.

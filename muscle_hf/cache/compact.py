@@ -84,16 +84,8 @@ class TopTokens:
             return torch.cat([self.of(head(part)) for part in parts])
 
     def beside(self, kept: Tensor, tokens: Tensor, scores: Tensor) -> Tensor:
-        """One more token at each place, which may be among the k.
-
-        Args:
-            kept: (n, 2 k + 1), from :meth:`of`.
-            tokens: (n,), int64.
-            scores: Their log-probabilities, (n,).
-
-        Returns:
-            (n, 2 k + 3), as of k + 1 tokens.
-        """
+        """What :meth:`of` gives, (n, 2 k + 1), with one more token at each place, (n,), which may be among the k, and
+        its log-probability, (n,): (n, 2 k + 3), as of k + 1 tokens."""
         top, ids, rest = kept.split([self.k, self.k, 1], dim=-1)
         others = (rest[:, 0].exp() - scores.exp()).clamp(min=0).log().clamp(min=NOTHING)
         others = torch.where((ids == tokens[:, None]).any(dim=-1), rest[:, 0], others)
@@ -129,11 +121,7 @@ class TopTokens:
 
 @dataclass(frozen=True)
 class CompactStream(Stream):
-    """What a compact cache says of the trained tokens; ``hidden`` is (N, 2 k + 1), and there is no head.
-
-    Args:
-        form: In which they are kept.
-    """
+    """What a compact cache says of the trained tokens; ``hidden`` is (N, 2 k + 1), and there is no head."""
 
     form: TopTokens
 
@@ -147,13 +135,8 @@ class CompactStream(Stream):
 
 
 def require_kl_alone(objective: Objective, reads: Iterable[str], what: str, remedy: str) -> None:
-    """Refuse an objective that needs more of a teacher than its likeliest tokens and the rest as one.
-
-    Args:
-        objective: What is trained.
-        reads: Whose logits its masks read, of those that are known so.
-        what: Is kept, and by what.
-        remedy: What to do instead.
+    """Refuse an objective, whose masks read ``reads``, that needs more of a teacher than its likeliest tokens and the
+    rest as one; ``what`` is kept, and ``remedy``, are for the message.
 
     Raises:
         MuscleError: It does.

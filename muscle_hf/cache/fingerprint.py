@@ -76,14 +76,13 @@ def teacher_fingerprint(
     autocast: torch.dtype | str | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Fingerprint:
-    """The fingerprint of a teacher that is loaded.
+    """The fingerprint of a teacher that is loaded, whose weights are read once, to hash them.
 
     Args:
-        teacher: Its weights are read once, to hash them.
         tokenizer: What the rows are tokenized with.
-        autocast: The dtype of the autocast context it runs in: ``torch.bfloat16``, or Accelerate's ``mixed_precision``
-            (``"bf16"``, ``"fp16"``, ``"no"``).
-        provenance: The teacher's part of the training run's provenance, whose hashes then need not be taken again.
+        autocast: The dtype of the autocast context it runs in: ``torch.bfloat16``, or Accelerate's
+            ``mixed_precision``.
+        provenance: The teacher's part of the run's provenance, whose hashes then need not be taken again.
 
     Raises:
         MuscleError: Its weights are on the meta device.
@@ -111,18 +110,12 @@ def file_fingerprint(
 ) -> Fingerprint:
     """The same fingerprint from the files of a teacher, without building it: one tensor in memory at a time.
 
-    Args:
-        source: The files.
-        kind: Of the model.
-        tokenizer: What the rows are tokenized with.
-        role: ``old`` or ``new``; for the description.
-        dtype: That it would be loaded in.
-        autocast: As for :func:`teacher_fingerprint`.
-        attn_implementation: That it would be loaded with; the default one if None.
+    Arguments as of :func:`teacher_fingerprint`; ``dtype`` and ``attn_implementation`` are what it would be loaded
+    with.
 
     Raises:
-        MuscleError: It cannot be told from files how it would be loaded (quantization, weights that are converted
-            when loaded, an adapter that is not LoRA on linear layers): load the teacher instead.
+        MuscleError: It cannot be told from files how it would be loaded (quantization, weights that are converted when
+            loaded, an adapter that is not LoRA on linear layers): load the teacher instead.
     """
     base = source.build_on_meta(kind, dtype, attn_implementation)
     adapter = None
@@ -162,14 +155,9 @@ class TeacherFiles:
         base_revision: str | None = None,
         **fetch: Any,
     ) -> TeacherFiles:
-        """Find the files, and fetch from the Hub what is not on this disk.
-
-        Args:
-            name: A folder or Hub id of an adapter or a model, as for ``old_model``.
-            revision: Of ``name``.
-            base_model: Where the adapter's base is, if it has moved.
-            base_revision: The revision of ``base_model``.
-            fetch: ``token``, ``cache_dir``, ``local_files_only``, ...
+        """Find the files of an adapter or a model, as for ``old_model``, and fetch from the Hub what is not on this
+        disk; ``base_model`` is where the adapter's base is, if it has moved, and ``fetch`` has ``token``,
+        ``cache_dir``, ...
 
         Raises:
             MuscleError: They are not there.

@@ -15,12 +15,7 @@ from muscle_hf.teachers.weights import find_weights
 
 
 def load_head(files: TeacherFiles, kind: ModelKind, *, dtype: torch.dtype | str | None = "auto") -> Head:
-    """Load a task model's output head; its body stays without weights.
-
-    Args:
-        files: Of the model.
-        kind: Of the model.
-        dtype: Of the weights.
+    """Load a task model's output head from its files; its body stays without weights.
 
     Raises:
         MuscleError: The model has no head that can be called apart, the adapter changes it, or the files do not hold

@@ -35,8 +35,7 @@ class SequenceKey(NamedTuple):
     """One sequence of a batch that has trained tokens.
 
     Args:
-        key: 32 bytes; None where its hidden states cannot be told apart by its own content, so that it must not be
-            cached.
+        key: 32 bytes; None where its content does not tell its hidden states apart, so that it must not be cached.
         count: How many of its positions are trained, n.
         row: Of the batch.
     """

@@ -28,14 +28,8 @@ _COLUMN = "log_likelihood"
 
 @dataclass(frozen=True)
 class _KnownAnswers(Known):
-    """What is kept of a batch's answers.
-
-    Args:
-        read: The batch's answers in the teacher's own tokens.
-        spoken: Rows whose answers it can read, (B,), boolean.
-        keys: Of each row.
-        numbers: (B,), on the CPU; nan where one is missing.
-    """
+    """What is kept of a batch's answers: these in the teacher's own tokens, the rows that it can read, (B,), boolean,
+    and of each row its key and its number, (B,), on the CPU, nan where that is missing."""
 
     read: Batch
     spoken: Tensor
@@ -46,12 +40,7 @@ class _KnownAnswers(Known):
 class AnswerLikelihoods(InFront[_KnownAnswers]):
     """A teacher's log-likelihood of each row's answer (X4), in place of all that it says there.
 
-    Its body sees a row once; four bytes are kept of it.
-
-    Args:
-        teacher: Reads the rows, in whatever tokens.
-        open_store: Opens the store of the numbers; called when the first one is needed.
-    """
+    Its body sees a row once; four bytes are kept of it, in a store that is opened when the first one is needed."""
 
     def __init__(self, teacher: Teacher, open_store: Callable[[], RowStore]):
         super().__init__(teacher)

@@ -48,12 +48,8 @@ class DamagedShard(Exception):
 
 @dataclass(frozen=True)
 class Column:
-    """What one column holds for each token.
-
-    Args:
-        dtype: Of its elements.
-        shape: Of one token's element; () for a number.
-    """
+    """What one column holds for each token: the dtype of its elements and the shape of one token's, () for a
+    number."""
 
     dtype: torch.dtype
     shape: tuple[int, ...] = ()
@@ -75,15 +71,11 @@ Row = Mapping[str, Tensor]
 
 
 def write_shard(folder: Path, identity: str, rows: Mapping[bytes, Row]) -> Path:
-    """Write rows as a new shard, which appears in the folder complete or not at all.
-
-    Args:
-        folder: Exists.
-        identity: Whose rows they are; a shard of another identity is never read.
-        rows: Key -> columns, (n, ...) on the CPU each, the same columns in every row.
+    """Write rows, key -> columns (n, ...) on the CPU, the same columns in each, as a new shard, which appears in a
+    folder complete or not at all; a shard of another identity is never read.
 
     Returns:
-        The shard's file; its name is new even among processes.
+        Its file; the name is new even among processes.
 
     Raises:
         MuscleError: It cannot be written (disk full, no permission).

@@ -23,12 +23,7 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Known:
-    """What is kept of a batch.
-
-    Args:
-        batch: Which.
-        missing: (B,), boolean, on the CPU: rows of which something is not there.
-    """
+    """What is kept of a batch; ``missing``, (B,), boolean, on the CPU: rows of which something is not there."""
 
     batch: Batch
     missing: Tensor
@@ -38,11 +33,7 @@ _Known = TypeVar("_Known", bound=Known)
 
 
 class InFront(TargetSource, Generic[_Known]):
-    """A cache in front of a teacher: what is there is read, what is missing is computed and put.
-
-    Args:
-        teacher: Asked for what is missing.
-    """
+    """A cache in front of a teacher: what is there is read, what is missing is computed and put."""
 
     def __init__(self, teacher: Teacher):
         self.teacher = teacher
@@ -68,25 +59,15 @@ class InFront(TargetSource, Generic[_Known]):
 
 @dataclass(frozen=True)
 class _KnownStates(Known):
-    """What is kept of a batch's hidden states.
-
-    Args:
-        parts: The batch's sequences with trained tokens, in the order of these.
-        hidden: Of each, on the batch's device; None where it is not there.
-    """
+    """Of each sequence with trained tokens in a batch its hidden states, on the batch's device; None where they are
+    not there."""
 
     parts: list[SequenceKey]
     hidden: list[Tensor | None]
 
 
 class CachedTargets(InFront[_KnownStates]):
-    """A teacher's hidden states.
-
-    Args:
-        teacher: Whose head is apart.
-        store: Of its hidden states.
-        rules: What these depend on.
-    """
+    """A teacher's hidden states, from a store; ``rules`` say what these depend on."""
 
     def __init__(self, teacher: Teacher, store: HiddenStore, rules: KeyRules):
         super().__init__(teacher)

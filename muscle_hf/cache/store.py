@@ -96,14 +96,8 @@ class RowStore:
         return key in self._places or key in self._buffer
 
     def get_rows(self, keys: Sequence[bytes | None]) -> list[Row | None]:
-        """The columns of rows, None for one that is not here.
-
-        Args:
-            keys: 32 bytes each; None stands for a row that cannot be kept.
-
-        Returns:
-            Views of the files; do not change them in place.
-        """
+        """The columns of rows, as views of the files (do not change them in place); None for one that is not here, or
+        whose key is None."""
         return [None if key is None else self._row(key) for key in keys]
 
     def _row(self, key: bytes) -> Row | None:
@@ -125,10 +119,7 @@ class RowStore:
             return self._row(key)  # another shard may hold it as well
 
     def refresh(self) -> int:
-        """Take in the shards that other processes have written since.
-
-        Returns:
-            How many rows are new to this store.
+        """Take in the shards that other processes have written since, and say how many rows are new.
 
         Raises:
             MuscleError: They have other columns.
@@ -167,11 +158,8 @@ class RowStore:
     # ---- Writing ----
 
     def put_rows(self, keys: Sequence[bytes | None], rows: Sequence[Row]) -> None:
-        """Keep rows; those that are here already, or whose key is None, are passed over.
-
-        Args:
-            keys: 32 bytes each.
-            rows: Of each: column -> (n, ...) tensor, on any device; they are copied.
+        """Keep copies of rows (column -> (n, ...), on any device); those that are here already, or whose key is None,
+        are passed over.
 
         Raises:
             MuscleError: Other columns than the rest, values that are nan or infinite, or a disk that is full.
@@ -267,17 +255,8 @@ class RowStore:
 
 
 class HiddenStore(RowStore):
-    """Cache of a teacher: its last hidden states at a sequence's trained positions, (n, d) per sequence.
-
-    Args:
-        folder: The cache's folder, shared by any teachers and runs.
-        fingerprint: The teacher's, from ``teacher_fingerprint``.
-        form: Keep less than the hidden states: (n, 2 k + 1) numbers in their place.
-        shard_bytes: Size of a shard.
-
-    Raises:
-        MuscleError: What is there has another width or dtype.
-    """
+    """Cache of a teacher: its last hidden states at a sequence's trained positions, (n, d) per sequence, or, in a
+    ``form`` that is smaller, (n, 2 k + 1) numbers in their place. Otherwise as :class:`RowStore`."""
 
     def __init__(
         self,
@@ -293,12 +272,7 @@ class HiddenStore(RowStore):
         super().__init__(folder, fingerprint, columns, variant=variant, shard_bytes=shard_bytes)
 
     def kept(self, hidden: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
-        """What is kept of hidden states (n, d), as :meth:`put` takes it.
-
-        Args:
-            hidden: At trained positions.
-            head: The teacher's output head.
-        """
+        """What is kept of hidden states (n, d), as :meth:`put` takes it; ``head`` is the teacher's."""
         return hidden if self.form is None else self.form.of_hidden(hidden, head)
 
     def get(self, keys: Sequence[bytes | None]) -> list[Tensor | None]:

@@ -51,30 +51,16 @@ class Stream:
         return replace(self, head=lambda hidden: head(hidden) / temperature)
 
     def logits(self, rows: slice | Tensor, student: Tensor | None = None, chosen: Tensor | None = None) -> Tensor:
-        """Logits of some tokens.
-
-        Args:
-            rows: Which.
-            student: Of streams that lean on others' logits: these.
-            chosen: Which rows of ``student`` are of these tokens; all by default.
-        """
+        """Logits of some tokens; ``student``, of which the rows ``chosen`` are of these tokens (by default all), is
+        for streams that lean on another's."""
         found = self.hidden[rows]
         return found.to(_exact(found)) if self.head is None else self.head(found)
 
     def distance(
         self, rows: slice | Tensor, student: Tensor, divergence: Divergence, logits: Callable[[], Tensor]
     ) -> Tensor:
-        """How far the student is from this model at some tokens (a_1 or a_2 of equation 1).
-
-        Args:
-            rows: Which.
-            student: Its logits of these, (n, V), with gradient.
-            divergence: Between two distributions.
-            logits: Gives this model's, as :meth:`logits`; (n, V), the dtype of ``student``.
-
-        Returns:
-            (n,), with gradient.
-        """
+        """How far the student is from this model at some tokens (a_1 or a_2 of equation 1): (n,), with gradient, of
+        its logits (n, V) with gradient; ``logits`` gives this model's, as :meth:`logits`."""
         return divergence(logits(), student)
 
     # ---- Of one number for a whole answer (:mod:`muscle_hf.objective.whole_answers`) ----
@@ -126,14 +112,8 @@ class Chunks:
 
     @torch.no_grad()
     def weights(self, streams: Mapping[str, Stream]) -> Tensor:
-        """What each token follows.
-
-        Args:
-            streams: ``student``, and ``old`` and ``new`` as far as ``objective.reads`` names them.
-
-        Returns:
-            (N, 3), as :meth:`Objective.weights`; the dtype of the logits, no gradient.
-        """
+        """What each token follows, (N, 3), as :meth:`Objective.weights`, of the streams that ``objective.reads`` names
+        and the student's; the dtype of the logits, no gradient."""
         of_labelled, of_transfer = self.objective.mask, self.objective.transfer_mask
         weights = self._weights_of(of_labelled, streams)
         weights = self.objective.joined(weights, self.labelled, lambda: self._weights_of(of_transfer, streams))
@@ -263,12 +243,7 @@ def _spoken(weights: Tensor, silent: Tensor | None) -> Tensor:
 
 
 class _Said:
-    """Log-probabilities that the student gives tokens, each place asked once, whoever asks.
-
-    Args:
-        student: Without gradient.
-        size: Tokens at a time.
-    """
+    """Log-probabilities that the student gives tokens, ``size`` at a time, each place asked once, whoever asks."""
 
     def __init__(self, student: Stream, size: int):
         self.student, self.size = student, size

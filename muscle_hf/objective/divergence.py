@@ -83,30 +83,13 @@ class Divergence:
 
 
 def blended(old: Tensor, new: Tensor, share_old: Tensor, share_new: Tensor) -> Tensor:
-    """Logits whose probabilities are the weighted geometric mean of both teachers'.
-
-    Args:
-        old: (n, V_old).
-        new: (n, V).
-        share_old: (n,), >= 0.
-        share_new: (n,), >= 0; where both are 0 the result means nothing.
-
-    Returns:
-        (n, V'), V' the ids that both have.
-    """
+    """Logits whose probabilities are the weighted geometric mean of both teachers': of (n, V_old) and (n, V), with
+    shares (n,) >= 0, to (n, V'), V' the ids that both have; where both shares are 0 the result means nothing."""
     width = min(old.size(-1), new.size(-1))
     share = (share_old / (share_old + share_new).clamp(min=torch.finfo(old.dtype).tiny)).unsqueeze(-1)
     return share * old[:, :width] + (1 - share) * new[:, :width]
 
 
 def label_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
-    """Log-probability of each row's label at temperature 1.
-
-    Args:
-        logits: Shape (N, V), floating point.
-        labels: Shape (N,), int64, each in [0, V).
-
-    Returns:
-        Shape (N,), nats.
-    """
+    """Log-probability, (N,), nats, of each row's label (N,), int64, by logits (N, V) at temperature 1."""
     return torch.log_softmax(logits, dim=-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)

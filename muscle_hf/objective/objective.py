@@ -128,15 +128,7 @@ class Objective:
         labelled: Tensor | None = None,
     ) -> Tensor:
         """What each token follows, (N, 3): weights of the old model, of the new one, and of the label within L_comp.
-
-        Args:
-            student: Logits, as for a mask; None for a model that no mask reads, as the next two.
-            old: The same.
-            new: The same.
-            labels: (N,), int64.
-            sequence_ids: (N,), int64.
-            labelled: (N,), boolean; by default all are.
-        """
+        Arguments as of a call; logits that no mask reads may be None."""
         weight = self.mask(student, old, new, labels, sequence_ids)
         return self.joined(weight, labelled, lambda: self.transfer_mask(student, old, new, labels, sequence_ids))
 

@@ -14,17 +14,10 @@ FIGURES = ("kl_old", "kl_new", "ce", "share_old", "token_accuracy")
 
 
 def sum_terms(terms: TokenTerms, sequence_ids: Tensor, sequences: int) -> Tensor:
-    """Sum the terms of the trained tokens over each sequence of a batch.
+    """Sum the terms of N tokens over each of B sequences.
 
-    Args:
-        terms: Of N tokens.
-        sequence_ids: (N,), the sequence of each token.
-        sequences: B, how many sequences the batch has.
-
-    Returns:
-        (B, 9), float64 (float32 where the device has no such), no gradient. Adding rows, batches and processes keeps
-        the meaning.
-    """
+    The result is (B, 9), float64 (float32 where the device has no such), no gradient. Adding rows, batches and
+    processes keeps the meaning."""
     weight = terms.weight_old
     columns = torch.stack(
         [

@@ -116,15 +116,12 @@ class ChoiceStream(Stream):
 def along_choices(
     choices: Sequence[Sequence[int]], scores: Sequence[float], path: Sequence[int]
 ) -> list[dict[int, float]]:
-    """q_i(u) of (X3) along a path: of the choices that begin as it does so far, those that go on with u.
-
-    Args:
-        choices: The tokens of each; none goes on where another one ends.
-        scores: Their log-probabilities, up to a constant.
-        path: One of the choices.
+    """q_i(u) of (X3) along one of several choices of tokens: of those that begin as it does so far, those that go on
+    with u.
 
     Returns:
-        For each token of the path: log q of what may stand in its place, by token.
+        For each token of the path: log q of what may stand in its place, by token. No choice may go on where another
+        one ends.
     """
     left, found = list(zip(choices, scores, strict=True)), []
     for place, token in enumerate(path):

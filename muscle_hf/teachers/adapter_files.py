@@ -15,14 +15,9 @@ from muscle_hf.teachers.sharing import adds_only, can_share, file_adds_only
 
 
 def read_adapter(model: PeftModel, name: str, folder: Path) -> None:
-    """Read the weights of an adapter that the model already has from a folder's safetensors file.
+    """Read the weights of an adapter that the model already has from ``adapter_model.safetensors`` in a folder.
 
     Modes, gradients and the active adapter stay as they are.
-
-    Args:
-        model: Has the adapter ``name``, of the same configuration as the one in the folder.
-        name: The adapter to overwrite.
-        folder: Holds ``adapter_model.safetensors``.
 
     Raises:
         MuscleError: The file is missing, or its weights are not those of this adapter on this base.
@@ -72,16 +67,8 @@ def _missing(model: PeftModel, name: str, keys: list[str]) -> list[str]:
 
 
 def put_beside(model: PeftModel, folder: Path, config: PeftConfig, name: str) -> bool:
-    """Load an adapter beside those of a model, if it computes there what it computes on a base of its own.
-
-    Args:
-        model: On the adapter's base.
-        folder: Of the adapter.
-        config: Of the adapter.
-        name: What it is called in the model; it is not activated.
-
-    Returns:
-        Whether it was loaded.
+    """Load an adapter beside those of a model on its base, if it computes there what it computes on a base of its own;
+    whether it was loaded. It is not activated.
 
     Raises:
         MuscleError: It was trained for another base.

@@ -171,8 +171,6 @@ def trained_labels(
     """The labels that are trained on, aligned with the logits; 0 for a trained token of a transfer row.
 
     Args:
-        inputs: As the collator makes them.
-        kind: Of the models.
         trained_tokens: ``labels``, ``completion`` or ``assistant``.
         classes: How many a classifier knows.
 
@@ -180,8 +178,8 @@ def trained_labels(
         (B, L'), or (B, 1) for sequence classification, int64; -100 where nothing is trained.
 
     Raises:
-        MuscleError: There are no labels, they are no classes of the model, or there is no mask that
-            ``trained_tokens`` asks for.
+        MuscleError: There are no labels, they are no classes of the model, or there is no mask that ``trained_tokens``
+            asks for.
     """
     if (found := inputs.get(_FOUND)) is not None:
         return found
@@ -215,9 +213,8 @@ def sequences_of(labels: Tensor, position_ids: Tensor | None, *, predicts_next: 
     """The sequence that each label belongs to: its row, or its part of a row where several are packed into one.
 
     Args:
-        labels: (B, L'), aligned with the logits.
+        labels: (B, L'), aligned with the logits; of position i + 1 at i if ``predicts_next`` (causal LMs).
         position_ids: (B, L) if the collator made them; they start again where a packed sequence starts.
-        predicts_next: Whether the label at i is of position i + 1 (causal LMs).
 
     Returns:
         (B, L'), int64.

@@ -59,15 +59,8 @@ def parts_of(config: PreTrainedConfig) -> dict[str, PreTrainedConfig]:
 
 
 def text_tokenizer(processing: Any, collator: Any = None) -> Any:
-    """The tokenizer in what prepares rows: a tokenizer, a processor of texts with images or sound, or a collator.
-
-    Args:
-        processing: A tokenizer or a processor.
-        collator: Looked into where there is none.
-
-    Returns:
-        None if there is none.
-    """
+    """The tokenizer in what prepares rows: a tokenizer, a processor of texts with images or sound, or, where there is
+    none, a collator; None if there is none."""
     found = processing or getattr(collator, "tokenizer", None) or getattr(collator, "processor", None)
     return found if hasattr(found, "get_vocab") else getattr(found, "tokenizer", found)
 

@@ -60,9 +60,6 @@ def add_adapter(model: PeftModel, name: str, config: PeftConfig, *, autocast_dty
     """Add an untrained adapter of a configuration, leaving the base's weights alone; it is not activated.
 
     Args:
-        model: Gets the adapter.
-        name: Must be free.
-        config: Is copied.
         autocast_dtype: Keep half-precision adapters in float32, as PEFT does when it loads one.
 
     Raises:
@@ -93,12 +90,6 @@ def add_adapter(model: PeftModel, name: str, config: PeftConfig, *, autocast_dty
 def copy_adapter(source: PeftModel, adapter: str, target: PeftModel, name: str) -> bool:
     """Add a bit-equal copy of an adapter to a model with the same base (or the same model); it is not activated.
 
-    Args:
-        source: The model that has the adapter.
-        adapter: The adapter's name there.
-        target: The model that gets the copy.
-        name: The copy's name; must be free.
-
     Returns:
         Whether PEFT was asked to add it, which turns over what is trainable.
 
@@ -126,10 +117,7 @@ def copy_adapter(source: PeftModel, adapter: str, target: PeftModel, name: str) 
 
 def _copy_layers(source: PeftModel, adapter: str, target: PeftModel, name: str) -> bool:
     """:func:`copy_adapter` of a plain LoRA, layer by layer: PEFT would match and initialise anew what is known.
-
-    Returns:
-        Whether it was copied: not where layers would have to be made, are on several devices, or are split (ZeRO-3).
-    """
+    Whether it was copied: not where layers would have to be made, are on several devices, or are split (ZeRO-3)."""
     config = source.peft_config[adapter]
     if not adds_only(config) or config.modules_to_save or name in target.peft_config:
         return False

@@ -38,11 +38,8 @@ def logits_of(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
 
 
 def without_labels(base: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs of a forward pass that computes logits and no loss.
-
-    Args:
-        base: The model without its adapter wrapper.
-        inputs: A batch as the collator made it; seq2seq labels become decoder inputs where these are missing.
+    """The inputs of a forward pass of a base that computes logits and no loss; seq2seq labels become decoder inputs
+    where these are missing.
 
     Raises:
         MuscleError: There are images or sound, which the model does not take.
@@ -88,13 +85,8 @@ def _token(base: PreTrainedModel, name: str) -> int:
 
 
 def require_finite(teacher: str, logits: Tensor, sequence_ids: Tensor, where: str) -> None:
-    """Stop where a teacher's logits on trained tokens are not finite, before they reach the student.
-
-    Args:
-        teacher: ``old`` or ``new``.
-        logits: (N, V).
-        sequence_ids: (N,), the sequence of the batch that each row belongs to.
-        where: Names the batch.
+    """Stop where a teacher's logits (N, V) on trained tokens, of these sequences (N,), are not finite, before they
+    reach the student; ``where`` names the batch.
 
     Raises:
         TeacherOutputError: Names the teacher, the batch and its rows.

@@ -22,11 +22,7 @@ _BIAS = "final_logits_bias"
 
 
 class HeadNotApart(Exception):
-    """The model's forward does more with its output layer's result than :class:`Head` knows of.
-
-    Args:
-        model: The model's class.
-    """
+    """The forward of a model's class does more with its output layer's result than :class:`Head` knows of."""
 
     def __init__(self, model: type):
         super().__init__(
@@ -74,14 +70,8 @@ class Head:
         self._confirmed = False
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Logits of hidden states.
-
-        Args:
-            hidden: (..., d), as :meth:`captured` gives them; differentiable.
-
-        Returns:
-            (..., V), float32 (float64 for a model in float64).
-        """
+        """Logits (..., V), float32 (float64 for a model in float64), of hidden states (..., d), as :meth:`captured`
+        gives them; differentiable."""
         with self.autocast():
             logits = self.module(hidden)
             self.dtype = logits.dtype
@@ -138,12 +128,7 @@ class Head:
             handle.remove()
 
     def explains(self, found: list[Tensor], logits: Tensor) -> bool:
-        """Whether the model's own logits of a captured forward are what this head makes; looked at until it is so.
-
-        Args:
-            found: From :meth:`captured`.
-            logits: The forward's own, (B, 1, V).
-        """
+        """Whether a captured forward's own logits, (B, 1, V), are what this head makes; looked at until it is so."""
         if not self._confirmed:
             if len(found) != 1 or logits.dim() != 3 or logits.size(1) != 1:
                 return False
@@ -153,10 +138,7 @@ class Head:
         return self._confirmed
 
     def hidden_of(self, forward: Callable[[], Tensor]) -> Tensor:
-        """The last hidden states, (B, L, d), of a forward of the model.
-
-        Args:
-            forward: Runs it and returns its logits.
+        """The last hidden states, (B, L, d), of a forward of the model, which returns its logits.
 
         Raises:
             HeadNotApart: Hidden states alone do not give its logits; names the model's class.

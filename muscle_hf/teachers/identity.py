@@ -22,16 +22,12 @@ def describe_model(
 ) -> dict[str, Any]:
     """A model in memory as a provenance describes ``old`` and ``new``: its predictions say so what gave them.
 
-    Args:
-        model: With the adapter active that is meant, if it has one; several at once have no hash. Every weight is read
-            once, to hash it.
-        folder: Where the adapter's file is, which is hashed too.
-        name: The adapter's: a Hub id, or a folder.
-        revision: The adapter's commit on the Hub.
+    Every weight is read once, to hash it; ``folder`` is where the adapter's file is, which is hashed too, and ``name``
+    and ``revision`` are the adapter's.
 
     Returns:
-        ``base`` and ``adapter``; None is what cannot be hashed (weights that were left on the disk), and an adapter
-        that there is not.
+        ``base`` and ``adapter``; None is what cannot be hashed (weights that were left on the disk, several active
+        adapters), and an adapter that there is not.
     """
     active = model.active_adapters if isinstance(model, PeftModel) else []
     adapter = None
@@ -47,12 +43,7 @@ def describe_model(
 
 
 def describe_base(base: nn.Module, sha256: str | None) -> dict[str, Any]:
-    """A base as a provenance describes it.
-
-    Args:
-        base: Without adapters, or with them.
-        sha256: Its content hash.
-    """
+    """A base, with adapters or without, as a provenance describes it."""
     origin = origin_of(base)
     return {
         "name": origin.name,

@@ -76,14 +76,8 @@ class ModelKind:
         return found[0] if len(found) == 1 else torch.stack(tuple(found), dim=1)
 
     def trained_labels(self, labels: Tensor) -> Tensor:
-        """The labels that have a prediction, as (B, L').
-
-        Args:
-            labels: (B, L) as the collator gives them, or (B,) for sequence classification.
-
-        Returns:
-            All but the first position of each row for causal LMs; (B, 1) for sequence classification.
-        """
+        """The labels that have a prediction, as (B, L'), of those that the collator gives, (B, L) or (B,): all but the
+        first position of each row for causal LMs; (B, 1) for sequence classification."""
         if labels.dim() == 1:
             return labels.unsqueeze(1)
         return labels[:, 1:] if self.shifts_labels else labels

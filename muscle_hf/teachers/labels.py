@@ -17,14 +17,8 @@ LABEL_COLUMNS = ("labels", "label", "label_ids")
 
 
 def require_labels(inputs: Mapping[str, Any], kind: ModelKind) -> Tensor:
-    """The labels of a batch.
-
-    Args:
-        inputs: As the collator makes them.
-        kind: Of the model.
-
-    Returns:
-        (B, L), or (B,) for sequence classification, or (B, 2) for the two positions of an answer in a text, int64.
+    """The labels of a batch: (B, L), or (B,) for sequence classification, or (B, 2) for the two positions of an answer
+    in a text, int64.
 
     Raises:
         MuscleError: It has none, or they are no class numbers or tokens.

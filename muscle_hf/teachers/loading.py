@@ -95,15 +95,8 @@ class AdapterFolder:
 
 
 def find_adapter(name: str | os.PathLike, revision: str | None, fetch: Mapping[str, Any]) -> AdapterFolder | None:
-    """Find out whether a path or Hub id is an adapter, and fetch it if so.
-
-    Args:
-        name: A folder or a Hub id.
-        revision: Branch, tag or commit on the Hub.
-        fetch: ``token``, ``cache_dir``, ``local_files_only``, ``subfolder``, ...
-
-    Returns:
-        None if it is a model rather than an adapter.
+    """Find out whether a path or Hub id is an adapter, and fetch it if so (``token``, ``cache_dir``, ...); None if it
+    is a model.
 
     Raises:
         MuscleError: Nothing there, neither adapter nor model, an adapter without safetensors, or one that asks for
@@ -187,12 +180,8 @@ def load_model(
     adapter: Path | None = None,
     whole: bool = False,
 ) -> PreTrainedModel:
-    """Load a plain model with an Auto class, from safetensors.
-
-    Args:
-        name: A folder or a Hub id.
-        kind: Decides the Auto class, see :func:`auto_class_of`, which takes ``adapter`` and ``whole``.
-        arguments: Of ``from_pretrained`` (revision, dtype, quantization_config, ...).
+    """Load a plain model with the Auto class that :func:`auto_class_of` says, from safetensors; ``arguments`` are
+    those of ``from_pretrained`` (revision, dtype, quantization_config, ...).
 
     Raises:
         MuscleError: It cannot be loaded; says why.
@@ -225,8 +214,6 @@ def auto_class_of(
     as a language model alone and with all of its parts: then the kind's own, unless it is told what was trained.
 
     Args:
-        config: Of the base.
-        kind: Of the model.
         adapter: Folder of an adapter, which names the layers it was trained on.
         whole: It is a task model without an adapter, whose configuration names its class.
     """
@@ -257,15 +244,11 @@ def _places(auto: Any, config: PreTrainedConfig, adapter: Path) -> int:
 def adapter_or_model(
     name: str | os.PathLike, arguments: Mapping[str, Any]
 ) -> tuple[AdapterFolder | None, dict[str, Any]]:
-    """The adapter that a path or Hub id names, with where its base is; None if it is a model.
+    """The adapter that a path or Hub id names, with where its base is (None if it is a model), and what
+    ``from_pretrained`` of its base, or of the model, is given.
 
-    Args:
-        name: A folder or a Hub id.
-        arguments: ``revision`` (of ``name``), ``base_model`` and ``base_revision`` (if the recorded base has moved),
-            fetching arguments and those of ``from_pretrained``.
-
-    Returns:
-        The adapter, and what ``from_pretrained`` of its base, or of the model, is given.
+    ``arguments`` have ``revision`` (of ``name``), ``base_model`` and ``base_revision`` (if the recorded base has
+    moved), and those for fetching and of ``from_pretrained``.
 
     Raises:
         As :func:`find_adapter`.
@@ -317,11 +300,8 @@ def load_adapter_base(
     """Load the base of an adapter at its revision.
 
     Args:
-        adapter: Says which base.
-        kind: Of the model.
-        arguments: Of ``from_pretrained``.
-        labels: For classifiers: where the label set comes from if the base has no head of this kind. The adapter
-            holds the head's weights, but nothing in its folder says how many labels it has.
+        labels: For classifiers: where the label set comes from if the base has no head of this kind. The adapter holds
+            the head's weights, but nothing in its folder says how many labels it has.
 
     Raises:
         MuscleError: The adapter records none, or the base cannot be loaded.

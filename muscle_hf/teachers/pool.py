@@ -36,14 +36,8 @@ class BasePool:
         self._dtypes: dict[str, str] = {}
 
     def get(self, name: str, auto: Any, arguments: Mapping[str, Any], load: Callable[[], Any]) -> Any:
-        """A model as ``load`` gives it.
-
-        Args:
-            name: Folder or Hub id.
-            auto: The class that makes it.
-            arguments: Of ``from_pretrained``.
-            load: Loads it anew.
-        """
+        """A model of ``name`` as ``load``, which ``auto`` and the arguments of ``from_pretrained`` describe, gives
+        it."""
         if any(arguments.get(setting) is not None for setting in _UNSHARED):
             return load()
         place = os.path.realpath(name) if os.path.isdir(name) else name

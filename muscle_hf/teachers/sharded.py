@@ -16,14 +16,8 @@ if TYPE_CHECKING:
 
 
 def shard(model: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """Shard a frozen teacher over the processes as the student's engine shards the student, in place.
-
-    Args:
-        model: Whole, in evaluation mode, without gradients; the same on all processes, which all have to call this.
-        accelerator: The trainer's.
-
-    Returns:
-        The model to call: itself.
+    """Shard a frozen teacher over the processes as the student's engine shards the student, in place; all processes
+    have to call this, with the model whole. Gives the model to call: itself.
 
     Raises:
         MuscleError: The engine cannot do it.

@@ -67,12 +67,8 @@ def starts_neutral(config: PeftConfig) -> bool:
 
 
 def can_share(model: PeftModel, config: PeftConfig | None) -> bool:
-    """Whether a further adapter on a model's base, or none, computes there what it computes on a base of its own.
-
-    Args:
-        model: Has adapters already.
-        config: Of the further adapter; None to use the base with all adapters off.
-    """
+    """Whether a further adapter on a model's base, or none (all adapters off), computes there what it computes on a
+    base of its own."""
     if config is None:
         return not any(changes_base(other) for other in model.peft_config.values())
     configs = (config, *model.peft_config.values())
@@ -81,13 +77,8 @@ def can_share(model: PeftModel, config: PeftConfig | None) -> bool:
 
 
 def file_adds_only(folder: Path, config: LoraConfig, model: PeftModel) -> bool:
-    """Whether the file of an adapter holds nothing for the base that a model does not have already.
-
-    Args:
-        folder: Of the adapter.
-        config: Its configuration, which :func:`adds_only`.
-        model: With the base in question.
-    """
+    """Whether the file of an adapter, whose configuration :func:`adds_only`, holds nothing for the base that a model
+    does not have already."""
     replaced = tuple(f"{module}." for module in config.modules_to_save or ())
     with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
         # PEFT saves the embeddings of the base with adapters that are put on them.
@@ -137,11 +128,8 @@ def changes_base(config: PeftConfig) -> bool:
 
 
 def check_student(config: PeftConfig, owner: str) -> None:
-    """Refuse an adapter that cannot be trained beside a copy of itself, or would be another one once it was saved.
-
-    Args:
-        config: Of the adapter.
-        owner: What the user passed it as.
+    """Refuse an adapter that cannot be trained beside a copy of itself, or would be another one once it was saved;
+    ``owner`` is what the user passed it as.
 
     Raises:
         MuscleError: Says which setting, and what to do.
@@ -166,14 +154,9 @@ def check_student(config: PeftConfig, owner: str) -> None:
 
 @contextlib.contextmanager
 def same_base_after(model: nn.Module, config: PeftConfig, owner: str) -> Iterator[None]:
-    """Make sure that what is done to a model within the block leaves the weights and layers of its base alone.
+    """Make sure that putting an adapter on a model within the block leaves the weights and layers of its base alone.
 
     Nothing is read for an adapter that is known to.
-
-    Args:
-        model: With or without adapters.
-        config: Of the adapter that is put on it within the block.
-        owner: What the user passed it as.
 
     Raises:
         MuscleError: They are others than before.

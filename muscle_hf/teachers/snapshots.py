@@ -39,13 +39,8 @@ def written_to(folder: Path) -> bool:
 
 
 def remembered(folder: Path, what: str, hashed: Callable[[], str]) -> str:
-    """A hash of the weights in a folder, which for a snapshot is taken once and then remembered in the Hub's cache.
-
-    Args:
-        folder: Holds ``*.safetensors``.
-        what: Is hashed: all that the result depends on beside the files.
-        hashed: Takes the hash, 64 hex digits.
-    """
+    """A hash of the weights in a folder, which for a snapshot is taken once and then remembered in the Hub's cache;
+    ``what`` is all that it depends on beside the files."""
     if (blobs := blobs_of(folder)) is None:
         return hashed()
     # The time of the last change of any kind cannot be set back, as that of the last writing can.

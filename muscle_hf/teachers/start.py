@@ -28,12 +28,8 @@ _INSTEAD = "Train both adapters with one configuration on bases of one size, or 
 
 
 def start_from_teacher(student: PeftModel, teacher: Teacher, *, fresh: bool = False) -> None:
-    """Give the student the weights of v1's adapter; dropout and the like stay as they are.
-
-    Args:
-        student: Its adapter ``default`` is that of v2, or a copy.
-        teacher: v1.
-        fresh: Whether ``default`` is new, on a v2 whose task training is in its weights.
+    """Give the student the weights of v1's adapter; dropout and the like stay as they are. ``fresh``: the student's
+    adapter is new, on a v2 whose task training is in its weights.
 
     Raises:
         MuscleError: v1 has no adapter, or one that does not fit; the student is as it was.
@@ -96,15 +92,11 @@ def start_from(model: PeftModel, old: PeftModel, old_adapter: str | None = None,
 
 
 def check_bases(old: PreTrainedConfig, new: PreTrainedConfig, target_modules: str | Sequence[str]) -> None:
-    """Whether an adapter on one causal language model can be put on another; no weights are made or read.
-
-    Args:
-        old: Configuration of v1's base.
-        new: Of v2's.
-        target_modules: PEFT's name for the layers that the adapter is on.
+    """Whether an adapter on one causal language model can be put on another, by their configurations; no weights are
+    made or read.
 
     Raises:
-        MuscleError: These layers differ in name or shape.
+        MuscleError: The layers that ``target_modules`` names differ in name or shape.
     """
     theirs, own = (target_layers(blueprint(config), target_modules) for config in (old, new))
     sizes = {name: layer.weight.shape for name, layer in theirs.items()}
@@ -112,10 +104,7 @@ def check_bases(old: PreTrainedConfig, new: PreTrainedConfig, target_modules: st
 
 
 def require_own_tokens(level: str | None) -> None:
-    """Refuse to put v1's adapter on a base with other tokens.
-
-    Args:
-        level: How far the two tokenizers agree, as :class:`~muscle_hf.tokens.Vocabularies` says it; None: not known.
+    """Refuse to put v1's adapter on a base with other tokens, by how far the tokenizers agree (None: not known).
 
     Raises:
         MuscleError: They have other tokens.

@@ -130,21 +130,13 @@ class Teacher(TargetSource):
         return 0.0
 
     def begin(self, *, answers_alone: bool) -> None:
-        """Make sure, before training, that it can be asked.
-
-        Args:
-            answers_alone: Whether only :meth:`log_likelihoods` are.
-        """
+        """Make sure, before training, that it can be asked, if ``answers_alone`` only for :meth:`log_likelihoods`."""
 
     # ---- Its model ----
 
     def place(self, accelerator: Accelerator, tokenizer: Any) -> None:
-        """Put a base of its own on the student's device and in its precision.
-
-        Args:
-            accelerator: The trainer's.
-            tokenizer: Names the padding token, for a model that knows none.
-        """
+        """Put a base of its own on the student's device and in its precision; a model that knows no padding token gets
+        the tokenizer's."""
 
     def shard(self, accelerator: Accelerator) -> None:
         """Shard a base of its own over the processes, where the student is (FSDP, ZeRO-3)."""
@@ -178,14 +170,8 @@ class Teacher(TargetSource):
         return bool(self.models)
 
     def log_likelihoods(self, batch: Batch, needed: Tensor) -> Tensor:
-        """How likely it finds the labels of a batch of its own ids together, where its weights are not here.
-
-        Args:
-            batch: As :meth:`spelling` gives it.
-            needed: (B,), boolean, the rows that are asked about.
-
-        Returns:
-            (B,), float32, on the CPU, nats; anything in rows that are not needed.
+        """How likely it finds the labels of a batch, as :meth:`spelling` gives it, together, where its weights are not
+        here: (B,), float32, on the CPU, nats; anything in rows that are not needed.
 
         Raises:
             MuscleError: That cannot be known.
@@ -198,22 +184,15 @@ class Teacher(TargetSource):
         return []
 
     def open_head(self, student: Head, autocast: Callable[..., contextlib.AbstractContextManager]) -> None:
-        """Have its output head called apart from its body.
-
-        Args:
-            student: The student's head, which is also that of a teacher on its base.
-            autocast: Makes the context in which its forward runs.
+        """Have its output head called apart from its body; a teacher on the student's base has the student's.
 
         Raises:
             MuscleError: It has none that can be.
         """
 
     def describe(self, hashes: dict[Any, str]) -> dict[str, Any]:
-        """Its base and its adapter, for the provenance of what is trained.
-
-        Args:
-            hashes: Of the bases whose weights were read before.
-        """
+        """Its base and its adapter, for the provenance of what is trained; ``hashes`` are of the bases whose weights
+        were read."""
         from muscle_hf.record import public_name
         from muscle_hf.teachers.identity import describe_base
 
@@ -248,12 +227,7 @@ class Teacher(TargetSource):
 
 
 class LoadedTeacher(Teacher):
-    """A teacher whose model is here.
-
-    Args:
-        role: ``old`` or ``new``.
-        model: Computes the logits.
-    """
+    """A teacher whose model is here."""
 
     def __init__(self, role: str, model: nn.Module):
         super().__init__(role)
@@ -300,13 +274,8 @@ class LoadedTeacher(Teacher):
 
 
 class AdapterTeacher(LoadedTeacher):
-    """A teacher on the student's own base: another adapter of the same model, or the base with adapters off.
-
-    Args:
-        role: ``old`` or ``new``.
-        model: The student's model.
-        adapter: The teacher's adapter in it; None for adapters off.
-    """
+    """A teacher on the student's own base: another adapter of the same model, or, without one, the base with adapters
+    off."""
 
     on_students_base = True
 
@@ -339,12 +308,8 @@ class AdapterTeacher(LoadedTeacher):
 
 
 class ModelTeacher(LoadedTeacher):
-    """A teacher with a base of its own.
-
-    Args:
-        role: ``old`` or ``new``.
-        model: A ``PeftModel`` whose active adapter is the teacher's, or a plain model. It is frozen for good.
-    """
+    """A teacher with a base of its own: a ``PeftModel`` whose active adapter is the teacher's, or a plain model. It is
+    frozen for good."""
 
     # Makes the context in which its forward runs: the student's, so that both compute in the same precision.
     autocast: Callable[..., contextlib.AbstractContextManager] = contextlib.nullcontext

@@ -144,13 +144,8 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 def same_as_files(weights: Mapping[str, Tensor], folder: Path, base: nn.Module) -> bool:
-    """Whether a model's weights are those of the safetensors files in a folder, cast to the model's dtypes.
-
-    Args:
-        weights: The model's; what the files hold beyond them (a head of another kind) does not count.
-        folder: Holds ``*.safetensors``.
-        base: The model, whose class decides what files call its weights.
-    """
+    """Whether a model's weights are those of the safetensors files in a folder, cast to the model's dtypes; what the
+    files hold beyond them (a head of another kind) does not count."""
     try:
         places = find_weights(weights, folder, base)
     except MuscleError:
@@ -166,13 +161,7 @@ def same_as_files(weights: Mapping[str, Tensor], folder: Path, base: nn.Module) 
 
 
 def content_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of tensors, in the order of their names.
-
-    Args:
-        tensors: (name, tensor) pairs; any device. Meta tensors have no content.
-
-    Returns:
-        64 hex digits.
+    """SHA-256 over names, dtypes, shapes and bytes of tensors, in the order of their names: 64 hex digits.
 
     Raises:
         MuscleError: A tensor has no content (meta device).
@@ -182,12 +171,7 @@ def content_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 def hash_as_loaded(expected: Mapping[str, Tensor], folder: Path, base: nn.Module) -> str:
     """The content hash that a model has once it is loaded, from its files; one tensor in memory at a time, none of a
-    snapshot that was hashed before.
-
-    Args:
-        expected: The model's weights by name, with the dtypes they will have; on the meta device.
-        folder: Holds ``*.safetensors``.
-        base: The model, whose class decides what files call its weights.
+    snapshot that was hashed before. ``expected`` are its weights on the meta device, with the dtypes they will have.
 
     Raises:
         MuscleError: The files do not hold the weights under the model's names.
@@ -206,15 +190,7 @@ def hash_as_loaded(expected: Mapping[str, Tensor], folder: Path, base: nn.Module
 
 
 def find_weights(names: Iterable[str], folder: Path, base: nn.Module) -> dict[str, tuple[Path, str]]:
-    """Where a model's weights are in its files.
-
-    Args:
-        names: Of the weights in the model.
-        folder: Holds ``*.safetensors``.
-        base: The model.
-
-    Returns:
-        Name -> file and the name in it.
+    """Where a model's weights are in the safetensors files of a folder: name -> file and the name in it.
 
     Raises:
         MuscleError: Some are not there under any of their names.
@@ -259,11 +235,8 @@ def describe_quantization(config: Any) -> dict[str, Any] | None:
 
 
 def folder_hash(folder: Path, dtype: torch.dtype | None = None) -> str:
-    """The content hash of the safetensors files in a folder, as one model; a snapshot's are read once.
-
-    Args:
-        folder: Holds ``*.safetensors``.
-        dtype: Cast floating point tensors to this first, to compare with a model that was loaded so.
+    """The content hash of the safetensors files in a folder, as one model; a snapshot's are read once. Floating point
+    tensors are cast to ``dtype`` first, to compare with a model that was loaded so.
 
     Raises:
         MuscleError: There is no safetensors file.

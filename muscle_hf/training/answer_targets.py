@@ -23,13 +23,8 @@ _EVALUATE = "write its scores with muscle-hf evaluate (--split, or --server), an
 
 
 def choose_targets(trainer: Any) -> str:
-    """What of v1 is followed, as ``old_targets`` says; recorded teachers are told what is made of their answers.
-
-    Args:
-        trainer: With its teachers in place; one of them is recorded, or whole answers are asked for.
-
-    Returns:
-        ``tokens``, ``answer`` or ``choices``.
+    """What of v1 is followed, ``tokens``, ``answer`` or ``choices``, as ``old_targets`` says; recorded teachers are
+    told what is made of their answers.
 
     Raises:
         MuscleError: The objective, the rows or the teachers cannot be trained so.
@@ -127,12 +122,7 @@ def batches_of(trainer: Any, rows: Any) -> Iterator[Batch]:
 
 
 def require_known_rows(trainer: Any, batches: Iterable[Batch], name: str) -> None:
-    """Refuse rows that recorded teachers do not know, before anything is trained on them.
-
-    Args:
-        trainer: With its teachers in place.
-        batches: Of the rows.
-        name: Of their data set, for the message.
+    """Refuse rows, in ``batches`` of the data set ``name``, that recorded teachers do not know.
 
     Raises:
         MuscleError: Too many are unknown, no row has a known answer, or choices cannot be told apart.

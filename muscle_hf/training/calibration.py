@@ -25,15 +25,8 @@ LOG_TEMPERATURES = torch.linspace(-2, 4, 73, dtype=torch.float64) * torch.log(to
 
 
 def negative_log_likelihoods(logits: Tensor, labels: Tensor) -> Tensor:
-    """What each token's label costs at every temperature of the grid.
-
-    Args:
-        logits: (N, V), floating point.
-        labels: (N,), int64.
-
-    Returns:
-        (N, 73), float32 at least, nats.
-    """
+    """What each token's label costs at every temperature of the grid: (N, 73), float32 at least, nats, of logits (N,
+    V)."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     columns = [
         functional.cross_entropy(logits / value, labels, reduction="none") for value in LOG_TEMPERATURES.exp().tolist()
@@ -42,14 +35,8 @@ def negative_log_likelihoods(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def fitted_temperature(costs: Tensor) -> float:
-    """The temperature at which labels cost least.
-
-    Args:
-        costs: (73,), summed :func:`negative_log_likelihoods`.
-
-    Returns:
-        The vertex of the parabola through the least cost and its neighbours; an end of the grid if it lies there.
-    """
+    """The temperature at which labels cost least, of their summed costs (73,): the vertex of the parabola through the
+    least cost and its neighbours; an end of the grid if it lies there."""
     least = int(costs.argmin())
     if least in (0, len(costs) - 1):
         return float(LOG_TEMPERATURES[least].exp())
@@ -62,9 +49,6 @@ def fitted_temperature(costs: Tensor) -> float:
 
 class CalibrateTeachers(TrainerCallback):
     """Sets and logs ``teacher_temperatures`` of a trainer when its training starts.
-
-    Args:
-        trainer: Of which ``args.calibrate_teachers`` is set.
 
     Raises:
         MuscleError: There are no rows to fit on, or the cache keeps probabilities of another temperature.
@@ -90,10 +74,7 @@ class CalibrateTeachers(TrainerCallback):
 
 
 def calibrated(trainer: Any) -> dict[str, float]:
-    """The temperature of each teacher of a trainer, from the labels of its ``eval_dataset``, or of several.
-
-    Returns:
-        By role: what the teacher's logits are to be divided by.
+    """What each teacher's logits are to be divided by, by role, from the labels of ``eval_dataset``, or of several.
 
     Raises:
         MuscleError: The rows have no trained token, or a teacher's logits are not finite there.

@@ -26,10 +26,8 @@ _STAGE = ".saving-"
 
 @contextlib.contextmanager
 def staged(folder: str | os.PathLike) -> Iterator[Path]:
-    """A temporary folder whose files move into ``folder`` when the block ends well, each one atomically.
-
-    Args:
-        folder: Is created if missing; files in it that the block does not write are left alone.
+    """A temporary folder whose files move into ``folder``, which may be missing, when the block ends well, each one
+    atomically; other files there are left alone.
 
     Raises:
         SaveError: A file could not be written (a full disk, say); ``folder`` is as it was.

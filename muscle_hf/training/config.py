@@ -35,14 +35,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def documented_fields(docstring: str) -> Callable[..., Any]:
-    """A maker of dataclass fields whose help text is what a docstring says of them, so that it is written once.
-
-    Args:
-        docstring: With a section ``Args:``, four columns in.
-
-    Returns:
-        A function of a field's name, its default (None) and further metadata for ``HfArgumentParser``.
-    """
+    """A maker of dataclass fields, of a name, a default and metadata for ``HfArgumentParser``, whose help text is what
+    the section ``Args:`` of a docstring says of them, so that it is written once."""
     entries = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", docstring, re.MULTILINE)
     helps = {name: re.sub(r"\s+", " ", text).replace("``", "") for name, text in entries}
     return lambda name, default=None, **more: field(default=default, metadata={"help": helps[name], **more})

@@ -28,17 +28,11 @@ class FiguresMixin(TrainerParts):
     _operations_per_token: int | None = None
 
     def data_rows(self, batch: Batch) -> tuple[Tensor, int]:
-        """The row of the data that each trained token of an evaluation's batch is of.
+        """The row of the data that each trained token of an evaluation's batch is of, (N,), int64, and how many rows
+        the batch has, the same in every process.
 
         Several processes fill the last batch with rows that were there before. Gathering drops these by their place,
-        so sequences that a collator has put into one row have to be rows again.
-
-        Args:
-            batch: On the device, from a data loader that is being read.
-
-        Returns:
-            (N,), int64, counted from 0, and how many rows the batch has, the same in every process.
-        """
+        so sequences that a collator has put into one row have to be rows again."""
         positions, processes = batch.inputs.get("position_ids"), self.accelerator.num_processes
         loader = self.accelerator.gradient_state.active_dataloader
         if processes == 1 or loader is None or positions is None or len(batch) != 1:

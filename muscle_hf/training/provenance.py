@@ -104,13 +104,8 @@ class Provenance:
         return {"format": FORMAT, **dataclasses.asdict(self)}
 
     def save(self, folder: Path, weights: Mapping[str, Tensor], trainer: Any) -> None:
-        """Write the file beside the weights that are being saved.
-
-        Args:
-            folder: Where these are.
-            weights: Of the trained adapter, by name.
-            trainer: Has trained it; a hyper-parameter search sets its arguments for each trial.
-        """
+        """Write the file beside the weights of the trained adapter; a hyper-parameter search sets the trainer's
+        arguments for each trial."""
         current = dataclasses.replace(
             self,
             objective=describe_objective(trainer),
@@ -148,12 +143,7 @@ class Provenance:
 
 
 def ancestors_of(adapter: str | None, revision: str | None = None) -> list[dict[str, Any]]:
-    """The versions before an adapter, the first one first; none where it has no provenance.
-
-    Args:
-        adapter: Folder or Hub id, which was fetched; None for a model that was given in memory.
-        revision: Its revision on the Hub.
-    """
+    """The versions before an adapter that was fetched, the first one first; none where it has no provenance."""
     folder = local_model_folder(adapter, revision)
     if folder is None or not (folder / PROVENANCE_FILE).is_file():
         return []
@@ -207,11 +197,7 @@ def changed_settings(args: TrainingArguments) -> dict[str, Any]:
 
 
 def describe_dataset(dataset: Any) -> Any:
-    """The identity of a dataset: rows, and a hash over up to 1000 evenly spaced ones.
-
-    Args:
-        dataset: Anything that ``Trainer`` takes; a dictionary of them is described one by one.
-    """
+    """The identity of a dataset, or of several by name: rows, and a hash over up to 1000 evenly spaced ones."""
     if isinstance(dataset, dict):
         return {name: describe_dataset(part) for name, part in dataset.items()}
     if hasattr(dataset, "describe"):

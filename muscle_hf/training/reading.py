@@ -31,12 +31,9 @@ OldFormat = Callable[[Any], tuple[str, str] | str | Sequence[Mapping[str, Any]]]
 
 
 def tell_old_rows(teacher: Teacher, tokenizer: Any, rows: Any, raw: Any, formatting: OldFormat | None) -> None:
-    """Tell v1's reader what v1 is given in the place of each row.
+    """Tell v1's reader what v1 is given in the place of each of the rows that are trained on.
 
     Args:
-        teacher: v1, whose reader takes texts.
-        tokenizer: v2's.
-        rows: Of a dataset as they are trained on, with ``input_ids``.
         raw: The same rows as they were given; None: ``rows`` have it all.
         formatting: From a row to v1's words; by default v1's chat template around the row's messages.
 
@@ -104,11 +101,7 @@ def _in_template(tokenizer: Any, messages: list[Any], **given: Any) -> list[int]
 
 def _in_own_chat(tokenizer: Any, row: Mapping[str, Any]) -> list[int]:
     """A row's conversation in a tokenizer's chat template, with its tools and the template's settings as TRL's rows
-    have them.
-
-    Raises:
-        MuscleError: The row has none.
-    """
+    have them."""
     found, prompt, tools = row.get("messages"), row.get("prompt"), row.get("tools")
     if not found and isinstance(prompt, list):
         found = [*prompt, *row["completion"]]
@@ -123,14 +116,9 @@ def _in_own_chat(tokenizer: Any, row: Mapping[str, Any]) -> list[int]:
 
 
 def look_at(teacher: Teacher, trainer: Any, first: Batch | None = None) -> None:
-    """Read some of the training rows as v1 will, and say how much of them it reads.
+    """Read some of the training rows, or the first batch of a stream, as v1 will, and say how much of them it reads.
 
     Where v1's tokens are v2's under other ids, but it segments text otherwise, it is read as one with other tokens.
-
-    Args:
-        teacher: v1, with a reader.
-        trainer: Its rows are looked at.
-        first: The first batch of a stream, whose rows cannot be looked at ahead.
 
     Raises:
         MuscleError: v1 does not read more than a twentieth of them, or none of the first batch.

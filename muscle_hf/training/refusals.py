@@ -34,10 +34,6 @@ def refuse_missing_weights(model: nn.Module) -> None:
 def refuse_unsupported(trainer: Trainer, objective: Objective) -> None:
     """Refuse what would train something else than the objective, before anything is computed.
 
-    Args:
-        trainer: Set up, but for its teachers.
-        objective: What it is to train.
-
     Raises:
         MuscleError: What does not go together, and what to do.
     """
@@ -77,10 +73,6 @@ def refuse_unsupported(trainer: Trainer, objective: Objective) -> None:
 def refuse_filler_rows(dataloader: DataLoader, processes: int) -> None:
     """Refuse to evaluate on a stream that accelerate fills up with rows from its beginning, which would count twice.
 
-    Args:
-        dataloader: Of an evaluation, prepared.
-        processes: How many share it.
-
     Raises:
         MuscleError: Nobody can tell the copies from the last rows any more.
     """
@@ -94,11 +86,8 @@ def refuse_filler_rows(dataloader: DataLoader, processes: int) -> None:
 
 
 def refuse_foreign_parameters(student: PeftModel, optimizer: torch.optim.Optimizer | None) -> None:
-    """Refuse to train anything but the compatibility adapter, or not all of it.
-
-    Args:
-        student: With the adapter active.
-        optimizer: That the user has passed, if any.
+    """Refuse to train anything but the compatibility adapter, or, by an optimizer that the user has passed, not all of
+    it.
 
     Raises:
         MuscleError: Another parameter is trainable, or the optimizer lacks some.

@@ -17,10 +17,8 @@ _SAMPLE = 256
 
 
 def check_train_dataset(trainer: Any) -> bool:
-    """Stop before training where a trainer's rows cannot be trained on.
-
-    Returns:
-        Whether that could be seen: a stream is checked at its first step, since looking ahead could use it up.
+    """Stop before training where a trainer's rows cannot be trained on; whether that could be seen: a stream is
+    checked at its first step, since looking ahead could use it up.
 
     Raises:
         MuscleError: As :func:`require_trained`; or labels are no classes of the model.
@@ -60,13 +58,8 @@ def nothing_to_train_on(what: str) -> MuscleError:
 
 
 def require_class_column(rows: Any, classes: int, name: str) -> None:
-    """Refuse labels that are no classes in a whole dataset whose labels are collated as they stand.
-
-    Args:
-        rows: A ``datasets.Dataset`` or a list of dictionaries, or several of them by name; of anything else, whose
-            rows are made one by one, nothing is read.
-        classes: How many the model knows.
-        name: Of the dataset, for the message.
+    """Refuse labels that are no classes in a whole dataset, or several by name, whose labels are collated as they
+    stand; of datasets whose rows are made one by one nothing is read.
 
     Raises:
         MuscleError: Names the column, the row and what is there.

@@ -25,10 +25,8 @@ class SavingMixin(TrainerParts):
     _best_loaded_at = 0
 
     def checkpoint_to_resume(self, wanted: str | bool | None) -> str | None:
-        """The folder of the checkpoint that training goes on from, if it does.
-
-        Args:
-            wanted: ``resume_from_checkpoint`` of :meth:`train`.
+        """The folder of the checkpoint that training goes on from, if it does; ``wanted`` is
+        ``resume_from_checkpoint``.
 
         Raises:
             MuscleError: There is no such checkpoint, it was cut off, or its teachers were others.

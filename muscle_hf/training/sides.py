@@ -14,13 +14,8 @@ from muscle_hf.training.row_checks import has_messages
 
 
 def teacher_of(trainer: Any, role: str, source: Any, arguments: Mapping[str, Any] | None) -> Teacher:
-    """A teacher of a trainer whose student is in place.
-
-    Args:
-        trainer: Its settings say where a cache is.
-        role: ``old`` or ``new``.
-        source: What the trainer was given as ``old_model`` or ``new_model``.
-        arguments: What it was given beside it.
+    """A teacher of a trainer whose student is in place, of what it was given as ``old_model`` or ``new_model`` and
+    beside it.
 
     Raises:
         MuscleError: It cannot be loaded or does not fit.
@@ -48,13 +43,8 @@ def teacher_of(trainer: Any, role: str, source: Any, arguments: Mapping[str, Any
 def settle_targets(
     trainer: Any, formatting: Callable[[Any], Any] | None, transfer: Any, given: Mapping[str, Any]
 ) -> None:
-    """Find out how v1 reads the rows, and what of it is followed (``trainer.old_targets``).
-
-    Args:
-        trainer: With its teachers and rows in place.
-        formatting: ``old_formatting_func``.
-        transfer: ``transfer_dataset``.
-        given: The arguments that it was made with, with the rows as they were before they were prepared.
+    """Find out how v1 reads the rows, and what of it is followed (``trainer.old_targets``); ``given`` has the rows as
+    they were before they were prepared.
 
     Raises:
         MuscleError: v1 does not read the rows, or the objective needs more of it than there is.

@@ -62,12 +62,10 @@ class Step:
         whole: bool = False,
         skip: bool = True,
     ) -> tuple[Any, TokenTerms]:
-        """Evaluate the objective on a batch.
+        """Evaluate the objective on a batch, on the device.
 
         Args:
             model: The student as it was prepared for training (compiled, distributed).
-            batch: On the device.
-            objective: What to evaluate.
             where: Names the batch in errors.
             whole: Whether somebody looks at the outputs' logits, or needs a gradient of ``terms.compatibility``.
             skip: Without it every teacher sees whole batches, as the student does.

@@ -17,9 +17,6 @@ class TransferMixin(TrainerParts):
     def mix_in_transfer_rows(self, transfer: Any) -> None:
         """Train on transfer rows beside ``train_dataset``; called by the constructor.
 
-        Args:
-            transfer: ``transfer_dataset``, as :class:`~muscle_hf.MuscleTrainer` takes it.
-
         Raises:
             MuscleError: They cannot be mixed with the training rows.
         """
@@ -57,12 +54,8 @@ class TransferMixin(TrainerParts):
         self._require_known(rows, "transfer rows")
 
     def answer_transfer_prompts(self, epoch: int = 0, *, resumes: bool = False) -> None:
-        """Have the models answer the transfer prompts, if there are any, for an epoch; kept answers are taken again.
-
-        Args:
-            epoch: From 0.
-            resumes: Whether training goes on from a checkpoint, and with the answers that were made before it.
-        """
+        """Have the models answer the transfer prompts, if there are any, for an epoch, from 0; where training resumes,
+        answers that were made before are taken again."""
         if not self._answered:
             return
         from muscle_hf.training.transfer_rows import Models

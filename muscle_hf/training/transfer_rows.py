@@ -96,12 +96,8 @@ class MixedRows(Dataset):
         self.replace_transfer(transfer)
 
     def replace_transfer(self, transfer: Sequence[Any], count: int | None = None) -> None:
-        """Take other transfer rows from now on.
-
-        Args:
-            transfer: The rows.
-            count: How many make an epoch, where that must not change with them.
-        """
+        """Take other transfer rows from now on, ``count`` of which make an epoch, where that must not change with
+        them."""
         self.transfer = transfer
         self._count = count
         self._order = torch.randperm(len(transfer), generator=torch.Generator().manual_seed(self.seed)).tolist()
@@ -143,11 +139,7 @@ class MixedRows(Dataset):
 
 
 class MarkingCollator:
-    """A collator that knows nothing of transfer rows, and the mark of each row beside its batch.
-
-    Args:
-        collate: The collator.
-    """
+    """A collator that knows nothing of transfer rows, and the mark of each row beside its batch."""
 
     def __init__(self, collate: Callable[[list], Any]):
         self.collate = collate
@@ -195,12 +187,7 @@ def _is_sequence(value: Any) -> bool:
 
 
 def check_columns(labelled: Any, transfer: Any, read: Sequence[str]) -> None:
-    """Refuse transfer rows that cannot be in one batch with the labelled rows.
-
-    Args:
-        labelled: Rows of the training set.
-        transfer: Transfer rows.
-        read: The columns that are read.
+    """Refuse transfer rows that cannot be in one batch with the labelled rows, of which the columns ``read`` are read.
 
     Raises:
         MuscleError: There are none, or a column is missing.
@@ -222,11 +209,7 @@ def check_columns(labelled: Any, transfer: Any, read: Sequence[str]) -> None:
 
 
 def refuse_unmixable(trainer: Any, *, answered: bool) -> None:
-    """Refuse transfer rows beside what they cannot be mixed with.
-
-    Args:
-        trainer: Set up, but for them.
-        answered: Whether the models answer prompts.
+    """Refuse transfer rows, or prompts that models answer, beside what they cannot be mixed with.
 
     Raises:
         MuscleError: What does not go together, and what to do.
