@@ -25,7 +25,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers.checks import computing_config, parts_of
 from muscle_hf.teachers.kinds import ModelKind, kind_of
-from muscle_hf.teachers.loading import FETCH_KEYS, AdapterFolder, auto_class_of, find_adapter
+from muscle_hf.teachers.loading import FETCH_KEYS, AdapterFolder, adapter_or_model, auto_class_of
 from muscle_hf.teachers.origin import origin_of
 from muscle_hf.teachers.sharing import adds_only
 from muscle_hf.teachers.teacher import Teacher
@@ -147,27 +147,17 @@ class TeacherFiles:
     adapter: AdapterFolder | None
 
     @classmethod
-    def find(
-        cls,
-        name: str | os.PathLike,
-        revision: str | None = None,
-        base_model: str | os.PathLike | None = None,
-        base_revision: str | None = None,
-        **fetch: Any,
-    ) -> TeacherFiles:
-        """Find the files of an adapter or a model, as for ``old_model``, and fetch from the Hub what is not on this
-        disk; ``base_model`` is where the adapter's base is, if it has moved, and ``fetch`` has ``token``,
-        ``cache_dir``, ...
+    def find(cls, name: str | os.PathLike, **arguments: Any) -> TeacherFiles:
+        """Find the files, and fetch from the Hub what is not on this disk; arguments as of
+        :func:`~muscle_hf.teachers.loading.adapter_or_model`.
 
         Raises:
             MuscleError: They are not there.
         """
-        adapter = find_adapter(name, revision, {key: fetch[key] for key in FETCH_KEYS if key in fetch})
+        adapter, arguments = adapter_or_model(name, arguments)
         if adapter is None:
-            return cls(_fetch(os.fspath(name), revision, fetch), os.fspath(name), None)
-        base = adapter.base if base_model is None else os.fspath(base_model)
-        commit = adapter.base_revision if base_model is None else base_revision
-        return cls(_fetch(base, commit, fetch), base, adapter)
+            return cls(_fetch(os.fspath(name), arguments["revision"], arguments), os.fspath(name), None)
+        return cls(_fetch(adapter.base, adapter.base_revision, arguments), adapter.base, adapter)
 
     def build_on_meta(
         self, kind: ModelKind, dtype: torch.dtype | str | None, attn_implementation: str | None = None

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers.utils import logging
 
 from muscle_hf.cache import Fingerprint
@@ -64,12 +64,6 @@ class CachedTeacher(LoadedTeacher):
     def whole(self) -> Teacher:
         """The whole teacher, to look at its weights: not placed and not kept where it was not loaded before."""
         return self._load() if self._loaded is None else self._loaded
-
-    def adapter_weights(self) -> dict[str, Tensor]:
-        return self.loaded().adapter_weights()
-
-    def base_weights(self) -> dict[str, Tensor]:
-        return self.loaded().base_weights()
 
     def hashes(self, known: dict[Any, str]) -> tuple[str, str | None]:
         adapter = self.fingerprint.content["adapter"]

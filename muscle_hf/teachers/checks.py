@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel
@@ -82,29 +81,42 @@ def check_label_sets(kind: ModelKind, old: nn.Module, new: nn.Module) -> None:
         )
 
 
+def is_recorded_base(
+    recorded: str | None, present: str, revision: str | None = None, *, on: PeftModel | None = None, adapter: str = ""
+) -> bool | None:
+    """Whether a base, by its files or, with the adapter ``on`` it, by its weights, is the one that an adapter records;
+    None where that is not here to be compared."""
+    if not recorded or not present or same_name(recorded, present):
+        return True
+    theirs, own = (
+        folder if folder is not None and any(folder.glob("*.safetensors")) else None
+        for folder in (local_model_folder(recorded), local_model_folder(present, revision))
+    )
+    if theirs is not None and own is not None and folder_hash(theirs) == folder_hash(own):
+        return True
+    if on is None:
+        return None if theirs is None or own is None else False
+    if theirs is None or is_quantized(on):
+        return None
+    return same_as_files(base_weights(on, adapter), theirs, base_of(on))
+
+
 def check_recorded_base(model: PeftModel, adapter: str) -> None:
     """An adapter must sit on the base it was trained on; PEFT itself accepts any base of the right shapes.
 
     Raises:
         MuscleError: The adapter records another base than the one under it.
     """
-    base = base_of(model)
-    recorded = model.peft_config[adapter].base_model_name_or_path
-    present = getattr(base.config, "name_or_path", None)
-    if not recorded or not present or same_name(recorded, present):
-        return
-    refusal = MuscleError(
-        f"the adapter {adapter!r} was trained for the base {recorded}, but it sits on {present}. Load the base that "
-        "it records; if it is the same model under another name, set check_base=False"
-    )
-    folder, moved = local_model_folder(recorded), local_model_folder(present)
-    if folder is not None and _has_weights(folder) and not is_quantized(base):
-        same_files = moved is not None and _has_weights(moved) and folder_hash(moved) == folder_hash(folder)
-        if not same_files and not same_as_files(base_weights(model, adapter), folder, base):
-            raise refusal
-    elif not os.path.isdir(present) and not os.path.isabs(recorded):
-        raise refusal
-    else:
+    recorded = model.peft_config[adapter].base_model_name_or_path or ""
+    present = getattr(base_of(model).config, "name_or_path", None) or ""
+    same = is_recorded_base(recorded, present, on=model, adapter=adapter)
+    # A folder may have moved, or be a copy of any base.
+    if same is False or (same is None and not os.path.isabs(recorded) and not os.path.isdir(present)):
+        raise MuscleError(
+            f"the adapter {adapter!r} was trained for the base {recorded}, but it sits on {present}. Load the base "
+            "that it records; if it is the same model under another name, set check_base=False"
+        )
+    if same is None:
         logger.warning(
             f"The adapter {adapter!r} records the base {recorded}, which is not here to be compared with {present}."
         )
@@ -113,28 +125,17 @@ def check_recorded_base(model: PeftModel, adapter: str) -> None:
 def check_moved_base(name: str, recorded: str | None, present: str, revision: str | None) -> None:
     """As :func:`check_recorded_base` of an adapter for which the user names a base, by their files.
 
-    Args:
-        name: The adapter, for messages.
-        recorded: The base that it records.
-        present: The base that is named, and its ``revision`` on the Hub.
-
     Raises:
         MuscleError: Both are on this disk, and have other weights.
     """
-    if not recorded or same_name(recorded, present):
-        return
-    folders = [local_model_folder(recorded), local_model_folder(present, revision)]
-    if any(folder is None or not _has_weights(folder) for folder in folders):
+    same = is_recorded_base(recorded, present, revision)
+    if same is None:
         logger.warning(f"{name} records the base {recorded}, which cannot be compared with {present} here.")
-    elif len({folder_hash(folder) for folder in folders if folder is not None}) > 1:
+    elif not same:
         raise MuscleError(
             f"{name} was trained for the base {recorded}, but is to be put on {present}, which has other weights. "
             "Name the base that it records; if it is the same model in another form, set check_base=False"
         )
-
-
-def _has_weights(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors"))
 
 
 def same_name(one: str, other: str) -> bool:

@@ -44,6 +44,7 @@ class Head:
         autocast: Makes the context in which the model's forward runs.
 
     Attributes:
+        base: The model whose head this is.
         module: The output layer.
         autocast: As given; may be set anew.
         dtype: In which the layer computed last, so that small gradients can be kept from float16; None before.
@@ -66,7 +67,7 @@ class Head:
         self.module = module
         self.autocast = autocast
         self.dtype: torch.dtype | None = None
-        self._base = base
+        self.base = base
         self._confirmed = False
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -83,11 +84,6 @@ class Head:
         """V, with padding."""
         return self.module.out_features if hasattr(self.module, "out_features") else self.module.weight.size(0)
 
-    @property
-    def base(self) -> nn.Module:
-        """The model whose head this is."""
-        return self._base
-
     def _finished(self, logits: Tensor) -> Tensor:
         for name in _FACTORS:
             if (factor := self._setting(name)) is not None:
@@ -95,7 +91,7 @@ class Head:
         for name in _DIVISORS:
             if (divisor := self._setting(name)) is not None:
                 logits = logits / divisor
-        bias = getattr(self._base, _BIAS, None)
+        bias = getattr(self.base, _BIAS, None)
         if isinstance(bias, Tensor):
             logits = logits + bias.view(-1).to(logits.device)
         for name in _CAPS:
@@ -104,10 +100,10 @@ class Head:
         return logits
 
     def _setting(self, name: str) -> float | Tensor | None:
-        own = getattr(self._base, name, None)
+        own = getattr(self.base, name, None)
         if own is not None:
             return own
-        return getattr(self._base.config.get_text_config(), name, None)
+        return getattr(self.base.config.get_text_config(), name, None)
 
     @contextlib.contextmanager
     def captured(self) -> Iterator[list[Tensor]]:
@@ -146,5 +142,5 @@ class Head:
         with self.captured() as found:
             logits = forward()
         if not self.explains(found, logits):
-            raise HeadNotApart(type(self._base))
+            raise HeadNotApart(type(self.base))
         return found[0]

@@ -80,12 +80,6 @@ def make_student(
         )
     if check_base:
         check_recorded_base(model, active)
-    trainable = [name for name in others if any(p.requires_grad for p in adapter_parameters(model, name).values())]
-    if trainable:
-        raise MuscleError(
-            f"model has a second trainable adapter: {', '.join(trainable)} beside {active!r}. Only one is trained; "
-            "freeze or delete the others"
-        )
     if active == STUDENT_ADAPTER:
         task_adapter = getattr(model, _TASK_ADAPTER, NEW_ADAPTER)
         if task_adapter in model.peft_config:
@@ -279,7 +273,7 @@ def _from_adapter(
     # The order matters: the base's files are read only for an adapter that can be put on the student's.
     if can_share(student, adapter.config):
         folder = local_model_folder(adapter.base, adapter.base_revision)
-        if folder is not None and _is_base_of(student, folder, adapter.config):
+        if folder is not None and is_base_of(student, folder, adapter.config):
             name = _free_name(role, student)
             if put_beside(student, adapter.folder, adapter.config, name):
                 activate_student(student)
@@ -289,8 +283,9 @@ def _from_adapter(
     return _from_model(role, model, student, kind, None, check_base=False)
 
 
-def _is_base_of(student: PeftModel, folder: Path, adapter: PeftConfig) -> bool:
-    # Reads the files tensor by tensor: no second copy of the base is ever built where it is the same.
+def is_base_of(student: PeftModel, folder: Path, adapter: PeftConfig | None) -> bool:
+    """Whether the base in a folder, as far as an adapter does not replace it, is the student's own; read tensor by
+    tensor, so that no second copy is ever built where it is the same."""
     base = base_of(student)
     if is_quantized(base) or not any(folder.glob("*.safetensors")):
         return False

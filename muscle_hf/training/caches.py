@@ -25,8 +25,9 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.teachers import Teacher
 from muscle_hf.teachers.labels import IGNORED
 from muscle_hf.teachers.loading import FETCH_KEYS
+from muscle_hf.teachers.roles import is_base_of
 from muscle_hf.teachers.tokenizers import own_tokenizer
-from muscle_hf.teachers.weights import base_of, base_weights, same_as_files
+from muscle_hf.teachers.weights import base_of
 
 logger = logging.get_logger(__name__)
 
@@ -89,15 +90,14 @@ def cached_teacher(
     known = {"base_model", "base_revision", "revision", "dtype", "attn_implementation", *FETCH_KEYS}
     if how.keys() - known:
         return None  # quantization and the like decide what the model computes, and are not in its files
-    attention, dtype, revision = (how.pop(name, None) for name in ("attn_implementation", "dtype", "revision"))
-    moved = how.pop("base_model", None), how.pop("base_revision", None)
+    attention, dtype = how.pop("attn_implementation", None), how.pop("dtype", None)
     if not any(folder.glob(f"*/{MANIFEST}")):
         return None
     # The accelerator is made later, of this.
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION")
     try:
-        files = TeacherFiles.find(source, revision, *moved, **how)
-        if same_as_files(base_weights(trainer.student), files.base, base):
+        files = TeacherFiles.find(source, **how)
+        if is_base_of(trainer.student, files.base, files.adapter and files.adapter.config):
             return None
         folders = [files.base] if files.adapter is None else [files.adapter.folder, files.base]
         tokenizer = own_tokenizer(trainer.tokenizers[role], folders) or trainer.tokenizers["new"]
@@ -111,7 +111,7 @@ def cached_teacher(
         logger.info(f"The {role} model is loaded as a whole: {error}")
         return None
     teacher = CachedTeacher(role, head, fingerprint, load)
-    teacher.source, teacher.revision = os.fspath(source), revision
+    teacher.source, teacher.revision = os.fspath(source), how.get("revision")
     return teacher
 
 

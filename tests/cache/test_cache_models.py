@@ -178,7 +178,7 @@ def test_the_head_alone_gives_the_models_logits(tmp_path, family):
     model = load_task_model(adapter, kind).eval()
     head = load_head(TeacherFiles.find(adapter), kind)
     held = {id(p) for p in head.module.parameters()}
-    assert all(p.is_meta for p in head._base.parameters() if id(p) not in held)
+    assert all(p.is_meta for p in head.base.parameters() if id(p) not in held)
     batch = builders.collate(builders.without(builders.rows(3), "completion_mask"))
     with torch.no_grad():
         output = model(**batch, output_hidden_states=True)

@@ -70,14 +70,6 @@ def test_model_itself_as_old_model_without_the_name_of_an_adapter(tmp_path):
     refused("name its adapter: old_model_kwargs", tmp_path, model, model)
 
 
-def test_second_trainable_adapter(tmp_path):
-    model = with_lora(builders.llama(2), 20)
-    model.add_adapter("mine", LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad = "lora_" in name
-    refused("second trainable adapter: mine beside 'default'.*freeze or delete", tmp_path, model)
-
-
 def test_several_active_adapters(tmp_path):
     model = with_lora(builders.llama(2), 20)
     model.add_adapter("mine", LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
