@@ -39,11 +39,7 @@ def predicted_bytes(rows: int, tokens: int, columns: Mapping[str, Column]) -> in
 
 
 def require_space(folder: str | os.PathLike, needed: int) -> None:
-    """Refuse a cache that needs more bytes than the disk of ``folder``, which need not exist, has room for.
-
-    Raises:
-        MuscleError: Says how much is needed and how much there is.
-    """
+    """Refuse a cache that needs more bytes than the disk of ``folder``, which need not exist, has room for."""
     place = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free - _SPARE_BYTES
     if needed > free:
@@ -64,15 +60,12 @@ def human_bytes(count: float) -> str:
 
 @dataclass(frozen=True)
 class CachePlan:
-    """What is to be computed.
+    """What is to be computed; of the sequences with trained tokens, how many are missing in the store and how many
+    have no key of their own.
 
     Args:
         batches: Indices into the dataset, of batches with a sequence that is missing; the longest rows first, so that
             a batch that does not fit fails at once.
-        sequences: Sequences with trained tokens in the dataset.
-        missing: Of these, not in the store.
-        missing_tokens: Their trained tokens.
-        uncacheable: Sequences that have no key of their own.
     """
 
     batches: list[list[int]]
@@ -134,8 +127,6 @@ def build_cache(
 
     Args:
         teacher: Loaded, on its device.
-        dataset: Rows by index.
-        collate: Makes a batch of rows.
         store: Gets the sequences; of this teacher's fingerprint.
         batch_size: Rows per forward pass.
         autocast: Makes the context in which its forward runs.
@@ -143,12 +134,8 @@ def build_cache(
         trained_labels: Aligned labels of a batch, -100 where nothing is trained; every label that is not -100 by
             default.
         share: (index, count) of this process among those that build the cache together.
-        progress: Show a bar.
-        name: On the bar.
+        name: On the bar that ``progress`` shows.
         say: Told the size before it is written.
-
-    Returns:
-        What was done.
 
     Raises:
         MuscleError: The disk is too small (before anything is written), nothing can be cached, the model has no output

@@ -33,9 +33,6 @@ class TopTokens:
         temperature: At which distributions are compared.
         vocabulary: Ids below this are compared: the smaller width where teacher and student are padded to different
             ones.
-
-    Raises:
-        MuscleError: k is out of range.
     """
 
     k: int
@@ -62,15 +59,8 @@ class TopTokens:
         return 2 * self.k + 1
 
     def of(self, logits: Tensor) -> Tensor:
-        """Reduce logits.
-
-        Args:
-            logits: (n, V), floating point.
-
-        Returns:
-            (n, 2 k + 1), float32: log-probabilities of the k likeliest tokens, falling; their ids; and the log of the
-            probability of all others together.
-        """
+        """Reduce logits (n, V) to (n, 2 k + 1), float32: log-probabilities of the k likeliest tokens, falling; their
+        ids; and the log of the probability of all others together."""
         logits = logits[:, : self.vocabulary]
         scaled = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature, -1)
         top, ids = scaled.topk(self.k, dim=-1)
@@ -99,18 +89,11 @@ class TopTokens:
         return torch.cat([found, rest], dim=-1)
 
     def logits(self, kept: Tensor, student: Tensor) -> Tensor:
-        """Logits with the kept probabilities, the rest being spread as the student spreads its own.
+        """Logits (n, vocabulary) with the kept probabilities, (n, 2 k + 1), the rest being spread as the student
+        spreads its own, by its logits (n, V), float32 or float64.
 
         The KL from them to the student's is that over k tokens and the rest as one, and so is its gradient as long as
-        they are held constant: the student's own shares within the rest cancel.
-
-        Args:
-            kept: (n, 2 k + 1), from :meth:`of`.
-            student: Logits, (n, V), float32 or float64.
-
-        Returns:
-            (n, vocabulary), the dtype of ``student``.
-        """
+        they are held constant: the student's own shares within the rest cancel."""
         top, ids, rest = kept.split([self.k, self.k, 1], dim=-1)
         ids = ids.long()
         own = torch.log_softmax(student[:, : self.vocabulary] / self.temperature, dim=-1)
@@ -136,11 +119,7 @@ class CompactStream(Stream):
 
 def require_kl_alone(objective: Objective, reads: Iterable[str], what: str, remedy: str) -> None:
     """Refuse an objective, whose masks read ``reads``, that needs more of a teacher than its likeliest tokens and the
-    rest as one; ``what`` is kept, and ``remedy``, are for the message.
-
-    Raises:
-        MuscleError: It does.
-    """
+    rest as one; ``what`` is kept, and ``remedy``, are for the message."""
     if set(reads) - {"student"} or objective.divergence != "kl" or objective.blend == "logits":
         raise MuscleError(
             f"{what}, which are enough for the KL, but not for masks that read a teacher's logits, logit_difference, "

@@ -83,9 +83,6 @@ def teacher_fingerprint(
         autocast: The dtype of the autocast context it runs in: ``torch.bfloat16``, or Accelerate's
             ``mixed_precision``.
         provenance: The teacher's part of the run's provenance, whose hashes then need not be taken again.
-
-    Raises:
-        MuscleError: Its weights are on the meta device.
     """
     if provenance is None:
         base_hash, of_adapter = teacher.hashes({})
@@ -149,11 +146,7 @@ class TeacherFiles:
     @classmethod
     def find(cls, name: str | os.PathLike, **arguments: Any) -> TeacherFiles:
         """Find the files, and fetch from the Hub what is not on this disk; arguments as of
-        :func:`~muscle_hf.teachers.loading.adapter_or_model`.
-
-        Raises:
-            MuscleError: They are not there.
-        """
+        :func:`~muscle_hf.teachers.loading.adapter_or_model`."""
         adapter, arguments = adapter_or_model(name, arguments)
         if adapter is None:
             return cls(_fetch(os.fspath(name), arguments["revision"], arguments), os.fspath(name), None)
@@ -162,11 +155,8 @@ class TeacherFiles:
     def build_on_meta(
         self, kind: ModelKind, dtype: torch.dtype | str | None, attn_implementation: str | None = None
     ) -> PreTrainedModel:
-        """The base's modules without weights, as ``from_pretrained`` would make them.
-
-        Raises:
-            MuscleError: It cannot be told from files alone how it would be loaded.
-        """
+        """The base's modules without weights, as ``from_pretrained`` would make them; refused where files alone do not
+        tell."""
         config = AutoConfig.from_pretrained(self.base, trust_remote_code=False)
         if getattr(config, "quantization_config", None) is not None:
             raise MuscleError(f"{self.name} is quantized: its fingerprint needs the loaded model")

@@ -118,11 +118,7 @@ class RowStore:
             return self._row(key)  # another shard may hold it as well
 
     def refresh(self) -> int:
-        """Take in the shards that other processes have written since, and say how many rows are new.
-
-        Raises:
-            MuscleError: They have other columns.
-        """
+        """Take in the shards that other processes have written since, and say how many rows are new."""
         before = len(self)
         for file in shard_files(self.folder):
             if file.name not in self._known:

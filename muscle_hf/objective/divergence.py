@@ -60,9 +60,6 @@ class Divergence:
         name: ``kl`` or ``logit_difference``.
         temperature: Of the first.
         fast: For the first, a gradient made by hand beside the value, instead of by autograd.
-
-    Raises:
-        MuscleError: Unknown name.
     """
 
     name: str

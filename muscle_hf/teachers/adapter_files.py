@@ -68,11 +68,7 @@ def _missing(model: PeftModel, name: str, keys: list[str]) -> list[str]:
 
 def put_beside(model: PeftModel, folder: Path, config: PeftConfig, name: str) -> bool:
     """Load an adapter beside those of a model on its base, if it computes there what it computes on a base of its own;
-    whether it was loaded. It is not activated.
-
-    Raises:
-        MuscleError: It was trained for another base.
-    """
+    whether it was loaded. It is not activated."""
     if not (can_share(model, config) and adds_only(config) and file_adds_only(folder, config, model)):
         return False
     add_adapter(model, name, config, autocast_dtype=True)

@@ -118,11 +118,7 @@ class Batch:
         return replace(whole, labels=labels, whole=None)
 
     def require_apart(self, what: str) -> None:
-        """Refuse rows that pack several sequences.
-
-        Raises:
-            MuscleError: There are such; ``what`` needs rows of their own.
-        """
+        """Refuse rows that pack several sequences."""
         if len(self.rows) and int(self.sequences.max()) >= len(self):
             raise MuscleError(
                 f"the batch packs several sequences into a row, but {what} are found by whole rows; use a collator "

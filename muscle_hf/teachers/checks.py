@@ -65,11 +65,7 @@ def text_tokenizer(processing: Any, collator: Any = None) -> Any:
 
 
 def check_label_sets(kind: ModelKind, old: nn.Module, new: nn.Module) -> None:
-    """v1 and v2 must choose among the same classes, in the same order.
-
-    Raises:
-        MuscleError: Their label sets differ; names both.
-    """
+    """v1 and v2 must choose among the same classes, in the same order."""
     if not kind.names_classes:
         return
     names = [base_of(model).config.id2label or {} for model in (old, new)]
@@ -102,11 +98,7 @@ def is_recorded_base(
 
 
 def check_recorded_base(model: PeftModel, adapter: str) -> None:
-    """An adapter must sit on the base it was trained on; PEFT itself accepts any base of the right shapes.
-
-    Raises:
-        MuscleError: The adapter records another base than the one under it.
-    """
+    """An adapter must sit on the base it was trained on; PEFT itself accepts any base of the right shapes."""
     recorded = model.peft_config[adapter].base_model_name_or_path or ""
     present = getattr(base_of(model).config, "name_or_path", None) or ""
     same = is_recorded_base(recorded, present, on=model, adapter=adapter)
@@ -123,11 +115,8 @@ def check_recorded_base(model: PeftModel, adapter: str) -> None:
 
 
 def check_moved_base(name: str, recorded: str | None, present: str, revision: str | None) -> None:
-    """As :func:`check_recorded_base` of an adapter for which the user names a base, by their files.
-
-    Raises:
-        MuscleError: Both are on this disk, and have other weights.
-    """
+    """As :func:`check_recorded_base` of an adapter for which the user names a base, by their files, if both are
+    here."""
     same = is_recorded_base(recorded, present, revision)
     if same is None:
         logger.warning(f"{name} records the base {recorded}, which cannot be compared with {present} here.")
@@ -170,11 +159,7 @@ def only_active_adapter(model: PeftModel, owner: str) -> str:
 
 
 def refuse_prompts(config: PeftConfig, owner: str) -> None:
-    """Refuse adapters that put virtual tokens before the text: their logits and the labels do not line up.
-
-    Raises:
-        MuscleError: It is one.
-    """
+    """Refuse adapters that put virtual tokens before the text: their logits and the labels do not line up."""
     if config.is_prompt_learning:
         raise MuscleError(
             f"{owner} has an adapter of type {PeftType(config.peft_type).value}, which puts virtual tokens before the "

@@ -61,9 +61,6 @@ def add_adapter(model: PeftModel, name: str, config: PeftConfig, *, autocast_dty
 
     Args:
         autocast_dtype: Keep half-precision adapters in float32, as PEFT does when it loads one.
-
-    Raises:
-        MuscleError: PEFT cannot put this adapter beside those that the model has.
     """
     config = copy.deepcopy(config)
     # AdaLoRA knows one adapter in training, and what is added here is not yet trained, if ever.
@@ -92,9 +89,6 @@ def copy_adapter(source: PeftModel, adapter: str, target: PeftModel, name: str) 
 
     Returns:
         Whether PEFT was asked to add it, which turns over what is trainable.
-
-    Raises:
-        MuscleError: PEFT cannot put it beside the adapters that ``target`` has.
     """
     if _copy_layers(source, adapter, target, name):
         return False

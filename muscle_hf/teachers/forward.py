@@ -86,11 +86,7 @@ def _token(base: PreTrainedModel, name: str) -> int:
 
 def require_finite(teacher: str, logits: Tensor, sequence_ids: Tensor, where: str) -> None:
     """Stop where a teacher's logits (N, V) on trained tokens, of these sequences (N,), are not finite, before they
-    reach the student; ``where`` names the batch.
-
-    Raises:
-        TeacherOutputError: Names the teacher, the batch and its rows.
-    """
+    reach the student; ``where`` names the batch."""
     finite = torch.isfinite(logits).all(dim=-1)
     if bool(finite.all()):
         return

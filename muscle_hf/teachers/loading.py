@@ -58,16 +58,8 @@ _MODELS = {
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """An adapter on disk.
-
-    Args:
-        folder: Holds the adapter's configuration and safetensors file.
-        name: What the user called it: a path or a Hub id.
-        config: Its PEFT configuration.
-        commit: The Hub's commit that was fetched; None for a folder.
-        moved_base: Where its base is now, instead of where it records it.
-        moved_base_revision: The revision of ``moved_base``.
-    """
+    """An adapter on disk, by what the user called it; ``commit`` is the Hub's that was fetched, None for a folder, and
+    ``moved_base`` where its base is now, instead of where it records it."""
 
     folder: Path
     name: str
@@ -78,11 +70,7 @@ class AdapterFolder:
 
     @property
     def base(self) -> str:
-        """The folder or Hub id of its base.
-
-        Raises:
-            MuscleError: It records none.
-        """
+        """The folder or Hub id of its base."""
         name = self.moved_base or self.config.base_model_name_or_path
         if not name:
             raise MuscleError(f"the adapter {self.name} does not record its base model; name it with base_model=")
@@ -181,11 +169,7 @@ def load_model(
     whole: bool = False,
 ) -> PreTrainedModel:
     """Load a plain model with the Auto class that :func:`auto_class_of` says, from safetensors; ``arguments`` are
-    those of ``from_pretrained`` (revision, dtype, quantization_config, ...).
-
-    Raises:
-        MuscleError: It cannot be loaded; says why.
-    """
+    those of ``from_pretrained`` (revision, dtype, quantization_config, ...)."""
     refused = {key for key in ("trust_remote_code", "use_safetensors") if key in arguments}
     if refused:
         raise MuscleError(
@@ -248,11 +232,7 @@ def adapter_or_model(
     ``from_pretrained`` of its base, or of the model, is given.
 
     ``arguments`` have ``revision`` (of ``name``), ``base_model`` and ``base_revision`` (if the recorded base has
-    moved), and those for fetching and of ``from_pretrained``.
-
-    Raises:
-        As :func:`find_adapter`.
-    """
+    moved), and those for fetching and of ``from_pretrained``."""
     arguments = dict(arguments)
     revision, moved, commit = (arguments.pop(key, None) for key in ("revision", "base_model", "base_revision"))
     fetch = {key: arguments.pop(key) for key in FETCH_KEYS if key in arguments}

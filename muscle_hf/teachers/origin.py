@@ -19,13 +19,9 @@ _SNAPSHOT = re.compile(r"models--([^/\\]+)[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a base model came from, without its place on this machine.
-
-    Args:
-        name: The Hub's id, or the last part of a folder's path; None for a model built in memory.
-        revision: The commit, where it came from the Hub and that can be told: nobody has written to what was fetched.
-        on_hub: Whether ``name`` is a repository's id.
-    """
+    """Where a base model came from, without its place on this machine: a repository's id if ``on_hub``, or the last
+    part of a folder's path, or None for a model built in memory; and the commit, where that can be told: nobody has
+    written to what was fetched."""
 
     name: str | None
     revision: str | None

@@ -17,11 +17,7 @@ if TYPE_CHECKING:
 
 def shard(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     """Shard a frozen teacher over the processes as the student's engine shards the student, in place; all processes
-    have to call this, with the model whole. Gives the model to call: itself.
-
-    Raises:
-        MuscleError: The engine cannot do it.
-    """
+    have to call this, with the model whole. Gives the model to call: itself."""
     if fsdp_plugin(accelerator) is not None:
         return _shard_fsdp(model, accelerator)
     return _shard_zero3(model, accelerator)

@@ -129,11 +129,7 @@ def changes_base(config: PeftConfig) -> bool:
 
 def check_student(config: PeftConfig, owner: str) -> None:
     """Refuse an adapter that cannot be trained beside a copy of itself, or would be another one once it was saved;
-    ``owner`` is what the user passed it as.
-
-    Raises:
-        MuscleError: Says which setting, and what to do.
-    """
+    ``owner`` is what the user passed it as."""
     if (bias := getattr(config, "bias", "none")) != "none":
         raise MuscleError(
             f"the adapter of {owner} trains the base's biases (bias={bias!r}), which the teacher on the same "
@@ -156,11 +152,7 @@ def check_student(config: PeftConfig, owner: str) -> None:
 def same_base_after(model: nn.Module, config: PeftConfig, owner: str) -> Iterator[None]:
     """Make sure that putting an adapter on a model within the block leaves the weights and layers of its base alone.
 
-    Nothing is read for an adapter that is known to.
-
-    Raises:
-        MuscleError: They are others than before.
-    """
+    Nothing is read for an adapter that is known to."""
     before = None if adds_only(config) else _checksums(model)
     yield
     if before is not None and _checksums(model) != before:

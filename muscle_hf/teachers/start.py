@@ -46,13 +46,7 @@ def start_from_teacher(student: PeftModel, teacher: Teacher, *, fresh: bool = Fa
 
 
 def start_from(model: PeftModel, old: PeftModel, old_adapter: str | None = None, adapter: str | None = None) -> None:
-    """Give an adapter the weights of another model's, whichever base that was trained on.
-
-    Args:
-        model: Has the adapter that is overwritten.
-        old: Has the adapter that is copied.
-        old_adapter: Its name; the active one by default.
-        adapter: The name of the one that is overwritten; the active one by default.
+    """Give an adapter the weights of another model's, whichever base that was trained on; by default the active ones.
 
     Raises:
         MuscleError: The two are not of one kind, or differ in layers, shapes or scaling; nothing is changed.
@@ -92,23 +86,15 @@ def start_from(model: PeftModel, old: PeftModel, old_adapter: str | None = None,
 
 
 def check_bases(old: PreTrainedConfig, new: PreTrainedConfig, target_modules: str | Sequence[str]) -> None:
-    """Whether an adapter on one causal language model can be put on another, by their configurations; no weights are
-    made or read.
-
-    Raises:
-        MuscleError: The layers that ``target_modules`` names differ in name or shape.
-    """
+    """Refuse to put an adapter on one causal language model that was on another, where the layers that
+    ``target_modules`` names differ in name or shape by their configurations; no weights are made or read."""
     theirs, own = (target_layers(blueprint(config), target_modules) for config in (old, new))
     sizes = {name: layer.weight.shape for name, layer in theirs.items()}
     _compare(sizes, {name: layer.weight.shape for name, layer in own.items()}, "bases")
 
 
 def require_own_tokens(level: str | None) -> None:
-    """Refuse to put v1's adapter on a base with other tokens, by how far the tokenizers agree (None: not known).
-
-    Raises:
-        MuscleError: They have other tokens.
-    """
+    """Refuse to put v1's adapter on a base with other tokens, by how far the tokenizers agree (None: not known)."""
     if level == "foreign":
         raise MuscleError(
             "start_from is 'old', but v1 and v2 have different tokenizers, and v1's adapter knows its own tokens "

@@ -157,11 +157,7 @@ class Teacher(TargetSource):
 
     @property
     def model(self) -> nn.Module:
-        """The module that computes the logits; for a teacher on the student's base, the student's model.
-
-        Raises:
-            MuscleError: It is not here.
-        """
+        """The module that computes the logits; for a teacher on the student's base, the student's model."""
         raise MuscleError(f"the {self.role} model {self.where}")
 
     @property
@@ -184,11 +180,7 @@ class Teacher(TargetSource):
         return []
 
     def open_head(self, student: Head, autocast: Callable[..., contextlib.AbstractContextManager]) -> None:
-        """Have its output head called apart from its body; a teacher on the student's base has the student's.
-
-        Raises:
-            MuscleError: It has none that can be.
-        """
+        """Have its output head called apart from its body; a teacher on the student's base has the student's."""
 
     def describe(self, hashes: dict[Any, str]) -> dict[str, Any]:
         """Its base and its adapter, for the provenance of what is trained; ``hashes`` are of the bases whose weights

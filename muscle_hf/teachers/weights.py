@@ -172,9 +172,6 @@ def content_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
 def hash_as_loaded(expected: Mapping[str, Tensor], folder: Path, base: nn.Module) -> str:
     """The content hash that a model has once it is loaded, from its files; one tensor in memory at a time, none of a
     snapshot that was hashed before. ``expected`` are its weights on the meta device, with the dtypes they will have.
-
-    Raises:
-        MuscleError: The files do not hold the weights under the model's names.
     """
     from muscle_hf.teachers.snapshots import remembered
 
@@ -236,11 +233,7 @@ def describe_quantization(config: Any) -> dict[str, Any] | None:
 
 def folder_hash(folder: Path, dtype: torch.dtype | None = None) -> str:
     """The content hash of the safetensors files in a folder, as one model; a snapshot's are read once. Floating point
-    tensors are cast to ``dtype`` first, to compare with a model that was loaded so.
-
-    Raises:
-        MuscleError: There is no safetensors file.
-    """
+    tensors are cast to ``dtype`` first, to compare with a model that was loaded so."""
     from muscle_hf.teachers.snapshots import remembered
 
     def tensors() -> Iterator[tuple[str, Tensor]]:

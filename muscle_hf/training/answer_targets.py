@@ -24,11 +24,7 @@ _EVALUATE = "write its scores with muscle-hf evaluate (--split, or --server), an
 
 def choose_targets(trainer: Any) -> str:
     """What of v1 is followed, ``tokens``, ``answer`` or ``choices``, as ``old_targets`` says; recorded teachers are
-    told what is made of their answers.
-
-    Raises:
-        MuscleError: The objective, the rows or the teachers cannot be trained so.
-    """
+    told what is made of their answers."""
     wanted, old, reads = trainer.settings.old_targets, trainer.teachers["old"], trainer.muscle_objective.reads
     logs = [log for teacher in trainer.teachers.values() if (log := teacher.recorded) is not None]
     if wanted == "tokens" and old in logs:
@@ -108,11 +104,7 @@ def _in_part(trainer: Any) -> bool:
 
 
 def batches_of(trainer: Any, rows: Any) -> Iterator[Batch]:
-    """Batches of one row each, from all over a data set; none of a stream.
-
-    Raises:
-        MuscleError: The collator packs rows.
-    """
+    """Batches of one row each, from all over a data set; none of a stream. A collator that packs rows is refused."""
     found, first = (trainer.batch_of(inputs) for inputs in trainer.sample(rows)), sample_of(rows)[:2]
     if len(first) > 1:
         dataset, collate = trainer.rows_and_collator(rows, "training")

@@ -74,11 +74,7 @@ class CalibrateTeachers(TrainerCallback):
 
 
 def calibrated(trainer: Any) -> dict[str, float]:
-    """What each teacher's logits are to be divided by, by role, from the labels of ``eval_dataset``, or of several.
-
-    Raises:
-        MuscleError: The rows have no trained token, or a teacher's logits are not finite there.
-    """
+    """What each teacher's logits are to be divided by, by role, from the labels of ``eval_dataset``, or of several."""
     several = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else [None]
     inputs = (inputs for name in several for inputs in trainer.get_eval_dataloader(name))
     roles = list(trainer.teachers)

@@ -156,9 +156,6 @@ class MuscleConfig(TrainingArguments):
 
         Args:
             mask: Stands in for :attr:`mask`.
-
-        Raises:
-            MuscleError: A setting is out of range, or the mask is unknown.
         """
         own, transfer_mask = self.mask if mask is None else mask, self.transfer_mask
         assert own is not None and transfer_mask is not None  # the preset's, if no others

@@ -18,18 +18,12 @@ if TYPE_CHECKING:
 def encode_items(
     tokenizer: PreTrainedTokenizerBase, items: Sequence[Any], *, answers_only: bool = False, end_answers: bool = True
 ) -> list[dict[str, list[int]]]:
-    """Tokenize each item's prompt and right answer for training; the same for task and compatibility adapters.
+    """Tokenize each item's ``prompt`` and right answer, ``target``, for training; the same for task and compatibility
+    adapters.
 
-    Args:
-        tokenizer: Of both bases.
-        items: With a ``prompt`` and a ``target`` each.
-        answers_only: Ignore the context's labels; by default context and answer are trained on (A.1 of the paper).
-        end_answers: Close each answer with the tokenizer's EOS, if it has one.
-
-    Returns:
-        Rows with ``input_ids``, ``labels`` and ``completion_mask``
-        (1 on the answer), all of one length.
-    """
+    Gives rows with ``input_ids``, ``labels`` and ``completion_mask`` (1 on the answer), all of one length. With
+    ``answers_only`` the context's labels are ignored; by default both are trained on (A.1 of the paper). With
+    ``end_answers`` each answer is closed with the tokenizer's EOS, if it has one."""
     pairs = [(item.prompt, item.target) for item in items]
     return encode_answers(tokenizer, pairs, answers_only=answers_only, end_answers=end_answers)
 

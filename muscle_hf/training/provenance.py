@@ -123,11 +123,7 @@ class Provenance:
         write_json(folder / PROVENANCE_FILE, current.to_dict())
 
     def check_same_models(self, checkpoint: Path) -> None:
-        """Refuse to resume against other teachers than those the checkpoint was trained against.
-
-        Raises:
-            MuscleError: The old or new model's weights differ; names both hashes.
-        """
+        """Refuse to resume against other teachers than those the checkpoint was trained against."""
         file = checkpoint / PROVENANCE_FILE
         if not file.is_file():
             return

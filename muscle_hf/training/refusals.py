@@ -19,11 +19,7 @@ from muscle_hf.teachers.weights import is_quantized
 
 
 def refuse_missing_weights(model: nn.Module) -> None:
-    """Refuse a model whose weights are in the first process alone: bases are compared and adapters copied in each.
-
-    Raises:
-        MuscleError: FSDP is to hand out the weights later.
-    """
+    """Refuse a model whose weights are in the first process alone: bases are compared and adapters copied in each."""
     if is_fsdp_enabled() and not is_quantized(model):
         raise MuscleError(
             "with fsdp_cpu_ram_efficient_loading only the first process reads the weights, but each of them compares "
@@ -32,11 +28,7 @@ def refuse_missing_weights(model: nn.Module) -> None:
 
 
 def refuse_unsupported(trainer: Trainer, objective: Objective) -> None:
-    """Refuse what would train something else than the objective, before anything is computed.
-
-    Raises:
-        MuscleError: What does not go together, and what to do.
-    """
+    """Refuse what would train something else than the objective, before anything is computed."""
     args = trainer.args
     if trainer.compute_loss_func is not None and objective.compatibility_weight == 1:
         raise MuscleError(
@@ -71,11 +63,7 @@ def refuse_unsupported(trainer: Trainer, objective: Objective) -> None:
 
 
 def refuse_filler_rows(dataloader: DataLoader, processes: int) -> None:
-    """Refuse to evaluate on a stream that accelerate fills up with rows from its beginning, which would count twice.
-
-    Raises:
-        MuscleError: Nobody can tell the copies from the last rows any more.
-    """
+    """Refuse to evaluate on a stream that accelerate fills up with rows from its beginning, which would count twice."""
     shard = dataloader.dataset
     if processes > 1 and isinstance(shard, IterableDatasetShard) and not shard.drop_last:
         raise MuscleError(
@@ -87,11 +75,7 @@ def refuse_filler_rows(dataloader: DataLoader, processes: int) -> None:
 
 def refuse_foreign_parameters(student: PeftModel, optimizer: torch.optim.Optimizer | None) -> None:
     """Refuse to train anything but the compatibility adapter, or, by an optimizer that the user has passed, not all of
-    it.
-
-    Raises:
-        MuscleError: Another parameter is trainable, or the optimizer lacks some.
-    """
+    it."""
     trainable = {id(parameter) for parameter in adapter_parameters(student, STUDENT_ADAPTER).values()}
     foreign = [name for name, p in student.named_parameters() if p.requires_grad and id(p) not in trainable]
     if foreign:

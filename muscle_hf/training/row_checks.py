@@ -18,11 +18,7 @@ _SAMPLE = 256
 
 def check_train_dataset(trainer: Any) -> bool:
     """Stop before training where a trainer's rows cannot be trained on; whether that could be seen: a stream is
-    checked at its first step, since looking ahead could use it up.
-
-    Raises:
-        MuscleError: As :func:`require_trained`; or labels are no classes of the model.
-    """
+    checked at its first step, since looking ahead could use it up."""
     if trainer.classes is not None and type(trainer.data_collator).__module__.startswith("transformers."):
         for name, rows in (("training set", trainer.train_dataset), ("evaluation set", trainer.eval_dataset)):
             require_class_column(rows, trainer.classes, name)
@@ -33,11 +29,8 @@ def check_train_dataset(trainer: Any) -> bool:
 
 
 def require_trained(trainer: Any, rows: Any, name: str) -> None:
-    """Refuse a dataset, called ``name``, with nothing to train on; reads up to the first trained label.
-
-    Raises:
-        MuscleError: There are no rows, no labels, or every label is ignored.
-    """
+    """Refuse a dataset, called ``name``, without rows or labels, or of which every label is ignored; reads up to the
+    first trained label."""
     dataset, collate = trainer.rows_and_collator(rows, "training")
     seen = 0
     with torch.random.fork_rng(devices=[]):
@@ -59,11 +52,7 @@ def nothing_to_train_on(what: str) -> MuscleError:
 
 def require_class_column(rows: Any, classes: int, name: str) -> None:
     """Refuse labels that are no classes in a whole dataset, or several by name, whose labels are collated as they
-    stand; of datasets whose rows are made one by one nothing is read.
-
-    Raises:
-        MuscleError: Names the column, the row and what is there.
-    """
+    stand; of datasets whose rows are made one by one nothing is read."""
     if isinstance(rows, dict):
         for part, its_rows in rows.items():
             require_class_column(its_rows, classes, f"{name} {part!r}")

@@ -15,11 +15,7 @@ from muscle_hf.training.row_checks import has_messages
 
 def teacher_of(trainer: Any, role: str, source: Any, arguments: Mapping[str, Any] | None) -> Teacher:
     """A teacher of a trainer whose student is in place, of what it was given as ``old_model`` or ``new_model`` and
-    beside it.
-
-    Raises:
-        MuscleError: It cannot be loaded or does not fit.
-    """
+    beside it."""
     settings, student, kind = trainer.settings, trainer.student, trainer.kind
 
     def load() -> Teacher:
@@ -44,11 +40,7 @@ def settle_targets(
     trainer: Any, formatting: Callable[[Any], Any] | None, transfer: Any, given: Mapping[str, Any]
 ) -> None:
     """Find out how v1 reads the rows, and what of it is followed (``trainer.old_targets``); ``given`` has the rows as
-    they were before they were prepared.
-
-    Raises:
-        MuscleError: v1 does not read the rows, or the objective needs more of it than there is.
-    """
+    they were before they were prepared."""
     old, chats = trainer.teachers["old"], has_messages(trainer.train_dataset)
 
     def in_own_chats(mine: Any, new: Any) -> bool:

@@ -227,11 +227,7 @@ class ObjectiveMixin(FiguresMixin, TransferMixin, SavingMixin):
         self._signature_columns = known + [name for name in read if name and name not in known]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Trainer's, after making sure that nothing but the compatibility adapter is in it.
-
-        Raises:
-            MuscleError: Another parameter is trainable.
-        """
+        """Trainer's, after making sure that nothing but the compatibility adapter is in it."""
         refusals.refuse_foreign_parameters(self.student, None if self.is_fsdp_enabled else cast("Any", self.optimizer))
         return super().create_optimizer(model)
 

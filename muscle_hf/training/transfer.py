@@ -15,11 +15,7 @@ class TransferMixin(TrainerParts):
     """Rows without labels beside the training rows."""
 
     def mix_in_transfer_rows(self, transfer: Any) -> None:
-        """Train on transfer rows beside ``train_dataset``; called by the constructor.
-
-        Raises:
-            MuscleError: They cannot be mixed with the training rows.
-        """
+        """Train on transfer rows beside ``train_dataset``; called by the constructor."""
         self._transfer, self._answered = transfer, False
         if transfer is None:
             return

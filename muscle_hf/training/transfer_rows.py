@@ -24,17 +24,8 @@ _FILLED = (*LABEL_COLUMNS, "attention_mask")
 
 @dataclass(frozen=True)
 class Models:
-    """Who can be asked for answers while a trainer is set up, and where answers are kept.
-
-    Args:
-        student: The model being trained.
-        teachers: ``old`` and ``new``.
-        tokenizer: Of the student and of v2.
-        folder: Of the run.
-        shared: The teacher cache, whose folder serves several runs; None without one.
-        seed: Of the run.
-        progress: Show a bar.
-    """
+    """Who can be asked for answers while a trainer is set up, and where answers are kept: in the run's ``folder``, or
+    in that of the teacher cache, ``shared`` by several runs."""
 
     student: nn.Module
     teachers: Mapping[str, Teacher]
@@ -187,11 +178,7 @@ def _is_sequence(value: Any) -> bool:
 
 
 def check_columns(labelled: Any, transfer: Any, read: Sequence[str]) -> None:
-    """Refuse transfer rows that cannot be in one batch with the labelled rows, of which the columns ``read`` are read.
-
-    Raises:
-        MuscleError: There are none, or a column is missing.
-    """
+    """Refuse transfer rows that cannot be in one batch with the labelled rows, of which the columns ``read`` are read."""
     if not len(transfer):
         raise MuscleError("transfer_dataset is empty")
     first, row = labelled[0], transfer[0]
@@ -209,11 +196,7 @@ def check_columns(labelled: Any, transfer: Any, read: Sequence[str]) -> None:
 
 
 def refuse_unmixable(trainer: Any, *, answered: bool) -> None:
-    """Refuse transfer rows, or prompts that models answer, beside what they cannot be mixed with.
-
-    Raises:
-        MuscleError: What does not go together, and what to do.
-    """
+    """Refuse transfer rows, or prompts that models answer, beside what they cannot be mixed with."""
     if not isinstance(trainer.train_dataset, Sized) or isinstance(trainer.train_dataset, IterableDataset):
         raise MuscleError("transfer_dataset needs a train_dataset with a length: it is mixed with its rows")
     if trainer.compute_loss_func is not None:
