@@ -93,7 +93,8 @@ class TopTokens:
         spreads its own, by its logits (n, V), float32 or float64.
 
         The KL from them to the student's is that over k tokens and the rest as one, and so is its gradient as long as
-        they are held constant: the student's own shares within the rest cancel."""
+        they are held constant: the student's own shares within the rest cancel.
+        """
         top, ids, rest = kept.split([self.k, self.k, 1], dim=-1)
         ids = ids.long()
         own = torch.log_softmax(student[:, : self.vocabulary] / self.temperature, dim=-1)

@@ -40,7 +40,8 @@ class _KnownAnswers(Known):
 class AnswerLikelihoods(InFront[_KnownAnswers]):
     """A teacher's log-likelihood of each row's answer (X4), in place of all that it says there.
 
-    Its body sees a row once; four bytes are kept of it, in a store that is opened when the first one is needed."""
+    Its body sees a row once; four bytes are kept of it, in a store that is opened when the first one is needed.
+    """
 
     def __init__(self, teacher: Teacher, open_store: Callable[[], RowStore]):
         super().__init__(teacher)

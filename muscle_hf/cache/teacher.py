@@ -23,7 +23,8 @@ logger = logging.get_logger(__name__)
 class CachedTeacher(LoadedTeacher):
     """A frozen task model whose body is loaded when something is asked that the cache does not hold, if ever.
 
-    Until then its model has no weights but its head's; ``fingerprint`` says whose rows are in the cache."""
+    Until then its model has no weights but its head's; ``fingerprint`` says whose rows are in the cache.
+    """
 
     def __init__(self, role: str, head: Head, fingerprint: Fingerprint, load: Callable[[], Teacher]):
         super().__init__(role, head.base)

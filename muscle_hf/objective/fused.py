@@ -25,7 +25,8 @@ class Fused:
     """A function of rows that ``torch.compile`` makes into kernels of its own where its tensors are on CUDA.
 
     Elsewhere, and where that fails (no Triton, say), it runs as it is written: a CPU works on blocks that stay in its
-    cache. The first argument, with one entry per row as all tensors, says where and how large."""
+    cache. The first argument, with one entry per row as all tensors, says where and how large.
+    """
 
     def __init__(self, function: Callable[..., Any]):
         functools.update_wrapper(self, function)

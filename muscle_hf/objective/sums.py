@@ -17,7 +17,8 @@ def sum_terms(terms: TokenTerms, sequence_ids: Tensor, sequences: int) -> Tensor
     """Sum the terms of N tokens over each of B sequences.
 
     The result is (B, 9), float64 (float32 where the device has no such), no gradient. Adding rows, batches and
-    processes keeps the meaning."""
+    processes keeps the meaning.
+    """
     weight = terms.weight_old
     columns = torch.stack(
         [

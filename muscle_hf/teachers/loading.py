@@ -232,7 +232,8 @@ def adapter_or_model(
     ``from_pretrained`` of its base, or of the model, is given.
 
     ``arguments`` have ``revision`` (of ``name``), ``base_model`` and ``base_revision`` (if the recorded base has
-    moved), and those for fetching and of ``from_pretrained``."""
+    moved), and those for fetching and of ``from_pretrained``.
+    """
     arguments = dict(arguments)
     revision, moved, commit = (arguments.pop(key, None) for key in ("revision", "base_model", "base_revision"))
     fetch = {key: arguments.pop(key) for key in FETCH_KEYS if key in arguments}

@@ -152,7 +152,8 @@ def check_student(config: PeftConfig, owner: str) -> None:
 def same_base_after(model: nn.Module, config: PeftConfig, owner: str) -> Iterator[None]:
     """Make sure that putting an adapter on a model within the block leaves the weights and layers of its base alone.
 
-    Nothing is read for an adapter that is known to."""
+    Nothing is read for an adapter that is known to.
+    """
     before = None if adds_only(config) else _checksums(model)
     yield
     if before is not None and _checksums(model) != before:

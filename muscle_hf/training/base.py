@@ -44,10 +44,3 @@ class TrainerParts(TrainerBase):
     def run_folder(self) -> str:
         """Where checkpoints go."""
         return cast("str", self.args.output_dir)
-
-    if TYPE_CHECKING:
-
-        @property
-        def tokenizer(self) -> Any: ...
-        def trained_labels(self, inputs: Any) -> Any: ...
-        def _require_known(self, rows: Any, name: str) -> None: ...

@@ -23,7 +23,8 @@ def encode_items(
 
     Gives rows with ``input_ids``, ``labels`` and ``completion_mask`` (1 on the answer), all of one length. With
     ``answers_only`` the context's labels are ignored; by default both are trained on (A.1 of the paper). With
-    ``end_answers`` each answer is closed with the tokenizer's EOS, if it has one."""
+    ``end_answers`` each answer is closed with the tokenizer's EOS, if it has one.
+    """
     pairs = [(item.prompt, item.target) for item in items]
     return encode_answers(tokenizer, pairs, answers_only=answers_only, end_answers=end_answers)
 

@@ -63,7 +63,7 @@ def refuse_unsupported(trainer: Trainer, objective: Objective) -> None:
 
 
 def refuse_filler_rows(dataloader: DataLoader, processes: int) -> None:
-    """Refuse to evaluate on a stream that accelerate fills up with rows from its beginning, which would count twice."""
+    """Refuse to evaluate on a stream that accelerate fills up with rows from its start, which would count twice."""
     shard = dataloader.dataset
     if processes > 1 and isinstance(shard, IterableDatasetShard) and not shard.drop_last:
         raise MuscleError(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
+from transformers import TrainerCallback
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers import Teacher
@@ -178,7 +179,7 @@ def _is_sequence(value: Any) -> bool:
 
 
 def check_columns(labelled: Any, transfer: Any, read: Sequence[str]) -> None:
-    """Refuse transfer rows that cannot be in one batch with the labelled rows, of which the columns ``read`` are read."""
+    """Refuse transfer rows that cannot be in one batch with the labelled rows, of which ``read`` are read."""
     if not len(transfer):
         raise MuscleError("transfer_dataset is empty")
     first, row = labelled[0], transfer[0]
@@ -220,3 +221,16 @@ def refuse_unmixable(trainer: Any, *, answered: bool) -> None:
             "models that are sharded over processes (FSDP, ZeRO-3) are not asked for answers; have the "
             "prompts answered first, and pass rows with labels on the answers as transfer_dataset"
         )
+
+
+class TransferEpochs(TrainerCallback):
+    """Takes the transfer rows of each epoch; where the student answers prompts, it answers them anew before it."""
+
+    def __init__(self, trainer: Any):
+        self._trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        epoch = int((state.epoch or 0) + 1e-6)
+        self._trainer.train_dataset.start_epoch(epoch)
+        if getattr(self._trainer._transfer, "renewed", False):
+            self._trainer.answer_transfer_prompts(epoch, resumes=True)
