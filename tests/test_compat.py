@@ -40,6 +40,7 @@ PRIVATE: dict[str, dict[str, str]] = {
     "Module": {
         "_buffers": "what a module holds itself",
         "_modules": "what a module holds itself",
+        "_parameters": "what a module holds itself",
         "_save_to_state_dict": "what a module holds itself, as it is saved",
     },
     "Trainer": {

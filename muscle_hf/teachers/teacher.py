@@ -278,7 +278,7 @@ class AdapterTeacher(LoadedTeacher):
         # change themselves where they are used (OFT with coft), which is no matter of the base.
         modules, adapters = own_modules(base_of(model)), set(model.peft_config)
         own = [m for name, m in modules if adapters.isdisjoint(name.split("."))]
-        self._shared = [p for m in own for p in m.parameters(recurse=False) if type(p) is nn.Parameter]
+        self._shared = [p for m in own for p in m._parameters.values() if type(p) is nn.Parameter]
         if any(getattr(config, "target_parameters", None) for config in model.peft_config.values()):
             self._shared = []
 

@@ -62,13 +62,14 @@ def base_weights(model: nn.Module, adapter: str | None = None) -> dict[str, Tens
     weights, left_out = {}, set()
     for name, module in own_modules(base):
         of_adapters = _adapter_names(module)
-        left_out.update(f"{name}.{key}" for key in of_adapters)
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            left_out.update(f"{name}.{key}" for key in of_adapters)
         if isinstance(module, ModulesToSaveWrapper) and adapter is not None and adapter in module.modules_to_save:
             left_out.add(f"{name}.original_module")
-        if not left_out.isdisjoint(itertools.accumulate(name.split("."), "{}.{}".format)):
+        if left_out and not left_out.isdisjoint(itertools.accumulate(name.split("."), "{}.{}".format)):
             continue
         held: dict[str, Any] = {}
-        if module._modules:
+        if module._modules or type(module).state_dict is nn.Module.state_dict:
             module._save_to_state_dict(held, "", keep_vars=True)
         else:  # some quantized layers have their own way
             module.state_dict(destination=held, keep_vars=True)
