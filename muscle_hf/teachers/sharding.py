@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
-from muscle_hf.teachers.weights import base_of, is_quantized
+from muscle_hf.teachers.weights import base_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -16,12 +15,6 @@ if TYPE_CHECKING:
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether models are sharded over the processes (FSDP, ZeRO-3), rather than whole on each."""
     return fsdp_plugin(accelerator) is not None or zero3_plugin(accelerator) is not None
-
-
-def to_device(model: nn.Module, device: torch.device) -> None:
-    """Move a whole teacher to a device, unless it was placed when it was loaded."""
-    if not is_quantized(model) and getattr(model, "hf_device_map", None) is None:
-        model.to(device)
 
 
 def give_padding_token(model: nn.Module, tokenizer: Any) -> None:

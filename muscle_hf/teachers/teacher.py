@@ -20,8 +20,8 @@ from muscle_hf.teachers.adapters import adapter_parameters, frozen_view, keep_qu
 from muscle_hf.teachers.batch import Batch
 from muscle_hf.teachers.forward import logits_of
 from muscle_hf.teachers.head import Head, HeadNotApart, count_parameters
-from muscle_hf.teachers.sharding import give_padding_token, is_sharded, to_device
-from muscle_hf.teachers.weights import base_of, base_weights, content_hash, own_modules
+from muscle_hf.teachers.sharding import give_padding_token, is_sharded
+from muscle_hf.teachers.weights import base_of, base_weights, content_hash, is_quantized, own_modules
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -214,9 +214,6 @@ class Teacher(TargetSource):
         """The teacher with all of its weights, to look at these."""
         return self
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(role={self.role!r}, base={type(base_of(self.model)).__name__})"
-
 
 class LoadedTeacher(Teacher):
     """A teacher whose model is here."""
@@ -317,8 +314,9 @@ class ModelTeacher(LoadedTeacher):
             yield self._model
 
     def place(self, accelerator: Accelerator, tokenizer: Any) -> None:
-        if not is_sharded(accelerator):
-            to_device(self._model, accelerator.device)
+        placed = is_quantized(self._model) or getattr(self._model, "hf_device_map", None) is not None
+        if not placed and not is_sharded(accelerator):
+            self._model.to(accelerator.device)
         give_padding_token(self._model, tokenizer)
         self.autocast = accelerator.autocast
 
