@@ -1,8 +1,8 @@
 """The teacher cache: what a frozen teacher says about each row, computed once and kept on disk.
 
 ``docs/howto/cache.md`` says how it is used; the parts, from below: ``shards`` (a file), ``store`` (a folder of them),
-``fingerprint`` (whose rows they are), ``keys`` (which row), ``head_files`` (logits without the body), ``compact`` (less
-than exact), ``build`` (ahead of training).
+``fingerprint`` (whose rows they are), ``keys`` (which row), ``head_files`` (logits without the body), ``compact``
+(less than exact), ``build`` (ahead of training).
 """
 
 from muscle_hf.cache.build import CachePlan, build_cache, plan_cache, predicted_bytes, require_space
