@@ -146,9 +146,7 @@ def _copied(held: Any, device: torch.device) -> Any:
     # `copy.deepcopy` of a module spends nearly all of its time in empty dictionaries of hooks.
     twin = type(held).__new__(type(held))
     own = vars(twin)
-    for attribute, value in vars(held).items():
-        if attribute in ("_parameters", "_buffers", "_modules"):
-            own[attribute] = {key: _copied(inner, device) for key, inner in value.items()} if value else {}
-        else:
-            own[attribute] = value.copy() if isinstance(value, (dict, list, set)) else value
+    own.update((k, v.copy() if isinstance(v, (dict, list, set)) else v) for k, v in vars(held).items())
+    for name in ("_parameters", "_buffers", "_modules"):
+        own[name] = {key: _copied(inner, device) for key, inner in own[name].items()}
     return twin

@@ -89,10 +89,11 @@ def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     while waiting:
         name, module = waiting.pop()
         yield name, module
-        left_out = _adapter_names(module) if isinstance(module, BaseTunerLayer) else ()
-        prefix = f"{name}." if name else ""
-        parts = [(prefix + key, part) for key, part in module._modules.items() if key not in left_out]
-        waiting += [(key, part) for key, part in reversed(parts) if part is not None]
+        if parts := module._modules:
+            left_out = _adapter_names(module) if isinstance(module, BaseTunerLayer) else ()
+            prefix = f"{name}." if name else ""
+            named = ((prefix + key, part) for key, part in reversed(parts.items()) if key not in left_out)
+            waiting += [(key, part) for key, part in named if part is not None]
 
 
 def _adapter_names(module: nn.Module) -> Collection[str]:
