@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,16 @@ def file_sha256(file: str | os.PathLike) -> str:
         while block := handle.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def json_sha256(value: Any, default: Callable[[Any], Any] | None = None) -> str:
+    """SHA-256 of a value as JSON with sorted keys, 64 hex digits.
+
+    Args:
+        value: Plain data, and what ``default`` makes plain.
+        default: As of :func:`json.dumps`.
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=default).encode()).hexdigest()
 
 
 def public_name(name: str | None) -> str | None:

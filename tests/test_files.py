@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import stat
@@ -18,6 +19,7 @@ from muscle_hf.errors import MuscleError, SaveError
 from muscle_hf.evaluation.predictions import read_predictions
 from muscle_hf.evaluation.rows import read_rows
 from muscle_hf.files import check_outputs, read_json, read_yaml, write_json, write_text
+from muscle_hf.record import json_sha256
 from muscle_hf.words import did_you_mean
 
 ROWS = [{"id": i, "prediction": i % 3, "target": 0} for i in range(60)]
@@ -211,3 +213,9 @@ def test_a_hint_is_the_nearest_name_or_all_of_them():
     assert did_you_mean("max_nrf", ["max_nfr", "level"]) == "did you mean 'max_nfr'?"
     assert did_you_mean("qqq", ["max_nfr", "level"]) == "there are: level, max_nfr"
     assert did_you_mean("qqq", ["level"], "see --help") == "see --help"
+
+
+def test_the_hash_of_plain_data_is_over_its_json_with_sorted_keys():
+    expected = hashlib.sha256(b'{"a": ["\\u00e9"], "b": 1}').hexdigest()
+    assert json_sha256({"b": 1, "a": ["é"]}) == expected
+    assert json_sha256({"b": 1, "a": {"é"}}, default=list) == expected

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -23,6 +22,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.record import json_sha256
 from muscle_hf.teachers.checks import computing_config, parts_of
 from muscle_hf.teachers.kinds import ModelKind, kind_of
 from muscle_hf.teachers.loading import FETCH_KEYS, AdapterFolder, adapter_or_model, auto_class_of
@@ -61,7 +61,7 @@ class Fingerprint:
     @cached_property
     def digest(self) -> str:
         """64 hex digits."""
-        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
+        return json_sha256(self.content)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def _content(
         "base_sha256": base_hash,
         "dtype": str(getattr(base, "dtype", None)).removeprefix("torch."),
         "quantization": describe_quantization(config),
-        "config_sha256": _hash_of(computing_config(config)),
+        "config_sha256": json_sha256(computing_config(config), default=_plain),
         "attention": _attention_of(config),
         "autocast": _autocast_name(autocast),
         "adapter": adapter,
@@ -236,10 +236,6 @@ def _describe_adapter(content: str, config: PeftConfig) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     return sorted(value) if isinstance(value, (set, frozenset)) else str(getattr(value, "value", value))
-
-
-def _hash_of(plain: Any) -> str:
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=_plain).encode()).hexdigest()
 
 
 def _autocast_name(autocast: torch.dtype | str | None) -> str | None:

@@ -14,8 +14,5 @@ from transformers.core_model_loading import rename_source_key as rename_source_k
 # Which classes there are by a configuration's type.
 from transformers.models.auto import modeling_auto as modeling_auto
 
-# Uploads of checkpoints that are under way, in the attribute of Trainer that its own code waits for.
-from transformers.utils import PushInProgress as PushInProgress
-
 # How a model says by what it is quantized.
 from transformers.utils.quantization_config import QuantizationMethod as QuantizationMethod

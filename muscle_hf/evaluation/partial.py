@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from muscle_hf.errors import MuscleError, SaveError
 from muscle_hf.evaluation.predictions import item_hash
 from muscle_hf.evaluation.tasks import Item, Task
 from muscle_hf.files import StrPath, json_rows, write_text
+from muscle_hf.record import json_sha256
 
 
 class PartialAnswers:
@@ -20,7 +20,7 @@ class PartialAnswers:
     def __init__(self, path: StrPath, who: Any, task: Task, chat: bool):
         settings = [who, task.name, task.kind, chat, task.max_new_tokens, list(task.stop), task.no_repeat_ngram_size]
         self.path = Path(path)
-        self.identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        self.identity = json_sha256(settings)[:16]
         self._kept: set[str] = set()
 
     def read(self, items: Sequence[Item]) -> dict[str, Any]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterable, Iterator
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import fsspec
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import read_json, write_json
 from muscle_hf.hub.publishing import hub_api
+from muscle_hf.record import json_sha256
 
 # In a task's folder, of each file that is at the URL too: a hash of what it is there, and what it was here then.
 _NOTE = ".results.json"
@@ -43,7 +42,7 @@ def fetch(url: str | None, folder: Path) -> None:
     noted = _noted(folder)
     for path, info in found.items():
         place = os.path.relpath(path, root)
-        target, there = folder / place, _hash(info)
+        target, there = folder / place, json_sha256(info, default=str)
         if place.startswith(os.pardir) or (target.is_file() and noted.get(place, [None])[0] == there):
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +69,10 @@ def leave(url: str | None, folder: Path) -> None:
         files, root = fsspec.core.url_to_fs(url)
         files.invalidate_cache()
         there = {os.path.relpath(path, root): info for path, info in files.find(root, detail=True).items()}
-        write_json(folder / _NOTE, noted | {place: [_hash(there[place]), stamp] for place, stamp in new.items()})
+        write_json(
+            folder / _NOTE,
+            noted | {place: [json_sha256(there[place], default=str), stamp] for place, stamp in new.items()},
+        )
 
 
 def put(url: str, folder: Path, places: Iterable[str]) -> None:
@@ -93,7 +95,3 @@ def _noted(folder: Path) -> dict[str, list[Any]]:
 
 def _stamp(path: Path) -> list[int]:
     return [path.stat().st_mtime_ns, path.stat().st_size]
-
-
-def _hash(info: dict[str, Any]) -> str:
-    return sha256(json.dumps(info, sort_keys=True, default=str).encode()).hexdigest()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import math
 import os
 import socket
@@ -29,6 +27,7 @@ from muscle_hf.pipeline.interrupt import Interrupted
 from muscle_hf.pipeline.run import RESULT_FILE, Run
 from muscle_hf.pipeline.sides import in_own_words, side_of
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD
+from muscle_hf.record import json_sha256
 from muscle_hf.report import html
 
 STATE_FILE, OUTCOME_FILE, RUN_FILE = "fleet_state.json", "fleet_outcome.json", "run.yaml"
@@ -241,7 +240,7 @@ def key_of(task: FleetTask) -> str:
     """Changes with all that a task is set to, but for where it is."""
     settings = {**task.settings.to_dict(), "output_dir": None}
     parts = (settings, asdict(task.budget), [asdict(version) for version in task.ancestors])
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return json_sha256(parts, default=str)
 
 
 def read_state(task: FleetTask) -> dict[str, Any]:

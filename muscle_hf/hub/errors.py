@@ -5,19 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import get_token
 
 from muscle_hf.errors import MuscleError
+
+# What the client's words leave out, by the status of the answer.
+_REMEDIES = {
+    401: "Log in with `hf auth login`, or set HF_TOKEN to a token that has write access.",
+    403: "Use a token with write access to that namespace.",
+    412: "Somebody else has pushed to the repository meanwhile.",
+}
 
 
 class HubError(MuscleError):
@@ -71,36 +69,9 @@ def _cause(error: Exception) -> Exception | None:
 
 
 def _reason(error: BaseException) -> str:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    detail = _first_line(error)
-    if isinstance(error, GatedRepoError):
-        return f"access to this repository must be asked for on its page first ({detail})."
-    if isinstance(error, RevisionNotFoundError):
-        return f"there is no such revision ({detail})."
-    if status == 401 or isinstance(error, LocalTokenNotFoundError):
-        hidden = (
-            " or the repository does not exist, or is private" if isinstance(error, RepositoryNotFoundError) else ""
-        )
-        return (
-            f"the Hub does not accept the token (401){hidden}. Log in with `hf auth login`, or set HF_TOKEN to a "
-            "token that has write access."
-        )
-    if status == 403:
-        return f"the token has no right to do this (403: {detail}). Use one with write access to that namespace."
-    if isinstance(error, RepositoryNotFoundError) or status == 404:
-        return f"there is no such repository, or it is private and the token may not see it ({detail})."
-    if status == 412:
-        return "somebody else has pushed to the repository meanwhile (412)."
-    if status is not None and (status == 429 or status >= 500):
-        return f"the Hub is overloaded or has trouble ({status})."
-    if isinstance(error, OfflineModeIsEnabled):
-        return "offline mode is on (HF_HUB_OFFLINE)."
-    if isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError):
-        return f"the Hub cannot be reached, or the connection broke ({type(error).__name__}: {detail})."
-    return f"{detail.rstrip('.')}."
-
-
-def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # The client puts the server's own words behind a line with the address.
-    return " ".join(lines[:3])[:400] or type(error).__name__
+    detail = " ".join(lines[:3])[:400] or type(error).__name__
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = 401 if isinstance(error, LocalTokenNotFoundError) else status
+    return f"{detail.rstrip('.')}. {_REMEDIES.get(status, '')}".strip()

@@ -6,27 +6,14 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
-
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
-from transformers.utils import logging
+from typing import Any
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.hub.body import ADAPTER_CONFIG
 from muscle_hf.hub.errors import hub_errors
-from muscle_hf.hub.files import (
-    ADAPTER_FILES,
-    WEIGHTS_FILE,
-    is_published,
-    is_safe_path,
-    regular_files,
-)
+from muscle_hf.hub.files import ADAPTER_FILES, PUBLISHED, is_published, regular_files
 from muscle_hf.hub.publishing import hub_api
-from muscle_hf.record import PROVENANCE_FILE, check_weights, read_provenance, valid_repo_id
+from muscle_hf.record import check_weights, read_provenance, valid_repo_id
 from muscle_hf.training.checkpoints import staged
-
-logger = logging.get_logger(__name__)
 
 _AFTERWARDS = "Nothing was loaded; run the same again, or name a commit that is in the local cache with revision=."
 
@@ -68,17 +55,21 @@ def fetch(
 
     Raises:
         HubError: The Hub cannot be reached, or does not give it.
-        MuscleError: It is no compatibility adapter, has no safetensors, or a file name in it would leave its folder.
+        MuscleError: It is no compatibility adapter, or has no safetensors.
         MismatchError: The weights are not those of the provenance.
     """
     name = os.fspath(repo)
     if os.path.isdir(name):
         folder, commit = Path(name), None
-        _require(name, [path.name for path in folder.iterdir()])
     elif not valid_repo_id(name):
         raise MuscleError(f"{name} is neither a folder nor a repository's id (NAMESPACE/NAME)")
     else:
         folder, commit = _download(name, revision, token, cache_dir)
+    if missing := [file for file in ADAPTER_FILES if not (folder / file).is_file()]:
+        raise MuscleError(
+            f"{name} has no {', '.join(missing)}: it is no compatibility adapter of muscle-hf. A plain adapter is "
+            "loaded with peft; pickled weights are never loaded"
+        )
     provenance = read_provenance(folder)
     check_weights(folder, provenance)
     return Fetched(folder, name, commit, provenance)
@@ -109,44 +100,7 @@ def copy_to(source: Path, folder: str | os.PathLike) -> Path:
 def _download(
     name: str, revision: str | None, token: str | bool | None, cache_dir: str | Path | None
 ) -> tuple[Path, str]:
+    where = {"revision": revision, "token": token, "cache_dir": cache_dir}
     with hub_errors(f"fetching {name}", _AFTERWARDS, token):
-        try:
-            info = hub_api(token).model_info(name, revision=revision)
-        except (HTTPError, OfflineModeIsEnabled) as error:
-            if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
-                raise
-            return _from_cache(name, revision, cache_dir, error)
-        names = [sibling.rfilename for sibling in info.siblings or []]
-        hostile = [path for path in names if not is_safe_path(path)]
-        if hostile:
-            raise MuscleError(
-                f"{name} holds a file whose name leads out of its folder: {hostile[0]!r}. Nothing was fetched"
-            )
-        _require(name, names)
-        wanted = [path for path in names if is_published(path)]
-        for path in wanted:
-            file = hf_hub_download(name, path, revision=info.sha, token=token, cache_dir=cache_dir)
-        return Path(file).parents[wanted[-1].count("/")], cast("str", info.sha)
-
-
-def _from_cache(name: str, revision: str | None, cache_dir: str | Path | None, error: Exception) -> tuple[Path, str]:
-    found = [try_to_load_from_cache(name, file, cache_dir=cache_dir, revision=revision) for file in ADAPTER_FILES]
-    here = [Path(file) for file in found if isinstance(file, str)]
-    if len(here) < len(found):
-        raise error
-    folder = here[0].parent
-    logger.warning(f"The Hub cannot be reached; {name} is taken from the cache, at commit {folder.name}.")
+        folder = Path(hub_api(token).snapshot_download(name, allow_patterns=list(PUBLISHED), **where))
     return folder, folder.name
-
-
-def _require(name: str, files: list[str]) -> None:
-    if WEIGHTS_FILE not in files:
-        pickled = next((file for file in files if file.startswith("adapter_model.")), None)
-        instead = f" It has {pickled}: pickled weights are never loaded." if pickled else ""
-        raise MuscleError(f"{name} has no {WEIGHTS_FILE}, so it is no adapter that can be loaded safely.{instead}")
-    missing = [file for file in (ADAPTER_CONFIG, PROVENANCE_FILE) if file not in files]
-    if missing:
-        raise MuscleError(
-            f"{name} has no {', '.join(missing)}: it is no compatibility adapter of muscle-hf. A plain adapter is "
-            "loaded with peft"
-        )

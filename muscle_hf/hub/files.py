@@ -8,13 +8,13 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.utils import get_token
 
 from muscle_hf.errors import MuscleError
-from muscle_hf.files import parse_json, parse_object
+from muscle_hf.files import parse_object
 from muscle_hf.hub.body import ADAPTER_CONFIG, REPORT_FILE
 from muscle_hf.hub.card import CARD_FILE, is_ours, render_card
 from muscle_hf.hub.state import CARD_STATE_FILE, METRICS_FILE, CardState, load_metrics
@@ -28,7 +28,7 @@ TOKENIZER_FILES = (
     *("additional_chat_templates/*.jinja", "preprocessor_config.json", "processor_config.json"),
 )
 CARD_FILES = (CARD_FILE, CARD_STATE_FILE, METRICS_FILE, REPORT_FILE, "card_*.svg", ".eval_results/*.yaml")
-_PUBLISHED = (*ADAPTER_FILES, *TOKENIZER_FILES, *CARD_FILES)
+PUBLISHED = (*ADAPTER_FILES, *TOKENIZER_FILES, *CARD_FILES)
 # Vocabularies hold any string at all: a path in one is a token.
 _FREE_TEXT = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json", "*.model")
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
@@ -51,14 +51,9 @@ class Parcel:
 
 
 def is_published(path: str) -> bool:
-    """Whether a file of this name belongs to a published adapter.
-
-    A name that could lead out of its folder never does.
-    """
-    if not is_safe_path(path):
-        return False
+    """Whether a file of this name belongs to a published adapter; one that leads out of its folder never does."""
     # `*` also matches a slash there: only as many parts as the pattern has.
-    return any(fnmatch.fnmatchcase(path, pattern) and path.count("/") == pattern.count("/") for pattern in _PUBLISHED)
+    return any(fnmatch.fnmatchcase(path, pattern) and path.count("/") == pattern.count("/") for pattern in PUBLISHED)
 
 
 def regular_files(folder: Path) -> dict[str, Path]:
@@ -71,7 +66,7 @@ def regular_files(folder: Path) -> dict[str, Path]:
     home = folder.resolve()
     blobs = home.parents[1] / "blobs" if home.parent.name == "snapshots" else None
     found = {}
-    for path in sorted(path for pattern in _PUBLISHED for path in folder.glob(pattern)):
+    for path in sorted(path for pattern in PUBLISHED for path in folder.glob(pattern)):
         name = path.relative_to(folder).as_posix()
         if not is_published(name) or not path.is_file():
             continue
@@ -88,13 +83,6 @@ def regular_files(folder: Path) -> dict[str, Path]:
 def is_card(path: str) -> bool:
     """Whether a published file belongs to the card rather than to the adapter."""
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in CARD_FILES)
-
-
-def is_safe_path(path: str) -> bool:
-    """Whether a repository's file name stays inside the folder it is put into, on every system."""
-    parts = PurePosixPath(path).parts
-    plain = bool(parts) and not path.startswith("/") and not re.search(r"[\\:\x00-\x1f]", path)
-    return plain and ".." not in path.split("/") and "" not in path.split("/")
 
 
 def pack(
@@ -194,42 +182,21 @@ def _write_card(
 
 
 def _refuse_secrets(parcel: Parcel, folder: Path, token: str | bool | None) -> None:
-    secrets = [secret for secret in (token, get_token()) if isinstance(secret, str) and len(secret) >= 8]
-    places = {
-        str(place) for place in (folder.absolute(), folder.resolve(), Path.cwd(), Path.home(), Path.home().resolve())
-    }
-    # A place such as "/" or "/srv" is too short to be told from a fraction or a route.
-    places = [place for place in places if len(place) >= 5]
+    """Refuse to tell the world an access token, or where things lie on this machine."""
+    secrets = [secret for secret in (token, get_token()) if isinstance(secret, str) and secret]
+    places = {str(place) for place in (folder.resolve(), folder.absolute(), Path.cwd(), Path.home())}
+    # One as short as "/" is no secret, and in every text.
+    places = [re.escape(place) + r"(?=[/\\\"'\s]|$)" for place in places if len(place) >= 5]
     # The card last: what it shows stands in one of the others, which is the file to mend.
     for name, content in sorted(parcel.contents.items(), key=lambda entry: entry[0] == CARD_FILE):
         if not name.endswith(_TEXT_SUFFIXES):
             continue
         text = _text(content)
-        if any(secret in text for secret in secrets) or _TOKEN.search(text):
-            raise MuscleError(
-                f"{name} holds an access token; nothing was uploaded. Remove it from the file and revoke it"
-            )
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in _FREE_TEXT):
-            continue
-        found = next((place for place in places if re.search(re.escape(place) + r"(?=[/\\\"'\s]|$)", text)), None)
-        found = found or (_local_path_in(parse_json(text, name)) if name.endswith(".json") else None)
-        if found:
-            raise MuscleError(
-                f"{name} names a place on this machine ({found}); nothing was uploaded. Replace it in the file, or "
-                "leave the file out"
-            )
-
-
-def _local_path_in(content: Any) -> str | None:
-    """The first string in JSON data that is the whole path of something on this machine."""
-    if isinstance(content, str):
-        is_path = os.path.isabs(content) and content.count(os.sep) > 1 and len(content) < 4096 and "\0" not in content
-        return content if is_path and os.path.exists(content) else None
-    if isinstance(content, Mapping):
-        content = [*content.keys(), *content.values()]
-    if isinstance(content, (list, tuple)):
-        return next(filter(None, map(_local_path_in, content)), None)
-    return None
+        if _TOKEN.search(text) or any(secret in text for secret in secrets):
+            raise MuscleError(f"{name} holds an access token: remove it from the file and revoke it")
+        free = any(fnmatch.fnmatchcase(name, pattern) for pattern in _FREE_TEXT)
+        if not free and (found := next(filter(None, (re.search(place, text) for place in places)), None)):
+            raise MuscleError(f"{name} names a place on this machine ({found[0]}): replace it, or leave the file out")
 
 
 def _text(content: bytes | Path) -> str:

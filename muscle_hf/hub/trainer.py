@@ -13,7 +13,6 @@ from huggingface_hub import CommitInfo
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
-from muscle_hf.compat.transformers import PushInProgress
 from muscle_hf.errors import MuscleError, SaveError
 from muscle_hf.teachers.origin import local_model_folder, origin_of
 from muscle_hf.teachers.weights import base_of
@@ -32,7 +31,7 @@ class PublishesCard(TrainerParts):
 
     Every ``hub_strategy`` uploads the adapter, its tokenizer, provenance, metrics and card. Optimizer states stay
     here, so ``checkpoint`` and ``all_checkpoints`` add adapters of their steps that can be loaded, not resumed from;
-    training resumes from the local checkpoints.
+    training resumes from the local checkpoints. It waits for the upload of a checkpoint's adapter.
     """
 
     card_state: CardState
@@ -52,7 +51,7 @@ class PublishesCard(TrainerParts):
         self.add_callback(MuscleCardCallback(self.card_state))
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Create the repository ``hub_model_id`` (by default called like the output folder), and the queue of uploads.
+        """Create the repository ``hub_model_id`` (by default called like the output folder).
 
         Args:
             token: Of the Hub; by default the one of the arguments, or the stored one.
@@ -62,7 +61,7 @@ class PublishesCard(TrainerParts):
             HubError: The Hub refuses or cannot be reached.
             MuscleError: Nobody is logged in, the name is none, or the repository holds a model of another kind.
         """
-        from muscle_hf.hub.publishing import hub_api, prepare_repository
+        from muscle_hf.hub.publishing import prepare_repository
 
         if not self.is_world_process_zero():
             return
@@ -70,9 +69,6 @@ class PublishesCard(TrainerParts):
         private = private if private is not None else self.args.hub_private_repo
         token = token or self.args.hub_token
         self.hub_model_id = prepare_repository(name, token=token, private=private, revision=self.args.hub_revision)
-        self.push_in_progress = None
-        # One queue for all uploads of this trainer: each commit builds on the one before.
-        self._push_queue = hub_api(token)
         if self.args.push_to_hub and self.args.hub_strategy in _SNAPSHOTS:
             logger.warning(
                 f"hub_strategy={HubStrategy(self.args.hub_strategy).value!r} publishes the adapter of each checkpoint "
@@ -167,7 +163,7 @@ class PublishesCard(TrainerParts):
         Raises:
             MuscleError: It could not be uploaded; what was saved is whole, and the call can be repeated.
         """
-        from muscle_hf.hub.publishing import publish
+        from muscle_hf.hub.publishing import hub_api, publish
 
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = token or self.args.hub_token
@@ -177,7 +173,6 @@ class PublishesCard(TrainerParts):
         if not self.is_world_process_zero():
             return None
         self.create_model_card(**kwargs)
-        self._finish_current_push()
         folder, repo_id = self.run_folder, self.hub_model_id
         options = {"token": token, "private": private, "revision": revision or self.args.hub_revision}
 
@@ -187,41 +182,29 @@ class PublishesCard(TrainerParts):
                 logger.warning(note)
             return done.commit
 
-        return push() if blocking else self._push_queue.run_as_future(push)
+        return push() if blocking else hub_api(token).run_as_future(push)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
-        running = self.push_in_progress is not None and not self.push_in_progress.is_done()
-        if running and not self.args.hub_always_push:
-            return
+        from muscle_hf.hub.publishing import publish
+
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        self._report_failed_pushes()
-        if not running:
-            self.push_in_progress = PushInProgress()
-        cast("Any", self.push_in_progress).jobs.append(self._push_copy(checkpoint_folder))
-
-    def _push_copy(self, checkpoint_folder: str) -> Future:
-        from muscle_hf.hub.background import places_of, upload_of_copy
-
-        places, at = places_of(checkpoint_folder, self.args, self.state)
-        options = {"token": self.args.hub_token, "revision": self.args.hub_revision}
-        # Checkpoints hold what resuming needs; the card that goes out is rendered from the card's state.
-        repo_id, options["commit_message"] = cast("str", self.hub_model_id), f"Training in progress, {at}"
-        return self._push_queue.run_as_future(
-            upload_of_copy(checkpoint_folder, self._save_card_state, repo_id, places, **options)
-        )
-
-    def _finish_current_push(self) -> None:
-        super()._finish_current_push()
-        self._report_failed_pushes()
-
-    def _report_failed_pushes(self) -> None:
-        """Say which uploads of checkpoints failed; training itself goes on, since nothing local is lost."""
-        from muscle_hf.hub.background import report_failed
-
-        if (push := getattr(self, "push_in_progress", None)) is not None:
-            report_failed(push.jobs)
+        snapshots = {
+            HubStrategy.CHECKPOINT: "last-checkpoint",
+            HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name,
+        }
+        options: dict[str, Any] = {"token": self.args.hub_token, "revision": self.args.hub_revision}
+        options["commit_message"] = f"Training in progress, step {self.state.global_step}"
+        try:
+            self._save_card_state(checkpoint_folder)
+            for path in ("", *(name for strategy, name in snapshots.items() if strategy == self.args.hub_strategy)):
+                publish(checkpoint_folder, cast("str", self.hub_model_id), path_in_repo=path, **options)
+        except Exception as error:  # training goes on, whatever an upload dies of
+            logger.error(
+                f"{checkpoint_folder} was not published: {error} trainer.push_to_hub() uploads the last state.",
+                exc_info=None if isinstance(error, MuscleError) else error,
+            )
 
 
 def _listed(value: str | list[str] | None) -> list[str]:

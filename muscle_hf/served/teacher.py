@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,6 +22,7 @@ from muscle_hf.cache.store import RowStore
 from muscle_hf.errors import MuscleError
 from muscle_hf.objective import Objective
 from muscle_hf.objective.chunked import Stream
+from muscle_hf.record import json_sha256
 from muscle_hf.served.logprobs import LogProbs, ServedModel
 from muscle_hf.served.server import Server
 from muscle_hf.teachers.batch import Batch, sequences_of
@@ -161,7 +161,7 @@ class ServedTeacher(Teacher):
     @cached_property
     def fingerprint(self) -> Fingerprint:
         """Who it is: the name of the model, its vocabulary, and the options of each request by their hash."""
-        options = hashlib.sha256(json.dumps(dict(self.server.options), sort_keys=True).encode()).hexdigest()
+        options = json_sha256(dict(self.server.options))
         content = {"format": 1, "served": self.server.model, "options_sha256": options}
         content["vocabulary_sha256"] = vocabulary_hash(self._own_tokenizer)
         return Fingerprint(content, {"role": self.role})

@@ -8,8 +8,6 @@ long as these are the same, and never where weights that are in memory are descr
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ from pathlib import Path
 from huggingface_hub import cached_assets_path
 
 from muscle_hf.errors import MuscleError
+from muscle_hf.record import json_sha256
 
 # Links are made right after what they lead to.
 _SLACK_NS = 10**9
@@ -46,7 +45,7 @@ def remembered(folder: Path, what: str, hashed: Callable[[], str]) -> str:
     # The time of the last change of any kind cannot be set back, as that of the last writing can.
     stats = [(name, blob.name, blob.stat()) for name, blob in blobs.items()]
     seen = [[name, blob, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for name, blob, stat in stats]
-    key = hashlib.sha256(json.dumps([seen, what]).encode()).hexdigest()
+    key = json_sha256([seen, what])
     with contextlib.suppress(OSError, ValueError):
         known = (cached_assets_path("muscle_hf", "weights") / key).read_text(encoding="utf-8")
         if re.fullmatch("[0-9a-f]{64}", known):

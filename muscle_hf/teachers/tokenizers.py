@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from transformers.utils import logging
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import readable
+from muscle_hf.record import json_sha256
 from muscle_hf.teachers.checks import text_tokenizer
 from muscle_hf.teachers.kinds import kind_of
 from muscle_hf.teachers.origin import local_model_folder, origin_of
@@ -27,7 +26,7 @@ logger = logging.get_logger(__name__)
 
 def vocabulary_hash(tokenizer: Any) -> str:
     """SHA-256 over a tokenizer's tokens and their ids, 64 hex digits."""
-    return hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
+    return json_sha256(tokenizer.get_vocab())
 
 
 def own_tokenizer(given: Any, folders: Sequence[Path | None]) -> Any:
