@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from muscle_hf.metrics.intervals import Estimate
 from muscle_hf.report import charts, html
 from muscle_hf.report import wording as w
-from muscle_hf.report.charts import fit
-from muscle_hf.report.markup import Markup, tag
+from muscle_hf.report.markup import Markup
 from muscle_hf.report.text import one_line
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
     from muscle_hf.dial.path import DialPath, DialPoint
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, charts.WIDTH - 16, 26, 252
 _RULES = {
     "least_nfr_at_no_loss": "the least {nfr} at no loss of {quality}",
     "least_nfr": "the least {nfr}",
@@ -140,10 +138,10 @@ def page(path: DialPath, chosen: DialPoint | None, rule: str, max_loss: float = 
     nfr, quality = _names(path)
     titles = [f"Change of {name} along the path" for name in (nfr, quality)]
     changes = [
-        _along(path, chosen, titles[0], lambda point: point.change_of_nfr, w.points),
-        _along(path, chosen, titles[1], lambda point: point.change_of_accuracy, _show(path)[1]),
+        _changes(path, chosen, titles[0], lambda point: point.change_of_nfr, w.points),
+        _changes(path, chosen, titles[1], lambda point: point.change_of_accuracy, _show(path)[1]),
     ]
-    better = ("Below the line: fewer negative flips.", "Above the line: better answers.")
+    better = ("Left of v2: fewer negative flips.", "Right of v2: better answers.")
     return html.page(
         "dial.html",
         path=path,
@@ -160,9 +158,6 @@ def page(path: DialPath, chosen: DialPoint | None, rule: str, max_loss: float = 
     )
 
 
-# ---- Pictures ----
-
-
 def _path_picture(path: DialPath, chosen: DialPoint | None) -> Markup:
     nfr, quality = _names(path)
     # Without intervals, which overlap, being about the same items.
@@ -171,45 +166,20 @@ def _path_picture(path: DialPath, chosen: DialPoint | None) -> Markup:
         for point in path.points
     ]
     label, floor = f"{quality} against {nfr} along the path", _bare(path.new.accuracy)
-    return charts.trade_off(
-        label, points, (f"v2's {quality}", floor), (nfr, quality), (w.percent, _show(path)[0]), path=True
-    )
+    return charts.trade_off(label, points, (f"v2's {quality}", floor), (nfr, quality), (w.percent, _show(path)[0]))
 
 
 def _bare(estimate: Estimate) -> Estimate:
     return replace(estimate, low=math.nan, high=math.nan)
 
 
-def _along(
+def _changes(
     path: DialPath, chosen: DialPoint | None, label: str, change: Callable[[DialPoint], Estimate | None], show: w.Show
 ) -> Markup:
-    """A change against v2 over t, with its paired interval; v2 itself is zero."""
-    changes = [change(point) or Estimate(0.0, 0.0, 0.0) for point in path.points]
-    finite = [v for c in changes for v in (c.value, c.low, c.high)]
-    x_scale = fit([point.t for point in path.points], _LEFT, _RIGHT, pad=0.05)
-    y_scale = fit(finite, _BOTTOM, _TOP, zero=True, pad=0.1)
-    ends = [(_finite_or(c.low, c.value), _finite_or(c.high, c.value)) for c in changes]
-    places = [(x_scale(p.t), y_scale(c.value)) for p, c in zip(path.points, changes, strict=True)]
-    upper = [(x, y_scale(high)) for (x, _), (_, high) in zip(places, ends, strict=True)]
-    lower = [(x, y_scale(low)) for (x, _), (low, _) in zip(places, ends, strict=True)]
-    zero = y_scale(0.0)
-    parts = [
-        *charts.frame(x_scale, y_scale, lambda t: f"{t:g}", show, ("t", ""), [point.t for point in path.points]),
-        tag("polygon", points=charts.coordinates([*upper, *reversed(lower)]), class_="band"),
-        charts.line(_LEFT, zero, _RIGHT, zero, "mark old"),
-        charts.polyline(places),
+    """A change against v2 at each other point, with its paired interval."""
+    rows = [
+        charts.Row(f"t = {point.t:g}", found, "leads" if point == chosen else "trails")
+        for point in path.points
+        if (found := change(point)) is not None
     ]
-    for (x, _), (_, top), (_, bottom) in zip(places, upper, lower, strict=True):
-        parts.append(charts.line(x, top, x, bottom, "whisker leads"))
-    for point, (x, y) in zip(path.points, places, strict=True):
-        parts += [charts.ring(x, y)] if point == chosen else []
-        css = "leads" if point == chosen else "trails"
-        parts.append(tag("circle", cx=x, cy=y, r=5.5, class_=f"dot {css}"))
-    words = "; ".join(
-        f"t = {p.t:g}: {w.with_interval(c, show)}" for p, c in zip(path.points, changes, strict=True) if p.t
-    )
-    return charts.svg(_BOTTOM + 44, f"{label}. {words}", *parts)
-
-
-def _finite_or(value: float, other: float) -> float:
-    return value if math.isfinite(value) else other
+    return charts.whiskers(label, rows, show, marks=[charts.Mark("v2", 0.0, "zero")])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ from markupsafe import Markup
 from muscle_hf.bundled import bundled
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import write_text
-from muscle_hf.hub.body import Card, card_context, estimate, logged_flips, number
-from muscle_hf.hub.figures import curves_svg, quadrants_svg
+from muscle_hf.hub.body import Card, number
 from muscle_hf.hub.state import CardState
-from muscle_hf.report import wording
-from muscle_hf.report.inheritance import counted
+from muscle_hf.metrics.intervals import Estimate
+from muscle_hf.report import charts, wording
+from muscle_hf.report.inheritance import ENOUGH, counted
 from muscle_hf.report.markup import markdown_environment
 from muscle_hf.report.text import one_line, plain
 
@@ -95,7 +96,7 @@ def render_card(
     try:
         pictures, results = _pictures(card), benchmark_results(card)
         front_matter = Markup(card_data(card).to_yaml(line_break="\n").strip())
-        text = _template().render(front_matter=front_matter, marker=Markup(MARKER), **card_context(card, pictures))
+        text = _template().render(card=card, front_matter=front_matter, marker=Markup(MARKER), pictures=pictures)
     except (AttributeError, KeyError, TypeError, UndefinedError) as error:  # a fetched file may hold anything
         raise MuscleError(f"a file of the card in {folder} is damaged ({type(error).__name__}: {error})") from error
     return Rendered(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", pictures, results)
@@ -139,7 +140,8 @@ def card_data(card: Card) -> ModelCardData:
     elif license_id == "other" and license_.conflict:
         license_name = "terms-of-both-bases"
     extra: dict[str, Any] = {"base_model_relation": "adapter"}
-    if card.base_is_local:
+    local = not card.provenance["new"]["base"]["on_hub"]
+    if local:
         extra = {"new_model": plain(card.base_name)}
     if state.emissions_kg is not None:
         extra["co2_eq_emissions"] = {
@@ -153,8 +155,8 @@ def card_data(card: Card) -> ModelCardData:
     return ModelCardData(
         library_name="peft",
         # A name that is no repository would send a reader, and any tool, to somebody else's.
-        base_model=None if card.base_is_local else plain(card.base_name),
-        pipeline_tag=_PIPELINES.get(card.task_type),
+        base_model=None if local else plain(card.base_name),
+        pipeline_tag=_PIPELINES.get(str(card.config.get("task_type"))),
         tags=[*TAGS, *(["lora"] if card.config.get("peft_type") == "LORA" else []), *map(plain, state.tags)],
         language=[plain(code) for code in state.language] or None,
         license=license_id,
@@ -171,14 +173,14 @@ def eval_results(card: Card) -> list[EvalResult]:
     """The rates of every task for the model-index: of the adapter, and with the suffix ``_v2`` of the plain update."""
     return [
         EvalResult(
-            task_type=_PIPELINES.get(card.task_type, "text-generation"),
+            task_type=_PIPELINES.get(str(card.config.get("task_type")), "text-generation"),
             dataset_name=name,
             metric_type=metric,
             metric_name=label,
             metric_value=round(value, 6),
             **dataset,
         )
-        for name, dataset, figures in (_logged(card) if card.comparison is None else _measured(card))
+        for name, dataset, figures in _measured(card)
         for metric, label, value in figures
         if value == value
     ]
@@ -191,7 +193,7 @@ def benchmark_results(card: Card) -> dict[str, str]:
         ``.eval_results/muscle_NAME.yaml`` -> its content.
     """
     found = {}
-    for task in (card.comparison or {}).get("tasks", []):
+    for task in card.comparison.get("tasks", []):
         dataset = _data_set(card, task["name"])
         name, *known = _BENCHMARKS.get(dataset["dataset_type"], (None,))
         asked = [dataset.get("dataset_config", "default"), dataset.get("dataset_split"), task["items"]]
@@ -211,13 +213,10 @@ def benchmark_results(card: Card) -> dict[str, str]:
     return found
 
 
-# Name of the task, its data set, and type, name and value of each figure.
-_Results = Iterator[tuple[str, dict[str, Any], list[tuple[str, str, float]]]]
-
-
-def _measured(card: Card) -> _Results:
+def _measured(card: Card) -> Iterator[tuple[str, dict[str, Any], list[tuple[str, str, float]]]]:
+    """Name of each task, its data set, and type, name and value of each figure."""
     taken = []
-    for task in (card.comparison or {})["tasks"]:
+    for task in card.comparison.get("tasks", []):
         name = plain(task["name"])
         dataset = _data_set(card, task["name"])
         if dataset in taken:  # a model-index would put the figures of two tasks under one of them
@@ -233,25 +232,9 @@ def _measured(card: Card) -> _Results:
         yield name, dataset, [(metric, label, estimate(value).value) for metric, label, value in figures]
 
 
-def _logged(card: Card) -> _Results:
-    for flips in logged_flips(card.provenance["metrics"]):
-        name = plain(flips["name"] or card.state.task or "evaluation set")
-        figures = []
-        for role, suffix, owner in (
-            ("old", "_v1", " (old model)"),
-            ("compat", "", ""),
-            ("new", "_v2", " (plain update)"),
-        ):
-            for rate, value in flips[role].items():
-                label = "accuracy" if rate == "acc" else rate
-                figures.append((label + suffix, _INDEXED.get(rate, label) + owner, value))
-        yield name, {"dataset_type": name}, figures
-
-
 def _data_set(card: Card, task: str) -> dict[str, Any]:
     """A task's data set in the model-index: what the answers say; else the publisher's only one; else the task."""
-    models = card.comparison["models"] if card.comparison else []
-    origins = [origin for model in models for origin in model.get("origins") or []]
+    origins = [origin for model in card.comparison["models"] for origin in model.get("origins") or []]
     said = [origin.get("data") for origin in origins if isinstance(origin, dict)]
     said = [data for data in said if isinstance(data, dict) and data.get("task") == task and data.get("path")]
     if said and all(data == said[0] for data in said):
@@ -262,17 +245,36 @@ def _data_set(card: Card, task: str) -> dict[str, Any]:
 
 def _pictures(card: Card) -> dict[str, str]:
     pictures = {}
-    for index, task in enumerate((card.comparison or {}).get("tasks", [])):
+    for index, task in enumerate(card.comparison.get("tasks", [])):
         if task["kind"] != "correct":
             continue
         updates = sorted(task["updates"], key=lambda update: update["role"] == "compat")
         titles = {"new": "plain update", "compat": "with this adapter"}
-        panels = [(titles[update["role"]], update["counts"]) for update in updates]
-        pictures[f"card_quadrants_{index + 1}.svg"] = quadrants_svg(panels)
-    curves = curves_svg(card.state.history)
-    if curves:
-        pictures[CURVES_FILE] = curves
+        named = [(titles[update["role"]], update["counts"]) for update in updates]
+        pictures[f"card_quadrants_{index + 1}.svg"] = charts.standalone(
+            "How answers change with the update",
+            [(title, charts.quadrants("the old model", title, counts)) for title, counts in named],
+        )
+    if drawn := [(title, charts.curves(title, lines)) for title, lines in _curves(card.state.history)]:
+        pictures[CURVES_FILE] = charts.standalone("Training curves", drawn)
     return pictures
+
+
+def _curves(history: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, list[charts.Line]]]:
+    """Loss, and KL to the old and the new model, where enough of them was logged to draw a line."""
+    for title, series in (
+        ("loss", (("loss", "training"), ("eval_loss", "evaluation"))),
+        ("KL on the evaluation set", (("eval_kl_old", "to the old model"), ("eval_kl_new", "to the new model"))),
+    ):
+        lines = [(label, [(x["step"], x[key]) for x in history if key in x and "step" in x]) for key, label in series]
+        if lines := [(label, points) for label, points in lines if len(points) > 1]:
+            yield title, lines
+
+
+def estimate(value: Mapping[str, Any]) -> Estimate:
+    """An estimate read back from JSON, in which nan is null."""
+    ends = {key: math.nan if value[key] is None else value[key] for key in ("value", "low", "high")}
+    return Estimate(**{**value, **ends})
 
 
 @functools.cache
@@ -281,7 +283,7 @@ def _template() -> Template:
     environment.filters |= {"literal": literal, "word": _shell_word, "plain": plain, "number": number}
     environment.filters |= {"interval": _interval, "counted": _counted}
     names = ("percent", "points", "decimal", "signed_decimal", "measure", "COUNTS")
-    environment.globals |= {name: getattr(wording, name) for name in names}
+    environment.globals |= {"ENOUGH": ENOUGH, **{name: getattr(wording, name) for name in names}}
     return environment.from_string((bundled("model_cards") / "template.md").read_text(encoding="utf-8"))
 
 

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from muscle_hf.metrics.intervals import Estimate
 from muscle_hf.report import wording as w
@@ -196,6 +196,24 @@ def whiskers(
     return svg(bottom + 22, f"{label}. {words}", *parts)
 
 
+# A name, and its points from left to right.
+Line: TypeAlias = tuple[str, Sequence[tuple[float, float]]]
+
+
+def curves(label: str, lines: Sequence[Line]) -> Markup:
+    """One or two lines over training steps, with their names below."""
+    every = [point for _, points in lines for point in points]
+    x_scale = fit((x for x, _ in every), 62, WIDTH - 16, pad=0)
+    y_scale = fit((y for _, y in every), 200, 10, zero=True)
+    parts = frame(x_scale, y_scale, lambda x: f"{x:g}", lambda y: f"{y:.3g}", ("step", ""))
+    for index, (name, points) in enumerate(lines):
+        css = ("path", "path other")[index]
+        parts.append(polyline([(x_scale(x), y_scale(y)) for x, y in points], css))
+        parts.append(polyline([(62 + 150 * index, 252), (82 + 150 * index, 252)], css))
+        parts.append(text(88 + 150 * index, 256, name))
+    return svg(266, label, *parts)
+
+
 def small_whiskers(
     rows: Sequence[Row | tuple[str, Estimate, str]], scale: Scale, label: str, limit: float | None = None
 ) -> Markup:
@@ -215,8 +233,6 @@ def trade_off(
     names: tuple[str, str],
     show: tuple[w.Show, w.Show],
     limit: float | None = None,
-    *,
-    path: bool = False,
 ) -> Markup:
     """Quality against negative flips: up and to the left is better.
 
@@ -227,12 +243,11 @@ def trade_off(
         names: Titles of the horizontal and the vertical axis.
         show: Formatters of the horizontal and the vertical axis.
         limit: The gate's limit on negative flips, if there is one.
-        path: The points are those of a path, which is drawn; the axes are scaled to them, and what leads has a ring.
     """
     left, right, top, bottom = 58, WIDTH - 14, 26, 252
-    flips = [v for p in points for v in (p.flips.value, p.flips.low, p.flips.high)] + [limit or 0.0] * (not path)
+    flips = [limit or 0.0, *(v for p in points for v in (p.flips.value, p.flips.low, p.flips.high))]
     qualities = [v for p in points for v in (p.quality.value, p.quality.low, p.quality.high)]
-    x_scale = fit(flips, left, right, zero=not path, pad=0.16 if path else 0.06)
+    x_scale = fit(flips, left, right, zero=True)
     y_scale = fit([*qualities, old[1].value], bottom, top, pad=0.14)
     parts = frame(x_scale, y_scale, *show, names)
     parts.append(text(left + 2, bottom + 34, "↖ better", "head accent"))
@@ -248,17 +263,9 @@ def trade_off(
         # Above the picture: on the line, marks and their letters would lie over the name.
         name = text(right, 16, f"╌╌ {one_line(old[0], 26, middle=True)}", "tiny", "end")
         parts += [line(left, y_old, right, y_old, "mark old"), name]
-    if path:
-        parts.append(polyline([(x_scale(p.flips.value), y_scale(p.quality.value)) for p in points]))
-        parts += [ring(x_scale(p.flips.value), y_scale(p.quality.value)) for p in points if p.leads]
     parts += _candidates(points, x_scale, y_scale)
     words = "; ".join(f"{p.label}: {show[0](p.flips.value)} flips, {show[1](p.quality.value)}" for p in points)
     return svg(bottom + 44, f"{label}. {words}", *parts)
-
-
-def ring(x: float, y: float) -> Markup:
-    """What a chosen mark stands out by."""
-    return tag("circle", cx=x, cy=y, r=10, class_="ring")
 
 
 def frame(

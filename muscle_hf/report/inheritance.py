@@ -8,17 +8,6 @@ from muscle_hf.metrics.intervals import Estimate
 from muscle_hf.report import wording as w
 from muscle_hf.report.text import one_line
 
-# Items that the page shows of each model.
-_ITEMS = 200
-ANSWERS = {
-    "correct": {
-        "same": "old's own wrong answer",
-        "other": "another wrong answer",
-        "unknown": "answers not in the logs",
-    },
-    "score": {"same": "back at old's score", "other": "below old's score", "unknown": "unknown"},
-}
-
 
 def audited(task: TaskResult) -> list[tuple[Update, Inheritance]]:
     """The models that an audit was made of."""
@@ -122,18 +111,3 @@ def items(task: TaskResult, limit: int) -> list[Flip]:
 def total(task: TaskResult) -> int:
     """Number of listed items with an error that some model makes again."""
     return sum(bool(flip.inherited) for flip in task.flips)
-
-
-def item_rows(task: TaskResult) -> list[tuple[str, ...]]:
-    """The first items that come back, of each model, for the page."""
-    return [
-        (one_line(item.id, 60), w.name(update.label), ANSWERS[task.kind][item.answer])
-        for update, audit in audited(task)
-        for item in audit.items[:_ITEMS]
-    ]
-
-
-def cut(task: TaskResult) -> str:
-    """That :func:`item_rows` are not all, where they are not."""
-    size = sum(audit.returned.count or 0 for _, audit in audited(task))
-    return f" (the first {_ITEMS} of each model)" if size > len(item_rows(task)) else ""

@@ -169,7 +169,7 @@ def test_the_page_shows_the_path_and_trusts_nothing(tmp_path: Path):
         browser.open(file)
         assert browser.evaluate("window.hacked") is None
         assert browser.evaluate("document.querySelectorAll('figure svg').length") == 3
-        assert browser.evaluate("document.querySelectorAll('svg .ring').length") == 3
+        assert browser.evaluate("document.querySelectorAll('svg .dot.leads').length") == 3
         assert browser.evaluate("document.querySelector('tr.chosen th').textContent") == "1 compat"
         assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert "measure it on test items" in browser.evaluate("document.body.innerText").lower()

@@ -277,21 +277,6 @@ def test_the_card_says_where_the_student_started(adapter: Path):
     assert "| `start_from` | `old` |" in text
 
 
-def test_flips_logged_in_training_are_shown_where_there_is_no_comparison(adapter: Path):
-    provenance = json.loads((adapter / "muscle_provenance.json").read_text())
-    logged = {"eval_acc": 0.7, "eval_acc_old": 0.6, "eval_acc_new": 0.65, "eval_nfr": 0.05, "eval_nfr_new": 0.1}
-    logged |= {"eval_hard_acc": 0.2, "eval_hard_nfr": 0.4, "eval_hard_pfr": None}
-    provenance["metrics"].update(logged)
-    (adapter / "muscle_provenance.json").write_text(json.dumps(provenance))
-    text = render_card(adapter).text
-    assert "| accuracy | 60.0% | 65.0% | 70.0% |" in text and "| NFR | – | 10.0% | 5.0% |" in text
-    assert "| hard | old |" in text and "without intervals" in text
-    index = front_matter(text)["model-index"][0]["results"]
-    values = {metric["type"]: metric["value"] for metric in index[0]["metrics"]}
-    assert (values["nfr"], values["nfr_v2"], values["accuracy_v1"]) == (0.05, 0.1, 0.6)
-    assert card_errors(text) == []
-
-
 def test_a_comparison_of_other_weights_is_not_shown(measured: Path):
     provenance = json.loads((measured / "muscle_provenance.json").read_text())
     provenance["adapter_sha256"] = "f" * 64
