@@ -30,6 +30,7 @@ from muscle_hf.pipeline.run import Run
 from muscle_hf.pipeline.table import COMPAT, NEW, OLD
 from muscle_hf.report import charts, wording
 from muscle_hf.report.charts import fit
+from muscle_hf.report.markup import Markup
 from muscle_hf.teachers.pool import BasePool, keeping
 
 ROOT = Path(__file__).parents[1]
@@ -106,23 +107,23 @@ def figures(generations: Sequence[Mapping[str, Answers]]) -> dict[tuple[int, str
 def picture(by_seed: Mapping[tuple[int, str], np.ndarray]) -> str:
     """NFR against the first version by generation: mean and range of the seeds."""
     numbers = sorted({number for number, _ in by_seed})
-    panels = []
+    panels, pen = [], charts.elements()
     for index in (1, 2):
         values = [value for found in by_seed.values() for value in found[:, index]]
         x_scale, y_scale = fit(numbers, 58, 366, pad=0.2), fit(values, 252, 26, zero=True)
-        parts = [*charts.frame(x_scale, y_scale, lambda n: f"v{n:.0f}", wording.percent, x_ticks=numbers)]
+        parts = [pen.frame(x_scale, y_scale, lambda n: f"v{n:.0f}", wording.percent, x_ticks=numbers)]
         for shift, way in zip((-7, 0, 7), STYLES, strict=True):
             places = [(x_scale(n) + shift, y_scale(by_seed[n, way][:, index].mean())) for n in numbers]
-            parts.append(charts.polyline(places, f"path {'other' if way == PLAIN else ''}"))
+            parts.append(pen.polyline(places, f"path {'other' if way == PLAIN else ''}"))
             for (x, y), number in zip(places, numbers, strict=True):
                 low, high = (y_scale(end(by_seed[number, way][:, index])) for end in (np.min, np.max))
-                parts.append(charts.line(x, low, x, high, f"whisker {STYLES[way]}"))
-                parts.append(charts.tag("circle", cx=x, cy=y, r=5, class_=f"dot {STYLES[way]}"))
+                parts.append(pen.line(x, low, x, high, f"whisker {STYLES[way]}"))
+                parts.append(pen.dot(x, y, STYLES[way]))
         for place, way in enumerate(STYLES):
             named = {PLAIN: "plain", FOLLOWER: "follows before", FIRST: "follows first"}[way]
-            parts.append(charts.tag("circle", cx=64 + 100 * place, cy=288, r=5, class_=f"dot {STYLES[way]}"))
-            parts.append(charts.text(74 + 100 * place, 292, named, "tiny"))
-        panels.append((FIGURES[index], charts.svg(302, FIGURES[index], *parts)))
+            parts.append(pen.dot(64 + 100 * place, 288, STYLES[way]))
+            parts.append(pen.text(74 + 100 * place, 292, named, "tiny"))
+        panels.append((FIGURES[index], pen.svg(FIGURES[index], 302, Markup().join(parts))))
     return charts.standalone("Negative flips along a chain of updates", panels)
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from muscle_hf.metrics.intervals import Estimate
 from muscle_hf.report import wording as w
-from muscle_hf.report.markup import Child, Markup, asset, macros, tag
+from muscle_hf.report.markup import Markup, asset, macros
 from muscle_hf.report.text import one_line
 
 WIDTH = 380
@@ -103,18 +103,6 @@ def key(labels: Sequence[str]) -> dict[str, str]:
     return {label: chr(ord("A") + place % 26) * (1 + place // 26) for place, label in enumerate(labels)}
 
 
-def svg(height: float, label: str, *children: Child, width: float = WIDTH) -> Markup:
-    """An SVG element that screen readers announce as one picture named ``label``."""
-    return tag(
-        "svg",
-        *children,
-        viewBox=f"0 0 {width:g} {height:g}",
-        role="img",
-        aria_label=label,
-        preserveAspectRatio="xMidYMid",
-    )
-
-
 def standalone(label: str, panels: Sequence[tuple[str, Markup]]) -> str:
     """Pictures side by side, each under its title, as a file: with its colours, on a ground of its own.
 
@@ -122,43 +110,34 @@ def standalone(label: str, panels: Sequence[tuple[str, Markup]]) -> str:
 
     Args:
         label: What they are, for screen readers.
-        panels: Titles and what :func:`svg` made.
+        panels: Titles and pictures.
     """
     # The light colours come first in the style sheet, then those for dark pages, then the rules.
     light, _, rest = asset("charts.css").partition("@media")
     style = light.replace("color-scheme: light dark;", "") + rest.partition("\n}\n")[2]
     placed, x, height = [], 16.0, 0.0
-    for title, drawn in panels:
-        width, tall = map(float, re.findall(r'viewBox="0 0 (\S+) (\S+)"', drawn)[0])
+    for title, picture in panels:
+        width, tall = map(float, re.findall(r'viewBox="0 0 (\S+) (\S+)"', picture)[0])
         sized = f'<svg x="{x:g}" y="40" width="{width:g}" height="{tall:g}" '
-        placed.append((x, one_line(title, 48, middle=True), Markup(str(drawn).replace("<svg ", sized, 1))))
+        placed.append((x, one_line(title, 48, middle=True), Markup(str(picture).replace("<svg ", sized, 1))))
         x, height = x + width + 24, max(height, tall + 48)
-    return f"{_drawn().standalone(label, Markup(style), placed, x, height)}"
-
-
-def text(x: float, y: float, content: str, css: str = "", anchor: str = "start") -> Markup:
-    """A line of text whose baseline starts, is centred or ends at (x, y)."""
-    return tag("text", content, x=x, y=y, class_=css or None, text_anchor=None if anchor == "start" else anchor)
-
-
-def line(x1: float, y1: float, x2: float, y2: float, css: str) -> Markup:
-    """A straight line."""
-    return tag("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=css)
+    return f"{elements().standalone(label, Markup(style), placed, x, height)}"
 
 
 def quadrants(old: str, new: str, counts: dict[str, int]) -> Markup:
     """The four quadrants of an update: each coloured square's area, against its quadrant's, is its share of items."""
-    return _drawn().quadrants(old, new, counts)
+    return elements().quadrants(old, new, counts)
 
 
 def three_ways(new: str, counts: dict[str, int]) -> Markup:
     """What an update does to scores: a bar of the items that got worse, stayed and got better."""
-    return _drawn().three_ways(new, counts)
+    return elements().three_ways(new, counts)
 
 
 @functools.cache
-def _drawn() -> Any:
-    return macros("charts.html", {"w": w})
+def elements() -> Any:
+    """What pictures are made of, as functions: ``line``, ``text``, ``dot``, ``polyline``, ``frame``, ``svg``."""
+    return macros("charts.html", {"w": w, "one_line": one_line, "ends": _ends, "finite": math.isfinite})
 
 
 def whiskers(
@@ -169,31 +148,12 @@ def whiskers(
     marks: Sequence[Mark | tuple[str, float, str]] = (),
     zero: bool = True,
 ) -> Markup:
-    """Dots with their intervals on one scale; one-sided bounds end in an arrow at the edge.
-
-    Names stand before their rows or, where one is too long for that, above them.
-    """
+    """Dots with their intervals on one scale; one-sided bounds end in an arrow at the edge."""
     rows, marks = [Row(*row) for row in rows], [Mark(*mark) for mark in marks]
     above = any(len(one_line(row.label)) > _BESIDE for row in rows)
-    left, right, step, top = 16 if above else 112, WIDTH - 70, 44 if above else 28, 22 if marks else 8
     values = [v for row in rows for v in (row.estimate.value, row.estimate.low, row.estimate.high)]
-    scale = fit([*values, *(mark.value for mark in marks)], left, right, zero=zero)
-    bottom = top + step * len(rows)
-    parts = _axis(scale, top, bottom, show)
-    for mark in marks:
-        if math.isfinite(mark.value):
-            x = scale(mark.value)
-            parts.append(line(x, top - 4, x, bottom, f"mark {mark.css}"))
-            if mark.label:
-                parts.append(text(x, top - 8, mark.label, "tiny halo", _anchor(x, left, right)))
-    for index, row in enumerate(rows):
-        y = top + step * (index + 0.5) + (8 if above else 0)
-        at, anchor = ((left, y - 14), "start") if above else ((left - 10, y + 4), "end")
-        name = one_line(row.label, 52 if above else _BESIDE, middle=True)
-        parts += [text(*at, name, "halo", anchor), *_interval(row, scale, y)]
-        parts.append(text(WIDTH - 4, y + 4, show(row.estimate.value), "value", "end"))
-    words = "; ".join(f"{row.label}: {w.with_interval(row.estimate, show)}" for row in rows)
-    return svg(bottom + 22, f"{label}. {words}", *parts)
+    scale = fit([*values, *(mark.value for mark in marks)], 16 if above else 112, WIDTH - 70, zero=zero)
+    return elements().whiskers(label, rows, show, marks, scale, above)
 
 
 # A name, and its points from left to right.
@@ -205,25 +165,15 @@ def curves(label: str, lines: Sequence[Line]) -> Markup:
     every = [point for _, points in lines for point in points]
     x_scale = fit((x for x, _ in every), 62, WIDTH - 16, pad=0)
     y_scale = fit((y for _, y in every), 200, 10, zero=True)
-    parts = frame(x_scale, y_scale, lambda x: f"{x:g}", lambda y: f"{y:.3g}", ("step", ""))
-    for index, (name, points) in enumerate(lines):
-        css = ("path", "path other")[index]
-        parts.append(polyline([(x_scale(x), y_scale(y)) for x, y in points], css))
-        parts.append(polyline([(62 + 150 * index, 252), (82 + 150 * index, 252)], css))
-        parts.append(text(88 + 150 * index, 256, name))
-    return svg(266, label, *parts)
+    placed = [(name, [(x_scale(x), y_scale(y)) for x, y in points]) for name, points in lines]
+    return elements().curves(label, placed, x_scale, y_scale)
 
 
 def small_whiskers(
     rows: Sequence[Row | tuple[str, Estimate, str]], scale: Scale, label: str, limit: float | None = None
 ) -> Markup:
     """A few dots with their intervals, one below the other, for a table's cell; with a line at zero and at a limit."""
-    height = 8 + 16 * len(rows)
-    parts = [line(scale(0.0), 0, scale(0.0), height, "mark zero")]
-    if limit is not None:
-        parts.append(line(scale(limit), 0, scale(limit), height, "mark limit"))
-    parts += [mark for place, row in enumerate(rows) for mark in _interval(Row(*row), scale, 12 + 16 * place)]
-    return svg(height, label, *parts, width=scale.end + 8)
+    return elements().small_whiskers([Row(*row) for row in rows], scale, label, limit)
 
 
 def trade_off(
@@ -244,85 +194,30 @@ def trade_off(
         show: Formatters of the horizontal and the vertical axis.
         limit: The gate's limit on negative flips, if there is one.
     """
-    left, right, top, bottom = 58, WIDTH - 14, 26, 252
     flips = [limit or 0.0, *(v for p in points for v in (p.flips.value, p.flips.low, p.flips.high))]
     qualities = [v for p in points for v in (p.quality.value, p.quality.low, p.quality.high)]
-    x_scale = fit(flips, left, right, zero=True)
-    y_scale = fit([*qualities, old[1].value], bottom, top, pad=0.14)
-    parts = frame(x_scale, y_scale, *show, names)
-    parts.append(text(left + 2, bottom + 34, "↖ better", "head accent"))
-    if limit is not None:
-        x = x_scale(limit)
-        parts += [
-            tag("rect", x=x, y=top, width=right - x, height=bottom - top, class_="over"),
-            line(x, top, x, bottom, "mark limit"),
-            text(x - 4, top + 13, "limit", "tiny halo", "end"),
-        ]
-    if math.isfinite(old[1].value):
-        y_old = y_scale(old[1].value)
-        # Above the picture: on the line, marks and their letters would lie over the name.
-        name = text(right, 16, f"╌╌ {one_line(old[0], 26, middle=True)}", "tiny", "end")
-        parts += [line(left, y_old, right, y_old, "mark old"), name]
-    parts += _candidates(points, x_scale, y_scale)
+    x_scale = fit(flips, 58, WIDTH - 14, zero=True)
+    y_scale = fit([*qualities, old[1].value], 252, 26, pad=0.14)
     words = "; ".join(f"{p.label}: {show[0](p.flips.value)} flips, {show[1](p.quality.value)}" for p in points)
-    return svg(bottom + 44, f"{label}. {words}", *parts)
+    placed = _placed(points, x_scale, y_scale)
+    return elements().trade_off(f"{label}. {words}", placed, old, names, show, limit, x_scale, y_scale)
 
 
-def frame(
-    x_scale: Scale,
-    y_scale: Scale,
-    show_x: w.Show,
-    show_y: w.Show,
-    names: tuple[str, str] = ("", ""),
-    x_ticks: Sequence[float] | None = None,
-) -> list[Markup]:
-    """Ground, ticks and the titles of both axes of a picture with two scales."""
-    (left, right), (bottom, top) = (x_scale.start, x_scale.end), (y_scale.start, y_scale.end)
-    parts = [tag("rect", x=left, y=top, width=right - left, height=bottom - top, class_="field")]
-    for tick in x_scale.ticks() if x_ticks is None else x_ticks:
-        x, label = x_scale(tick), show_x(tick)
-        parts.append(line(x, top, x, bottom, "rule"))
-        parts.append(text(x, bottom + 16, w.tick(label) if x_ticks is None else label, "tiny", "middle"))
-    for tick in y_scale.ticks():
-        y = y_scale(tick)
-        parts += [line(left, y, right, y, "rule"), text(left - 6, y + 4, w.tick(show_y(tick)), "tiny", "end")]
-    if names[0]:
-        parts.append(text(right, bottom + 34, f"{names[0]} →", "head", "end"))
-    if names[1]:
-        parts.append(text(left, 16, f"↑ {one_line(names[1], 40)}", "head"))
-    return parts
-
-
-def polyline(places: Sequence[tuple[float, float]], css: str = "path") -> Markup:
-    """Points joined by lines."""
-    return tag("polyline", points=coordinates(places), class_=css)
-
-
-def coordinates(places: Sequence[tuple[float, float]]) -> str:
-    """Points as SVG has them."""
-    return " ".join(f"{x:.2f},{y:.2f}" for x, y in places)
-
-
-def _candidates(points: Sequence[Point], x_scale: Scale, y_scale: Scale) -> list[Markup]:
-    whiskers: list[Markup] = []
-    leaders: list[Markup] = []
-    dots: list[Markup] = []
+def _placed(points: Sequence[Point], x_scale: Scale, y_scale: Scale) -> list[dict[str, Any]]:
+    """Where the candidates and their names stand."""
     points = [p for p in points if math.isfinite(p.flips.value) and math.isfinite(p.quality.value)]
     places = [(x_scale(p.flips.value), y_scale(p.quality.value)) for p in points]
     taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in places]
     frame = (x_scale.start, y_scale.end, x_scale.end, y_scale.start)
+    found = []
     for index, (point, (x, y)) in enumerate(zip(points, places, strict=True)):
-        x_low, x_high = _ends(point.flips, x_scale)
-        y_low, y_high = _ends(point.quality, y_scale)
-        css = "leads" if point.leads else "trails"
-        whiskers += [line(x_low, y, x_high, y, f"whisker {css}"), line(x, y_low, x, y_high, f"whisker {css}")]
-        dots.append(_shape(index, x, y, css))
         name = one_line(point.label, 16, middle=True)
         at, anchor, plain = _free_place(index, places, 7.5 * len(name), taken, frame)
-        if not plain:
-            leaders.append(line(x, y, at[0], at[1] - 4, "leader"))
-        dots.append(text(*at, name, f"name halo {css}", anchor))
-    return whiskers + leaders + dots
+        css = "leads" if point.leads else "trails"
+        found.append(
+            {"point": point, "x": x, "y": y, "css": css, "name": name, "at": at, "anchor": anchor, "plain": plain}
+        )
+    return found
 
 
 _Box = tuple[float, float, float, float]
@@ -369,46 +264,8 @@ def _meet(a: _Box, b: _Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _shape(index: int, x: float, y: float, css: str) -> Markup:
-    """Candidates differ by shape, so that colour is not needed to tell them apart."""
-    r = 6.0
-    corners = [
-        None,
-        [(0, -r - 1), (r + 1, 0), (0, r + 1), (-r - 1, 0)],
-        [(-r, -r), (r, -r), (r, r), (-r, r)],
-        [(0, -r - 1), (r + 1, r), (-r - 1, r)],
-        [(0, r + 1), (r + 1, -r), (-r - 1, -r)],
-    ][index % 5]
-    if corners is None:
-        return tag("circle", cx=x, cy=y, r=r, class_=f"dot {css}")
-    return tag("polygon", points=coordinates([(x + dx, y + dy) for dx, dy in corners]), class_=f"dot {css}")
-
-
-def _axis(scale: Scale, top: float, bottom: float, show: w.Show) -> list[Markup]:
-    parts = [line(scale.start, bottom, scale.end, bottom, "axis")]
-    for tick in scale.ticks(3):
-        x = scale(tick)
-        parts += [line(x, top, x, bottom, "rule"), text(x, bottom + 15, w.tick(show(tick)), "tiny", "middle")]
-    return parts
-
-
-def _interval(row: Row, scale: Scale, y: float) -> list[Markup]:
-    if not math.isfinite(row.estimate.value):
-        return []
-    low, high = _ends(row.estimate, scale)
-    parts = [line(low, y, high, y, f"whisker {row.css}")]
-    for end, bound in ((low, row.estimate.low), (high, row.estimate.high)):
-        if math.isfinite(bound):
-            parts.append(line(end, y - 4, end, y + 4, f"whisker {row.css}"))
-    return [*parts, tag("circle", cx=scale(row.estimate.value), cy=y, r=5, class_=f"dot {row.css}")]
-
-
 def _ends(estimate: Estimate, scale: Scale) -> tuple[float, float]:
     """Pixels of the interval's ends; the open end of a one-sided bound stops at the point."""
     low = estimate.low if math.isfinite(estimate.low) else estimate.value
     high = estimate.high if math.isfinite(estimate.high) else estimate.value
     return scale(low), scale(high)
-
-
-def _anchor(x: float, left: float, right: float) -> str:
-    return "start" if x < left + 30 else "end" if x > right - 30 else "middle"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from muscle_hf.compare.document import Flow
-from muscle_hf.report import wording as w
-from muscle_hf.report.charts import WIDTH, svg, text
-from muscle_hf.report.markup import Markup, tag
+from muscle_hf.report import charts
+from muscle_hf.report.charts import WIDTH
+from muscle_hf.report.markup import Markup
 from muscle_hf.report.text import one_line
 
 # From top to bottom of a column.
@@ -65,23 +64,31 @@ def picture(labels: Sequence[str], flows: Sequence[Flow]) -> Markup:
     flows = [flow for flow in flows if flow.items]
     total = sum(flow.items for flow in flows)
     offsets = [_stack(flows, column, total) for column in range(3)]
-    parts: list[Markup] = []
+    ribbons, nodes = [], []
     # Ribbons with a meaning are drawn last, over the grey mass.
     for flow in sorted(flows, key=lambda flow: story(flow) is not _QUIET):
-        thickness = flow.items / total * _HEIGHT
+        thickness = max(flow.items / total * _HEIGHT, 1.0)
         for column in (0, 1):
             start, end = offsets[column][flow.states], offsets[column + 1][flow.states]
-            parts.append(_ribbon(column, start, end, thickness, story(flow).css, f"{w.count(flow.items)} items"))
+            across = _COLUMNS[column] + _BAR, _COLUMNS[column + 1]
+            ribbons.append((*across, start, end, thickness, story(flow).css, flow.items))
+    for column, places in enumerate(offsets):
+        for state in dict.fromkeys(flow.states[column] for flow in flows):
+            inside = [flow for flow in flows if flow.states[column] == state]
+            items, top = sum(flow.items for flow in inside), min(places[flow.states] for flow in inside)
+            height = max(items / total * _HEIGHT, 1.0)
+            nodes.append((column, _COLUMNS[column], top, height, _SHOWN.get(state, state), items))
     # The title has the names; cut ones can look alike.
     whole = all(len(one_line(label)) <= _NAME for label in labels)
-    for column, label in enumerate(labels if whole else ("old", "new", "compat")):
-        anchor = ("start", "middle", "end")[column]
-        x = (0.0, WIDTH / 2, float(WIDTH))[column]
-        parts.append(text(x, 18, one_line(label), "head", anchor))
-        parts += _nodes(flows, column, offsets[column], total)
     told = "; ".join(f"{flow.items} {' to '.join(flow.states)}" for flow in flows)
     gaps = max(len({flow.states[column] for flow in flows}) for column in range(3)) - 1 if flows else 0
-    return svg(_TOP + _HEIGHT + gaps * _GAP + 8, f"Flow of items over {', '.join(labels)}: {told}", *parts)
+    return charts.elements().flows(
+        f"Flow of items over {', '.join(labels)}: {told}",
+        ribbons,
+        nodes,
+        labels if whole else ("old", "new", "compat"),
+        _TOP + _HEIGHT + gaps * _GAP + 8,
+    )
 
 
 def _stack(flows: Sequence[Flow], column: int, total: int) -> dict[tuple[str, str, str], float]:
@@ -95,38 +102,3 @@ def _stack(flows: Sequence[Flow], column: int, total: int) -> dict[tuple[str, st
         offsets[flow.states] = y
         y += flow.items / total * _HEIGHT
     return offsets
-
-
-def _ribbon(column: int, start: float, end: float, thickness: float, css: str, title: str) -> Markup:
-    thickness = max(thickness, 1.0)
-    x1, x2 = _COLUMNS[column] + _BAR, _COLUMNS[column + 1]
-    middle = (x1 + x2) / 2
-    path = (
-        f"M{x1:.1f} {start:.1f}C{middle:.1f} {start:.1f} {middle:.1f} {end:.1f} {x2:.1f} {end:.1f}"
-        f"V{end + thickness:.1f}C{middle:.1f} {end + thickness:.1f} {middle:.1f} {start + thickness:.1f} "
-        f"{x1:.1f} {start + thickness:.1f}Z"
-    )
-    return tag("path", tag("title", title), d=path, class_=f"ribbon {css}")
-
-
-def _nodes(flows: Sequence[Flow], column: int, offsets: dict[tuple[str, str, str], float], total: int) -> list[Markup]:
-    members: dict[str, list[Flow]] = defaultdict(list)
-    for flow in flows:
-        members[flow.states[column]].append(flow)
-    parts: list[Markup] = []
-    for state, inside in members.items():
-        top = min(offsets[flow.states] for flow in inside)
-        items = sum(flow.items for flow in inside)
-        height = max(items / total * _HEIGHT, 1.0)
-        x = _COLUMNS[column]
-        middle = top + height / 2
-        at, anchor = ((x - 6, "end"), (x + _BAR + 5, "start"), (x + _BAR + 6, "start"))[column]
-        parts.append(tag("rect", x=x, y=top, width=_BAR, height=height, class_="node"))
-        if column != 1:
-            parts += [
-                text(at, middle, w.count(items), "halo strong", anchor),
-                text(at, middle + 14, _SHOWN.get(state, state), "tiny", anchor),
-            ]
-        else:
-            parts.append(text(at, middle + 4, f"{w.count(items)} {_SHOWN.get(state, state)}", "halo strong", anchor))
-    return parts

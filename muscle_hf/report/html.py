@@ -9,7 +9,6 @@ from typing import Any
 from muscle_hf.compare.document import Document
 from muscle_hf.report import charts, flip_data, flows, inheritance, rows
 from muscle_hf.report import wording as w
-from muscle_hf.report.candidates import trade_off
 from muscle_hf.report.markup import Markup, asset
 from muscle_hf.report.markup import render as render_template
 from muscle_hf.report.text import one_line
@@ -36,7 +35,6 @@ def render(document: Document) -> str:
         inheritance=inheritance,
         rows=rows,
         flows=flows,
-        trade_off=trade_off,
     )
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
-from html import escape
 from importlib.resources import files
-from typing import Any, TypeAlias
+from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
@@ -22,44 +21,10 @@ _MARKDOWN = re.compile(
 # What would begin a list, a rule or a heading where a line begins.
 _BEGINNING = re.compile(r"^((?:[-+]|\d+[.)])(?=\s|$)|-(?=-)|=)")
 
-Child: TypeAlias = "str | int | float | Iterable[Child] | None"
-
-
-def tag(name: str, *children: Child, **attributes: str | int | float | bool | None) -> Markup:
-    """An element.
-
-    Args:
-        name: Name of the element.
-        children: :class:`markupsafe.Markup` is kept, other text is escaped and its control characters are spelled out;
-            iterables are flattened; None is left out.
-        attributes: Written as ``class_="x"`` or ``aria_label="y"``; None and False are left out, True is bare.
-    """
-    written = "".join(_attribute(key, value) for key, value in attributes.items())
-    return Markup(f"<{name}{written}>{''.join(map(_child, children))}</{name}>")
-
 
 def number(value: float) -> str:
     """A coordinate: two decimals at most."""
     return f"{value:.2f}".rstrip("0").rstrip(".")
-
-
-def _child(child: Child) -> str:
-    if child is None:
-        return ""
-    if isinstance(child, Markup):
-        return str(child)
-    if isinstance(child, str):
-        return escape(visible(child), quote=True)
-    if isinstance(child, (int, float)):
-        return number(child)
-    return "".join(_child(one) for one in child)
-
-
-def _attribute(key: str, value: str | int | float | bool | None) -> str:
-    name = key.rstrip("_").replace("_", "-")
-    if value is None or value is False:
-        return ""
-    return f" {name}" if value is True else f' {name}="{_child(value)}"'
 
 
 def markdown(value: Any, limit: int = 2000) -> Markup:
@@ -97,7 +62,7 @@ def asset(name: str) -> str:
 
 
 def render(template: str, context: dict[str, Any]) -> str:
-    """A page from a template in the assets; what stands in it from data is made harmless as in :func:`tag`."""
+    """A page from a template in the assets; what stands in it from data is made harmless."""
     return _pages().get_template(template).render(context)
 
 

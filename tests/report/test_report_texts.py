@@ -17,8 +17,8 @@ from rich.console import Console
 
 from muscle_hf.compare import Budget, compare
 from muscle_hf.metrics import Estimate
-from muscle_hf.report import junit, markdown, terminal, wording
-from muscle_hf.report.markup import Markup, tag
+from muscle_hf.report import charts, junit, markdown, terminal, wording
+from muscle_hf.report.markup import Markup
 from muscle_hf.report.text import one_line, visible
 
 
@@ -211,11 +211,10 @@ def test_junit_is_well_formed_whatever_the_data():
     assert not acting_characters("".join(root.itertext()))
 
 
-def test_markup_escapes_everything_that_it_did_not_make():
-    built = tag("p", '<b x="1">', tag("i", "&"), [None, "a", 2.5], title='"><script>', hidden=False, open=True)
-    expected = '<p title="&quot;&gt;&lt;script&gt;" open>&lt;b x=&quot;1&quot;&gt;<i>&amp;</i>a2.5</p>'
-    assert built == expected
-    assert isinstance(built, Markup) and tag("b", "<", Markup("<br>")) == "<b>&lt;<br></b>"
+def test_elements_escape_what_is_data():
+    built = charts.elements().text(1.5, 2, '<b x="1">&\x1b', '"><script>')
+    assert built == ('<text x="1.5" y="2" class="&#34;&gt;&lt;script&gt;">&lt;b x=&#34;1&#34;&gt;&amp;⟨U+001B⟩</text>')
+    assert isinstance(built, Markup) and charts.elements().text(0, 0, Markup("<br>")).count("<br>") == 1
 
 
 @pytest.mark.parametrize(
