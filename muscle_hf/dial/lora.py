@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
@@ -26,7 +26,6 @@ from torch import Tensor
 from muscle_hf.compat.peft import get_pattern_key
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import readable
-from muscle_hf.hub.serving import CHANGES_BASE
 from muscle_hf.teachers.sharing import starts_neutral
 from muscle_hf.teachers.weights import content_hash
 
@@ -39,7 +38,6 @@ _NOT_LINEAR = {
     "use_bdlora": "BD-LoRA has block-diagonal factors",
     "alora_invocation_tokens": "aLoRA is switched on by tokens in the text",
     "arrow_config": "Arrow routes between adapters",
-    "kasa_config": "KaSA changes the base's singular values",
     "monteclora_config": "MonteCLoRA samples its weights",
     "target_parameters": "it adapts parameters (target_parameters) rather than layers",
 }
@@ -69,6 +67,17 @@ class LoraAdapter:
     config: LoraConfig
     weights: Mapping[str, Tensor]
 
+    def __post_init__(self) -> None:
+        config = self.config
+        if not isinstance(config, LoraConfig):
+            raise MuscleError(f"an adapter of type {config.peft_type} cannot be interpolated; only LoRA can")
+        if config.kasa_config is not None or not starts_neutral(config):
+            raise MuscleError(
+                f"the adapter changed its base when it was made (init_lora_weights={config.init_lora_weights!r}), so "
+                "that it says nothing without that base. Save it as a plain LoRA where it was trained: "
+                "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+            )
+
     @classmethod
     def read(cls, folder: str | os.PathLike) -> LoraAdapter:
         """Read a saved adapter; safetensors only.
@@ -81,7 +90,7 @@ class LoraAdapter:
             raise MuscleError(f"{folder} holds no {SAFETENSORS_WEIGHTS_NAME}: it is not the folder of a saved adapter")
         with readable(f"the adapter in {folder}"):
             config, weights = PeftConfig.from_pretrained(str(folder)), load_file(file)
-        return cls._checked(config, weights)
+        return cls(cast("LoraConfig", config), weights)
 
     @classmethod
     def of(cls, model: PeftModel, adapter: str) -> LoraAdapter:
@@ -94,19 +103,7 @@ class LoraAdapter:
             raise MuscleError(f"the model has no adapter {adapter!r}; it has {', '.join(model.peft_config)}")
         # The base's embeddings are no part of an adapter, and looking whether they were resized needs the Hub.
         weights = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
-        return cls._checked(model.peft_config[adapter], weights)
-
-    @classmethod
-    def _checked(cls, config: PeftConfig, weights: Mapping[str, Tensor]) -> LoraAdapter:
-        if not isinstance(config, LoraConfig):
-            raise MuscleError(f"an adapter of type {config.peft_type} cannot be interpolated; only LoRA can")
-        if config.kasa_config is not None or not starts_neutral(config):
-            raise MuscleError(
-                f"the adapter changed its base when it was made (init_lora_weights={config.init_lora_weights!r}), so "
-                "that it says nothing without that base. Save it as a plain LoRA where it was trained: "
-                "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
-            )
-        return cls(config, weights)
+        return cls(cast("LoraConfig", model.peft_config[adapter]), weights)
 
     @property
     def rank(self) -> int:
@@ -223,12 +220,6 @@ def check_linear(adapter: LoraAdapter, owner: str) -> None:
     stray = next((key for key in adapter._others() if ".lora_" in key), None)
     if reason is None and stray is not None:
         reason = f"it holds {stray.rpartition('.lora_')[1].strip('.')}{stray.rpartition('.lora_')[2]}"
-    initialisation = adapter.config.init_lora_weights
-    if reason is None and isinstance(initialisation, str) and initialisation.startswith(CHANGES_BASE):
-        reason = (
-            f"its initialisation ({initialisation}) changed the base's weights as well; save it again with "
-            "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
-        )
     if reason is not None:
         raise MuscleError(f"{owner} cannot be interpolated: {reason}")
 

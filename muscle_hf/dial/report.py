@@ -27,16 +27,7 @@ _RULES = {
 
 def _names(path: DialPath) -> tuple[str, str]:
     """What the two axes are called."""
-    return ("NFR" if path.kind == "correct" else "NFR~"), _quality(path)
-
-
-def _quality(path: DialPath) -> str:
-    return "accuracy" if path.kind == "correct" else f"mean {one_line(path.metric, 30)}"
-
-
-def _show(path: DialPath) -> tuple[w.Show, w.Show]:
-    """Formatters of accuracy (mean score) and of its change."""
-    return (w.percent, w.points) if path.kind == "correct" else (w.decimal, w.signed_decimal)
+    return w.measure(w.negative_key(path)).symbol, one_line(w.quality(path), 40)
 
 
 def columns(path: DialPath) -> list[str]:
@@ -50,7 +41,7 @@ def columns(path: DialPath) -> list[str]:
 
 def cells(path: DialPath) -> list[list[str]]:
     """The rows of the table: one a point, its changes against v2 with paired intervals."""
-    show, show_change = _show(path)
+    show, show_change = w.show_quality(path), w.show_change(path)
     rows = []
     for point in path.points:
         row = [_named(point), str(point.rank), w.with_interval(point.accuracy, show)]
@@ -74,10 +65,10 @@ def table(path: DialPath, chosen: DialPoint | None) -> Table:
     """The path for a terminal, the chosen point in bold."""
     from muscle_hf.report import terminal
 
-    level, (show, _) = w.level_name(path.accuracy_old), _show(path)
+    level, show = w.level_name(path.accuracy_old), w.show_quality(path)
     title = f"{one_line(path.task, 80)}: {w.count(path.items)} validation items"
     caption = (
-        f"[low, high]: {level} intervals. Changes: against v2, on the same items. v1's {_quality(path)}: "
+        f"[low, high]: {level} intervals. Changes: against v2, on the same items. v1's {_names(path)[1]}: "
         f"{w.with_interval(path.accuracy_old, show)}."
     )
     bold = None if chosen is None else path.points.index(chosen)
@@ -88,7 +79,7 @@ def verdict(path: DialPath, chosen: DialPoint | None, rule: str, max_loss: float
     """One sentence: which point was chosen, by which rule, and what it changes; or that none qualifies."""
     nfr, quality = _names(path)
     wanted = _RULES.get(rule, "a rule of your own").format(nfr=nfr, quality=quality)
-    show, show_change = _show(path)
+    show, show_change = w.show_quality(path), w.show_change(path)
     if rule == "least_nfr_at_no_loss" and max_loss:
         wanted += f" beyond {show_change(max_loss).removeprefix('+')}"
     if chosen is None:
@@ -139,7 +130,7 @@ def page(path: DialPath, chosen: DialPoint | None, rule: str, max_loss: float = 
     titles = [f"Change of {name} along the path" for name in (nfr, quality)]
     changes = [
         _changes(path, chosen, titles[0], lambda point: point.change_of_nfr, w.points),
-        _changes(path, chosen, titles[1], lambda point: point.change_of_accuracy, _show(path)[1]),
+        _changes(path, chosen, titles[1], lambda point: point.change_of_accuracy, w.show_change(path)),
     ]
     better = ("Left of v2: fewer negative flips.", "Right of v2: better answers.")
     return html.page(
@@ -166,7 +157,9 @@ def _path_picture(path: DialPath, chosen: DialPoint | None) -> Markup:
         for point in path.points
     ]
     label, floor = f"{quality} against {nfr} along the path", _bare(path.new.accuracy)
-    return charts.trade_off(label, points, (f"v2's {quality}", floor), (nfr, quality), (w.percent, _show(path)[0]))
+    return charts.trade_off(
+        label, points, (f"v2's {quality}", floor), (nfr, quality), (w.percent, w.show_quality(path))
+    )
 
 
 def _bare(estimate: Estimate) -> Estimate:

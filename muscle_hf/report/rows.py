@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import TypeAlias
 
 from muscle_hf.compare.document import AgainstNew, Document, GateCheck, NoiseFloor, Slice, TaskResult, Update
 from muscle_hf.report import charts
@@ -244,33 +244,23 @@ def slices_title(task: TaskResult, limit: int) -> str:
     return f"Slices of {one_line(task.name, 80)} that regress most ({min(limit, total)} of {total})"
 
 
-class SliceRow(NamedTuple):
-    """A slice: what it is, and how each updated model does on it (None where it was not looked at)."""
-
-    column: str
-    value: str
-    items: int
-    pieces: list[Slice | None]
+SliceRow: TypeAlias = tuple[str, str, int, list[Slice | None]]
 
 
-class SliceTable(NamedTuple):
-    """Slices of the updated models that have any, in the first one's order, on one scale of changes."""
+def slice_table(task: TaskResult) -> tuple[list[Update], list[SliceRow], Scale] | None:
+    """The updated models that have slices, each slice in the first one's order, and a scale for all changes.
 
-    updates: list[Update]
-    rows: list[SliceRow]
-    scale: Scale
-
-
-def slice_table(task: TaskResult) -> SliceTable | None:
-    """The slices of a task; None if there are none."""
+    Returns:
+        A row is column, value, number of items, and the slice of each model (None where it was not looked at).
+    """
     sliced = [update for update in task.updates if update.slices]
     if not sliced:
         return None
     pieces = [{(piece.column, piece.value): piece for piece in update.slices} for update in sliced]
     changes = [piece.change for held in pieces for piece in held.values()]
     scale = fit((v for change in changes for v in (change.value, change.low, change.high)), 8, 132, zero=True)
-    rows = []
-    for key in dict.fromkeys(key for held in pieces for key in held):
-        found = [held.get(key) for held in pieces]
-        rows.append(SliceRow(*key, max(piece.items for piece in found if piece is not None), found))
-    return SliceTable(sliced, rows, scale)
+    rows: list[SliceRow] = []
+    for column, value in dict.fromkeys(key for held in pieces for key in held):
+        found = [held.get((column, value)) for held in pieces]
+        rows.append((column, value, max(piece.items for piece in found if piece is not None), found))
+    return sliced, rows, scale

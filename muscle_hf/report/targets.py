@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from muscle_hf.metrics.intervals import Estimate
 from muscle_hf.report import charts, html
 from muscle_hf.report import wording as w
+from muscle_hf.report.markup import Markup
 from muscle_hf.report.text import one_line
 
 if TYPE_CHECKING:
@@ -68,10 +69,11 @@ def terminal_table(targets: Targets) -> Table:
 
     caption = f"[low, high]: {w.level_name(targets.accuracy_old)} intervals, on the same rows. {CAUTION}"
     chosen = targets.targets.index(targets.chosen)
-    return table(_title(targets), COLUMNS, caption, cells(targets), chosen=chosen)
+    return table(title(targets), COLUMNS, caption, cells(targets), chosen=chosen)
 
 
-def _title(targets: Targets) -> str:
+def title(targets: Targets) -> str:
+    """Heading of a task."""
     level = w.percent(targets.accuracy_old.value)
     return f"{one_line(targets.task, 80)}: {w.count(targets.items)} rows, old model {level} right"
 
@@ -85,30 +87,19 @@ def page(found: Sequence[Targets]) -> str:
     Returns:
         The page. Write it as UTF-8.
     """
-    return html.page(
-        "targets.html", tasks=list(map(_section, found)), warnings=[CAUTION, *warnings(found)], columns=COLUMNS
+    said = {"title": title, "why": why, "advice": advice, "cells": cells, "picture": picture}
+    return html.page("targets.html", found=found, warnings=[CAUTION, *warnings(found)], columns=COLUMNS, **said)
+
+
+def picture(targets: Targets) -> Markup:
+    """Accuracy against negative flips of a task's targets."""
+    return charts.trade_off(
+        f"Accuracy against negative flips on {one_line(targets.task, 60)}",
+        [_point(target, target is targets.chosen) for target in targets.targets],
+        ("old", replace(targets.accuracy_old, low=math.nan, high=math.nan)),
+        ("negative flips", "accuracy"),
+        (w.percent, w.percent),
     )
-
-
-def _section(targets: Targets) -> dict[str, Any]:
-    name = one_line(targets.task, 60)
-    label = f"Accuracy against negative flips on {name}"
-    return {
-        "name": name,
-        "title": _title(targets),
-        "trains": targets.chosen.mask not in ("always_new", "always_old"),
-        "why": why(targets),
-        "advice": advice(targets),
-        "cells": cells(targets),
-        "label": label,
-        "picture": charts.trade_off(
-            label,
-            [_point(target, target is targets.chosen) for target in targets.targets],
-            ("old", replace(targets.accuracy_old, low=math.nan, high=math.nan)),
-            ("negative flips", "accuracy"),
-            (w.percent, w.percent),
-        ),
-    }
 
 
 def _point(target: Target, leads: bool) -> charts.Point:

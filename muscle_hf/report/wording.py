@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from muscle_hf.compare.document import Document, Flip, Gate, GateCheck, Model, TaskResult, Update
 from muscle_hf.metrics.intervals import Estimate
@@ -17,6 +17,16 @@ Show = Callable[[float], str]
 
 ABSENT = "–"
 MINUS = "−"
+
+
+class Judged(Protocol):
+    """What was answered on a task: a :class:`TaskResult`, or another account of one."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def metric(self) -> str: ...
 
 
 class Measure(NamedTuple):
@@ -156,17 +166,17 @@ def level_name(estimate: Estimate) -> str:
     return f"{100 * estimate.level:g}%"
 
 
-def quality(task: TaskResult) -> str:
+def quality(task: Judged) -> str:
     """What a task's answers are measured by: ``accuracy``, or ``mean rouge1``."""
     return "accuracy" if task.kind == "correct" else f"mean {task.metric}"
 
 
-def show_quality(task: TaskResult) -> Show:
+def show_quality(task: Judged) -> Show:
     """Formatter of a task's accuracy or mean score."""
     return percent if task.kind == "correct" else decimal
 
 
-def show_change(task: TaskResult) -> Show:
+def show_change(task: Judged) -> Show:
     """Formatter of a difference of accuracies or mean scores."""
     return points if task.kind == "correct" else signed_decimal
 
@@ -176,7 +186,7 @@ def show_rate(key: str) -> Show:
     return percent if measure(key).share else decimal
 
 
-def negative_key(task: TaskResult) -> str:
+def negative_key(task: Judged) -> str:
     """Key of the task's negative flip rate in ``Update.rates``."""
     return "nfr" if task.kind == "correct" else "nfr_smooth"
 

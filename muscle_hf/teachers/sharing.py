@@ -41,7 +41,7 @@ _PLAIN_SETTINGS = frozenset(
     | {"base_model_name_or_path", "revision", "inference_mode"}
 )
 # Initialisations that leave the base alone, and those that change it in the same way at every loading.
-_NEUTRAL_STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
+NEUTRAL_STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
 _REPEATABLE_STARTS = ("pissa", "olora", "loftq")
 _LORA_WEIGHT = re.compile(r"\.lora_([AB]|magnitude_vector)(\.(weight|bias))?$|\.lora_embedding_[AB]$")
 # Task types whose heads PEFT adds to ``modules_to_save`` by itself.
@@ -63,7 +63,7 @@ def adds_only(config: PeftConfig) -> TypeGuard[LoraConfig]:
 
 def starts_neutral(config: PeftConfig) -> bool:
     """Whether the initialisation of an adapter leaves the base's weights alone."""
-    return getattr(config, "init_lora_weights", None) in _NEUTRAL_STARTS
+    return getattr(config, "init_lora_weights", None) in NEUTRAL_STARTS
 
 
 def can_share(model: PeftModel, config: PeftConfig | None) -> bool:

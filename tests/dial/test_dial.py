@@ -136,7 +136,6 @@ def test_lora_biases_are_part_of_the_delta():
     ("settings", "says"),
     [
         ({"use_dora": True}, "DoRA rescales"),
-        ({"init_lora_weights": "pissa"}, "initialisation .pissa. changed the base"),
         ({"target_parameters": ["mlp.up_proj.weight"], "target_modules": []}, "adapts parameters"),
     ],
 )
@@ -148,6 +147,12 @@ def test_what_is_not_linear_is_refused(settings: dict, says: str):
         interpolate(plain, odd, 0.5)
     with pytest.raises(MuscleError, match="v2's adapter cannot be interpolated"):
         interpolate(odd, plain, 0)
+
+
+def test_what_changed_its_base_is_refused():
+    plain = LoraAdapter.of(builders.with_lora(builders.llama(2), 20, "new"), "new")
+    with pytest.raises(MuscleError, match="'pissa'"):
+        LoraAdapter(dataclasses.replace(plain.config, init_lora_weights="pissa"), plain.weights)
 
 
 def test_a_magnitude_in_the_file_is_refused_whatever_the_configuration_says():
