@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -11,14 +10,13 @@ from typing import cast
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import EntryNotFoundError, HTTPError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import get_token
 
 import muscle_hf
 from muscle_hf.errors import MuscleError
 from muscle_hf.hub.errors import hub_errors
 from muscle_hf.hub.files import WEIGHTS_FILE, Parcel, is_card, is_published, pack
 from muscle_hf.hub.state import CardState
-from muscle_hf.record import PROVENANCE_FILE, read_provenance, valid_repo_id
+from muscle_hf.record import PROVENANCE_FILE, read_provenance
 
 _AFTERWARDS = (
     "Nothing local was changed, and the repository has all of an upload or none of it: mend that and run the same "
@@ -57,33 +55,27 @@ def hub_api(token: str | bool | None = None) -> HfApi:
     return HfApi(token=token, library_name="muscle-hf", library_version=muscle_hf.__version__)
 
 
-def create_repository(repo_id: str, *, token: str | bool | None = None, private: bool | None = None) -> str:
-    """Create a model repository, or find it there, and give its id with its namespace.
-
-    Raises:
-        HubError: The Hub refuses or cannot be reached.
-        MuscleError: Nobody is logged in, or the name is none.
-    """
-    if not valid_repo_id(repo_id):
-        raise MuscleError(f"{repo_id!r} is no name of a repository; write NAMESPACE/NAME, for example user/my-adapter")
-    if token is not True and not (token or get_token()):
-        raise MuscleError(
-            "nobody is logged in to the Hub: run `hf auth login`, set HF_TOKEN, or pass a token with write access"
-        )
-    with hub_errors(f"creating the repository {repo_id}", _AFTERWARDS, token):
-        return hub_api(token).create_repo(repo_id, private=private, exist_ok=True).repo_id
-
-
 def prepare_repository(
     repo_id: str, *, token: str | bool | None = None, private: bool | None = None, revision: str | None = None
 ) -> str:
-    """:func:`create_repository`, and refuse early what :func:`publish` would refuse about the repository."""
-    repo_id = create_repository(repo_id, token=token, private=private)
-    with hub_errors(f"looking into {repo_id}", _AFTERWARDS, token):
-        api = hub_api(token)
+    """Create a model repository and its branch, or find them there, and give the id with its namespace.
+
+    Raises:
+        HubError: The Hub refuses or cannot be reached, or the name is none.
+        MuscleError: The repository holds a model of another kind.
+    """
+    api = hub_api(token)
+    with hub_errors(f"creating the repository {repo_id}", _AFTERWARDS, token):
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         there = _remote_files(api, repo_id, _head(api, repo_id, revision))
-        if PROVENANCE_FILE not in there:
-            _refuse_model(repo_id, there)
+    # An adapter without provenance may become one with it.
+    weights = [name for name in there if name.endswith(_WEIGHTS) and name.rpartition("/")[2] not in _OF_ADAPTERS]
+    if weights and PROVENANCE_FILE not in there:
+        shown = ", ".join(sorted(weights)[:3]) + (", ..." if len(weights) > 3 else "")
+        raise MuscleError(
+            f"{repo_id} holds a model already ({shown}) and no {PROVENANCE_FILE}, so it was not published from here, "
+            "and an adapter on top would spoil it. Nothing was uploaded: give the adapter a repository of its own"
+        )
     return repo_id
 
 
@@ -122,7 +114,7 @@ def publish(
     """
     folder = Path(folder)
     pack(folder, repo_id, keep_card=keep_card, token=token)  # what is wrong with the folder is said before any request
-    repo_id = create_repository(repo_id, token=token, private=private)
+    repo_id = prepare_repository(repo_id, token=token, private=private, revision=revision)
     api = hub_api(token)
     base_revision = None
     if base_model is not None:
@@ -149,13 +141,10 @@ def _commit(
     head = _head(api, repo_id, revision)
     prefix = f"{path_in_repo}/" if path_in_repo else ""
     there = _remote_files(api, repo_id, head, path_in_repo)
-    ours = prefix + PROVENANCE_FILE in there
-    if not ours:
-        _refuse_model(repo_id, there)
     wanted = {prefix + name: content for name, content in parcel.contents.items()}
     # What an earlier upload left and this adapter lacks (a report, say) would be taken for part of it.
     left = [name for name in there if name not in wanted and is_published(name.removeprefix(prefix))]
-    removed = left if ours else []
+    removed = left if prefix + PROVENANCE_FILE in there else []
     # The client leaves out what the repository has already.
     operations = [CommitOperationAdd(name, content) for name, content in wanted.items()]
     operations += [CommitOperationDelete(name) for name in removed]
@@ -163,17 +152,6 @@ def _commit(
         repo_id, operations, commit_message=commit_message, revision=revision, parent_commit=head
     )
     return Published(repo_id, commit, list(wanted), removed, parcel.left_out, parcel.notes)
-
-
-def _refuse_model(repo_id: str, there: Iterable[str]) -> None:
-    """A whole model is somebody's work of another kind; an adapter without provenance may become one with it."""
-    weights = [name for name in there if name.endswith(_WEIGHTS) and name.rpartition("/")[2] not in _OF_ADAPTERS]
-    if weights:
-        shown = ", ".join(sorted(weights)[:3]) + (", ..." if len(weights) > 3 else "")
-        raise MuscleError(
-            f"{repo_id} holds a model already ({shown}) and no {PROVENANCE_FILE}, so it was not published from here, "
-            "and an adapter on top would spoil it. Nothing was uploaded: give the adapter a repository of its own"
-        )
 
 
 def _head(api: HfApi, repo_id: str, revision: str | None) -> str:
