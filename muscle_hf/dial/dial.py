@@ -111,8 +111,6 @@ class Dial:
                 between them.
         """
         folders = find_ends(new, compat, new_revision=new_revision, compat_revision=compat_revision, **arguments)
-        before = None if folders[0] is None else LoraAdapter.read(folders[0].folder)
-        files = before, LoraAdapter.read(folders[1].folder)
         if folders[0] is None:
             if new_revision is not None:
                 raise MuscleError(f"{new} is a whole model: to choose a revision, fetch it and name its folder")
@@ -136,7 +134,8 @@ class Dial:
             check_recorded_base(model, names[1])
         dial = cls(model.eval(), tokenizer, new=names[0], compat=names[1])
         # As they lie in their files: in memory PEFT holds half-precision adapters in float32.
-        dial._ends, dial._folders = files, folders
+        dial._folders, before = folders, folders[0]
+        dial._ends = before and LoraAdapter.read(before.folder), LoraAdapter.read(folders[1].folder)
         dial._check_lineage()
         return dial
 

@@ -42,14 +42,8 @@ _PIPELINES = {
     "TOKEN_CLS": "token-classification",
     "QUESTION_ANS": "question-answering",
 }
-# Rate -> (metric type in the model-index, its name) of the adapter; the plain update's get the suffix `_v2`.
-_INDEXED = {
-    "nfr": "Negative flip rate",
-    "nfr_mc": "Negative flip rate, multiple choice",
-    "pfr": "Positive flip rate",
-    "nfr_smooth": "Share of answers that got worse",
-    "pfr_smooth": "Share of answers that got better",
-}
+# Of the adapter; the plain update's get the suffix `_v2`.
+_INDEXED = ("nfr", "nfr_mc", "pfr", "nfr_smooth", "pfr_smooth")
 # Data sets whose pages on the Hub collect results -> its task, configuration, split and number of items.
 _BENCHMARKS = {
     "openai/gsm8k": ("gsm8k", "main", "test", 1319),
@@ -227,8 +221,8 @@ def _measured(card: Card) -> Iterator[tuple[str, dict[str, Any], list[tuple[str,
         for update in sorted(task["updates"], key=lambda update: update["role"]):
             suffix, owner = ("_v2", " (plain update)") if update["role"] == "new" else ("", "")
             figures.append((quality + suffix, quality + owner, update["accuracy"]))
-            rates = [(rate, label) for rate, label in _INDEXED.items() if rate in update["rates"]]
-            figures += [(rate + suffix, label + owner, update["rates"][rate]) for rate, label in rates]
+            rates = [rate for rate in _INDEXED if rate in update["rates"]]
+            figures += [(rate + suffix, wording.measure(rate).name + owner, update["rates"][rate]) for rate in rates]
         yield name, dataset, [(metric, label, estimate(value).value) for metric, label, value in figures]
 
 
