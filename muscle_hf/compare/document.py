@@ -435,3 +435,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def with_estimates(value: Any) -> Any:
+    """:func:`plain` data in which estimates are such again, and their null nan."""
+    if isinstance(value, (list, tuple)):
+        return [with_estimates(entry) for entry in value]
+    if not isinstance(value, Mapping):
+        return value
+    ends = {"value", "low", "high"}
+    if ends <= value.keys():
+        return Estimate(**{**value, **{name: math.nan for name in ends if value[name] is None}})
+    return {name: with_estimates(part) for name, part in value.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import socket
 import time
@@ -15,7 +14,7 @@ from typing import Any, cast
 import yaml
 
 from muscle_hf.compare import Document, compare, source_of
-from muscle_hf.compare.document import Inheritance, TaskResult, Update, plain
+from muscle_hf.compare.document import Inheritance, TaskResult, Update, plain, with_estimates
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.predictions import Prediction
 from muscle_hf.evaluation.tasks import Task
@@ -95,17 +94,8 @@ class Outcome:
     @classmethod
     def of(cls, content: dict[str, Any]) -> Outcome:
         """From the file of a task that is done."""
-        generations = [Generation(**_with_estimates(entry)) for entry in content.pop("generations")]
-        return cls(**_with_estimates(content), generations=generations)
-
-
-def _with_estimates(content: Any) -> Any:
-    if not isinstance(content, dict):
-        return content
-    if {"value", "low", "high"} <= content.keys():
-        ends = {name: math.nan for name in ("value", "low", "high") if content[name] is None}
-        return Estimate(**{**content, **ends})
-    return {name: _with_estimates(part) for name, part in content.items()}
+        generations = [Generation(**with_estimates(entry)) for entry in content.pop("generations")]
+        return cls(**with_estimates(content), generations=generations)
 
 
 class TaskRun(Run):

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from muscle_hf.compare.document import with_estimates
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import read_object
 from muscle_hf.hub.licenses import License, inherited_license
@@ -106,7 +107,7 @@ class Card:
     @cached_property
     def tasks(self) -> list[dict[str, Any]]:
         """The tasks of the comparison, and beside each what the card reads it by."""
-        return [_of_adapter(task) for task in self.comparison.get("tasks", [])]
+        return with_estimates([_of_adapter(task) for task in self.comparison.get("tasks", [])])
 
     @property
     def settings(self) -> Iterator[tuple[str, Any]]:

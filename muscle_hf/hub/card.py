@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import os
 import re
 import shlex
@@ -187,18 +186,18 @@ def benchmark_results(card: Card) -> dict[str, str]:
         ``.eval_results/muscle_NAME.yaml`` -> its content.
     """
     found = {}
-    for task in card.comparison.get("tasks", []):
+    for task in card.tasks:
         dataset = _data_set(card, task["name"])
         name, *known = _BENCHMARKS.get(dataset["dataset_type"], (None,))
         asked = [dataset.get("dataset_config", "default"), dataset.get("dataset_split"), task["items"]]
         for update in task["updates"]:
             if name is None or asked != known or task["kind"] != "correct" or update["role"] != "compat":
                 continue
-            flips, old = update["rates"]["nfr"]["value"], card.provenance["old"]["base"]["name"]
+            flips, old = update["rates"]["nfr"].value, card.provenance["old"]["base"]["name"]
             entry = EvalResultEntry(
                 dataset["dataset_type"],
                 name,
-                round(100 * update["accuracy"]["value"], 2),
+                round(100 * update["accuracy"].value, 2),
                 dataset_revision=dataset.get("dataset_revision"),
                 notes=f"negative flips against {plain(old or 'the old model')}: {100 * flips:.2f} % of the items",
             )
@@ -210,7 +209,7 @@ def benchmark_results(card: Card) -> dict[str, str]:
 def _measured(card: Card) -> Iterator[tuple[str, dict[str, Any], list[tuple[str, str, float]]]]:
     """Name of each task, its data set, and type, name and value of each figure."""
     taken = []
-    for task in card.comparison.get("tasks", []):
+    for task in card.tasks:
         name = plain(task["name"])
         dataset = _data_set(card, task["name"])
         if dataset in taken:  # a model-index would put the figures of two tasks under one of them
@@ -223,7 +222,7 @@ def _measured(card: Card) -> Iterator[tuple[str, dict[str, Any], list[tuple[str,
             figures.append((quality + suffix, quality + owner, update["accuracy"]))
             rates = [rate for rate in _INDEXED if rate in update["rates"]]
             figures += [(rate + suffix, wording.measure(rate).name + owner, update["rates"][rate]) for rate in rates]
-        yield name, dataset, [(metric, label, estimate(value).value) for metric, label, value in figures]
+        yield name, dataset, [(metric, label, found.value) for metric, label, found in figures]
 
 
 def _data_set(card: Card, task: str) -> dict[str, Any]:
@@ -265,12 +264,6 @@ def _curves(history: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, list[
             yield title, lines
 
 
-def estimate(value: Mapping[str, Any]) -> Estimate:
-    """An estimate read back from JSON, in which nan is null."""
-    ends = {key: math.nan if value[key] is None else value[key] for key in ("value", "low", "high")}
-    return Estimate(**{**value, **ends})
-
-
 @functools.cache
 def _template() -> Template:
     environment = markdown_environment()
@@ -281,12 +274,12 @@ def _template() -> Template:
     return environment.from_string((bundled("model_cards") / "template.md").read_text(encoding="utf-8"))
 
 
-def _interval(value: Mapping[str, Any] | None, show: wording.Show = wording.percent) -> Markup:
-    return Markup(wording.with_interval(estimate(value), show) if value else "")
+def _interval(estimate: Estimate | None, show: wording.Show = wording.percent) -> Markup:
+    return Markup(wording.with_interval(estimate, show) if estimate else "")
 
 
-def _counted(rate: Mapping[str, Any] | None) -> Markup:
-    return Markup(counted(estimate(rate)) if rate else wording.ABSENT)
+def _counted(rate: Estimate | None) -> Markup:
+    return Markup(counted(rate))
 
 
 def literal(value: str) -> Markup:
