@@ -72,7 +72,7 @@ def macros(template: str, context: dict[str, Any]) -> Any:
 
 
 def _harmless(value: Any) -> Any:
-    if type(value) is float:
+    if isinstance(value, float):
         return number(value)
     return "" if value is None else visible(value) if type(value) is str else value
 
