@@ -69,13 +69,9 @@ def test_flips_that_the_callback_logs_reach_the_card(bases: HubServer, tmp_path:
     trainer.train()
     trainer.save_model()
     text = (tmp_path / "run" / "README.md").read_text()
-    assert "The last evaluation during training" in text
-    metrics = front_matter(text)["model-index"][0]["results"][0]["metrics"]
-    values = {metric["type"]: metric["value"] for metric in metrics}
     logged = fetch(tmp_path / "run").provenance["metrics"]
-    assert values["nfr"] == pytest.approx(logged["eval_nfr"], abs=1e-6)
-    assert values["nfr_v2"] == pytest.approx(logged["eval_nfr_new"], abs=1e-6)
-    assert values["accuracy_v1"] == pytest.approx(logged["eval_acc_old"], abs=1e-6)
+    assert f"| `eval_nfr` | `{logged['eval_nfr']:.6g}` |" in text and "nothing is known" in text
+    assert "model-index" not in front_matter(text)
 
 
 def test_a_base_whose_commit_is_not_the_newest_is_pinned_by_content(bases: HubServer, tmp_path: Path):
