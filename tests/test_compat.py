@@ -44,7 +44,6 @@ PRIVATE: dict[str, dict[str, str]] = {
         "_save_to_state_dict": "what a module holds itself, as it is saved",
     },
     "Trainer": {
-        "_finish_current_push": "overridden: uploads that failed are said",
         "_get_collator_with_removed_columns": "rows are looked at before training as its loaders show them",
         "_get_num_items_in_batch": "overridden: the tokens that are trained on are counted",
         "_get_output_dir": "where a checkpoint will be, to write it there whole or not at all",
