@@ -85,8 +85,8 @@ def _main(arguments: list[str]) -> int:
         code = module_of(args.command).run(args)
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
-        print(f"{PROGRAM} {asked or ''}: stopped", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"{PROGRAM} {asked or ''}: {str(stopped) or 'stopped'}", file=sys.stderr)
         return INTERRUPTED
     except (MuscleError, OSError) as error:
         print(f"{PROGRAM} {asked}: error: {error}", file=sys.stderr)

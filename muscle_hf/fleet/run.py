@@ -18,7 +18,6 @@ from muscle_hf.fleet.results import fetch, leave, put, results_at
 from muscle_hf.fleet.settings import Fleet, FleetTask
 from muscle_hf.fleet.task import HOLD, REPORT, SHIPPED, Outcome, TaskRun, noted, outcome_of, read_state, steps_of
 from muscle_hf.pipeline import steps
-from muscle_hf.pipeline.interrupt import Interrupted
 from muscle_hf.pipeline.run import RESULT_FILE
 from muscle_hf.pipeline.table import COMPAT, NEW, OLD
 from muscle_hf.teachers.pool import BasePool, keeping
@@ -91,8 +90,6 @@ def do_steps(task: FleetTask, run: TaskRun, names: Sequence[str], say: Say) -> b
                     run.do(step, task)
             finally:
                 leave(task.results, task.folder)
-        except Interrupted:
-            raise
         except Exception as error:  # whatever it is, it is this task's alone
             said = str(error) if isinstance(error, (MuscleError, OSError)) else traceback.format_exc()
             say(f"{task.name}: {step} failed, the task is left: {said}")

@@ -22,7 +22,6 @@ from muscle_hf.files import alone, read_object, write_json, write_text
 from muscle_hf.fleet.settings import CACHE, FleetTask
 from muscle_hf.metrics.intervals import Estimate
 from muscle_hf.pipeline.config import ModelSettings
-from muscle_hf.pipeline.interrupt import Interrupted
 from muscle_hf.pipeline.run import RESULT_FILE, Run
 from muscle_hf.pipeline.sides import in_own_words, side_of
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD
@@ -272,7 +271,7 @@ def noted(task: FleetTask, step: str) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            stopped = isinstance(error, (KeyboardInterrupt, Interrupted))
+            stopped = isinstance(error, KeyboardInterrupt)
             noted = {"state": "stopped" if stopped else "failed", "error": f"{type(error).__name__}: {error}"}
             raise
         else:

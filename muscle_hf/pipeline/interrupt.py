@@ -14,14 +14,12 @@ from typing import Any, cast
 import torch
 from transformers import Trainer, TrainerCallback
 
-from muscle_hf.errors import MuscleError
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Slurm signals every process of a job step, and the launcher among them passes its own on: both count as one.
 _AT_ONCE = 1.0
 
 
-class Interrupted(MuscleError):
+class Interrupted(KeyboardInterrupt):
     """Training was stopped from outside, and everything up to there is saved."""
 
 

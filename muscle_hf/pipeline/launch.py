@@ -56,15 +56,12 @@ def script(work: Callable[[], None]) -> None:
 
 def interruptible(work: Callable[[], int | None]) -> int:
     """Do work that Ctrl-C may end, which is then said on the main process; gives its exit code, or 130."""
-    from muscle_hf.pipeline.interrupt import Interrupted
-
     try:
         return work() or 0
-    except Interrupted as stopped:
-        report(str(stopped), file=sys.stderr)
-    except KeyboardInterrupt:
-        report("Stopped. The same command goes on after the last step that was finished.", file=sys.stderr)
-    return INTERRUPTED
+    except KeyboardInterrupt as stopped:
+        said = str(stopped) or "Stopped. The same command goes on after the last step that was finished."
+        report(said, file=sys.stderr)
+        return INTERRUPTED
 
 
 def report(text: str, **how: Any) -> None:
