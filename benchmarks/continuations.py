@@ -59,7 +59,8 @@ def measure(old_folder: Path, new_folder: Path) -> str:
     distances, of_labels = [], 0.0
     seconds = [0.0, 0.0]
     with tempfile.TemporaryDirectory() as folder:
-        made = [ForeignTargets(Aligner(*tokenizers), folder) for _ in range(2)]
+        # Two folders, that neither has what the other found.
+        made = [ForeignTargets(Aligner(*tokenizers), Path(folder, name)) for name in ("bound", "none")]
         for text in rows[:ROWS]:
             row = tokenizers[1](text[:CHARACTERS])["input_ids"]
             view = made[0].aligner.view(row, range(1, len(row)))

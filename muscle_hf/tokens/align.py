@@ -56,8 +56,6 @@ class Place(NamedTuple):
         settled: For each step whether its boundary lies at the label's end or behind it.
         ended: After each of them, v1's token for just what the student has read since; v1 may have said it, off its
             path, and what it says then is not known. -1 for none.
-        before: For each step with such a token, the student's tokens that it spells, each with what the same
-            distribution of v1 said of it where it was to come.
     """
 
     first: int
@@ -66,7 +64,6 @@ class Place(NamedTuple):
     label: int
     settled: tuple[bool, ...]
     ended: tuple[int, ...]
-    before: tuple[tuple[tuple[int, Step], ...], ...]
 
     @property
     def begun(self) -> int:
@@ -218,14 +215,9 @@ class Aligner:
                 break
             last += 1
         steps = tuple(self._step(section, index, old, bound, zone) for bound in range(first, last + 1))
-        ended, before = [-1] * len(steps), [()] * len(steps)
+        ended = [-1] * len(steps)
         if zone <= start and old.bounds[at] < start:
-            for offset, bound in enumerate(range(first, at + 1)):
-                ended[offset] = self._token(old.cut(old.bounds[bound], start))
-                begun = bisect_right(section.bounds, old.bounds[bound], hi=index) - 1
-                if ended[offset] >= 0:
-                    read = range(max(begun, 0), index)
-                    before[offset] = tuple((section.ids[i], self._step(section, i, old, bound, zone)) for i in read)
+            ended[: at - first + 1] = [self._token(old.cut(bound, start)) for bound in old.bounds[first : at + 1]]
         return Place(
             first=old.start + first - 1,
             path=tuple([*old.ids, old.closed_by][first : last + 1]),
@@ -233,7 +225,6 @@ class Aligner:
             label=label,
             settled=tuple(old.bounds[bound] >= end for bound in range(first, last + 1)),
             ended=tuple(ended),
-            before=tuple(before),
         )
 
     def _step(self, section: Section, index: int, old: Section, bound: int, zone: int) -> Step:

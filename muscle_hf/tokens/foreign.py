@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from muscle_hf.tokens.align import Aligner, Place, Step
+from muscle_hf.tokens.align import Aligner, Place
 from muscle_hf.tokens.cells import CellTable, spread
 from muscle_hf.tokens.steps import parts_of
 
@@ -51,8 +51,7 @@ class Target:
 
 _PLACE = np.dtype([(name, np.int64) for name in ("count", "label", "here")])
 _STEP = np.dtype(
-    [*((name, np.int64) for name in ("path", "ended", "other", "listed", "pairs")), ("share", "f8"), ("dense", "?")],
-    align=True,
+    [*((name, np.int64) for name in ("path", "ended", "other", "listed", "pairs")), ("dense", np.bool_)], align=True
 )
 
 
@@ -64,7 +63,7 @@ class Steps(NamedTuple):
             whose boundary is not behind the place.
         steps: (m,) ``path`` and ``ended`` as of :class:`~muscle_hf.tokens.Place`; ``dense`` and ``other`` as of
             :class:`~muscle_hf.tokens.steps.Part`, and the label where it is settled; how many are ``listed``, and how
-            many ``pairs`` there are; ``share`` of the mass of ``ended`` that was given to what the student has read.
+            many ``pairs`` there are.
         listed: (k,) int32, the listed tokens of all steps.
         pairs: (l, 3) int32, the pairs of all steps.
     """
@@ -118,33 +117,15 @@ class ForeignTargets:
                 continue
             here = max(sum(step.kind <= 0 for step in place.steps) - 1, 0)
             of_places.append((len(place.steps), place.label, here))
-            for step, path, settled, ended, before in zip(
-                place.steps, place.path, place.settled, place.ended, place.before, strict=True
-            ):
+            for step, *own, settled in zip(place.steps, place.path, place.ended, place.settled, strict=True):
                 part = self._parts.of(step)
                 other = -1 if part.dense else place.label if settled else part.other
                 sizes = len(part.listed), part.pairs.shape[1]
-                of_steps.append((path, ended, other, *sizes, self._share(ended, before), part.dense))
+                of_steps.append((*own, other, *sizes, part.dense))
                 listed.append(part.listed)
                 pairs.append(part.pairs.T)
         arrays = np.array(of_places, dtype=_PLACE), np.array(of_steps, dtype=_STEP)
         return Steps(*arrays, *(np.concatenate(each).astype(np.int32) for each in (listed, pairs)))
-
-    def _share(self, ended: int, before: Sequence[tuple[int, Step]]) -> float:
-        """How much of the mass of a token of v1 is given to the student's tokens before, within cells to each alike.
-
-        The reference shared it out by what it said there, which is not known any more.
-        """
-        share = 1.0
-        for label, step in before:
-            part = self._parts.of(step)
-            table, listed = self._parts.table, ended in part.listed
-            old, new = (table.old.numpy(), table.new.numpy()) if part.dense else part.pairs[:2]
-            cell = [] if listed and part.dense else new[slice(*np.searchsorted(old, [ended, ended + 1]))]
-            if not (listed or part.dense or len(cell)):
-                cell = [part.other]
-            share *= (label in cell) / max(len(cell), 1)
-        return share
 
     @torch.no_grad()
     def target(
@@ -199,9 +180,7 @@ def _target(
     numbers, offsets = np.repeat(np.arange(n), counts), ranges(np.zeros_like(counts), counts)
     place, offset, row = map(moved, (numbers, offsets, first[numbers] + offsets))
     count, label, here = (moved(steps.places[name]) for name in ("count", "label", "here"))
-    path, ended, share, dense, other = (
-        moved(steps.steps[name]) for name in ("path", "ended", "share", "dense", "other")
-    )
+    path, ended, dense, other = (moved(steps.steps[name]) for name in ("path", "ended", "dense", "other"))
     listed_at, pair_at = (moved(np.repeat(of_steps, steps.steps[name])) for name in ("listed", "pairs"))
     listed, (old, new, is_open) = moved(steps.listed).long(), moved(steps.pairs).long().unbind(-1)
 
@@ -245,7 +224,8 @@ def _target(
     # reference stands in, with those of its tokens that v1 would not have joined to what was read.
     at = (ended >= 0).nonzero()[:, 0]
     between, back = place[at].unique(return_inverse=True)
-    each = weight[at] * mass(row[at], ended[at]) * share[at].to(weight)
+    # Of a token that may go on in several ways the student has read one; what the reference said there is not known.
+    each = weight[at] * mass(row[at], ended[at]) / table.sizes[ended[at]].clamp_min(1)
     numbered = torch.arange(len(between), device=z.device)
     number = torch.full_like(label, -1).index_copy_(0, between, numbered)
     others = z[between, :size]
