@@ -20,7 +20,7 @@ import io
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ class Pairing:
         foreign: A v1 with another.
         batch: Rows of a step.
         length: Tokens of a row.
+        answers: Of how many tokens at the end of a row training is measured; None: of all.
     """
 
     says: str
@@ -69,6 +70,7 @@ class Pairing:
     foreign: Side
     batch: int
     length: int
+    answers: tuple[int | None, ...] = (None, 4)
 
 
 def novels() -> list[str]:
@@ -123,7 +125,7 @@ def wide(hidden: int = 256, layers: int = 8) -> Pairing:
 
 
 def usual() -> Pairing:
-    return wide(768, 12)
+    return replace(wide(768, 12), answers=(None,))
 
 
 PARTS = {"small": small, "wide": wide, "usual": usual}
@@ -202,7 +204,8 @@ def epoch_steps(ways: dict[str, Callable[[], MuscleTrainer]], rounds: int) -> di
 
 def measured(pairing: Pairing, rounds: int) -> list[str]:
     lines = []
-    for answer, says in ((None, "all tokens"), (4, "the last 4 tokens")):
+    for answer in pairing.answers:
+        says = "all tokens" if answer is None else f"the last {answer} tokens"
         with tempfile.TemporaryDirectory() as folder:
             found = epoch_steps(ways_of(pairing, answer, folder), rounds)
         for name in (name for name in found if not name.startswith(SAME)):
