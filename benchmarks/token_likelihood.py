@@ -70,12 +70,11 @@ def measure(old: str, new: str, count: int) -> str:
                 model(torch.tensor([ids])).logits[0] for model, ids in zip(models, (view.old_ids, row), strict=True)
             )
         student = own[[index - 1 for index in trained]]
-        first = [place.first for place in view.places]
-        found, taken = timed(lambda: targets.target(logits, first, view.places, student, least=0.0))  # noqa: B023
-        bare = targets.target(logits, first, view.places, torch.zeros_like(student), least=0.0)
+        found, taken = timed(lambda: targets.target(logits, view.places, student, least=0.0))  # noqa: B023
+        bare = targets.target(logits, view.places, torch.zeros_like(student), least=0.0)
         labels = torch.tensor(row)[trained]
         mapped = [one.log_q.gather(1, labels[:, None]).sum() for one in (found, bare)]
-        begun = first[0] + max(sum(step.kind <= 0 for step in view.places[0].steps) - 1, 0)
+        begun = view.places[0].first + max(sum(step.kind <= 0 for step in view.places[0].steps) - 1, 0)
         behind, p = torch.tensor(view.old_ids[1:]), logits[:-1].softmax(-1)
         of_twins = torch.zeros_like(p).index_add_(1, twin, p)
         said = (

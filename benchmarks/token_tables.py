@@ -52,12 +52,11 @@ def measure(old_folder: Path, new_folder: Path) -> str:
             row = tokenizers[1](text)["input_ids"]
             view, seconds = timed(lambda row=row: targets.aligner.view(row, range(len(row) // 2, len(row))))
             aligning += seconds
-            begun = view.places[0].first
-            logits = torch.randn(len(view.old_ids) - begun, old.size)
+            logits = torch.randn(len(view.old_ids), old.size)
             student = torch.randn(len(view.places), new.size)
             steps, seconds = timed(lambda view=view: targets.steps(view.places))
             making += seconds
-            arguments = (logits, [place.first - begun for place in view.places], steps, student)
+            arguments = (logits, steps, student)
             asking += timed(lambda arguments=arguments: targets.target(*arguments))[1]
             places += len(view.places)
             count += sum(len(place.steps) for place in view.places)

@@ -22,7 +22,7 @@ from muscle_hf.objective.whole_answers import FLOOR
 from muscle_hf.teachers.batch import IGNORED, LABEL_KEYS, PER_TOKEN, Batch, sequences_of
 from muscle_hf.teachers.kinds import CAUSAL_LM, SEQUENCE_CLASSIFICATION, ModelKind
 from muscle_hf.tokens.align import Aligner, View
-from muscle_hf.tokens.foreign import ForeignTargets, Steps, ranges
+from muscle_hf.tokens.foreign import ForeignTargets, Steps
 from muscle_hf.tokens.levels import Vocabularies, compare_vocabularies
 
 # Rows of which it is remembered whether they are read: epochs come back to them.
@@ -200,14 +200,12 @@ class _Row:
     Args:
         ids: v1's.
         needed: (M,) positions of it whose logits are needed, ascending.
-        steps: What each of its trained tokens asks of them.
-        first: (N,) which of the M logits is the first that is asked for, and those of the next steps are behind it.
+        steps: What each of its N trained tokens asks of them.
     """
 
     ids: list[int]
     needed: np.ndarray
     steps: Steps
-    first: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -218,13 +216,11 @@ class _Rows:
         whole: The batch, of the student's ids.
         batch: In v1's ids; its labels mark the M places of which logits are needed.
         steps: What each of the N trained tokens asks of them.
-        first: (N,) as of :class:`_Row`.
     """
 
     whole: Batch
     batch: Batch
     steps: Steps
-    first: np.ndarray
 
 
 class ForeignReader(Reader):
@@ -264,7 +260,7 @@ class ForeignReader(Reader):
         if not batch.kind.generates_text:
             return Stream(states, head)
         rows = self._read(batch)
-        return ForeignStream(states, head, rows.steps, rows.first, self.targets, self._note, self.reference, top)
+        return ForeignStream(states, head, rows.steps, self.targets, self._note, self.reference, top)
 
     def figures(self) -> dict[str, float]:
         """``old_undecided``: the share of the teacher's mass that it leaves to the reference."""
@@ -315,9 +311,7 @@ class ForeignReader(Reader):
         view = self._seen(ids, trained)
         steps = self.targets.steps(view.places)
         self._keep(sum(array.nbytes for array in steps) + 100 * len(ids))
-        first = np.array([-1 if place is None else place.first for place in view.places], dtype=np.int64)
-        needed = np.unique(ranges(first, steps.places["count"]))
-        return _Row(view.old_ids, needed, steps, np.searchsorted(needed, first))
+        return _Row(view.old_ids, *steps.needed())
 
     def _read(self, batch: Batch) -> _Rows:
         whole = batch.whole or batch
@@ -337,14 +331,14 @@ class ForeignReader(Reader):
         rows = list(itertools.starmap(self._row, self._each(batch)))
         ids, steps = [row.ids for row in rows], Steps.joined([row.steps for row in rows])
         if not batch.kind.generates_text:
-            return _Rows(batch, self._batch(batch, ids, batch.labels.cpu().numpy()), steps, batch.rows.cpu().numpy())
+            return _Rows(batch, self._batch(batch, ids, batch.labels.cpu().numpy()), steps)
         labels = np.full((len(rows), max(int(row.needed.max(initial=0)) + 1 for row in rows)), IGNORED)
         for number, row in enumerate(rows):
             # What v1's row goes on with there.
             labels[number, row.needed] = np.array([*row.ids, 0])[row.needed + 1]
-        before = np.cumsum([0, *(len(row.needed) for row in rows)])
-        first = np.concatenate([row.first + start for row, start in zip(rows, before[:-1], strict=True)])
-        return _Rows(batch, self._batch(batch, ids, labels), steps, first)
+        before = np.cumsum([0, *(len(row.needed) for row in rows)])[:-1]
+        steps.places["first"] += np.repeat(before, [len(row.steps.places) for row in rows])
+        return _Rows(batch, self._batch(batch, ids, labels), steps)
 
     def _batch(self, batch: Batch, old_ids: Sequence[list[int]], labels: np.ndarray) -> Batch:
         """Rows of the teacher's ids, as far as there are labels to predict."""
@@ -405,7 +399,6 @@ class ForeignStream(Stream):
 
     Args:
         steps: As :class:`_Rows` has them.
-        first: The same.
         targets: Of both tokenizers.
         seen: Gets the share of v1's mass that is decided so, and over how many places.
         reference: ``student``: the teacher asks for nothing there; or ``new``: v2 decides.
@@ -413,7 +406,6 @@ class ForeignStream(Stream):
     """
 
     steps: Steps
-    first: np.ndarray
     targets: ForeignTargets
     seen: Callable[[Tensor, Tensor], None]
     reference: str
@@ -427,12 +419,11 @@ class ForeignStream(Stream):
         if student is None:
             raise MuscleError("what v1 says in other tokens is made with another model's probabilities beside it")
         own = student if chosen is None else student[chosen]
-        numbers = np.arange(len(self.first))[rows if isinstance(rows, slice) else rows.cpu().numpy()]
-        steps, starts = self.steps.only(numbers), self.first[numbers]
+        numbers = np.arange(len(self.steps.places))[rows if isinstance(rows, slice) else rows.cpu().numpy()]
         # Places share v1's rows: one looks ahead to where the next one is.
-        needed = np.unique(ranges(starts, steps.places["count"]))
+        needed, steps = self.steps.only(numbers).needed()
         said = super().logits(torch.from_numpy(needed).to(self.hidden.device))
-        found = self.targets.target(said, np.searchsorted(needed, starts), steps, own, top=self.top)
+        found = self.targets.target(said, steps, own, top=self.top)
         self.seen(found.undecided[found.valid].sum(), found.valid.sum())
         return found.log_q.to(own)
 

@@ -49,7 +49,7 @@ class Target:
     undecided: Tensor
 
 
-_PLACE = np.dtype([(name, np.int64) for name in ("count", "label", "here")])
+_PLACE = np.dtype([(name, np.int64) for name in ("first", "count", "label", "here")])
 _STEP = np.dtype(
     [*((name, np.int64) for name in ("path", "ended", "other", "listed", "pairs")), ("dense", np.bool_)], align=True
 )
@@ -59,8 +59,9 @@ class Steps(NamedTuple):
     """What n places ask of v1's logits, as arrays: the steps of all places, one place behind the other.
 
     Attributes:
-        places: (n,) ``count`` of its steps, 0 where v1 has no say; ``label``; ``here``, which of its steps is the last
-            whose boundary is not behind the place.
+        places: (n,) ``first``, the row of v1's logits for the first step, behind which those for the others lie;
+            ``count`` of steps, 0 where v1 has no say; ``label``; ``here``, which of the steps is the last whose
+            boundary is not behind the place.
         steps: (m,) ``path`` and ``ended`` as of :class:`~muscle_hf.tokens.Place`; ``dense`` and ``other`` as of
             :class:`~muscle_hf.tokens.steps.Part`, and the label where it is settled; how many are ``listed``, and how
             many ``pairs`` there are.
@@ -83,6 +84,12 @@ class Steps(NamedTuple):
         at = _chosen(self.places["count"], numbers)
         listed, pairs = _chosen(self.steps["listed"], at), _chosen(self.steps["pairs"], at)
         return Steps(self.places[numbers], self.steps[at], self.listed[listed], self.pairs[pairs])
+
+    def needed(self) -> tuple[NDArray[np.int64], Steps]:
+        """The rows of v1's logits that are asked for, ascending, and the same of these rows alone."""
+        rows, places = np.unique(ranges(self.places["first"], self.places["count"])), self.places.copy()
+        places["first"] = np.searchsorted(rows, places["first"])
+        return rows, self._replace(places=places)
 
 
 def _chosen(counts: NDArray[np.int64], numbers: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -113,10 +120,10 @@ class ForeignTargets:
         of_places, of_steps, listed, pairs = [], [], [np.zeros(0, np.int64)], [np.zeros((0, 3), np.int64)]
         for place in places:
             if place is None:
-                of_places.append((0, -1, 0))
+                of_places.append((0, 0, -1, 0))
                 continue
             here = max(sum(step.kind <= 0 for step in place.steps) - 1, 0)
-            of_places.append((len(place.steps), place.label, here))
+            of_places.append((place.first, len(place.steps), place.label, here))
             for step, *own, settled in zip(place.steps, place.path, place.ended, place.settled, strict=True):
                 part = self._parts.of(step)
                 other = -1 if part.dense else place.label if settled else part.other
@@ -131,7 +138,6 @@ class ForeignTargets:
     def target(
         self,
         old_logits: Tensor,
-        first: Sequence[int] | NDArray[np.int64],
         places: Sequence[Place | None] | Steps,
         student: Tensor,
         least: float = LEAST,
@@ -141,10 +147,10 @@ class ForeignTargets:
         """Equations (X1) and (X2) at n places.
 
         Args:
-            old_logits: (m, about V1) v1's logits at positions of its rows, any float dtype; with ``top`` (m, V1 + 1).
-            first: (n,) for each place the row of ``old_logits`` for v1's position ``place.first``; the rows for the
-                positions behind it that ``place.steps`` needs follow. Any number where there is no place.
-            places: Of the student; None: v1 has no say. Or what :meth:`steps` gives for them.
+            old_logits: (m, about V1) v1's logits at the positions of its row, any float dtype; with ``top``
+                (m, V1 + 1).
+            places: Of the student; None: v1 has no say. Or what :meth:`steps` gives for them, whose ``first`` may
+                count other rows of logits than those of one row's positions.
             student: (n, at least V2) the reference within cells: the student's logits, or v2's; all finite.
             least: Places with less compatible mass have no target.
             top: The last column of ``old_logits`` is of all tokens together that have no probability of their own; at
@@ -158,12 +164,10 @@ class ForeignTargets:
         log_p = old_logits[:, :size].float().log_softmax(-1)
         if log_p.size(1) < size:
             log_p = pad(log_p, (0, size - log_p.size(1)), value=-torch.inf)
-        return _target(steps, np.asarray(first), log_p, student, self._table, least, top=top)
+        return _target(steps, log_p, student, self._table, least, top=top)
 
 
-def _target(
-    steps: Steps, first: NDArray[np.int64], log_p: Tensor, z: Tensor, table: CellTable, least: float, *, top: bool
-) -> Target:
+def _target(steps: Steps, log_p: Tensor, z: Tensor, table: CellTable, least: float, *, top: bool) -> Target:
     """The target from the logs of v1's probabilities, which are overwritten, and the reference's logits.
 
     Masses are relative to v1's at its last boundary that is not behind the place.
@@ -178,7 +182,7 @@ def _target(
 
     counts, of_steps = steps.places["count"], np.arange(len(steps.steps))
     numbers, offsets = np.repeat(np.arange(n), counts), ranges(np.zeros_like(counts), counts)
-    place, offset, row = map(moved, (numbers, offsets, first[numbers] + offsets))
+    place, offset, row = map(moved, (numbers, offsets, steps.places["first"][numbers] + offsets))
     count, label, here = (moved(steps.places[name]) for name in ("count", "label", "here"))
     path, ended, dense, other = (moved(steps.steps[name]) for name in ("path", "ended", "dense", "other"))
     listed_at, pair_at = (moved(np.repeat(of_steps, steps.steps[name])) for name in ("listed", "pairs"))

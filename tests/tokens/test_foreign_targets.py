@@ -67,12 +67,7 @@ def test_brute_force_over_all_texts(tmp_path: Path, old, new, is_open: bool):
         assert view.aligned and None not in view.places
         logits = torch.stack([old_next[tuple(old_rows[text][:count])] for count in range(len(old_rows[text]))])
         true = torch.stack([new_next[tuple(new_rows[text][:count])] for count in range(len(new_rows[text]))]).float()
-        found = targets.target(
-            logits.log().clamp_min(-1e4),
-            [place.first for place in view.places],
-            view.places,
-            true.log().clamp_min(FLOOR),
-        )
+        found = targets.target(logits.log().clamp_min(FLOOR), view.places, true.log().clamp_min(FLOOR))
         far = (found.log_q.exp() - true).abs().sum(-1) / 2
         if not is_open:
             spelt = found.log_q[range(len(true)), new_rows[text]].sum().item()
@@ -98,7 +93,7 @@ def test_one_tokenizer_under_other_ids_gives_v1s_own_logits(shared_dir: Path, tm
     logits[:, twins] = -1e4
     places = view.places
     student = torch.randn(len(places), len(new))
-    found = targets.target(logits, [place.first for place in places], places, student)
+    found = targets.target(logits, places, student)
     expected = logits[[place.first + sum(step.kind < 0 for step in place.steps) for place in places]].log_softmax(-1)
     known = [id for id in range(len(old)) if id not in twins]
     assert torch.allclose(found.log_q[:, [ids[id] for id in known]], expected[:, known], atol=1e-4)
@@ -143,7 +138,7 @@ def test_along_a_text_the_targets_multiply_to_v1s_likelihood(pair: Pair, story: 
     spelt = own = count = 0.0
     for text in story:
         row, trained, view, logits, student = pair.read(text)
-        found = pair.targets.target(logits, [place.first for place in view.places], view.places, student, least=0.0)
+        found = pair.targets.target(logits, view.places, student, least=0.0)
         spelt += found.log_q[range(len(trained)), [row[index] for index in trained]].sum().item()
         first = view.places[0].first + max(sum(step.kind <= 0 for step in view.places[0].steps) - 1, 0)
         chosen = logits.log_softmax(-1)[range(len(view.old_ids) - 1), view.old_ids[1:]]
@@ -154,40 +149,39 @@ def test_along_a_text_the_targets_multiply_to_v1s_likelihood(pair: Pair, story: 
 
 def test_places_do_not_depend_on_each_other(pair: Pair, story: list[str]):
     _, trained, view, logits, student = pair.read(story[0])
-    places, first = view.places, [place.first for place in view.places]
-    whole = pair.targets.target(logits, first, places, student)
+    places = view.places
+    whole = pair.targets.target(logits, places, student)
     for rows in (slice(0, 1), slice(3, 10), slice(10, None)):
-        part = pair.targets.target(logits, first[rows], places[rows], student[rows])
+        part = pair.targets.target(logits, places[rows], student[rows])
         assert torch.allclose(part.log_q, whole.log_q[rows], atol=1e-5)
         assert torch.equal(part.valid, whole.valid[rows])
     order = torch.randperm(len(trained)).tolist()
-    mixed = pair.targets.target(logits, [first[i] for i in order], [places[i] for i in order], student[order])
+    mixed = pair.targets.target(logits, [places[i] for i in order], student[order])
     assert torch.allclose(mixed.log_q, whole.log_q[order], atol=1e-5)
 
 
 def test_where_v1_has_no_say_the_student_stands(pair: Pair, story: list[str]):
     _, _, view, logits, student = pair.read(story[1])
-    first = [place.first for place in view.places]
     places = [None if number % 3 == 0 else place for number, place in enumerate(view.places)]
     wide = torch.cat([student, torch.full((len(student), 3), -2.0)], dim=1)
-    found = pair.targets.target(logits, first, places, wide, least=0.0)
-    whole = pair.targets.target(logits, first, view.places, student, least=0.0)
+    found = pair.targets.target(logits, places, wide, least=0.0)
+    whole = pair.targets.target(logits, view.places, student, least=0.0)
     assert torch.allclose(found.log_q[::3], wide[::3].log_softmax(-1), atol=1e-5) and not found.valid[::3].any()
     assert torch.allclose(found.log_q[1::3, : student.size(1)], whole.log_q[1::3], atol=1e-5)
     assert (found.log_q[1::3, student.size(1) :] == FLOOR).all()
-    nothing = pair.targets.target(logits, first, [None] * len(first), student)
+    nothing = pair.targets.target(logits, [None] * len(places), student)
     assert torch.allclose(nothing.log_q, student.log_softmax(-1), atol=1e-5) and not nothing.valid.any()
-    strict = pair.targets.target(logits, first, view.places, student, least=1e9)
+    strict = pair.targets.target(logits, view.places, student, least=1e9)
     assert not strict.valid.any()
     padded = torch.cat([logits, torch.full((len(logits), 5), 3.0)], dim=1).bfloat16().float()
-    again = pair.targets.target(padded, first, view.places, student)
-    bare = pair.targets.target(logits.bfloat16().float(), first, view.places, student)
+    again = pair.targets.target(padded, view.places, student)
+    bare = pair.targets.target(logits.bfloat16().float(), view.places, student)
     assert torch.allclose(again.log_q, bare.log_q, atol=1e-5)
 
 
 def test_distributions_sum_to_one(pair: Pair, story: list[str]):
     _, _, view, logits, student = pair.read(story[2])
-    found = pair.targets.target(logits, [place.first for place in view.places], view.places, student)
+    found = pair.targets.target(logits, view.places, student)
     assert torch.allclose(found.log_q.exp().sum(-1), torch.ones(len(student)), atol=1e-5)
     assert (found.undecided >= 0).all() and (found.undecided <= 1 + 1e-5).all()
 
@@ -203,7 +197,7 @@ def test_unigram_models_teach_and_are_taught(tmp_path: Path, words: bool):
         assert view.aligned and None not in view.places and view.old_ids[-1] == old.eos_token_id
         logits = torch.randn(len(view.old_ids), len(old))
         student = torch.randn(len(view.places), len(new))
-        found = targets.target(logits, [place.first for place in view.places], view.places, student)
+        found = targets.target(logits, view.places, student)
         assert torch.allclose(found.log_q.exp().sum(-1), torch.ones(len(view.places)), atol=1e-5)
         end = logits[view.places[-1].first + len(view.places[-1].steps) - 1].softmax(-1)[old.eos_token_id]
         # Nothing may be joined over the end: v1's own probability of it, among what it can say.
