@@ -5,11 +5,11 @@
 Small models of the shared folder, on the second parts of stories that they were not trained on. The student's
 probabilities decide within cells; "uniform" shows what is left of the targets without them.
 
-What differs has two causes. v1 spells a letter also by its byte (SentencePiece's fallback), and the targets have both
-spellings, as the text's probability does: "with twins" is v1's likelihood with the tokens of the same bytes summed.
-And behind a token that v1 may have ended within the student's text, off its path, the reference's share of that token
-is not known any more, since it was said at an earlier place; all in the cell count alike there. The first matters
-where v1 does not expect the text, the second where it does not and the reference does.
+What differs has three causes. v1 spells a letter also by its byte (SentencePiece's fallback), and the targets have
+both spellings, as the text's probability does: "with twins" is v1's likelihood with the tokens of the same bytes
+summed. A text's last token is less likely in the student's tokens where v1's next one may still be joined to it. And
+behind a token that v1 may have ended within the student's text, off its path, the reference's share of that token is
+not known any more, since it was said at an earlier place: all in the cell count alike there.
 """
 
 from __future__ import annotations
