@@ -21,8 +21,8 @@ from muscle_hf.tokens.vocabulary import ByteVocabulary
 
 _KEPT = 16_384
 # Tokens of v1 that are tried behind a carry, beside those that v1 itself would say there; and the student's that may
-# go on where a token of v1 ends. What begins more of them is short, and hardly ever said where it could be longer.
-_JOINED, _EXTENDING = 64, 512
+# go on where a token of v1 ends: what begins more of them is a blank, mostly (benchmarks/continuations.py).
+_JOINED, _EXTENDING = 64, 4096
 _NONE = np.zeros(0, dtype=np.int64)
 _NO_PAIRS = np.zeros((3, 0), dtype=np.int64)
 # Tokens of v1, and for each the student's tokens from the beginning of the carry on.
