@@ -150,8 +150,10 @@ def activate_student(model: PeftModel) -> None:
     parameters = adapter_parameters(model, STUDENT_ADAPTER).values()
     # Some other kinds keep a part of the adapter as it was drawn, and PEFT knows which.
     trained = {id(p) for p in parameters if plain or p.requires_grad}
-    for parameter in model.parameters():
-        parameter.requires_grad = id(parameter) in trained
+    held = [parameter for module in model.modules() for parameter in module._parameters.values()]
+    for parameter in held:
+        if parameter is not None:
+            parameter.requires_grad = id(parameter) in trained
 
 
 def make_teacher(

@@ -108,7 +108,7 @@ def _replace_apart(model: PeftModel, configs: Sequence[LoraConfig]) -> bool:
         return False  # PEFT makes the first adapter's head a part of all
     replaced = [set(config.modules_to_save or ()) for config in configs]
     uncommon = tuple(set.union(*replaced) - set.intersection(*replaced))
-    for name, module in own_modules(model.get_base_model()):
+    for name, module in own_modules(model.get_base_model()) if uncommon else ():
         if name.endswith(uncommon):
             inner = getattr(module, "original_module", module)
             inner = getattr(inner, "base_layer", inner)
