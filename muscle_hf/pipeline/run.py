@@ -6,12 +6,13 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from peft import PeftModel
+from transformers import TrainerCallback
 from transformers.utils import logging
 
 from muscle_hf.choice_log import ChoiceLog
@@ -77,13 +78,14 @@ def complete_run_card(folder: Path, words: Mapping[str, Any]) -> None:
 class Run(Planned):
     """A run whose steps can be done one by one; each needs those before it, and does them where they are missing.
 
-    ``old``: task and rows of v1, where it is asked in words of its own.
+    ``callbacks`` are added to every trainer. ``old``: task and rows of v1, where it is asked in words of its own.
 
     Raises:
         MuscleError: The task (None: nothing is evaluated) is not for causal LMs, or does not fit the settings.
     """
 
     test_data: Mapping[str, str | None] = {}
+    callbacks: Sequence[TrainerCallback] = ()
 
     @classmethod
     def of(cls: type[R], settings: RunSettings, say: Callable[[str], None] = print) -> R:
@@ -261,7 +263,7 @@ class Run(Planned):
         def work(folder: Path) -> None:
             arguments = steps.training_arguments(self.settings.plain_class, training, folder)
             model = steps.task_adapter_model(side, self.settings.lora, self._how, arguments.seed)
-            steps.train_plainly(model, self.data_for(name), arguments, name=version)
+            steps.train_plainly(model, self.data_for(name), arguments, name=version, callbacks=self.callbacks)
 
         return self._once(name, f"Task adapter on {version}", self._task_key(name), work)
 
@@ -300,7 +302,7 @@ class Run(Planned):
             model = self._student()
             if self._starts_from_old:
                 start_from(model, steps.load_task_adapter(self.side(OLD), self._how, trainable=False))
-            steps.train_plainly(model, self.data, arguments, name="control")
+            steps.train_plainly(model, self.data, arguments, name="control", callbacks=self.callbacks)
 
         self.adapter(NEW)
         start = "v2's adapter"
@@ -315,7 +317,7 @@ class Run(Planned):
     def _compatibility(self) -> Path:
         def work(folder: Path) -> dict[str, int]:
             trainer = self._cheapest_trainer(folder)
-            steps.fit(trainer, name="MUSCLE")
+            steps.fit(trainer, name="MUSCLE", callbacks=self.callbacks)
             # As an internal call: it is published at the end of the run, with its flips on the card.
             trainer.save_model(_internal_call=True)
             if trainer.args.should_save:

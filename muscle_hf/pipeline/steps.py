@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerBase,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
@@ -168,11 +169,11 @@ def check_start(old: ModelSettings, new: ModelSettings, lora: LoraSettings) -> N
 # ---- Training ----
 
 
-def train_plainly(model: PeftModel, data: TrainingData, arguments: TrainingArguments, name: str) -> None:
+def train_plainly(model: PeftModel, data: TrainingData, arguments: TrainingArguments, **shown: Any) -> None:
     """:func:`fit` an adapter with plain cross-entropy and save it in ``output_dir``."""
     with readable("the training rows", "; do they go with data.format, the settings of training, and the tokenizer?"):
         trainer = adapter_saving(trainer_class(arguments))(model, arguments, **data.for_trainer(arguments))
-    fit(trainer, name)
+    fit(trainer, **shown)
     trainer.save_model()
 
 
@@ -190,12 +191,14 @@ def trainer_class(arguments: TrainingArguments) -> type[Trainer]:
     return SFTTrainer
 
 
-def fit(trainer: Trainer, name: str) -> None:
+def fit(trainer: Trainer, name: str, callbacks: Sequence[TrainerCallback] = ()) -> None:
     """Train, going on from the last whole checkpoint; ``name`` is on the progress bar."""
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     if not trainer.args.disable_tqdm:
         trainer.add_callback(QuietProgress(name))
+    for callback in callbacks:
+        trainer.add_callback(callback)
     with stop_on_interrupt(trainer, name):
         checkpoint = last_whole_checkpoint(cast("str", trainer.args.output_dir))
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
