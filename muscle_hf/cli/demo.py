@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from functools import partial
 
 TASK_NAMES = ("routing", "refund", "summary")
 
@@ -22,6 +21,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from muscle_hf.demo import story
+    from muscle_hf.demo.progress import Stages
     from muscle_hf.demo.run import run_demo
     from muscle_hf.pipeline import table
     from muscle_hf.pipeline.steps import hush
@@ -32,7 +32,9 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(1)  # models this small gain nothing from a second, and threads that share a core crawl
     console = Console(highlight=False, soft_wrap=True)
     for task in TASK_NAMES if args.task == "all" else (args.task,):
-        demo = run_demo(task, args.seed, args.output, partial(console.print, markup=False))
+        stages = Stages(story.stages(task), console)
+        with stages.line:
+            demo = run_demo(task, args.seed, args.output, stages)
         console.print(table.to_rich(demo.result, story.NAMES, short=True))
         console.print(story.words(demo), markup=False)
         print_warnings(demo.result.warnings, console)

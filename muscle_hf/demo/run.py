@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import yaml
 from muscle_hf.compare import compare, source_of
 from muscle_hf.compare.targets import probabilities_of, target_choices
 from muscle_hf.demo import SETTINGS, TASKS, base, rows
+from muscle_hf.demo.progress import Stages
 from muscle_hf.demo.tasks import TASK_FILES
 from muscle_hf.evaluation.predictions import Prediction, write_predictions
 from muscle_hf.files import read_yaml, write_text
@@ -120,18 +121,22 @@ def both_at_inference(old: Sequence[Prediction], new: Sequence[Prediction]) -> l
     ]
 
 
-def run_demo(task_name: str, seed: int, output: str | Path, say: Callable[[str], None] = print) -> Demo:
-    """Train, evaluate and save on one task of the embedded world, in a folder per task and seed; writes the report.
-    ``say`` is told the steps."""
+def run_demo(task_name: str, seed: int, output: str | Path, stages: Stages | None = None) -> Demo:
+    """Train, evaluate and save on one task of the embedded world, in a folder per task and seed; writes the report."""
     folder = Path(output) / f"{task_name}-seed{seed}"
     task, splits, settings = TASKS[task_name], demo_splits(task_name, seed), demo_settings(task_name, seed, folder)
-    Run(settings, task, splits, say).whole()
+    quiet = dataclasses.replace(settings, training={**settings.training, "disable_tqdm": True})
+    stages = stages or Stages()
+    run = Run(quiet, task, splits, stages.next)
+    run.callbacks = [stages]
+    run.whole()
     answers = dict(load_result_predictions(folder))
-    splits = dataclasses.replace(splits, transfer=())
-    paper = Run(paper_settings(settings), task, splits, lambda text: say(f"The paper's objective: {text}"))
+    paper = Run(paper_settings(quiet), task, dataclasses.replace(splits, transfer=()), stages.next)
+    paper.callbacks = [stages]
     answers[PAPER] = paper.answers(COMPAT)
     if task.kind == "choice":
         answers[BOTH] = both_at_inference(answers[OLD], answers[NEW])
+    stages.next()
     answers = {name: answers[name] for name in LABELS if name in answers}
     for name in (PAPER, BOTH):
         if name in answers:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from muscle_hf.cli.main import main
 from muscle_hf.demo import SETTINGS, TASKS, rows
+from muscle_hf.demo.progress import Stages
 from muscle_hf.demo.run import BOTH, PAPER, both_at_inference, demo_splits, run_demo
-from muscle_hf.demo.story import kept, next_steps, words
+from muscle_hf.demo.story import kept, next_steps, stages, words
 from muscle_hf.evaluation import load_items, load_task, read_predictions
 from muscle_hf.files import read_json
 from muscle_hf.pipeline.config import load_settings
@@ -39,7 +43,9 @@ def test_the_demo_shows_all_models_and_its_commands_run(small, tmp_path, monkeyp
     assert torch.get_num_threads() == 1
     torch.set_num_threads(threads)
     said, folder = capsys.readouterr().out, Path("out/routing-seed0")
-    assert "Task adapter on v1" in said and "The paper's objective: " in said and "it/s" not in said
+    told = re.findall(r"^ *(\d+) %: (.*)$", said, re.MULTILINE)
+    assert [name for _, name in told] == [name for name, _ in stages("routing")] and "it/s" not in said
+    assert told[0][0] == "0" and int(told[-1][0]) > 80
     demo = run_demo("routing", 0, "out")  # what is done is not repeated
     assert [row.model for row in demo.result.rows] == [OLD, NEW, CONTROL, PAPER, COMPAT, BOTH]
     for name in demo.predictions:
@@ -106,3 +112,19 @@ def test_what_is_kept_is_counted_of_what_the_update_breaks():
     )
     assert kept(demo, COMPAT) == (2, 1, 1) and kept(demo, CONTROL) == (2, 2, 0)
     assert "Of 2 items" in words(demo) and "keeps 1 and breaks 1" in words(demo)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_line_says_how_far_it_is(terminal):
+    written = io.StringIO()
+    shown = Stages([("a", 100), ("b", 100), ("c", 200)], Console(file=written, width=80, force_terminal=terminal))
+    with shown.line:
+        for _ in range(2):
+            shown.next()
+        for _ in range(50):
+            shown.on_step_end(None, None, None)
+        assert shown.line.tasks[0].percentage == pytest.approx(37.5)
+        shown.next()
+        shown.next()
+    lines = [line.strip() for line in written.getvalue().splitlines()]
+    assert lines == ["0 %: a", "25 %: b", "50 %: c"] or (terminal and " left: c" in written.getvalue())
