@@ -22,9 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         action="append",
         required=True,
-        metavar="NAME=ADAPTER",
+        metavar="NAME[=ADAPTER]",
         help="name under which an adapter is served, and its folder or Hub id; may be given several times",
     )
+    parser.add_argument("--adapter", help="folder or Hub id of the adapter, where --model names none")
     parser.add_argument("--base", help="where the base is, if not where the adapters record it")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="texts to ask, one a line (default: a few)")
     parser.add_argument(
@@ -44,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask, and say how far each served model is from its adapter and from the plain base."""
-    adapters = pairs("--model", args.model, "task-v2=adapters/task-v2")
+    named = [text if "=" in text or not args.adapter else f"{text}={args.adapter}" for text in args.model]
+    adapters = pairs("--model", named, "task-v2=adapters/task-v2")
     if len(adapters) < len(args.model):
         raise MuscleError("--model names one served model twice")
     prompts = args.prompts and read_text(args.prompts, "file of prompts").splitlines()

@@ -23,7 +23,13 @@ class Stages(TrainerCallback):
             TimeRemainingColumn(),
             TextColumn("left: {task.description}"),
         )
-        self.line = Progress(*columns, console=self.console, disable=not self.console.is_terminal, transient=True)
+        self.line = Progress(
+            *columns,
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+            speed_estimate_period=600,
+        )
         self.task = self.line.add_task("", total=sum(size for _, size in self.stages))
 
     def next(self, said: str = "") -> None:
@@ -32,7 +38,10 @@ class Stages(TrainerCallback):
             (name, _), done = self.stages[self.begun], sum(size for _, size in self.stages[: self.begun])
             self.line.update(self.task, completed=done, description=name)
             if not self.console.is_terminal:
-                self.console.print(f"{self.line.tasks[0].percentage:3.0f} %: {name}", markup=False)
+                task = self.line.tasks[0]
+                left = task.time_remaining
+                told = "" if left is None else f", about {left // 60:.0f}:{left % 60:02.0f} left"
+                self.console.print(f"{task.percentage:3.0f} %{told}: {name}", markup=False)
         self.begun += 1
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -101,18 +101,18 @@ def test_each_name_is_what_it_answers_as(folder, models, capsys):
         assert (found["one"].answers_as, found["two"].answers_as) == (one, two)
         assert not found["one"].as_adapter and found["one"].distances[one] < 1e-5
         # An adapter that changes nothing is the base.
-        assert main(["check-served", url, "--model", f"nothing={folder / 'nothing'}"]) == 3
+        assert main(["check-served", url, "--model", "nothing", "--adapter", str(folder / "nothing")]) == 3
         assert main(["check-served", url, "--model", "one"]) == 2
         (folder / "prompts.txt").write_text("one prompt", encoding="utf-16")
         assert main(["check-served", url, "--model", f"one={one}", "--prompts", str(folder / "prompts.txt")]) == 2
-        assert main(["check-served", url, "--model", f"three={one}"]) == 2
-        assert main(["check-served", url, "--model", f"base={folder / 'base'}"]) == 2
+        assert main(["check-served", url, "--model", "three", "--adapter", one]) == 2
+        assert main(["check-served", url, "--model", "base", "--adapter", str(folder / "base")]) == 2
 
 
 def test_a_server_without_log_probabilities_is_told_by_its_answers(folder, models, capsys):
     with serving(models, make_tokenizer(), greedy=True, ways=frozenset()) as url:
         for name, code in (("one", 0), ("dropped", 1)):
-            assert main(["check-served", url, "--model", f"{name}={folder / 'one'}"]) == code
+            assert main(["check-served", url, "--model", name, "--adapter", str(folder / "one")]) == code
     assert "gives no log-probabilities" in capsys.readouterr().out
 
 
@@ -120,7 +120,7 @@ def test_prompts_of_the_user(folder, models, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("where can a customer\n\na parcel that arrived\n")
     with serving(models, make_tokenizer(), greedy=True) as url:
-        command = ["check-served", url, "--model", f"one={folder / 'one'}", "--prompts", str(prompts)]
+        command = ["check-served", url, "--model", "one", "--adapter", str(folder / "one"), "--prompts", str(prompts)]
         assert main(command) == 0
         with pytest.raises(MuscleError):
             check_served(Server(url, ""), {"one": folder / "one"}, prompts=())
