@@ -4,10 +4,11 @@
 
 Whole steps of the trainer on the same rows of running text, v1 and v2 with adapters, both asked about every row; the
 ways take turns in one process; processor time. In the first epoch every step meets rows it has not seen, so v1's view
-of them is made in it too; the second meets them again. ``small``: the 0.3M-parameter models with other tokenizers
-(``../shared``), where v1 reads more tokens than v2 for the same text. ``wide``: random weights, two byte-level BPEs of
-32,768 tokens, of other words and other texts. ``usual``: the same in front of bodies of 85M parameters, since what the
-tokenizers cost does not grow with these. Writes benchmarks/results/foreign_cost.md.
+of them is made in it too, from what was found when the caches were filled; the second meets them again. ``small``: the
+0.3M-parameter models with other tokenizers (``../shared``), where v1 reads more tokens than v2 for the same text.
+``wide``: random weights, two byte-level BPEs of 32,768 tokens, of other words and other texts. ``usual``: the same in
+front of bodies of 85M parameters, since what the tokenizers cost does not grow with these. Writes
+benchmarks/results/foreign_cost.md.
 """
 
 from __future__ import annotations
@@ -234,8 +235,8 @@ def main() -> None:
             f"`{command}`, {where()}, one thread. Milliseconds of the processor for a step, over those of the step "
             f"with one tokenizer: means over {STEPS} steps an epoch, the better of {args.rounds} rounds, all in one "
             "run, in turns. The bodies of both v1 are of one size. The rows are running text, the hardest there is; "
-            "in the first epoch all are new, and v1's view of them is made in the step. One number an answer is kept "
-            "without a cache too, so that v1's body runs in the first epoch alone.",
+            "in the first epoch all are new, and v1's view of them is made in the step (from what was found of single "
+            "steps when the caches were filled). One number an answer is kept without a cache too, so that v1's body runs in the first epoch alone.",
             "",
             "| models | trained on | way | first epoch | second epoch | to reach |",
             "| --- | --- | --- | ---: | ---: | ---: |",
