@@ -236,7 +236,8 @@ def main() -> None:
             f"with one tokenizer: means over {STEPS} steps an epoch, the better of {args.rounds} rounds, all in one "
             "run, in turns. The bodies of both v1 are of one size. The rows are running text, the hardest there is; "
             "in the first epoch all are new, and v1's view of them is made in the step (from what was found of single "
-            "steps when the caches were filled). One number an answer is kept without a cache too, so that v1's body runs in the first epoch alone.",
+            "steps when the caches were filled). One number an answer is kept without a cache too, so that v1's body "
+            "runs in the first epoch alone.",
             "",
             "| models | trained on | way | first epoch | second epoch | to reach |",
             "| --- | --- | --- | ---: | ---: | ---: |",
