@@ -199,7 +199,9 @@ def _question(group: Sequence[Mapping[str, Any]], item: Item | None, where: str)
 def require_likelihoods(scores: Any, choices: Sequence[str], where: str) -> None:
     """Refuse scores that are not a log-likelihood for each choice."""
     several = hasattr(scores, "__len__") and not isinstance(scores, (str, Mapping)) and len(scores) == len(choices)
-    if not several or not all(isinstance(score, Real) and -math.inf < score < 1e-3 for score in scores):  # rounding
+    if not several or not all(
+        isinstance(score, Real) and -math.inf < float(score) < 1e-3 for score in scores
+    ):  # rounding
         raise MuscleError(
             f"{where}: {len(choices)} choices, but the scores {scores!r:.200}; each needs its log-likelihood, which "
             "is not above 0"

@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from html import escape
 from typing import Any, Literal
 
 from muscle_hf.metrics.intervals import Estimate
@@ -402,6 +403,19 @@ class Document:
         tasks = ", ".join(f"{task.name!r} ({task.items} items)" for task in self.tasks)
         gate = "" if self.gate is None else f"; gate: {self.gate.verdict}"
         return f"<Document of {[model.label for model in self.models]}: {tasks}{gate}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a row for each task and updated model."""
+        rows: list[tuple[str, ...]] = [("task", "model", "old", "new", "change", "NFR", "verdict")]
+        for task in (*self.totals, *self.tasks):
+            for update in task.updates:
+                nfr = update.rates.get("nfr") or update.rates.get("nfr_smooth")
+                numbers = (task.accuracy_old.value, update.accuracy.value, update.change.value)
+                cells = [*(f"{number:.3f}" for number in numbers), f"{nfr.value:.3f}" if nfr else ""]
+                rows.append((task.name, update.label, *cells, update.verdict))
+        lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        gate = "" if self.gate is None else f"<p>Gate: {escape(self.gate.verdict)}</p>"
+        return f"<table>{lines}</table>{gate}"
 
     def _fields(self) -> dict[str, Any]:
         data = {"schema_version": SCHEMA_VERSION, **{entry.name: getattr(self, entry.name) for entry in fields(self)}}

@@ -271,7 +271,7 @@ class RowReader(Roles):
 
 def _text(value: Any, choices: Sequence[str] = ()) -> str:
     """What a reader is shown: of the index of a choice its text."""
-    if value.__class__ is int and 0 <= value < len(choices):
+    if type(value) is int and 0 <= value < len(choices):
         return choices[value]
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 

@@ -260,8 +260,9 @@ def _curves(history: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, list[
         ("KL on the evaluation set", (("eval_kl_old", "to the old model"), ("eval_kl_new", "to the new model"))),
     ):
         lines = [(label, [(x["step"], x[key]) for x in history if key in x and "step" in x]) for key, label in series]
-        if lines := [(label, points) for label, points in lines if len(points) > 1]:
-            yield title, lines
+        drawn: list[charts.Line] = [(label, points) for label, points in lines if len(points) > 1]
+        if drawn:
+            yield title, drawn
 
 
 @functools.cache

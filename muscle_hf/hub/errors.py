@@ -74,4 +74,4 @@ def _reason(error: BaseException) -> str:
     detail = " ".join(lines[:3])[:400] or type(error).__name__
     status = getattr(getattr(error, "response", None), "status_code", None)
     status = 401 if isinstance(error, LocalTokenNotFoundError) else status
-    return f"{detail.rstrip('.')}. {_REMEDIES.get(status, '')}".strip()
+    return f"{detail.rstrip('.')}. {_REMEDIES.get(status or 0, '')}".strip()

@@ -17,9 +17,12 @@ from muscle_hf.words import did_you_mean
 T = TypeVar("T")
 
 
-def read_yaml(file: str | os.PathLike) -> dict[str, Any]:
-    """The content of a settings file, laid over the files that its ``include`` names (from its own folder)."""
+def read_yaml(file: str | os.PathLike, above: Sequence[Path] = ()) -> dict[str, Any]:
+    """The content of a settings file, laid over the files that its ``include`` names (from its own folder); ``above``
+    are those that include it."""
     path, content = Path(file), files.read_yaml(file)
+    if path.resolve() in above:
+        raise MuscleError(f"{above[-1]} includes {path}, which includes it")
     if not isinstance(content, dict):
         raise MuscleError(f"{path} must be a mapping of settings")
     names = content.pop("include", [])
@@ -27,7 +30,7 @@ def read_yaml(file: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise MuscleError(f"{path}: include is {names!r}; it must be a file or a list of files")
     for name in names:
-        below = laid_over(read_yaml(path.parent / name), below)
+        below = laid_over(read_yaml(path.parent / name, (*above, path.resolve())), below)
     return laid_over(content, below)
 
 

@@ -95,6 +95,7 @@ def test_wrong_overrides_say_what_is_wrong(file, words, message):
         ("task: {", "not valid YAML"),
         (MINIMAL + "tsak: x\n", "tsak.*'task'"),
         (MINIMAL + "include: 5\n", "include is 5"),
+        (MINIMAL + "include: run.yaml\n", "run.yaml"),
         (MINIMAL + "include: [5]\n", "include is .5"),
     ],
 )

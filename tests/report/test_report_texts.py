@@ -276,6 +276,7 @@ def test_a_document_says_what_it_is():
     document = hostile_document()
     assert len(repr(full_document())) < 200 and "gate: fail" in repr(full_document())
     assert repr(document).isprintable()
+    assert "<script" not in document._repr_html_() and "<td>routing</td>" in full_document()._repr_html_()
 
 
 def test_many_tasks_with_long_names_fit_into_a_comment_and_stay_apart():
