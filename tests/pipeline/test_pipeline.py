@@ -158,8 +158,8 @@ def test_a_run_publishes_the_compatibility_adapter_alone(bases, tmp_path):
     ("setting", "says"),
     [
         ({"hub_model_id": "tester/merged", "hub_token": TOKEN}, "holds a model already"),
-        ({"hub_model_id": "tester/desk", "hub_token": "hf_wrong"}, "does not accept the token"),
-        ({"hub_model_id": "tester/desk/routing", "hub_token": TOKEN}, "no name of a repository"),
+        ({"hub_model_id": "tester/desk", "hub_token": "hf_wrong"}, "401"),
+        ({"hub_model_id": "tester/desk/routing", "hub_token": TOKEN}, "tester/desk/routing"),
     ],
 )
 def test_what_cannot_be_published_is_said_before_anything_is_trained(bases, tmp_path, setting, says):

@@ -121,9 +121,9 @@ def test_models_that_cannot_be_cached_compute_as_before(world, tmp_path, monkeyp
 def test_the_control_takes_as_many_steps_as_with_transfer_rows(given, expected, world, tmp_path, monkeypatch):
     taken = {}
 
-    def counted(model, data, arguments, *, name):
+    def counted(model, data, arguments, *, name, **more):
         taken[name] = arguments.max_steps
-        return original(model, data, arguments, name=name)
+        return original(model, data, arguments, name=name, **more)
 
     original = steps.train_plainly
     monkeypatch.setattr(steps, "train_plainly", counted)
