@@ -45,20 +45,29 @@ def made_base(folder: Path, root: Path, like: str, text: str, steps: int, seed: 
     torch.manual_seed(seed)
     config = AutoConfig.from_pretrained(like, trust_remote_code=False)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    _pretrain(model, ids, folder, steps, seed, learning_rate)
+    _pretrain(model, ids, folder.with_name(f"{folder.name}-checkpoints"), steps, seed, learning_rate)
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     return folder
 
 
 def larger_base(
-    folder: Path, root: Path, layers: int, width: int, texts: list[str], steps: int, seed: int, tokenizer: Any
+    folder: Path,
+    checkpoints: Path,
+    root: Path,
+    layers: int,
+    width: int,
+    texts: list[str],
+    steps: int,
+    seed: int,
+    tokenizer: Any,
 ) -> Path:
     """The folder of a Llama with fresh weights, trained on texts from the first to the last, as often as the steps
     need; it goes on from its last checkpoint where it was stopped. Saved in bfloat16, a few megabytes.
 
     Args:
         folder: Where it is saved.
+        checkpoints: Folder of what is kept until then, many times as large.
         root: What ``texts`` and ``tokenizer`` are below.
         layers: Blocks.
         width: Of the hidden states; heads have 32 dimensions.
@@ -100,7 +109,7 @@ def larger_base(
         )
     )
     needed = steps * _ROWS * _LENGTH
-    _pretrain(model, ids * -(-needed // len(ids)), folder, steps, seed, learning_rate=2e-3)
+    _pretrain(model, ids * -(-needed // len(ids)), checkpoints, steps, seed, learning_rate=2e-3)
     known.save_pretrained(folder)
     model.to(torch.bfloat16).save_pretrained(folder)
     return folder
@@ -117,7 +126,7 @@ def _documents(root: Path, name: str) -> list[str]:
     return [read[start : start + 20_000] for start in range(0, len(read), 20_000)]
 
 
-def _pretrain(model: Any, ids: list[int], folder: Path, steps: int, seed: int, learning_rate: float) -> None:
+def _pretrain(model: Any, ids: list[int], checkpoints: Path, steps: int, seed: int, learning_rate: float) -> None:
     """Next-token prediction on the first tokens of a text, in an order of the seed."""
     import torch
     from transformers import Trainer, TrainingArguments
@@ -127,7 +136,6 @@ def _pretrain(model: Any, ids: list[int], folder: Path, steps: int, seed: int, l
     if len(ids) < needed:
         raise ValueError(f"{len(ids)} tokens of text are too few for {steps} steps")
     blocks = torch.tensor(ids[:needed]).view(-1, _LENGTH)
-    checkpoints = folder.with_name(f"{folder.name}-checkpoints")
     arguments = TrainingArguments(
         str(checkpoints), max_steps=steps, per_device_train_batch_size=_ROWS, learning_rate=learning_rate, seed=seed,
         lr_scheduler_type="cosine", warmup_steps=20, save_steps=200, save_total_limit=1, logging_steps=50,
@@ -239,7 +247,7 @@ def study_base(name: str, plan: dict[str, Any], runs: Path, root: Path, seed: in
         draw = described["draw"].format(seed=seed)
         return repeated_base(runs / "bases" / f"{name}-seed{seed}", root, **{**described, "draw": draw})
     if "layers" in described:
-        return larger_base(KEPT / name, root, **described)
+        return larger_base(KEPT / name, runs / "bases" / f"{name}-checkpoints", root, **described)
     make = retokenized_base if "body" in described else made_base
     return make(runs / "bases" / name, root, **described)
 
