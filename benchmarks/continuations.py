@@ -10,7 +10,6 @@ give unfit continuations less.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import os
@@ -20,7 +19,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from reporting import publish, timed, where
+from reporting import publish, timed, tokenizer_pairs, where
 from transformers import AutoTokenizer
 
 from muscle_hf.tokens import Aligner, ByteVocabulary, ForeignTargets
@@ -89,12 +88,9 @@ def measure(old_folder: Path, new_folder: Path) -> list[str]:
 
 def main() -> None:
     """Print the table, and keep it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("pairs", nargs="+", metavar="OLD:NEW")
-    asked = parser.parse_args()
+    pairs = tokenizer_pairs(__doc__)
     torch.set_num_threads(1)
-    lines = [line for pair in asked.pairs for line in measure(*(asked.folder / name for name in pair.split(":")))]
+    lines = [line for pair in pairs for line in measure(*pair)]
     header = [
         "| v1 | student | bound | beginnings with more continuations | places | mass that the bound moves | places "
         "where over 1 % | at most | label, nats a place | first time, ms a place |",

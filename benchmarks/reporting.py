@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import platform
 import time
 from collections.abc import Callable, Iterable
@@ -22,6 +23,20 @@ def publish(name: str, lines: Iterable[str]) -> None:
     text = "\n".join(lines).rstrip("\n") + "\n"
     print(text)
     (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+
+
+def tokenizer_pairs(described: str | None) -> list[tuple[Path, Path]]:
+    """The folders of pairs of tokenizers that the command line names: ``FOLDER OLD:NEW ...``.
+
+    Args:
+        described: What ``--help`` says of the benchmark.
+    """
+    parser = argparse.ArgumentParser(description=described, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("pairs", nargs="+", metavar="OLD:NEW")
+    asked = parser.parse_args()
+    named = (pair.split(":") for pair in asked.pairs)
+    return [(asked.folder / old, asked.folder / new) for old, new in named]
 
 
 def put_between(document: Path, mark: str, text: str) -> None:

@@ -8,14 +8,13 @@ student's probabilities are random, which takes as long. Processor seconds of on
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import os
 import tempfile
 from pathlib import Path
 
 import torch
-from reporting import publish, timed, where
+from reporting import publish, timed, tokenizer_pairs, where
 from transformers import AutoTokenizer
 
 from muscle_hf.tokens import Aligner, ByteVocabulary, CellTable, ForeignTargets, spread
@@ -75,12 +74,9 @@ def measure(old_folder: Path, new_folder: Path) -> str:
 
 def main() -> None:
     """Print the table, and keep it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("pairs", nargs="+", metavar="OLD:NEW")
-    asked = parser.parse_args()
+    pairs = tokenizer_pairs(__doc__)
     torch.set_num_threads(1)
-    lines = [measure(*(asked.folder / name for name in pair.split(":"))) for pair in asked.pairs]
+    lines = [measure(*pair) for pair in pairs]
     header = [
         "| v1 | v2 | open tokens of v1 | table built, s | from disk, s | (X1), ms a place | steps a place | "
         "alignment, ms a place | tables of steps, ms a place (first time) | target, ms a place |",
