@@ -21,8 +21,8 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from muscle_hf.demo import story
-    from muscle_hf.demo.progress import Stages
-    from muscle_hf.demo.run import run_demo
+    from muscle_hf.demo.progress import Line
+    from muscle_hf.demo.run import REPORT, run_demo, stages
     from muscle_hf.pipeline import table
     from muscle_hf.pipeline.steps import hush
     from muscle_hf.report.terminal import print_warnings
@@ -32,13 +32,13 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(1)  # models this small gain nothing from a second, and threads that share a core crawl
     console = Console(highlight=False, soft_wrap=True)
     for task in TASK_NAMES if args.task == "all" else (args.task,):
-        stages = Stages(story.stages(task), console)
-        with stages.line:
-            demo = run_demo(task, args.seed, args.output, stages)
+        line = Line(sum(size for process in stages(task) for _, size in process), console)
+        with line.shown:
+            demo = run_demo(task, args.seed, args.output, line)
         console.print(table.to_rich(demo.result, story.NAMES, short=True))
         console.print(story.words(demo), markup=False)
         print_warnings(demo.result.warnings, console)
-        console.print(f"\nThe report: {demo.folder / 'report.html'}", markup=False)
+        console.print(f"\nThe report: {demo.folder / REPORT}", markup=False)
         for what, command in story.next_steps(demo):
             console.print(f"\n{what}:\n{command}", markup=False)
     return 0

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import multiprocessing
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from muscle_hf.compare import compare, source_of
 from muscle_hf.compare.targets import probabilities_of, target_choices
 from muscle_hf.demo import SETTINGS, TASKS, base, rows
-from muscle_hf.demo.progress import Stages
+from muscle_hf.demo.progress import Line, Stages
 from muscle_hf.demo.tasks import TASK_FILES
 from muscle_hf.evaluation.predictions import Prediction, write_predictions
-from muscle_hf.files import read_yaml, write_text
+from muscle_hf.files import alone, read_yaml, write_text
 from muscle_hf.pipeline.config import RunSettings, SplitSettings
 from muscle_hf.pipeline.data import Splits
 from muscle_hf.pipeline.reading import build
 from muscle_hf.pipeline.run import Run
+from muscle_hf.pipeline.steps import hush
 from muscle_hf.pipeline.table import COMPAT, CONTROL, NEW, OLD, PREDICTIONS, Result, load_result_predictions
 from muscle_hf.report import html
 
 # What the demo has beside the models of a run.
 PAPER, BOTH = "paper", "both"
+REPORT = "report.html"
 LABELS = {OLD: "v1", NEW: "v2", CONTROL: "plain training", PAPER: "paper", COMPAT: "recommended", BOTH: "both models"}
 
 _OWN_HEAD = """\
@@ -121,28 +128,110 @@ def both_at_inference(old: Sequence[Prediction], new: Sequence[Prediction]) -> l
     ]
 
 
-def run_demo(task_name: str, seed: int, output: str | Path, stages: Stages | None = None) -> Demo:
-    """Train, evaluate and save on one task of the embedded world, in a folder per task and seed; writes the report."""
+def stages(task: str) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    """What each of a demo's two processes does, in order, with the time it takes in training steps."""
+    chosen = SETTINGS[task]
+    task_adapter = chosen.epochs * -(-chosen.train // chosen.batch_size)
+    answers = chosen.test // (70 if TASKS[task].kind == "choice" else 5)
+    asked = [(f"{chosen.test} test items: {name}", answers) for name in ("v1", "v2", "recommended", "control")]
+    recommended = ("the recommended adapter", chosen.steps + 80)
+    paper = [("the paper's objective", chosen.steps + 15), (f"{chosen.test} test items: the paper's", answers)]
+    return (
+        [("a task adapter on v1", task_adapter), recommended, *asked],
+        [("a task adapter on v2", task_adapter), ("the control", chosen.steps), *paper],
+    )
+
+
+def run_demo(task_name: str, seed: int, output: str | Path, line: Line | None = None) -> Demo:
+    """Train, evaluate and save on one task of the embedded world, in a folder per task and seed; writes the report.
+
+    A second process trains beside this one, with as many threads.
+    """
     folder = Path(output) / f"{task_name}-seed{seed}"
-    task, splits, settings = TASKS[task_name], demo_splits(task_name, seed), demo_settings(task_name, seed, folder)
-    quiet = dataclasses.replace(settings, training={**settings.training, "disable_tqdm": True})
-    stages = stages or Stages()
-    run = Run(quiet, task, splits, stages.next)
-    run.callbacks = [stages]
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder / REPORT):
+        settings = demo_settings(task_name, seed, folder)
+        answers = _answers(settings, demo_splits(task_name, seed), line or Line())
+        if TASKS[task_name].kind == "choice":
+            answers[BOTH] = both_at_inference(answers[OLD], answers[NEW])
+        answers = {name: answers[name] for name in LABELS if name in answers}
+        for name in (PAPER, BOTH):
+            if name in answers:
+                write_predictions(folder / PREDICTIONS / f"{name}.jsonl", answers[name])
+        sources = [source_of(found, LABELS[name]) for name, found in answers.items()]
+        controls = [LABELS[name] for name in answers if name not in (OLD, NEW, COMPAT)]
+        document = compare(*sources, labels=[LABELS[name] for name in answers], controls=controls)
+        write_text(folder / REPORT, html.render(document))
+        return Demo(folder, Result.of(answers), answers, write_own(task_name, seed, settings))
+
+
+def _answers(settings: RunSettings, splits: Splits, line: Line) -> dict[str, Sequence[Prediction]]:
+    here, beside = stages(str(settings.task))
+    stage = Stages(here, line.move)
+    run, paper_splits = _run(settings, splits, stage), dataclasses.replace(splits, transfer=())
+    with _second_process(beside, line.move) as second:
+        new = second.submit(_beside, settings, splits, NEW)
+        stage.next()
+        run.adapter(OLD)
+        control = second.submit(_beside, settings, splits, CONTROL)
+        paper = second.submit(_beside, paper_settings(settings), paper_splits, COMPAT)
+        new.result()
+        stage.next()
+        run.adapter(COMPAT)
+        for name in (OLD, NEW, COMPAT, CONTROL):
+            if name == CONTROL:
+                control.result()
+            stage.next()
+            run.answers(name)
+        of_paper = paper.result()
     run.whole()
-    answers = dict(load_result_predictions(folder))
-    paper = Run(paper_settings(quiet), task, dataclasses.replace(splits, transfer=()), stages.next)
-    paper.callbacks = [stages]
-    answers[PAPER] = paper.answers(COMPAT)
-    if task.kind == "choice":
-        answers[BOTH] = both_at_inference(answers[OLD], answers[NEW])
-    stages.next()
-    answers = {name: answers[name] for name in LABELS if name in answers}
-    for name in (PAPER, BOTH):
-        if name in answers:
-            write_predictions(folder / PREDICTIONS / f"{name}.jsonl", answers[name])
-    sources = [source_of(found, LABELS[name]) for name, found in answers.items()]
-    controls = [LABELS[name] for name in answers if name not in (OLD, NEW, COMPAT)]
-    document = compare(*sources, labels=[LABELS[name] for name in answers], controls=controls)
-    write_text(folder / "report.html", html.render(document))
-    return Demo(folder, Result.of(answers), answers, write_own(task_name, seed, settings))
+    return {**load_result_predictions(run.folder), PAPER: of_paper}
+
+
+def _run(settings: RunSettings, splits: Splits, stage: Stages) -> Run:
+    quiet = dataclasses.replace(settings, training={**settings.training, "disable_tqdm": True})
+    run = Run(quiet, TASKS[str(settings.task)], splits, say=lambda text: None)
+    run.callbacks = [stage]
+    return run
+
+
+# ---- The second process ----
+
+
+@contextlib.contextmanager
+def _second_process(beside: Sequence[tuple[str, int]], move: Callable[..., None]) -> Iterator[Executor]:
+    """Where :func:`_beside` runs, whose stages move the line of this process."""
+    spawn, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
+    moves = spawn.SimpleQueue()
+    mover = threading.Thread(target=lambda: [move(*moved) for moved in iter(moves.get, None)], daemon=True)
+    mover.start()
+    with ProcessPoolExecutor(1, spawn, _begin, (beside, moves.put, torch.get_num_threads())) as second:
+        try:
+            yield second
+        except BaseException:
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()  # else it would be waited for
+            raise
+    moves.put(None)
+    mover.join()
+
+
+def _begin(beside: Sequence[tuple[str, int]], tell: Callable[[tuple[int, str | None]], None], threads: int) -> None:
+    global _stage
+    hush()
+    torch.set_num_threads(threads)
+    _stage = Stages(beside, lambda *moved: tell(moved))
+
+
+_stage: Stages
+
+
+def _beside(settings: RunSettings, splits: Splits, name: str) -> list[Prediction] | None:
+    """Train an adapter of a run; gives the answers of a compatibility adapter to the test items."""
+    run = _run(settings, splits, _stage)
+    _stage.next()
+    run.adapter(name)
+    if name != COMPAT:
+        return None
+    _stage.next()
+    return run.answers(name)

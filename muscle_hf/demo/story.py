@@ -62,15 +62,3 @@ def next_steps(demo: Demo) -> list[tuple[str, str]]:
         (mine, command("train", "--config", demo.own, "--dry-run")),
         ("Load the adapter, an ordinary LoRA on v2", shlex.join([sys.executable, "-c", script])),
     ]
-
-
-def stages(task: str) -> list[tuple[str, int]]:
-    """What a demo does, in order, with the time it takes in training steps."""
-    chosen = SETTINGS[task]
-    task_adapter = chosen.epochs * -(-chosen.train // chosen.batch_size)
-    answers = chosen.test // (70 if TASKS[task].kind == "choice" else 5)
-    versions = [(f"a task adapter on {version}", task_adapter) for version in ("v1", "v2")]
-    trained = [("the control", chosen.steps), ("the recommended adapter", chosen.steps + 80)]
-    asked = [(f"{chosen.test} test items: {name}", answers) for name in ("v1", "v2", "control", "recommended")]
-    paper = [("the paper's objective", chosen.steps + 15), (f"{chosen.test} test items: the paper's", answers)]
-    return [*versions, *trained, *asked, *paper]

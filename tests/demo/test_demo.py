@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import multiprocessing
 import os
 import re
 import subprocess
@@ -17,9 +18,9 @@ from rich.console import Console
 
 from muscle_hf.cli.main import main
 from muscle_hf.demo import SETTINGS, TASKS, rows
-from muscle_hf.demo.progress import Stages
-from muscle_hf.demo.run import BOTH, PAPER, both_at_inference, demo_splits, run_demo
-from muscle_hf.demo.story import kept, next_steps, stages, words
+from muscle_hf.demo.progress import Line, Stages
+from muscle_hf.demo.run import BOTH, PAPER, both_at_inference, demo_splits, run_demo, stages
+from muscle_hf.demo.story import kept, next_steps, words
 from muscle_hf.evaluation import load_items, load_task, read_predictions
 from muscle_hf.files import read_json
 from muscle_hf.pipeline.config import load_settings
@@ -44,7 +45,10 @@ def test_the_demo_shows_all_models_and_its_commands_run(small, tmp_path, monkeyp
     torch.set_num_threads(threads)
     said, folder = capsys.readouterr().out, Path("out/routing-seed0")
     told = re.findall(r"^ *(\d+) %(?:, about \d+:\d\d left)?: (.*)$", said, re.MULTILINE)
-    assert [name for _, name in told] == [name for name, _ in stages("routing")] and "it/s" not in said
+    for process in stages("routing"):  # each in its own order
+        names = [name for name, _ in process]
+        assert [name for _, name in told if name in names] == names
+    assert len(told) == sum(map(len, stages("routing"))) and "it/s" not in said
     assert told[0][0] == "0" and int(told[-1][0]) > 80
     demo = run_demo("routing", 0, "out")  # what is done is not repeated
     assert [row.model for row in demo.result.rows] == [OLD, NEW, CONTROL, PAPER, COMPAT, BOTH]
@@ -117,17 +121,32 @@ def test_what_is_kept_is_counted_of_what_the_update_breaks():
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_line_says_how_far_it_is(terminal):
     written = io.StringIO()
-    shown = Stages([("a", 100), ("b", 100), ("c", 200)], Console(file=written, width=80, force_terminal=terminal))
-    with shown.line:
-        for _ in range(2):
-            shown.next()
-        for _ in range(50):
-            shown.on_step_end(None, None, None)
-        assert shown.line.tasks[0].percentage == pytest.approx(37.5)
-        shown.next()
-        shown.next()
+    line = Line(500, Console(file=written, width=80, force_terminal=terminal))
+    here, beside = Stages([("a", 100), ("b", 100), ("c", 200)], line.move), Stages([("d", 100)], line.move)
+    with line.shown:
+        for stage in (here, beside, here):
+            stage.next()
+        for stage in (here, beside):
+            for _ in range(50):
+                stage.on_step_end(None, None, None)
+        assert line.shown.tasks[0].percentage == pytest.approx(40)
+        here.next()
+        assert line.shown.tasks[0].percentage == pytest.approx(50)
+        for stage in (here, beside):
+            stage.next()
+        assert line.shown.finished
     lines = [line.strip() for line in written.getvalue().splitlines()]
     if terminal:
         assert " left: c" in written.getvalue()
     else:
-        assert lines[0] == "0 %: a" and re.fullmatch(r"50 %, about 0:0\d left: c", lines[2]) and len(lines) == 3
+        assert lines[:2] == ["0 %: a", "0 %: d"] and len(lines) == 4
+        assert re.fullmatch(r"50 %, about 0:0\d left: c", lines[3])
+
+
+@pytest.mark.slow
+def test_what_fails_in_the_second_process_ends_the_demo(small, tmp_path):
+    (tmp_path / "routing-seed0").mkdir()
+    (tmp_path / "routing-seed0" / "control").write_text("in the way of a folder")
+    with pytest.raises(FileExistsError):
+        run_demo("routing", 0, tmp_path)
+    assert not [process for process in multiprocessing.active_children() if process.is_alive()]
