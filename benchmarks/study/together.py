@@ -11,6 +11,7 @@ from study import Cell
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from muscle_hf.compat.transformers import CACHE
 from muscle_hf.evaluation import Prediction, evaluate_task, read_predictions, write_predictions
 from muscle_hf.evaluation.loading import load_for_evaluation
 
@@ -25,8 +26,8 @@ def average(model: PreTrainedModel, other: PreTrainedModel) -> None:
     caches: WeakKeyDictionary[Cache, Cache] = WeakKeyDictionary()
 
     def hook(_: PreTrainedModel, args: tuple, given: dict[str, Any], output: CausalLMOutputWithPast) -> Any:
-        own = caches.setdefault(given["past_key_values"], DynamicCache(config=other.config))
-        theirs = other(*args, **{**given, "past_key_values": own}).logits
+        own = caches.setdefault(given[CACHE], DynamicCache(config=other.config))
+        theirs = other(*args, **{**given, CACHE: own}).logits
         both = torch.logaddexp(output.logits.float().log_softmax(-1), theirs.float().log_softmax(-1))
         output.logits = both - math.log(2)
         return output

@@ -15,8 +15,26 @@ from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND as INCLUDE_LINE
 from peft.utils.other import AuxiliaryTrainingWrapper as AuxiliaryTrainingWrapper
 from peft.utils.other import ModulesToSaveWrapper as ModulesToSaveWrapper
 from peft.utils.other import get_pattern_key as get_pattern_key
+from torch import nn
+
+from muscle_hf.compat.transformers import CACHE
+from muscle_hf.errors import MuscleError
 
 
 def active_adapter(model: PeftModel) -> str:
     """The name of a model's active adapter; the annotation allows several, which its own setters do not make."""
     return cast("str", model.active_adapter)
+
+
+def check_generates(model: nn.Module) -> None:
+    """Refuse to generate where PEFT 0.21 does not find the cache, and puts virtual tokens in again at each new token.
+
+    Raises:
+        MuscleError: The active adapter has virtual tokens, and transformers is 5.24 or newer.
+    """
+    config = getattr(model, "active_peft_config", None)
+    if CACHE != "past_key_values" and config is not None and config.is_prompt_learning:
+        raise MuscleError(
+            f"this version of PEFT generates wrong answers with {config.peft_type.value} adapters and this version of "
+            'transformers; pip install "transformers<5.24"'
+        )

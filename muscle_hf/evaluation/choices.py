@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from muscle_hf.compat.transformers import CACHE
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.batching import chunks_of_similar_length
 from muscle_hf.evaluation.models import ModelFacts
@@ -103,7 +104,7 @@ class ChoiceScorer:
         if not self.facts.can_share:
             return False
         ids = torch.tensor([group.context], device=self.facts.device)
-        cache = self.facts.model(input_ids=ids, use_cache=True, **self.facts.keep(1)).get("past_key_values")
+        cache = self.facts.model(input_ids=ids, use_cache=True, **self.facts.keep(1)).get(CACHE)
         plain = (DynamicLayer, DynamicSlidingWindowLayer)
         return isinstance(cache, DynamicCache) and all(type(layer) in plain for layer in cache.layers)
 
@@ -122,7 +123,7 @@ class ChoiceScorer:
         lengths = [len(rows[r][1]) - 1 for r in longer]
         for chunk in chunks_of_similar_length(lengths, facts.device, self.batch_size):
             chosen = [longer[i] for i in chunk]
-            cache = copy.copy(out.past_key_values)
+            cache = copy.copy(out[CACHE])
             cache.layers = [copy.copy(layer) for layer in cache.layers]
             cache.batch_select_indices(index[chosen])
             tokens, tail = facts.pad([rows[r][1][:-1] for r in chosen], side="right")
@@ -130,8 +131,8 @@ class ChoiceScorer:
             logits = facts.model(
                 input_ids=tokens,
                 attention_mask=full,
-                past_key_values=cache,
                 use_cache=True,
+                **{CACHE: cache},
                 **facts.positions(full, last=tokens.shape[1]),
             ).logits
             targets, _ = facts.pad([rows[r][1][1:] for r in chosen], side="right")

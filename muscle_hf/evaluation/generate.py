@@ -13,6 +13,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from muscle_hf.compat.peft import check_generates
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.models import ModelFacts
 from muscle_hf.evaluation.scoring import cut_at
@@ -61,6 +62,7 @@ def generate(
 
     ``synced``: all processes take part in every step (sharded models).
     """
+    check_generates(facts.model)
     base, ends = facts.base, _end_tokens(facts.base, tokenizer)
     ids, mask = facts.pad(prompts, side="left")
     start = 1 if facts.encoder_decoder else ids.shape[1]

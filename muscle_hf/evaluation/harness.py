@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from muscle_hf.compat.peft import active_adapter
+from muscle_hf.compat.peft import active_adapter, check_generates
 from muscle_hf.errors import MissingDependencyError, MuscleError
 from muscle_hf.evaluation.loading import load_for_evaluation, tokenizer_of
 from muscle_hf.evaluation.state import untouched
@@ -128,6 +128,7 @@ def run_harness(
     for side, asked in sides.items():
         tracker = EvaluationTracker(output_path=os.fspath(output)) if output is not None else None
         with asked.active():
+            check_generates(asked.model)
             results = cast("Any", lm_eval.simple_evaluate)(
                 model=cast("Any", HFLM)(pretrained=asked.model, tokenizer=asked.tokenizer, batch_size=batch_size),
                 tasks=[name if isinstance(name, str) else dict(name) for name in tasks],

@@ -12,6 +12,7 @@ import torch
 from evaluation_models import make_choice_task, make_generation_task, make_model, make_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from muscle_hf.compat.transformers import CACHE
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation import (
     Item,
@@ -83,7 +84,7 @@ def test_prompts_are_shared_by_default_where_that_is_exact():
     for kind, expected in (("llama", True), ("recurrent", False), ("alibi", True)):
         model, cached = make_model(kind), []
         model.register_forward_pre_hook(
-            lambda _, args, kwargs, cached=cached: cached.append(kwargs.get("past_key_values") is not None),
+            lambda _, args, kwargs, cached=cached: cached.append(kwargs.get(CACHE) is not None),
             with_kwargs=True,
         )
         choice_log_likelihoods(model, make_tokenizer(), pairs)
@@ -139,6 +140,30 @@ def test_generation_is_greedy_whatever_the_model_is_set_to():
     answer = ids[-task.max_new_tokens :]
     answer = answer[: answer.index(1)] if 1 in answer else answer
     assert plain[0] == tokenizer.decode(answer, skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("config", [peft.PromptTuningConfig, peft.PrefixTuningConfig])
+def test_generation_puts_virtual_tokens_in_once_or_is_refused(config):
+    torch.manual_seed(0)
+    model = peft.get_peft_model(make_model(), config(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    tokenizer, (task, items) = make_tokenizer(), make_generation_task(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter)
+    if CACHE != "past_key_values":
+        with pytest.raises(MuscleError, match=model.active_peft_config.peft_type.value):
+            evaluate_task(model, tokenizer, task, items, progress=False)
+        return
+    found = evaluate_task(model, tokenizer, task, items, progress=False)[0].prediction
+    ids = tokenizer(items[0].prompt, return_tensors="pt")["input_ids"]
+    start = ids.shape[1]
+    for _ in range(task.max_new_tokens):
+        with torch.no_grad():
+            chosen = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, -1].argmax(-1, keepdim=True)
+        ids = torch.cat([ids, chosen], dim=1)
+    answer = ids[0, start:].tolist()
+    answer = answer[: answer.index(1)] if 1 in answer else answer
+    assert found == tokenizer.decode(answer, skip_special_tokens=True).strip() != ""
 
 
 def test_generation_stops_at_stop_strings_and_saves_the_steps():
