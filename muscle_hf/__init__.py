@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from muscle_hf.lazy import lazy_exports
-from muscle_hf.moved import offer_old_paths
 
 __version__ = "0.1.0"
-
-offer_old_paths()
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
