@@ -45,10 +45,7 @@ def run(args: argparse.Namespace) -> int:
     folder = args.cache or settings.training.get("teacher_cache") or Path(settings.output_dir, FOLDER)
     console = Console(highlight=False, soft_wrap=True)
     for role, cached in cache_run(settings, folder, args.batch_size, console.print).items():
-        computed = sum(plan.missing for plan in cached.plans)
         console.print(
-            f"{role} model: {cached.sequences:,} sequences in {cached.folder}, {computed:,} of them computed now"
+            f"{role} model: {cached.rows:,} rows in {cached.folder}, {cached.computed:,} of them computed now"
         )
-        if uncacheable := sum(plan.uncacheable for plan in cached.plans):
-            console.print(f"  {uncacheable:,} rows depend on more than their own content and stay out of the cache")
     return 0

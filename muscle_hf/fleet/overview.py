@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from muscle_hf.cache.build import human_bytes
+from muscle_hf.cache.room import human_bytes
 from muscle_hf.fleet.checks import checked_runs
 from muscle_hf.fleet.run import chosen, line_of
 from muscle_hf.fleet.settings import Fleet

@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
 
-from muscle_hf.cache import CachePlan, KeyRules, build_cache
 from muscle_hf.cache.likelihoods import AnswerLikelihoods
+from muscle_hf.cache.source import CachedTargets
 from muscle_hf.errors import MuscleError
 from muscle_hf.pipeline.config import RunSettings
 from muscle_hf.pipeline.run import VERSIONS, Run
@@ -21,16 +21,17 @@ from muscle_hf.pipeline.teaching import scores_because
 from muscle_hf.served.teacher import ServedTeacher
 from muscle_hf.teachers.batch import Batch
 from muscle_hf.trainer import MuscleTrainer
-from muscle_hf.training.caches import answers_in_front, open_cache
+from muscle_hf.training.caches import answers_in_front, caches_in_front
 
 
 @dataclass(frozen=True)
 class Cached:
-    """What is in the cache of one teacher: what was missing, per data set; the folder; how many sequences it holds."""
+    """What is in the cache of one teacher: its folder, how many rows were looked at, and how many of these were
+    missing and are computed now."""
 
-    plans: list[CachePlan]
     folder: str
-    sequences: int
+    rows: int
+    computed: int
 
 
 def cache_run(
@@ -46,10 +47,7 @@ def cache_run(
         for name in VERSIONS:
             whole.choice_log(name)
         return {}
-    # Teachers that would read the cache themselves are of no use to fill it.
-    changed = {"teacher_cache": None} if "teacher_cache" in whole.training else {}
-    trainer = whole.compatibility_trainer(whole.folder / COMPAT, **changed)
-    return cache_teachers(trainer, folder, batch_size=batch_size, say=say)
+    return cache_teachers(whole.compatibility_trainer(whole.folder / COMPAT), folder, batch_size=batch_size, say=say)
 
 
 def cache_teachers(
@@ -79,12 +77,8 @@ def cache_teachers(
         MuscleError: The rows are a stream, the model cannot be cached, the disk is too small, or the objective needs
             more than ``teacher_cache_top_k`` keeps.
     """
-    accelerator, found = trainer.accelerator, {}
+    found: dict[str, Cached] = {}
     size = batch_size or trainer.args.eval_batch_size
-    how: dict[str, Any] = {
-        "share": (accelerator.process_index, accelerator.num_processes),
-        "progress": not trainer.args.disable_tqdm and accelerator.is_local_main_process,
-    }
     for role, teacher in trainer.teachers.items():
         whole_answers = role == "old" and trainer.old_targets == "answer"
         if (served := teacher.served) is not None:
@@ -95,59 +89,41 @@ def cache_teachers(
             def ask(batch: Batch, served: ServedTeacher = served, whole_answers: bool = whole_answers) -> None:
                 served.states(served.spelling(batch.answers()) if whole_answers else served.reading(batch))
 
-            found[role] = _ask_each(trainer, role, served, ask, 4 * max(1, served.server.concurrency), **how)
+            found[role] = _ask_each(trainer, role, served, ask, 4 * max(1, served.server.concurrency))
         if not teacher.models:
             continue
         if whole_answers:
-            numbers = answers_in_front(trainer, folder)
-            found[role] = _ask_each(trainer, role, numbers, numbers.targets, size, **how)
-            continue
-        with open_cache(trainer, teacher, folder) as store:
-            plans = [
-                build_cache(
-                    teacher,
-                    rows,
-                    collate,
-                    store,
-                    size,
-                    autocast=accelerator.autocast,
-                    rules=KeyRules.of(teacher.model, trainer.kind),
-                    trained_labels=trainer.trained_labels,
-                    name=name,
-                    say=say if accelerator.is_main_process else None,
-                    **how,
-                )
-                for name, rows, collate in _datasets(trainer, role)
-            ]
-            accelerator.wait_for_everyone()
-            store.refresh()
-            found[role] = Cached(plans, str(store.folder), len(store))
+            source: AnswerLikelihoods | CachedTargets = answers_in_front(trainer, folder)
+        else:
+            heard = say if say is not None and trainer.accelerator.is_main_process else lambda text: None
+            source = caches_in_front(trainer, [role], folder, heard)[role]
+        found[role] = _ask_each(trainer, role, source, source.targets, size)
     return found
 
 
 def _ask_each(
     trainer: MuscleTrainer,
     role: str,
-    source: ServedTeacher | AnswerLikelihoods,
+    source: ServedTeacher | AnswerLikelihoods | CachedTargets,
     ask: Callable[[Batch], Any],
     size: int,
-    share: tuple[int, int],
-    progress: bool,
 ) -> Cached:
-    """Ask a source about all rows, of which it keeps what it says; ``size`` of them at a time."""
-    plans, (rank, processes) = [], share
+    """Ask a source about all rows, of which it keeps what it says; ``size`` of them at a time, and the longest first,
+    so that a batch that does not fit fails at once."""
+    accelerator, asked, before = trainer.accelerator, 0, len(source.store)
+    hidden = trainer.args.disable_tqdm or not accelerator.is_local_main_process
     for name, rows, collate in _datasets(trainer, role):
-        before = len(source.store)
-        starts = range(rank * size, len(rows), processes * size)
-        for start in tqdm(starts, desc=name, unit="batch", disable=not progress):
-            inputs = collate([rows[index] for index in range(start, min(start + size, len(rows)))])
-            with torch.no_grad(), trainer.accelerator.autocast():
+        order = sorted(range(len(rows)), key=lambda index: -len(rows[index].get("input_ids") or ()))
+        starts = range(accelerator.process_index * size, len(rows), accelerator.num_processes * size)
+        for start in tqdm(starts, desc=name, unit="batch", disable=hidden):
+            inputs = collate([rows[index] for index in order[start : start + size]])
+            with torch.no_grad(), accelerator.autocast():
                 ask(trainer.batch_of(trainer._prepare_inputs(inputs)))
-        source.flush()
-        new = len(source.store) - before
-        plans.append(CachePlan([], len(rows), new, new, 0))
-    trainer.accelerator.wait_for_everyone()
-    return Cached(plans, str(source.store.folder), sum(plan.sequences for plan in plans))
+        asked += len(rows)
+    source.flush()
+    computed = len(source.store) - before
+    accelerator.wait_for_everyone()
+    return Cached(str(source.store.folder), asked, computed)
 
 
 def _datasets(trainer: MuscleTrainer, role: str) -> list[tuple[str, Any, Callable]]:

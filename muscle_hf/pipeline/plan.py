@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from muscle_hf.cache.build import human_bytes
+from muscle_hf.cache.room import human_bytes
 from muscle_hf.objective.chunked import chunk_rows
 from muscle_hf.pipeline.config import LoraSettings, RunSettings
 from muscle_hf.pipeline.data import token_lengths

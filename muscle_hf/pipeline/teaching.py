@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from muscle_hf.cache.build import human_bytes
 from muscle_hf.cache.keys import why_excluded
+from muscle_hf.cache.room import human_bytes
 from muscle_hf.evaluation.tasks import Task
 from muscle_hf.pipeline.config import ModelSettings, RunSettings
 from muscle_hf.pipeline.data import Splits, TrainingData, token_lengths

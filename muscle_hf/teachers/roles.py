@@ -275,7 +275,7 @@ def _from_adapter(
     # The order matters: the base's files are read only for an adapter that can be put on the student's.
     if can_share(student, adapter.config):
         folder = local_model_folder(adapter.base, adapter.base_revision)
-        if folder is not None and is_base_of(student, folder, adapter.config):
+        if folder is not None and _is_base_of(student, folder, adapter.config):
             name = _free_name(role, student)
             if put_beside(student, adapter.folder, adapter.config, name):
                 activate_student(student)
@@ -285,7 +285,7 @@ def _from_adapter(
     return _from_model(role, model, student, kind, None, check_base=False)
 
 
-def is_base_of(student: PeftModel, folder: Path, adapter: PeftConfig | None) -> bool:
+def _is_base_of(student: PeftModel, folder: Path, adapter: PeftConfig | None) -> bool:
     """Whether the base in a folder, as far as an adapter does not replace it, is the student's own; read tensor by
     tensor, so that no second copy is ever built where it is the same."""
     base = base_of(student)

@@ -39,7 +39,6 @@ def start_from_teacher(student: PeftModel, teacher: Teacher, *, fresh: bool = Fa
             "start_from is 'old', but v2's task training is merged into model: v1's adapter would come on top of it. "
             "Pass v2's task model as a PeftModel, or leave start_from at 'new'"
         )
-    teacher = teacher.whole()
     if teacher.adapter is None or not isinstance(teacher.model, PeftModel):
         raise MuscleError(f"start_from is 'old', but old_model has no adapter that v2's base could get. {_INSTEAD}")
     start_from(student, teacher.model, teacher.adapter, STUDENT_ADAPTER)

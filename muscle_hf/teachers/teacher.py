@@ -85,7 +85,7 @@ class Teacher(TargetSource):
     # Itself, where it is known by a log of its answers alone, and where it is behind a server.
     recorded: Any = None
     served: Any = None
-    # Of a teacher that is known by what a cache holds of it.
+    # Of one whose weights are not here.
     fingerprint: Any = None
 
     def __init__(self, role: str):
@@ -210,10 +210,6 @@ class Teacher(TargetSource):
         """The weights of the teacher's base model by name, without what its adapter replaces as a whole."""
         return base_weights(self.model, self.adapter)
 
-    def whole(self) -> Teacher:
-        """The teacher with all of its weights, to look at these."""
-        return self
-
 
 class LoadedTeacher(Teacher):
     """A teacher whose model is here."""
@@ -298,10 +294,14 @@ class AdapterTeacher(LoadedTeacher):
 
 class ModelTeacher(LoadedTeacher):
     """A teacher with a base of its own: a ``PeftModel`` whose active adapter is the teacher's, or a plain model. It is
-    frozen for good."""
+    frozen for good.
+
+    It stays where it was loaded until it is asked first: of one whose states are in a cache the head alone is needed.
+    """
 
     # Makes the context in which its forward runs: the student's, so that both compute in the same precision.
     autocast: Callable[..., contextlib.AbstractContextManager] = contextlib.nullcontext
+    _device: torch.device | None = None
 
     def __init__(self, role: str, model: nn.Module):
         # Layers that repacked themselves would round, and hash to another model than the one that was given.
@@ -310,13 +310,20 @@ class ModelTeacher(LoadedTeacher):
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[nn.Module]:
+        if self._device is not None:
+            self._model.to(self._device)
+            self._device = None
         with torch.no_grad(), self.autocast():
             yield self._model
 
+    def open_head(self, student: Head, autocast: Callable[..., contextlib.AbstractContextManager]) -> None:
+        super().open_head(student, autocast)
+        if self.head is not None and self._device is not None:
+            self.head.module.to(self._device)
+
     def place(self, accelerator: Accelerator, tokenizer: Any) -> None:
         placed = is_quantized(self._model) or getattr(self._model, "hf_device_map", None) is not None
-        if not placed and not is_sharded(accelerator):
-            self._model.to(accelerator.device)
+        self._device = None if placed or is_sharded(accelerator) else accelerator.device
         give_padding_token(self._model, tokenizer)
         self.autocast = accelerator.autocast
 

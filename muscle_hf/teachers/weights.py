@@ -171,23 +171,6 @@ def content_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return _hash(sorted(tensors, key=lambda pair: pair[0]))
 
 
-def hash_as_loaded(expected: Mapping[str, Tensor], folder: Path, base: nn.Module) -> str:
-    """The content hash that a model has once it is loaded, from its files; one tensor in memory at a time, none of a
-    snapshot that was hashed before. ``expected`` are its weights on the meta device, with the dtypes they will have.
-    """
-    from muscle_hf.teachers.snapshots import remembered
-
-    places = find_weights(expected, folder, base)
-
-    def loaded() -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in _tensors_at(places, sorted(expected)):
-            yield name, tensor.to(expected[name].dtype) if tensor.is_floating_point() else tensor
-
-    dtypes = {name: str(expected[name].dtype) for name in sorted(expected)}
-    where = {name: (file.name, written) for name, (file, written) in places.items()}
-    return remembered(folder, json.dumps([dtypes, where], sort_keys=True), lambda: _hash(loaded()))
-
-
 def find_weights(names: Iterable[str], folder: Path, base: nn.Module) -> dict[str, tuple[Path, str]]:
     """Where a model's weights are in the safetensors files of a folder: name -> file and the name in it.
 

@@ -3,54 +3,60 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sized
-from pathlib import Path
+from collections.abc import Callable, Collection, Sized
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.utils import logging
 
-from muscle_hf.cache.build import human_bytes, predicted_bytes, require_space
 from muscle_hf.cache.compact import TopTokens, require_kl_alone
-from muscle_hf.cache.fingerprint import Fingerprint, TeacherFiles, file_fingerprint, teacher_fingerprint
-from muscle_hf.cache.head_files import load_head
+from muscle_hf.cache.fingerprint import Fingerprint, teacher_fingerprint
 from muscle_hf.cache.keys import KeyRules, why_excluded
 from muscle_hf.cache.likelihoods import FOLDER, VARIANT, AnswerLikelihoods
+from muscle_hf.cache.room import human_bytes, predicted_bytes, require_space
 from muscle_hf.cache.shards import Column
 from muscle_hf.cache.source import CachedTargets
-from muscle_hf.cache.store import MANIFEST, HiddenStore, RowStore, folder_name
-from muscle_hf.cache.teacher import CachedTeacher
+from muscle_hf.cache.store import HiddenStore, RowStore
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers import Teacher
+from muscle_hf.teachers.head import Head
 from muscle_hf.teachers.labels import IGNORED
-from muscle_hf.teachers.loading import FETCH_KEYS
-from muscle_hf.teachers.roles import is_base_of
-from muscle_hf.teachers.tokenizers import own_tokenizer
 from muscle_hf.teachers.weights import base_of
 
 logger = logging.get_logger(__name__)
 
 
-def caches_in_front(trainer: Any, roles: Collection[str]) -> dict[str, CachedTargets]:
-    """A cache in front of each of some teachers that run here.
+def caches_in_front(
+    trainer: Any,
+    roles: Collection[str],
+    folder: str | os.PathLike | None = None,
+    say: Callable[[str], object] = logger.info,
+) -> dict[str, CachedTargets]:
+    """A cache, in ``teacher_cache`` or another folder, in front of each of some teachers that run here; ``say`` is
+    told its size before anything is written.
 
     Raises:
         MuscleError: A model's rows cannot be cached, or the disk is too small for what is missing.
     """
     sources, needed, (rows, tokens) = {}, 0, training_size(trainer)
+    folder, autocast = folder or trainer.settings.teacher_cache, trainer.accelerator.autocast
     for role in roles:
         if not (teacher := trainer.teachers[role]).models:
             continue
         rules = KeyRules.of(teacher.model, trainer.kind)
         if rules.excluded:
             raise MuscleError(f"the {role} model's hidden states cannot be cached: {rules.excluded}")
-        store = open_cache(trainer, teacher)
+        if teacher.head is None:
+            teacher.open_head(Head(trainer.student, autocast), autocast)
+        store = _open_cache(trainer, teacher, folder)
         sources[role] = CachedTargets(teacher, store, rules)
         share = max(0, rows - len(store)) / rows if rows else 0.0
         columns = store.columns or {"hidden": _expected(teacher.model, trainer.accelerator.mixed_precision)}
         needed += predicted_bytes(round(rows * share), round(tokens * share), columns)
-    require_space(trainer.settings.teacher_cache, needed)
+    require_space(folder, needed)
+    if needed:
+        say(f"What {' and '.join(sources)} say of the training rows takes about {human_bytes(needed)} in {folder}")
     return sources
 
 
@@ -61,58 +67,15 @@ def answers_in_front(trainer: Any, folder: str | os.PathLike | None = None) -> A
     return AnswerLikelihoods(old, lambda: RowStore(place, _fingerprint(trainer, old), variant=VARIANT))
 
 
-def open_cache(trainer: Any, teacher: Teacher, folder: str | os.PathLike | None = None) -> HiddenStore:
-    """The store of a teacher in ``teacher_cache`` or another folder, exact or as ``teacher_cache_top_k`` says.
-
-    Raises:
-        MuscleError: The objective needs more than the compact form keeps, or k is out of range.
-    """
+def _open_cache(trainer: Any, teacher: Teacher, folder: str | os.PathLike) -> HiddenStore:
+    """The store of a teacher, exact or as ``teacher_cache_top_k`` says."""
     settings, objective, form = trainer.settings, trainer.muscle_objective, None
     if (k := settings.teacher_cache_top_k) is not None:
         what = f"teacher_cache_top_k={k} keeps probabilities at the run's temperature"
         require_kl_alone(objective, objective.reads, what, "use the exact cache (teacher_cache alone)")
         sizes = (base_of(model).config.get_text_config().vocab_size for model in (teacher.model, trainer.student))
         form = TopTokens(k, objective.temperature, min(sizes))
-    return HiddenStore(folder or settings.teacher_cache, _fingerprint(trainer, teacher), form=form)
-
-
-def cached_teacher(
-    trainer: Any, role: str, source: Any, arguments: Mapping[str, Any] | None, load: Callable[[], Teacher]
-) -> CachedTeacher | None:
-    """A teacher on the hidden states that a trainer's cache holds of it, which ``load`` loads as a whole.
-
-    Returns:
-        None where the cache holds nothing of this teacher, or where it takes the loaded model to know that; and where
-        it sits on the student's own base: that needs no second body, cached or not.
-    """
-    folder, base = Path(trainer.settings.teacher_cache), base_of(trainer.student)
-    how = {"dtype": getattr(base, "dtype", None), **(arguments or {})}
-    known = {"base_model", "base_revision", "revision", "dtype", "attn_implementation", *FETCH_KEYS}
-    if how.keys() - known:
-        return None  # quantization and the like decide what the model computes, and are not in its files
-    attention, dtype = how.pop("attn_implementation", None), how.pop("dtype", None)
-    if not any(folder.glob(f"*/{MANIFEST}")):
-        return None
-    # The accelerator is made later, of this.
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION")
-    try:
-        files = TeacherFiles.find(source, **how)
-        if is_base_of(trainer.student, files.base, files.adapter and files.adapter.config):
-            return None
-        folders = [files.base] if files.adapter is None else [files.adapter.folder, files.base]
-        tokenizer = own_tokenizer(trainer.tokenizers[role], folders) or trainer.tokenizers["new"]
-        fingerprint = file_fingerprint(
-            files, trainer.kind, tokenizer, role=role, dtype=dtype, autocast=precision, attn_implementation=attention
-        )
-        if not any(folder.glob(f"{folder_name(fingerprint)}*/{MANIFEST}")):
-            return None
-        head = load_head(files, trainer.kind, dtype=dtype)
-    except MuscleError as error:
-        logger.info(f"The {role} model is loaded as a whole: {error}")
-        return None
-    teacher = CachedTeacher(role, head, fingerprint, load)
-    teacher.source, teacher.revision = os.fspath(source), how.get("revision")
-    return teacher
+    return HiddenStore(folder, _fingerprint(trainer, teacher), form=form)
 
 
 def _fingerprint(trainer: Any, teacher: Teacher) -> Fingerprint:

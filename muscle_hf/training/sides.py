@@ -1,4 +1,4 @@
-"""How v1 and v2 become teachers: from memory, by name, from a cache, behind a server, or by what they have said; and
+"""How v1 and v2 become teachers: from memory, by name, behind a server, or by what they have said; and
 what of them is followed."""
 
 from __future__ import annotations
@@ -17,10 +17,6 @@ def teacher_of(trainer: Any, role: str, source: Any, arguments: Mapping[str, Any
     """A teacher of a trainer whose student is in place, of what it was given as ``old_model`` or ``new_model`` and
     beside it."""
     settings, student, kind = trainer.settings, trainer.student, trainer.kind
-
-    def load() -> Teacher:
-        return make_teacher(role, source, student, kind, arguments, check_base=settings.check_base)
-
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         from muscle_hf.served.teacher import served_teacher
 
@@ -29,11 +25,7 @@ def teacher_of(trainer: Any, role: str, source: Any, arguments: Mapping[str, Any
         served = served_teacher(role, source, arguments, kind, size, folder)
         served.require_enough(trainer.muscle_objective, settings.calibrate_teachers)
         return served
-    if not settings.teacher_cache or not isinstance(source, (str, os.PathLike)):
-        return load()
-    from muscle_hf.training.caches import cached_teacher
-
-    return cached_teacher(trainer, role, source, arguments, load) or load()
+    return make_teacher(role, source, student, kind, arguments, check_base=settings.check_base)
 
 
 def settle_targets(

@@ -129,11 +129,11 @@ def test_an_interrupted_run_goes_on_where_it_was(old, words, tmp_path):
         cached = cache_teachers(again, tmp_path / "cache")["old"]
         # Five rows are left, and the server is looked at once more.
         assert len(Scripted.requests) - before == 5 + 2
-        assert (cached.plans[0].sequences, cached.plans[0].missing) == (8, 5)
+        assert (cached.rows, cached.computed) == (8, 5)
         # Broken connections and busy servers are another matter.
         Scripted.mishaps += ["drop", (503, {}, "busy"), "half"]
         patient = trainer(tmp_path / "3", url, words, kwargs={"retries": 4}, teacher_cache=str(tmp_path / "other"))
-        assert cache_teachers(patient, tmp_path / "other")["old"].plans[0].missing == 8
+        assert cache_teachers(patient, tmp_path / "other")["old"].computed == 8
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_a_served_v1_with_other_tokens_is_followed_by_its_likelihoods_of_answers
         same["old_model_kwargs"] = {"model": "v1", "top_k": 2, "retries": 0}
         served = builders.trainer(tmp_path / "served", model(2, 330), url, **same)
         cached = cache_teachers(served, tmp_path / "cache")["old"]
-        assert (cached.sequences, cached.plans[0].missing) == (4, 4)
+        assert (cached.rows, cached.computed) == (4, 4)
         before = len(Scripted.requests)
         served.train()
         assert len(Scripted.requests) == before

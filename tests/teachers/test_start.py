@@ -8,7 +8,6 @@ import torch
 from peft import PeftModel
 
 from muscle_hf import MuscleError
-from muscle_hf.cache.teacher import CachedTeacher
 from muscle_hf.pipeline.config import LoraSettings, ModelSettings
 from muscle_hf.pipeline.steps import check_start
 from muscle_hf.teachers import AdapterTeacher, ModelTeacher
@@ -71,22 +70,6 @@ def test_it_trains_towards_the_teachers(tmp_path):
     start = distance()
     trainer.train()
     assert distance() < 0.5 * start
-
-
-def test_with_a_teacher_that_is_cached_its_adapter_is_read_from_disk(tmp_path):
-    base = builders.llama(V1)
-    base.save_pretrained(tmp_path / "base")
-    v1 = builders.with_lora(base, 10)
-    v1.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
-    v1.save_pretrained(tmp_path / "v1")
-    settings = {"teacher_cache": str(tmp_path / "cache"), "skip_unneeded_teachers": False}
-    builders.trainer(tmp_path / "filling", old_model=str(tmp_path / "v1"), **settings).train()
-    trainer = builders.trainer(tmp_path / "out", old_model=str(tmp_path / "v1"), start_from="old", **settings)
-    assert isinstance(trainer.teachers["old"], CachedTeacher)
-    for key, weight in student_of(trainer).items():
-        assert torch.equal(weight, adapter_parameters(v1, "default")[key])
-    body = [name for name, tensor in trainer.teachers["old"].model.named_parameters() if tensor.device.type != "meta"]
-    assert len(body) == 1, "more than v1's head is in memory"
 
 
 def test_its_dropout_stays_v2s(tmp_path):

@@ -21,7 +21,7 @@ KINDS = {
     "on a base of its own, whole logits": {"base": 1, "loss_chunk_size": 0},
     "behind an empty cache": {"base": 1, "cache": True},
     "from a full cache": {"base": 1, "cache": True, "full": True},
-    "from a full cache, without its body": {"base": 1, "cache": True, "full": True, "by_name": True},
+    "from a full cache, by its name": {"base": 1, "cache": True, "full": True, "by_name": True},
     "its likeliest tokens, all of them": {"base": 1, "cache": True, "teacher_cache_top_k": builders.VOCABULARY},
     "with its tokens under other ids": {"base": 1, "order": ORDER},
     "behind a server": {"base": 1, "served": True},

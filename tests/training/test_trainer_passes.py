@@ -11,8 +11,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer
 
 from muscle_hf import MuscleError
-from muscle_hf.cache.teacher import CachedTeacher
 from muscle_hf.objective import MASKS
+from muscle_hf.teachers import ModelTeacher
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*unstable without the auxiliary cross-entropy")
 PLAIN = {"loss_chunk_size": 0}
@@ -220,9 +220,9 @@ def test_the_cache_of_another_teacher_is_not_used(tmp_path):
 
 
 def test_a_disk_that_is_too_small_is_refused_before_training(tmp_path, monkeypatch):
-    from muscle_hf.cache import build
+    from muscle_hf.cache import room
 
-    monkeypatch.setattr(build, "_SPARE_BYTES", 2**60)
+    monkeypatch.setattr(room, "_SPARE_BYTES", 2**60)
     with pytest.raises(MuscleError, match="room for"):
         trained(tmp_path, {"teacher_cache": str(tmp_path / "cache")})
 
@@ -254,35 +254,25 @@ def from_disk(folder, old, rows, **settings):
     )
 
 
-def test_the_body_of_a_cached_old_model_is_never_loaded(old_on_disk, tmp_path):
-    rows = builders.half_right(builders.rows(ignore=0), models()[0])
-    cache = {"teacher_cache": str(tmp_path / "cache"), "skip_unneeded_teachers": False}
-    first = from_disk(tmp_path / "1", old_on_disk, rows, **cache)
-    assert not isinstance(first.teachers["old"], CachedTeacher), "nothing is cached yet"
-    first.train()
-    second = from_disk(tmp_path / "2", old_on_disk, rows, **cache)
-    second.train()
-    teacher = second.teachers["old"]
-    assert isinstance(teacher, CachedTeacher)
-    weights = dict(teacher.model.named_parameters())
-    assert all(weight.is_meta == ("lm_head" not in name) for name, weight in weights.items())
-    assert second.provenance.old == first.provenance.old
-    expected, found = first.evaluate(), second.evaluate()
-    for name in filter(builders.is_figure, expected):
-        assert found[name] == pytest.approx(expected[name], rel=1e-4)
-
-
-def test_a_row_that_is_missing_loads_the_body(old_on_disk, tmp_path):
+def test_a_cached_old_model_goes_to_the_device_when_a_row_is_missing(old_on_disk, tmp_path):
     rows = builders.half_right(builders.rows(ignore=0), models()[0])
     cache = {"teacher_cache": str(tmp_path / "cache"), "skip_unneeded_teachers": False}
     from_disk(tmp_path / "1", old_on_disk, rows[:4], **cache).train()
-    cached = from_disk(tmp_path / "2", old_on_disk, rows, **cache)
-    assert isinstance(cached.teachers["old"], CachedTeacher)
+
+    def asked(rows):
+        """A trainer on part of the cache, whose v1 would go to another device, and when it goes."""
+        trainer = from_disk(tmp_path / "2", old_on_disk, rows, **cache)
+        teacher = trainer.teachers["old"]
+        assert isinstance(teacher, ModelTeacher) and teacher._device is not None
+        found = trainer.evaluate()
+        return teacher._device is None, found
+
+    assert not asked(rows[:4])[0], "all that is asked for is in the cache"
+    moved, found = asked(rows)
+    assert moved
     expected = from_disk(tmp_path / "3", old_on_disk, rows, loss_chunk_size=0).evaluate()
-    found = cached.evaluate()
     for name in filter(builders.is_figure, expected):
         assert found[name] == pytest.approx(expected[name], rel=1e-4)
-    assert not any(weight.is_meta for weight in cached.teachers["old"].model.parameters())
 
 
 def test_where_the_cache_is_stays_private(old_on_disk, tmp_path):

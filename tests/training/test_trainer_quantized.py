@@ -9,7 +9,7 @@ from builders import with_lora
 from peft import LoraConfig, PeftModel, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from muscle_hf.cache import HiddenStore, KeyRules, build_cache, row_keys, teacher_fingerprint
+from muscle_hf.cache import CachedTargets, HiddenStore, KeyRules, row_keys, teacher_fingerprint
 from muscle_hf.teachers import AdapterTeacher, ModelTeacher
 from muscle_hf.teachers.adapters import adapter_parameters, keep_quantized_trainable
 from muscle_hf.teachers.batch import Batch
@@ -209,15 +209,16 @@ def test_quantized_teachers_are_cached(folders, tmp_path, scheme):
     first = teacher()
     known = teacher_fingerprint(first)
     table = builders.rows(5)
-    with HiddenStore(tmp_path, known) as store:
-        build_cache(first, table, PaddingCollator(), store, batch_size=5, progress=False)
+    first.head, rules = Head(first.model), KeyRules.of(first.model, CAUSAL_LM)
+    batch = PaddingCollator()(sorted(table, key=lambda row: -len(row["input_ids"])))
+    labels = CAUSAL_LM.trained_labels(batch["labels"])
+    with HiddenStore(tmp_path, known) as store, torch.no_grad():
+        CachedTargets(first, store, rules).targets(Batch(batch, labels, CAUSAL_LM))
     # A forward pass may repack the weights; who the teacher is does not change.
     assert teacher_fingerprint(first).digest == teacher_fingerprint(teacher()).digest == known.digest
     others = [teacher(scheme=other) for other in SCHEMES if other != scheme] + [teacher("v2")]
     assert known.digest not in [teacher_fingerprint(other).digest for other in others]
-    batch = PaddingCollator()(sorted(table, key=lambda row: -len(row["input_ids"])))
-    labels = CAUSAL_LM.trained_labels(batch["labels"])
-    parts = row_keys(batch, labels, KeyRules.of(first.model, CAUSAL_LM))
+    parts = row_keys(batch, labels, rules)
     kept = torch.cat(HiddenStore(tmp_path, known).get([part.key for part in parts]))
     logits = Batch({}, labels, CAUSAL_LM).of_trained(first.logits(batch))
     torch.testing.assert_close(Head(first.model)(kept), logits.float())
