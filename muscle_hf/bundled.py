@@ -8,17 +8,8 @@ from muscle_hf.errors import MuscleError
 
 
 def bundled(name: str) -> Path:
-    """A folder that the package brings along: ``recipes`` or ``model_cards``.
-
-    Args:
-        name: Of the folder.
-
-    Returns:
-        Inside the installed package, or at the top of the checkout that the package is run from.
-
-    Raises:
-        MuscleError: It is in neither place: the installation is incomplete.
-    """
+    """A folder that the package brings along, ``recipes`` or ``model_cards``: inside the installed package, or at the
+    top of the checkout that it is run from; a MuscleError where it is in neither place."""
     package = Path(__file__).parent
     for folder in (package / "_bundled" / name, package.parent / name):
         if folder.is_dir():
@@ -30,11 +21,7 @@ VERSIONS = ("v1", "v2")
 
 
 def base(version: str) -> Path:
-    """The folder of an embedded base: a Llama-type model in safetensors with its tokenizer.
-
-    Raises:
-        ValueError: ``version`` is neither ``v1`` nor ``v2``.
-    """
+    """The folder of an embedded base, ``v1`` or ``v2``: a Llama-type model in safetensors with its tokenizer."""
     if version not in VERSIONS:
         raise ValueError(f"unknown base {version!r}; choose one of {', '.join(VERSIONS)}")
     return Path(__file__).parent / "demo" / "bases" / version

@@ -99,11 +99,7 @@ class ChoiceLog(RecordedTeacher):
 
     @property
     def predictions(self) -> list[Prediction]:
-        """The log, where it is one of predictions.
-
-        Raises:
-            MuscleError: Its rows lack a field of these.
-        """
+        """The log, where it is one of predictions; a MuscleError where its rows lack a field of these."""
         return [Prediction.from_dict(row) for row in self._logged]
 
     def describe(self, hashes: dict[Any, str]) -> dict[str, Any]:

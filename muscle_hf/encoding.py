@@ -17,15 +17,11 @@ if TYPE_CHECKING:
 
 
 def encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Tokenize ``prompt + continuation`` and say where the continuation begins.
+    """Ids of a prompt and of its continuation, which has its leading space if it needs one; a MuscleError where that
+    has no tokens of its own.
 
-    Args:
-        tokenizer: Any tokenizer; it adds its BOS if it is set up to, unless the prompt already starts with it.
-        prompt: The context; may be empty, then BOS (or EOS) stands in for it.
-        continuation: The text that follows, with its leading space if it needs one.
-
-    Returns:
-        Ids of the prompt and ids of the continuation; a MuscleError where the latter has no tokens of its own.
+    The tokenizer adds its BOS if it is set up to, unless the prompt already starts with it; for an empty prompt BOS
+    (or EOS) stands in.
     """
     return encode_pairs(tokenizer, [(prompt, continuation)])[0]
 

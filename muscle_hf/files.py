@@ -27,11 +27,8 @@ _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_text(path: StrPath, what: str = "file") -> str:
-    """The text of a file, which messages call ``what``; a byte-order mark at its beginning is left out.
-
-    Raises:
-        MuscleError: It is not there, cannot be read, or is not UTF-8.
-    """
+    """The text of a UTF-8 file, which messages call ``what``, without a byte-order mark at its beginning; a
+    MuscleError where it is not there, cannot be read, or is not UTF-8."""
     try:
         check_encoding(path)
         return Path(path).read_text(encoding="utf-8-sig")
@@ -45,11 +42,8 @@ def read_text(path: StrPath, what: str = "file") -> str:
 
 @contextlib.contextmanager
 def readable(what: str, hint: str = "") -> Iterator[None]:
-    """Turn what libraries raise for files that are missing, cut off, altered or of another kind into one sentence.
-
-    Raises:
-        MuscleError: ``what`` cannot be loaded, and why; ``hint`` is the end of the message.
-    """
+    """Turn what libraries raise for files that are missing, cut off, altered or of another kind into one sentence:
+    ``what`` cannot be loaded, why, and the ``hint``."""
     try:
         yield
     except MuscleError:
@@ -77,11 +71,8 @@ def not_utf8(path: StrPath, error: UnicodeDecodeError) -> MuscleError:
 
 
 def parse_json(text: str | bytes, where: str) -> Any:
-    """A JSON value; ``where`` it comes from is for messages: ``old.jsonl, line 3``.
-
-    Raises:
-        MuscleError: It is not JSON, or nested too deeply.
-    """
+    """A JSON value; a MuscleError, which says ``where`` it comes from (``old.jsonl, line 3``), where it is none, or
+    nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -129,11 +120,7 @@ def read_yaml(path: StrPath, what: str = "file") -> Any:
 
 
 def json_rows(lines: Iterable[str], where: StrPath) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of JSON lines, each with the number of its line from 1; blank lines are passed over.
-
-    Raises:
-        MuscleError: A line is not a JSON object; says which.
-    """
+    """The objects of JSON lines, each with the number of its line from 1; blank lines are passed over."""
     for number, line in enumerate(lines, start=1):
         if line.strip():
             yield number, parse_object(line, f"{where}, line {number}")
@@ -225,11 +212,7 @@ def _replace(target: Path, parts: Iterable[str]) -> None:
 
 def check_outputs(outputs: Iterable[StrPath | None], inputs: Iterable[StrPath | None] = ()) -> None:
     """Before any work: refuse outputs that cannot be written, or would replace each other or what is read; None is a
-    file that was not asked for.
-
-    Raises:
-        MuscleError: Says which, and what to do.
-    """
+    file that was not asked for."""
     paths = [path for path in outputs if path is not None and os.fspath(path)]
     if sum(map(is_stdout, paths)) > 1:
         raise MuscleError("only one output can go to the screen (-); give the others a file")
@@ -245,11 +228,7 @@ def check_outputs(outputs: Iterable[StrPath | None], inputs: Iterable[StrPath | 
 
 @contextlib.contextmanager
 def alone(path: StrPath) -> Iterator[None]:
-    """Within the block this process alone writes to a path, among those that ask so.
-
-    Raises:
-        MuscleError: Another one does already.
-    """
+    """Within the block this process alone writes to a path, among those that ask so; another one is refused."""
     from filelock import FileLock, Timeout
 
     file = Path(os.path.realpath(path))

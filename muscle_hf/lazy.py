@@ -13,16 +13,9 @@ Exports = tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]
 
 
 def lazy_exports(package: str, homes: Mapping[str, str]) -> Exports:
-    """What a package needs to offer names whose modules are not imported yet.
-
-    Args:
-        package: ``__name__`` of the package.
-        homes: Public name -> module that defines it, relative to the package (``.name``: beside the package).
-
-    Returns:
-        The package's ``__getattr__`` (of its submodules too), ``__dir__`` and ``__all__``; names that are added to the
-        last are listed by the second.
-    """
+    """What a package needs to offer names whose modules are not imported yet, public name -> module that defines it,
+    relative to the package (``.name``: beside the package): its ``__getattr__`` (of its submodules too), ``__dir__``
+    and ``__all__``; names that are added to the last are listed by the second."""
     names = sorted(homes)
 
     def get(name: str) -> Any:

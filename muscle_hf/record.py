@@ -20,11 +20,7 @@ _BASE_FIELDS = ("name", "revision", "on_hub", "architecture", "dtype", "quantiza
 
 
 def read_provenance(folder: str | os.PathLike) -> dict[str, Any]:
-    """The provenance of a saved compatibility adapter, which may come from anybody, whole.
-
-    Raises:
-        MuscleError: There is none, parts of it are missing, or it is of a later format.
-    """
+    """The provenance of a saved compatibility adapter, which may come from anybody, whole; else a MuscleError."""
     file = Path(folder, PROVENANCE_FILE)
     if not file.is_file():
         raise MuscleError(f"{folder} has no {PROVENANCE_FILE}: it was not saved by MuscleTrainer")
@@ -49,14 +45,8 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def check_weights(folder: str | os.PathLike, provenance: Mapping[str, Any]) -> bool:
-    """Hold the weights in a folder against the hash in their provenance.
-
-    Returns:
-        Whether there is such a hash; without one nothing was checked.
-
-    Raises:
-        MismatchError: The weights are others than those recorded; names both hashes.
-    """
+    """Hold the weights in a folder against the hash in their provenance, and give whether there is one; without it
+    nothing was checked. Other weights than those recorded are a MismatchError, which names both hashes."""
     recorded = provenance.get("adapter_file_sha256")
     if recorded is None:
         return False
@@ -131,12 +121,7 @@ def file_sha256(file: str | os.PathLike) -> str:
 
 
 def json_sha256(value: Any, default: Callable[[Any], Any] | None = None) -> str:
-    """SHA-256 of a value as JSON with sorted keys, 64 hex digits.
-
-    Args:
-        value: Plain data, and what ``default`` makes plain.
-        default: As of :func:`json.dumps`.
-    """
+    """SHA-256 of a value, of plain data and what ``default`` makes plain, as JSON with sorted keys: 64 hex digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=default).encode()).hexdigest()
 
 

@@ -52,14 +52,9 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Records:
-    """The rows of one file or table.
-
-    Args:
-        kind: ``jsonl``, ``json``, ``csv``, ``parquet``, ``eval`` or ``memory``.
-        blocks: The rows, from the start at each call.
-        again: The rows at some places, one after the other.
-        document: For one JSON document: all of it; its rows are still to be found (:func:`rows_of`).
-    """
+    """The rows of one file or table: its ``kind`` (``jsonl``, ``json``, ``csv``, ``parquet``, ``eval`` or ``memory``),
+    the rows in blocks, from the start at each call, and ``again``, the rows at some places. Of one JSON document all
+    of it, whose rows are still to be found (:func:`rows_of`)."""
 
     kind: str
     blocks: Callable[[], Iterator[Block]]

@@ -17,11 +17,8 @@ logger = logging.getLogger(__name__)
 
 
 def about_to_run(code: str) -> None:
-    """Say that code of the user's (``the task in /home/me/task.py``) is run next, once for each; call it before.
-
-    Raises:
-        MuscleError: ``--no-code`` was given, or the variable ``MUSCLE_HF_NO_CODE`` is set.
-    """
+    """Say that code of the user's (``the task in /home/me/task.py``) is run next, once for each; call it before. A
+    MuscleError where ``--no-code`` was given, or the variable ``MUSCLE_HF_NO_CODE`` is set."""
     if os.environ.get(NO_CODE, "0") != "0":
         raise MuscleError(
             f"--no-code (or {NO_CODE}=1) refuses to run {code}. Read it first; leave --no-code out if you trust it"

@@ -34,12 +34,8 @@ _ALWAYS_SAID = ("peft_type", "r", "lora_alpha")
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A teacher's identity.
-
-    Args:
-        content: What the digest is taken over: plain data.
-        names: What people call its parts; not in the digest.
-    """
+    """A teacher's identity: ``content``, plain data over which the digest is taken, and ``names``, what people call
+    its parts, which are not in the digest."""
 
     content: Mapping[str, Any]
     names: Mapping[str, Any]
@@ -62,13 +58,10 @@ def teacher_fingerprint(
     autocast: torch.dtype | str | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Fingerprint:
-    """The fingerprint of a teacher that is loaded, whose weights are read once, to hash them.
+    """The fingerprint of a teacher that is loaded, whose rows are tokenized with ``tokenizer``.
 
-    Args:
-        tokenizer: What the rows are tokenized with.
-        autocast: The dtype of the autocast context it runs in: ``torch.bfloat16``, or Accelerate's
-            ``mixed_precision``.
-        provenance: The teacher's part of the run's provenance, whose hashes then need not be taken again.
+    ``autocast`` is the dtype of the context that it runs in, ``torch.bfloat16`` or Accelerate's ``mixed_precision``;
+    with ``provenance``, the teacher's part of the run's, its weights are not read again to hash them.
     """
     if provenance is None:
         base_hash, of_adapter = teacher.hashes({})

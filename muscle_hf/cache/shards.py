@@ -72,14 +72,8 @@ Row = Mapping[str, Tensor]
 
 def write_shard(folder: Path, identity: str, rows: Mapping[bytes, Row]) -> Path:
     """Write rows, key -> columns (n, ...) on the CPU, the same columns in each, as a new shard, which appears in a
-    folder complete or not at all; a shard of another identity is never read.
-
-    Returns:
-        Its file; the name is new even among processes.
-
-    Raises:
-        MuscleError: It cannot be written (disk full, no permission).
-    """
+    folder complete or not at all; a shard of another identity is never read. Gives its file, whose name is new even
+    among processes; a MuscleError where it cannot be written (disk full, no permission)."""
     parts = list(rows.values())
     lengths = torch.tensor([len(next(iter(part.values()))) for part in parts])
     index = {
@@ -132,19 +126,10 @@ def _save(tensors: Mapping[str, Sequence[Tensor]], file: Path, metadata: Mapping
 
 
 class Shard:
-    """A shard that is read through a memory map: no tensor is copied, no row is read before it is asked for.
+    """A shard of the rows of one ``identity``, read through a memory map: no tensor is copied, no row is read before
+    it is asked for. ``keys`` are those of the rows, in order, ``columns`` by name.
 
-    Args:
-        file: The shard's file.
-        identity: Whose rows are wanted.
-
-    Attributes:
-        keys: Of the rows, in order.
-        columns: By name.
-
-    Raises:
-        DamagedShard: Cut off, altered, not a shard, or somebody else's.
-        FileNotFoundError: It is gone.
+    A DamagedShard is raised where it is cut off, altered, not a shard, or somebody else's.
     """
 
     def __init__(self, file: Path, identity: str):
@@ -170,11 +155,7 @@ class Shard:
         self._verified = bytearray(len(self.keys))
 
     def row(self, index: int) -> dict[str, Tensor]:
-        """The columns of a row as views of the file; its content is checked when it is first read.
-
-        Raises:
-            DamagedShard: The content is not what was written.
-        """
+        """The columns of a row as views of the file; its content is checked when it is first read (DamagedShard)."""
         start, end = self._offsets[index], self._offsets[index + 1]
         row = {name: tensor[start:end] for name, tensor in self._tensors.items()}
         if not self._verified[index]:

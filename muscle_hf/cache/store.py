@@ -154,11 +154,7 @@ class RowStore:
 
     def put_rows(self, keys: Sequence[bytes | None], rows: Sequence[Row]) -> None:
         """Keep copies of rows (column -> (n, ...), on any device); those that are here already, or whose key is None,
-        are passed over.
-
-        Raises:
-            MuscleError: Other columns than the rest, values that are nan or infinite, or a disk that is full.
-        """
+        are passed over. Other columns than the rest, and values that are nan or infinite, are refused."""
         for key, row in zip(keys, rows, strict=True):
             if key is None or key in self:
                 continue
@@ -169,11 +165,8 @@ class RowStore:
                 self.flush()
 
     def flush(self) -> None:
-        """Write what is buffered as a shard; it is on the disk on return.
-
-        Raises:
-            MuscleError: It cannot be written; the rows stay in memory.
-        """
+        """Write what is buffered as a shard; it is on the disk on return, or a MuscleError says why not, and stays in
+        memory."""
         if not self._buffer:
             return
         try:

@@ -113,11 +113,8 @@ def targets_of(value: Any) -> list[Any]:
 
 
 def matches(prediction: Any, target: Any, names: tuple[str, str]) -> bool:
-    """Whether an answer is one of the right ones; ``names`` are the two columns', for messages.
-
-    Raises:
-        MuscleError: One of them is an object, or the answer is a list: text never equals these.
-    """
+    """Whether an answer is one of the right ones; a MuscleError where one of them is an object, or the answer is a
+    list, which text never equals. ``names`` are the two columns', for messages."""
     for role, name, values in (("prediction", names[0], [prediction]), ("target", names[1], targets_of(target))):
         odd = next((value for value in values if isinstance(value, (list, tuple, Mapping))), None)
         if odd is not None:
@@ -214,11 +211,8 @@ def is_lower_better(name: str) -> bool:
 
 
 def sign_of(name: str, lower_is_better: bool | None) -> int:
-    """1 where higher is better, -1 where lower is; ``lower_is_better`` is what the user says, None for nothing.
-
-    Raises:
-        NotJudged: The name says that lower is better, and the user says nothing.
-    """
+    """1 where higher is better, -1 where lower is; ``lower_is_better`` is what the user says, None for nothing, which
+    is not enough (NotJudged) where the name says that lower is better."""
     if lower_is_better is None and is_lower_better(name):
         raise NotJudged(
             f"{name!r} is better when lower, by its name; say so with --lower-is-better (its negative is compared "

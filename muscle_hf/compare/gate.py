@@ -119,11 +119,7 @@ def _check_names(where: str, table: Any, known: Sequence[str]) -> None:
 
 
 def read_baseline(path: str) -> dict[str, dict[str, Estimate]]:
-    """Negative flip rates of an earlier comparison (its ``--json`` file): task -> model label -> estimate.
-
-    Raises:
-        MuscleError: The file is missing or not such a comparison.
-    """
+    """Negative flip rates of an earlier comparison, its ``--json`` file: task -> model label -> estimate."""
     data = read_json(path, "baseline file")
     with readable(f"{path}, a comparison as a baseline,", "; muscle-hf compare --json writes one"):
         rates = {
@@ -151,10 +147,7 @@ def check_gate(
     """Holds every limit against every candidate; None if there are no limits.
 
     A limit for the name of one of the ``totals`` is held against the mean over its tasks. Given noise floors win over
-    those noted in the budget.
-
-    Raises:
-        MuscleError: A limit names a task that was not compared, or asks an accuracy for more than a fraction.
+    those noted in the budget. A limit for a task that was not compared, or beyond what an accuracy can be, is refused.
     """
     if budget.empty and budget.source:
         raise MuscleError(f"{budget.source} has no limits; write for example 'max_nfr: 2%'")
@@ -281,14 +274,11 @@ _USED = (0.0, 0.25, 0.5, 0.75)
 
 
 def plan_items(budget: Budget, flips: float = 0.1) -> list[tuple[str, str, float, float, int | None]]:
-    """How many items each limit needs, before anything is run.
+    """How many items each limit needs, before anything is run; ``flips`` is the share of items that flip either way,
+    which a limit on the change of accuracy depends on.
 
-    Args:
-        budget: The limits.
-        flips: Share of items that flip either way, which a limit on the change of accuracy depends on.
-
-    Returns:
-        Rule, task (``*``: every task), limit, expected of the update, and items that then decide with a power of 80 %.
+    Gives rule, task (``*``: every task), limit, what is expected of the update, and the items that then decide with a
+    power of 80 %.
     """
     rows = []
     for rule, table in budget.limits.items():

@@ -26,11 +26,8 @@ _MAX_SLICES = 1000
 
 
 def slice_columns(joined: Joined, wanted: Sequence[str] | None) -> dict[str, tuple[NDArray[np.int32], list[str]]]:
-    """Codes of the items and what they stand for, of the ``wanted`` columns; None for all that look like categories.
-
-    Raises:
-        MuscleError: A wanted column does not exist, or has too many values to say anything.
-    """
+    """Codes of the items and what they stand for, of the ``wanted`` columns, None for all that look like categories;
+    one that does not exist, or has too many values to say anything, is refused."""
     if wanted is None:
         wanted = [
             name

@@ -106,13 +106,8 @@ def measure_targets(
 
 
 def target_choices(old: Floats, new: Floats, shares: Sequence[float] = SHARES) -> dict[str, NDArray[np.int64]]:
-    """What each target chooses: mask -> (items,), from the new model alone to the old one alone.
-
-    Args:
-        old: The old model's probability of each choice, (items, choices).
-        new: The new model's.
-        shares: Of the old model.
-    """
+    """What each target chooses, mask -> (items,), from the new model alone to the old one alone, by both models'
+    probability of each choice, (items, choices)."""
     surer = np.where((old.max(axis=1) > new.max(axis=1))[:, None], old, new)
     means = {share: share * old + (1 - share) * new for share in sorted(shares)}
     mixed = {"always_new": new, **{f"mean({share:g})": mean for share, mean in means.items()}}

@@ -140,11 +140,7 @@ class Dial:
         return dial
 
     def point(self, t: float) -> LoraAdapter:
-        """The adapter at ``t``, as :meth:`save` writes it.
-
-        Raises:
-            MuscleError: At t = 0, where v2 is a whole model.
-        """
+        """The adapter at ``t``, as :meth:`save` writes it; a MuscleError at t = 0, where v2 is a whole model."""
         return interpolate(*self._ends, t)
 
     def rank(self, t: float) -> int:
@@ -153,13 +149,8 @@ class Dial:
 
     @contextlib.contextmanager
     def at(self, t: float) -> Iterator[PeftModel]:
-        """Within the block the model answers as the point at ``t`` does, frozen and in eval mode.
-
-        Afterwards the active adapter, all modes and gradients are as before.
-
-        Args:
-            t: 0 for v2's adapter, 1 for the compatibility adapter; beyond them it extrapolates.
-        """
+        """Within the block the model answers as the point at ``t`` does, frozen and in eval mode; afterwards the
+        active adapter, all modes and gradients are as before. Beyond 0 and 1 it extrapolates."""
         name = self._put(t)
         with frozen_view(self.model, name):
             yield self.model
@@ -280,13 +271,8 @@ def find_ends(
     compat_revision: str | None = None,
     **arguments: Any,
 ) -> tuple[AdapterFolder | None, AdapterFolder]:
-    """Fetch both adapters and make sure, before any base is loaded, that there is something exact between them.
-
-    Takes what :meth:`Dial.load` takes, and gives None for v2 where it is a whole model.
-
-    Raises:
-        MuscleError: One of them is missing, the second is no adapter, or they cannot be mixed.
-    """
+    """Fetch both adapters and make sure, before any base is loaded, that there is something exact between them. Takes
+    what :meth:`Dial.load` takes, and gives None for v2 where it is a whole model."""
     fetch = {key: arguments[key] for key in FETCH_KEYS if arguments.get(key) is not None}
     first, second = find_adapter(new, new_revision, fetch), find_adapter(compat, compat_revision, fetch)
     if second is None:

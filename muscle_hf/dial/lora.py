@@ -80,11 +80,7 @@ class LoraAdapter:
 
     @classmethod
     def read(cls, folder: str | os.PathLike) -> LoraAdapter:
-        """Read a saved adapter; safetensors only.
-
-        Raises:
-            MuscleError: There is none, or it is no plain LoRA.
-        """
+        """Read a saved adapter; safetensors only."""
         file = Path(folder, SAFETENSORS_WEIGHTS_NAME)
         if not file.is_file():
             raise MuscleError(f"{folder} holds no {SAFETENSORS_WEIGHTS_NAME}: it is not the folder of a saved adapter")
@@ -94,11 +90,7 @@ class LoraAdapter:
 
     @classmethod
     def of(cls, model: PeftModel, adapter: str) -> LoraAdapter:
-        """An adapter of a model in memory; the tensors are the model's own, not copies.
-
-        Raises:
-            MuscleError: The model has no adapter of this name, or it is no LoRA.
-        """
+        """An adapter of a model in memory; the tensors are the model's own, not copies."""
         if adapter not in model.peft_config:
             raise MuscleError(f"the model has no adapter {adapter!r}; it has {', '.join(model.peft_config)}")
         # The base's embeddings are no part of an adapter, and looking whether they were resized needs the Hub.
@@ -117,18 +109,9 @@ class LoraAdapter:
         return f"{content_hash(self.weights.items())} {hashlib.sha256(repr(scalings).encode()).hexdigest()}"
 
     def delta(self, module: str) -> Tensor:
-        """What the adapter adds to a layer's weight: ``scaling * B @ A``, in float64.
-
-        Args:
-            module: Name of the layer in the base, for example ``model.layers.0.self_attn.q_proj``.
-
-        Returns:
-            Shape (out, in) for linear layers; for embeddings (dimensions, tokens). Convolutions are flattened to
-            (out, in * kernel).
-
-        Raises:
-            KeyError: The adapter does not adapt this layer.
-        """
+        """What the adapter adds to a layer's weight (``model.layers.0.self_attn.q_proj``): ``scaling * B @ A``,
+        float64, (out, in) for linear layers, (dimensions, tokens) for embeddings, (out, in * kernel) for convolutions;
+        a KeyError where it does not adapt the layer."""
         layer = self._layers()[_PREFIX + module]
         return layer.scaling * layer.b.double().flatten(1) @ layer.a.double().flatten(1)
 
@@ -211,11 +194,7 @@ def interpolate(new: LoraAdapter | None, compat: LoraAdapter, t: float) -> LoraA
 
 
 def check_linear(adapter: LoraAdapter, owner: str) -> None:
-    """Whether an adapter is a sum of deltas that can be weighted.
-
-    Raises:
-        MuscleError: It is not; says which setting is why.
-    """
+    """Refuse an adapter that is no sum of deltas that can be weighted; says which setting is why."""
     reason = next((words for name, words in _NOT_LINEAR.items() if getattr(adapter.config, name, None)), None)
     stray = next((key for key in adapter._others() if ".lora_" in key), None)
     if reason is None and stray is not None:

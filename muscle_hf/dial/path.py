@@ -69,24 +69,15 @@ class DialPath:
 
     @classmethod
     def of(cls, document: Document, ranks: Mapping[float, int], predictions: Mapping[float, Any]) -> DialPath:
-        """Read the path off a comparison in which t = 0 is the new model and every other point a candidate.
-
-        Args:
-            document: Its models but the first are called as :func:`label` says.
-            ranks: Of the adapters, by t.
-            predictions: By t.
-        """
+        """Read the path off a comparison in which t = 0 is the new model and every other point a candidate, called as
+        :func:`label` says; ranks of the adapters and predictions are by t."""
         (task,) = document.tasks
         by_label = {update.label: update for update in task.updates}
         points = [_point(t, ranks[t], task, by_label[label(t)]) for t in sorted(ranks)]
         return cls(task.name, task.metric, task.kind, task.items, task.accuracy_old, points, predictions)
 
     def point(self, t: float) -> DialPoint:
-        """The point at ``t``.
-
-        Raises:
-            MuscleError: It was not measured.
-        """
+        """The point at ``t``; a MuscleError where it was not measured."""
         found = next((point for point in self.points if point.t == t), None)
         if found is None:
             listed = ", ".join(f"{point.t:g}" for point in self.points)
@@ -136,15 +127,8 @@ def _point(t: float, rank: int, task: TaskResult, update: Update) -> DialPoint:
 
 
 def check_points(points: Sequence[float], *, extrapolate: bool = False) -> list[float]:
-    """The points to measure, rising, with both ends among them.
-
-    Args:
-        points: Values of t.
-        extrapolate: Whether values outside of [0, 1] are meant.
-
-    Raises:
-        MuscleError: A value is no number, or outside of [0, 1] without ``extrapolate``.
-    """
+    """The points to measure, rising, with both ends among them; a MuscleError where a value is no number, or outside
+    of [0, 1] without ``extrapolate``."""
     outside = [t for t in points if not 0 <= t <= 1]
     if any(not math.isfinite(t) for t in outside):
         raise MuscleError("a point must be a finite number, 0 for v2's adapter and 1 for the compatibility adapter")
@@ -165,12 +149,8 @@ Rule = Callable[["DialPath"], "DialPoint | None"]
 
 
 def least_nfr_at_no_loss(path: DialPath, max_loss: float = 0.0) -> DialPoint | None:
-    """The least NFR among the points whose accuracy is at least v2's; None if none of them has less NFR than v2.
-
-    Args:
-        path: The measured path.
-        max_loss: How far the accuracy (mean score) may lie below v2's, as a fraction (in the unit of the score).
-    """
+    """The least NFR among the points whose accuracy (mean score) is at least v2's less ``max_loss``, a fraction (in
+    the unit of the score); None if none of them has less NFR than v2."""
     # Shares of the same items: equal counts are equal but for rounding.
     floor = path.new.accuracy.value - max_loss - 1e-12
     return _least(path, [point for point in path.points if point.accuracy.value >= floor])
@@ -219,11 +199,7 @@ def choose(path: DialPath, rule: str | Rule = "least_nfr_at_no_loss", *, max_los
 
 
 def check_rule(rule: str | Rule, max_loss: float = 0.0) -> None:
-    """Refuses, before anything is measured, what :func:`choose` would not understand.
-
-    Raises:
-        MuscleError: No rule of this name, or ``max_loss`` for a rule that does not know it.
-    """
+    """Refuses, before anything is measured, what :func:`choose` would not understand."""
     if not 0 <= max_loss < math.inf:
         raise MuscleError(f"max_loss must be a number of at least 0, got {max_loss}")
     if not callable(rule) and rule not in RULES:

@@ -114,18 +114,8 @@ def caution(split: str) -> str:
 
 
 def page(path: DialPath, chosen: DialPoint | None, rule: str, max_loss: float = 0.0, split: str = "validation") -> str:
-    """The path as one HTML file in the style of the reports; no script.
-
-    Args:
-        path: What was measured.
-        chosen: The point that was chosen, if one was.
-        rule: By which rule.
-        max_loss: Of the rule.
-        split: Which items it was chosen on.
-
-    Returns:
-        The page. Write it as UTF-8.
-    """
+    """The path as one HTML file in the style of the reports, with the point that was chosen by a rule on the items of
+    a split; no script. Write it as UTF-8."""
     nfr, quality = _names(path)
     titles = [f"Change of {name} along the path" for name in (nfr, quality)]
     changes = [

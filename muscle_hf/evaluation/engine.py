@@ -179,14 +179,11 @@ def choice_log_likelihoods(
     batch_size: int | None = None,
     share: bool | None = None,
 ) -> list[float]:
-    """Summed log-likelihood (nats) of each continuation given its prompt, without any task around it.
+    """Summed log-likelihood (nats) of each continuation given its prompt, pairs without any task around them, under a
+    model's active adapter.
 
-    Args:
-        model: A language model; its active adapter answers.
-        tokenizer: The model's tokenizer.
-        pairs: Prompt and continuation. Those with the same prompt share its computation.
-        batch_size: The most sequences in one forward pass; None chooses.
-        share: Force (True) or forbid (False) the shared computation of prompts; None: where it is exact.
+    Those with the same prompt ``share`` its computation, None: where that is exact. ``batch_size`` is the most
+    sequences in one forward pass; None chooses.
     """
     by_prompt: dict[str, list[int]] = {}
     for index, (prompt, _) in enumerate(pairs):
@@ -205,11 +202,8 @@ def choice_log_likelihoods(
 
 
 def chat_prompts(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> list[str]:
-    """The prompts of items in the tokenizer's chat template, each as the user's turn.
-
-    Raises:
-        MuscleError: It has none, or one that cannot be filled.
-    """
+    """The prompts of items in the tokenizer's chat template, each as the user's turn; a MuscleError where it has none,
+    or one that cannot be filled."""
     if not getattr(tokenizer, "chat_template", None):
         raise MuscleError("a chat template was asked for, but the tokenizer has none; evaluate without it")
     render: Any = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)

@@ -28,13 +28,8 @@ from muscle_hf.user_code import about_to_run
 
 @dataclass(frozen=True)
 class HarnessModel:
-    """One side of the comparison.
-
-    Args:
-        model: A model in memory; several sides may share it.
-        tokenizer: Its tokenizer.
-        adapter: The adapter of a PEFT model that answers; None: the model as it is.
-    """
+    """One side of the comparison: a model in memory, which several sides may share, its tokenizer, and the adapter of
+    a PEFT model that answers (None: the model as it is)."""
 
     model: torch.nn.Module
     tokenizer: PreTrainedTokenizerBase

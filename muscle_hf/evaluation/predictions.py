@@ -91,25 +91,14 @@ def item_hash(item: Item) -> str:
 
 
 def write_predictions(path: StrPath, predictions: Iterable[Prediction]) -> Path:
-    """Write predictions as JSON lines; the file appears whole or not at all.
-
-    Args:
-        path: File to write; its folder is created. An existing file is replaced.
-        predictions: Rows, in the order they shall have.
-
-    Returns:
-        The path that was written.
-    """
+    """Write predictions as JSON lines, in their order; the file appears whole or not at all, and its folder is
+    created. An existing file is replaced. Gives the path."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     return write_text(path, (json.dumps(row.to_dict(), ensure_ascii=False) + "\n" for row in predictions))
 
 
 def iter_predictions(path: StrPath) -> Iterator[Prediction]:
-    """Read a prediction file row by row.
-
-    Raises:
-        MuscleError: The file does not exist, or a line is not a prediction; the message says which line.
-    """
+    """Read a prediction file row by row; a line that is no prediction is refused by its number."""
     for number, row in json_rows(read_text(path, "prediction file").split("\n"), path):
         try:
             yield Prediction.from_dict(row)

@@ -53,17 +53,8 @@ def load_task(name: StrPath | Task) -> Task:
 
 
 def load_rows(task: StrPath | Task, source: Place | None = None, split: str = "test") -> Rows:
-    """The rows of a task's split, as the data set has them.
-
-    Args:
-        task: See :func:`load_task`.
-        source: A file, a folder with a file per split, or a dataset id on the Hub; None: the task's own on the Hub.
-        split: ``train``, ``validation`` or ``test``. A task without public test labels reads its validation split
-            as test.
-
-    Raises:
-        MuscleError: The task names no data set, or there is no such data.
-    """
+    """The rows of a task's split, as the data set has them; arguments as of :func:`load_items`. A task without public
+    test labels reads its validation split as test."""
     place, splits = _source_of(load_task(task), source)
     return read_rows(place, split, splits=splits)
 

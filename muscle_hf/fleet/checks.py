@@ -21,11 +21,8 @@ from muscle_hf.teachers.loading import find_adapter, put_adapter
 
 
 def checked_runs(fleet: Fleet, names: list[str], say: Callable[[str], None]) -> dict[str, TaskRun]:
-    """The runs of some tasks of a fleet, with their rows loaded.
-
-    Raises:
-        MuscleError: Anything is wrong with any of them; all of it is told.
-    """
+    """The runs of some tasks of a fleet, with their rows loaded; all that is wrong with any of them is told in one
+    MuscleError."""
     problems = [f"{where}: {text}" for where, text in fleet.problems if where in names]
     runs: dict[str, TaskRun] = {}
     for task in fleet.tasks:

@@ -26,13 +26,11 @@ _POOL = BasePool()  # of this process, which does many steps
 def on_ray(
     fleet: Fleet, runs: dict[str, TaskRun], say: Say, done: Callable[[], None], *, address: str | None = None
 ) -> None:
-    """Steps on a Ray cluster; of one task one after the other, of several side by side.
+    """Steps on a Ray cluster, at ``address``, else that of the environment (``RAY_ADDRESS``), else a new one on this
+    machine; of one task one after the other, of several side by side.
 
     A step whose process or machine dies is tried again as often as ``steps.retries`` says, and goes on from what it
     had saved. Where machines share no ``output_dir``, the fleet's ``results`` name a place that they do.
-
-    Args:
-        address: Of the cluster; None: that of the environment (``RAY_ADDRESS``), or a new one on this machine.
     """
     try:
         import ray
@@ -62,12 +60,9 @@ def on_ray(
 def on_slurm(
     fleet: Fleet, runs: dict[str, TaskRun], say: Say, done: Callable[[], None], *, cluster: str | None = None
 ) -> None:
-    """Tasks as jobs of SLURM, by submitit; one that is preempted goes into the queue again, one that is out of time as
-    often as ``steps.retries`` says, and each goes on from what it had saved.
-
-    Args:
-        cluster: Of submitit; ``local`` runs the jobs as processes of this machine.
-    """
+    """Tasks as jobs of SLURM, or another ``cluster`` of submitit (``local``: processes of this machine); one that is
+    preempted goes into the queue again, one that is out of time as often as ``steps.retries`` says, and each goes on
+    from what it had saved."""
     try:
         import submitit
     except ImportError as error:

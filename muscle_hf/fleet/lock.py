@@ -69,11 +69,8 @@ class Version:
         return {**asdict(self), "side": _with_texts(asdict(self.side), told)}
 
     def check(self, name: str) -> None:
-        """Refuse a version that is no longer the one that the lock names; of what it has no hash, say so.
-
-        Raises:
-            MuscleError: The weights of its adapter or base changed, or are gone.
-        """
+        """Refuse a version whose adapter or base is no longer the one that the lock names, or gone; of what it has no
+        hash, say so."""
         found: dict[str, tuple[str | None, str | None]] = {}
         if self.side.adapter or self.side.answers:
             here = _hash(self.side, _adapter(self.side)[0]) or "nothing that can be read"
@@ -142,11 +139,7 @@ class Lock:
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> Lock:
-        """Read a lock; folders are told from here.
-
-        Raises:
-            MuscleError: There is none, or it is of a later format.
-        """
+        """Read a lock; folders are told from here. One of a later format is refused."""
         content = read_object(path, "lock of a fleet")
         if content.get("format") != FORMAT:
             raise MuscleError(
@@ -172,11 +165,8 @@ class Lock:
         )
 
     def old_side(self, name: str) -> tuple[Version, list[Version]]:
-        """What users see of a task now, and the versions before it, the first one first.
-
-        Raises:
-            MuscleError: The lock does not have the task, or its adapter has changed.
-        """
+        """What users see of a task now, and the versions before it, the first one first; a MuscleError where the lock
+        does not have the task, or its adapter has changed."""
         if name not in self.tasks:
             raise MuscleError(
                 f"the lock of the last release has no such task; {did_you_mean(name, self.tasks)} For one that is "

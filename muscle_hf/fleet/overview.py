@@ -37,11 +37,7 @@ def status_table(fleet: Fleet, names: Sequence[str]) -> Table:
 
 
 def describe(fleet: Fleet, only: Sequence[str] = ()) -> str:
-    """What would be done for each task, and what that takes, as text.
-
-    Raises:
-        MuscleError: Anything is wrong with the settings.
-    """
+    """What would be done for each task, and what that takes, as text."""
     lines: list[str] = []
     seconds = disk = memory = 0.0
     tasks = {task.name: task for task in fleet.tasks}

@@ -31,11 +31,7 @@ Executor = Callable[[Fleet, dict[str, TaskRun], Say, Callable[[], None]], None]
 
 
 def chosen(fleet: Fleet, only: Sequence[str] = ()) -> list[str]:
-    """The names of the tasks that are meant, among them such as something is wrong with; all by default.
-
-    Raises:
-        MuscleError: One is not of the fleet.
-    """
+    """The names of the tasks that are meant, among them such as something is wrong with; all by default."""
     names = list(dict.fromkeys([*(task.name for task in fleet.tasks), *(where for where, _ in fleet.problems)]))
     for name in only:
         if name not in names:
@@ -44,14 +40,10 @@ def chosen(fleet: Fleet, only: Sequence[str] = ()) -> list[str]:
 
 
 def run_fleet(fleet: Fleet, only: Sequence[str] = (), say: Say = print, executor: Executor | None = None) -> int:
-    """Run the tasks of a fleet that are not done, and write the page and the lock.
+    """Run the tasks of a fleet that are not done, and write the page and the lock; what is wrong with the settings is
+    told before anything is run.
 
-    Returns:
-        0 if every task ships something, 1 if one is held or failed, 3 if all that are held have too few items.
-
-    Raises:
-        MuscleError: Anything is wrong with the settings, before anything is run.
-        Interrupted: By Ctrl-C; what is done stays.
+    Gives 0 if every task ships something, 1 if one is held or failed, 3 if all that are held have too few items.
     """
     runs = checked_runs(fleet, chosen(fleet, only), say)
     fleet.folder.mkdir(parents=True, exist_ok=True)

@@ -128,11 +128,7 @@ class TaskRun(Run):
 
 
 def make_run(task: FleetTask, say: Callable[[str], None]) -> TaskRun:
-    """The run of a task, with its rows loaded.
-
-    Raises:
-        MuscleError: The settings do not fit together.
-    """
+    """The run of a task, with its rows loaded."""
     settings = replace(task.settings, training={"disable_tqdm": True, **task.settings.training})
     run = TaskRun.of(settings, say)
     run.shared_cache = task.folder.parent / CACHE

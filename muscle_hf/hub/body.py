@@ -54,11 +54,7 @@ class Card:
 
     @classmethod
     def read(cls, folder: str | os.PathLike, repo_id: str | None = None) -> Card:
-        """Read a saved adapter's folder.
-
-        Raises:
-            MuscleError: It holds no compatibility adapter.
-        """
+        """Read a saved adapter's folder; a MuscleError where it holds no compatibility adapter."""
         provenance = read_provenance(folder)
         config_file = Path(folder, ADAPTER_CONFIG)
         if not config_file.is_file():
@@ -75,11 +71,8 @@ class Card:
 
     @property
     def unverified(self) -> list[str]:
-        """The models of the comparison whose answers do not say what gave them.
-
-        Raises:
-            MismatchError: Some were given by others than the provenance names.
-        """
+        """The models of the comparison whose answers do not say what gave them; a MismatchError where some were given
+        by others than the provenance names."""
         return check_origins(self.comparison, self.provenance) if self.comparison else []
 
     @property

@@ -53,13 +53,8 @@ _BENCHMARKS = {
 
 @dataclass(frozen=True)
 class Rendered:
-    """A card, and what goes out with it.
-
-    Args:
-        text: Content of README.md.
-        pictures: File name -> SVG, which it shows.
-        results: File name -> YAML, which the pages of benchmarks read (:func:`benchmark_results`).
-    """
+    """A card, the text of README.md, and what goes out with it: the pictures that it shows, file name -> SVG, and the
+    results that pages of benchmarks read (:func:`benchmark_results`)."""
 
     text: str
     pictures: dict[str, str]
@@ -96,16 +91,9 @@ def render_card(
 
 
 def write_card(folder: str | os.PathLike, repo_id: str | None = None) -> Path:
-    """Render the card into its folder, pictures first; a card that stands there is replaced.
-
-    One that was not rendered here, but by hand or by another tool, is kept as ``README.md.bak``.
-
-    Returns:
-        The path of README.md.
-
-    Raises:
-        MuscleError: As :func:`render_card`; what stood there is then untouched.
-    """
+    """Render the card into its folder, pictures first, and give the path of README.md; a card that stands there is
+    replaced, or kept as ``README.md.bak`` where it was written by hand or by another tool. Errors are those of
+    :func:`render_card`; what stood there is then untouched."""
     rendered = render_card(folder, repo_id)
     present = Path(folder, CARD_FILE)
     if present.is_file() and not is_ours(present.read_text(encoding="utf-8", errors="replace")):
@@ -121,11 +109,7 @@ def is_ours(text: str) -> bool:
 
 
 def card_data(card: Card) -> ModelCardData:
-    """The card's front matter.
-
-    Args:
-        card: What is known of the adapter.
-    """
+    """The card's front matter."""
     state, license_ = card.state, card.license
     license_id, license_name = license_.identifier, None
     if license_id is not None and not _LICENSE_ID.fullmatch(license_id):
@@ -180,11 +164,8 @@ def eval_results(card: Card) -> list[EvalResult]:
 
 
 def benchmark_results(card: Card) -> dict[str, str]:
-    """The adapter's accuracies as the Hub's benchmarks collect them; of a part, or another split, there is none.
-
-    Returns:
-        ``.eval_results/muscle_NAME.yaml`` -> its content.
-    """
+    """The adapter's accuracies as the Hub's benchmarks collect them, ``.eval_results/muscle_NAME.yaml`` -> its
+    content; of a part, or another split, there is none."""
     found = {}
     for task in card.tasks:
         dataset = _data_set(card, task["name"])

@@ -58,19 +58,10 @@ def complete_card(
 
 
 def export_card(folder: str | os.PathLike, target: str | os.PathLike) -> Path:
-    """Copy a card and the files it is made from, as they would be published, without weights and tokenizer.
+    """Copy a card and the files it is made from, as they would be published, without weights and tokenizer, into a
+    folder, where files of an earlier export are replaced; gives the path of the copied card.
 
     The copy renders to the same card at any time (``muscle-hf card TARGET``), and is small enough for a repository.
-
-    Args:
-        folder: Holds the adapter.
-        target: Is created; files of an earlier export in it are replaced.
-
-    Returns:
-        The path of the copied card.
-
-    Raises:
-        MuscleError: The folder is not fit to be published.
     """
     parcel = pack(folder)
     with staged(target) as stage:

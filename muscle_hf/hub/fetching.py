@@ -76,15 +76,8 @@ def fetch(
 
 
 def copy_to(source: Path, folder: str | os.PathLike) -> Path:
-    """Copy an adapter's files, from the Hub's cache or from a checkpoint, all or none.
-
-    Args:
-        source: Holds an adapter.
-        folder: Is created; must be empty or hold the same adapter.
-
-    Raises:
-        MuscleError: The folder holds something else or cannot be written, or a file of the adapter is a link.
-    """
+    """Copy an adapter's files, from the Hub's cache or from a checkpoint, all or none, into a folder, which must be
+    new, empty or hold the same adapter."""
     folder = Path(folder)
     if folder.is_dir():
         foreign = [path.name for path in folder.iterdir() if not is_published(path.name)]

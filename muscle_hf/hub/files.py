@@ -37,13 +37,8 @@ _TEXT_SUFFIXES = (".json", ".md", ".txt", ".html", ".svg", ".jinja", ".yaml")
 
 @dataclass
 class Parcel:
-    """What one upload holds.
-
-    Args:
-        contents: Path in the repository -> bytes, or the file that holds them.
-        left_out: Files of the folder that are not published.
-        notes: What the publisher should know, one sentence each.
-    """
+    """What one upload holds: path in the repository -> bytes, or the file that holds them; the files that are not
+    published; and what the publisher should know, one sentence each."""
 
     contents: dict[str, bytes | Path]
     left_out: list[str] = field(default_factory=list)

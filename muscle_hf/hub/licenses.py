@@ -14,13 +14,8 @@ PERMISSIVE = frozenset(
 
 @dataclass(frozen=True)
 class License:
-    """The licence of an adapter.
-
-    Args:
-        identifier: The Hub's identifier; None if it cannot be said.
-        explanation: Where it comes from, for the card.
-        conflict: Whether the bases' licences bind the adapter in two ways that may exclude each other.
-    """
+    """The licence of an adapter: the Hub's identifier, None if it cannot be said; where it comes from, for the card;
+    and whether the bases' licences bind the adapter in two ways that may exclude each other."""
 
     identifier: str | None
     explanation: str
@@ -28,16 +23,12 @@ class License:
 
 
 def inherited_license(old: str | None, new: str | None, chosen: str | None = None) -> License:
-    """The licence that an adapter inherits.
+    """The licence that an adapter inherits, by the identifiers of the bases' licences, None if unknown, and what the
+    publisher has ``chosen``, which is kept, though a conflict is still told.
 
     The adapter is a change to the new base, and was trained on what the old one answers: both licences bind it. A
     permissive licence gives way to one that is not; two different ones that are not are a conflict, which only a
     person can settle.
-
-    Args:
-        old: Identifier of the old base's licence; None if unknown.
-        new: Of the new base's.
-        chosen: What the publisher has decided; is kept, and a conflict is still told.
     """
     old, new, chosen = (text.strip().lower() if text else None for text in (old, new, chosen))
     binding = sorted({text for text in (old, new) if text and text not in PERMISSIVE})

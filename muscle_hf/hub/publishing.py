@@ -58,12 +58,8 @@ def hub_api(token: str | bool | None = None) -> HfApi:
 def prepare_repository(
     repo_id: str, *, token: str | bool | None = None, private: bool | None = None, revision: str | None = None
 ) -> str:
-    """Create a model repository and its branch, or find them there, and give the id with its namespace.
-
-    Raises:
-        HubError: The Hub refuses or cannot be reached, or the name is none.
-        MuscleError: The repository holds a model of another kind.
-    """
+    """Create a model repository and its branch, or find them there, and give the id with its namespace; one that holds
+    a model of another kind is refused."""
     api = hub_api(token)
     with hub_errors(f"creating the repository {repo_id}", _AFTERWARDS, token):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id

@@ -84,11 +84,7 @@ class CardState:
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> CardState:
-        """Read ``muscle_card.json``; an empty state if there is none.
-
-        Raises:
-            MuscleError: The file is not one of ours.
-        """
+        """Read ``muscle_card.json``; an empty state if there is none."""
         content = _read(Path(folder, CARD_STATE_FILE))
         if content is None:
             return cls()
@@ -177,11 +173,7 @@ def save_metrics(folder: str | os.PathLike, comparison: Mapping[str, Any], adapt
 
 
 def load_metrics(folder: str | os.PathLike, adapter_sha256: str | None) -> dict[str, Any] | None:
-    """The comparison in ``muscle_metrics.json`` if it is about these weights; None if there is none, or of others.
-
-    Raises:
-        MuscleError: The file is not one of ours.
-    """
+    """The comparison in ``muscle_metrics.json`` if it is about these weights; None if there is none, or of others."""
     content = _read(Path(folder, METRICS_FILE))
     if content is None or content.get("adapter_sha256") != adapter_sha256:
         return None

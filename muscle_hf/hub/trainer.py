@@ -76,12 +76,9 @@ class PublishesCard(TrainerParts):
             )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the compatibility adapter, its tokenizer and provenance, and its card; push if ``push_to_hub`` is set.
-
-        Args:
-            output_dir: By default ``args.output_dir``.
-            _internal_call: Set by Trainer when it saves a checkpoint, which needs no card to be resumed from.
-        """
+        """Save the compatibility adapter, its tokenizer and provenance, and its card, by default in
+        ``args.output_dir``; push if ``push_to_hub`` is set. A checkpoint, which Trainer saves as an internal call,
+        needs no card."""
         super().save_model(output_dir, _internal_call)
         if not _internal_call and self.args.should_save:
             self.write_card(output_dir or self.run_folder)

@@ -39,11 +39,8 @@ class Splits:
 
 
 def load_splits(task: Task | None, data: DataSettings) -> Splits:
-    """The rows that the settings choose; what is held out for validation are evenly spaced training rows.
-
-    Raises:
-        MuscleError: There are no such rows, or test rows would be trained on or selected by.
-    """
+    """The rows that the settings choose; what is held out for validation are evenly spaced training rows. Test rows
+    that would be trained on or selected by are refused."""
     source = _source(data, task)
     test: Sequence[Item] = []
     if task is not None:

@@ -64,11 +64,8 @@ def accelerate_config(name: str) -> Path:
 def compare_with_published(
     published: Mapping[str, Any] | None, result: Result, predictions: Mapping[str, Sequence[Prediction]]
 ) -> dict[str, dict[str, float | None]]:
-    """A run's figures beside published ones, in percent and percentage points.
-
-    Returns:
-        Of :data:`FIGURES` -> ``published`` and ``measured``, of those that either side has.
-    """
+    """A run's figures beside published ones, in percent and percentage points: of :data:`FIGURES` -> ``published`` and
+    ``measured``, of those that either side has."""
     measured = {name: 100 * value for name, value in _figures(result, predictions).items()}
     if measured.get("nfr") and "nfr_change" in measured:
         measured["nfr_change_percent"] = 100 * measured["nfr_change"] / measured["nfr"]

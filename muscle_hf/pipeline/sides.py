@@ -50,11 +50,8 @@ def side_of(version: ModelSettings, task: Task | None, splits: Splits) -> Side:
 
 
 def in_own_words(version: ModelSettings, task: Task, splits: Splits, data: DataSettings) -> tuple[Task, Splits]:
-    """The task and the rows of a version that is asked by a task of its own, judged by the metric of the run's.
-
-    Raises:
-        MuscleError: The task is of another kind, or an item of its is another: the first one is named.
-    """
+    """The task and the rows of a version that is asked by a task of its own, judged by the metric of the run's; the
+    first item that is another one is refused."""
     own = load_task(version.task or task)
     if own.kind != task.kind:
         raise MuscleError(f"old.task: {own.name!r} is a {own.kind} task, but the run's task is a {task.kind} task")

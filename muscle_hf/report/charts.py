@@ -46,15 +46,8 @@ class Scale:
 
 
 def fit(values: Iterable[float], start: float, end: float, *, zero: bool = False, pad: float = 0.06) -> Scale:
-    """A scale that holds all finite ``values``.
-
-    Args:
-        values: Data; nan and infinities are left out.
-        start: Pixel of the lower end.
-        end: Pixel of the upper end.
-        zero: Include zero. A side on which all values have one sign then begins at zero exactly.
-        pad: Share of the range to leave free on each side.
-    """
+    """A scale from pixel ``start`` to ``end`` that holds all finite values, with a share ``pad`` of the range free on
+    each side; with ``zero`` it includes zero, and a side on which all values have one sign begins there exactly."""
     finite = [value for value in values if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=1.0)
     if zero:
@@ -104,13 +97,10 @@ def key(labels: Sequence[str]) -> dict[str, str]:
 
 
 def standalone(label: str, panels: Sequence[tuple[str, Markup]]) -> str:
-    """Pictures side by side, each under its title, as a file: with its colours, on a ground of its own.
+    """Pictures side by side, titles and SVG, each under its title, as a file: with its colours, on a ground of its
+    own; ``label`` is for screen readers.
 
     The ink would vanish on a dark page, so the colours are those of light ones.
-
-    Args:
-        label: What they are, for screen readers.
-        panels: Titles and pictures.
     """
     # The light colours come first in the style sheet, then those for dark pages, then the rules.
     light, _, rest = asset("charts.css").partition("@media")

@@ -55,12 +55,8 @@ def story(flow: Flow) -> Story:
 
 
 def picture(labels: Sequence[str], flows: Sequence[Flow]) -> Markup:
-    """Ribbons from old over new to the compatibility model, as wide as they have items.
-
-    Args:
-        labels: Of the three models.
-        flows: All ways through them; the widths are proportional to their items.
-    """
+    """Ribbons from old over new to the compatibility model, as wide as they have items, under the labels of the
+    three."""
     flows = [flow for flow in flows if flow.items]
     total = sum(flow.items for flow in flows)
     offsets = [_stack(flows, column, total) for column in range(3)]

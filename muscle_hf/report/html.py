@@ -15,17 +15,11 @@ from muscle_hf.report.text import one_line
 
 
 def render(document: Document) -> str:
-    """The comparison as a page.
+    """The comparison, of whose texts none is trusted, as a page; write it as UTF-8.
 
     The pictures are drawn here, as SVG; only the list of flips is built in the browser, a page at a time. The page's
     content security policy names its one script and its one style sheet by their hashes, forbids everything else (the
     network, inline handlers, forms, frames), and forbids the script itself to parse text as HTML.
-
-    Args:
-        document: What to show. None of its texts is trusted.
-
-    Returns:
-        The page. Write it as UTF-8.
     """
     return page(
         "comparison.html",
@@ -39,13 +33,8 @@ def render(document: Document) -> str:
 
 
 def page(template: str, script: str = "", **context: Any) -> str:
-    """A page in one file with the reports' style sheet.
-
-    Args:
-        template: Its name in the assets.
-        script: The one script that its policy lets run.
-        context: What the template shows.
-    """
+    """A page in one file with the reports' style sheet: a template of the assets, what it shows, and the one script
+    that its policy lets run."""
     style = asset("charts.css") + asset("report.css")
     shared = {"w": w, "charts": charts, "one_line": one_line, "csp": _policy(script, style)}
     return render_template(template, {**shared, "style": Markup(style), "script": Markup(script), **context})

@@ -8,15 +8,9 @@ from muscle_hf.report import wording as w
 
 
 def render(document: Document) -> str:
-    """The comparison as JUnit XML.
+    """The comparison as a well-formed XML document; characters that XML forbids are spelled out.
 
     A failed check is a ``failure``; a check with too little data is an ``error``, so that a CI system never shows it
     as passed. Without a gate each updated model has one case that passes and tells its numbers.
-
-    Args:
-        document: What to show.
-
-    Returns:
-        A well-formed XML document; characters that XML forbids are spelled out.
     """
     return markup.render("junit.xml", {"document": document, "w": w}) + "\n"

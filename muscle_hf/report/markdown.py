@@ -22,16 +22,11 @@ _AUTOLINK = re.compile(r"@|&#58;|&#35;(?=\d)|(?i:gh-)(?=\d)|(?=&#46;)")
 
 
 def render(document: Document, *, worst: int = 10, slices: int = 10) -> str:
-    """The comparison as Markdown.
+    """The comparison as Markdown of at most ``MAX_LENGTH`` characters or, if the tables alone are longer, with the
+    tables only. Nothing from data can format, mention, reference or link.
 
-    Args:
-        document: What to show.
-        worst: How many of each task's flips to the worse are listed (folded away).
-        slices: How many of each task's slices are listed, for each updated model (folded away).
-
-    Returns:
-        Text of at most ``MAX_LENGTH`` characters or, if the tables alone are longer, with the tables only. Nothing
-        from data can format, mention, reference or link.
+    ``worst`` of each task's flips to the worse are listed, and ``slices`` of its slices for each updated model, folded
+    away.
     """
     results = [*document.totals, *document.tasks]
     context = {"document": document, "results": results, "worst": worst, "slices": slices}

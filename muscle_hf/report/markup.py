@@ -28,12 +28,8 @@ def number(value: float) -> str:
 
 
 def markdown(value: Any, limit: int = 2000) -> Markup:
-    """A value as one line of Markdown that shows exactly its text: no markup, HTML, link, image or second line.
-
-    Args:
-        value: :class:`markupsafe.Markup` is kept; None is nothing; anything else is shown as text.
-        limit: Longer text is cut off.
-    """
+    """A value as one line of Markdown that shows exactly its text, cut off at ``limit``: no markup, HTML, link, image
+    or second line. :class:`markupsafe.Markup` is kept; None is nothing."""
     if value is None or isinstance(value, Markup):
         return Markup() if value is None else value
     text = _MARKDOWN.sub(lambda match: _entity(match.group()), one_line(str(value), limit))

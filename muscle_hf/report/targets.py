@@ -79,14 +79,7 @@ def title(targets: Targets) -> str:
 
 
 def page(found: Sequence[Targets]) -> str:
-    """All tasks as one HTML file in the style of the reports; no script.
-
-    Args:
-        found: What was measured.
-
-    Returns:
-        The page. Write it as UTF-8.
-    """
+    """All tasks as one HTML file in the style of the reports; no script. Write it as UTF-8."""
     said = {"title": title, "why": why, "advice": advice, "cells": cells, "picture": picture}
     return html.page("targets.html", found=found, warnings=[CAUTION, *warnings(found)], columns=COLUMNS, **said)
 

@@ -24,14 +24,9 @@ _ROWS, _ADVISED, _WARNINGS, _REASONS = 8, 3, 3, 3
 def render(
     document: Document, console: Console | None = None, *, full: bool = False, worst: int = 5, slices: int = 5
 ) -> None:
-    """Print a comparison: one screen, or everything.
-
-    Args:
-        document: What to show.
-        console: Where to print to; a new console on standard output by default.
-        full: A table of every rate for each task, its slices, flips and errors that come back, and noise floors.
-        worst: How many of each task's flips to the worse are listed.
-        slices: How many of each task's slices are listed, for each updated model.
+    """Print a comparison: one screen, or in ``full`` a table of every rate for each task, its slices, flips and errors
+    that come back, and noise floors. ``worst`` of each task's flips to the worse are listed, and ``slices`` of its
+    slices for each updated model.
 
     Everything from data goes through :func:`muscle_hf.report.text.one_line` and into ``Text`` objects, so neither
     terminal control sequences nor rich's own markup in it have any effect.
@@ -117,16 +112,8 @@ def table(
     judged: bool = False,
     chosen: int | None = None,
 ) -> Table:
-    """A table for a terminal.
-
-    Args:
-        title: Stands above it.
-        columns: Their headings.
-        caption: Stands below it.
-        rows: The cells; texts from data are made harmless.
-        judged: The last cells of the rows are verdicts.
-        chosen: The row that stands out.
-    """
+    """A table for a terminal, whose texts from data are made harmless; the last cells of ``judged`` rows are verdicts,
+    and the row ``chosen`` stands out."""
     made = Table(
         title=_data(title, "bold"),
         title_justify="left",

@@ -51,16 +51,8 @@ class LogProbs(NamedTuple):
 
 
 class ServedModel:
-    """A model that is asked for the log-probabilities of texts.
-
-    Args:
-        server: Where it is; its ``tokenizer`` is needed for servers that spell tokens.
-        k: How many tokens at a place, >= 1.
-        vocabulary: How many tokens are looked at: those with ids below it.
-
-    Raises:
-        MuscleError: k is out of range, or openai is not installed.
-    """
+    """A model on a server that is asked for the log-probabilities of ``k`` tokens at a place of a text, of those with
+    ids below ``vocabulary``. The server's ``tokenizer`` is needed where that spells tokens."""
 
     def __init__(self, server: Server, k: int, vocabulary: int):
         if not 1 <= k <= vocabulary:
@@ -206,13 +198,8 @@ class ServedModel:
     # ---- Is it what it seems? ----
 
     def check(self, ids: Sequence[int]) -> LogProbs:
-        """Ask about one text of some ten tokens or more, and refuse a server whose log-probabilities are not the
-        model's own.
-
-        Raises:
-            NoLogProbs: The server does not give them.
-            MuscleError: It reads another text, or says something else than the model's probabilities.
-        """
+        """Ask about one text of some ten tokens or more, and refuse a server that reads another text, or whose
+        log-probabilities are not the model's own."""
         found = self.along(ids)
         repeated = functional.pad(found.ids[:, 1:] == found.ids[:, :-1], (1, 0))
         mass = found.top.double().exp().masked_fill(repeated, 0).sum(dim=-1)

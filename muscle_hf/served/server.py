@@ -46,12 +46,7 @@ class Server:
     tokenizer: PreTrainedTokenizerBase | None = field(default=None, repr=False)
 
     def client(self) -> OpenAI:
-        """A client for this server.
-
-        Raises:
-            MissingDependencyError: openai is not installed.
-            MuscleError: The address is none.
-        """
+        """A client for this server; needs openai."""
         try:
             from openai import OpenAI
         except ImportError as error:
@@ -78,12 +73,8 @@ class Server:
             ) from error
 
     def complete(self, client: OpenAI, prompt: str | Sequence[int], **fields: Any) -> tuple[Any, Any]:
-        """The answer to one prompt, text or token ids, of the completions endpoint; ``fields`` of any server; and what
-        it counted (None where it does not say).
-
-        Raises:
-            MuscleError: The server refuses or keeps failing.
-        """
+        """The answer to one prompt, text or token ids, of the completions endpoint, and what it counted (None where it
+        does not say); ``fields`` of any server. A MuscleError where it refuses or keeps failing."""
         ids: Any = prompt if isinstance(prompt, str) else list(prompt)
         with self.answering():
             reply = client.completions.create(model=self.model, prompt=ids, extra_body={**self.options, **fields})
@@ -107,11 +98,7 @@ class Server:
 
 
 def check_address(url: str) -> None:
-    """Refuse what is no address of a server, or would give a secret away where it is written down.
-
-    Raises:
-        MuscleError: It is none, or has a password in it.
-    """
+    """Refuse what is no address of a server, or would give a secret away where it is written down."""
     if not url.startswith(("http://", "https://")):
         raise MuscleError(f"the server's address must start with http:// or https://, not {url!r}")
     if "@" in urlsplit(url).netloc:
@@ -119,11 +106,7 @@ def check_address(url: str) -> None:
 
 
 def first_choice(reply: Any) -> Any:
-    """The first of the answers in a reply.
-
-    Raises:
-        MuscleError: It has none.
-    """
+    """The first of the answers in a reply; a MuscleError where it has none."""
     if not getattr(reply, "choices", None):
         raise MuscleError(f"the server's answer has no choices: {str(reply)[:500]}")
     return reply.choices[0]

@@ -136,11 +136,7 @@ class ServedTeacher(Teacher):
         self._unwritten = 0
 
     def require_enough(self, objective: Objective, calibrated: bool | None) -> None:
-        """Refuse an objective that needs more than is known of it.
-
-        Raises:
-            MuscleError: It does.
-        """
+        """Refuse an objective that needs more than is known of it."""
         what = f"of the {self.role} model behind the server the {self.form.k} likeliest tokens are known"
         require_kl_alone(objective, objective.reads & {self.role}, what, "leave these out")
         if calibrated:
@@ -180,11 +176,7 @@ class ServedTeacher(Teacher):
 
     @cached_property
     def model_there(self) -> ServedModel:
-        """The model on the server; looked at before it is believed, and held against what it said earlier.
-
-        Raises:
-            MuscleError: The server cannot be reached, is no source of log-probabilities, or has another model now.
-        """
+        """The model on the server; looked at before it is believed, and held against what it said earlier."""
         tokenizer = self._own_tokenizer
         server = replace(self.server, tokenizer=tokenizer)
         model = ServedModel(server, self.form.k, self.form.vocabulary)
@@ -202,11 +194,7 @@ class ServedTeacher(Teacher):
         return model
 
     def begin(self, *, answers_alone: bool) -> None:
-        """Look at the server before training, unless something is kept already and it may not be needed any more.
-
-        Raises:
-            MuscleError: As :attr:`model_there`; or it does not read the student's tokens.
-        """
+        """Look at the server before training, unless something is kept already and it may not be needed any more."""
         if self.reader is not None:
             # Its likeliest tokens are of its own vocabulary, even where these are the student's under other ids.
             if not answers_alone and (general := self.reader.general()) is not None:
@@ -235,11 +223,7 @@ def kept(found: LogProbs) -> dict[str, Tensor]:
 
 def texts_of(batch: Batch) -> list[tuple[list[int], list[int]]]:
     """The sequences of a batch that have trained tokens, in their order: the token ids of each, and the places of it
-    that are predicted.
-
-    Raises:
-        MuscleError: They are no texts, or not of text alone.
-    """
+    that are predicted. Rows of more than text are refused."""
     ids, mask = batch.inputs.get("input_ids"), batch.inputs.get("attention_mask")
     others = [name for name in batch.inputs if name.startswith(MEDIA_INPUTS)]
     if batch.kind is not CAUSAL_LM or ids is None or others:

@@ -15,13 +15,9 @@ from muscle_hf.teachers.sharing import adds_only, can_share, file_adds_only
 
 
 def read_adapter(model: PeftModel, name: str, folder: Path) -> None:
-    """Read the weights of an adapter that the model already has from ``adapter_model.safetensors`` in a folder.
-
-    Modes, gradients and the active adapter stay as they are.
-
-    Raises:
-        MuscleError: The file is missing, or its weights are not those of this adapter on this base.
-    """
+    """Read the weights of an adapter that the model already has from ``adapter_model.safetensors`` in a folder, or
+    refuse those that are not of this adapter on this base. Modes, gradients and the active adapter stay as they
+    are."""
     file = Path(folder) / SAFETENSORS_WEIGHTS_NAME
     if not file.is_file():
         raise MuscleError(f"{folder} holds no {SAFETENSORS_WEIGHTS_NAME}; pickled adapters are not read")

@@ -134,11 +134,7 @@ def same_name(one: str, other: str) -> bool:
 
 
 def only_active_adapter(model: PeftModel, owner: str) -> str:
-    """The name of a model's one active adapter.
-
-    Raises:
-        MuscleError: Several or none are active, one is merged into the base, or it is a prompt.
-    """
+    """The name of a model's one active adapter; several, one that is merged into the base, or a prompt are refused."""
     active: list[Any] = list(model.active_adapters)
     if len(active) != 1:
         raise MuscleError(f"{owner} has {len(active)} active adapters ({', '.join(active)}); activate exactly one")

@@ -58,10 +58,7 @@ def same_state(one: Any, other: Any) -> bool:
 
 def add_adapter(model: PeftModel, name: str, config: PeftConfig, *, autocast_dtype: bool = False) -> None:
     """Add an untrained adapter of a configuration, leaving the base's weights alone; it is not activated.
-
-    Args:
-        autocast_dtype: Keep half-precision adapters in float32, as PEFT does when it loads one.
-    """
+    ``autocast_dtype`` keeps half-precision adapters in float32, as PEFT does when it loads one."""
     config = copy.deepcopy(config)
     # AdaLoRA knows one adapter in training, and what is added here is not yet trained, if ever.
     config.inference_mode = True
@@ -85,11 +82,8 @@ def add_adapter(model: PeftModel, name: str, config: PeftConfig, *, autocast_dty
 
 
 def copy_adapter(source: PeftModel, adapter: str, target: PeftModel, name: str) -> bool:
-    """Add a bit-equal copy of an adapter to a model with the same base (or the same model); it is not activated.
-
-    Returns:
-        Whether PEFT was asked to add it, which turns over what is trainable.
-    """
+    """Add a bit-equal copy of an adapter to a model with the same base (or the same model); it is not activated. Gives
+    whether PEFT was asked to add it, which turns over what is trainable."""
     if _copy_layers(source, adapter, target, name):
         return False
     with same_base_after(target, source.peft_config[adapter], "model"):

@@ -39,11 +39,7 @@ def logits_of(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
 
 def without_labels(base: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs of a forward pass of a base that computes logits and no loss; seq2seq labels become decoder inputs
-    where these are missing.
-
-    Raises:
-        MuscleError: There are images or sound, which the model does not take.
-    """
+    where these are missing. Images or sound that the model does not take are refused."""
     prepared = {key: value for key, value in inputs.items() if key not in LABEL_KEYS | _KERNEL_KEYS}
     decoder_inputs = {"decoder_input_ids", "decoder_inputs_embeds"}
     if kind_of(base) is SEQ2SEQ_LM and "labels" in inputs and not decoder_inputs & prepared.keys():

@@ -134,11 +134,8 @@ class Head:
         return self._confirmed
 
     def hidden_of(self, forward: Callable[[], Tensor]) -> Tensor:
-        """The last hidden states, (B, L, d), of a forward of the model, which returns its logits.
-
-        Raises:
-            HeadNotApart: Hidden states alone do not give its logits; names the model's class.
-        """
+        """The last hidden states, (B, L, d), of a forward of the model, which returns its logits; HeadNotApart where
+        hidden states alone do not give these."""
         with self.captured() as found:
             logits = forward()
         if not self.explains(found, logits):

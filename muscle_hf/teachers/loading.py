@@ -86,10 +86,8 @@ def find_adapter(name: str | os.PathLike, revision: str | None, fetch: Mapping[s
     """Find out whether a path or Hub id is an adapter, and fetch it if so (``token``, ``cache_dir``, ...); None if it
     is a model.
 
-    Raises:
-        MuscleError: Nothing there, neither adapter nor model, an adapter without safetensors, or one that asks for
-            code to be imported.
-        MismatchError: Its weights are not those of the provenance beside them.
+    Refused are what is neither, an adapter without safetensors, one that asks for code to be imported, and weights
+    that are not those of the provenance beside them (MismatchError).
     """
     name = os.fspath(name)
     if os.path.isdir(name):
@@ -129,11 +127,8 @@ def find_adapter(name: str | os.PathLike, revision: str | None, fetch: Mapping[s
 
 
 def read_adapter_config(folder: str | os.PathLike, name: str) -> PeftConfig:
-    """The PEFT configuration in an adapter's folder; ``name`` is what messages call it.
-
-    Raises:
-        MuscleError: It is broken, or asks for code to be imported.
-    """
+    """The PEFT configuration in an adapter's folder, which messages call ``name``; one that asks for code to be
+    imported is refused."""
     with readable(f"the configuration of the adapter {name}"):
         config = PeftConfig.from_pretrained(os.fspath(folder))
     # PEFT imports the module that `megatron_core` names, whatever that is, as soon as `megatron_config` is set.
@@ -280,12 +275,8 @@ def load_adapter_base(
 ) -> PreTrainedModel:
     """Load the base of an adapter at its revision.
 
-    Args:
-        labels: For classifiers: where the label set comes from if the base has no head of this kind. The adapter holds
-            the head's weights, but nothing in its folder says how many labels it has.
-
-    Raises:
-        MuscleError: The adapter records none, or the base cannot be loaded.
+    A classifier's ``labels`` say where the label set comes from if the base has no head of this kind: the adapter
+    holds the head's weights, but nothing in its folder says how many labels it has.
     """
     arguments = {"revision": adapter.base_revision or "main", **arguments}
     if labels is not None and not {"num_labels", "id2label", "config"} & arguments.keys():
@@ -299,11 +290,8 @@ def load_adapter_base(
 def put_adapter(
     adapter: AdapterFolder, base: PreTrainedModel, trainable: bool = False, dropout: float | None = None
 ) -> PeftModel:
-    """Put an adapter on a base that is loaded; arguments as of :func:`load_task_model`.
-
-    Raises:
-        MuscleError: It was trained for another base, or a dropout is given to what is no LoRA.
-    """
+    """Put an adapter on a base that is loaded, or refuse one that was trained for another; arguments as of
+    :func:`load_task_model`."""
     refuse_prompts(adapter.config, adapter.name)
     start = str(getattr(adapter.config, "init_lora_weights", ""))
     if "_niter_" in start or (start == "lora_ga" and adapter.moved_base is None):
@@ -335,11 +323,8 @@ def put_adapter(
 
 
 def _fit_embeddings(base: PreTrainedModel, adapter: AdapterFolder) -> None:
-    """Give a base the vocabulary that an adapter was saved with, where tokens were added before it was trained.
-
-    Raises:
-        MuscleError: The adapter does not hold the rows of the new tokens, so that they would be drawn at random.
-    """
+    """Give a base the vocabulary that an adapter was saved with, where tokens were added before it was trained; one
+    that does not hold their rows, which would be drawn at random, is refused."""
     embeddings = input_embeddings(base)
     if embeddings is None:
         return

@@ -90,9 +90,6 @@ class RenumberingReader(Reader):
 
     A row, or a part of a row that packs several, is not read where the teacher has no such token, or would have
     segmented its text otherwise.
-
-    Args:
-        vocabularies: Of both, renumbered.
     """
 
     foreign = False
@@ -195,13 +192,8 @@ class RenumberedStream(Stream):
 
 @dataclass(frozen=True)
 class _Row:
-    """A row as v1 reads it.
-
-    Args:
-        ids: v1's.
-        needed: (M,) positions of it whose logits are needed, ascending.
-        steps: What each of its N trained tokens asks of them.
-    """
+    """A row in v1's ids, the (M,) positions of it whose logits are needed, ascending, and what each of its N trained
+    tokens asks of them."""
 
     ids: list[int]
     needed: np.ndarray
@@ -210,13 +202,8 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Rows:
-    """A batch's rows as v1 reads them.
-
-    Args:
-        whole: The batch, of the student's ids.
-        batch: In v1's ids; its labels mark the M places of which logits are needed.
-        steps: What each of the N trained tokens asks of them.
-    """
+    """The batch ``whole``, of the student's ids; the ``batch`` in v1's ids, whose labels mark the M places of which
+    logits are needed; and what each of the N trained tokens asks of them."""
 
     whole: Batch
     batch: Batch
@@ -252,11 +239,8 @@ class ForeignReader(Reader):
         return torch.from_numpy(missing).to(batch.labels.device) if missing.any() else None
 
     def stream(self, batch: Batch, states: Tensor, head: Head | None, top: bool = False) -> Stream:
-        """As :meth:`~muscle_hf.teachers.Teacher.stream`.
-
-        Args:
-            top: The head's last column is the log-probability of all tokens together that have none of their own.
-        """
+        """As :meth:`~muscle_hf.teachers.Teacher.stream`; with ``top`` the head's last column is the log-probability of
+        all tokens together that have none of their own."""
         if not batch.kind.generates_text:
             return Stream(states, head)
         rows = self._read(batch)
@@ -272,15 +256,8 @@ class ForeignReader(Reader):
         self.undecided = self.undecided.to(undecided) + torch.stack([undecided, count.to(undecided)])
 
     def tell(self, ids: Sequence[int], old_ids: Sequence[int]) -> None:
-        """Say what the teacher reads in the place of a row of the student's, where that is not the row's text.
-
-        Args:
-            ids: The student's, without padding.
-            old_ids: The teacher's.
-
-        Raises:
-            MuscleError: Another row of the same ids was told something else.
-        """
+        """Say what the teacher reads, ``old_ids``, in the place of a row of the student's ids, without padding, where
+        that is not the row's text; another row of the same ids that was told something else is refused."""
         told = np.asarray(old_ids, dtype=np.int32)
         if not np.array_equal(self._told.setdefault(_key(ids), told), told):
             raise MuscleError(
@@ -369,11 +346,8 @@ def _key(ids: Sequence[int]) -> bytes:
 
 
 def _real_rows(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of each row its ids without padding, and the number among these of each column.
-
-    Raises:
-        MuscleError: Rows pack several sequences, or hold more than text.
-    """
+    """Of each row its ids without padding, and the number among these of each column; rows that pack several
+    sequences, or hold more than text, are refused."""
     more = [name for name in batch.inputs if name not in PER_TOKEN | LABEL_KEYS]
     if more:
         raise MuscleError(f"the rows have {', '.join(more)}, but with another tokenizer v1 is given their text alone")
@@ -429,20 +403,11 @@ class ForeignStream(Stream):
 
 
 def reader_of(old_tokenizer: Any, tokenizer: Any, kind: ModelKind, *, own_words: bool = False) -> Reader | None:
-    """How a model reads rows of another tokenizer's ids.
+    """How a model reads rows of another tokenizer's ids; None where it reads them as they are. With ``own_words`` it
+    is given its own words around the rows' answers.
 
-    Args:
-        old_tokenizer: The model's.
-        tokenizer: That of the rows.
-        kind: Of the models.
-        own_words: Whether the model is given its own words around the rows' answers.
-
-    Returns:
-        None where it reads them as they are.
-
-    Raises:
-        MuscleError: The tokens of one are not byte strings, so that they cannot be compared, or models of this kind
-            are not trained across tokenizers.
+    Refused are tokens that are no byte strings, which cannot be compared, and models that are not trained across
+    tokenizers.
     """
     vocabularies = compare_vocabularies(old_tokenizer, tokenizer)
     if not own_words and vocabularies.level != "foreign":

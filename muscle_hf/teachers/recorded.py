@@ -207,17 +207,8 @@ def _options(record: Record, answer: int, end: int | None) -> list[dict[int, flo
 
 
 def require_known(unknown: Sequence[str], asked: int, teacher: RecordedTeacher, what: str) -> None:
-    """Refuse rows of which a log knows too few.
-
-    Args:
-        unknown: The texts of those whose prompts it does not know.
-        asked: How many there are.
-        teacher: The log.
-        what: The rows, for the message.
-
-    Raises:
-        MuscleError: More than one in twenty is unknown, or all are.
-    """
+    """Refuse rows of which a log, ``teacher``, knows too few: of so many that were ``asked``, more than one in twenty
+    or all of the prompts, whose texts are ``unknown``. ``what`` they are is for the message."""
     if len(unknown) > MOST_UNKNOWN * asked or (asked and len(unknown) == asked):
         raise MuscleError(
             f"the answers of the {teacher.role} model ({teacher.source}) are not to {len(unknown)} of {asked} {what}, "

@@ -29,11 +29,7 @@ _INSTEAD = "Train both adapters with one configuration on bases of one size, or 
 
 def start_from_teacher(student: PeftModel, teacher: Teacher, *, fresh: bool = False) -> None:
     """Give the student the weights of v1's adapter; dropout and the like stay as they are. ``fresh``: the student's
-    adapter is new, on a v2 whose task training is in its weights.
-
-    Raises:
-        MuscleError: v1 has no adapter, or one that does not fit; the student is as it was.
-    """
+    adapter is new, on a v2 whose task training is in its weights. One that does not fit is refused."""
     if fresh:
         raise MuscleError(
             "start_from is 'old', but v2's task training is merged into model: v1's adapter would come on top of it. "
@@ -46,10 +42,7 @@ def start_from_teacher(student: PeftModel, teacher: Teacher, *, fresh: bool = Fa
 
 def start_from(model: PeftModel, old: PeftModel, old_adapter: str | None = None, adapter: str | None = None) -> None:
     """Give an adapter the weights of another model's, whichever base that was trained on; by default the active ones.
-
-    Raises:
-        MuscleError: The two are not of one kind, or differ in layers, shapes or scaling; nothing is changed.
-    """
+    Adapters that differ in kind, layers, shapes or scaling are refused, and nothing is changed."""
     old_adapter = old_adapter or only_active_adapter(old, "old_model")
     adapter = adapter or only_active_adapter(model, "model")
     theirs, own = old.peft_config[old_adapter], model.peft_config[adapter]

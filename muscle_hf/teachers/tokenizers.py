@@ -30,15 +30,9 @@ def vocabulary_hash(tokenizer: Any) -> str:
 
 
 def own_tokenizer(given: Any, folders: Sequence[Path | None]) -> Any:
-    """A model's tokenizer.
-
-    Args:
-        given: The tokenizer, a processor that has it, its folder or Hub id; or None.
-        folders: Where it may be saved otherwise: of the model's adapter, which may add tokens, and of its base.
-
-    Returns:
-        None if there is none, or none that can be read.
-    """
+    """A model's tokenizer: what is ``given``, a tokenizer, a processor that has it, or its folder or Hub id; else the
+    one saved in the folders of its adapter, which may add tokens, or of its base. None if there is none that can be
+    read."""
     given = load_tokenizer(given) if isinstance(given, (str, os.PathLike)) else text_tokenizer(given)
     if isinstance(given, Tokenizer):
         return PreTrainedTokenizerFast(tokenizer_object=given)
@@ -59,11 +53,7 @@ def _folders_of(model: nn.Module, adapter: str | None = None) -> list[Path | Non
 
 
 def load_tokenizer(name: str | os.PathLike) -> Any:
-    """The tokenizer of a folder or Hub id.
-
-    Raises:
-        MuscleError: There is none, or it is damaged.
-    """
+    """The tokenizer of a folder or Hub id."""
     with readable(f"the tokenizer of {os.path.basename(os.fspath(name))}"):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
@@ -73,16 +63,9 @@ def set_reader(
 ) -> None:
     """Find out how v1 reads rows of v2's ids, and leave that, and v1's tokenizer, at the teacher.
 
-    Args:
-        teacher: v1.
-        given: Its tokenizer, or that's folder or Hub id; None to look beside its adapter and its base.
-        tokenizer: v2's, or None to look beside its model.
-        new: v2's model.
-        own_words: Says whether v1 is given words of its own, from its tokenizer and v2's.
-
-    Raises:
-        MuscleError: The tokens of one are not byte strings, so that they cannot be compared, or models of this kind
-            are not trained across tokenizers.
+    The tokenizers are v1's, as ``given`` (None: beside its adapter and its base), and v2's (None: beside its model,
+    ``new``). ``own_words`` says of these two whether v1 is given words of its own. Errors are those of
+    :func:`~muscle_hf.teachers.reading.reader_of`.
     """
     if teacher.on_students_base:
         teacher.tokenizer = own_tokenizer(given, []) or tokenizer
@@ -100,17 +83,8 @@ def set_reader(
 
 
 def require_embeddings(tokenizer: Any, config: PreTrainedConfig, whose: str, where: str) -> None:
-    """Refuse a tokenizer with more tokens than its model; some that were added may have no embedding.
-
-    Args:
-        tokenizer: Of transformers; None is let through.
-        config: Of the model.
-        whose: The model, for the message.
-        where: Where the right tokenizer is to be given.
-
-    Raises:
-        MuscleError: It is another model's.
-    """
+    """Refuse a tokenizer with more tokens than the model of a configuration, but for such as were added: it is another
+    model's. ``whose`` it is, and ``where`` the right one is to be given, is for the message."""
     vocabulary = getattr(tokenizer, "backend_tokenizer", None)
     tokens = {} if vocabulary is None else vocabulary.get_vocab(with_added_tokens=False)
     largest, size = max(tokens.values(), default=-1), getattr(config.get_text_config(), "vocab_size", None)
@@ -122,20 +96,8 @@ def require_embeddings(tokenizer: Any, config: PreTrainedConfig, whose: str, whe
 
 
 def find_tokenizers(tokenizer: Any, old_tokenizer: Any, teacher: Teacher, new: nn.Module) -> tuple[Any, Any] | None:
-    """v2's tokenizer and v1's.
-
-    Args:
-        tokenizer: v2's, or None to look beside the model.
-        old_tokenizer: v1's, or its folder or Hub id, or None to look beside the model.
-        teacher: v1.
-        new: v2's model.
-
-    Returns:
-        None where one of them is not known, but both number as many tokens.
-
-    Raises:
-        MuscleError: One is not known, and they number different ones.
-    """
+    """v2's tokenizer and v1's, which is ``teacher``; those that are None are looked for beside the models. None where
+    one of them is not known, but both number as many tokens; refused where they number different ones."""
     own = own_tokenizer(tokenizer, _folders_of(new))
     olds = [folder for model in teacher.models for folder in _folders_of(model, teacher.source)]
     others = own_tokenizer(old_tokenizer, olds)

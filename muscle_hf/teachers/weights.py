@@ -163,20 +163,14 @@ def same_as_files(weights: Mapping[str, Tensor], folder: Path, base: nn.Module) 
 
 
 def content_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of tensors, in the order of their names: 64 hex digits.
-
-    Raises:
-        MuscleError: A tensor has no content (meta device).
-    """
+    """SHA-256 over names, dtypes, shapes and bytes of tensors, in the order of their names: 64 hex digits. On the meta
+    device they have no content (MuscleError)."""
     return _hash(sorted(tensors, key=lambda pair: pair[0]))
 
 
 def find_weights(names: Iterable[str], folder: Path, base: nn.Module) -> dict[str, tuple[Path, str]]:
-    """Where a model's weights are in the safetensors files of a folder: name -> file and the name in it.
-
-    Raises:
-        MuscleError: Some are not there under any of their names.
-    """
+    """Where a model's weights are in the safetensors files of a folder, name -> file and the name in it; a MuscleError
+    where some are not there under any of their names."""
     wanted, loaded = set(names), _names_when_loaded(base)
     places: dict[str, tuple[Path, str]] = {}
     for file in _weight_files(folder):

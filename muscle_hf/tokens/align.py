@@ -95,15 +95,7 @@ class View:
 
 
 class Aligner:
-    """Finds v1's view of rows.
-
-    Args:
-        old_tokenizer: v1's.
-        new_tokenizer: The student's.
-
-    Raises:
-        MuscleError: The tokens of one are not byte strings.
-    """
+    """Finds v1's view of rows; tokens that are no byte strings are refused."""
 
     def __init__(self, old_tokenizer: Any, new_tokenizer: Any) -> None:
         self.old_tokenizer, self.new_tokenizer = old_tokenizer, new_tokenizer

@@ -185,13 +185,8 @@ def spread(log_p: Tensor, table: CellTable, reference: Tensor) -> tuple[Tensor, 
 
 
 def load_table(old: ByteVocabulary, new: ByteVocabulary, folder: str | os.PathLike | None = None) -> CellTable:
-    """The table without residue and carry: from disk, or built and kept there.
-
-    Args:
-        old: v1's vocabulary.
-        new: The student's.
-        folder: Of kept tables; by default one in the Hugging Face cache.
-    """
+    """The table without residue and carry: from a folder of kept ones, by default in the Hugging Face cache, or built
+    and kept there."""
     place = Path(folder or Path(constants.HF_HOME, "muscle-hf", "token-tables"))
     name = hashlib.sha256(f"{_VERSION} {old.sha256} {new.sha256}".encode()).hexdigest()[:32]
     file = place / f"{name}.safetensors"

@@ -103,12 +103,8 @@ def ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.i
 
 
 class ForeignTargets:
-    """Turns v1's logits into targets over the student's vocabulary.
-
-    Args:
-        aligner: Of the two tokenizers.
-        folder: Of kept tables; by default one in the Hugging Face cache.
-    """
+    """Turns v1's logits into targets over the student's vocabulary; tables are kept in ``folder``, by default one in
+    the Hugging Face cache."""
 
     def __init__(self, aligner: Aligner, folder: str | os.PathLike | None = None) -> None:
         self.aligner = aligner

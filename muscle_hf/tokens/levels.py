@@ -42,13 +42,9 @@ class Vocabularies:
     new: Any
 
     def agree(self, new_ids: Sequence[int]) -> bool:
-        """Whether v1's tokenizer segments a row's text into just the tokens that the row has.
-
-        Then ``to_old[new_ids]`` is the row as v1 reads it, and v1's logits are those of the same tokens.
-
-        Args:
-            new_ids: The row in v2's ids, without padding.
-        """
+        """Whether v1's tokenizer segments a row's text into just the tokens that the row has, given in v2's ids,
+        without padding. Then ``to_old[new_ids]`` is the row as v1 reads it, and v1's logits are those of the same
+        tokens."""
         if self.level != "renumbered":
             return self.level == "same"
         mapped = self.to_old[torch.as_tensor(new_ids, dtype=torch.long)].tolist()
@@ -56,15 +52,8 @@ class Vocabularies:
 
 
 def compare_vocabularies(old_tokenizer: Any, new_tokenizer: Any) -> Vocabularies:
-    """Compare two tokenizers by the content of their tokens and by what they do with text.
-
-    Args:
-        old_tokenizer: v1's.
-        new_tokenizer: v2's.
-
-    Raises:
-        MuscleError: They differ, and the tokens of one are not byte strings.
-    """
+    """Compare two tokenizers by the content of their tokens and by what they do with text; refused where they differ,
+    and the tokens of one are not byte strings."""
     old, new = old_tokenizer.get_vocab(), new_tokenizer.get_vocab()
     if old == new:
         size = max(new.values(), default=-1) + 1

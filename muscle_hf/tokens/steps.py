@@ -47,12 +47,7 @@ class Part(NamedTuple):
 
 class Parts:
     """The parts of steps: ``of(step)`` makes one when it is first asked for, and keeps those that were asked last.
-
-    Args:
-        old: v1's vocabulary.
-        new: The student's.
-        folder: Of kept tables; by default one in the Hugging Face cache.
-    """
+    Tables are kept in ``folder``, by default one in the Hugging Face cache."""
 
     def __init__(self, old: ByteVocabulary, new: ByteVocabulary, folder: str | os.PathLike | None = None) -> None:
         self.old, self.new = old, new

@@ -234,11 +234,7 @@ class ByteVocabulary:
 
 
 def backend_of(tokenizer: Any) -> Tokenizer:
-    """The Rust tokenizer within one of transformers; a slow one is converted.
-
-    Raises:
-        MuscleError: It has none, and cannot be converted.
-    """
+    """The Rust tokenizer within one of transformers; a slow one is converted, or refused."""
     if isinstance(tokenizer, Tokenizer):
         return tokenizer
     if isinstance(backend := getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
@@ -261,12 +257,8 @@ def special_ids(tokenizer: Any) -> Specials:
 
 
 def special_pairs(old: Specials, new: Specials) -> dict[int, int]:
-    """v1's id by v2's id of special tokens with the same text, else in the same role.
-
-    Args:
-        old: Of v1, as :func:`special_ids` gives them.
-        new: Of v2.
-    """
+    """v1's id by v2's id of special tokens, as :func:`special_ids` gives both, with the same text, else in the same
+    role."""
     ids = {text: id for id, text in old[0].items()}
     pairs = {id: ids[text] for id, text in new[0].items() if text in ids}
     # One token may have several roles; as one that is predicted it is the end of a text.

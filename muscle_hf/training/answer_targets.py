@@ -114,11 +114,8 @@ def batches_of(trainer: Any, rows: Any) -> Iterator[Batch]:
 
 
 def require_known_rows(trainer: Any, batches: Iterable[Batch], name: str) -> None:
-    """Refuse rows, in ``batches`` of the data set ``name``, that recorded teachers do not know.
-
-    Raises:
-        MuscleError: Too many are unknown, no row has a known answer, or choices cannot be told apart.
-    """
+    """Refuse rows, in ``batches`` of the data set ``name``, that recorded teachers do not know: too many of them, or
+    all answers, or choices that cannot be told apart."""
     logs = [log for teacher in trainer.teachers.values() if (log := teacher.recorded) is not None]
     unknown: dict[str, list[str]] = {log.role: [] for log in logs}
     asked, spoken = 0, dict.fromkeys(unknown, False)

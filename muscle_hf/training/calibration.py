@@ -48,11 +48,8 @@ def fitted_temperature(costs: Tensor) -> float:
 
 
 class CalibrateTeachers(TrainerCallback):
-    """Sets and logs ``teacher_temperatures`` of a trainer when its training starts.
-
-    Raises:
-        MuscleError: There are no rows to fit on, or the cache keeps probabilities of another temperature.
-    """
+    """Sets and logs ``teacher_temperatures`` of a trainer when its training starts; refused without rows to fit on, or
+    with a cache that keeps probabilities of another temperature."""
 
     def __init__(self, trainer: Any):
         if not trainer.eval_dataset:

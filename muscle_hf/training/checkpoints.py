@@ -27,11 +27,8 @@ _STAGE = ".saving-"
 @contextlib.contextmanager
 def staged(folder: str | os.PathLike) -> Iterator[Path]:
     """A temporary folder whose files move into ``folder``, which may be missing, when the block ends well, each one
-    atomically; other files there are left alone.
-
-    Raises:
-        SaveError: A file could not be written (a full disk, say); ``folder`` is as it was.
-    """
+    atomically; other files there are left alone. Where one cannot be written (a full disk, say) a SaveError says so,
+    and ``folder`` is as it was."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for left_behind in folder.glob(f"{_STAGE}*"):  # by a process that was killed
@@ -84,13 +81,8 @@ def saving_checkpoint(trainer: Trainer, trial: Any) -> contextlib.AbstractContex
 
 @contextlib.contextmanager
 def whole_or_nothing(checkpoint: Path) -> Iterator[None]:
-    """Remove a checkpoint folder that the block could not write to its end.
-
-    An earlier run's checkpoint of the same name is put aside meanwhile, and comes back if the block fails.
-
-    Raises:
-        SaveError: Saving failed; says which checkpoint is the last whole one.
-    """
+    """Remove a checkpoint folder that the block could not write to its end, with a SaveError that says which
+    checkpoint is the last whole one. An earlier run's of the same name is put aside meanwhile, and comes back."""
     aside = checkpoint.with_name(f".{checkpoint.name}.replaced")
     if is_whole(checkpoint):
         shutil.rmtree(aside, ignore_errors=True)

@@ -152,11 +152,7 @@ class MuscleConfig(TrainingArguments):
         return settings
 
     def objective(self, mask: MaskFunction | None = None) -> Objective:
-        """The objective that the settings describe.
-
-        Args:
-            mask: Stands in for :attr:`mask`.
-        """
+        """The objective that the settings describe; a ``mask`` stands in for :attr:`mask`."""
         own, transfer_mask = self.mask if mask is None else mask, self.transfer_mask
         assert own is not None and transfer_mask is not None  # the preset's, if no others
         return Objective(

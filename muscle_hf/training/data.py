@@ -51,22 +51,15 @@ def encode_answers(
 
 @dataclass
 class PaddingCollator:
-    """Pads rows of token lists on the right to the longest of the batch.
-
-    Args:
-        pad_id: Fills ``input_ids``; padding is not attended to, so any id will do.
-        multiple_of: Pads lengths up to a multiple of this (tensor cores like 8).
-    """
+    """Pads rows of token lists on the right to the longest of the batch, up to a multiple of ``multiple_of`` (tensor
+    cores like 8), ``input_ids`` with ``pad_id``; padding is not attended to, so any id will do."""
 
     pad_id: int = 0
     multiple_of: int = 1
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Collate rows with ``input_ids``, ``labels`` and further lists of the same length.
-
-        Returns:
-            int64 tensors (B, L): the rows' columns and ``attention_mask``.
-        """
+        """Rows with ``input_ids``, ``labels`` and further lists of the same length as int64 tensors (B, L), with an
+        ``attention_mask``."""
         length = max(len(row["input_ids"]) for row in rows)
         length = -(-length // self.multiple_of) * self.multiple_of
         fill = {"input_ids": self.pad_id, "labels": IGNORED}

@@ -31,14 +31,11 @@ OldFormat = Callable[[Any], tuple[str, str] | str | Sequence[Mapping[str, Any]]]
 
 
 def tell_old_rows(teacher: Teacher, tokenizer: Any, rows: Any, raw: Any, formatting: OldFormat | None) -> None:
-    """Tell v1's reader what v1 is given in the place of each of the rows that are trained on.
+    """Tell v1's reader what v1 is given in the place of each of the rows that are trained on, by ``formatting``, from
+    a row to v1's words, or by default v1's chat template around the row's messages.
 
-    Args:
-        raw: The same rows as they were given; None: ``rows`` have it all.
-        formatting: From a row to v1's words; by default v1's chat template around the row's messages.
-
-    Raises:
-        MuscleError: The rows are a stream, or there are others than were given.
+    ``raw`` are the same rows as they were given (None: ``rows`` have it all); streams, and others than were given, are
+    refused.
     """
     if rows is None:
         return
@@ -116,12 +113,10 @@ def _in_own_chat(tokenizer: Any, row: Mapping[str, Any]) -> list[int]:
 
 
 def look_at(teacher: Teacher, trainer: Any, first: Batch | None = None) -> None:
-    """Read some of the training rows, or the first batch of a stream, as v1 will, and say how much of them it reads.
+    """Read some of the training rows, or the first batch of a stream, as v1 will, and say how much of them it reads;
+    where that is less than 95 %, or nothing of the first batch, refuse them.
 
     Where v1's tokens are v2's under other ids, but it segments text otherwise, it is read as one with other tokens.
-
-    Raises:
-        MuscleError: v1 does not read more than a twentieth of them, or none of the first batch.
     """
     reader = cast("Reader", teacher.reader)
     reader.reference = trainer.settings.old_reference

@@ -142,11 +142,8 @@ class MarkingCollator:
         return getattr(self.collate, name)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Collate rows; the mark ``unlabelled``, (B,) boolean, is there if a row has one.
-
-        Raises:
-            MuscleError: The collator flattens rows into one, or makes labels where a transfer row has none.
-        """
+        """Collate rows; the mark ``unlabelled``, (B,) boolean, is there if a row has one. A collator that flattens
+        rows into one, or makes labels where a transfer row has none, is refused."""
         marks = [bool(row.get(UNLABELLED, False)) for row in rows]
         own = (UNLABELLED, TRAINED_COUNT)
         batch = self.collate([{key: value for key, value in row.items() if key not in own} for row in rows])

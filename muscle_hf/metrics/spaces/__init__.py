@@ -24,14 +24,8 @@ CITATION = """\
 
 
 def space_folder(name: str) -> str:
-    """The folder of an ``evaluate`` module: what ``evaluate.load`` takes and what a Space holds.
-
-    Args:
-        name: ``muscle_flips`` or ``muscle_smooth_flips``.
-
-    Raises:
-        MuscleError: No module of that name.
-    """
+    """The folder of an ``evaluate`` module, ``muscle_flips`` or ``muscle_smooth_flips``: what ``evaluate.load`` takes
+    and what a Space holds."""
     if name not in SPACES:
         raise MuscleError(f"no evaluate module is called {name!r}; there are {', '.join(SPACES)}")
     return str(Path(__file__).parent / name)
