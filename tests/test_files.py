@@ -161,12 +161,20 @@ def test_a_full_disk_is_said_and_what_was_there_stays(tmp_path, sides):
 DEEP = "[" * 100_000 + "]" * 100_000
 
 
-@pytest.mark.parametrize("read", [read_json, read_yaml, read_predictions, lambda path: read_rows(path, "test")])
+@pytest.mark.parametrize("read", [read_json, read_yaml, read_predictions])
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
 def test_utf16_files_are_named_as_such(read, encoding, tmp_path):
     (tmp_path / "file.jsonl").write_text('{"id": 1}\n', encoding=encoding)
     with pytest.raises(MuscleError, match="UTF-16"):
         read(tmp_path / "file.jsonl")
+
+
+def test_rows_in_utf16_are_read_by_its_mark(tmp_path):
+    (tmp_path / "file.jsonl").write_text('{"id": 1}\n', encoding="utf-16")
+    assert read_rows(tmp_path / "file.jsonl", "test") == [{"id": 1}]
+    (tmp_path / "file.jsonl").write_text('{"id": 1}\n', encoding="utf-16-le")
+    with pytest.raises(MuscleError):
+        read_rows(tmp_path / "file.jsonl", "test")
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "tsv"])
@@ -180,7 +188,7 @@ def test_utf16_logs_are_read(suffix, tmp_path):
     assert document.tasks[0].accuracy_old.value == document.tasks[0].updates[0].accuracy.value == 1
 
 
-@pytest.mark.parametrize("read", [read_json, read_yaml, read_predictions, lambda path: read_rows(path, "test")])
+@pytest.mark.parametrize("read", [read_json, read_yaml, read_predictions])
 def test_json_that_is_too_deep_is_refused(read, tmp_path):
     (tmp_path / "file.jsonl").write_text('{"a": ' + DEEP + "}\n")
     with pytest.raises(MuscleError, match=r"file\.jsonl"):

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from muscle_hf.files import write_json
+
+if TYPE_CHECKING:
+    from muscle_hf.hub.search import Listing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,29 +33,25 @@ def run(args: argparse.Namespace) -> int:
     if not found:
         print("no compatibility adapters found")
         return 0
-    _print_table(found)
+    from rich.console import Console
+
+    from muscle_hf.report.terminal import table
+
+    headings = ("adapter", "old → new", "task", "NFR plain → adapter", "change")
+    rows = [row for entry in found for row in _rows(entry)]
+    Console().print(table("Compatibility adapters", headings, "Figures as their publishers state them.", rows))
     return 0
 
 
-def _print_table(found: list) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
+def _rows(entry: Listing) -> Iterator[tuple[str, ...]]:
+    """A row for each task of an adapter."""
     from muscle_hf.report.wording import percent
 
-    table = Table(title="Compatibility adapters", caption="Figures as their publishers state them.")
-    for column in ("adapter", "old → new", "task", "NFR plain → adapter", "change"):
-        table.add_column(column, overflow="fold")
-    for entry in found:
-        tasks = entry.tasks or [None]
-        for index, task in enumerate(tasks):
-            first = (entry.repo_id, f"{entry.old or '?'} → {entry.new or '?'}") if index == 0 else ("", "")
-            rates = ("–", "–", "–")
-            if task is not None:
-                change = task.change_percent
-                shown = f"{change:+.0f} %" if change == change else "–"
-                rates = (task.task, f"{percent(task.nfr_new)} → {percent(task.nfr)}", shown)
-            # Text, not markup: a name may hold square brackets.
-            table.add_row(*(Text(cell) for cell in (*first, *rates)))
-    Console().print(table)
+    names = (entry.repo_id, f"{entry.old or '?'} → {entry.new or '?'}")
+    for task in entry.tasks:
+        change = task.change_percent
+        shown = f"{change:+.0f} %" if change == change else "–"
+        yield (*names, task.task, f"{percent(task.nfr_new)} → {percent(task.nfr)}", shown)
+        names = ("", "")
+    if not entry.tasks:
+        yield (*names, "–", "–", "–")

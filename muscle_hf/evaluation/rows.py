@@ -9,7 +9,7 @@ from typing import Any
 from muscle_hf import row_files
 from muscle_hf.errors import MissingDependencyError, MuscleError
 from muscle_hf.evaluation.tasks import Source
-from muscle_hf.files import StrPath, check_encoding, read_text
+from muscle_hf.files import StrPath, read_text
 
 Rows = list[dict[str, Any]]
 # A file, a folder with a file per split, or a dataset on the Hub (its id, or more of it).
@@ -35,7 +35,6 @@ def read_rows(source: Place, split: str, *, splits: Mapping[str, str] | None = N
     path = find_rows(source, split, splits=splits)
     if isinstance(path, Source):
         return _from_hub(path, split)
-    check_encoding(path)
     rows = [dict(row) for row in row_files.read_rows(path)]
     if not rows:
         raise MuscleError(f"{path} holds no rows")

@@ -20,20 +20,17 @@ if TYPE_CHECKING:
 
 def status_table(fleet: Fleet, names: Sequence[str]) -> Table:
     """A row a task: its verdict, or how far it is."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+    from muscle_hf.report.terminal import table
 
-    table = Table(box=box.SIMPLE_HEAD, title=str(fleet.settings.update))
-    for heading in ("task", "accuracy now / plain / compatible", "NFR plain / compatible", "verdict"):
-        table.add_column(heading, justify="left" if heading in ("task", "verdict") else "right")
+    rows = []
     for line in (line_of(task) for task in fleet.tasks if task.name in names):
         if line.outcome is None:
-            table.add_row(line.name, "", "", Text(": ".join(line.status)))
+            rows.append((line.name, "", "", ": ".join(line.status)))
             continue
         quality = " / ".join(line.shown("quality", name) for name in (OLD, NEW, COMPAT))
-        table.add_row(line.name, quality, " / ".join(line.shown("nfr", name) for name in (NEW, COMPAT)), line.verdict)
-    return table
+        rows.append((line.name, quality, " / ".join(line.shown("nfr", name) for name in (NEW, COMPAT)), line.verdict))
+    headings = ("task", "accuracy now / plain / compatible", "NFR plain / compatible", "verdict")
+    return table(str(fleet.settings.update), headings, rows=rows)
 
 
 def describe(fleet: Fleet, only: Sequence[str] = ()) -> str:

@@ -39,7 +39,7 @@ from muscle_hf.pipeline.table import (
     Result,
     load_result_predictions,
 )
-from muscle_hf.pipeline.teaching import Planned, Teaching, choose_teaching, scores_because
+from muscle_hf.pipeline.teaching import FOLDER, Teaching, choose_teaching, scores_because
 from muscle_hf.prompts import TransferPrompts
 from muscle_hf.teachers.start import require_own_tokens, start_from
 from muscle_hf.trainer import MuscleTrainer
@@ -75,7 +75,7 @@ def complete_run_card(folder: Path, words: Mapping[str, Any]) -> None:
     complete_card(folder / COMPAT, words, comparison=comparison, label=labels[COMPAT])
 
 
-class Run(Planned):
+class Run:
     """A run whose steps can be done one by one; each needs those before it, and does them where they are missing.
 
     ``callbacks`` are added to every trainer. ``old``: task and rows of v1, where it is asked in words of its own.
@@ -148,6 +148,17 @@ class Run(Planned):
         self.training = {**defaults, **settings.training}
         # Trainer's default is the folder of the adapter, which has the same name in every run.
         self.training["hub_model_id"] = self.training.get("hub_model_id") or self.folder.absolute().name
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where what the teachers say is kept, if it is and the settings name no other place."""
+        return self.folder / FOLDER
+
+    @property
+    def answers_only(self) -> bool:
+        """Whether nothing but answers is trained on."""
+        training = self.settings.training
+        return training.get("trained_tokens") == "completion" or training.get("completion_only_loss") is True
 
     @cached_property
     def level(self) -> str:

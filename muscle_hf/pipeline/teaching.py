@@ -6,41 +6,15 @@ import os
 import shutil
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 from muscle_hf.cache.keys import why_excluded
 from muscle_hf.cache.room import human_bytes
-from muscle_hf.evaluation.tasks import Task
-from muscle_hf.pipeline.config import ModelSettings, RunSettings
-from muscle_hf.pipeline.data import Splits, TrainingData, token_lengths
+from muscle_hf.pipeline.config import ModelSettings
+from muscle_hf.pipeline.data import token_lengths
 from muscle_hf.pipeline.steps import config_of
 
 FOLDER = "teacher_cache"
-
-
-class Planned:
-    """What a run tells of itself."""
-
-    settings: RunSettings
-    training: dict[str, Any]
-    splits: Splits
-    data: TrainingData
-    task: Task | None
-    folder: Path
-    in_other_words: bool
-    level: Any
-
-    @property
-    def cache_folder(self) -> Path:
-        """Where what the teachers say is kept, if it is and the settings name no other place."""
-        return self.folder / FOLDER
-
-    @property
-    def answers_only(self) -> bool:
-        """Whether nothing but answers is trained on."""
-        training = self.settings.training
-        return training.get("trained_tokens") == "completion" or training.get("completion_only_loss") is True
 
 
 @dataclass(frozen=True)
@@ -56,7 +30,7 @@ class Teaching:
     scores: bool = False
 
 
-def choose_teaching(run: Planned, processes: int) -> Teaching:
+def choose_teaching(run: Any, processes: int) -> Teaching:
     """The cheapest way for a run.
 
     Scores of the choices, where these are what is followed: ``training.old_targets`` says so, or v1 has other tokens
@@ -91,7 +65,7 @@ def choose_teaching(run: Planned, processes: int) -> Teaching:
     return Teaching(f"cached in {folder}, {_size(run)}, {why}", cached)
 
 
-def scores_because(run: Planned) -> str | None:
+def scores_because(run: Any) -> str | None:
     """Why both models' scores of the choices are followed; None if they are not."""
     wanted, task = run.training.get("old_targets", "auto"), run.task
     asked = task is not None and task.kind == "choice" and run.settings.old.is_here
@@ -105,7 +79,7 @@ def scores_because(run: Planned) -> str | None:
     return f"v1 has other {' and '.join(other)} than v2 (training.old_targets: tokens follows its tokens instead)"
 
 
-def epochs_of(run: Planned, processes: int) -> float | None:
+def epochs_of(run: Any, processes: int) -> float | None:
     """How often the compatibility adapter sees each row; None for a stream."""
     training, rows = run.training, run.data.train
     if not hasattr(rows, "__len__"):
@@ -116,7 +90,7 @@ def epochs_of(run: Planned, processes: int) -> float | None:
     return training["max_steps"] * per_step * processes / (len(rows) + transfer_rows(run))
 
 
-def transfer_rows(run: Planned) -> int:
+def transfer_rows(run: Any) -> int:
     """Rows without labels in an epoch; with the answers of both models there are more where these differ."""
     ratio = run.training.get("transfer_ratio")
     if not run.splits.transfer or ratio is not None:
@@ -127,7 +101,7 @@ def transfer_rows(run: Planned) -> int:
     return len(run.splits.transfer)
 
 
-def cache_bytes(run: Planned) -> int:
+def cache_bytes(run: Any) -> int:
     """What the teachers' hidden states take on the disk, where they are kept there: d numbers a trained token each.
 
     Transfer rows have no answers yet; they are taken to be as long as the others. Of rows that TRL tokenizes every
@@ -146,15 +120,15 @@ def cache_bytes(run: Planned) -> int:
     return round(tokens * sum(_token_bytes(config_of(side), run) for side in _sides(run)))
 
 
-def _sides(run: Planned) -> list[ModelSettings]:
+def _sides(run: Any) -> list[ModelSettings]:
     return [side for side in (run.settings.old, run.settings.new) if not side.answers]
 
 
-def _token_bytes(config: Any, run: Planned) -> int:
+def _token_bytes(config: Any, run: Any) -> int:
     dtype = str(config.dtype) if run.settings.dtype == "auto" else run.settings.dtype
     half = run.training.get("bf16") or run.training.get("fp16") or dtype.endswith("16")
     return config.get_text_config().hidden_size * (2 if half else 4)
 
 
-def _size(run: Planned) -> str:
+def _size(run: Any) -> str:
     return f"about {human_bytes(cache_bytes(run))}"
