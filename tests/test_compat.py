@@ -62,8 +62,6 @@ PRIVATE: dict[str, dict[str, str]] = {
     "PreTrainedModel": {
         "_hf_peft_config_loaded": "an adapter of transformers' own integration is refused",
         "_is_stateful": "recurrent layers carry their state across packed sequences",
-        "_keep_in_fp32_modules": "a base that half precision leaves parts of has no fingerprint from files alone",
-        "_keep_in_fp32_modules_strict": "as _keep_in_fp32_modules",
     },
     # Set where a configuration is read from the Hub, so that no class has it.
     "a configuration from the Hub": {"_commit_hash": "which commit a base was loaded at"},
