@@ -27,14 +27,11 @@ def active_adapter(model: PeftModel) -> str:
 
 
 def check_generates(model: nn.Module) -> None:
-    """Refuse to generate where PEFT 0.21 does not find the cache, and puts virtual tokens in again at each new token.
-
-    Raises:
-        MuscleError: The active adapter has virtual tokens, and transformers is 5.24 or newer.
-    """
+    """Refuse to generate with virtual tokens where PEFT 0.21 does not find the cache, and puts them in again at every
+    new token: from transformers 5.24 on."""
     config = getattr(model, "active_peft_config", None)
     if CACHE != "past_key_values" and config is not None and config.is_prompt_learning:
         raise MuscleError(
-            f"this version of PEFT generates wrong answers with {config.peft_type.value} adapters and this version of "
-            'transformers; pip install "transformers<5.24"'
+            f"PEFT 0.21 generates wrong answers with {config.peft_type.value} adapters and transformers 5.24; "
+            'pip install "transformers<5.24"'
         )
