@@ -163,99 +163,179 @@ class ForeignTargets:
         return _target(steps, log_p, student, self._table, least, top=top)
 
 
-def _target(steps: Steps, log_p: Tensor, z: Tensor, table: CellTable, least: float, *, top: bool) -> Target:
-    """The target from the logs of v1's probabilities, which are overwritten, and the reference's logits.
+@dataclass(frozen=True)
+class _Asked:
+    """:class:`Steps` on a device: of each place (n,), of each step (m,), of each listed token (k,) and pair (l,).
 
-    Masses are relative to v1's at its last boundary that is not behind the place.
+    A step k stands where v1's tokens w_1 ... w_k of the text have been read; p_k is what v1 says there.
     """
-    (n, width), size = z.shape, table.new_size
 
-    def moved(array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(z.device)
+    most: int  # steps of a place
+    count: Tensor
+    label: Tensor
+    here: Tensor
+    numbers: NDArray[np.int64]  # of each step its place
+    place: Tensor
+    offset: Tensor
+    row: Tensor
+    path: Tensor
+    ended: Tensor
+    dense: Tensor
+    other: Tensor
+    listed_at: Tensor
+    listed: Tensor
+    pair_at: Tensor
+    old: Tensor
+    new: Tensor
+    is_open: Tensor
 
-    def mass(rows: Tensor, tokens: Tensor) -> Tensor:
-        return log_p[rows, tokens].exp()
+    @classmethod
+    def of(cls, steps: Steps, device: torch.device) -> _Asked:
+        def moved(array: NDArray[Any]) -> Tensor:
+            return torch.from_numpy(array).to(device)
 
-    counts, of_steps = steps.places["count"], np.arange(len(steps.steps))
-    numbers, offsets = np.repeat(np.arange(n), counts), ranges(np.zeros_like(counts), counts)
-    place, offset, row = map(moved, (numbers, offsets, steps.places["first"][numbers] + offsets))
-    count, label, here = (moved(steps.places[name]) for name in ("count", "label", "here"))
-    path, ended, dense, other = (moved(steps.steps[name]) for name in ("path", "ended", "dense", "other"))
-    listed_at, pair_at = (moved(np.repeat(of_steps, steps.steps[name])) for name in ("listed", "pairs"))
-    listed, (old, new, is_open) = moved(steps.listed).long(), moved(steps.pairs).long().unbind(-1)
+        counts, of_steps = steps.places["count"], np.arange(len(steps.steps))
+        numbers, offsets = np.repeat(np.arange(len(counts)), counts), ranges(np.zeros_like(counts), counts)
+        old, new, is_open = moved(steps.pairs).long().unbind(-1)
+        return cls(
+            int(counts.max(initial=0)),
+            *(moved(steps.places[name]) for name in ("count", "label", "here")),
+            numbers,
+            *map(moved, (numbers, offsets, steps.places["first"][numbers] + offsets)),
+            *(moved(steps.steps[name]) for name in ("path", "ended", "dense", "other")),
+            moved(np.repeat(of_steps, steps.steps["listed"])),
+            moved(steps.listed).long(),
+            moved(np.repeat(of_steps, steps.steps["pairs"])),
+            old,
+            new,
+            is_open,
+        )
 
-    on_path = torch.where(path >= 0, mass(row, path.clamp_min(0)), 0.0)
-    # The mass with which v1 is at each step: that of its own tokens of the text before it.
-    reached = z.new_ones(n, int(counts.max(initial=0)) + 1)
-    reached[place, offset + 1] = on_path
-    reached = reached.cumprod(-1)
-    reached = reached / reached.gather(1, here[:, None]).clamp_min(_TINY)
-    weight = reached[place, offset]
+    def reached(self, on_path: Tensor) -> Tensor:
+        """(n, most steps + 1): the mass with which v1 is at each step, that of its own tokens of the text before it,
+        r_k = prod_{j < k} p_j(w_{j+1}), relative to its last boundary that is not behind the place."""
+        found = on_path.new_ones(len(self.count), self.most + 1)
+        found[self.place, self.offset + 1] = on_path
+        found = found.cumprod(-1)
+        return found / found.gather(1, self.here[:, None]).clamp_min(_TINY)
 
-    # Pairs of listed tokens; the path's own goes on in the next step.
-    of_pairs = weight[pair_at] * mass(row[pair_at], old) * (old != path[pair_at])
-    cell = torch.unique_consecutive(pair_at * table.old_size + old, return_inverse=True)[1]
-    own = z[place[pair_at], new].clamp_min(FLOOR)
-    own = (own - torch.full_like(own, -torch.inf).scatter_reduce_(0, cell, own, "amax")[cell]).exp_()
-    shared = of_pairs * own / torch.zeros_like(own).index_add_(0, cell, own)[cell]
-    of_pairs = torch.where(is_open > 0, shared, of_pairs)
+    def of_pairs(self, log_p: Tensor, z: Tensor, weight: Tensor, table: CellTable) -> Tensor:
+        """(l,) equation (X1) for the listed tokens, r_k p_k(w) s(u) / sum_{u' in C(w)} s(u'); the path's own goes on
+        in the next step."""
+        masses = weight[self.pair_at] * _mass(log_p, self.row[self.pair_at], self.old)
+        masses = masses * (self.old != self.path[self.pair_at])
+        cell = torch.unique_consecutive(self.pair_at * table.old_size + self.old, return_inverse=True)[1]
+        own = z[self.place[self.pair_at], self.new].clamp_min(FLOOR)
+        own = (own - torch.full_like(own, -torch.inf).scatter_reduce_(0, cell, own, "amax")[cell]).exp_()
+        shared = masses * own / torch.zeros_like(own).index_add_(0, cell, own)[cell]
+        return torch.where(self.is_open > 0, shared, masses)
 
-    # All other tokens say the same, or what the table says; so does the end of the path.
-    of_listed = mass(row[listed_at], listed) * (listed != path[listed_at])
-    rest = (1 - on_path).index_add_(0, listed_at, -of_listed)
-    common = dense.nonzero()[:, 0]
-    unsaid = (table.sizes == 0).nonzero()[:, 0]
-    rest[common] -= mass(row[common, None], unsaid).sum(-1)
-    rest = weight * rest.clamp_min_(0) * (dense | (other >= 0))
-    end = reached.gather(1, count[:, None])[:, 0] * (count > 0)
-    compatible = end.index_add(0, place, rest).index_add_(0, place[pair_at], of_pairs)
-    undecided = z.new_zeros(n).index_add_(0, place[pair_at], of_pairs * is_open)
+    def of_rest(self, log_p: Tensor, on_path: Tensor, weight: Tensor, table: CellTable) -> Tensor:
+        """(m,) r_k (1 - p_k(w_{k+1}) - sum_listed p_k(w)): all other tokens say the same, or what the table says."""
+        masses = _mass(log_p, self.row[self.listed_at], self.listed) * (self.listed != self.path[self.listed_at])
+        rest = (1 - on_path).index_add_(0, self.listed_at, -masses)
+        common, unsaid = self.dense.nonzero()[:, 0], (table.sizes == 0).nonzero()[:, 0]
+        rest[common] -= _mass(log_p, self.row[common, None], unsaid).sum(-1)
+        return weight * rest.clamp_min_(0) * (self.dense | (self.other >= 0))
 
-    # What is said of single tokens, by their places in the result.
-    said = other >= 0
-    at = torch.cat([place[pair_at], place[said], torch.arange(n, device=z.device)])
-    tokens, masses = torch.cat([new, other[said], label]), torch.cat([of_pairs, rest[said], end])
-    kept = masses > 0
-    keys, back = (at * width + tokens)[kept].unique(return_inverse=True)
-    masses = masses.new_zeros(len(keys)).index_add_(0, back, masses[kept])
-    of_keys = keys // width
+    def of_tokens(self, of_pairs: Tensor, rest: Tensor, end: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """What is said of single tokens: their places in the (n, width) result, flat and ascending, and the masses."""
+        said = self.other >= 0
+        at = torch.cat([self.place[self.pair_at], self.place[said], torch.arange(len(end), device=end.device)])
+        tokens = torch.cat([self.new, self.other[said], self.label])
+        masses = torch.cat([of_pairs, rest[said], end])
+        kept = masses > 0
+        keys, back = (at * width + tokens)[kept].unique(return_inverse=True)
+        return keys, masses.new_zeros(len(keys)).index_add_(0, back, masses[kept])
 
-    # Off its path v1 may have ended a token where the student stands, and what it says then is not known: the
-    # reference stands in, with those of its tokens that v1 would not have joined to what was read.
-    at = (ended >= 0).nonzero()[:, 0]
-    between, back = place[at].unique(return_inverse=True)
-    # Of a token that may go on in several ways the student has read one; what the reference said there is not known.
-    each = weight[at] * mass(row[at], ended[at]) / table.sizes[ended[at]].clamp_min(1)
-    numbered = torch.arange(len(between), device=z.device)
-    number = torch.full_like(label, -1).index_copy_(0, between, numbered)
-    others = z[between, :size]
-    others[numbered, label[between]] = -torch.inf
-    inside = number[of_keys] >= 0
-    others[number[of_keys[inside]], keys[inside] % width] = -torch.inf
-    left = others.logsumexp(-1)
-    each = z.new_zeros(len(between)).index_add_(0, back, each) * (left > -torch.inf)
-    others += (each.log() - left.clamp_min(FLOOR))[:, None]
+    def stood_in(
+        self, log_p: Tensor, z: Tensor, weight: Tensor, keys: Tensor, table: CellTable
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Off its path v1 may have ended a token where the student stands, and what it says then is not known: the
+        reference stands in, with those of its tokens that v1 would not have joined to what was read.
+
+        Gives these b places, the logs of the masses of their tokens, (b, V2), and of these the sums, (b,).
+        """
+        width = z.size(1)
+        at = (self.ended >= 0).nonzero()[:, 0]
+        between, back = self.place[at].unique(return_inverse=True)
+        # Of a token that may go on in several ways the student has read one; what the reference said there is not
+        # known.
+        each = weight[at] * _mass(log_p, self.row[at], self.ended[at])
+        each = each / table.sizes[self.ended[at]].clamp_min(1)
+        numbered = torch.arange(len(between), device=z.device)
+        number = torch.full_like(self.label, -1).index_copy_(0, between, numbered)
+        others = z[between, : table.new_size]
+        others[numbered, self.label[between]] = -torch.inf
+        inside = number[keys // width] >= 0
+        others[number[(keys // width)[inside]], keys[inside] % width] = -torch.inf
+        left = others.logsumexp(-1)
+        each = z.new_zeros(len(between)).index_add_(0, back, each) * (left > -torch.inf)
+        others += (each.log() - left.clamp_min(FLOOR))[:, None]
+        return between, others, each
+
+
+def _mass(log_p: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+    return log_p[rows, tokens].exp()
+
+
+def _target(steps: Steps, log_p: Tensor, z: Tensor, table: CellTable, least: float, *, top: bool) -> Target:
+    """The target from the logs of v1's probabilities, which are overwritten, and the reference's logits."""
+    (n, width), asked = z.shape, _Asked.of(steps, z.device)
+    place, of_pair = asked.place, asked.place[asked.pair_at]
+    on_path = torch.where(asked.path >= 0, _mass(log_p, asked.row, asked.path.clamp_min(0)), 0.0)
+    reached = asked.reached(on_path)
+    weight = reached[place, asked.offset]
+    of_pairs, rest = asked.of_pairs(log_p, z, weight, table), asked.of_rest(log_p, on_path, weight, table)
+    # The end of the path says the label too.
+    end = reached.gather(1, asked.count[:, None])[:, 0] * (asked.count > 0)
+    compatible = end.index_add(0, place, rest).index_add_(0, of_pair, of_pairs)
+    undecided = z.new_zeros(n).index_add_(0, of_pair, of_pairs * asked.is_open)
+    keys, masses = asked.of_tokens(of_pairs, rest, end, width)
+    between, others, each = asked.stood_in(log_p, z, weight, keys, table)
     compatible.index_add_(0, between, each)
     undecided.index_add_(0, between, each)
-
     valid = compatible >= max(least, _TINY)
     scale = torch.where(valid, compatible, 1.0).log_()
     log_q = torch.empty_like(z)
-    log_q[:, size:] = FLOOR
-    log_q[torch.ones_like(valid).index_fill_(0, place[common], False)] = FLOOR
-    log_q[between, :size] = others.sub_(scale[between, None]).clamp_min_(FLOOR)
+    log_q[:, table.new_size :] = FLOOR
+    log_q[torch.ones_like(valid).index_fill_(0, place[asked.dense], False)] = FLOOR
+    log_q[between, : table.new_size] = others.sub_(scale[between, None]).clamp_min_(FLOOR)
+    _spread_common(asked, steps, log_p, z, scale, table, log_q, undecided, top=top)
+    flat = log_q.view(-1)
+    flat[keys] = torch.logaddexp(flat[keys], masses.log() - scale[keys // width])
+    log_q[~valid] = z[~valid].log_softmax(-1).clamp_min_(FLOOR)
+    return Target(log_q, valid, compatible, undecided / compatible.clamp_min(_TINY))
+
+
+def _spread_common(
+    asked: _Asked,
+    steps: Steps,
+    log_p: Tensor,
+    z: Tensor,
+    scale: Tensor,
+    table: CellTable,
+    log_q: Tensor,
+    undecided: Tensor,
+    *,
+    top: bool,
+) -> None:
+    """Equation (X1) with the table, at common boundaries, for the tokens that are not listed, less ``scale``: into
+    ``log_q`` and ``undecided``, a few places at a time."""
+    row, size, common = asked.row, table.new_size, asked.dense.nonzero()[:, 0]
     if len(row[common].unique()) < len(common):  # what is taken from a row is of one place
         log_p, row[common] = log_p[row[common]], torch.arange(len(common), device=z.device)
-    listed_here = dense[listed_at]
-    log_p[row[listed_at[listed_here]], listed[listed_here]] = -torch.inf
-    ahead = common[path[common] >= 0]
-    log_p[row[ahead], path[ahead]] = -torch.inf
+    listed_here = asked.dense[asked.listed_at]
+    log_p[row[asked.listed_at[listed_here]], asked.listed[listed_here]] = -torch.inf
+    ahead = common[asked.path[common] >= 0]
+    log_p[row[ahead], asked.path[ahead]] = -torch.inf
     block = max(1, _BLOCK_BYTES.get(z.device.type, _BLOCK_BYTES_ELSEWHERE) // (4 * max(size, table.old_size)))
-    where = numbers[steps.steps["dense"]]
+    where = asked.numbers[steps.steps["dense"]]
     for start in range(0, len(where), block):
         few, own = common[start : start + block], where[start : start + block]
         # Mostly these places lie together, and need not be gathered.
-        at = slice(own[0], own[-1] + 1) if own[-1] - own[0] < len(own) else moved(own)
+        together = own[-1] + 1 - own[0] == len(own)
+        at = slice(own[0], own[-1] + 1) if together else torch.from_numpy(own).to(z.device)
         reference = z[at, :size]
         found, of_cells = spread(log_p.index_select(0, row[few]), table, reference)
         undecided[at] += of_cells
@@ -264,7 +344,3 @@ def _target(steps: Steps, log_p: Tensor, z: Tensor, table: CellTable, least: flo
             undecided[at] += unknown.exp()
             found = torch.logaddexp(found, reference.log_softmax(-1) + unknown[:, None])
         log_q[at, :size] = found.sub_(scale[at, None]).clamp_min_(FLOOR)
-    flat = log_q.view(-1)
-    flat[keys] = torch.logaddexp(flat[keys], masses.log() - scale[of_keys])
-    log_q[~valid] = z[~valid].log_softmax(-1).clamp_min_(FLOOR)
-    return Target(log_q, valid, compatible, undecided / compatible.clamp_min(_TINY))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
+from muscle_hf.teachers.checks import text_tokenizer
+
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import Trainer as TrainerBase
@@ -44,3 +46,8 @@ class TrainerParts(TrainerBase):
     def run_folder(self) -> str:
         """Where checkpoints go."""
         return cast("str", self.args.output_dir)
+
+    @property
+    def tokenizer(self) -> Any:
+        """v2's tokenizer: the processing class, its part for text, or the collator's."""
+        return text_tokenizer(self.processing_class, self.data_collator)
