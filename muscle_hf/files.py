@@ -30,8 +30,11 @@ def read_text(path: StrPath, what: str = "file") -> str:
     """The text of a UTF-8 file, which messages call ``what``, without a byte-order mark at its beginning; a
     MuscleError where it is not there, cannot be read, or is not UTF-8."""
     try:
-        check_encoding(path)
-        return Path(path).read_text(encoding="utf-8-sig")
+        head = (content := Path(path).read_bytes())[:4]
+        # As spreadsheets and PowerShell write it: by its mark, or by a Latin letter in two bytes.
+        if head[:2] in _UTF_16 or (len(head) == 4 and any(head) and not (any(head[::2]) and any(head[1::2]))):
+            raise MuscleError(f"{path} is UTF-16 text; save it as UTF-8")
+        return io.StringIO(content.decode("utf-8-sig"), newline=None).read()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise MuscleError(f"there is no {what} {path}") from error
     except OSError as error:
@@ -50,19 +53,6 @@ def readable(what: str, hint: str = "") -> Iterator[None]:
         raise
     except Exception as error:  # readers of JSON, of weights and of tokenizers have no class in common
         raise MuscleError(f"{what} cannot be loaded ({type(error).__name__}): {error}{hint}") from error
-
-
-def check_encoding(path: StrPath) -> None:
-    """Refuse UTF-16, as spreadsheets and PowerShell write it: by its mark, or by a Latin letter in two bytes.
-
-    Raises:
-        MuscleError: The file begins so.
-        OSError: It cannot be read.
-    """
-    with open(path, "rb") as file:
-        head = file.read(4)
-    if head[:2] in _UTF_16 or (len(head) == 4 and any(head) and not (any(head[::2]) and any(head[1::2]))):
-        raise MuscleError(f"{path} is UTF-16 text; save it as UTF-8")
 
 
 def not_utf8(path: StrPath, error: UnicodeDecodeError) -> MuscleError:
@@ -145,17 +135,12 @@ def is_stream(path: StrPath) -> bool:
 
 
 def write_text(path: StrPath, text: str | Iterable[str]) -> Path:
-    """Write text to a file, which appears whole or not at all, or to a stream as it is.
+    """Write text, whole or its parts in order, to a file, which appears whole or not at all; or as it is to a device,
+    a pipe or the standard output (``-``). What there is no room or permission for is a :class:`SaveError`, and what
+    was there before is whole.
 
     A symbolic link stays, and the file that it leads to is replaced; a file that is replaced keeps its permissions.
     What cannot be encoded is written as ``\\udcff``, which in JSON means the same.
-
-    Args:
-        path: A file, whose folder exists; a device or pipe; ``-`` for the standard output.
-        text: All of it, or its parts in order.
-
-    Raises:
-        SaveError: It cannot be written, for want of room or permission; what was there before is whole.
     """
     parts = (text,) if isinstance(text, str) else text
     try:

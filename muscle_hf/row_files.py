@@ -122,16 +122,9 @@ def read_rows(file: Path) -> list[Row]:
 
 
 def rows_of(table: Any) -> list[Row]:
-    """The rows of a table in memory.
-
-    Args:
-        table: A data frame of pandas or polars, a ``datasets.Dataset``, a list of dictionaries, columns by name
-            (each a list, or values by row as ``DataFrame.to_json`` writes them), an object of dictionaries by id (the
-            id becomes the field ``key``), or ``{"columns": [...], "data": [[...], ...]}``.
-
-    Raises:
-        MuscleError: It is none of these.
-    """
+    """The rows of a table in memory: a data frame of pandas or polars, a ``datasets.Dataset``, a list of dictionaries,
+    columns by name (each a list, or values by row as ``DataFrame.to_json`` writes them), an object of dictionaries by
+    id (the id becomes the field ``key``), or ``{"columns": [...], "data": [[...], ...]}``."""
     if isinstance(table, Mapping):
         if set(table) >= {"columns", "data"}:
             return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]

@@ -26,14 +26,9 @@ _LARGEST_VOCABULARY = 2**24
 
 @dataclass(frozen=True)
 class TopTokens:
-    """The form in which a compact cache keeps a token.
-
-    Args:
-        k: Tokens kept, 1 <= k <= vocabulary.
-        temperature: At which distributions are compared.
-        vocabulary: Ids below this are compared: the smaller width where teacher and student are padded to different
-            ones.
-    """
+    """The form in which a compact cache keeps a token: the k likeliest, 1 <= k <= vocabulary, of distributions at the
+    temperature at which they are compared; ids below ``vocabulary`` are, the smaller width where teacher and student
+    are padded to different ones."""
 
     k: int
     temperature: float

@@ -32,13 +32,8 @@ _SEPARATING_ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention")
 
 
 class SequenceKey(NamedTuple):
-    """One sequence of a batch that has trained tokens.
-
-    Args:
-        key: 32 bytes; None where its content does not tell its hidden states apart, so that it must not be cached.
-        count: How many of its positions are trained, n.
-        row: Of the batch.
-    """
+    """One sequence of a batch's ``row`` that has ``count`` = n trained positions: 32 bytes, or None where its content
+    does not tell its hidden states apart, so that it must not be cached."""
 
     key: bytes | None
     count: int
@@ -144,21 +139,14 @@ def _masks_packed(base: nn.Module, text: Any) -> bool:
 
 
 def row_keys(inputs: Mapping[str, Any], labels: Tensor, rules: KeyRules) -> list[SequenceKey]:
-    """The keys of a batch's sequences, independent of the batch they are in.
+    """The keys of a batch's sequences (a row, or a packed part of it) that have trained tokens, in the batch's order
+    and independent of the batch they are in: splitting the trained tokens' (N, d) hidden states by the counts gives
+    the sequences' entries. ``labels`` are aligned and trained, (B, L') or (B, 1) for sequence classification, int64,
+    -100 where nothing is trained; ``rules`` are of the teacher that the rows are for.
 
     A key covers the sequence's own tokens (padding, on either side, does not count), which of its positions are
     trained, and every other input that the teacher's forward would get. Where only earlier tokens can matter, the
     tokens after the last trained position do not count.
-
-    Args:
-        inputs: The batch as the collator made it, labels included.
-        labels: Aligned trained labels (B, L'), int64, -100 where nothing is trained; (B, 1) for sequence
-            classification.
-        rules: Of the teacher that the rows are for.
-
-    Returns:
-        One entry per sequence that has trained tokens (a row, or a packed part of it), in the batch's order: splitting
-        the trained tokens' (N, d) hidden states by the counts gives the sequences' entries.
     """
     batch = _Batch(inputs, labels, rules)
     found = []

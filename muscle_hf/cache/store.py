@@ -73,7 +73,7 @@ class RowStore:
     ):
         self.fingerprint = fingerprint
         self.identity = self.fingerprint.digest + (f"/{variant}" if variant else "")
-        self.folder = Path(folder, folder_name(self.fingerprint) + (f"-{variant}" if variant else ""))
+        self.folder = Path(folder, self.fingerprint.digest[:16] + (f"-{variant}" if variant else ""))
         self.shard_bytes = shard_bytes
         self.columns = dict(columns) if columns is not None else None
         self._shards: list[Shard | None] = []
@@ -268,11 +268,6 @@ class HiddenStore(RowStore):
     def put(self, keys: Sequence[bytes | None], tensors: Sequence[Tensor]) -> None:
         """Keep the hidden states of sequences, (n, d) each; see :meth:`RowStore.put_rows`."""
         self.put_rows(keys, [{"hidden": tensor} for tensor in tensors])
-
-
-def folder_name(fingerprint: Fingerprint) -> str:
-    """How the folders of a teacher's stores begin."""
-    return fingerprint.digest[:16]
 
 
 def _copied(name: str, tensor: Tensor) -> Tensor:

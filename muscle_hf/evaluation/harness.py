@@ -44,15 +44,9 @@ class HarnessModel:
 
 
 def load_sides(names: Mapping[str, StrPath], **arguments: Any) -> dict[str, HarnessModel]:
-    """Load several task models; adapters of the same base share one copy of it.
-
-    Args:
-        names: Side (``old``, ``new``, ``compat``, ...) -> folder or Hub id of an adapter or a model.
-        **arguments: See :func:`~muscle_hf.evaluation.loading.load_for_evaluation`.
-
-    Raises:
-        MuscleError: One of them cannot be found or loaded.
-    """
+    """Load several task models, side (``old``, ``new``, ``compat``, ...) -> folder or Hub id of an adapter or a model;
+    adapters of the same base share one copy of it. Arguments are those of
+    :func:`~muscle_hf.evaluation.loading.load_for_evaluation`."""
     anything = Task("harness", "generation", cast("Any", lambda row, index: row), metric="exact_match")
     fetch = {key: arguments[key] for key in FETCH_KEYS if key in arguments}
     sides: dict[str, HarnessModel] = {}

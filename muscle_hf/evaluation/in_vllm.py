@@ -24,13 +24,9 @@ _AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Vllm:
-    """A model that vLLM loads into this process when it is asked, and frees then.
-
-    Args:
-        model: Folder or Hub id of a model, or of a LoRA.
-        base: Of the LoRA, if not where it records it.
-        options: Of ``vllm.LLM``: ``dtype``, ``max_model_len``, ``gpu_memory_utilization`` and others.
-    """
+    """A model (folder or Hub id; a LoRA on ``base``, if not on the one that it records) that vLLM loads into this
+    process when it is asked, and frees then. ``options`` are those of ``vllm.LLM``: ``dtype``, ``max_model_len``,
+    ``gpu_memory_utilization`` and others."""
 
     model: str
     base: str | None = None
@@ -39,13 +35,8 @@ class Vllm:
     def evaluate(
         self, task: Task, items: Sequence[Item], *, chat: bool = False, partial: StrPath | None = None
     ) -> list[Prediction]:
-        """Answer every item, as :func:`muscle_hf.evaluation.evaluate_task` does.
-
-        ``partial``: a file that keeps answers as they come. After an interruption the same call goes on from there.
-
-        Raises:
-            MuscleError: vLLM is not installed, or cannot do the task.
-        """
+        """Answer every item, as :func:`muscle_hf.evaluation.evaluate_task` does. ``partial`` is a file that keeps
+        answers as they come: after an interruption the same call goes on from there."""
         check_items(task, items)
         if task.kind == "classification" or task.no_repeat_ngram_size:
             raise MuscleError(f"vLLM does not do task {task.name!r} (a class head, or no_repeat_ngram_size)")

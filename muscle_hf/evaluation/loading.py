@@ -36,18 +36,14 @@ def load_described(
     device: str | torch.device | None = None,
     **arguments: Any,
 ) -> tuple[torch.nn.Module, PreTrainedTokenizerBase, Callable[[], dict[str, Any]]]:
-    """A task model, its tokenizer, and what describes the model by its hashes (:func:`describe_model`) if called.
+    """A task model, its tokenizer, and what describes the model by its hashes (:func:`describe_model`) if called. That
+    also holds the base against the adapter's provenance: another one is refused, or warned of where the user names the
+    base.
 
-    That also holds the base against the adapter's provenance: another one is refused, or warned of where the user
-    names the base.
-
-    Args:
-        name: Folder or Hub id of an adapter or a model; with ``adapter``, of the base.
-        task: Decides the kind of model: a language model or a classification head.
-        adapter: Folder or Hub id of the adapter to put on ``name``, whatever base it records.
-        revision: Branch, tag or commit of ``name``, or of ``adapter`` where that is given.
-        device: Where to put the model; by default the accelerator, if there is one. Not with ``device_map``.
-        **arguments: ``dtype``, ``device_map``, ``quantization_config``, ``token``, ``cache_dir``, ...
+    ``name`` is a folder or Hub id of an adapter or a model; with ``adapter`` of the base, whatever base that records,
+    and ``revision`` is the adapter's then. ``task`` decides the kind of model; ``device`` is by default the
+    accelerator, if there is one (not with ``device_map``). Arguments: ``dtype``, ``device_map``,
+    ``quantization_config``, ``token``, ``cache_dir``, ...
     """
     if device is not None:
         with readable(f"a tensor on the device {str(device)!r}"):

@@ -13,16 +13,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A model, ready to be asked.
-
-    Args:
-        base: The model itself, without PEFT's shell (adapters stay active in it).
-        vocabulary: Width of the output head.
-        cache_bytes: The most that a token can occupy in the cache of keys and values.
-        pad_id: A token to pad with; always masked, so any will do.
-        arguments: Names of the arguments that the (base) model's forward takes.
-        can_share: Whether a cached prefix may be tried (no virtual tokens, no lockstep of processes).
-    """
+    """A model, ready to be asked: ``base`` without PEFT's shell (adapters stay active in it), the width of its output
+    head, the most that a token can occupy in the cache of keys and values, a token to pad with (always masked, so any
+    will do), the arguments that its forward takes, and whether a cached prefix may be tried (no virtual tokens, no
+    lockstep of processes)."""
 
     model: torch.nn.Module
     base: PreTrainedModel

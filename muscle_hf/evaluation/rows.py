@@ -24,14 +24,11 @@ _ALIASES = {
 
 
 def read_rows(source: Place, split: str, *, splits: Mapping[str, str] | None = None) -> Rows:
-    """All rows of a split; errors say what is missing or damaged.
-
-    Args:
-        source: A file (``.jsonl``, ``.json``, ``.csv``, ``.tsv``, ``.parquet``, the text formats also with ``.gz``), a
-            folder with a file per split, or a dataset on the Hub (its id or a :class:`Source`).
-        split: ``train``, ``validation``, ``test``, or one of the data set itself; not used where ``source`` is a file.
-        splits: The split to read in place of one that is not there (``{"test": "validation"}``).
-    """
+    """All rows of a split of a file (``.jsonl``, ``.json``, ``.csv``, ``.tsv``, ``.parquet``, the text formats also
+    with ``.gz``), a folder with a file per split, or a dataset on the Hub (its id or a :class:`Source`); errors say
+    what is missing or damaged. ``split`` is ``train``, ``validation``, ``test``, or one of the data set itself, and
+    not used where ``source`` is a file; ``splits`` names what is read in place of one that is not there (``{"test":
+    "validation"}``)."""
     path = find_rows(source, split, splits=splits)
     if isinstance(path, Source):
         return _from_hub(path, split)

@@ -35,14 +35,10 @@ _NEARER = 3
 
 @dataclass(frozen=True)
 class Served:
-    """How far a served model is from those that it may be.
-
-    Args:
-        distances: From each model, by name: mean absolute difference of log-probabilities, nats; the share of greedy
-            answers that differ where the server gives no log-probabilities (not ``in_nats``).
-        same_greedy: Greedy answers that are the adapter's own, of ``prompts``.
-        tolerance: Up to which distance it may be a model, nats.
-    """
+    """How far a served model is from each of those that it may be, by name: mean absolute difference of
+    log-probabilities, nats, up to ``tolerance`` for the same model; or the share of greedy answers that differ where
+    the server gives no log-probabilities (not ``in_nats``). ``same_greedy`` of ``prompts`` greedy answers are the
+    adapter's own."""
 
     name: str
     adapter: str

@@ -127,17 +127,9 @@ class Fleet:
 
 
 def load_fleet(file: str | os.PathLike, overrides: Sequence[str] = ()) -> Fleet:
-    """Read a fleet; what is wrong with single tasks is kept in :attr:`Fleet.problems`.
-
-    Args:
-        file: YAML.
-        overrides: Command-line words ``--name value``: settings of the fleet by their dotted names
-            (``--update.new ID``); settings of a run, of every task (``--data.train.limit 500``), fields of
-            ``training`` without a prefix.
-
-    Raises:
-        MuscleError: The file is not readable, or not even a list of tasks.
-    """
+    """Read a fleet from YAML; what is wrong with single tasks is kept in :attr:`Fleet.problems`. ``overrides`` are
+    command-line words ``--name value``: settings of the fleet by their dotted names (``--update.new ID``); settings of
+    a run, of every task (``--data.train.limit 500``), fields of ``training`` without a prefix."""
     content = read_yaml(file)
     own, runs = get_type_hints(FleetSettings), get_type_hints(RunSettings)
     of_all: dict[str, Any] = {}

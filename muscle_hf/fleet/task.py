@@ -40,15 +40,10 @@ SHIPPED = {SHIP_PLAIN: NEW, SHIP_COMPATIBLE: COMPAT, HOLD: OLD}
 
 @dataclass
 class Generation:
-    """Both updates against one version that users saw; rates are fractions.
-
-    Args:
-        name: ``v1`` for the first version, and so on.
-        nfr: Negative flips of ``new``, ``muscle`` and ``control`` against it (for scores: items that got worse).
-        shed: Errors of this version that the plain update does not make.
-        returned: The share of them that the compatibility adapter makes again.
-        inherited: With this version's own wrong answer; None where answers are not known.
-    """
+    """Both updates against one version that users saw (``v1``, ...); fractions: negative flips of ``new``, ``muscle``
+    and ``control`` against it (scores: items that got worse); ``shed``, errors of this version that the plain update
+    does not make, of which the compatibility adapter makes ``returned`` again, ``inherited`` with this version's own
+    wrong answer (None where answers are not known)."""
 
     name: str
     nfr: dict[str, Estimate]

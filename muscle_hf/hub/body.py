@@ -32,17 +32,10 @@ _SHOWN_SLICES = 5
 
 @dataclass(frozen=True)
 class Card:
-    """Everything known of one adapter; what the card's template reads.
-
-    Args:
-        provenance: Content of ``muscle_provenance.json``.
-        config: Content of ``adapter_config.json``.
-        state: Content of ``muscle_card.json``.
-        comparison: Flips of exactly these weights; empty if none were measured.
-        repo_id: Where it is published.
-        has_report: Whether an HTML report lies beside it.
-        serving_problems: Why a server of LoRA folders would not serve it.
-    """
+    """Everything known of one adapter; what the card's template reads: contents of ``muscle_provenance.json``,
+    ``adapter_config.json`` and ``muscle_card.json``, flips of exactly these weights (empty if none were measured),
+    where it is published, whether an HTML report lies beside it, and why a server of LoRA folders would not serve
+    it."""
 
     provenance: dict[str, Any]
     config: dict[str, Any]

@@ -14,13 +14,11 @@ from muscle_hf.hub.state import CardState, curve_points
 
 
 class MuscleCardCallback(TrainerCallback):
-    """Fills a :class:`~muscle_hf.hub.CardState`: curves, hardware, time and, if codecarbon tracks them, emissions.
+    """Fills a :class:`~muscle_hf.hub.CardState` (a fresh one by default): curves, hardware, time and, if codecarbon
+    tracks them, emissions.
 
     ``MuscleTrainer`` adds one by itself; its state is ``trainer.card_state``, to be completed by what only people know
     (``trainer.card_state.license = "apache-2.0"``).
-
-    Args:
-        state: The state to fill; a fresh one by default.
     """
 
     def __init__(self, state: CardState | None = None):

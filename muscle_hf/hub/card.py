@@ -68,16 +68,11 @@ def render_card(
     provenance: dict[str, Any] | None = None,
     state: CardState | None = None,
 ) -> Rendered:
-    """Render the card of a saved compatibility adapter from the files in its folder.
+    """Render the card of a saved compatibility adapter from the files in its folder: adapter and provenance; card
+    state and metrics where there are some.
 
-    Args:
-        folder: Holds the adapter and its provenance; card state and metrics where there are some.
-        repo_id: Where it is or will be published; a placeholder in the card otherwise.
-        provenance: In place of the file's, where it goes out changed.
-        state: The same for the card state.
-
-    Raises:
-        MuscleError: The folder holds no compatibility adapter, or one of its files is broken.
+    Without ``repo_id`` the card holds a placeholder; ``provenance`` and ``state`` stand in for the files' where they
+    go out changed.
     """
     card = Card.read(folder, repo_id)
     card = replace(card, provenance=provenance or card.provenance, state=state or card.state)

@@ -27,21 +27,11 @@ def complete_card(
     label: str | None = None,
     examples: int = 0,
 ) -> Path:
-    """Change the card's state, record a comparison, and render the card again.
+    """Change fields of the card's state, record a comparison of old, new and this adapter (a ``Document``, or the file
+    that ``muscle-hf compare --json`` wrote; ``label``: which of several this adapter is) and render the card again,
+    with up to ``examples`` flips shown with their texts, which come from the data. Gives the card's path.
 
-    Args:
-        folder: Holds the adapter.
-        changes: Fields of :class:`~muscle_hf.hub.CardState` and their values.
-        comparison: A ``Document`` of old, new and this adapter, or the file that ``muscle-hf compare --json`` wrote.
-        label: Which compatibility model of the comparison is this adapter, if there are several.
-        examples: How many flips to show with their texts; they come from the data.
-
-    Returns:
-        The path of the card.
-
-    Raises:
-        MuscleError: The folder holds no compatibility adapter, or the comparison is none.
-        MismatchError: The comparison's answers were given by other models than this adapter and those before it.
+    :class:`MismatchError` where the answers were given by other models than this adapter and those before it.
     """
     provenance = read_provenance(folder)
     state = replace(CardState.load(folder), **dict(changes or {}))

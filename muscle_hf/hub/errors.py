@@ -24,17 +24,10 @@ class HubError(MuscleError):
 
 @contextlib.contextmanager
 def hub_errors(doing: str, afterwards: str, token: str | bool | None = None) -> Iterator[None]:
-    """Turn the client's exceptions into one that says what failed and what to do.
+    """Turn the client's exceptions into a :class:`HubError` that says what failed (``doing``: "uploading to
+    user/name") and what holds now and how to go on (``afterwards``); ``token`` is blotted out.
 
     The original is not chained: its text could hold what a server echoes, the token among it.
-
-    Args:
-        doing: What is being done: "uploading to user/name".
-        afterwards: What holds now and how to go on: "Nothing local was changed; run the same again".
-        token: Is blotted out of any message.
-
-    Raises:
-        HubError: Anything went wrong on the way.
     """
     try:
         yield

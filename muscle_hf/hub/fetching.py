@@ -20,14 +20,8 @@ _AFTERWARDS = "Nothing was loaded; run the same again, or name a commit that is 
 
 @dataclass(frozen=True)
 class Fetched:
-    """A compatibility adapter on this disk.
-
-    Args:
-        folder: Holds its files.
-        repo_id: Where it came from; the folder as it was named, for a local one.
-        commit: The commit that was fetched; None for a local folder.
-        provenance: Content of ``muscle_provenance.json``.
-    """
+    """A compatibility adapter on this disk: its folder, where it came from (the folder as it was named, for a local
+    one), the commit that was fetched (None for a local folder) and the content of ``muscle_provenance.json``."""
 
     folder: Path
     repo_id: str

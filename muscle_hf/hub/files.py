@@ -52,12 +52,8 @@ def is_published(path: str) -> bool:
 
 
 def regular_files(folder: Path) -> dict[str, Path]:
-    """The files of an adapter's folder that are published or copied, by their path in it.
-
-    Raises:
-        MuscleError: One is a link, or its folder is: what it shows may come from anywhere on this disk. The links of
-            the Hub's cache to its own blobs are taken.
-    """
+    """The files of an adapter's folder that are published or copied, by their path in it. A link is refused, since
+    what it shows may come from anywhere on this disk; those of the Hub's cache to its own blobs are taken."""
     home = folder.resolve()
     blobs = home.parents[1] / "blobs" if home.parent.name == "snapshots" else None
     found = {}
@@ -90,17 +86,11 @@ def pack(
     keep_card: bool = False,
     token: str | bool | None = None,
 ) -> Parcel:
-    """Collect what :func:`~muscle_hf.hub.publish` uploads of an adapter's folder; the folder itself is not touched.
+    """Collect what :func:`~muscle_hf.hub.publish` uploads of an adapter's folder, which is not touched; ``licenses``
+    holds ``license_old`` and ``license_new`` where the folder's card state does not know them.
 
-    Args:
-        folder: As of ``publish``, and so ``repo_id``, ``base_model`` and ``keep_card``.
-        base_revision: Commit of the base.
-        licenses: ``license_old`` and ``license_new``, where the folder's card state does not know them.
-        token: Is looked for in every text that goes out.
-
-    Raises:
-        MuscleError: The folder is incomplete, its weights are not those of its provenance, or a file holds a token or
-            a path of this machine.
+    Refused: an incomplete folder, weights that are not those of its provenance, a text with ``token``, another token
+    or a path of this machine in it.
     """
     folder = Path(folder)
     contents = regular_files(folder)

@@ -10,19 +10,11 @@ from muscle_hf.record import same_adapter, same_base
 
 
 def check_origins(comparison: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[str]:
-    """Hold the models that gave the answers of a trimmed comparison against a provenance.
+    """Hold the models that gave the answers of a ``trimmed_comparison`` against an adapter's provenance: another base
+    or adapter is a :class:`MismatchError` that names the model and both hashes.
 
-    Args:
-        comparison: Of ``old``, ``new`` and one compatibility model, which is the adapter (``trimmed_comparison``).
-        provenance: The adapter's.
-
-    Returns:
-        Labels of the models whose answers do not say, wholly or in part, what gave them, or not so that it can be
-        compared (a base in another precision).
-
-    Raises:
-        MismatchError: Some were given by another base or adapter; says which model, and names both hashes.
-        MuscleError: It is no comparison.
+    Gives the labels of models whose answers do not say, wholly or in part, what gave them, or not so that it can be
+    compared (a base in another precision).
     """
     adapter = {"sha256": provenance.get("adapter_sha256"), "file_sha256": provenance.get("adapter_file_sha256")}
     expected = {

@@ -20,13 +20,8 @@ _AFTERWARDS = "Run the same again later."
 
 @dataclass(frozen=True)
 class TaskRates:
-    """What an adapter's card states of one task.
-
-    Args:
-        task: Name of the task.
-        nfr_new: NFR of the plain update, a fraction; nan if the card does not say.
-        nfr: NFR with the adapter (the share of answers that got worse, for similarity tasks).
-    """
+    """What an adapter's card states of one task: NFR of the plain update and with the adapter, fractions (for
+    similarity tasks the share of answers that got worse); nan if the card does not say."""
 
     task: str
     nfr_new: float

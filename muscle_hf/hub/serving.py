@@ -53,15 +53,11 @@ def adapter_problems(folder: str | os.PathLike, architecture: str | None = None)
 def serving_problems(
     config: Mapping[str, Any], names: Iterable[str] = (), base: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """Why vLLM would refuse an adapter, or serve it wrongly; empty if it takes it.
+    """Why vLLM would refuse an adapter, or serve it wrongly; empty if it takes it. ``names`` are those of the
+    adapter's weights and ``base`` the content of the base's ``config.json``, where these are known.
 
     vLLM reads ``r``, ``lora_alpha`` and ``target_modules`` from ``adapter_config.json`` and the weights from
     ``adapter_model.safetensors``; it ignores keys that it does not know, so those that change the result matter most.
-
-    Args:
-        config: Content of ``adapter_config.json``.
-        names: Of the adapter's weights, where these are known.
-        base: Content of the base's ``config.json``, likewise.
     """
     problems = []
     if not set((base or {}).get("architectures") or ()).isdisjoint(_WITHOUT_LORA):

@@ -108,16 +108,10 @@ def curve_points(log_history: list[dict[str, float]]) -> list[dict[str, float]]:
 
 
 def trimmed_comparison(content: Any, label: str | None = None) -> dict[str, Any]:
-    """A comparison as it is published: one compatibility model, rates and a few slices, no items and no file names.
+    """A comparison (what ``Document.to_dict()`` gives, or ``--json`` wrote) as it is published: one compatibility
+    model, ``label`` where there are several; rates and a few slices, no items and no file names.
 
     Of other compatibility models (a control) it keeps the audit of inherited errors, as a baseline.
-
-    Args:
-        content: What ``muscle_hf.compare.document.Document.to_dict()`` gives, or ``--json`` wrote.
-        label: Which compatibility model is this adapter, if there are several.
-
-    Raises:
-        MuscleError: It is no comparison, or holds no (or no single) compatibility model.
     """
     if not isinstance(content, Mapping) or not {"schema_version", "models", "tasks"} <= content.keys():
         raise MuscleError("this is no comparison: pass what `muscle-hf compare ... --json` wrote")

@@ -54,13 +54,8 @@ def logit_difference(teacher: Tensor, student: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Divergence:
-    """How far the student is from a teacher.
-
-    Args:
-        name: ``kl`` or ``logit_difference``.
-        temperature: Of the first.
-        fast: For the first, a gradient made by hand beside the value, instead of by autograd.
-    """
+    """How far the student is from a teacher: ``kl`` at a temperature (``fast``: its gradient is made by hand beside
+    the value, instead of by autograd), or ``logit_difference``."""
 
     name: str
     temperature: float

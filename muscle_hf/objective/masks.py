@@ -76,23 +76,16 @@ class Mask:
     def __call__(
         self, student: Tensor | None, old: Tensor | None, new: Tensor | None, labels: Tensor, sequence_ids: Tensor
     ) -> Tensor:
-        """What each row follows: weights of KL(old), of KL(new) and of the label, (N, 3), the dtype of the logits, or
-        the widest there is without any.
-
-        Raises:
-            MuscleError: The function returned another shape, or weights out of range.
-        """
+        """What each row follows: weights of KL(old), of KL(new) and of the label, (N, 3), of the logits' dtype, or the
+        widest there is without any. Another shape, or weights out of range, are refused."""
         extra = {"sequence_ids": sequence_ids} if self.over_sequences else {}
         given = (logits.dtype for logits in (student, old, new) if logits is not None)
         dtype = next(given, widest_float(labels.device))
         return self.checked(self.function(student, old, new, labels, **extra), labels, dtype)
 
     def checked(self, weight: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
-        """The function's result as (N, 3) weights of a dtype.
-
-        Raises:
-            MuscleError: It has another shape than ``labels``, or values outside [0, 1] (three columns: below 0).
-        """
+        """The function's result as (N, 3) weights of a dtype; refused if its shape is not that of ``labels``, or
+        values lie outside [0, 1] (three columns: below 0)."""
         shape = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
         if shape not in ((len(labels),), (len(labels), 3)):
             raise MuscleError(

@@ -196,15 +196,8 @@ MASK_NAMES = (*MASKS, *_MASKS_WITH_NUMBERS)
 
 
 def resolve_mask(mask: str | MaskFunction | Mask) -> Mask:
-    """The mask that a name, an import path or a function stands for.
-
-    Args:
-        mask: One of :data:`MASK_NAMES` (``mean``, ``focal`` and ``margin`` may have numbers: ``mean(0.65)``),
-            ``"package.module:function"``, a function, or a :class:`Mask`.
-
-    Raises:
-        MuscleError: Unknown name, a path that cannot be imported, or a function with another signature.
-    """
+    """The mask that is meant: one of :data:`MASK_NAMES` (``mean``, ``focal`` and ``margin`` may have numbers:
+    ``mean(0.65)``), ``"package.module:function"``, a function, or a :class:`Mask`."""
     if isinstance(mask, Mask):
         return mask
     if callable(mask):

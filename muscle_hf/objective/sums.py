@@ -39,16 +39,10 @@ def sum_terms(terms: TokenTerms, sequence_ids: Tensor, sequences: int) -> Tensor
 
 
 def mean_terms(sums: Tensor) -> dict[str, float]:
-    """The logged figures from the sums.
-
-    Args:
-        sums: (9,), added over sequences, batches and processes.
-
-    Returns:
-        ``loss`` (L), ``kl_old`` and ``kl_new`` (mean over the tokens that follow that model), ``share_old`` (of
-        tokens that follow the old model), and over the tokens with a label ``ce`` and ``token_accuracy``. A mean over
-        no token at all is left out: nan is no JSON.
-    """
+    """The logged figures from the sums, (9,), added over sequences, batches and processes: ``loss`` (L), ``kl_old``
+    and ``kl_new`` (mean over the tokens that follow that model), ``share_old`` (of tokens that follow the old model),
+    and over the tokens with a label ``ce`` and ``token_accuracy``. A mean over no token at all is left out: nan is no
+    JSON."""
     total: dict[str, float] = dict(zip(_COLUMNS, sums.tolist(), strict=True))
     parts = {
         "loss": ("loss", "tokens"),

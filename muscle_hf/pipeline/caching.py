@@ -57,25 +57,13 @@ def cache_teachers(
     batch_size: int | None = None,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Cached]:
-    """Compute what the cache keeps of both teachers on a trainer's training and evaluation rows.
-
-    Those are hidden states, or of a v1 that is followed in whole answers one number each.
+    """Compute what the cache keeps of both teachers, ``old`` and ``new``, on a trainer's training and evaluation rows:
+    hidden states, or of a v1 that is followed in whole answers one number each. ``batch_size``: rows per forward pass,
+    the trainer's for evaluation by default; ``say`` is told the sizes before anything is written.
 
     What is there already is not computed again, so an interrupted call goes on where it stopped. Started by
-    ``accelerate launch``, the processes share the rows.
-
-    Args:
-        trainer: Has the teachers, the rows, the collator, the precision.
-        folder: Of the cache.
-        batch_size: Rows per forward pass; the trainer's for evaluation by default.
-        say: Told the sizes before anything is written.
-
-    Returns:
-        Of each teacher, ``old`` and ``new``.
-
-    Raises:
-        MuscleError: The rows are a stream, the model cannot be cached, the disk is too small, or the objective needs
-            more than ``teacher_cache_top_k`` keeps.
+    ``accelerate launch``, the processes share the rows. Refused: rows that are a stream, a model that cannot be
+    cached, a disk too small, an objective that needs more than ``teacher_cache_top_k`` keeps.
     """
     found: dict[str, Cached] = {}
     size = batch_size or trainer.args.eval_batch_size

@@ -40,13 +40,9 @@ _WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "nf4": 0.53, "
 
 @dataclass(frozen=True)
 class ModelSize:
-    """A base and the LoRA on it, counted.
-
-    Args:
-        linear: Parameters in linear layers other than the output layer, which quantization compresses.
-        lora: Parameters of the adapter; ``ranks``: its ranks, added up over its layers.
-        width: d of the hidden states; ``mlp``: width inside the MLP, which may have a gate (``gated``).
-    """
+    """A base and the LoRA on it, counted: parameters in ``linear`` layers other than the output layer, which
+    quantization compresses; of the adapter (``lora``; ``ranks`` added up over its layers); ``width`` d of the hidden
+    states, and ``mlp`` inside the MLP, which may be ``gated``."""
 
     parameters: int
     linear: int

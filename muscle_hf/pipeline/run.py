@@ -77,12 +77,8 @@ def complete_run_card(folder: Path, words: Mapping[str, Any]) -> None:
 
 class Run:
     """A run whose steps can be done one by one; each needs those before it, and does them where they are missing.
-
-    ``callbacks`` are added to every trainer. ``old``: task and rows of v1, where it is asked in words of its own.
-
-    Raises:
-        MuscleError: The task (None: nothing is evaluated) is not for causal LMs, or does not fit the settings.
-    """
+    ``callbacks`` are added to every trainer. ``old``: task and rows of v1, where it is asked in words of its own. A
+    task (None: nothing is evaluated) must be for causal LMs."""
 
     test_data: Mapping[str, str | None] = {}
     callbacks: Sequence[TrainerCallback] = ()

@@ -32,17 +32,10 @@ _STYLES = {COMPAT: "bold", "both": "bright_black"}
 
 @dataclass(frozen=True)
 class Row:
-    """One model of a run; rates are fractions, nan where there are none.
-
-    Args:
-        model: ``old``, ``new``, ``control``, ``muscle``, or what else was compared.
-        quality: Accuracy, or the mean similarity.
-        nfr: Negative flips against v1 (for similarities: share of items that got worse).
-        nfr_mc: With flips among wrong answers, where there are choices.
-        pfr: Positive flips (for similarities: share of items that got better).
-        change: NFR minus v2's, with its 95 % interval (paired bootstrap over items); None for v1 and v2.
-        quality_change: Quality minus v2's, likewise.
-    """
+    """One model of a run (``old``, ``new``, ``control``, ``muscle``, or what else was compared); rates are fractions,
+    nan where there are none: accuracy or mean similarity, negative flips against v1 (similarities: items that got
+    worse), these with flips among wrong answers where there are choices, positive flips; and NFR and quality minus
+    v2's with their 95 % intervals (paired bootstrap over items), None for v1 and v2."""
 
     model: str
     quality: float

@@ -46,15 +46,11 @@ _UNWRITTEN = 256
 
 
 class ServedTeacher(Teacher):
-    """A frozen task model that is known by the k likeliest tokens that a server gives at each place, and the rest as
-    one, within which it follows the student.
+    """A frozen task model (``old`` or ``new``) that is known by the ``top_k`` likeliest of ``vocabulary`` tokens that
+    a server gives at each place, and the rest as one, within which it follows the student. ``folder`` is of the cache
+    that keeps what it said.
 
-    Args:
-        role: ``old`` or ``new``.
-        server: Where it is. Of it, the name of the model and ``options`` are its identity; not the address.
-        top_k: k.
-        folder: Of the cache that keeps what it said.
-        vocabulary: How many tokens the student has.
+    Its identity is the model's name at the server and ``options``; not the address.
     """
 
     where = "is behind a server: its weights are not here"
@@ -71,12 +67,7 @@ class ServedTeacher(Teacher):
 
     def states(self, batch: Batch, needed: Tensor | None = None) -> Tensor:
         """What is kept of it at the trained tokens, (M, 2 k + 1), see :class:`TopTokens`; asks for what is not there.
-
-        Of a model with other tokens, (M, 2 k + 3): its row's own next token is one more beside the likeliest.
-
-        Raises:
-            MuscleError: The server fails, or does not give what is needed.
-        """
+        Of a model with other tokens, (M, 2 k + 3): its row's own next token is one more beside the likeliest."""
         rows = self._rows(batch, needed)
         none = torch.zeros(0, self.form.width)
         found = torch.cat([none, *(row["hidden"] for _, row in rows)]).to(batch.labels.device)
@@ -252,19 +243,9 @@ def served_teacher(
     vocabulary: int,
     folder: str | os.PathLike,
 ) -> ServedTeacher:
-    """The teacher that ``old_model="http://..."`` names.
-
-    Args:
-        role: ``old`` or ``new``.
-        url: Of the server.
-        arguments: ``model``: its name there; ``top_k`` (20); ``api_key`` (by default ``OPENAI_API_KEY``); what else
-            :class:`~muscle_hf.served.server.Server` takes.
-        kind: Of the student, which has ``vocabulary`` tokens.
-        folder: Of the cache.
-
-    Raises:
-        MuscleError: An argument is missing or unknown, or the student is no causal LM.
-    """
+    """The teacher that ``old_model="http://..."`` names, for a student with ``vocabulary`` tokens; its cache is in
+    ``folder``. ``arguments``: ``model``, its name there; ``top_k`` (20); ``api_key`` (by default ``OPENAI_API_KEY``);
+    what else :class:`~muscle_hf.served.server.Server` takes."""
     given = {"api_key": os.environ.get("OPENAI_API_KEY"), **(arguments or {})}
     if kind is not CAUSAL_LM:
         raise MuscleError(f"a server answers for causal LMs, but model is a {kind.name} model")

@@ -24,16 +24,9 @@ OLD_ADAPTER = "muscle_old"
 
 
 def adapter_parameters(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
-    """The parameters of one adapter, by a name that does not hold the adapter's own.
-
-    Args:
-        model: A model with PEFT layers (a ``PeftModel`` or the module inside it).
-        adapter: The adapter's name.
-
-    Returns:
-        For example ``{"base_model.model.layers.0.q_proj.lora_A.weight": Parameter, ...}``; the same keys for any two
-        adapters of the same configuration. Empty if there is no such adapter.
-    """
+    """The parameters of one adapter, by a name that does not hold the adapter's own
+    (``base_model.model.layers.0.q_proj.lora_A.weight``): the same keys for any two of the same configuration.
+    ``model`` is a ``PeftModel`` or the module inside it."""
     found: dict[str, nn.Parameter] = {}
     seen = set()
     for module_name, module in own_modules(model):

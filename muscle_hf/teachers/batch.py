@@ -164,19 +164,10 @@ class Batch:
 def trained_labels(
     inputs: Mapping[str, Any], kind: ModelKind, trained_tokens: str = "labels", classes: int | None = None
 ) -> Tensor:
-    """The labels that are trained on, aligned with the logits; 0 for a trained token of a transfer row.
-
-    Args:
-        trained_tokens: ``labels``, ``completion`` or ``assistant``.
-        classes: How many a classifier knows.
-
-    Returns:
-        (B, L'), or (B, 1) for sequence classification, int64; -100 where nothing is trained.
-
-    Raises:
-        MuscleError: There are no labels, they are no classes of the model, or there is no mask that ``trained_tokens``
-            asks for.
-    """
+    """The labels that are trained on (``trained_tokens``: ``labels``, ``completion`` or ``assistant``) aligned with
+    the logits, (B, L'), or (B, 1) for sequence classification, int64: -100 where nothing is trained, 0 for a trained
+    token of a transfer row. Refused: no labels, no mask that ``trained_tokens`` asks for, and none of the ``classes``
+    that a classifier knows."""
     if (found := inputs.get(_FOUND)) is not None:
         return found
     shifted = inputs.get("shift_labels")
@@ -206,15 +197,9 @@ def keep_trained_labels(inputs: dict[str, Any], labels: Tensor) -> None:
 
 
 def sequences_of(labels: Tensor, position_ids: Tensor | None, *, predicts_next: bool) -> Tensor:
-    """The sequence that each label belongs to: its row, or its part of a row where several are packed into one.
-
-    Args:
-        labels: (B, L'), aligned with the logits; of position i + 1 at i if ``predicts_next`` (causal LMs).
-        position_ids: (B, L) if the collator made them; they start again where a packed sequence starts.
-
-    Returns:
-        (B, L'), int64.
-    """
+    """The sequence (B, L'), int64, that each label belongs to: its row, or its part of a row where several are packed
+    into one, which ``position_ids`` (B, L) tell, since they start again there. Labels are aligned with the logits: of
+    position i + 1 at i if ``predicts_next`` (causal LMs)."""
     rows = torch.arange(labels.size(0), device=labels.device).unsqueeze(1).expand_as(labels)
     if position_ids is None or position_ids.dim() != 2 or position_ids.size(0) != labels.size(0):
         return rows

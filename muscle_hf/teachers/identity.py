@@ -23,11 +23,8 @@ def describe_model(
     """A model in memory as a provenance describes ``old`` and ``new``: its predictions say so what gave them.
 
     Every weight is read once, to hash it; ``folder`` is where the adapter's file is, which is hashed too, and ``name``
-    and ``revision`` are the adapter's.
-
-    Returns:
-        ``base`` and ``adapter``; None is what cannot be hashed (weights that were left on the disk, several active
-        adapters), and an adapter that there is not.
+    and ``revision`` are the adapter's. Of ``base`` and ``adapter``, None is what cannot be hashed (weights that were
+    left on the disk, several active adapters), and an adapter that there is not.
     """
     active = model.active_adapters if isinstance(model, PeftModel) else []
     adapter = None

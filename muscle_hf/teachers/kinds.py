@@ -16,19 +16,12 @@ from muscle_hf.teachers.weights import base_of
 
 @dataclass(frozen=True)
 class ModelKind:
-    """One kind of head.
+    """One kind of head: how ``transformers`` loads it (``auto_class``) and PEFT calls it (``task_type``);
+    ``mappings``, the tables of ``transformers`` that list such models, and where none does, ``class_suffixes``.
 
-    Args:
-        name: In messages and provenance.
-        auto_class: Name of the ``transformers`` class that loads one.
-        task_type: PEFT's name of it.
-        generates_text: Labels are tokens of the vocabulary (else classes of ``config.id2label``, or positions of the
-            input).
-        mappings: Tables of ``transformers`` that list such models.
-        class_suffixes: What the class names of such models end with, where no table lists them.
-        shifts_labels: The logits at position i predict the label at i + 1.
-        label_columns: What is predicted; of several, each is one label of a row.
-        outputs: The logits of these in what a model's forward returns.
+    If it ``generates_text``, labels are tokens of the vocabulary, else classes of ``config.id2label`` or positions of
+    the input. With ``shifts_labels`` the logits at position i predict the label at i + 1. Of several ``label_columns``
+    each is one label of a row; ``outputs`` hold the logits in what a forward returns.
     """
 
     name: str
@@ -59,12 +52,9 @@ class ModelKind:
         )
 
     def logits_of(self, outputs: Any) -> Tensor:
-        """The logits in what a model's forward returned without labels: an output of ``transformers``, a tuple, any
-        object with these attributes, or the logits themselves.
-
-        Returns:
-            (B, L, V), or (B, C) for sequence classification; (B, 2, L) for extractive question answering.
-        """
+        """The logits in what a model's forward returned without labels (an output of ``transformers``, a tuple, any
+        object with these attributes, or the logits): (B, L, V), (B, C) for sequence classification, (B, 2, L) for
+        extractive question answering."""
         if isinstance(outputs, Tensor):
             return outputs
         if isinstance(outputs, Mapping):
@@ -130,11 +120,8 @@ KINDS = (CAUSAL_LM, SEQ2SEQ_LM, SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION, Q
 
 
 def kind_of(model: nn.Module) -> ModelKind:
-    """The kind of a model, by its class or the nearest one that it is derived from.
-
-    Raises:
-        MuscleError: Another kind of head, or a classifier that does not choose one of several classes.
-    """
+    """The kind of a model, by its class or the nearest one that it is derived from; another kind of head is refused,
+    and a classifier that does not choose one of several classes."""
     base = base_of(model)
     config = getattr(base, "config", None)
     names = [parent.__name__ for parent in type(base).__mro__]

@@ -18,11 +18,7 @@ LABEL_COLUMNS = ("labels", "label", "label_ids")
 
 def require_labels(inputs: Mapping[str, Any], kind: ModelKind) -> Tensor:
     """The labels of a batch: (B, L), or (B,) for sequence classification, or (B, 2) for the two positions of an answer
-    in a text, int64.
-
-    Raises:
-        MuscleError: It has none, or they are no class numbers or tokens.
-    """
+    in a text, int64. Refused where it has none, or they are no class numbers or tokens."""
     if not kind.has_labels(inputs):
         raise MuscleError(
             f"the batch has no {' and '.join(kind.label_columns)} (it has {', '.join(inputs)}). MUSCLE compares "

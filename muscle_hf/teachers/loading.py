@@ -187,15 +187,10 @@ def load_model(
 def auto_class_of(
     config: PreTrainedConfig, kind: ModelKind, *, adapter: Path | None = None, whole: bool = False
 ) -> Any:
-    """The Auto class that makes a model of a kind from a configuration.
-
-    That of models with images or sound where the kind's own does not know the configuration. Some are known to both,
-    as a language model alone and with all of its parts: then the kind's own, unless it is told what was trained.
-
-    Args:
-        adapter: Folder of an adapter, which names the layers it was trained on.
-        whole: It is a task model without an adapter, whose configuration names its class.
-    """
+    """The Auto class that makes a model of a kind from a configuration: that of models with images or sound where the
+    kind's own does not know it. Some are known to both, as a language model alone and with all of its parts: then the
+    kind's own, unless ``adapter``, a folder, names layers of the other, or the configuration of a task model without
+    an adapter (``whole``) its class."""
     if not kind.generates_text:
         return getattr(transformers, kind.auto_class)
     others = ("AutoModelForSpeechSeq2Seq", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
@@ -248,19 +243,9 @@ def load_task_model(
     dropout: float | None = None,
     **arguments: Any,
 ) -> nn.Module:
-    """Load a task model: an adapter on its recorded base, or a merged or fully fine-tuned model.
-
-    Args:
-        name: A folder or Hub id of an adapter or a model.
-        kind: Of the model.
-        trainable: Whether an adapter is loaded for training.
-        dropout: Of a LoRA that is trained on, in [0, 1); its own by default.
-        arguments: As of :func:`adapter_or_model`: ``revision``, ``token``, ``dtype``, ``quantization_config``,
-            ``device_map``, ...
-
-    Raises:
-        MuscleError: It cannot be found or loaded, or a dropout is given to what is no LoRA.
-    """
+    """Load a task model: an adapter (with ``trainable`` for training; ``dropout`` of a LoRA that is trained on, in [0,
+    1), its own by default) on its recorded base, or a merged or fully fine-tuned model. Arguments are those of
+    :func:`adapter_or_model`: ``revision``, ``token``, ``dtype``, ``quantization_config``, ``device_map``, ..."""
     adapter, arguments = adapter_or_model(name, arguments)
     if adapter is None:
         if dropout is not None:

@@ -34,16 +34,12 @@ _IDS = ("input_ids", "decoder_input_ids")
 
 
 class Reader(ABC):
-    """Reads rows of the student's ids for a teacher with another tokenizer.
+    """Reads rows of the student's ids for a teacher with another tokenizer; ``foreign`` where that cuts texts into
+    other tokens, so that the places of a row and of its reading differ.
 
-    Args:
-        vocabularies: Of both.
-
-    Attributes:
-        foreign: Whether that cuts texts into other tokens, so that the places of a row and of its reading differ.
-        share: How much of the training rows it reads, as the provenance says it; None where nobody has looked.
-        words: Where the words come from that it is given in the place of the rows' (``chat template``, ...); None for
-            these.
+    ``share``: how much of the training rows it reads, as the provenance says it (None where nobody has looked);
+    ``words``: where the words come from that it is given in the place of the rows' (``chat template``, ...), None for
+    these.
     """
 
     foreign = True
@@ -153,14 +149,10 @@ class RenumberingReader(Reader):
 
 @dataclass(frozen=True)
 class RenumberedStream(Stream):
-    """What a teacher says that has the student's tokens under other ids.
+    """What a teacher says that has the student's tokens under other ids: ``columns`` are its ids of the shared tokens
+    and ``known`` the student's, ascending, both (S,) int64; ``unread`` (N,) marks tokens of rows that it cannot read.
 
     Tokens that it does not have get no target: both distributions are those over what both vocabularies have.
-
-    Args:
-        columns: The teacher's ids of the shared tokens, (S,), int64.
-        known: The student's ids of the same, (S,), int64, ascending.
-        unread: (N,), boolean: tokens of rows that the teacher cannot read; None if there are none.
     """
 
     columns: Tensor
@@ -212,14 +204,8 @@ class _Rows:
 
 class ForeignReader(Reader):
     """For a teacher with other tokens, or other words around the answer: it reads the same text in its own.
-
-    Args:
-        vocabularies: Of both.
-
-    Attributes:
-        undecided: (2,) the share of the teacher's mass that it leaves to the reference, summed over the places that
-            were looked at, and how many these were.
-    """
+    ``undecided`` (2,) is the share of the teacher's mass that it leaves to the reference, summed over the places that
+    were looked at, and how many these were."""
 
     def __init__(self, vocabularies: Vocabularies):
         super().__init__(vocabularies)
@@ -367,16 +353,13 @@ def _real_rows(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:
 
 @dataclass(frozen=True)
 class ForeignStream(Stream):
-    """What a teacher with other tokens says of the student's (equations (X1) and (X2)); ``hidden`` is (M, d).
+    """What a teacher with other tokens says of the student's (equations (X1) and (X2)); ``hidden`` is (M, d),
+    ``steps`` are as :class:`_Rows` has them, ``targets`` those of both tokenizers, ``top`` as of
+    :meth:`ForeignReader.stream`; ``seen`` gets the share of v1's mass that is decided by the reference, and over how
+    many places.
 
-    Within a cell, and where its tokens do not reach, the probabilities of ``reference`` stand.
-
-    Args:
-        steps: As :class:`_Rows` has them.
-        targets: Of both tokenizers.
-        seen: Gets the share of v1's mass that is decided so, and over how many places.
-        reference: ``student``: the teacher asks for nothing there; or ``new``: v2 decides.
-        top: As of :meth:`ForeignReader.stream`.
+    Within a cell, and where its tokens do not reach, the probabilities of ``reference`` stand: ``student``, where the
+    teacher asks for nothing, or ``new``, where v2 decides.
     """
 
     steps: Steps

@@ -30,13 +30,8 @@ MOST_UNKNOWN = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """What is known of one prompt, in the tokens of the rows.
-
-    Args:
-        prompt: Its tokens.
-        answers: The tokens of each answer, without an end.
-        scores: Its log-likelihood, or the log of its share in several samples; nats.
-    """
+    """What is known of one prompt: its tokens, those of each answer without an end, and each answer's log-likelihood,
+    or the log of its share in several samples; nats."""
 
     prompt: Sequence[int]
     answers: Sequence[Sequence[int]]

@@ -48,19 +48,9 @@ _TASK_ADAPTER = "_muscle_task_adapter"
 def make_student(
     model: nn.Module, peft_config: PeftConfig | None, *, check_base: bool = True
 ) -> tuple[PeftModel, AdapterTeacher]:
-    """Turn v2's task model into the student and v2's teacher, both on the same base.
-
-    Args:
-        model: A ``PeftModel``, whose active adapter is copied; or a merged or fully fine-tuned model.
-        peft_config: For a model without an adapter: of the fresh LoRA that becomes the student.
-        check_base: Refuse an adapter that records another base.
-
-    Returns:
-        The student (its trainable adapter is ``default`` and active) and the teacher.
-
-    Raises:
-        MuscleError: There is nothing to train, or it cannot be trained beside a teacher.
-    """
+    """Turn v2's task model into the student, whose trainable adapter is ``default`` and active, and v2's teacher, both
+    on the same base. Of a ``PeftModel`` the active adapter is copied; a merged or fully fine-tuned model gets a fresh
+    LoRA by ``peft_config``. ``check_base`` refuses an adapter that records another base."""
     if not isinstance(model, PeftModel):
         return _fresh_student(model, peft_config)
     if peft_config is not None:
@@ -165,19 +155,12 @@ def make_teacher(
     *,
     check_base: bool = True,
 ) -> Teacher:
-    """A frozen teacher; on the student's base wherever the two bases are the same.
+    """A frozen teacher (``old`` or ``new``) from a ``PeftModel``, a plain model, or a folder or Hub id of an adapter
+    or a model; on the student's base wherever the two bases are the same.
 
-    Args:
-        role: ``old`` or ``new``.
-        source: A ``PeftModel``, a plain model, or a folder or Hub id of an adapter or a model.
-        student: From :func:`make_student`.
-        kind: The student's.
-        arguments: For a path or Hub id: ``revision``, ``base_model`` and what ``from_pretrained`` takes. For a
-            ``PeftModel``: ``adapter``, the name of the teacher's adapter if it is not the active one.
-        check_base: Refuse an adapter that records another base.
-
-    Raises:
-        MuscleError: It cannot be loaded or does not fit.
+    ``arguments``, for a path or Hub id: ``revision``, ``base_model`` and what ``from_pretrained`` takes; for a
+    ``PeftModel``: ``adapter``, the name of the teacher's if it is not the active one. ``check_base`` refuses an
+    adapter that records another base.
     """
     arguments = dict(arguments or {})
     if isinstance(source, Teacher):

@@ -45,16 +45,11 @@ def input_embeddings(model: nn.Module) -> nn.Embedding | None:
 
 
 def base_weights(model: nn.Module, adapter: str | None = None) -> dict[str, Tensor]:
-    """The base's own tensors by the names they have without adapters.
+    """The base's own tensors by the names they have without adapters, as the plain model's ``state_dict`` gives them
+    (a quantized base: packed data and statistics); what ZeRO-3 has split is read by :func:`whole`.
 
-    Args:
-        model: A plain model, or one with PEFT layers in it (whose adapters are left out).
-        adapter: Leave out what this adapter replaces as a whole (``modules_to_save``): a classifier's head is drawn
-            at random each time its base is loaded, and then plays no part.
-
-    Returns:
-        Name -> tensor, as the plain model's ``state_dict`` gives them (a quantized base: packed data and statistics);
-        what ZeRO-3 has split is read by :func:`whole`.
+    What ``adapter`` replaces as a whole (``modules_to_save``) is left out: a classifier's head is drawn at random each
+    time its base is loaded, and then plays no part.
     """
     base = base_of(model)
     # An output layer tied to the embedding is one tensor under two names; files hold it once.
@@ -148,18 +143,20 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
 def same_as_files(weights: Mapping[str, Tensor], folder: Path, base: nn.Module) -> bool:
     """Whether a model's weights are those of the safetensors files in a folder, cast to the model's dtypes; what the
     files hold beyond them (a head of another kind) does not count."""
-    try:
-        places = find_weights(weights, folder, base)
-    except MuscleError:
+    places = _places_of(weights, folder, base)
+    if not weights or len(places) < len(weights):
         return False
-    for name, tensor in _tensors_at(places, weights):
-        match = weights[name]
-        if _shape_of(match) != tensor.shape:
-            return False
-        with whole(match) as mine:
-            if not torch.equal(mine, tensor.to(mine)):
+    with contextlib.ExitStack() as stack:
+        handles = {file: stack.enter_context(safe_open(file, "pt")) for file in {file for file, _ in places.values()}}
+        for name, match in weights.items():
+            file, written = places[name]
+            tensor = handles[file].get_tensor(written)
+            if _shape_of(match) != tensor.shape:
                 return False
-    return bool(weights)
+            with whole(match) as mine:
+                if not torch.equal(mine, tensor.to(mine)):
+                    return False
+    return True
 
 
 def content_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -168,22 +165,17 @@ def content_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return _hash(sorted(tensors, key=lambda pair: pair[0]))
 
 
-def find_weights(names: Iterable[str], folder: Path, base: nn.Module) -> dict[str, tuple[Path, str]]:
-    """Where a model's weights are in the safetensors files of a folder, name -> file and the name in it; a MuscleError
-    where some are not there under any of their names."""
+def _places_of(names: Iterable[str], folder: Path, base: nn.Module) -> dict[str, tuple[Path, str]]:
+    """Where a model's weights are in the safetensors files of a folder, name -> file and the name in it; not those
+    that are there under none of their names, since they are made or converted while a model is loaded."""
     wanted, loaded = set(names), _names_when_loaded(base)
     places: dict[str, tuple[Path, str]] = {}
-    for file in _weight_files(folder):
+    for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as handle:
             written = list(handle.keys())
         for name in written:
             if (match := next((known for known in loaded(name) if known in wanted), None)) is not None:
                 places[match] = file, name
-    if missing := sorted(wanted - places.keys()):
-        raise MuscleError(
-            f"{len(missing)} weights of the model are not in the files of {folder.name} under its names (first: "
-            f"{missing[0]}); they are made or converted while it is loaded"
-        )
     return places
 
 
@@ -216,8 +208,13 @@ def folder_hash(folder: Path, dtype: torch.dtype | None = None) -> str:
     from muscle_hf.teachers.snapshots import remembered
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in _read_tensors(folder):
-            yield name, tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+        if not (files := sorted(Path(folder).glob("*.safetensors"))):
+            raise MuscleError(f"{folder} holds no .safetensors file; other formats are not read")
+        for file in files:
+            with safe_open(file, framework="pt") as handle:
+                for name in handle.keys():  # noqa: SIM118 - a safetensors handle is not iterable
+                    tensor = handle.get_tensor(name)
+                    yield name, tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
 
     return remembered(folder, f"as one model, {dtype}", lambda: content_hash(tensors()))
 
@@ -232,28 +229,6 @@ def _hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
             digest.update(json.dumps([name, str(plain.dtype).removeprefix("torch."), list(plain.shape)]).encode())
             digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
-        raise MuscleError(f"{folder} holds no .safetensors file; other formats are not read")
-    return files
-
-
-def _read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    for file in _weight_files(folder):
-        with safe_open(file, framework="pt") as handle:
-            for name in handle.keys():  # noqa: SIM118 - a safetensors handle is not iterable
-                yield name, handle.get_tensor(name)
-
-
-def _tensors_at(places: Mapping[str, tuple[Path, str]], names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    with contextlib.ExitStack() as stack:
-        handles = {file: stack.enter_context(safe_open(file, "pt")) for file in {file for file, _ in places.values()}}
-        for name in names:
-            file, written = places[name]
-            yield name, handles[file].get_tensor(written)
 
 
 def is_quantized(model: nn.Module) -> bool:

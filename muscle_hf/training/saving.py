@@ -25,12 +25,8 @@ class SavesAdapter(TrainerParts):
     _best_loaded_at = 0
 
     def checkpoint_to_resume(self, wanted: str | bool | None) -> str | None:
-        """The folder of the checkpoint that training goes on from, if it does; ``wanted`` is
-        ``resume_from_checkpoint``.
-
-        Raises:
-            MuscleError: There is no such checkpoint, it was cut off, or its teachers were others.
-        """
+        """The folder of the checkpoint that training goes on from, if ``resume_from_checkpoint`` asks for it; refused
+        if it is missing, was cut off, or its teachers were others."""
         from muscle_hf.training.checkpoints import is_whole, last_whole_checkpoint
 
         found = last_whole_checkpoint(self.run_folder) if wanted is True else wanted

@@ -173,12 +173,8 @@ def _rows_that_need(roles: Sequence[str], weights: Tensor, batch: Batch) -> Tens
 
 
 def make_step(trainer: Any) -> Step:
-    """The step of a trainer whose models are in place.
-
-    Raises:
-        MuscleError: Chunks do not apply, but ``loss_chunk_size`` or ``teacher_cache`` asks for them; or the cache does
-            not fit.
-    """
+    """The step of a trainer whose models are in place. Refused: ``loss_chunk_size`` or ``teacher_cache`` where chunks
+    do not apply, and a cache that does not fit."""
     settings, student, teachers = trainer.settings, trainer.student, trainer.teachers
     size, cached, autocast = settings.loss_chunk_size, bool(settings.teacher_cache), trainer.accelerator.autocast
     sources: dict[str, TargetSource] = dict(teachers)
