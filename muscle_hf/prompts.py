@@ -202,11 +202,8 @@ class TransferPrompts(AnsweredRows):
         return [said or "" for said in found]
 
     def rows(self, models: Models, epoch: int = 0) -> list[dict[str, list[int]]]:
-        """Tokenized rows with ``labels`` on the answers alone.
-
-        Raises:
-            MuscleError: There is no tokenizer, or no answer has a token to train on.
-        """
+        """Tokenized rows with ``labels`` on the answers alone; refused without a tokenizer, or where no answer has a
+        token to train on."""
         found = [(index, text) for index, text in self.answered(models, epoch) if text.strip()]
         if not found:
             raise MuscleError(f"every answer of {self.answers!r} to the {len(self.items)} transfer prompts is empty")

@@ -46,14 +46,10 @@ def module_of(command: str) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command; ``argv`` is without the program's name.
 
-    Args:
-        argv: Arguments without the program's name; ``sys.argv[1:]`` by default.
-
-    Returns:
-        The process exit code: 0 done, 1 the command's own "no", 2 bad use or a file that cannot be read or written,
-        70 an error that nobody foresaw, 130 stopped by Ctrl-C; commands have more of their own.
+    The exit code is 0 done, 1 the command's own "no", 2 bad use or a file that cannot be read or written, 70 an error
+    that nobody foresaw, 130 stopped by Ctrl-C; commands have more of their own.
     """
     with patient_output():
         hush_deprecations()

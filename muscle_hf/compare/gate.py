@@ -79,15 +79,9 @@ def _limit(rule: str, value: Any, where: str) -> float:
 
 
 def read_budget(path: str) -> Budget:
-    """Reads a budget file, YAML or JSON.
-
-    It has the rules ``max_nfr``, ``max_regression``, ``min_accuracy_gain`` (:attr:`Budget.limits`), each for all tasks
-    at the top and for single tasks under ``tasks: NAME:``; and optionally ``level`` and ``noise`` (task -> noise
-    floor).
-
-    Raises:
-        MuscleError: The file is missing, not YAML, or has an entry that is not known.
-    """
+    """Reads a budget file, YAML or JSON: the rules ``max_nfr``, ``max_regression``, ``min_accuracy_gain``
+    (:attr:`Budget.limits`), each for all tasks at the top and for single tasks under ``tasks: NAME:``; and optionally
+    ``level`` and ``noise`` (task -> noise floor). An entry that is not known is refused."""
     return budget_of(read_yaml(path, "budget file"), path)
 
 

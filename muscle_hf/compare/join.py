@@ -105,18 +105,13 @@ def join(
     ignore_prompts: bool = False,
     wanted: Sequence[str] = (),
 ) -> tuple[list[Joined], list[str]]:
-    """Joins the tables of all models, task by task; what it returns beside the tasks are warnings.
+    """Joins the tables of all models (by label, the old one first), task by task; what it returns beside the tasks are
+    warnings. ``missing``: what becomes of items that a model has no judged answer to: refuse, count them as wrong, or
+    leave them out for all models; items and tasks that a side lacks are the same to ``drop``.
 
-    Args:
-        sources: Model label -> what was read; the old model first.
-        missing: What becomes of items that a model has no judged answer to: refuse, count them as wrong, or leave them
-            out for all models. Items and tasks that a side lacks are the same to ``drop``.
-        ignore_prompts: Compare answers to the same items even if the models saw other prompts.
-        wanted: Columns that must be known of every item, by name; one of them may be in one log alone.
-
-    Raises:
-        MuscleError: Tasks or items are missing, additional or changed on a side; prompts or metrics differ; a wanted
-            column differs between the logs.
+    With ``ignore_prompts`` answers to the same items are compared even if the models saw other prompts. ``wanted``
+    columns must be known of every item; one of them may be in one log alone. Tasks or items that are missing,
+    additional or changed on a side, and prompts, metrics or wanted columns that differ, are refused.
     """
     if missing not in ("error", "wrong", "drop"):
         raise MuscleError(f"missing answers are an 'error', 'wrong', or to 'drop', not {missing!r}")

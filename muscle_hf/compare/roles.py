@@ -66,13 +66,9 @@ class ReadOptions:
 
 
 class Roles:
-    """The columns of one file by their roles, told by its ``first`` rows.
-
-    ``task`` is what the task is called if no column says it, ``kind`` the format's name if the layout has none.
-
-    Raises:
-        MuscleError: A column does not exist (the nearest name is suggested), or roles are missing.
-    """
+    """The columns of one file by their roles, told by its ``first`` rows; those that do not exist are refused with the
+    nearest name, and so are missing roles. ``task`` is what the task is called if no column says it, ``kind`` the
+    format's name if the layout has none."""
 
     def __init__(self, layout: Layout, first: Sequence[Row], options: ReadOptions, task: str, kind: str) -> None:
         if layout.prepare and options.columns:

@@ -60,14 +60,12 @@ class Source:
 
 
 def read_source(path: str | os.PathLike[str], options: ReadOptions | None = None) -> Source:
-    """Reads a prediction file, the log of another tool, a plain file, or a folder of these.
+    """Reads a prediction file, the log of another tool, a plain file, or a folder of these: lm-eval's
+    ``samples_*.jsonl``, lighteval's ``details_*.parquet``, or one file (or folder) per task.
 
-    Files are ``.jsonl``, ``.json``, ``.csv``, ``.tsv``, ``.parquet`` and ``.eval``; text also ``.gz`` and ``.zst``. A
-    folder has lm-eval's ``samples_*.jsonl``, lighteval's ``details_*.parquet``, or one file (or folder) per task.
-
-    Raises:
-        MuscleError: The path does not exist, is empty, truncated or of no known format, or its rows contradict each
-            other; the message names the file and the line.
+    Files are ``.jsonl``, ``.json``, ``.csv``, ``.tsv``, ``.parquet`` and ``.eval``; text also ``.gz`` and ``.zst``.
+    One that is empty, truncated or of no known format, or whose rows contradict each other, is refused by file and
+    line.
     """
     options, root = options or ReadOptions(), Path(path)
     if not root.exists():

@@ -48,15 +48,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Targets:
-    """All targets of one ``task``, in the order of the old model's say.
-
-    Args:
-        items: How many rows were looked at.
-        nfr_new: Negative flips of the new model.
-        chosen: Of the targets no less accurate than the best one by more than a standard error of their difference,
-            the one with the fewest negative flips.
-        warnings: Sentences a reader must see, of the whole reading (rows left out, prompts not verified, ...).
-    """
+    """All targets of one ``task``, in the order of the old model's say, of ``items`` rows that were looked at;
+    ``nfr_new`` are the negative flips of the new model, ``warnings`` sentences of the whole reading that a reader must
+    see (rows left out, prompts not verified, ...). ``chosen``, of the targets no less accurate than the best one by
+    more than a standard error of their difference, has the fewest negative flips."""
 
     task: str
     items: int

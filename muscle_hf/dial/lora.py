@@ -56,13 +56,8 @@ class _Layer(NamedTuple):
 
 @dataclass(frozen=True)
 class LoraAdapter:
-    """A LoRA as it lies in a folder: its configuration and its tensors.
-
-    Args:
-        config: What ``adapter_config.json`` says.
-        weights: Tensors by the names that ``adapter_model.safetensors`` gives them; whole modules
-            (``modules_to_save``, a classifier's head) among them.
-    """
+    """A LoRA as it lies in a folder: what ``adapter_config.json`` says, and tensors by the names that
+    ``adapter_model.safetensors`` gives them; whole modules (``modules_to_save``, a classifier's head) among them."""
 
     config: LoraConfig
     weights: Mapping[str, Tensor]

@@ -72,18 +72,12 @@ def check_served(
     tolerance: float = 0.05,
     **loading: Any,
 ) -> list[Served]:
-    """Ask a server for the log-probabilities of prompts and for greedy answers, and the local models for the same.
+    """Ask a server for the log-probabilities of prompts (two tokens at least) and for greedy answers, and the local
+    models for the same, which ``loading`` (``dtype``, ``device_map``, ...) is of.
 
-    Args:
-        server: Where the models are; its ``model`` is not looked at, and requests go out one at a time.
-        adapters: Folder or Hub id of the adapter that each served name should be.
-        base: Where the adapters' base is, if not where they record it.
-        prompts: Texts; two tokens at least.
-        tolerance: See :class:`Served`. Servers in half precision differ by some 0.02 from a model in float32.
-        loading: ``dtype``, ``device_map``, ... of the local models.
-
-    Raises:
-        MuscleError: The server fails, or knows no such model; or an adapter cannot be loaded.
+    Of the server, ``model`` is not looked at, and requests go out one at a time. ``adapters``: folder or Hub id of the
+    adapter that each served name should be, on ``base`` if not where they record it. ``tolerance`` as of
+    :class:`Served`: servers in half precision differ by some 0.02 from a model in float32.
     """
     if not prompts:
         raise MuscleError("there are no prompts to ask the server and the adapter")

@@ -34,22 +34,12 @@ def evaluate_task_on_server(
     partial: StrPath | None = None,
     progress: bool = True,
 ) -> list[Prediction]:
-    """Answer every item with a served model.
+    """Answer every item with a served model, in the order of ``items``: a generation task (with ``chat`` at the chat
+    endpoint, which applies the model's template), or a choice task if the server returns the log-probabilities of a
+    prompt (``echo`` with ``logprobs`` of the completions endpoint, as vLLM does).
 
-    Args:
-        server: Where the model is.
-        task: A generation task, or a choice task if the server returns the log-probabilities of a prompt (``echo``
-            with ``logprobs`` of the completions endpoint, as vLLM does).
-        items: The items.
-        chat: Generation: ask the chat endpoint, which applies the model's template.
-        partial: File that keeps each answer as it comes. After an interruption the same call goes on from there.
-        progress: Show a progress bar.
-
-    Returns:
-        One prediction per item, in the order of ``items``.
-
-    Raises:
-        MuscleError: The server refuses, keeps failing, or lacks what the task needs; or ``partial`` is of another run.
+    ``partial`` is a file that keeps each answer as it comes: after an interruption the same call goes on from there;
+    one of another run is refused.
     """
     from tqdm.auto import tqdm
 

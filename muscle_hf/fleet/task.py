@@ -54,19 +54,12 @@ class Generation:
 
 @dataclass
 class Outcome:
-    """What came out for one task.
+    """What came out for one task of a fleet: the ``verdict`` (``ship plain``, ``ship compatible`` or ``hold``;
+    ``undecided`` if held for want of items alone) with its ``reason``, one sentence; what an answer was judged by,
+    ``correct`` or by a ``score``, on how many test items; the gate's limit on negative flips, if it has one.
 
-    Args:
-        task: Its name in the fleet.
-        metric: What an answer was judged by.
-        kind: ``correct`` or ``score``.
-        items: Test items.
-        verdict: ``ship plain``, ``ship compatible`` or ``hold``.
-        reason: One sentence.
-        limit: The gate's limit on negative flips, if it has one.
-        undecided: Held for want of items alone.
-        quality: Accuracy or mean score of ``old``, ``new``, ``muscle``, and ``control`` if there is one.
-        generations: The versions that users saw, the first one first, what they see now last.
+    ``quality``: accuracy or mean score of ``old``, ``new``, ``muscle``, and ``control`` if there is one.
+    ``generations``: the versions that users saw, the first one first, what they see now last.
     """
 
     task: str

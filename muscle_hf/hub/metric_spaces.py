@@ -15,21 +15,12 @@ _AFTERWARDS = "Run the same again: what is there already is not sent twice."
 def publish_metric(
     name: str, repo_id: str | None = None, *, token: str | bool | None = None, private: bool | None = None
 ) -> str:
-    """Publish one of the metrics as a Space.
+    """Publish one of the metrics (``muscle_flips`` or ``muscle_smooth_flips``) as a Space; gives the id that
+    ``evaluate.load`` takes. A failed upload is a :class:`HubError` that says why, and can be repeated.
 
-    Args:
-        name: ``muscle_flips`` or ``muscle_smooth_flips``.
-        repo_id: ``namespace`` or ``namespace/name``; by default the metric's name in the token's own namespace.
-            ``evaluate.load`` looks for a module of the Space's name, so the last part must be the metric's.
-        token: Of the Hub; by default the stored one.
-        private: Whether a new Space is private.
-
-    Returns:
-        The Space's id: ``evaluate.load(id)`` loads it.
-
-    Raises:
-        MuscleError: No such metric, or another name for its Space.
-        HubError: The upload failed; says why. It can be repeated.
+    ``repo_id`` is ``namespace`` or ``namespace/name``, by default the metric's name in the token's own namespace.
+    ``evaluate.load`` looks for a module of the Space's name, so the last part must be the metric's. ``private`` is of
+    a new Space.
     """
     folder = Path(space_folder(name))
     wanted = repo_id or name

@@ -120,16 +120,10 @@ class Chunks:
         return _spoken(weights, self.silent)
 
     def terms(self, streams: Mapping[str, Stream], weights: Tensor | None = None) -> TokenTerms:
-        """The loss of each token; the gradient is made with the value, chunk by chunk.
-
-        Args:
-            streams: ``student``, with gradient in ``hidden``; ``old`` and ``new``: where the masks do not read one,
-                only the tokens that follow it are looked at.
-            weights: From :meth:`weights`; found on the way by default.
-
-        Returns:
-            As :class:`Objective`; ``loss`` has a gradient in ``student.hidden``, ``compatibility`` has none.
-        """
+        """The loss of each token; the gradient is made with the value, chunk by chunk: ``loss`` has one in
+        ``student.hidden``, ``compatibility`` has none. ``streams`` are ``student``, with gradient in ``hidden``,
+        ``old`` and ``new``: where the masks do not read one, only the tokens that follow it are looked at. ``weights``
+        from :meth:`weights` are found on the way by default."""
         student = streams["student"]
         streams = {**streams, "student": Stream(student.hidden.detach(), student.head)}
         over_sequences = self.objective.mask.over_sequences or self.objective.transfer_mask.over_sequences

@@ -87,14 +87,9 @@ class AnswerStream(Stream):
 
 @dataclass(frozen=True)
 class ChoiceStream(Stream):
-    """The distribution over an answer's next token that gives each choice its probability (X3).
-
-    Args:
-        hidden: Log-probabilities of k tokens at each place, (N, k), :data:`FLOOR` behind those that there are.
-        head: None.
-        tokens: Which tokens, (N, k), int64.
-        spoken: At which places there are some, (N,), boolean.
-    """
+    """The distribution over an answer's next token that gives each choice its probability (X3): as ``hidden`` the
+    log-probabilities of k tokens at each place, (N, k), :data:`FLOOR` behind those that there are, of ``tokens``, (N,
+    k) int64; ``spoken``, (N,) boolean: at which places there are some."""
 
     tokens: Tensor
     spoken: Tensor
@@ -117,12 +112,8 @@ def along_choices(
     choices: Sequence[Sequence[int]], scores: Sequence[float], path: Sequence[int]
 ) -> list[dict[int, float]]:
     """q_i(u) of (X3) along one of several choices of tokens: of those that begin as it does so far, those that go on
-    with u.
-
-    Returns:
-        For each token of the path: log q of what may stand in its place, by token. No choice may go on where another
-        one ends.
-    """
+    with u. Gives of each token of the path log q of what may stand in its place, by token. No choice may go on where
+    another one ends."""
     left, found = list(zip(choices, scores, strict=True)), []
     for place, token in enumerate(path):
         by_token: dict[int, list[float]] = {}

@@ -381,16 +381,10 @@ def _number(value: Any, where: str) -> int | float:
 
 
 def load_settings(file: str | os.PathLike, overrides: Sequence[str] = ()) -> RunSettings:
-    """Read a run's settings.
+    """Read a run's settings from YAML and command-line words ``--name value`` or ``--name=value``. Names are dotted
+    (``--data.train.limit 500``); a field of ``training`` needs no prefix (``--learning_rate 1e-4``).
 
-    Args:
-        file: YAML.
-        overrides: Command-line words ``--name value`` or ``--name=value``. Names are dotted (``--data.train.limit
-            500``); a field of ``training`` needs no prefix (``--learning_rate 1e-4``).
-
-    Raises:
-        MuscleError: Not readable, an unknown name (the nearest is suggested), a missing one, or a value of the wrong
-            kind.
+    Refused: an unknown name (the nearest is suggested), a missing one, or a value of the wrong kind.
     """
     content = read_yaml(file)
     for name, value in parse_overrides(overrides):

@@ -52,14 +52,11 @@ VERSIONS = {OLD: "v1", NEW: "v2"}
 
 
 def run(settings: RunSettings, say: Callable[[str], None] = print) -> Result | None:
-    """Do a whole run; ``say`` is told its steps, on the main process.
+    """Do a whole run; ``say`` is told its steps, on the main process. Settings that do not fit together are refused
+    before anything is trained.
 
-    Returns:
-        The figures, also written to ``result.json`` in the output folder, beside ``old``, ``new``, ``control`` and
-        ``muscle`` (the adapters that were trained) and ``predictions``; None where no task is evaluated.
-
-    Raises:
-        MuscleError: The settings do not fit together; before anything is trained.
+    Gives the figures, also written to ``result.json`` in the output folder, beside ``old``, ``new``, ``control`` and
+    ``muscle`` (the adapters that were trained) and ``predictions``; None where no task is evaluated.
     """
     return Run.of(settings, say).whole()
 

@@ -174,16 +174,10 @@ def trade_off(
     show: tuple[w.Show, w.Show],
     limit: float | None = None,
 ) -> Markup:
-    """Quality against negative flips: up and to the left is better.
-
-    Args:
-        label: What the picture is, for screen readers.
-        points: The candidates.
-        old: Label and quality of the model that they are held against, drawn at all flips.
-        names: Titles of the horizontal and the vertical axis.
-        show: Formatters of the horizontal and the vertical axis.
-        limit: The gate's limit on negative flips, if there is one.
-    """
+    """Quality against negative flips of the candidates: up and to the left is better. ``label`` says to screen readers
+    what the picture is; ``old``, label and quality of the model that they are held against, is drawn at all flips.
+    ``names`` and ``show``, titles and formatters, are of the horizontal and the vertical axis; ``limit`` is the gate's
+    on negative flips, if there is one."""
     flips = [limit or 0.0, *(v for p in points for v in (p.flips.value, p.flips.low, p.flips.high))]
     qualities = [v for p in points for v in (p.quality.value, p.quality.low, p.quality.high)]
     x_scale = fit(flips, 58, WIDTH - 14, zero=True)

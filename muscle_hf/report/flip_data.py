@@ -28,16 +28,12 @@ _UNSAFE = re.compile("[<>&\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\
 
 
 def pack(document: Document) -> dict[str, Any]:
-    """The flips of all tasks.
-
-    Returns:
-        ``models`` and ``tasks`` (names), ``roles``, ``choices`` (distinct lists of choices), ``columns`` (names) and
-        ``flips``: arrays ``[task, id, outcomes, prompt, target, answers, scores, choices, columns, severity,
-        inherited, own, rates, noise]``, where ``outcomes`` has a letter per updated model, ``columns`` a value a name
-        (null where an item has none), ``inherited`` a letter per updated model (null where none makes an error of old
-        again), ``own`` a table per model of what its log says of its answer, ``rates`` of right answers where there
-        are several.
-    """
+    """The flips of all tasks: ``models`` and ``tasks`` (names), ``roles``, ``choices`` (distinct lists of choices),
+    ``columns`` (names) and ``flips``: arrays ``[task, id, outcomes, prompt, target, answers, scores, choices, columns,
+    severity, inherited, own, rates, noise]``, where ``outcomes`` has a letter per updated model, ``columns`` a value a
+    name (null where an item has none), ``inherited`` a letter per updated model (null where none makes an error of old
+    again), ``own`` a table per model of what its log says of its answer, ``rates`` of right answers where there are
+    several."""
     names = list(dict.fromkeys(name for task in document.tasks for flip in task.flips for name in flip.columns))
     choices: dict[tuple[str, ...], int] = {}
     rows = [

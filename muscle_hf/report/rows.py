@@ -118,11 +118,8 @@ def sources(document: Document) -> list[tuple[str, ...]]:
 
 
 def trade_off(document: Document, task: TaskResult) -> tuple[Markup | None, list[tuple[str, str]]]:
-    """Accuracy (mean score) against negative flips of all updated models on a task, or a total.
-
-    Returns:
-        The picture (None where there is but one candidate), and the letters of marks with what they stand for.
-    """
+    """Accuracy (mean score) against negative flips of all updated models on a task, or a total: the picture (None
+    where there is but one candidate), and the letters of marks with what they stand for."""
     rated = [(update, rate) for update in task.updates if (rate := w.negative_rate(task, update)) is not None]
     if len(rated) < 2:
         return None, []
@@ -156,11 +153,8 @@ def _beaten(own: tuple[float, float], values: list[tuple[float, float]]) -> bool
 
 
 def panels(document: Document, task: TaskResult) -> list[tuple[str, Markup, str]]:
-    """Accuracy and flips of several updated models, each on one scale; nothing where there is but one.
-
-    Returns:
-        Heading, picture and caption of each.
-    """
+    """Accuracy and flips of several updated models, each on one scale: heading, picture and caption of each; nothing
+    where there is but one."""
     if len(task.updates) < 2:
         return []
     levels = [(document.models[0].label, task.accuracy_old, "plain")]
@@ -248,11 +242,8 @@ SliceRow: TypeAlias = tuple[str, str, int, list[Slice | None]]
 
 
 def slice_table(task: TaskResult) -> tuple[list[Update], list[SliceRow], Scale] | None:
-    """The updated models that have slices, each slice in the first one's order, and a scale for all changes.
-
-    Returns:
-        A row is column, value, number of items, and the slice of each model (None where it was not looked at).
-    """
+    """The updated models that have slices; in the first one's order, column, value, number of items, and the slice of
+    each model (None where it was not looked at); and a scale for all changes."""
     sliced = [update for update in task.updates if update.slices]
     if not sliced:
         return None

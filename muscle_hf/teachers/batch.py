@@ -37,15 +37,9 @@ _ALIGNMENT = 8
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch and its N trained tokens.
-
-    Args:
-        inputs: As the collator made them.
-        labels: (B, L') aligned with the logits, int64, -100 where nothing is trained; (B, 1) for sequence
-            classification.
-        kind: Of the models that it is for.
-        whole: The batch that this one was cut from; None for one that was not.
-    """
+    """A batch, as the collator made it, and its N trained tokens: labels aligned with the logits, (B, L'), or (B, 1)
+    for sequence classification, int64, -100 where nothing is trained. ``whole`` is the batch that this one was cut
+    from; None for one that was not."""
 
     inputs: Mapping[str, Any]
     labels: Tensor

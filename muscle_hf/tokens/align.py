@@ -109,17 +109,9 @@ class Aligner:
         old_text: str | None = None,
         old_ids: Sequence[int] | None = None,
     ) -> View:
-        """v1's view of a row.
-
-        Args:
-            new_ids: The student's tokens, without padding.
-            trained: Positions in it of the tokens that are trained (that are labels), ascending.
-            old_text: v1's own text of the row, prompt and answer, where its prompt is another one.
-            old_ids: The same in v1's tokens, where they are known.
-
-        Raises:
-            MuscleError: A trained position is not in the row.
-        """
+        """v1's view of a row: ``trained`` are the positions of labels among the student's tokens, without padding,
+        ascending. Where v1's prompt is another one, ``old_text`` is its own text of the row, prompt and answer, and
+        ``old_ids`` the same in its tokens, where they are known."""
         if trained and not 0 <= trained[0] <= trained[-1] < len(new_ids):
             raise MuscleError(f"positions {trained[0]} to {trained[-1]} are not all in a row of {len(new_ids)} tokens")
         new_ids = list(new_ids)

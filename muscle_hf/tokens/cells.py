@@ -54,14 +54,9 @@ class CellTable:
 
     @classmethod
     def build(cls, old: ByteVocabulary, new: ByteVocabulary, residue: bytes = b"", carry: bytes = b"") -> CellTable:
-        """Look at every token of both vocabularies that may follow.
-
-        Args:
-            old: v1's.
-            new: The student's.
-            residue: Bytes that v1's next token must begin with, since the student has read them already.
-            carry: Bytes that the student's next token must begin with, or begin, since v1 has said them already.
-        """
+        """Look at every token of both vocabularies (``new`` is the student's) that may follow: v1's next token must
+        begin with the bytes ``residue``, since the student has read them already; the student's with ``carry``, or
+        begin it, since v1 has said them already."""
         ws = old.extending(residue)
         first = new.first_pieces([carry + old.string(w)[len(residue) :] for w in ws])
         us = new.extending(carry)

@@ -62,17 +62,13 @@ class Step:
         whole: bool = False,
         skip: bool = True,
     ) -> tuple[Any, TokenTerms]:
-        """Evaluate the objective on a batch, on the device.
+        """Evaluate the objective on a batch, on the device, with the student as it was prepared for training
+        (compiled, distributed). ``where`` names the batch in errors; ``whole``: somebody looks at the outputs' logits,
+        or needs a gradient of ``terms.compatibility``; without ``skip`` every teacher sees whole batches, as the
+        student does.
 
-        Args:
-            model: The student as it was prepared for training (compiled, distributed).
-            where: Names the batch in errors.
-            whole: Whether somebody looks at the outputs' logits, or needs a gradient of ``terms.compatibility``.
-            skip: Without it every teacher sees whole batches, as the student does.
-
-        Returns:
-            The outputs of the student's forward, of the first position alone where whole logits were not asked for;
-            and the terms of the N trained tokens.
+        Gives the outputs of the student's forward, of the first position alone where whole logits were not asked for;
+        and the terms of the N trained tokens.
         """
         cut = batch.trimmed() if self.head is not None else batch
         outputs, student = self._student(model, batch if whole else cut, whole)

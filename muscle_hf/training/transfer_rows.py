@@ -64,15 +64,11 @@ class AnsweredRows(ABC):
 
 
 class MixedRows(Dataset):
-    """Labelled rows, and after them the transfer rows of an epoch.
+    """Labelled rows, and after them the transfer rows of an epoch: ``ratio`` of them for each labelled row, all by
+    default; of more rows than that, each epoch takes the next, in an order by ``seed``.
 
-    Args:
-        labelled: Rows with right answers.
-        transfer: Rows without; their labels only say where something is trained, by any value but -100 (for a
-            classifier any value does).
-        ratio: Transfer rows for each labelled row in an epoch; all of them by default. Of more rows than that, each
-            epoch takes the next.
-        seed: Of the order in which they are taken.
+    Labels of transfer rows only say where something is trained, by any value but -100 (for a classifier any value
+    does).
     """
 
     def __init__(self, labelled: Sequence[Any], transfer: Sequence[Any], ratio: float | None = None, seed: int = 0):
