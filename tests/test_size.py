@@ -17,7 +17,7 @@ for name, module in list(sys.modules.items()):
 """
 LOADED_BY_THE_TRAINER = 6_000
 # 31,500 before any update was served (other tokenizers, servers, logs) and fleets; those were to be 23,000.
-IN_THE_PACKAGE = 34_170
+IN_THE_PACKAGE = 33_800
 
 
 def lines(files: list[Path]) -> int:

@@ -56,7 +56,7 @@ def caches_in_front(
         needed += predicted_bytes(round(rows * share), round(tokens * share), columns)
     require_space(folder, needed)
     if needed:
-        say(f"What {' and '.join(sources)} say of the training rows takes about {human_bytes(needed)} in {folder}")
+        say(f"Cache of {' and '.join(sources)}: about {human_bytes(needed)} for the training rows, in {folder}")
     return sources
 
 

@@ -52,7 +52,7 @@ def test_the_command_fills_the_cache_once(run_file, tmp_path, capsys):
     command = ["cache", "--config", str(run_file), "--cache", str(tmp_path / "cache"), "--batch-size", "3"]
     assert main(command) == 0
     said = capsys.readouterr().out
-    assert "What old say of the training rows takes about" in said
+    assert "Cache of old: about" in said
     assert said.count("14 rows in") == said.count(", 14 of them computed now") == 2
     manifests = [json.loads(file.read_text()) for file in sorted((tmp_path / "cache").glob("*/manifest.json"))]
     assert {manifest["teacher"]["role"] for manifest in manifests} == {"old", "new"}

@@ -57,7 +57,7 @@ def test_the_cache_is_filled_from_the_server_and_the_run_needs_it_for_answers_al
     with serving({"v1": v1}, builders.tokenizer(), greedy=True) as url:
         asked = ["--server", url, "--server-model", "v1", "--top-k", "7"]
         assert main(["cache", "--config", str(run_file), "--cache", str(tmp_path / "cache"), *asked]) == 0
-        assert "old model: 14 sequences" in capsys.readouterr().out
+        assert "old model: 14 rows" in capsys.readouterr().out
         (folder,) = (path.parent for path in (tmp_path / "cache").glob("*/manifest.json") if "top7-T1" in str(path))
         assert json.loads((folder / "manifest.json").read_text())["teacher"]["served"] == "v1"
         before = len(Scripted.requests)
