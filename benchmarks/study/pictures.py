@@ -49,7 +49,7 @@ def picture(title: str, figures: Mapping[str, Mapping[str, float]], seeds: Seeds
         points.append(charts.Point(label, flips, accuracy, not better))
     old = Estimate(figures[V2]["acc_old"], math.nan, math.nan)
     axes = ("negative flips", "mean similarity" if seeds[0].scored else "accuracy")
-    return _alone(charts.trade_off(title, points, (V1, old), axes, (wording.percent,) * 2, None))
+    return alone(charts.trade_off(title, points, (V1, old), axes, (wording.percent,) * 2, None))
 
 
 def page_picture(rows: list[PageRow]) -> str:
@@ -62,7 +62,7 @@ def page_picture(rows: list[PageRow]) -> str:
     axes = ("negative flips", "accuracy")
     title = "Accuracy against negative flips, means over six updates"
     unknown = Estimate(math.nan, math.nan, math.nan)
-    return _alone(charts.trade_off(title, points, ("", unknown), axes, (wording.percent,) * 2, None))
+    return alone(charts.trade_off(title, points, ("", unknown), axes, (wording.percent,) * 2, None))
 
 
 def overview(cells: Mapping[str, Seeds], name: str, reference: str) -> dict[str, str]:
@@ -79,11 +79,11 @@ def overview(cells: Mapping[str, Seeds], name: str, reference: str) -> dict[str,
         if rows:
             label = f"Change of {words}, {name} against {reference}"
             zero = charts.Mark("", 0.0, "zero")
-            drawn[figure] = _alone(charts.whiskers(label, rows, wording.points, marks=[zero]))
+            drawn[figure] = alone(charts.whiskers(label, rows, wording.points, marks=[zero]))
     return drawn
 
 
-def _alone(drawn: Markup) -> str:
+def alone(drawn: Markup) -> str:
     """With the reports' style sheet, its ground (a page may be dark where the system is light), and the namespace that
     files need."""
     style = asset("charts.css") + "svg { background: var(--surface); font-family: system-ui, sans-serif; }"

@@ -95,7 +95,7 @@ BASELINES = {
         "Against v2's adapter, change of NFR in points (in percent) / of accuracy in points, as in the tables below:",
     ),
     "transfer_mean": (
-        ("transfer_answer", "transfer_reverse", "transfer_jsd", "transfer_student"),
+        ("transfer_answer", "transfer_reverse", "transfer_jsd", "transfer_student", "transfer_excess"),
         "Other ways of following both models on the same rows, against consensus (`transfer_mean`):",
     ),
 }
@@ -170,16 +170,22 @@ def settings(plan: Mapping[str, Any], parts: Parts) -> str:
     return "\n\n".join(f"Settings tuned on {cell}: {'; '.join(tuned.values())}." for cell, tuned in chosen.items())
 
 
-def finished(cell: str, plan: Mapping[str, Any]) -> dict[int, Answers]:
-    """The recorded seeds of a cell; one counts from the control on, which every method is compared with."""
+def recorded(cell: str, plan: Mapping[str, Any]) -> dict[int, Answers]:
+    """The recorded seeds of a cell."""
     read = {seed: read_record(cell, seed) for seed in plan["seeds"]}
-    return {seed: found for seed, found in read.items() if found is not None and CONTROL in found.quality}
+    return {seed: found for seed, found in read.items() if found is not None}
+
+
+def finished(cell: str, plan: Mapping[str, Any]) -> dict[int, Answers]:
+    """The recorded seeds that count in the tables over all cells: from the control on, which each method there is
+    compared with."""
+    return {seed: found for seed, found in recorded(cell, plan).items() if CONTROL in found.quality}
 
 
 def write_baselines(plan: Mapping[str, Any]) -> None:
     """Write the tables of what costs nothing or little, of the cells that have it."""
     cheap = {name for names, _ in BASELINES.values() for name in names} - {"ce_long", "transfer_mean"}
-    cells = {name: tuple(finished(name, plan).values()) for name in plan["cells"]}
+    cells = {name: tuple(recorded(name, plan).values()) for name in plan["cells"]}
     parts: Parts = {
         name: (seeds, {}) for name, seeds in cells.items() if any(with_model(seeds, method) for method in cheap)
     }
