@@ -91,7 +91,17 @@ AGAINST = {
 # The same, of what costs nothing or little, and of what was tried in place of consensus.
 BASELINES = {
     V2: (
-        ("port", "mixture", "recycle_short", "ce_old_answers", "non_target_ce", "ce_long", "transfer_mean"),
+        (
+            "port",
+            "mixture",
+            "recycle_short",
+            "ce_old_answers",
+            "ce_long_dropout_from_old",
+            "transfer_mean_dropout_from_old",
+            "non_target_ce",
+            "ce_long",
+            "transfer_mean",
+        ),
         "Against v2's adapter, change of NFR in points (in percent) / of accuracy in points, as in the tables below:",
     ),
     "transfer_mean": (
