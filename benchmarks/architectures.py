@@ -44,7 +44,8 @@ ASKED = ROOT / "benchmarks" / "results" / "architectures_vllm.json"
 MARK = "<!-- table: written by benchmarks/architectures.py -->"
 # A classifier has a few logits a row: nothing to cut into chunks or to keep on the disk.
 NOT_APPLICABLE = "–"
-SERVES, NOT_RUN = "yes", "read in vLLM's list of models and its tests; its build for CPUs could not load it"
+SERVES = "yes"
+NOT_RUN = "vLLM's build for CPUs could not load it"
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 VOCABULARY, CLASSES, STEPS = 48, 3, 3
@@ -391,7 +392,7 @@ class Cells:
         asked = json.loads(ASKED.read_text(encoding="utf-8"))["answers"]
         said = asked.get(self.name, "vLLM has not been asked yet (architectures_vllm.py)")
         expect(said in (SERVES, NOT_RUN), said)
-        return None if said == SERVES else f"yes, {said}"
+        return None if said == SERVES else f"untested, {said}; its list of models and its tests name it"
 
 
 COLUMNS: dict[str, Callable[[Cells], str | None]] = {
@@ -428,11 +429,14 @@ def write(found: dict[str, dict[str, str]]) -> None:
             return said
         if said not in notes:
             notes.append(said)
-        return f"{'yes' if said.startswith('yes,') else 'no'} ({notes.index(said) + 1})"
+        word, note, _ = said.partition(", ")
+        return f"{word if note and word in ('yes', 'untested') else 'no'} ({notes.index(said) + 1})"
 
     lines = [f"| | {' | '.join(COLUMNS)} |", f"| --- |{' --- |' * len(COLUMNS)}"]
     lines += [f"| {name} | {' | '.join(cell(found[name][column]) for column in COLUMNS)} |" for name in found]
-    listed = [f"{number}. {note.removeprefix('yes, ')}" for number, note in enumerate(notes, 1)]
+    listed = [
+        f"{number}. {note.removeprefix('yes, ').removeprefix('untested, ')}" for number, note in enumerate(notes, 1)
+    ]
     table = "\n".join([f"With {versions()}:", "", *lines, "", *listed])
     before, _, after = PAGE.read_text(encoding="utf-8").split(MARK)
     PAGE.write_text(f"{before}{MARK}\n\n{table}\n\n{MARK}{after}", encoding="utf-8")
