@@ -226,12 +226,12 @@ def _begin(beside: Sequence[tuple[str, int]], tell: Callable[[tuple[int, str | N
 _stage: Stages
 
 
-def _beside(settings: RunSettings, splits: Splits, name: str) -> list[Prediction] | None:
+def _beside(settings: RunSettings, splits: Splits, name: str) -> list[Prediction]:
     """Train an adapter of a run; gives the answers of a compatibility adapter to the test items."""
     run = _run(settings, splits, _stage)
     _stage.next()
     run.adapter(name)
     if name != COMPAT:
-        return None
+        return []
     _stage.next()
     return run.answers(name)

@@ -198,17 +198,19 @@ class _Asked:
         numbers, offsets = np.repeat(np.arange(len(counts)), counts), ranges(np.zeros_like(counts), counts)
         old, new, is_open = moved(steps.pairs).long().unbind(-1)
         return cls(
-            int(counts.max(initial=0)),
-            *(moved(steps.places[name]) for name in ("count", "label", "here")),
-            numbers,
-            *map(moved, (numbers, offsets, steps.places["first"][numbers] + offsets)),
-            *(moved(steps.steps[name]) for name in ("path", "ended", "dense", "other")),
-            moved(np.repeat(of_steps, steps.steps["listed"])),
-            moved(steps.listed).long(),
-            moved(np.repeat(of_steps, steps.steps["pairs"])),
-            old,
-            new,
-            is_open,
+            most=int(counts.max(initial=0)),
+            **{name: moved(steps.places[name]) for name in ("count", "label", "here")},
+            numbers=numbers,
+            place=moved(numbers),
+            offset=moved(offsets),
+            row=moved(steps.places["first"][numbers] + offsets),
+            **{name: moved(steps.steps[name]) for name in ("path", "ended", "dense", "other")},
+            listed_at=moved(np.repeat(of_steps, steps.steps["listed"])),
+            listed=moved(steps.listed).long(),
+            pair_at=moved(np.repeat(of_steps, steps.steps["pairs"])),
+            old=old,
+            new=new,
+            is_open=is_open,
         )
 
     def reached(self, on_path: Tensor) -> Tensor:
