@@ -1,4 +1,5 @@
-"""Whether the gain shrinks as bases get better: of each cell with choices and adapters above chance, negative flips
+"""Whether the gain shrinks as bases get better: of each cell with choices, all seeds and adapters above chance, negative
+flips
 beside the parameters of v2's base, and beside how much more accurate v2 is than v1.
 
     python benchmarks/study/better_bases.py
@@ -60,7 +61,7 @@ def compared_cells(plan: Mapping[str, Any]) -> dict[str, tuple[int, Seeds]]:
     found = {}
     for name, cell in plan["cells"].items():
         seeds = with_model(tuple(recorded(name, plan).values()), METHOD, CONTROL)
-        if seeds and seeds[0].right is not None and not near_chance(seeds):
+        if len(seeds) == len(plan["seeds"]) and seeds[0].right is not None and not near_chance(seeds):
             version = plan["versions"][plan["updates"][cell["update"]]["new"]]
             found[name] = parameters(base_folder(version["base"], plan)), seeds
     return dict(sorted(found.items(), key=lambda item: item[1][0]))

@@ -109,6 +109,14 @@ BASELINES = {
         "Other ways of following both models on the same rows, against consensus (`transfer_mean`):",
     ),
 }
+# Of these, what other cells have as well.
+ELSEWHERE = (
+    "ce_long",
+    "transfer_mean",
+    "transfer_answer",
+    "ce_long_dropout_from_old",
+    "transfer_mean_dropout_from_old",
+)
 BASELINES_MARK = "<!-- baselines: written by benchmarks/study/report.py -->"
 PICTURES = (
     "Changes in points, with the 95 % interval of a bootstrap over items; in colour what is not chance (p < 0.05 "
@@ -194,7 +202,7 @@ def finished(cell: str, plan: Mapping[str, Any]) -> dict[int, Answers]:
 
 def write_baselines(plan: Mapping[str, Any]) -> None:
     """Write the tables of what costs nothing or little, of the cells that have it."""
-    cheap = {name for names, _ in BASELINES.values() for name in names} - {"ce_long", "transfer_mean"}
+    cheap = {name for names, _ in BASELINES.values() for name in names} - set(ELSEWHERE)
     cells = {name: tuple(recorded(name, plan).values()) for name in plan["cells"]}
     parts: Parts = {
         name: (seeds, {}) for name, seeds in cells.items() if any(with_model(seeds, method) for method in cheap)
