@@ -1,6 +1,5 @@
-"""Whether the gain shrinks as bases get better: of each cell with choices, all seeds and adapters above chance, negative
-flips
-beside the parameters of v2's base, and beside how much more accurate v2 is than v1.
+"""Whether the gain shrinks as bases get better: of each cell with choices, all seeds and adapters above chance,
+negative flips beside the parameters of v2's base, and beside how much more accurate v2 is than v1.
 
     python benchmarks/study/better_bases.py
 
