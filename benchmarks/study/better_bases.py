@@ -8,9 +8,7 @@ Reads the records alone; writes a table into benchmarks/study/REPORT.md and two 
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +19,7 @@ from bases import KEPT, READY
 from compared import Seeds, change, means, with_model
 from pictures import alone
 from report import recorded
+from safetensors import safe_open
 from scipy.stats import spearmanr
 from study import ROOT, load_plan
 from tables import near_chance, table_head
@@ -50,9 +49,8 @@ def base_folder(base: str, plan: Mapping[str, Any]) -> Path:
 
 def parameters(folder: Path) -> int:
     """How many parameters a base has, from the header of its file."""
-    with (folder / READY).open("rb") as file:
-        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-    return sum(math.prod(of["shape"]) for name, of in header.items() if name != "__metadata__")
+    with safe_open(folder / READY, "pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.offset_keys())
 
 
 def compared_cells(plan: Mapping[str, Any]) -> dict[str, tuple[int, Seeds]]:
