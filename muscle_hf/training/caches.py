@@ -40,7 +40,7 @@ def caches_in_front(
         MuscleError: A model's rows cannot be cached, or the disk is too small for what is missing.
     """
     sources, needed, (rows, tokens) = {}, 0, training_size(trainer)
-    folder, autocast = str(folder or trainer.settings.teacher_cache), trainer.accelerator.autocast
+    folder, autocast = os.fspath(folder or trainer.settings.teacher_cache), trainer.accelerator.autocast
     for role in roles:
         if not (teacher := trainer.teachers[role]).models:
             continue
