@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import sys
 import tempfile
@@ -60,7 +62,9 @@ def launched(
             one.kill()
             one.join()
         said = "".join(file.read_text(errors="replace") for file in sorted(Path(outputs).iterdir()))
-    assert [one.exitcode for one in started] == [code] * processes, said[-12000:]
+    codes = [one.exitcode for one in started]
+    named = [signal.Signals(-each).name if each < 0 else each for each in codes]
+    assert codes == [code] * processes, f"the processes ended with {named} after:\n{said[-12000:]}"
     return said
 
 
@@ -68,6 +72,7 @@ def _run(script: list[str], variables: dict[str, str], folder: str, output: str)
     with open(output, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    faulthandler.enable()  # a signal says where it struck
     os.environ.update(variables)
     os.chdir(folder)
     sys.argv = script

@@ -250,6 +250,9 @@ def assert_gradients(got, expected):
         assert torch.allclose(gradient, expected[key], atol=1e-5 * scale, rtol=1e-4), key
 
 
+# gloo's own thread (torch 2.13) was seen to break in malloc under FSDP2 on the CPU: once, and in none of 400 trainings
+# that looked for it.
+@pytest.mark.flaky(reruns=1, only_rerun=["SIGSEGV"])
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["ddp", "fsdp2", pytest.param("zero2", marks=zero), pytest.param("zero3", marks=zero)]
