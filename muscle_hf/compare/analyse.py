@@ -234,16 +234,20 @@ class TaskAnalysis:
 
     def _against_new(self, compat: Update) -> d.AgainstNew:
         new = self.against(self.joined.labels[1])
-        held = dataclasses.replace(compat, before=new.after)
-        graded = compat.kind == "correct" and not compat.rated
-        # Of right and wrong only the items count that the old model has right.
-        p_value = (held.only(compat.right[0]) if graded else held).p_value
-        deltas = compat.mean(compat.loss - new.loss), compat.mean(compat.gain - new.gain), held.change
-        return against_new(new.nfr.value, deltas, p_value, _flows(new, compat), compat.kind, self.options.level)
+        change = dataclasses.replace(compat, before=new.after).change
+        deltas = compat.mean(compat.loss - new.loss), compat.mean(compat.gain - new.gain), change
+        return against_new(new.nfr.value, deltas, kept(new, compat).p_value, _flows(new, compat), self.options.level)
+
+
+def kept(new: Update, compat: Update) -> Update:
+    """From the plain update to a compatibility model, what is not lost of the old model: its change is -delta NFR."""
+    kind = "score" if compat.rated else "correct"
+    losses = {"before": 1.0 - new.loss, "after": 1.0 - compat.loss}
+    return dataclasses.replace(compat, **losses, kind=kind, runs=None, answers=None)
 
 
 def against_new(
-    nfr: float, deltas: Sequence[Estimate], p_value: float, flows: list[d.Flow], kind: str, level: float
+    nfr: float, deltas: Sequence[Estimate], p_value: float, flows: list[d.Flow], level: float
 ) -> d.AgainstNew:
     """A compatibility model against the plain update, whose NFR is ``nfr``; by changes of NFR, PFR and accuracy."""
     delta_nfr, delta_pfr, change = deltas
@@ -254,7 +258,7 @@ def against_new(
         delta_accuracy=change,
         p_value=p_value,
         p_adjusted=p_value,
-        verdict=verdict(change.value if kind == "score" else -delta_nfr.value, p_value, level),
+        verdict=verdict(-delta_nfr.value, p_value, level),
         flows=flows,
     )
 

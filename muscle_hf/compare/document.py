@@ -89,7 +89,7 @@ class AgainstNew:
         delta_nfr_percent: The same relative to NFR, in percent; nan if the plain update has no negative flips.
         delta_pfr: PFR_c - PFR.
         delta_accuracy: Accuracy (or mean score) of the compatibility model minus that of the plain update.
-        p_value: Two-sided paired test on the items that the old model has right (kind ``score``: on all items).
+        p_value: Of the change of NFR, two-sided and paired.
         p_adjusted: The same after Holm's correction over the tasks.
         verdict: ``better`` where NFR fell, beyond chance.
         flows: old -> new -> compatibility model.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from muscle_hf.compare import document as d
-from muscle_hf.compare.analyse import AnalysisOptions, against_new, update_of, verdict
+from muscle_hf.compare.analyse import AnalysisOptions, against_new, kept, update_of, verdict
 from muscle_hf.compare.join import Joined
 from muscle_hf.compare.lm_eval_format import base_task
 from muscle_hf.metrics.intervals import Estimate, Side, mean_estimate, pooled_rate
@@ -114,17 +113,13 @@ def _against_new(
     held: list[d.AgainstNew] = [update.against_new for update in column if update.against_new is not None]
     if len(held) < len(column):
         return None
-    against = [
-        dataclasses.replace(side, before=task.values[task.labels[1]]) for side, task in zip(sides, joined, strict=True)
-    ]
-    graded = sides[0].kind == "correct" and not any(side.rated for side in sides)
-    if graded:
-        against = [pair.only(side.right[0]) for pair, side in zip(against, sides, strict=True)]
+    pairs = zip(sides, joined, strict=True)
+    against = [kept(update_of(task, task.labels[1], options), side) for side, task in pairs]
     nfr = next(before[0].rates[key].value for key in ("nfr", "nfr_smooth") if key in before[0].rates)
     deltas = [mean_estimate([getattr(h, name) for h in held]) for name in ("delta_nfr", "delta_pfr", "delta_accuracy")]
     states = [flow.states for flow in held[0].flows]
     flows = [d.Flow(way, sum(h.flows[i].items for h in held)) for i, way in enumerate(states)]
-    return against_new(nfr, deltas, _p_value(against, options), flows, sides[0].kind, options.level)
+    return against_new(nfr, deltas, _p_value(against, options), flows, options.level)
 
 
 def _p_value(sides: Sequence[Update], options: AnalysisOptions) -> float:
@@ -132,7 +127,7 @@ def _p_value(sides: Sequence[Update], options: AnalysisOptions) -> float:
     sides = [side for side in sides if len(side.before)]
     if not sides:
         return 1.0
-    if sides[0].kind == "correct" and options.cluster is None and not any(side.rated for side in sides):
+    if options.cluster is None and all(side.kind == "correct" and not side.rated for side in sides):
         return stratified_mcnemar([side.right for side in sides]).p_value
     changes = np.concatenate([(side.after - side.before) / len(side.before) for side in sides])
     codes, start = [], 0

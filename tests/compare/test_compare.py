@@ -45,6 +45,28 @@ def test_a_document_has_the_numbers_of_the_metrics():
     assert plain.against_new is None
 
 
+@pytest.mark.parametrize("column", ["correct", "score"])
+@pytest.mark.parametrize(("lost", "verdict"), [(8, "no difference shown"), (0, "better")])
+def test_gains_elsewhere_are_no_fewer_flips(column, lost, verdict):
+    """Answered twice, right at a rate, or as scores: new loses half of each of 8 items of 40, compat of 8 others."""
+    values = {"old": [1.0] * 40 + [0.0] * 40}
+    values["new"] = [0.5] * 8 + [1.0] * 32 + [0.0] * 40
+    values["compat"] = [1.0] * 8 + [0.5] * lost + [1.0] * (32 - lost) + [1.0] * 40
+
+    def rows(side):
+        if column == "score":
+            return [{"id": i, "score": value} for i, value in enumerate(values[side])]
+        return [{"id": i, "correct": value > run} for i, value in enumerate(values[side]) for run in (0.0, 0.5)]
+
+    for tasks in ("ab", "a"):  # a total, and a task
+        sides = [[{"task": task, **row} for task in tasks for row in rows(side)] for side in values]
+        document = compare(*sides)
+        versus = [each.updates[1].against_new for each in [*document.tasks, *document.totals]]
+        assert all(v.delta_accuracy.low > 0 for v in versus) and len(versus) == (3 if tasks == "ab" else 1)
+        assert {v.verdict for v in versus} == {verdict}
+        assert all((v.p_value == 1) == (verdict == "no difference shown") for v in versus)
+
+
 def test_flows_add_up_to_the_quadrants():
     task = compare(*sources(*three())).tasks[0]
     flows = {flow.states: flow.items for flow in task.updates[1].against_new.flows}
