@@ -208,6 +208,7 @@ class TaskAnalysis:
             updates=[self._update(model) for model in self.models[1:]],
             left_out=joined.left_out,
             missing=joined.missing,
+            reworded=joined.reworded,
             doubt=joined.doubt,
             chance=self.chance,
             runs=max((runs.shape[1] for runs in joined.runs.values()), default=1),

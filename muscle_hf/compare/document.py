@@ -270,6 +270,7 @@ class TaskResult:
             (``--missing drop``).
         missing: Per model, how many items have no judged answer, by kind: ``no answer``, ``no score``, ``error``,
             ``absent``, ``changed``; models without any are left out.
+        reworded: Per model, how many prompts differ from the old model's (``--ignore-prompts``).
         doubt: Why right and wrong of this task cannot be trusted; empty if nothing speaks against it.
         chance: How often a guess is right, where the number of choices is known.
         runs: The most answers that a model gave to an item.
@@ -287,6 +288,7 @@ class TaskResult:
     flips_total: int = 0
     left_out: int = 0
     missing: dict[str, dict[str, int]] = field(default_factory=dict)
+    reworded: dict[str, int] = field(default_factory=dict)
     doubt: str = ""
     chance: float | None = None
     runs: int = 1

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -56,6 +57,7 @@ class Joined:
         rows: The row of each item in its model's table; -1 where it has none.
         own_columns: The further columns of a model's own log (its grades, tokens, latency, ...).
         missing: How many items have no judged answer, by kind (:data:`~muscle_hf.compare.answers.KINDS`).
+        reworded: How many prompts differ from the old model's, of models that were asked in other words.
         doubt: Why right and wrong of this task cannot be trusted; empty if nothing speaks against it.
         runs: Of models that answered items several times: 1, 0 or a score of each answer, float64, shape
             ``(items, answers)``, nan where there are fewer.
@@ -76,6 +78,7 @@ class Joined:
     missing: dict[str, dict[str, int]]
     doubt: str
     runs: dict[str, NDArray[np.float64]]
+    reworded: dict[str, int] = field(default_factory=dict)
 
     @property
     def labels(self) -> list[str]:
@@ -180,7 +183,7 @@ def _join_task(
             other_prompts[label] = asked_otherwise
             changed &= ~asked_otherwise
         states[label] = np.where(changed, CHANGED, states[label])
-    keep = _kept(task, ids, states, missing, warnings)
+    keep, reworded = _kept(task, ids, states, missing, warnings), {}
     rows = {label: picked[keep] for label, picked in rows.items()}
     kept_ids = ids if keep.all() else _at(ids, keep)
     for label, table in others:
@@ -199,8 +202,10 @@ def _join_task(
                 "both alike, or compare all the same with --ignore-prompts"
             )
         warnings.append(text)
+        reworded[label] = int(prompts.sum())
     missed = {label: found for label, state in states.items() if (found := _counts(state))}
-    return _assemble(task, tables, rows, kept_ids, len(ids) - len(kept_ids), wanted, missed)
+    joined = _assemble(task, tables, rows, kept_ids, len(ids) - len(kept_ids), wanted, missed)
+    return dataclasses.replace(joined, reworded=reworded)
 
 
 def _pick(values: NDArray[Any], rows: NDArray[np.int64], default: Any) -> NDArray[Any]:

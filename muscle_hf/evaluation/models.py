@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class ModelFacts:
             dtype=dtype,
             vocabulary=text_config.vocab_size,
             cache_bytes=2 * width * dtype.itemsize,
-            max_length=_max_length(config, tokenizer) - (peft_config.num_virtual_tokens if virtual_tokens else 0),
+            max_length=_max_length(base, tokenizer) - (peft_config.num_virtual_tokens if virtual_tokens else 0),
             pad_id=pad_id,
             arguments=arguments,
             can_share=not virtual_tokens,
@@ -85,13 +85,16 @@ class ModelFacts:
         return {"logits_to_keep": last} if "logits_to_keep" in self.arguments else {}
 
 
-def _max_length(model_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+def _max_length(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """The longest sequence a model takes, in tokens: from its config, else its tokenizer."""
-    config = model_config.get_text_config()
+    config = base.config.get_text_config()
+    # RoBERTa's positions begin behind that of padding, in a table that is so much longer than what it reads.
+    tables = (module for name, module in base.named_modules() if name.endswith("position_embeddings"))
+    padding = next((table.padding_idx for table in tables if isinstance(table, torch.nn.Embedding)), None)
     for name in ("n_positions", "max_position_embeddings", "n_ctx"):
         value = getattr(config, name, None)
         if value is not None:
-            return int(value)
+            return int(value) - (0 if padding is None else padding + 1)
     # Tokenizers without a limit carry a huge number instead.
     return int(tokenizer.model_max_length) if tokenizer.model_max_length < 10**12 else 2048
 

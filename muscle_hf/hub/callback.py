@@ -28,18 +28,15 @@ class MuscleCardCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Note the time and the hardware."""
-        self._started = time.monotonic()
+        """Note the time and the hardware; of a run that goes on, the time before is not known, so no time is."""
+        self._started = None if state.global_step else time.monotonic()
         self.state.hardware = describe_hardware(args.world_size)
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Keep the points of the curves."""
-        self.state.history = curve_points(state.log_history)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Note how long it took."""
+        """Note how long it took, and keep the points of the curves."""
+        self.state.history = curve_points(state.log_history)
         if self._started is not None:
             self.state.train_seconds = round(time.monotonic() - self._started, 1)
 

@@ -162,7 +162,7 @@ def benchmark_results(card: Card) -> dict[str, str]:
     """The adapter's accuracies as the Hub's benchmarks collect them, ``.eval_results/muscle_NAME.yaml`` -> its
     content; of a part, or another split, there is none."""
     found = {}
-    for task in card.tasks:
+    for task in _trusted(card):
         dataset = _data_set(card, task["name"])
         name, *known = _BENCHMARKS.get(dataset["dataset_type"], (None,))
         asked = [dataset.get("dataset_config", "default"), dataset.get("dataset_split"), task["items"]]
@@ -185,7 +185,7 @@ def benchmark_results(card: Card) -> dict[str, str]:
 def _measured(card: Card) -> Iterator[tuple[str, dict[str, Any], list[tuple[str, str, float]]]]:
     """Name of each task, its data set, and type, name and value of each figure."""
     taken = []
-    for task in card.tasks:
+    for task in _trusted(card):
         name = plain(task["name"])
         dataset = _data_set(card, task["name"])
         if dataset in taken:  # a model-index would put the figures of two tasks under one of them
@@ -199,6 +199,11 @@ def _measured(card: Card) -> Iterator[tuple[str, dict[str, Any], list[tuple[str,
             rates = [rate for rate in _INDEXED if rate in update["rates"]]
             figures += [(rate + suffix, wording.measure(rate).name + owner, update["rates"][rate]) for rate in rates]
         yield name, dataset, [(metric, label, found.value) for metric, label, found in figures]
+
+
+def _trusted(card: Card) -> list[Any]:
+    """The tasks whose right and wrong nothing speaks against: of the others programs learn no figures."""
+    return [task for task in card.tasks if not task.get("doubt")]
 
 
 def _data_set(card: Card, task: str) -> dict[str, Any]:

@@ -170,6 +170,7 @@ def _refuse_secrets(parcel: Parcel, folder: Path, token: str | bool | None) -> N
     """Refuse to tell the world an access token, or where things lie on this machine."""
     secrets = [secret for secret in (token, get_token()) if isinstance(secret, str) and secret]
     places = {str(place) for place in (folder.resolve(), folder.absolute(), Path.cwd(), Path.home())}
+    places |= {json.dumps(place)[1:-1] for place in places}  # a path of Windows, as files of JSON have it
     # One as short as "/" is no secret, and in every text.
     places = [re.escape(place) + r"(?=[/\\\"'\s]|$)" for place in places if len(place) >= 5]
     # The card last: what it shows stands in one of the others, which is the file to mend.

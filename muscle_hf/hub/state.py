@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,9 +128,21 @@ def trimmed_comparison(content: Any, label: str | None = None) -> dict[str, Any]
         "schema_version": content["schema_version"],
         "models": [{name: model[name] for name in _MODEL_FIELDS if name in model} for model in models],
         "tasks": [_trimmed_task(task, str(label)) for task in content["tasks"]],
-        "warnings": list(content.get("warnings", [])),
+        "warnings": [f"{task['name']}: {text}" for task in content["tasks"] for text in _told_of(task)],
         "meta": dict(content.get("meta", {})),
     }
+
+
+def _told_of(task: Mapping[str, Any]) -> Iterator[str]:
+    """What a reader must know of a task, in counts: the comparison's own warnings name items and files."""
+    if task.get("doubt"):
+        yield task["doubt"]
+    for label, kinds in task.get("missing", {}).items():
+        numbers = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+        done = "left out" if task.get("left_out") else "counted as wrong"
+        yield f"items of {label} without a judged answer, {done}: {numbers}"
+    for label, prompts in task.get("reworded", {}).items():
+        yield f"{prompts} prompts of {label} differ from those of the old model"
 
 
 def _trimmed_task(task: Mapping[str, Any], label: str) -> dict[str, Any]:

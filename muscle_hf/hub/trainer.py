@@ -129,9 +129,11 @@ class PublishesCard(TrainerParts):
 
     def _save_card_state(self, folder: str) -> None:
         from muscle_hf.hub.callback import measured_emissions
+        from muscle_hf.hub.state import curve_points
 
+        self.card_state.history = curve_points(self.state.log_history)
         emissions = measured_emissions(self.callback_handler)
-        if emissions is not None:
+        if emissions is not None and self.card_state.train_seconds is not None:  # not those of a last part alone
             self.card_state.emissions_kg = emissions
         self.card_state.save(folder)
 

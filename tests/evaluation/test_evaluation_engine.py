@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 from evaluation_models import make_choice_task, make_generation_task, make_model, make_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, RobertaConfig, RobertaForSequenceClassification
 
 from muscle_hf.compat.transformers import CACHE
 from muscle_hf.errors import MuscleError
@@ -204,6 +204,24 @@ def test_classification_heads():
     assert model.config.pad_token_id is None
     with pytest.raises(MuscleError, match="3 classes"):
         evaluate_task(model, tokenizer, task, [replace(items[0], answers=(3,))], progress=False)
+
+
+def test_roberta_reads_as_many_tokens_as_it_has_places_for():
+    """Its table of positions has two more, since they begin behind that of padding."""
+    tokenizer = make_tokenizer()
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = RobertaConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=34, num_labels=2, pad_token_id=1, **sizes
+    )
+    torch.manual_seed(0)
+    model = RobertaForSequenceClassification(config).eval()
+    task = Task("long", "classification", lambda row, i: None)
+    item = replace(make_choice_task()[1][0], prompt="w3 " * 60, choices=(), answers=(0,))
+    (prediction,) = evaluate_task(model, tokenizer, task, [item], progress=False)
+    ids = tokenizer(item.prompt, truncation=True, max_length=32, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        expected = model(ids).logits[0].log_softmax(-1).tolist()
+    assert ids.shape == (1, 32) and prediction.log_likelihoods == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("make", [make_choice_task, make_generation_task])

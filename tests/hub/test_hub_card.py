@@ -19,6 +19,7 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from muscle_hf import MuscleError
+from muscle_hf.compare import compare
 from muscle_hf.hub import CardState, render_card, write_card
 from muscle_hf.hub.card import CARD_FILE, literal
 from muscle_hf.hub.completing import complete_card, export_card
@@ -135,6 +136,50 @@ def test_no_item_is_shown_or_stored_unless_asked_for(adapter: Path):
     assert "&lt;b&gt;never&lt;/b&gt;" in card
 
 
+def test_what_was_left_out_is_told_in_counts(adapter: Path, tmp_path: Path):
+    """A log without ids tells its items by their prompts, which the comparison's own warnings then name."""
+    logs = []
+    for name, wrong, asked in (("old", 5, "Name"), ("new", 3, "Tell"), ("muscle", 4, "Name")):
+        rows = [f"{asked} {i}?,{'A' if i % wrong else 'B'},A" for i in range(20 - (name == "new"))]
+        logs.append(tmp_path / f"{name}.csv")
+        ids = [f"secret {i}" for i in range(20)]
+        rows = [f"{key},{row}" for key, row in zip(ids, rows, strict=False)]
+        logs[-1].write_text("\n".join(["id,prompt,prediction,target", *rows]))
+    document = compare(*map(str, logs), missing="drop", ignore_prompts=True)
+    assert any("secret 19" in text for text in document.warnings) and len(document.warnings) > 1
+    complete_card(adapter, comparison=document)
+    texts = [(adapter / name).read_text() for name in (CARD_FILE, "muscle_metrics.json")]
+    assert not any(word in text for text in texts for word in ("secret", str(tmp_path)))
+    assert "19 prompts of new differ" in texts[0] and "left out: 1 absent" in texts[0]
+
+
+def test_figures_in_doubt_are_not_for_programs(adapter: Path):
+    document = json.loads(example_document().to_json())
+    complete_card(adapter, comparison=document, label="muscle")
+    known = (adapter / CARD_FILE).read_text()
+    for task in document["tasks"]:
+        task["doubt"] = "texts were compared word by word"
+    complete_card(adapter, comparison=document, label="muscle")
+    doubted = (adapter / CARD_FILE).read_text()
+    assert "model-index" in known and "model-index" not in doubted
+    assert "word by word" in doubted
+
+
+def test_the_card_of_a_v1_that_is_not_here(adapter: Path):
+    file = adapter / "muscle_provenance.json"
+    provenance = json.loads(file.read_text())
+    assert "share one vocabulary" in render_card(adapter).text
+    unknown = dict.fromkeys(("revision", "architecture", "dtype", "quantization"))
+    provenance["old"]["base"] |= {**unknown, "name": "served", "on_hub": False}
+    provenance["old"] |= {
+        "adapter": None, "reading": {"level": "foreign", "rows_read": 1.0, "tokens_with_target": 0.9},
+    }  # fmt: skip
+    file.write_text(json.dumps(provenance))
+    text = render_card(adapter).text
+    assert "| old (v1) | `served` | unknown | unknown |" in text
+    assert "share one vocabulary" not in text
+
+
 def test_slices_without_flips_are_not_called_the_worst(adapter: Path):
     document = json.loads(example_document().to_json())
     for update in document["tasks"][0]["updates"]:
@@ -175,7 +220,7 @@ def fill(folder: Path, text: str) -> None:
     document = json.loads(example_document().to_json())
     task = document["tasks"][0]
     task["name"] = task["metric"] = text
-    document["warnings"] = [text]
+    task["missing"], task["reworded"] = {text: {text: 3}}, {text: 2}
     for update in task["updates"]:
         for part in update["slices"]:
             part["column"] = text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 from hub_server import OTHER_TOKEN, TOKEN, HubServer, front_matter
@@ -260,6 +260,15 @@ def test_a_file_that_names_a_place_on_this_machine_is_refused(bases: HubServer, 
     with pytest.raises(MuscleError, match=r"muscle_provenance.json names a place on this machine"):
         publish(adapter, REPO)
     assert ("model", REPO) not in bases.repos
+
+
+def test_a_place_on_windows_is_refused(bases: HubServer, adapter: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Path, "home", classmethod(lambda cls: PureWindowsPath(r"C:\Users\ann")))
+    provenance = json.loads((adapter / "muscle_provenance.json").read_text())
+    provenance["training"]["deepspeed"] = r"C:\Users\ann\ds.json"
+    (adapter / "muscle_provenance.json").write_text(json.dumps(provenance))
+    with pytest.raises(MuscleError, match=r"muscle_provenance.json names a place on this machine"):
+        publish(adapter, REPO)
 
 
 def test_a_file_with_a_token_in_it_is_refused(bases: HubServer, adapter: Path):

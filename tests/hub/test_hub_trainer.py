@@ -214,6 +214,20 @@ def test_the_state_of_the_card_is_collected_while_training(bases: HubServer, tmp
     assert (tmp_path / "run" / "card_curves.svg").is_file()
 
 
+def test_a_run_that_went_on_does_not_give_its_last_part_for_the_whole(bases: HubServer, tmp_path: Path):
+    class Tracked(TrainerCallback):
+        tracker = SimpleNamespace(final_emissions=0.002)
+
+    make_trainer(tmp_path / "run", max_steps=4, save_strategy="steps", save_steps=2).train()
+    again = make_trainer(tmp_path / "run", max_steps=4)
+    again.add_callback(Tracked())
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    again.save_model()
+    state = json.loads((tmp_path / "run" / "muscle_card.json").read_text())
+    assert [entry["step"] for entry in state["history"] if "loss" in entry] == [1, 2, 3, 4]
+    assert state.get("train_seconds") is None and state.get("emissions_kg") is None
+
+
 def test_tracked_emissions_stand_in_the_card(bases: HubServer, tmp_path: Path):
     class Tracked(TrainerCallback):  # as transformers' CodeCarbonCallback after training
         tracker = SimpleNamespace(final_emissions=0.002)
