@@ -64,7 +64,10 @@ class Version:
 
         def told(name: str, text: str) -> str:
             is_here = os.path.isfile if name in ("task", "chat_template", "answers") else os.path.isdir
-            return f".{os.sep}{os.path.relpath(text, folder)}" if is_here(text) else text
+            try:
+                return f".{os.sep}{os.path.relpath(text, folder)}" if is_here(text) else text
+            except ValueError:  # on another drive
+                return os.path.abspath(text)
 
         return {**asdict(self), "side": _with_texts(asdict(self.side), told)}
 

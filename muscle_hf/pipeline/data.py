@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 # What a stream is read with, by file name ending.
-_STREAM_BUILDERS = {"jsonl": "json", "json": "json", "csv": "csv", "tsv": "csv", "parquet": "parquet"}
+_STREAM_BUILDERS = {
+    "jsonl": "json",
+    "ndjson": "json",
+    "json": "json",
+    "csv": "csv",
+    "tsv": "csv",
+    "parquet": "parquet",
+}
 
 
 @dataclass(frozen=True)
@@ -131,9 +138,14 @@ def _dataset(
         )
     elif data.streaming:
         ending = place.name.removesuffix(".gz").rpartition(".")[2].lower()
-        rows = datasets.load_dataset(_STREAM_BUILDERS[ending], data_files=str(place), split="train", streaming=True)
+        if ending not in _STREAM_BUILDERS:
+            raise MuscleError(f"{place} cannot be streamed; files that can end in {', '.join(_STREAM_BUILDERS)}")
+        builder, how = _STREAM_BUILDERS[ending], {"sep": "\t"} if ending == "tsv" else {}
+        rows = datasets.load_dataset(builder, data_files=str(place), split="train", streaming=True, **how)
     else:
-        rows = datasets.Dataset.from_list(read_rows(place, split.split))
+        found = read_rows(place, split.split)
+        names = dict.fromkeys(name for row in found for name in row)  # from_list takes those of the first row
+        rows = datasets.Dataset.from_list([{**names, **row} for row in found])
     rows = _part(rows, split)
     if data.format == "task":
 

@@ -85,6 +85,11 @@ class _Stop(TrainerCallback):
             control.should_training_stop = True
             self.stopped_at = state.global_step
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Neither evaluate nor save again, where training stops within an epoch: Trainer takes that for its end."""
+        if self.stopped_at is not None and not float(state.epoch).is_integer():
+            control.should_evaluate = control.should_save = False
+
     def _any_asked(self) -> bool:
         accelerator = self._trainer.accelerator
         if accelerator.num_processes == 1:

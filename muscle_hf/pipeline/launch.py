@@ -119,11 +119,13 @@ def resolved(args: argparse.Namespace, overrides: Sequence[str]) -> RunSettings:
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that do a run: an accelerate configuration, if there is one; how many; whether on the CPU."""
+    """The processes that do a run: an accelerate configuration, if there is one; how many; whether on the CPU; and the
+    mixed precision of the settings, which one of the user's own configurations overrides."""
 
     config: Path | None = None
     number: int = 1
     on_cpu: bool = False
+    mixed_precision: str | None = None
 
     @classmethod
     def of(cls, args: argparse.Namespace, settings: RunSettings) -> Processes:
@@ -143,7 +145,9 @@ class Processes:
             number = 1 if on_cpu else max(1, _gpus())
         if number < 1:
             raise MuscleError(f"--num-processes is {number}; it must be at least 1")
-        return cls(config, number, on_cpu)
+        own = config is not None and config.parent != bundled("recipes") / "accelerate"
+        half = next((name for name in ("bf16", "fp16") if settings.training.get(name)), "no")
+        return cls(config, number, on_cpu, None if own else half)
 
     @property
     def launched(self) -> bool:
@@ -175,7 +179,9 @@ class Processes:
             number = f"--num-processes {gpus}" if gpus else "--smoke, or --use_cpu true for two processes on the CPU"
             raise MuscleError(f"{here} processes need a GPU each, and there are {gpus} here; give {number}")
         how = ["--multi_gpu", "--num_machines", "1"] if self.config is None else ["--config_file", str(self.config)]
-        return [*how, *options, *(free_port if machines == 1 else [])]
+        # accelerate's own default configuration may name another, which Trainer would follow unseen.
+        precision = [] if self.mixed_precision is None else ["--mixed_precision", self.mixed_precision]
+        return [*how, *options, *precision, *(free_port if machines == 1 else [])]
 
     def _environment(self) -> dict[str, str]:
         environment = dict(os.environ)

@@ -19,6 +19,7 @@ from muscle_hf.files import read_object, write_json
 from muscle_hf.pipeline.config import ModelSettings
 from muscle_hf.pipeline.steps import free_memory
 from muscle_hf.record import file_sha256
+from muscle_hf.teachers.loading import find_adapter
 
 logger = logging.get_logger(__name__)
 
@@ -74,14 +75,13 @@ def read_note(folder: Path) -> dict[str, Any]:
 
 
 def weights_key(side: ModelSettings) -> str:
-    """Changes with a side's base and the content of its adapter; of one on the Hub with its name and revision, of one
-    behind a server with its name there."""
+    """Changes with a side's base and the content of its adapter; of one behind a server with its name there."""
     if side.answers:
         return fingerprint("answers", *map(file_sha256, map(Path, side.answers)))
     if side.server is not None:
         return fingerprint("server", side.server.model, side.server.top_k, side.base, side.tokenizer)
-    file = Path(cast("str", side.adapter), SAFETENSORS_WEIGHTS_NAME)
-    adapter = file_sha256(file) if file.is_file() else (side.adapter, side.adapter_revision)
+    found = find_adapter(cast("str", side.adapter), side.adapter_revision, {})
+    adapter = found and file_sha256(found.folder / SAFETENSORS_WEIGHTS_NAME)
     return fingerprint(side.base, side.revision, adapter, *filter(None, [side.tokenizer]))
 
 

@@ -6,7 +6,8 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args, get_type_hints
+from types import UnionType
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -66,13 +67,13 @@ def build(cls: type[T], content: Any, where: str = "") -> T:
 
 def convert(value: Any, hint: Any, where: str) -> Any:
     """A value as a field of this type takes it."""
-    kinds = get_args(hint) if get_args(hint) and not getattr(hint, "__origin__", None) else (hint,)
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     nested: Any = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
     if value is None and type(None) in kinds:
         return None
     if nested is not None:
         return build(nested, value, f"{where}.")
-    plain = tuple(getattr(kind, "__origin__", kind) for kind in kinds)
+    plain = tuple(get_origin(kind) or kind for kind in kinds)
     if isinstance(value, bool) and bool not in plain:
         raise MuscleError(f"{where} is {value!r}; expected {_names(plain)}")
     if isinstance(value, int) and float in plain:

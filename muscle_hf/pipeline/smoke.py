@@ -43,6 +43,8 @@ def smoke_settings(settings: RunSettings) -> RunSettings:
         small |= {key: value for key, value in _NEEDS_CUDA.items() if key in given or key in settings.task_training}
     training = {**given, **small}
     task_training = {**settings.task_training, **{key: small[key] for key in small if key in settings.task_training}}
+    if task_training.get("max_steps", -1) > 0:
+        task_training["max_steps"] = 2
     if not on_gpu:
         training["use_cpu"] = True
     with process_state(training).main_process_first():  # several at once would read each other's half-written files

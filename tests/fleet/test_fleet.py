@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -345,6 +346,16 @@ def test_the_next_update_starts_from_what_users_see_now(world, tmp_path):
     save_file({name: part + 1 for name, part in load_file(file).items()}, file)
     changed = fleet_of(world, tmp_path / "v4", words)
     assert any(name == "mail" and "SHA-256" in text for name, text in changed.problems)
+
+
+def test_a_lock_names_what_is_on_another_drive_by_its_whole_path(tmp_path, monkeypatch):
+    def other_drive(path, start=None):  # as on Windows
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    version = Version.of(ModelSettings(base=str(demo.base("v1")), adapter="acme/mail-v1"))
+    monkeypatch.setattr(os.path, "relpath", other_drive)
+    Lock({"mail": {"now": version, "ancestors": []}}).write(tmp_path)
+    assert Lock.read(tmp_path / LOCK_FILE).old_side("mail")[0].side.base == str(demo.base("v1"))
 
 
 def test_a_lock_names_bases_and_adapters_by_their_hashes(tmp_path, caplog):

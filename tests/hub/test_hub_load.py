@@ -22,6 +22,8 @@ from muscle_hf.evaluation.loading import load_for_evaluation
 from muscle_hf.evaluation.tasks import Task
 from muscle_hf.hub import HubError, MismatchError, fetch, publish
 from muscle_hf.hub.fetching import copy_to
+from muscle_hf.pipeline.config import ModelSettings
+from muscle_hf.pipeline.once import weights_key
 from muscle_hf.teachers.kinds import CAUSAL_LM
 from muscle_hf.teachers.loading import load_task_model
 
@@ -32,6 +34,19 @@ REPO = "tester/compat"
 def cache(tmp_path: Path) -> Path:
     """A cache of the test's own: nothing an earlier test fetched is in it."""
     return tmp_path / "cache"
+
+
+def test_a_run_knows_an_adapter_of_the_hub_by_its_content(bases: HubServer, adapter: Path):
+    """A run is not "done before" where somebody pushed another adapter since."""
+    publish(adapter, REPO, token=TOKEN)
+    side = ModelSettings(base=NEW, adapter=REPO)
+    before = weights_key(side)
+    assert weights_key(side) == before == weights_key(ModelSettings(base=NEW, adapter=str(adapter)))
+    file = adapter / "adapter_model.safetensors"
+    save_file({name: part + 1 for name, part in load_file(file).items()}, file)
+    (adapter / "muscle_provenance.json").unlink()
+    bases.add(REPO, {path.name: path.read_bytes() for path in adapter.iterdir() if path.is_file()})
+    assert weights_key(side) != before
 
 
 @pytest.fixture

@@ -61,6 +61,25 @@ def test_a_signal_that_arrives_twice_is_one(tmp_path):
     assert (tmp_path / "checkpoint-2" / "trainer_state.json").is_file()
 
 
+def test_what_ends_an_epoch_is_not_done_where_training_stops_within_it(tmp_path):
+    class Counted(TrainerCallback):
+        saved = evaluated = 0
+
+        def on_save(self, args, state, control, **kwargs):
+            self.saved += 1
+
+        def on_evaluate(self, args, state, control, **kwargs):
+            self.evaluated += 1
+
+    counted = Counted()
+    epochs = {"eval_strategy": "epoch", "save_strategy": "epoch", "num_train_epochs": 2, "max_steps": -1}
+    settings = {**epochs, "eval_dataset": builders.rows(4), "per_device_train_batch_size": 1}
+    trainer = builders.trainer(tmp_path, callbacks=[Press(2), counted], **settings)
+    with pytest.raises(Interrupted), stop_on_interrupt(trainer, "v2"):
+        trainer.train()
+    assert (counted.saved, counted.evaluated, trainer.state.best_metric) == (1, 0, None)
+
+
 def test_at_the_last_step_there_is_nothing_to_stop(tmp_path):
     trainer = builders.trainer(tmp_path, max_steps=2, callbacks=[Press(2)])
     with stop_on_interrupt(trainer, "v2"):

@@ -110,6 +110,37 @@ def test_ctrl_c_saves_a_checkpoint_in_all_processes_and_the_run_goes_on(config, 
     assert (folder / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.parametrize(
+    ("words", "precision"),
+    [
+        (["--num-processes", "2"], ["no"]),
+        (["--accelerate-config", "ddp"], ["no"]),
+        (["--accelerate-config", "ddp", "--bf16", "true"], ["bf16"]),
+        (["--accelerate-config", "own.yaml"], []),
+    ],
+)
+def test_the_settings_say_in_which_precision_processes_train(words, precision, config, monkeypatch):
+    """accelerate's own configuration, or that of a recipe, may name another."""
+    seen = []
+
+    class Launched:
+        def __init__(self, command, **how):
+            seen.extend(command)
+
+        def wait(self, timeout=None):
+            return 0
+
+        def poll(self):
+            return 0
+
+    shutil.copy(bundled("recipes") / "accelerate" / "ddp.yaml", config.with_name("own.yaml"))
+    monkeypatch.chdir(config.parent)
+    monkeypatch.setattr("muscle_hf.pipeline.launch._gpus", lambda: 8)
+    monkeypatch.setattr("muscle_hf.pipeline.launch.subprocess.Popen", Launched)
+    assert main(["train", "--config", str(config), "--use_cpu", "false", *words]) == 0
+    assert [seen[at + 1] for at, word in enumerate(seen) if word == "--mixed_precision"] == precision
+
+
 @without_gpu
 @pytest.mark.parametrize(
     ("words", "message"),

@@ -52,6 +52,13 @@ def settings_of(name, *words):
 # ---- What there is ----
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_is_what_is_trained(name):
+    training = settings_of(name).training
+    preset = PRESETS[training.get("preset", "paper")]
+    assert not training.keys() & preset.keys() or "preset" not in training, "what is given beside a preset wins"
+
+
 def test_all_sixteen_rows_with_the_papers_settings():
     for pair in PAIRS:
         for task in TASKS:

@@ -70,6 +70,21 @@ def test_a_fifth_is_held_out_of_files_and_streams(name, streaming, tmp_path):
     assert hasattr(splits.train, "__len__") is not streaming
 
 
+def test_columns_that_the_first_row_lacks_are_kept(tmp_path):
+    tools = [{"type": "function", "function": {"name": "look_up"}}]
+    written(tmp_path, [ROWS["messages"][0], {**ROWS["messages"][1], "tools": tools}, ROWS["messages"][2]])
+    rows = load_splits(None, DataSettings(str(tmp_path), format="trl", validation=SplitSettings("train", 0, 1))).train
+    assert [row["tools"] for row in rows] == [None, tools, None]
+
+
+@pytest.mark.parametrize(("name", "separator"), [("train.tsv", "\t"), ("train.csv", ",")])
+def test_tables_are_streamed_by_their_own_separator(name, separator, tmp_path):
+    lines = [f"ticket {i}{separator}billing" for i in range(10)]
+    (tmp_path / name).write_text("\n".join([f"prompt{separator}completion", *lines]))
+    data = DataSettings(str(tmp_path / name), format="trl", streaming=True, validation=SplitSettings("train", 0, 1))
+    assert [row["completion"] for row in load_splits(None, data).train] == ["billing"] * 10
+
+
 def test_identity_follows_the_rows(tmp_path):
     tokenizer = load_tokenizer(ModelSettings(str(demo.base("v2"))))
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Optional, Union
+
 import pytest
 
+from muscle_hf import demo
 from muscle_hf.errors import MuscleError
 from muscle_hf.evaluation.tasks import Item, Task
 from muscle_hf.pipeline.config import DataSettings, SplitSettings, TransferSettings, load_settings
+from muscle_hf.pipeline.reading import convert
+from muscle_hf.pipeline.smoke import smoke_settings
 
 MINIMAL = """
 task: sst2
@@ -170,3 +175,27 @@ def test_the_share_that_is_held_out_is_the_share_that_was_asked_for(share, held_
     ids = [[int(item.id) for item in part] for part in (splits.train, splits.validation)]
     assert len(ids[1]) == held_out and sorted(ids[0] + ids[1]) == list(range(100))
     assert max(b - a for a, b in zip(ids[1], ids[1][1:], strict=False)) <= round(1 / share + 0.5), "evenly spaced"
+
+
+@pytest.mark.parametrize("hint", [Optional[str], Union[str, None], str | None])  # noqa: UP007, UP045
+def test_optional_settings_are_read_by_any_python(hint):
+    """Unions of types tell themselves from lists of types in other ways before and after Python 3.14."""
+    assert (convert(None, hint, "task"), convert("trec", hint, "task")) == (None, "trec")
+    assert convert(["a"], list[str] | None, "files") == ["a"]
+    with pytest.raises(MuscleError, match="task is 3"):
+        convert(3, hint, "task")
+
+
+def test_smoke_shortens_task_adapters_that_alone_have_steps(tmp_path):
+    content = f"""
+        old: {{base: {demo.base("v1")}}}
+        new: {{base: {demo.base("v2")}}}
+        task: trec
+        output_dir: {tmp_path / "out"}
+        training: {{num_train_epochs: 3}}
+        task_training: {{max_steps: 5000, num_train_epochs: 3}}
+    """
+    (tmp_path / "run.yaml").write_text(content)
+    small = smoke_settings(load_settings(tmp_path / "run.yaml", []))
+    assert "max_steps" not in small.training and small.training["num_train_epochs"] == 1
+    assert small.task_training == {"max_steps": 2, "num_train_epochs": 1}
