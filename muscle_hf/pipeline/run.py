@@ -482,6 +482,7 @@ class Run:
             size = settings.eval_batch_size
             answers = steps.answer(side, task, items, how=self._how, batch_size=size, data=data, progress=progress)
         answers = sides.as_asked(answers, getattr(self.splits, kind))
+        self._process.wait_for_everyone()  # none shall still look for the file
         if self._process.is_main_process:
             note.unlink(missing_ok=True)
             write_predictions(file, answers)
