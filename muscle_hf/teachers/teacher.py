@@ -275,6 +275,9 @@ class AdapterTeacher(LoadedTeacher):
         if any(getattr(config, "target_parameters", None) for config in model.peft_config.values()):
             self._shared = []
 
+    def shard(self, accelerator: Accelerator) -> None:
+        self._shared = []  # whole tensors, which would stay beside their shards
+
     @contextlib.contextmanager
     def answering(self) -> Iterator[nn.Module]:
         before = [tensor._version for tensor in self._shared]

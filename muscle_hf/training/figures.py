@@ -115,7 +115,7 @@ class LogsFigures(TrainerParts):
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
         # With auto_find_batch_size it begins anew after a batch that was too large.
-        self._train_sums = None
+        self._train_sums, self._best_loaded_at = None, 0
         return super()._inner_training_loop(*args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

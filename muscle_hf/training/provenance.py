@@ -34,7 +34,7 @@ _PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "data
 # Settings that name a place or a secret rather than how the adapter was trained.
 _PRIVATE_SETTINGS = frozenset(
     {"output_dir", "logging_dir", "run_name", "hub_token", "hub_model_id", "resume_from_checkpoint", "deepspeed"}
-    | {"teacher_cache", "generation_config"}
+    | {"teacher_cache", "generation_config", "chat_template_path", "model_init_kwargs"}
     | {"jit_checkpoint_dir", "trackio_space_id", "project", "_n_gpu", "local_rank"}
 )
 

@@ -15,6 +15,7 @@ from trl import SFTConfig, SFTTrainer
 
 from muscle_hf import MuscleConfig, MuscleError, MuscleSFTConfig, MuscleSFTTrainer, MuscleTrainer
 from muscle_hf.teachers.adapters import adapter_parameters
+from muscle_hf.training.provenance import changed_settings
 
 WORDS = ["<pad>", "<bos>", "<eos>", "USER", "BOT", "?", *(f"w{i}" for i in range(6, VOCABULARY))]
 TEMPLATE = (
@@ -292,6 +293,12 @@ def test_settings_are_those_of_both_and_defined_once():
     for name, field in fields.items():
         origin = MuscleConfig if name in ours else SFTConfig
         assert field.default == origin.__dataclass_fields__[name].default, name
+
+
+def test_a_provenance_names_no_places_and_tokens_of_trls_settings(tmp_path):
+    given = {"chat_template_path": str(tmp_path / "chat.jinja"), "model_init_kwargs": {"token": "hf_secret"}}
+    told = changed_settings(MuscleSFTConfig(str(tmp_path), use_cpu=True, max_length=7, **given))
+    assert told["max_length"] == 7 and not given.keys() & told.keys()
 
 
 def test_settings_hide_tokens_and_parse_from_a_command_line(tmp_path):

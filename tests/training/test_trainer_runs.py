@@ -20,6 +20,7 @@ from transformers import (
 
 from muscle_hf import MuscleConfig, MuscleError, MuscleTrainer
 from muscle_hf.objective import MASKS
+from muscle_hf.training.provenance import read_provenance
 
 FIGURES = ("loss", "kl_old", "kl_new", "ce", "share_old", "token_accuracy")
 
@@ -193,6 +194,12 @@ def test_best_model_is_loaded_at_the_end(tmp_path):
     assert trainer.state.best_global_step == best
     assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[best], rel=1e-6)
     assert trainer.final_metrics()["eval_loss"] == pytest.approx(losses[best], rel=1e-6)
+    # A second training in this trainer begins with figures of its own.
+    trainer.train()
+    for step in range(1, 5):
+        told = read_provenance(tmp_path / f"checkpoint-{step}")["metrics"]
+        (said,) = [entry for entry in trainer.state.log_history if entry["step"] == step and "eval_loss" in entry]
+        assert told["eval_loss"] == said["eval_loss"]
 
 
 def test_early_stopping_on_a_figure_of_the_objective(tmp_path):
