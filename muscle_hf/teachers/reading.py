@@ -64,6 +64,17 @@ class Reader(ABC):
         """What is logged of it since the last call."""
         return {}
 
+    def padding(self, own: int | None) -> int | None:
+        """The teacher's id that its rows are padded with, where the student's are with ``own``."""
+        return self._padding
+
+    @property
+    def _padding(self) -> int:
+        # What ends no row of a text, as far as there is such a token.
+        tokenizer = self.vocabularies.old
+        known = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
+        return next((token for token in known if token is not None), 0)
+
     @abstractmethod
     def reading(self, batch: Batch) -> Batch:
         """As :meth:`~muscle_hf.teachers.Teacher.reading`."""
@@ -104,14 +115,21 @@ class RenumberingReader(Reader):
     def reading(self, batch: Batch) -> Batch:
         inputs = dict(batch.inputs)
         for name in (name for name in _IDS if isinstance(inputs.get(name), Tensor)):
-            inputs[name] = self._numbered(inputs[name]).clamp(min=0)
+            inputs[name] = self._given(inputs[name])
         if batch.kind.generates_text and isinstance(inputs.get("labels"), Tensor):
             # Of which encoder-decoders make what the decoder reads.
             inputs["labels"] = self._numbered(inputs["labels"])
         return replace(batch, inputs=inputs, whole=None if batch.whole is None else self.reading(batch.whole))
 
+    def padding(self, own: int | None) -> int | None:
+        return None if own is None else int(self._given(torch.tensor(own)))
+
     def spelling(self, batch: Batch) -> Batch:
         return replace(self.reading(batch), labels=self._numbered(batch.labels))
+
+    def _given(self, ids: Tensor) -> Tensor:
+        found = self._numbered(ids)
+        return found.masked_fill(found == IGNORED, self._padding)
 
     def _numbered(self, ids: Tensor) -> Tensor:
         """The teacher's ids of the student's, -100 where there is none."""
@@ -306,7 +324,7 @@ class ForeignReader(Reader):
     def _batch(self, batch: Batch, old_ids: Sequence[list[int]], labels: np.ndarray) -> Batch:
         """Rows of the teacher's ids, as far as there are labels to predict."""
         width = labels.shape[1] if batch.kind.generates_text else max(map(len, old_ids))
-        ids = np.full((len(old_ids), width), self.aligner.old_tokenizer.pad_token_id or 0, dtype=np.int64)
+        ids = np.full((len(old_ids), width), self._padding, dtype=np.int64)
         mask = np.zeros_like(ids)
         for row, given in enumerate(old_ids):
             own = given[:width] or [0]

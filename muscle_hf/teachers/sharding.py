@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from muscle_hf.teachers.weights import base_of
-
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -15,16 +11,6 @@ if TYPE_CHECKING:
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether models are sharded over the processes (FSDP, ZeRO-3), rather than whole on each."""
     return fsdp_plugin(accelerator) is not None or zero3_plugin(accelerator) is not None
-
-
-def give_padding_token(model: nn.Module, tokenizer: Any) -> None:
-    """Name the padding token where a model has none, as Trainer does for the student.
-
-    Decoders with a classifier find the last token by it.
-    """
-    config = base_of(model).config.get_text_config()
-    if getattr(config, "pad_token_id", None) is None:
-        config.pad_token_id = getattr(tokenizer, "pad_token_id", None)
 
 
 def fsdp_plugin(accelerator: Accelerator) -> Any:

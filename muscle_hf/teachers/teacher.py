@@ -20,7 +20,7 @@ from muscle_hf.teachers.adapters import adapter_parameters, frozen_view, keep_qu
 from muscle_hf.teachers.batch import Batch
 from muscle_hf.teachers.forward import logits_of
 from muscle_hf.teachers.head import Head, HeadNotApart, count_parameters
-from muscle_hf.teachers.sharding import give_padding_token, is_sharded
+from muscle_hf.teachers.sharding import is_sharded
 from muscle_hf.teachers.weights import base_of, base_weights, content_hash, is_quantized, own_modules
 
 if TYPE_CHECKING:
@@ -135,8 +135,8 @@ class Teacher(TargetSource):
     # ---- Its model ----
 
     def place(self, accelerator: Accelerator, tokenizer: Any) -> None:
-        """Put a base of its own on the student's device and in its precision; a model that knows no padding token gets
-        the tokenizer's."""
+        """Put a base of its own on the student's device and in its precision, and name in its configuration the id
+        that its rows are padded with, where the student's are with ``tokenizer``'s: again after another ``reader``."""
 
     def shard(self, accelerator: Accelerator) -> None:
         """Shard a base of its own over the processes, where the student is (FSDP, ZeRO-3)."""
@@ -327,7 +327,11 @@ class ModelTeacher(LoadedTeacher):
     def place(self, accelerator: Accelerator, tokenizer: Any) -> None:
         placed = is_quantized(self._model) or getattr(self._model, "hf_device_map", None) is not None
         self._device = None if placed or is_sharded(accelerator) else accelerator.device
-        give_padding_token(self._model, tokenizer)
+        padding = getattr(tokenizer, "pad_token_id", None)
+        padding = padding if self.reader is None else self.reader.padding(padding)
+        if padding is not None:
+            # As Trainer does for the student; decoders with a classifier find the last token by it.
+            base_of(self._model).config.get_text_config().pad_token_id = padding
         self.autocast = accelerator.autocast
 
     def shard(self, accelerator: Accelerator) -> None:

@@ -101,11 +101,11 @@ class ObjectiveMixin(SavesAdapter, LogsFigures, MixesTransferRows):
         self._introduce()
         # The loss is normalised here, by the tokens of the whole batch, whatever the model's own loss does.
         self.model_accepts_loss_kwargs = True
-        self._place_teachers()
         self._data_checked = check_train_dataset(self)
         from muscle_hf.training.sides import settle_targets
 
         settle_targets(self, old_formatting_func, transfer_dataset, trainer_arguments)
+        self._place_teachers()
         self._require_known(self.train_dataset, "training set")
         self.mix_in_transfer_rows(transfer_dataset)
         self.teacher_temperatures = dict.fromkeys(self.teachers, 1.0)
@@ -256,6 +256,7 @@ class ObjectiveMixin(SavesAdapter, LogsFigures, MixesTransferRows):
                 from muscle_hf.training.reading import look_at
 
                 look_at(old, self, batch)
+                old.place(self.accelerator, self.tokenizer)
             self._data_checked = True
         # Whoever gets the outputs, or a loss function of the user's own, looks at whole logits.
         whole = (return_outputs and not self._loss_alone) or self.compute_loss_func is not None

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.data import IterableDataset
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from muscle_hf import MuscleError
 from muscle_hf.callbacks import FlipMetricsCallback
@@ -214,11 +214,19 @@ def test_a_foreign_teacher_is_calibrated(tmp_path):
     assert 0.2 < made.teacher_temperatures["old"] < 17
 
 
-def test_classifiers_share_their_labels(tmp_path):
+@pytest.mark.parametrize("decoder", [False, True])
+def test_classifiers_share_their_labels(decoder, tmp_path):
     """No token has a label: v1 reads the text in its own ids, and its class logits count as they are."""
-    size = {"vocab_size": 330, "max_position_embeddings": 96}
-    new = builders.with_lora(builders.bert_sequences(2, **size), 20, target_modules=["query", "value"])
-    old = builders.with_lora(builders.bert_sequences(1, **size), 10, target_modules=["query", "value"])
+    if decoder:
+        config = model(2, 330).get_base_model().config
+        config.update({"num_labels": 3, "pad_token_id": 1})
+        bodies = (builders._built(LlamaForSequenceClassification, copy.deepcopy(config), seed) for seed in (2, 1))
+        new, old = (builders.with_lora(body, seed) for body, seed in zip(bodies, (20, 10), strict=True))
+        old.get_base_model().config.pad_token_id = None
+    else:
+        size = {"vocab_size": 330, "max_position_embeddings": 96}
+        new = builders.with_lora(builders.bert_sequences(2, **size), 20, target_modules=["query", "value"])
+        old = builders.with_lora(builders.bert_sequences(1, **size), 10, target_modules=["query", "value"])
     table = [{"input_ids": NEW(text)["input_ids"], "labels": index % 3} for index, text in enumerate(TEXTS)]
     collate = lambda rows: {  # noqa: E731
         **NEW.pad({"input_ids": [row["input_ids"] for row in rows]}, return_tensors="pt"),

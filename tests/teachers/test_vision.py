@@ -6,16 +6,16 @@ import builders
 import pytest
 import torch
 import transformers
+from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from vision_models import FAMILIES, rows
 
 from muscle_hf import MuscleError
 from muscle_hf.cache import KeyRules
 from muscle_hf.evaluation import Item, Task, encode_pair, evaluate_task
-from muscle_hf.teachers import kind_of, make_student, make_teacher
+from muscle_hf.teachers import ModelTeacher, kind_of, make_student, make_teacher
 from muscle_hf.teachers.kinds import CAUSAL_LM, SEQ2SEQ_LM
 from muscle_hf.teachers.loading import auto_class_of, load_model, load_task_model
-from muscle_hf.teachers.sharding import give_padding_token
 from muscle_hf.teachers.sharing import can_share
 
 ROWS = {"text": (), "one image a row": (1,), "none or two": (2, 0, 0)}
@@ -223,7 +223,7 @@ def test_every_configuration_of_texts_and_images_is_taken(tmp_path):
         except (AttributeError, ImportError, KeyError, TypeError, ValueError):
             continue  # no model has the default configuration, or a library is missing
         kind = kind_of(model)
-        give_padding_token(model, builders.tokenizer())
+        ModelTeacher("old", model).place(Accelerator(cpu=True), builders.tokenizer())
         assert model.config.get_text_config().pad_token_id is not None, name
         rules = KeyRules.of(model, kind)
         assert rules.media_tokens or rules.media_tokens is None or model.config.get_text_config() is model.config

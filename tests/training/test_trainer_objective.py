@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 
@@ -329,15 +330,17 @@ def test_decoder_with_a_classifier_by_path(same_base, tmp_path):
         return with_lora(Classifier.from_pretrained(tmp_path / base, pad_token_id=0, **builders.LABELS), seed)
 
     old, model = task_model("v2" if same_base else "v1", 10), task_model("v2", 20)
-    old.save_pretrained(tmp_path / "old")
     rows = builders.half_right(builders.sequence_rows(), model)
     batch = builders.collate(rows)
     new_logits, old_logits = (builders.logits_without_trainer(part, batch) for part in (model, old))
     words = {"processing_class": builders.tokenizer(), "old_processing_class": builders.tokenizer()}
-    trainer = builders.trainer(tmp_path / "run", model, tmp_path / "old", train_dataset=rows, **words)
-    assert isinstance(trainer.teachers["old"], AdapterTeacher if same_base else ModelTeacher)
     expected = expected_loss(batch, new_logits, old_logits, new_logits, shift=False)
-    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(expected, rel=2e-5)
+    old.save_pretrained(tmp_path / "old")
+    old.get_base_model().config.pad_token_id = 5  # which pads no row here
+    for given in (tmp_path / "old", old):
+        trainer = builders.trainer(tmp_path / "run", copy.deepcopy(model), given, train_dataset=rows, **words)
+        assert isinstance(trainer.teachers["old"], AdapterTeacher if same_base else ModelTeacher)
+        assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(expected, rel=2e-5)
 
 
 def test_classifiers_loaded_apart_share_a_base_although_their_heads_are_drawn_at_random(tmp_path):
