@@ -153,6 +153,10 @@ class RenumberingReader(Reader):
         starts = np.flatnonzero(np.diff(numbers, prepend=-1))
         for start, row in zip(starts, np.split(own, starts[1:]), strict=True):
             unread[numbers[start]] = not self._agrees(tuple(row.tolist()))
+        if batch.kind.generates_text and not batch.kind.shifts_labels:
+            # What the decoder reads.
+            for part, row in zip(parts[:, 0].tolist(), batch.inputs["labels"].cpu(), strict=True):
+                unread[part] |= not self._agrees(tuple(row[row != IGNORED].tolist()))
         if not bool(unread.any()):
             return None
         rows, columns = batch.places

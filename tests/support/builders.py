@@ -63,9 +63,9 @@ def cohere(seed: int) -> nn.Module:
     return _built(transformers.CohereForCausalLM, transformers.CohereConfig(**changes, logit_scale=0.25), seed)
 
 
-def t5(seed: int) -> nn.Module:
+def t5(seed: int, vocab_size: int = VOCABULARY) -> nn.Module:
     config = transformers.T5Config(
-        vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0,
+        vocab_size=vocab_size, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0,
         initializer_factor=2.0, dropout_rate=0.0,
     )  # fmt: skip
     return _built(transformers.T5ForConditionalGeneration, config, seed)

@@ -105,6 +105,22 @@ def test_new_tokens_get_no_target_and_rows_with_them_follow_v2(tmp_path):
     assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(kl.mean().item() / 2, rel=1e-5)
 
 
+def test_targets_with_new_tokens_are_not_read_by_a_decoder(tmp_path):
+    fewer = builders.VOCABULARY - 8
+    rows = [{"input_ids": [5, 6, 7], "labels": [7, word, 8, 9]} for word in [6] * 24 + [44]]
+    trainer = builders.trainer(
+        tmp_path,
+        builders.with_lora(builders.t5(2), 20),
+        builders.with_lora(builders.t5(1, fewer), 10),
+        train_dataset=rows,
+        transfer_dataset=rows[-1:],
+        processing_class=builders.tokenizer(WORDS),
+        old_processing_class=builders.tokenizer(WORDS[:fewer]),
+    )
+    batch = trainer.batch_of(trainer.data_collator(list(trainer.train_dataset)[22:]))
+    assert trainer.teachers["old"].silent(batch).tolist() == [False] * 8 + [True] * 8
+
+
 def test_transfer_rows_and_two_processes(tmp_path):
     """Processes count the student's tokens, and both read v1's ids."""
     launched([__file__, str(tmp_path)], {"ACCELERATE_USE_CPU": "true"})
