@@ -103,7 +103,7 @@ class RenumberingReader(Reader):
 
     def __init__(self, vocabularies: Vocabularies):
         super().__init__(vocabularies)
-        self._agrees = lru_cache(maxsize=_KEPT_ROWS)(lambda ids: vocabularies.agree(list(ids)))
+        self._agreed: dict[bytes, bool] = {}
         # Its id of each of the student's, and behind them -1 for ids of none; moved once, to where the batches are.
         self._to_old = functional.pad(vocabularies.to_old, (0, 1), value=-1)
         self._known = vocabularies.known
@@ -152,15 +152,23 @@ class RenumberingReader(Reader):
         own, numbers = (tensor[real].cpu().numpy() for tensor in (ids, parts))
         starts = np.flatnonzero(np.diff(numbers, prepend=-1))
         for start, row in zip(starts, np.split(own, starts[1:]), strict=True):
-            unread[numbers[start]] = not self._agrees(tuple(row.tolist()))
+            unread[numbers[start]] = not self._agrees(row)
         if batch.kind.generates_text and not batch.kind.shifts_labels:
             # What the decoder reads.
             for part, row in zip(parts[:, 0].tolist(), batch.inputs["labels"].cpu(), strict=True):
-                unread[part] |= not self._agrees(tuple(row[row != IGNORED].tolist()))
+                unread[part] |= not self._agrees(row[row != IGNORED].numpy())
         if not bool(unread.any()):
             return None
         rows, columns = batch.places
         return unread.to(ids.device)[parts[rows, columns if batch.kind.shifts_labels else 0]]
+
+    def _agrees(self, ids: np.ndarray) -> bool:
+        key = _key(ids)
+        if key not in self._agreed:
+            if len(self._agreed) >= _KEPT_ROWS:
+                self._agreed.clear()
+            self._agreed[key] = self.vocabularies.agree(ids.tolist())
+        return self._agreed[key]
 
     def stream(self, batch: Batch, states: Tensor, head: Head | None) -> Stream:
         if not batch.kind.generates_text:
@@ -349,7 +357,7 @@ class ForeignReader(Reader):
         return self._batch(batch, [view.old_ids for view in views], labels)
 
 
-def _key(ids: Sequence[int]) -> bytes:
+def _key(ids: Sequence[int] | np.ndarray) -> bytes:
     return hashlib.sha256(np.asarray(ids, dtype=np.int64).tobytes()).digest()
 
 

@@ -105,6 +105,18 @@ def test_new_tokens_get_no_target_and_rows_with_them_follow_v2(tmp_path):
     assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(kl.mean().item() / 2, rel=1e-5)
 
 
+def test_of_rows_that_are_read_little_is_remembered(tmp_path, monkeypatch):
+    _, other = both(tmp_path)
+    reader, asked = other.teachers["old"].reader, []
+    monkeypatch.setattr("muscle_hf.teachers.reading._KEPT_ROWS", 4)
+    agree = type(reader.vocabularies).agree
+    monkeypatch.setattr(type(reader.vocabularies), "agree", lambda own, ids: asked.append(ids) or agree(own, ids))
+    for count, seed, total in ((3, 1, 3), (3, 1, 3), (9, 2, 12)):
+        batch = builders.collate(builders.rows(count, seed, low=40, high=41))
+        assert reader.silent(other.batch_of(batch)) is None and len(asked) == total
+    assert len(reader._agreed) <= 4 and sum(map(sys.getsizeof, reader._agreed)) < 4 * 128
+
+
 def test_targets_with_new_tokens_are_not_read_by_a_decoder(tmp_path):
     fewer = builders.VOCABULARY - 8
     rows = [{"input_ids": [5, 6, 7], "labels": [7, word, 8, 9]} for word in [6] * 24 + [44]]
