@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from muscle_hf.training.provenance import Provenance
 
 
+# Of which more is made with a trainer than is made again for a trial.
+_SETTLED = ("preset", "calibrate_teachers", "old_targets", "old_reference")
+
+
 class ObjectiveMixin(SavesAdapter, LogsFigures, MixesTransferRows):
     """The MUSCLE objective for ``transformers.Trainer`` and trainers derived from it.
 
@@ -145,11 +149,17 @@ class ObjectiveMixin(SavesAdapter, LogsFigures, MixesTransferRows):
             if loaded is not self.student:
                 keep_quantized_trainable(loaded)
             check_label_sets(self.kind, loaded, self.student)
-        if self.settings.start_from == "old":
-            from muscle_hf.teachers.start import start_from_teacher
-
-            start_from_teacher(self.student, self.teachers["old"], fresh=self._peft_config is not None)
+        if not getattr(self, "is_in_train", False):  # there a trial's settings are not known yet
+            self._start()
         return self.student
+
+    def _start(self) -> None:
+        if self.settings.start_from == "old":
+            from muscle_hf.teachers.start import require_own_tokens, start_from_teacher
+
+            old = self.teachers["old"]
+            require_own_tokens(old.reader and old.reader.level)
+            start_from_teacher(self.student, old, fresh=self._peft_config is not None)
 
     def _teacher(self, role: str, source: Any, arguments: Mapping[str, Any] | None) -> Teacher:
         from muscle_hf.training.sides import teacher_of
@@ -310,13 +320,20 @@ class ObjectiveMixin(SavesAdapter, LogsFigures, MixesTransferRows):
         return self._cast(super().call_model_init(trial))
 
     def _hp_search_setup(self, trial: Any) -> None:
+        before = {name: getattr(self.settings, name) for name in _SETTLED}
         super()._hp_search_setup(trial)
         if self.model_init is None:
             return
         # The models are new, and a trial's values are in the arguments now: what was made of either is made again.
-        self.settings = MuscleConfig.of(self.args)
+        self.settings, searched = MuscleConfig.of(self.args), getattr(trial, "params", trial) or ()
+        for name, value in before.items():
+            if name in searched or getattr(self.settings, name) != value:
+                raise MuscleError(f"a hyper-parameter search does not vary {name}; make a trainer for each value")
         self.muscle_objective = self.settings.objective(self._mask)
         refusals.refuse_unsupported(self, self.muscle_objective)
+        self._start()
+        if self._transfer is not None:
+            self.train_dataset.ratio = self.settings.transfer_ratio
         self._place_teachers()
         self._step = make_step(self)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 
@@ -20,6 +21,7 @@ from transformers import (
 
 from muscle_hf import MuscleConfig, MuscleError, MuscleTrainer
 from muscle_hf.objective import MASKS
+from muscle_hf.teachers.adapters import STUDENT_ADAPTER, adapter_parameters
 from muscle_hf.training.provenance import read_provenance
 
 FIGURES = ("loss", "kl_old", "kl_new", "ce", "share_old", "token_accuracy")
@@ -271,6 +273,50 @@ def test_a_trial_that_does_not_fit_the_cache_is_refused(tmp_path):
     )  # fmt: skip
     with pytest.raises(MuscleError, match="not for masks that read a teacher's logits"):
         search(trainer, "mask", ["old_right"])
+
+
+class Starts(TrainerCallback):
+    """What each trial has at its first step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def bind_trainer(self, trainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        weights = adapter_parameters(self.trainer.student, STUDENT_ADAPTER)
+        kept = {name: parameter.detach().clone() for name, parameter in weights.items()}
+        self.seen.append((copy.copy(args), len(self.trainer.train_dataset), kept))
+
+
+@pytest.mark.parametrize(("name", "values"), [("transfer_ratio", [1.0, 0.25]), ("start_from", ["old", "new"])])
+def test_what_is_searched_over_holds_from_a_trials_first_step(name, values, tmp_path):
+    pytest.importorskip("optuna")
+    old, starts = with_lora(builders.llama(1), 10), Starts()
+    adapters = {"old": old, "new": with_lora(builders.llama(2), 20)}
+    expected = {start: {**adapter_parameters(model, "default")} for start, model in adapters.items()}
+    trainer = builders.trainer(
+        tmp_path, old_model=old, model_init=lambda: with_lora(builders.llama(2), 20), train_dataset=rows(),
+        eval_dataset=rows(), transfer_dataset=rows(), callbacks=[starts],
+    )  # fmt: skip
+    search(trainer, name, values)
+    assert {getattr(args, name) for args, _, _ in starts.seen} == set(values)
+    for args, length, weights in starts.seen:
+        assert length == 8 + (8 if args.transfer_ratio is None else 8 * args.transfer_ratio)
+        assert weights.keys() == expected[args.start_from].keys()
+        assert all(torch.equal(w, expected[args.start_from][key]) for key, w in weights.items())
+
+
+@pytest.mark.parametrize("setting", [{"preset": ["consensus"]}, {"calibrate_teachers": [True]}])
+def test_a_search_over_what_no_trial_can_vary_is_refused(setting, tmp_path):
+    pytest.importorskip("optuna")
+    trainer = builders.trainer(
+        tmp_path, model_init=lambda: with_lora(builders.llama(2), 20), train_dataset=rows(), eval_dataset=rows()
+    )
+    ((name, values),) = setting.items()
+    with pytest.raises(MuscleError, match=name):
+        search(trainer, name, values)
 
 
 def test_model_init_with_an_old_base_that_has_no_padding_token(tmp_path):
