@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 import transformers
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HFValidationError,
@@ -102,6 +102,9 @@ def find_adapter(name: str | os.PathLike, revision: str | None, fetch: Mapping[s
         try:
             folder = Path(hf_hub_download(name, ADAPTER_CONFIG, revision=revision, **fetch)).parent
         except LocalEntryNotFoundError as error:
+            config = "/".join(filter(None, (fetch.get("subfolder"), "config.json")))
+            if isinstance(try_to_load_from_cache(name, config, fetch.get("cache_dir"), revision), str):
+                return None
             raise MuscleError(
                 f"{name} is not a folder, and the Hub cannot be reached to look for it: {error}"
             ) from error

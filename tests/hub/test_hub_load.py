@@ -178,6 +178,18 @@ def test_offline_mode_uses_the_cache_and_asks_nobody(pushed: HubServer, cache: P
     assert len(pushed.requests) == asked
 
 
+def test_offline_mode_uses_a_model_of_the_cache(bases: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    import huggingface_hub.constants
+
+    expected = logits(load_task_model(NEW, CAUSAL_LM, cache_dir=cache))
+    asked = len(bases.requests)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert torch.equal(logits(load_task_model(NEW, CAUSAL_LM, cache_dir=cache)), expected)
+    with pytest.raises(MuscleError, match=OLD):
+        load_task_model(OLD, CAUSAL_LM, cache_dir=cache)
+    assert len(bases.requests) == asked
+
+
 @pytest.mark.parametrize("status", [None, 503])
 def test_a_download_that_breaks_can_be_repeated(
     pushed: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch, status: int | None
