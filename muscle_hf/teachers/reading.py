@@ -50,6 +50,9 @@ class Reader(ABC):
         self.words: str | None = None
         # Whose probabilities stand where the teacher's tokens do not say which of the student's is meant.
         self.reference = "student"
+        # What ends no row of a text, as far as there is such a token.
+        known = (getattr(vocabularies.old, f"{role}_token_id", None) for role in ("pad", "bos", "eos"))
+        self._filler: int = next((token for token in known if token is not None), 0)
 
     @property
     def level(self) -> str:
@@ -66,14 +69,7 @@ class Reader(ABC):
 
     def padding(self, own: int | None) -> int | None:
         """The teacher's id that its rows are padded with, where the student's are with ``own``."""
-        return self._padding
-
-    @property
-    def _padding(self) -> int:
-        # What ends no row of a text, as far as there is such a token.
-        tokenizer = self.vocabularies.old
-        known = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
-        return next((token for token in known if token is not None), 0)
+        return self._filler
 
     @abstractmethod
     def reading(self, batch: Batch) -> Batch:
@@ -115,28 +111,24 @@ class RenumberingReader(Reader):
     def reading(self, batch: Batch) -> Batch:
         inputs = dict(batch.inputs)
         for name in (name for name in _IDS if isinstance(inputs.get(name), Tensor)):
-            inputs[name] = self._given(inputs[name])
+            inputs[name] = self._numbered(inputs[name], self._filler)
         if batch.kind.generates_text and isinstance(inputs.get("labels"), Tensor):
             # Of which encoder-decoders make what the decoder reads.
             inputs["labels"] = self._numbered(inputs["labels"])
         return replace(batch, inputs=inputs, whole=None if batch.whole is None else self.reading(batch.whole))
 
     def padding(self, own: int | None) -> int | None:
-        return None if own is None else int(self._given(torch.tensor(own)))
+        return None if own is None else int(self._numbered(torch.tensor(own), self._filler))
 
     def spelling(self, batch: Batch) -> Batch:
         return replace(self.reading(batch), labels=self._numbered(batch.labels))
 
-    def _given(self, ids: Tensor) -> Tensor:
-        found = self._numbered(ids)
-        return found.masked_fill(found == IGNORED, self._padding)
-
-    def _numbered(self, ids: Tensor) -> Tensor:
-        """The teacher's ids of the student's, -100 where there is none."""
+    def _numbered(self, ids: Tensor, missing: int = IGNORED) -> Tensor:
+        """The teacher's ids of the student's, ``missing`` where there is none."""
         size = len(self._to_old) - 1
         self._to_old = self._to_old.to(ids.device)
         found = self._to_old[torch.where((ids >= 0) & (ids < size), ids, size)]
-        return found.masked_fill(found < 0, IGNORED)
+        return found.masked_fill(found < 0, missing)
 
     def silent(self, batch: Batch) -> Tensor | None:
         if self._looked is None or self._looked[0] is not batch:
@@ -336,7 +328,7 @@ class ForeignReader(Reader):
     def _batch(self, batch: Batch, old_ids: Sequence[list[int]], labels: np.ndarray) -> Batch:
         """Rows of the teacher's ids, as far as there are labels to predict."""
         width = labels.shape[1] if batch.kind.generates_text else max(map(len, old_ids))
-        ids = np.full((len(old_ids), width), self._padding, dtype=np.int64)
+        ids = np.full((len(old_ids), width), self._filler, dtype=np.int64)
         mask = np.zeros_like(ids)
         for row, given in enumerate(old_ids):
             own = given[:width] or [0]
