@@ -71,6 +71,11 @@ def _open_cache(trainer: Any, teacher: Teacher, folder: str | os.PathLike) -> Hi
     """The store of a teacher, exact or as ``teacher_cache_top_k`` says."""
     settings, objective, form = trainer.settings, trainer.muscle_objective, None
     if (k := settings.teacher_cache_top_k) is not None:
+        if teacher.reader is not None:
+            raise MuscleError(
+                f"teacher_cache_top_k={k} keeps tokens of the {teacher.role} model under its own ids, but it reads "
+                "other tokens or words than v2; use the exact cache (teacher_cache alone)"
+            )
         what = f"teacher_cache_top_k={k} keeps probabilities at the run's temperature"
         require_kl_alone(objective, objective.reads, what, "use the exact cache (teacher_cache alone)")
         sizes = (base_of(model).config.get_text_config().vocab_size for model in (teacher.model, trainer.student))

@@ -153,6 +153,11 @@ def test_whole_and_chunked_and_cached_losses_agree(mask, tmp_path):
     assert found == pytest.approx([found[0]] * 4, rel=1e-5)
 
 
+def test_its_likeliest_tokens_alone_are_not_kept(tmp_path):
+    with pytest.raises(MuscleError, match=r"teacher_cache_top_k=4.*exact cache"):
+        trainer(tmp_path, teacher_cache=str(tmp_path / "cache"), teacher_cache_top_k=4)
+
+
 def test_rows_alone_and_padded_on_the_left_read_alike(tmp_path):
     made = trainer(tmp_path)
     table = rows()

@@ -12,6 +12,7 @@ import torch
 from launching import end, launched
 from tokenizer_builders import ORDER, renumbered_model
 
+from muscle_hf import MuscleError
 from muscle_hf.objective import MASK_NAMES
 
 WORDS = [f"w{index}" for index in range(builders.VOCABULARY)]
@@ -75,6 +76,12 @@ def test_through_a_cache_and_from_it(tmp_path):
         assert losses(other) == pytest.approx(expected, rel=1e-5)
     kept = other._step.sources["old"]
     assert kept.work(other.batch_of(builders.collate(list(other.train_dataset)))) == 0
+
+
+def test_its_likeliest_tokens_alone_are_not_kept(tmp_path):
+    """They are under its own ids."""
+    with pytest.raises(MuscleError, match=r"teacher_cache_top_k=4.*exact cache"):
+        both(tmp_path, teacher_cache=str(tmp_path / "cache"), teacher_cache_top_k=4)
 
 
 def test_new_tokens_get_no_target_and_rows_with_them_follow_v2(tmp_path):
