@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,14 +11,14 @@ from typing import Any
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from muscle_hf.errors import MuscleError
 from muscle_hf.files import readable
 from muscle_hf.record import json_sha256
 from muscle_hf.teachers.checks import text_tokenizer
 from muscle_hf.teachers.kinds import kind_of
-from muscle_hf.teachers.origin import local_model_folder, origin_of
+from muscle_hf.teachers.origin import origin_of
 from muscle_hf.teachers.teacher import Teacher
 from muscle_hf.teachers.weights import base_of, input_embeddings, same_weights
 
@@ -29,33 +30,50 @@ def vocabulary_hash(tokenizer: Any) -> str:
     return json_sha256(tokenizer.get_vocab())
 
 
-def own_tokenizer(given: Any, folders: Sequence[Path | None]) -> Any:
+# A folder or Hub id, and the revision there.
+_Place = tuple[str, str | None]
+
+
+def own_tokenizer(given: Any, places: Sequence[_Place]) -> Any:
     """A model's tokenizer: what is ``given``, a tokenizer, a processor that has it, or its folder or Hub id; else the
-    one saved in the folders of its adapter, which may add tokens, or of its base. None if there is none that can be
-    read."""
+    one in the places of its adapter, which may add tokens, or of its base. None if there is none that can be read."""
     given = load_tokenizer(given) if isinstance(given, (str, os.PathLike)) else text_tokenizer(given)
     if isinstance(given, Tokenizer):
         return PreTrainedTokenizerFast(tokenizer_object=given)
     if hasattr(given, "get_vocab"):
         return given
-    folder = next((folder for folder in folders if folder and any(folder.glob("tokenizer*"))), None)
+    place = next((place for place in places if _has_tokenizer(*place)), None)
     try:
-        return None if folder is None else load_tokenizer(folder)
+        return None if place is None else load_tokenizer(*place)
     except MuscleError as error:
         logger.warning(f"{error}; vocabularies are compared by size.")
         return None
 
 
-def _folders_of(model: nn.Module, adapter: str | None = None) -> list[Path | None]:
+def _has_tokenizer(name: str, revision: str | None) -> bool:
+    if os.path.isdir(name):
+        return any(Path(name).glob("tokenizer*"))
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("gated_repo", "missing_entries", "connection_errors")}
+    # Loading a model fetches none of these.
+    with contextlib.suppress(OSError):
+        return any(
+            cached_file(name, f"tokenizer{end}.json", revision=revision, **quiet) is not None
+            for end in ("_config", "")
+        )
+    return False
+
+
+def _places_of(model: nn.Module, teacher: Teacher | None = None) -> list[_Place]:
     base = base_of(model)
     name = getattr(getattr(base, "config", None), "name_or_path", None)
-    return [local_model_folder(adapter), local_model_folder(name, origin_of(base).revision)]
+    places = [(name, origin_of(base).revision)] if name else []
+    return places if teacher is None or teacher.source is None else [(teacher.source, teacher.revision), *places]
 
 
-def load_tokenizer(name: str | os.PathLike) -> Any:
+def load_tokenizer(name: str | os.PathLike, revision: str | None = None) -> Any:
     """The tokenizer of a folder or Hub id."""
     with readable(f"the tokenizer of {os.path.basename(os.fspath(name))}"):
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
 
 
 def set_reader(
@@ -98,8 +116,8 @@ def require_embeddings(tokenizer: Any, config: PreTrainedConfig, whose: str, whe
 def find_tokenizers(tokenizer: Any, old_tokenizer: Any, teacher: Teacher, new: nn.Module) -> tuple[Any, Any] | None:
     """v2's tokenizer and v1's, which is ``teacher``; those that are None are looked for beside the models. None where
     one of them is not known, but both number as many tokens; refused where they number different ones."""
-    own = own_tokenizer(tokenizer, _folders_of(new))
-    olds = [folder for model in teacher.models for folder in _folders_of(model, teacher.source)]
+    own = own_tokenizer(tokenizer, _places_of(new))
+    olds = [place for model in teacher.models for place in _places_of(model, teacher)]
     others = own_tokenizer(old_tokenizer, olds)
     if own is not None and others is not None:
         return own, others

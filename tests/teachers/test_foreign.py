@@ -7,6 +7,7 @@ import copy
 import builders
 import pytest
 import torch
+from hub_world import files_in
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.data import IterableDataset
 from transformers import LlamaForSequenceClassification, PreTrainedTokenizerFast
@@ -265,6 +266,36 @@ def test_from_a_full_cache_it_is_not_asked_and_its_own_tokenizer_is_found(target
     losses = [made.compute_loss(made.model, builders.collate(rows())).item() for made in (expected, second)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert second.teachers["old"]._device is not None, "v1 was asked"
+
+
+def published(hub, folder, tokenizer_with):
+    """alice/v1, an adapter on alice/base1, which has as many embeddings as v2, and another tokenizer."""
+    v1 = model(1, 330)
+    v1.peft_config["default"].base_model_name_or_path = "alice/base1"
+    v1.save_pretrained(folder / "v1")
+    v1.unload().save_pretrained(folder / "base1")
+    OLD.save_pretrained(folder / tokenizer_with)
+    for name in ("v1", "base1"):
+        hub.add(f"alice/{name}", files_in(folder / name))
+
+
+@pytest.mark.parametrize("where", ["v1", "base1"])
+def test_its_own_tokenizer_is_fetched_from_the_hub(where, hub, tmp_path):
+    published(hub, tmp_path, where)
+    made = trainer(tmp_path / "out", "alice/v1", old_processing_class=None)
+    assert made.teachers["old"].reader.level == "foreign"
+    assert made.teachers["old"].tokenizer.get_vocab() == OLD.get_vocab()
+
+
+def test_its_own_tokenizer_is_of_its_own_revision(hub, tmp_path):
+    published(hub, tmp_path, "v1")
+    hub.repo("alice/v1").branches["then"] = hub.repo("alice/v1").branches["main"]
+    NEW.save_pretrained(tmp_path / "v1")
+    hub.add("alice/v1", files_in(tmp_path / "v1"))
+    given = {"old_processing_class": None}
+    assert trainer(tmp_path / "now", "alice/v1", **given).teachers["old"].reader is None
+    then = trainer(tmp_path / "then", "alice/v1", **given, old_model_kwargs={"revision": "then"})
+    assert then.teachers["old"].tokenizer.get_vocab() == OLD.get_vocab()
 
 
 def chat_template(begin, turn):
