@@ -10,6 +10,8 @@ from typing import Any, Literal, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from muscle_hf.teachers.forward import context_window
+
 
 @dataclass(frozen=True)
 class ModelFacts:
@@ -44,6 +46,8 @@ class ModelFacts:
         own = getattr(text_config, "pad_token_id", None)
         pad_id: Any = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, own) if i is not None), 0)
         dtype = next((p.dtype for p in base.parameters() if p.dtype.is_floating_point), torch.float32)
+        # Tokenizers without a limit carry a huge number instead.
+        limit = int(tokenizer.model_max_length)
         width = getattr(text_config, "hidden_size", 1024) * getattr(text_config, "num_hidden_layers", 12)
         return cls(
             model=model,
@@ -52,7 +56,7 @@ class ModelFacts:
             dtype=dtype,
             vocabulary=text_config.vocab_size,
             cache_bytes=2 * width * dtype.itemsize,
-            max_length=_max_length(base, tokenizer) - (peft_config.num_virtual_tokens if virtual_tokens else 0),
+            max_length=context_window(model) or (limit if limit < 10**12 else 2048),
             pad_id=pad_id,
             arguments=arguments,
             can_share=not virtual_tokens,
@@ -83,20 +87,6 @@ class ModelFacts:
     def keep(self, last: int) -> dict[str, Any]:
         """Ask for the logits of the ``last`` columns only, if the model can."""
         return {"logits_to_keep": last} if "logits_to_keep" in self.arguments else {}
-
-
-def _max_length(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The longest sequence a model takes, in tokens: from its config, else its tokenizer."""
-    config = base.config.get_text_config()
-    # RoBERTa's positions begin behind that of padding, in a table that is so much longer than what it reads.
-    tables = (module for name, module in base.named_modules() if name.endswith("position_embeddings"))
-    padding = next((table.padding_idx for table in tables if isinstance(table, torch.nn.Embedding)), None)
-    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
-        value = getattr(config, name, None)
-        if value is not None:
-            return int(value) - (0 if padding is None else padding + 1)
-    # Tokenizers without a limit carry a huge number instead.
-    return int(tokenizer.model_max_length) if tokenizer.model_max_length < 10**12 else 2048
 
 
 def score_classes(facts: ModelFacts, prompts: list[list[int]]) -> list[list[float]]:

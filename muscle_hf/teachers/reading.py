@@ -39,7 +39,7 @@ class Reader(ABC):
 
     ``share``: how much of the training rows it reads, as the provenance says it (None where nobody has looked);
     ``words``: where the words come from that it is given in the place of the rows' (``chat template``, ...), None for
-    these.
+    these; ``window``: how many of its tokens it can read, None where that is not known.
     """
 
     foreign = True
@@ -48,6 +48,7 @@ class Reader(ABC):
         self.vocabularies = vocabularies
         self.share: dict[str, Any] | None = None
         self.words: str | None = None
+        self.window: int | None = None
         # Whose probabilities stand where the teacher's tokens do not say which of the student's is meant.
         self.reference = "student"
         # What ends no row of a text, as far as there is such a token.
@@ -106,7 +107,9 @@ class RenumberingReader(Reader):
         self._looked: tuple[Batch, Tensor | None] | None = None
 
     def general(self) -> Reader:
-        return ForeignReader(replace(self.vocabularies, level="foreign"))
+        found = ForeignReader(replace(self.vocabularies, level="foreign"))
+        found.window = self.window
+        return found
 
     def reading(self, batch: Batch) -> Batch:
         inputs = dict(batch.inputs)
@@ -290,7 +293,13 @@ class ForeignReader(Reader):
 
     def _seen(self, ids: tuple[int, ...], trained: tuple[int, ...]) -> View:
         told = self._told.get(_key(ids))
-        return self.aligner.view(ids, trained, old_ids=None if told is None else told.tolist())
+        view = self.aligner.view(ids, trained, old_ids=None if told is None else told.tolist())
+        if self.window is None or len(view.old_ids) <= self.window:
+            return view
+        ends = [0 if place is None else place.first + len(place.steps) for place in view.places]
+        return replace(
+            view, places=[place if end <= self.window else None for place, end in zip(view.places, ends, strict=True)]
+        )
 
     def _made_row(self, ids: tuple[int, ...], trained: tuple[int, ...]) -> _Row:
         view = self._seen(ids, trained)
@@ -327,7 +336,7 @@ class ForeignReader(Reader):
 
     def _batch(self, batch: Batch, old_ids: Sequence[list[int]], labels: np.ndarray) -> Batch:
         """Rows of the teacher's ids, as far as there are labels to predict."""
-        width = labels.shape[1] if batch.kind.generates_text else max(map(len, old_ids))
+        width = labels.shape[1] if batch.kind.generates_text else max(len(ids[: self.window]) for ids in old_ids)
         ids = np.full((len(old_ids), width), self._filler, dtype=np.int64)
         mask = np.zeros_like(ids)
         for row, given in enumerate(old_ids):

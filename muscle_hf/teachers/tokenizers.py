@@ -17,6 +17,7 @@ from muscle_hf.errors import MuscleError
 from muscle_hf.files import readable
 from muscle_hf.record import json_sha256
 from muscle_hf.teachers.checks import text_tokenizer
+from muscle_hf.teachers.forward import context_window
 from muscle_hf.teachers.kinds import kind_of
 from muscle_hf.teachers.origin import origin_of
 from muscle_hf.teachers.teacher import Teacher
@@ -98,6 +99,8 @@ def set_reader(
         from muscle_hf.teachers.reading import reader_of
 
         teacher.reader = reader_of(teacher.tokenizer, mine, kind_of(new), own_words=words)
+        if teacher.reader is not None and teacher.models:
+            teacher.reader.window = context_window(teacher.model)
 
 
 def require_embeddings(tokenizer: Any, config: PreTrainedConfig, whose: str, where: str) -> None:

@@ -144,10 +144,11 @@ def look_at(teacher: Teacher, trainer: Any, first: Batch | None = None) -> None:
     if few and (first is None or not rows[0]):
         raise MuscleError(
             f"v1 reads only {int(rows[0])} of {int(rows[1])} training rows in its own tokens: of the others its "
-            "tokenizer changes the text, or its words have another answer than the row, or prompts in other words are "
-            "trained on too. Normalise the texts as both tokenizers do, give old_formatting_func the row's own "
-            "answer, train on the answers alone (assistant_only_loss or completion_only_loss of TRL) or try "
-            "old_targets='tokens', or write v1's answers with muscle-hf evaluate and pass old_model=ChoiceLog(FILE)"
+            "tokenizer changes the text, or they are longer than its window, or its words have another answer than "
+            "the row, or prompts in other words are trained on too. Normalise the texts as both tokenizers do, "
+            "shorten them, give old_formatting_func the row's own answer, train on the answers alone "
+            "(assistant_only_loss or completion_only_loss of TRL) or try old_targets='tokens', or write v1's answers "
+            "with muscle-hf evaluate and pass old_model=ChoiceLog(FILE)"
         )
     shared = reader.vocabularies.shared
     reader.share = {"level": reader.level, "shared_tokens": shared, "rows_read": float(rows[0] / rows[1])}

@@ -153,7 +153,13 @@ def test_a_served_v1_with_other_tokens_is_followed_by_its_likelihoods_of_answers
     own, others = make_tokenizer(size=330), make_tokenizer(size=270)
 
     def model(seed, size):
-        wide = {"vocab_size": size, "pad_token_id": None, "bos_token_id": 0, "eos_token_id": 1}
+        wide = {
+            "vocab_size": size,
+            "pad_token_id": None,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "max_position_embeddings": 96,
+        }
         return builders.with_lora(builders.llama(seed, **wide), 10 * seed)
 
     pairs = [(f"{text}\nIt is about", f" {text.split()[-1]}") for text in TEXT]

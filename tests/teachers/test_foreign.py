@@ -10,7 +10,7 @@ import torch
 from hub_world import files_in
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.data import IterableDataset
-from transformers import LlamaForSequenceClassification, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from muscle_hf import MuscleError
 from muscle_hf.callbacks import FlipMetricsCallback
@@ -178,6 +178,17 @@ def test_rows_alone_and_padded_on_the_left_read_alike(tmp_path):
 def test_a_format_with_another_answer_is_refused(tmp_path):
     with pytest.raises(MuscleError, match="reads only 0 of 5"):
         trainer(tmp_path, old_formatting_func=lambda row: ("Q:", " nothing of the kind"))
+
+
+@pytest.mark.parametrize("targets", ["tokens", "answer"])
+def test_what_lies_beyond_the_window_of_v1_follows_v2(targets, tmp_path):
+    window = max(len(row["input_ids"]) for row in encode_answers(OLD, PAIRS))
+    torch.manual_seed(1)
+    old = GPT2LMHeadModel(GPT2Config(vocab_size=270, n_embd=32, n_layer=1, n_head=4, n_positions=window))
+    table = [*rows() * 5, *encode_answers(NEW, [("over there " * window, " place")], answers_only=True)]
+    made = trainer(tmp_path, old.eval(), train_dataset=table, old_targets=targets)
+    assert made.teachers["old"].reader.share["rows_read"] == pytest.approx(25 / 26)
+    assert made.compute_loss(made.model, builders.collate(table)).isfinite()
 
 
 def test_packed_rows_are_refused(tmp_path):
