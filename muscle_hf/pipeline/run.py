@@ -415,7 +415,7 @@ class Run:
             checker=self._checker,
             end_answers=self.settings.data.end_answers,
             batch_size=self.settings.eval_batch_size,
-            old_prompts=None if old.splits.transfer == new.splits.transfer else old.splits.transfer,
+            old_prompts=None if old.splits == new.splits else old.splits.transfer,
             old_task=old.task,
             servers={role: server.server(side.tokenizer) for role, (side, server) in there.items() if server},
         )

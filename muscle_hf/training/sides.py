@@ -7,10 +7,14 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from transformers.utils import logging
+
 from muscle_hf.teachers import Teacher, make_teacher
 from muscle_hf.teachers.tokenizers import set_reader
 from muscle_hf.teachers.weights import base_of
 from muscle_hf.training.row_checks import has_messages
+
+logger = logging.get_logger(__name__)
 
 
 def teacher_of(trainer: Any, role: str, source: Any, arguments: Mapping[str, Any] | None) -> Teacher:
@@ -48,11 +52,19 @@ def settle_targets(
         trainer.old_targets = _followed(trainer)
         return
     from muscle_hf.training.reading import look_at, tell_old_rows
+    from muscle_hf.training.transfer_rows import AnsweredRows
 
     if formatting is not None or in_own_chats(old.tokenizer, trainer.tokenizer):
         old.reader.words = "chat template" if formatting is None else "old_formatting_func"
         for name in ("train_dataset", "eval_dataset"):
             tell_old_rows(old, trainer.tokenizer, getattr(trainer, name), given.get(name), formatting)
+        if not isinstance(transfer, AnsweredRows) and (formatting is not None or has_messages(transfer)):
+            tell_old_rows(old, trainer.tokenizer, transfer, None, formatting)
+        elif transfer is not None and getattr(transfer, "old_prompts", None) is None:
+            logger.warning_once(
+                "v1 has words of its own for the training rows, but reads transfer_dataset in v2's. Pass "
+                "TransferPrompts(prompts, old_prompts=...), or rows with messages"
+            )
     trainer.old_targets = _followed(trainer)
     look_at(old, trainer)
     # Rows may have shown that it cuts texts otherwise.

@@ -12,10 +12,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.data import IterableDataset
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from muscle_hf import MuscleError
+from muscle_hf import MuscleError, TransferPrompts
 from muscle_hf.callbacks import FlipMetricsCallback
 from muscle_hf.evaluation import Item, Task
 from muscle_hf.pipeline.caching import cache_teachers
+from muscle_hf.training import sides
 from muscle_hf.training.data import encode_answers
 
 TEXTS = ["who wrote the book", "where is the old river", "a man and a woman", "the answer is a person", "over there"]
@@ -114,6 +115,22 @@ def test_other_words_of_v1(tmp_path):
     for row, ids in enumerate(spelt.inputs["input_ids"]):
         own = ids[spelt.inputs["attention_mask"][row] == 1].tolist()
         assert own == expected[row]["input_ids"][: len(own)] and len(own) >= len(expected[row]["input_ids"]) - 1
+
+
+def test_other_words_of_v1_in_transfer_rows(tmp_path, monkeypatch):
+    table, words = rows(), [(f"Q: {prompt}\nA:", answer) for prompt, answer in PAIRS]
+    asked = {tuple(row["input_ids"]): said for row, said in zip(table, words, strict=True)}
+    given = {"train_dataset": table[:4], "old_formatting_func": lambda row: asked[tuple(row["input_ids"])]}
+    made = trainer(tmp_path, **given, transfer_dataset=table[4:])
+    read = made.teachers["old"].reading(made.batch_of(builders.collate(table)))
+    for ids, (prompt, _) in zip(read.inputs["input_ids"], words, strict=True):
+        assert OLD.decode(ids, skip_special_tokens=True).startswith(prompt)
+    warned = []
+    monkeypatch.setattr(sides.logger, "warning_once", warned.append)
+    trainer(tmp_path, **given, transfer_dataset=TransferPrompts(TEXTS, old_prompts=[f"Q: {text}" for text in TEXTS]))
+    assert not warned
+    trainer(tmp_path, **given, transfer_dataset=TransferPrompts(TEXTS))
+    assert "old_prompts" in warned[0]
 
 
 @pytest.mark.parametrize("asked", ["as v2", "in its own words"])
