@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers.utils import logging
 
+from muscle_hf.encoding import encode_texts
 from muscle_hf.errors import MuscleError
 from muscle_hf.teachers import Teacher
 from muscle_hf.teachers.batch import Batch
@@ -73,7 +74,7 @@ def tell_old_words(teacher: Teacher, tokenizer: Any, told: Iterable[tuple[Sequen
 def _encoded(tokenizer: Any, said: Any, ended: bool) -> list[int]:
     given = said.tolist() if hasattr(said, "tolist") else said
     if isinstance(given, str):
-        ids = list(tokenizer(given)["input_ids"])
+        ids = encode_texts(tokenizer, [given])[0]
         end = tokenizer.eos_token_id
         return [*ids, end] if ended and end is not None and ids[-1:] != [end] else ids
     parts = list(given) if isinstance(given, (list, tuple)) else []

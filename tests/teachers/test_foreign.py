@@ -8,7 +8,7 @@ import builders
 import pytest
 import torch
 from hub_world import files_in
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.utils.data import IterableDataset
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
@@ -394,6 +394,18 @@ def test_its_tokenizer_may_be_one_of_tokenizers_and_its_words_token_ids(tmp_path
     assert (
         trainer(tmp_path, old_formatting_func=lambda row: next(words)).teachers["old"].reader.share["rows_read"] == 1
     )
+
+
+def test_a_text_of_its_own_begins_once(tmp_path):
+    """A chat template writes the BOS that the tokenizer puts before a text."""
+    begins = copy.deepcopy(OLD)
+    begins.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    read = []
+    for begin in ("", "<s>"):
+        words = iter(begin + prompt + answer for prompt, answer in PAIRS)
+        made = trainer(tmp_path, old_processing_class=begins, old_formatting_func=lambda row, words=words: next(words))
+        read.append(made.teachers["old"].reading(batch_of(made)).inputs["input_ids"])
+    assert torch.equal(*read) and bool((read[0][:, 1] != 0).all())
 
 
 def test_its_adapter_is_no_start_for_other_tokens(tmp_path):
