@@ -89,7 +89,6 @@ def write_shard(folder: Path, identity: str, rows: Mapping[bytes, Row]) -> Path:
         columns = {name: [part[name] for part in parts] for name in parts[0]}
         _save({name: [tensor] for name, tensor in index.items()} | columns, unfinished, metadata)
         os.replace(unfinished, target)
-        _sync(folder)
     except OSError as error:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
@@ -97,6 +96,9 @@ def write_shard(folder: Path, identity: str, rows: Mapping[bytes, Row]) -> Path:
             f"{len(parts)} rows could not be written to {folder}: {error}. Make room there, or choose another folder; "
             "what was written before is unharmed"
         ) from error
+    # Windows opens no folders, and some network disks sync none.
+    with contextlib.suppress(OSError):
+        _sync(folder)
     return target
 
 

@@ -281,6 +281,24 @@ def test_the_predicted_size_is_what_is_written(tmp_path):
     assert 0 <= written - predicted < 1000
 
 
+def test_a_disk_that_syncs_no_folders_keeps_what_is_written(tmp_path, monkeypatch):
+    """Windows opens none."""
+    opened, synced = os.open, []
+
+    def files_alone(path, *how, **more):
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *how, **more)
+
+    monkeypatch.setattr(os, "open", files_alone)
+    monkeypatch.setattr(os, "fsync", synced.append)
+    store = HiddenStore(tmp_path, TEACHER)
+    store.put([key(1)], [row(1)])
+    store.flush()
+    assert not store._buffer and held(store, range(2)) == {1} and len(synced) == 1
+    assert len(list(store.folder.glob("*.safetensors"))) == 1
+
+
 def test_a_folder_that_cannot_be_written_says_so_and_keeps_the_rows(tmp_path):
     (tmp_path / "file").write_text("in the way")
     store = HiddenStore(tmp_path / "file", TEACHER)
