@@ -107,6 +107,7 @@ class AnswerLikelihoods(InFront[_KnownAnswers]):
     def flush(self) -> None:
         if "store" in vars(self):
             self.store.flush()
+        self.teacher.flush()
 
     def _keys(self, read: Batch) -> list[bytes | None]:
         """Of each row: what the teacher reads, and which tokens of it are the answer."""

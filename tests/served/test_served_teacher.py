@@ -71,6 +71,13 @@ def test_with_every_token_a_run_is_that_with_the_model_itself(old, words, tmp_pa
         assert KEY.encode() not in content and b"127.0.0.1" not in content, file
 
 
+def test_what_it_says_of_whole_answers_is_kept_with_it(old, words, tmp_path):
+    more = {"teacher_cache": str(tmp_path / "cache"), "old_targets": "answer"}
+    with serving({"v1": old}, words, greedy=True) as url:
+        trainer(tmp_path / "served", url, words, **more).train()
+    trainer(tmp_path / "again", "http://127.0.0.1:9/v1", words, **more).train()
+
+
 @pytest.mark.parametrize("ways", ["prompt_logprobs", "echo", "generated"])
 @pytest.mark.parametrize("rows", ["right", "left", "packed", "transfer"])
 def test_what_is_kept_is_what_the_model_says(rows, ways, old, words, tmp_path):
