@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from muscle_hf.errors import MuscleError
@@ -118,7 +120,9 @@ def _segmented(tokenizer: Any, new_tokenizer: Any, rows: list[list[int]]) -> lis
         vocabulary, new = ByteVocabulary.of(tokenizer), ByteVocabulary.of(new_tokenizer)
     except MuscleError:
         decoded = backend_of(new_tokenizer).decode_batch(rows, skip_special_tokens=False)
-        return [one.ids for one in backend_of(tokenizer).encode_batch(decoded, add_special_tokens=False)]
+        backend = backend_of(tokenizer)
+        plain = _without_padding(backend, backend.get_vocab_size())
+        return [one.ids for one in plain.encode_batch(decoded, add_special_tokens=False)]
     pairs = special_pairs(vocabulary.specials, new.specials)
     found = []
     for row in rows:
@@ -128,3 +132,12 @@ def _segmented(tokenizer: Any, new_tokenizer: Any, rows: list[list[int]]) -> lis
             ids += [pairs.get(section.closed_by, -1)] if section.closed_by >= 0 else []
         found.append(ids)
     return found
+
+
+@lru_cache(maxsize=4)
+def _without_padding(backend: Tokenizer, size: int) -> Tokenizer:
+    """A copy, of so many tokens, without the padding and truncation of the last call of its tokenizer."""
+    plain = Tokenizer.from_str(backend.to_str())
+    plain.no_padding()
+    plain.no_truncation()
+    return plain

@@ -111,7 +111,14 @@ def test_tokens_that_are_no_byte_strings():
     new = copy.deepcopy(old)
     new.add_special_tokens({"pad_token": "[PAD]"})
     found = compare_vocabularies(old, new)
-    assert found.level == "renumbered" and found.agree(new("The cats")["input_ids"])
+    row = new("The cats")["input_ids"]
+    assert found.level == "renumbered" and found.agree(row)
+    for one in (old, new):  # which leaves padding and truncation in the tokenizer
+        one.add_special_tokens({"pad_token": "[PAD]"})
+        one("The", padding="max_length", truncation=True, max_length=2)
+    new.add_tokens(["zebra"])
+    for other in (found, compare_vocabularies(old, new)):
+        assert other.level == "renumbered" and other.agree(row)
     for other in (word_piece(["the", "dog"]), byte_level([("a", "b")])):
         with pytest.raises(MuscleError, match="WordPiece"):
             compare_vocabularies(old, other)
