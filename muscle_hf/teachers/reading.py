@@ -296,10 +296,7 @@ class ForeignReader(Reader):
         view = self.aligner.view(ids, trained, old_ids=None if told is None else told.tolist())
         if self.window is None or len(view.old_ids) <= self.window:
             return view
-        ends = [0 if place is None else place.first + len(place.steps) for place in view.places]
-        return replace(
-            view, places=[place if end <= self.window else None for place, end in zip(view.places, ends, strict=True)]
-        )
+        return replace(view, places=[p if p and p.first + len(p.steps) <= self.window else None for p in view.places])
 
     def _made_row(self, ids: tuple[int, ...], trained: tuple[int, ...]) -> _Row:
         view = self._seen(ids, trained)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -52,15 +51,11 @@ def own_tokenizer(given: Any, places: Sequence[_Place]) -> Any:
 
 
 def _has_tokenizer(name: str, revision: str | None) -> bool:
-    if os.path.isdir(name):
-        return any(Path(name).glob("tokenizer*"))
     quiet = {f"_raise_exceptions_for_{what}": False for what in ("gated_repo", "missing_entries", "connection_errors")}
-    # Loading a model fetches none of these.
+    files = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")
+    # Of a repository they are fetched: loading a model does not.
     with contextlib.suppress(OSError):
-        return any(
-            cached_file(name, f"tokenizer{end}.json", revision=revision, **quiet) is not None
-            for end in ("_config", "")
-        )
+        return any(cached_file(name, file, revision=revision, **quiet) for file in files)
     return False
 
 
