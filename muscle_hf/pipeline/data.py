@@ -140,7 +140,8 @@ def _dataset(
         ending = place.name.removesuffix(".gz").rpartition(".")[2].lower()
         if ending not in _STREAM_BUILDERS:
             raise MuscleError(f"{place} cannot be streamed; files that can end in {', '.join(_STREAM_BUILDERS)}")
-        builder, how = _STREAM_BUILDERS[ending], {"sep": "\t"} if ending == "tsv" else {}
+        how: dict[str, Any] = {"sep": "\t"} if ending == "tsv" else {}
+        builder = _STREAM_BUILDERS[ending]
         rows = datasets.load_dataset(builder, data_files=str(place), split="train", streaming=True, **how)
     else:
         found = read_rows(place, split.split)
