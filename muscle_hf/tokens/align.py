@@ -102,25 +102,18 @@ class Aligner:
         self.old, self.new = ByteVocabulary.of(old_tokenizer), ByteVocabulary.of(new_tokenizer)
         self.pairs = special_pairs(self.old.specials, self.new.specials)
 
-    def view(
-        self,
-        new_ids: Sequence[int],
-        trained: Sequence[int],
-        old_text: str | None = None,
-        old_ids: Sequence[int] | None = None,
-    ) -> View:
+    def view(self, new_ids: Sequence[int], trained: Sequence[int], old_ids: Sequence[int] | None = None) -> View:
         """v1's view of a row: ``trained`` are the positions of labels among the student's tokens, without padding,
-        ascending. Where v1's prompt is another one, ``old_text`` is its own text of the row, prompt and answer, and
-        ``old_ids`` the same in its tokens, where they are known."""
+        ascending. Where v1's prompt is another one, ``old_ids`` are its own tokens of the row, prompt and answer."""
         if trained and not 0 <= trained[0] <= trained[-1] < len(new_ids):
             raise MuscleError(f"positions {trained[0]} to {trained[-1]} are not all in a row of {len(new_ids)} tokens")
         new_ids = list(new_ids)
         # A row that was cut off may end within a character, which v1 cannot be given.
         while new_ids and _ends_within(self.new.text(new_ids[-4:])):
             new_ids.pop()
-        own = old_text is not None or old_ids is not None
+        own = old_ids is not None
         sections = self.new.sections(new_ids, self.new.special if own else self.pairs)
-        ids = list(old_ids) if old_ids is not None else self._read(sections, old_text)
+        ids = list(old_ids) if old_ids is not None else self._read(sections)
         others = self.old.sections(ids, self.old.special)
         places: dict[int, Place | None] = dict.fromkeys(trained)
         for section in reversed(sections):
@@ -142,22 +135,20 @@ class Aligner:
                 others.pop()
         return View(ids, list(places.values()), True)
 
-    def _read(self, sections: list[Section], old_text: str | None) -> list[int]:
+    def _read(self, sections: list[Section]) -> list[int]:
         """v1's tokens: its tokenizer begins a text as it does, and ends it where the student's tokens do."""
         end, begin = (self.new.roles.get(name, -2) for name in ("eos_token", "bos_token"))
         ended = sections[-1].closed_by == end
-        if old_text is None:
-            marks = [self.old.special.get(self.pairs.get(section.closed_by, -1), "") for section in sections]
-            if sections[0].closed_by == begin and not sections[0].ids:
-                marks[0] = ""
-            if ended:
-                marks[-1] = ""
-            texts = [self._as_given(section.text, number) for number, section in enumerate(sections)]
-            parts = (text + mark.encode() for text, mark in zip(texts, marks, strict=True))
-            old_text = b"".join(parts).decode(errors="ignore")
+        marks = [self.old.special.get(self.pairs.get(section.closed_by, -1), "") for section in sections]
+        if sections[0].closed_by == begin and not sections[0].ids:
+            marks[0] = ""
+        if ended:
+            marks[-1] = ""
+        texts = [self._as_given(section.text, number) for number, section in enumerate(sections)]
+        text = b"".join(text + mark.encode() for text, mark in zip(texts, marks, strict=True)).decode(errors="ignore")
         bos = self.old.special.get(self.old.roles.get("bos_token", -1))
-        begun = bool(bos) and old_text.startswith(bos)
-        ids = list(self.old_tokenizer(old_text, add_special_tokens=not begun, verbose=False)["input_ids"])
+        begun = bool(bos) and text.startswith(bos)
+        ids = list(self.old_tokenizer(text, add_special_tokens=not begun, verbose=False)["input_ids"])
         old_end = self.pairs.get(end, self.old.roles.get("eos_token", -1))
         return ids if not ended or old_end < 0 or ids[-1:] == [old_end] else [*ids, old_end]
 

@@ -90,11 +90,10 @@ def test_another_prompt_of_v1(aligners):
     words = aligner.new.text([row[index] for index in answer])
     assert words.endswith(b"ation")
     for before in ("<user> Where is Rome?\n<assistant>\nlocation", "Rome is a location", "Q: Rome. A:location"):
-        view = aligner.view(row, answer, old_text=before)
-        assert view.aligned and None not in view.places
-        assert view.old_ids == aligner.old_tokenizer(before)["input_ids"]
-        assert aligner.view(row, answer, old_ids=view.old_ids) == view
-    assert not aligner.view(row, answer, old_text="Rome is a city").aligned
+        own = aligner.old_tokenizer(before)["input_ids"]
+        view = aligner.view(row, answer, own)
+        assert view.aligned and None not in view.places and view.old_ids == own
+    assert not aligner.view(row, answer, aligner.old_tokenizer("Rome is a city")["input_ids"]).aligned
 
 
 @pytest.mark.parametrize("thought", ["<think>\n\n</think>\n\n", "\n<think>\nIt is a town.\n</think>\n\n"])
@@ -104,11 +103,15 @@ def test_what_v2s_template_thinks_before_the_answer_gets_no_target(aligners, tho
     parts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("Rome:\n", thought, "a location")]
     row, end = [id for part in parts for id in part], tokenizer.eos_token_id
     trained = list(range(len(parts[0]), len(row) + 1))
+
+    def in_v1(text):
+        return [*aligner.old_tokenizer(text)["input_ids"], aligner.old_tokenizer.eos_token_id]
+
     for before in ("Where is Rome?\na location", "Rome:\n\na location", "<think>No.</think>a location"):
-        view = aligner.view([*row, end], trained, old_text=before)
+        view = aligner.view([*row, end], trained, in_v1(before))
         has_place = [place is not None for place in view.places]
         assert view.aligned and has_place == [False] * len(parts[1]) + [True] * (len(parts[2]) + 1)
-    assert not aligner.view([*row, end], trained, old_text="Where is Rome?\nin Italy").aligned
+    assert not aligner.view([*row, end], trained, in_v1("Where is Rome?\nin Italy")).aligned
     # Where both read one text, v1 thinks what v2 does.
     assert None not in aligner.view([*row, end], trained).places
 
@@ -117,7 +120,7 @@ def test_separators_of_both_prompts_are_residue_and_carry():
     old, new = byte_level([(" ", "a"), ("b", "c")], letters="abc \n"), byte_level([("\n", "a")], letters="abc \n")
     aligner = Aligner(old, new)
     row = new("b\nabc")["input_ids"]
-    view = aligner.view(row, [1, 2, 3], old_text="c abc")
+    view = aligner.view(row, [1, 2, 3], old("c abc")["input_ids"])
     first = view.places[0]
     assert first is not None and (first.steps[0].residue, first.steps[0].carry) == (b" ", b"\n")
     assert first.path[0] == old.get_vocab()["Ġa"]
