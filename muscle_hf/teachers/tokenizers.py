@@ -51,11 +51,9 @@ def own_tokenizer(given: Any, places: Sequence[_Place]) -> Any:
 
 
 def _has_tokenizer(name: str, revision: str | None) -> bool:
-    quiet = {f"_raise_exceptions_for_{what}": False for what in ("gated_repo", "missing_entries", "connection_errors")}
-    files = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")
-    # Of a repository they are fetched: loading a model does not.
-    with contextlib.suppress(OSError):
-        return any(cached_file(name, file, revision=revision, **quiet) for file in files)
+    for file in ("tokenizer_config.json", "tokenizer.json", "tokenizer.model"):
+        with contextlib.suppress(OSError):
+            return bool(cached_file(name, file, revision=revision))  # fetched, which loading a model does not do
     return False
 
 
