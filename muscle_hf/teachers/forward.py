@@ -68,7 +68,7 @@ def context_window(model: nn.Module) -> int | None:
     # RoBERTa's positions begin behind that of padding, in a table that is so much longer than what it reads.
     tables = (module for name, module in base.named_modules() if name.endswith("position_embeddings"))
     padding = next((table.padding_idx for table in tables if isinstance(table, nn.Embedding)), None)
-    adapter = getattr(model, "active_peft_config", None)
+    adapter: Any = getattr(model, "active_peft_config", None)
     virtual = adapter.num_virtual_tokens if getattr(adapter, "is_prompt_learning", False) else 0
     for name in ("n_positions", "max_position_embeddings", "n_ctx"):
         value = getattr(base.config.get_text_config(), name, None)
