@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -78,7 +77,7 @@ class Joined:
     missing: dict[str, dict[str, int]]
     doubt: str
     runs: dict[str, NDArray[np.float64]]
-    reworded: dict[str, int] = field(default_factory=dict)
+    reworded: dict[str, int]
 
     @property
     def labels(self) -> list[str]:
@@ -204,8 +203,7 @@ def _join_task(
         warnings.append(text)
         reworded[label] = int(prompts.sum())
     missed = {label: found for label, state in states.items() if (found := _counts(state))}
-    joined = _assemble(task, tables, rows, kept_ids, len(ids) - len(kept_ids), wanted, missed)
-    return dataclasses.replace(joined, reworded=reworded)
+    return _assemble(task, tables, rows, kept_ids, len(ids) - len(kept_ids), wanted, missed, reworded)
 
 
 def _pick(values: NDArray[Any], rows: NDArray[np.int64], default: Any) -> NDArray[Any]:
@@ -300,6 +298,7 @@ def _assemble(
     left_out: int,
     wanted: Sequence[str],
     missing: dict[str, dict[str, int]],
+    reworded: dict[str, int],
 ) -> Joined:
     several = any(table.runs is not None for table in tables.values())
     runs = {label: _runs(table, rows[label]) for label, table in tables.items() if several}
@@ -337,6 +336,7 @@ def _assemble(
         missing=missing,
         doubt=_doubt(tables, values, answers) if graded else _doubt_of_scales(values),
         runs=runs,
+        reworded=reworded,
     )
 
 

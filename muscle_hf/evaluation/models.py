@@ -56,7 +56,7 @@ class ModelFacts:
             dtype=dtype,
             vocabulary=text_config.vocab_size,
             cache_bytes=2 * width * dtype.itemsize,
-            max_length=context_window(model) or (limit if limit < 10**12 else 2048),
+            max_length=cast("int", context_window(model, limit if limit < 10**12 else 2048)),
             pad_id=pad_id,
             arguments=arguments,
             can_share=not virtual_tokens,

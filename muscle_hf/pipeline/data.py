@@ -21,14 +21,12 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-# What a stream is read with, by file name ending.
-_STREAM_BUILDERS = {
-    "jsonl": "json",
-    "ndjson": "json",
-    "json": "json",
-    "csv": "csv",
-    "tsv": "csv",
-    "parquet": "parquet",
+# What a stream is read with, and how, by file name ending.
+_STREAM_BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
+    **dict.fromkeys(("jsonl", "ndjson", "json"), ("json", {})),
+    "csv": ("csv", {}),
+    "tsv": ("csv", {"sep": "\t"}),
+    "parquet": ("parquet", {}),
 }
 
 
@@ -140,8 +138,7 @@ def _dataset(
         ending = place.name.removesuffix(".gz").rpartition(".")[2].lower()
         if ending not in _STREAM_BUILDERS:
             raise MuscleError(f"{place} cannot be streamed; files that can end in {', '.join(_STREAM_BUILDERS)}")
-        how: dict[str, Any] = {"sep": "\t"} if ending == "tsv" else {}
-        builder = _STREAM_BUILDERS[ending]
+        builder, how = _STREAM_BUILDERS[ending]
         rows = datasets.load_dataset(builder, data_files=str(place), split="train", streaming=True, **how)
     else:
         found = read_rows(place, split.split)

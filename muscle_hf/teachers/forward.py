@@ -61,20 +61,21 @@ def without_labels(base: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str
     return prepared
 
 
-def context_window(model: nn.Module) -> int | None:
-    """The longest sequence that a model takes, in tokens, beside the virtual ones of its adapter; None where its
-    configuration does not say it."""
+def context_window(model: nn.Module, unsaid: int | None = None) -> int | None:
+    """The longest sequence that a model takes, in tokens, beside the virtual ones of its adapter: as its configuration
+    says, else ``unsaid``."""
     base = base_of(model)
     # RoBERTa's positions begin behind that of padding, in a table that is so much longer than what it reads.
     tables = (module for name, module in base.named_modules() if name.endswith("position_embeddings"))
     padding = next((table.padding_idx for table in tables if isinstance(table, nn.Embedding)), None)
     adapter: Any = getattr(model, "active_peft_config", None)
     virtual = adapter.num_virtual_tokens if getattr(adapter, "is_prompt_learning", False) else 0
-    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
-        value = getattr(base.config.get_text_config(), name, None)
-        if value is not None:
-            return int(value) - virtual - (0 if padding is None else padding + 1)
-    return None
+    names = ("n_positions", "max_position_embeddings", "n_ctx")
+    said = next(
+        (n for n in (getattr(base.config.get_text_config(), name, None) for name in names) if n is not None), None
+    )
+    places = unsaid if said is None else int(said) - (0 if padding is None else padding + 1)
+    return None if places is None else places - virtual
 
 
 def _shifted_right(base: PreTrainedModel, labels: Tensor) -> Tensor:
