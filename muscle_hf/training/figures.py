@@ -114,7 +114,7 @@ class LogsFigures(TrainerParts):
         return output
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        # With auto_find_batch_size it begins anew after a batch that was too large.
+        # It begins anew: after a batch that was too large (auto_find_batch_size), or in a second training.
         self._train_sums, self._best_loaded_at = None, 0
         return super()._inner_training_loop(*args, **kwargs)
 

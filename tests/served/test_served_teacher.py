@@ -157,18 +157,7 @@ def test_servers_whose_log_probabilities_are_not_the_models_are_refused_before_t
 
 
 def test_a_served_v1_with_other_tokens_is_followed_by_its_likelihoods_of_answers(tmp_path):
-    own, others = make_tokenizer(size=330), make_tokenizer(size=270)
-
-    def model(seed, size):
-        wide = {
-            "vocab_size": size,
-            "pad_token_id": None,
-            "bos_token_id": 0,
-            "eos_token_id": 1,
-            "max_position_embeddings": 96,
-        }
-        return builders.with_lora(builders.llama(seed, **wide), 10 * seed)
-
+    own, others, model = make_tokenizer(size=330), make_tokenizer(size=270), builders.llama_of_tokens
     pairs = [(f"{text}\nIt is about", f" {text.split()[-1]}") for text in TEXT]
     rows = encode_answers(own, pairs, answers_only=True)
     old = model(1, 270).eval()

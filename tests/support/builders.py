@@ -45,6 +45,13 @@ def llama(seed: int, **changes: Any) -> nn.Module:
     return _built(transformers.LlamaForCausalLM, transformers.LlamaConfig(**{**_DECODER, **changes}), seed)
 
 
+def llama_of_tokens(seed: int, vocab_size: int) -> PeftModel:
+    """With a LoRA, a BOS and an EOS, none for padding, and places for as many tokens as rows of its own have."""
+    ids = {"pad_token_id": None, "bos_token_id": 0, "eos_token_id": 1}
+    base = llama(seed, vocab_size=vocab_size, max_position_embeddings=96, **ids)
+    return with_lora(base, 10 * seed)
+
+
 def gemma2(seed: int) -> nn.Module:
     """Caps attention and output logits by tanh, tightly enough to matter."""
     config = transformers.Gemma2Config(**_DECODER, final_logit_softcapping=2.0, attn_logit_softcapping=3.0)

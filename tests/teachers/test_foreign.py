@@ -39,15 +39,7 @@ def tokenizer(size: int, chat_template: str | None = None) -> PreTrainedTokenize
 NEW, OLD = tokenizer(330), tokenizer(270)
 
 
-def model(seed: int, size: int):
-    wide = {
-        "vocab_size": size,
-        "pad_token_id": None,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "max_position_embeddings": 96,
-    }
-    return builders.with_lora(builders.llama(seed, **wide), 10 * seed)
+model = builders.llama_of_tokens
 
 
 def rows(**how):
